@@ -1,0 +1,54 @@
+"""sha256 of input files, remembered so that a large checkpoint is hashed once and not at every merge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["file_digest"]
+
+_CHUNK = 1 << 22
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal.
+
+    The hub's cache names large files by their sha256, which is taken as it is. Another file's digest is kept in the
+    user's cache folder under its path, size, inode and time of change, and computed again when one of them differs.
+    """
+    real = path.resolve()
+    if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
+        return real.name
+    stat = real.stat()
+    seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    note = _notes() / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(note.read_text(encoding="utf-8"))
+        if kept["seen"] == seen:
+            return str(kept["sha256"])
+    digest = _sha256(real)
+    with suppress(OSError):  # a cache that cannot be written is slower, not wrong
+        note.parent.mkdir(parents=True, exist_ok=True)
+        fresh = note.with_name(f"{note.name}.{os.getpid()}")
+        fresh.write_text(json.dumps({"path": str(real), "seen": seen, "sha256": digest}), encoding="utf-8")
+        fresh.replace(note)
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def _notes() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "polymerge" / "sha256"

@@ -1,0 +1,101 @@
+"""Which files of a folder are its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from polymerge.checkpoint.entry import listed
+from polymerge.errors import CheckpointError, RecipeError
+
+__all__ = ["INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights"]
+
+LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch"}
+"""How a weight file is read, by the end of its name."""
+
+INDEX_SUFFIX: Final = ".index.json"
+
+# in order of preference: what the names of the weight files look like, and the usual name of a single one
+_KINDS: Final = (
+    (re.compile(r".+\.safetensors"), "model.safetensors"),
+    (re.compile(r"pytorch_model.*\.bin"), "pytorch_model.bin"),
+    (re.compile(r".+\.(?:pth|pt)"), "model.pth"),
+)
+# what trainers leave beside the weights
+_NOT_WEIGHTS: Final = re.compile(
+    r"adapter_model\..+|non_lora_trainables\.bin|(?:training_args|optimizer|scheduler|scaler|rng_state).*\.(?:bin|pth?)"
+)
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weight files that were chosen: those that `index` lists, or `files` where there is no index."""
+
+    files: tuple[str, ...] = ()
+    index: str | None = None
+    whole: str | None = None
+    """A file beside the index whose usual content is the whole model; the index has to list it."""
+
+
+def find_weights(folder: Path) -> Weights:
+    """Choose the weight files of a folder by their names alone.
+
+    Safetensors come before pytorch_model*.bin, these before a .pth or .pt. Within a kind, an index comes first, then
+    the usual name, then the only file, then a full set of shards. A consolidated*.safetensors beside others is the
+    same model in another layout and is passed over.
+
+    Raises RecipeError where there are none, or where there is a choice that only the user can make; CheckpointError
+    where shards are missing.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    for pattern, usual in _KINDS:
+        candidates = [name for name in names if pattern.fullmatch(name) and not _NOT_WEIGHTS.fullmatch(name)]
+        indexes = [
+            name for name in names if name.endswith(INDEX_SUFFIX) and pattern.fullmatch(name.removesuffix(INDEX_SUFFIX))
+        ]
+        if indexes:
+            index = usual + INDEX_SUFFIX if usual + INDEX_SUFFIX in indexes else _only(folder, indexes, "indexes")
+            return Weights(index=index, whole=usual if usual in candidates else None)
+        if usual in candidates:
+            return Weights((usual,))
+        candidates = [name for name in candidates if not name.startswith("consolidated")] or candidates
+        if candidates:
+            return Weights(_shards(folder, candidates) or (_only(folder, candidates, "weight files and no index"),))
+    if "adapter_config.json" in names:
+        raise RecipeError(
+            f"{folder}: is an adapter. Adapters as full models are not supported in this version: fold it into its "
+            "base first, for example with PEFT's merge_and_unload(), and name the result."
+        )
+    raise RecipeError(
+        f"{folder}: has no weights (*.safetensors, pytorch_model*.bin, *.pth, *.pt). "
+        + (f"It holds {listed(names, 8)}. Name another folder, or the file itself." if names else "It is empty.")
+    )
+
+
+def _only(folder: Path, names: Sequence[str], what: str) -> str:
+    if len(names) > 1:
+        raise RecipeError(
+            f"{folder}: has {len(names)} {what}: {listed(names, 8)}. Name the one file that is the model, or remove "
+            "the others."
+        )
+    return names[0]
+
+
+def _shards(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The names, in order, where they are the shards of one model and nothing else; () where they are not."""
+    matches = [_SHARD.fullmatch(name) for name in names]
+    series = {(match["stem"], match["total"]) if match else None for match in matches}
+    if None in series or len(series) > 1:
+        return ()
+    numbered = {int(match["number"]): name for match, name in zip(matches, names, strict=True) if match}
+    total = next(int(match["total"]) for match in matches if match)
+    if missing := [str(number) for number in range(1, total + 1) if number not in numbered]:
+        raise CheckpointError(
+            f"{folder}: has {len(names)} of {total} shards ({names[0]}, ...) and no index; missing are "
+            f"{listed(missing)}. Download them."
+        )
+    return tuple(numbered[number] for number in sorted(numbered))

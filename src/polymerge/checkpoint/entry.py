@@ -1,0 +1,45 @@
+"""Where a tensor lies on disk: what every reader of checkpoints hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+__all__ = ["Contents", "Entry", "listed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor's bytes lie.
+
+    The bytes are contiguous, row-major and little-endian, whatever kind of file they lie in.
+    """
+
+    name: str
+    dtype: str
+    """The safetensors name, a key of `dtypes.BITS`."""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """Offset of the first byte from the beginning of the file."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one weight file holds."""
+
+    entries: tuple[Entry, ...]
+    """In order of offset."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """A name -> the earlier name that has exactly the same bytes."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """What is no tensor of the model -> why it is left out."""
+
+
+def listed(names: Collection[str], most: int = 3) -> str:
+    """The first few names for a message: `'a', 'b', 'c' and 7 more`."""
+    shown = ", ".join(f"'{name}'" for name in islice(names, most))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

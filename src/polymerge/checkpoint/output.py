@@ -1,0 +1,94 @@
+"""An output folder that appears under its name only when it is complete."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from polymerge.errors import OutputError
+
+__all__ = ["check_target", "copy_companions", "output_folder"]
+
+_WEIGHTS: Final = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+_OURS: Final = ("README.md", "polymerge.json")
+_CODE_AND_TEXT: Final = (".py", ".json", ".jinja", ".txt", ".model")
+
+
+def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
+    """Raise OutputError unless a folder may be made at `out` without harm to what is there, or to any input."""
+    target = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if target == source or target in source.parents:
+            raise OutputError(f"{out}: is or holds the input {path}, which would be replaced. Choose another folder")
+    if target in (Path.cwd(), *Path.cwd().parents, Path.home()):
+        raise OutputError(f"{out}: is the folder that you are in, or holds it. Choose another folder")
+    if (out.exists() or out.is_symlink()) and not force:
+        raise OutputError(f"{out}: exists already. Choose another folder, or say --force to replace it")
+    if not target.parent.is_dir():
+        raise OutputError(f"{out}: its parent folder {target.parent} does not exist. Make it first")
+
+
+@contextmanager
+def output_folder(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` to write to; it takes that name when the block ends well and is removed otherwise.
+
+    What an earlier run left behind when it was killed is removed first. A run that is still writing the same output
+    holds a lock, and then OutputError is raised.
+    """
+    out = out.resolve()
+    partial, old = (out.with_name(f".{out.name}.polymerge-{kind}") for kind in ("partial", "old"))
+    lock = out.with_name(f".{out.name}.polymerge-lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{out}: another run of polymerge is writing it") from None
+        if old.exists() and not out.exists():
+            old.rename(out)  # killed between the two renames below: put back what was there
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            if out.exists() or out.is_symlink():
+                out.rename(old)
+            partial.rename(out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    finally:
+        with suppress(FileNotFoundError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+def copy_companions(template: Path, folder: Path) -> list[str]:
+    """Copy what belongs to a checkpoint beside its weights: config, tokenizer, processor, chat template, remote code.
+
+    Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
+    behind. The names of the files that were copied, relative to the folder.
+    """
+    copied = []
+    for path in sorted(template.rglob("*")):
+        name = path.relative_to(template)
+        if any(part.startswith(".") for part in name.parts) or not path.is_file():
+            continue
+        if path.name.endswith(_WEIGHTS) or str(name) in _OURS:
+            continue
+        if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+        copied.append(str(name))
+    return copied

@@ -1,0 +1,121 @@
+"""Safetensors shards laid out before any value is known, so that blocks can be written in any order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from polymerge.dtypes import byte_count
+from polymerge.errors import OutputError, RecipeError
+
+__all__ = ["Place", "Shards", "lay_out", "parse_size"]
+
+_UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_METADATA: Final = {"format": "pt"}  # what transformers asks a file for before it loads it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor goes: the shard, and the offset of its first byte in it."""
+
+    shard: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of a checkpoint to be written: their names, headers, sizes, and every tensor's place."""
+
+    names: tuple[str, ...]
+    headers: tuple[bytes, ...]
+    sizes: tuple[int, ...]
+    places: Mapping[str, Place]
+    data_size: int
+
+    def create(self, folder: Path) -> list[int]:
+        """Create every file at its full size with its header in place; the open file descriptors.
+
+        raises OutputError where the disk has no room.
+        """
+        descriptors: list[int] = []
+        try:
+            for name, header, size in zip(self.names, self.headers, self.sizes, strict=True):
+                descriptors.append(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(descriptors[-1], 0, size)
+                else:  # macOS
+                    os.ftruncate(descriptors[-1], size)
+                os.pwrite(descriptors[-1], header, 0)
+        except OSError as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise OutputError(f"{folder}: cannot make room for {sum(self.sizes)} bytes: {error.strerror}") from None
+        return descriptors
+
+    def write_index(self, folder: Path) -> None:
+        """Write the index that says which tensor lies in which shard, if there are several."""
+        if len(self.names) > 1:
+            weight_map = {name: self.names[place.shard] for name, place in sorted(self.places.items())}
+            index = {"metadata": {"total_size": self.data_size}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2) + "\n"
+            (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int) -> Shards:
+    """Assign tensors (name, dtype, shape), in order, to shards of at most `shard_size` bytes of data each.
+
+    A tensor larger than that gets a shard of its own.
+    """
+    groups: list[list[tuple[str, str, tuple[int, ...], int]]] = [[]]
+    filled = 0
+    for name, dtype, shape in tensors:
+        size = byte_count(dtype, shape)
+        if groups[-1] and filled + size > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append((name, dtype, shape, size))
+        filled += size
+    names, headers, sizes = [], [], []
+    places: dict[str, Place] = {}
+    data_size = 0
+    for shard, group in enumerate(groups):
+        # Wide elements first: every tensor then starts at a multiple of its element's size, as mapping readers want.
+        ordered = sorted(group, key=lambda tensor: -_alignment(tensor[1]))
+        table: dict[str, object] = {"__metadata__": _METADATA}
+        end = 0
+        for name, dtype, shape, size in ordered:
+            table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+            end += size
+        text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        end = len(header)
+        for name, _, _, size in ordered:
+            places[name] = Place(shard, end)
+            end += size
+        data_size += end - len(header)
+        headers.append(header)
+        sizes.append(end)
+        single = len(groups) == 1
+        names.append("model.safetensors" if single else f"model-{shard + 1:05}-of-{len(groups):05}.safetensors")
+    return Shards(tuple(names), tuple(headers), tuple(sizes), places, data_size)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `5GB` or `500MiB`; raises RecipeError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
+    unit = (found[2].upper() or "B") if found else ""
+    unit = unit if unit.endswith("B") else f"{unit}B"
+    if found is None or unit not in _UNITS or float(found[1]) <= 0:
+        raise RecipeError(f"shard size: '{text}' is no size; write it as 5GB or 500MB")
+    return max(1, int(float(found[1]) * _UNITS[unit]))
+
+
+def _alignment(dtype: str) -> int:
+    """Bytes that an element's address should be a multiple of."""
+    return byte_count(dtype, (8,)) // 8

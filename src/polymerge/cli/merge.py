@@ -1,0 +1,100 @@
+"""plan, merge and verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polymerge.cli.options import recipe_of, recipe_options
+from polymerge.cli.progress import progress_bar
+
+__all__ = ["merge", "plan", "verify"]
+
+
+@click.command()
+@recipe_options
+@click.option("--json", "json_file", metavar="FILE", help="Write the whole plan as JSON; - for standard output.")
+@click.option("--full", is_flag=True, help="A line for every tensor, not for every kind.")
+def plan(json_file: str | None, full: bool, **options: Any) -> None:
+    """Say every tensor's fate, from headers alone; list everything that is wrong.
+
+    RECIPE is a YAML file; the options say the same without a file.
+    """
+    from polymerge.planning import make_plan
+    from polymerge.planning.show import describe
+
+    made = make_plan(recipe_of(options))
+    if json_file is not None:
+        text = json.dumps({**made.to_json(), "hash": made.hash}, indent=1) + "\n"
+        if json_file == "-":
+            click.echo(text, nl=False)
+            return
+        Path(json_file).write_text(text, encoding="utf-8")
+    click.echo(describe(made, full=full))
+
+
+@click.command()
+@recipe_options
+@click.option("-o", "--out", metavar="OUT", help="The folder to make.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device to stream blocks through.")
+@click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file.")
+@click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: all processors.")
+@click.option(
+    "--format", "layout", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
+)
+@click.option("--dry-run", is_flag=True, help="Only plan.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@click.option("--no-verify", is_flag=True, help="Do not check at the end that the output loads.")
+@click.option("--trust-remote-code", is_flag=True, help="Let the check run Python files that lie in the checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any) -> None:
+    """Merge models into a new folder that loads as it is.
+
+    RECIPE is a YAML file; the options say the same without a file.
+    """
+    from polymerge.planning import make_plan
+    from polymerge.planning.show import describe
+
+    recipe = recipe_of(options)
+    if out is None and not dry_run:
+        raise click.UsageError("Missing option '-o': the folder to make.")
+    made = make_plan(recipe)
+    if dry_run or out is None:
+        click.echo(json.dumps(made.to_json()) if as_json else describe(made))
+        return
+    from polymerge.run.merge import merge as run
+
+    for warning in made.warnings:
+        click.echo(f"note: {warning}", err=True)
+    with progress_bar("merging") as progress:
+        merged = run(made, out, check=not no_verify, progress=progress, **options)
+    counts = made.counts()
+    if as_json:
+        findings = merged.verification.findings if merged.verification else ()
+        report = {"out": str(merged.folder), "plan_hash": made.hash, "tensors": counts}
+        click.echo(json.dumps({**report, "verification": [vars(finding) for finding in findings]}, indent=1))
+        return
+    click.echo(f"{out}: {counts['merged']} tensors merged, {counts['copied']} copied, {made.size / 1e9:.2f} GB")
+    click.echo(str(merged.verification) if merged.verification else "  not verified (--no-verify)")
+
+
+@click.command()
+@click.argument("folder", type=click.Path())
+@click.option("--trust-remote-code", is_flag=True, help="Run Python files that lie in the checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def verify(folder: str, trust_remote_code: bool, as_json: bool) -> None:
+    """Check that a checkpoint folder loads as it is, without memory for its weights."""
+    from polymerge.verification import verify as run
+
+    result = run(folder, trust_remote_code=trust_remote_code)
+    if as_json:
+        report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
+        click.echo(json.dumps(report, indent=1))
+    else:
+        click.echo(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{result}")
+    if not result.passed:
+        sys.exit(1)

@@ -1,0 +1,106 @@
+"""The options that say what to merge: a recipe file, or the same on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from polymerge.errors import RecipeError
+
+__all__ = ["recipe_of", "recipe_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.argument("recipe", required=False, type=click.Path()),
+    click.option("--template", metavar="MODEL", help="The model whose layout the output takes; the first to merge."),
+    click.option("--with", "others", metavar="MODEL", multiple=True, help="Another model to merge; may be repeated."),
+    click.option("--base", metavar="MODEL", help="The common ancestor, for methods on deltas."),
+    click.option("--method", metavar="NAME", help="A merge method; see `polymerge methods`."),
+    click.option("--weight", metavar="W,W,...", help="Each model's weight, the template's first."),
+    click.option("-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True, help="Any other parameter."),
+    click.option("--parts", metavar="PART,...", help="Parts to merge: text, vision, projector, audio."),
+    click.option("--exclude", metavar="GLOB", multiple=True, help="Canonical names to keep; may be repeated."),
+    click.option("--vocab", metavar="HOW", help="template or overlap: what becomes of unequal vocabularies."),
+    click.option("--dtype", metavar="DTYPE", help="dtype of the merged tensors."),
+    click.option("--seed", type=int, help="For methods that draw random numbers."),
+)
+
+
+_NAMES = (
+    "template", "others", "base", "method", "weight", "parameters", "parts", "exclude", "vocab", "dtype", "seed",
+)  # fmt: skip
+
+
+def recipe_options(command: F) -> F:
+    """Give a command the recipe argument and the options that stand in for a recipe."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
+    """The recipe file that was named, or a recipe made of the options; takes them out of `options`.
+
+    raises RecipeError where neither or both are given.
+    """
+    names = (
+        "template",
+        "others",
+        "base",
+        "method",
+        "weight",
+        "parameters",
+        "parts",
+        "exclude",
+        "vocab",
+        "dtype",
+        "seed",
+    )
+    recipe: str | None = options.pop("recipe")
+    given = {name: options.pop(name) for name in names}
+    said = [name for name, value in given.items() if value not in (None, ())]
+    if recipe is not None:
+        if said:
+            raise RecipeError(f"a recipe file and --{said[0].replace('others', 'with')} together: say it in the recipe")
+        return recipe
+    if not given["template"] or not given["others"] or not given["method"]:
+        raise RecipeError("say what to merge: a recipe file, or --template MODEL --with MODEL --method NAME")
+    models = [given["template"], *given["others"]]
+    weights = _numbers(given["weight"], len(models)) if given["weight"] else None
+    data: dict[str, Any] = {
+        "merge_method": given["method"],
+        "template": given["template"],
+        "base_model": given["base"],
+        "models": [
+            {"model": model} | ({"parameters": {"weight": weights[place]}} if weights else {})
+            for place, model in enumerate(models)
+        ],
+        "parameters": dict(_pair(text) for text in given["parameters"]),
+        "parts": given["parts"].split(",") if given["parts"] else None,
+        "exclude": list(given["exclude"]),
+        "vocab": given["vocab"],
+        "dtype": given["dtype"],
+        "seed": given["seed"],
+    }
+    return {name: value for name, value in data.items() if value not in (None, [], {})}
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"--weight: '{text}' is not a list of numbers such as 0.9,0.1") from None
+    if len(numbers) != count:
+        raise RecipeError(f"--weight: {len(numbers)} numbers for {count} models")
+    return numbers
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"--parameter: '{text}' is not NAME=VALUE")
+    return name, yaml.safe_load(value)

@@ -1,0 +1,40 @@
+"""How far a long command is: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+from tqdm import tqdm
+
+__all__ = ["progress_bar"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to be told bytes done and bytes in all, which shows them on standard error with the time left."""
+    if sys.stderr.isatty():
+        with tqdm(desc=what, unit="B", unit_scale=True, leave=False) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield show
+        return
+    began = said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _SECONDS_BETWEEN_LINES and 0 < done < total:
+            said = now
+            left = (now - began) / done * (total - done)
+            click.echo(f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, about {left:.0f} s left", err=True)
+
+    yield tell

@@ -1,0 +1,155 @@
+"""The whole training, seeded: a base language model, a reasoning model from it, a vision-language model on it."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .lessons import Lesson, base_lesson, reason_lesson, vlm_lesson
+from .models import IMAGE_ID, IMAGE_TOKENS, MEAN, STD, new_base, new_vlm, save_language_model, save_vlm
+from .pictures import Handwriting, Picture, draw, load_handwriting
+from .world import COLOURS, END, GRID, PAD, USER, WORDS, Pairs, draw_scene, split_pairs
+
+BATCH = 64
+WARM_UP = 50  # steps
+
+# stage: steps, peak learning rate
+SCHEDULE = {
+    "base": (1800, 2e-3),
+    "reason": (600, 2e-4),
+    "vision": (1000, 2e-3),
+    "projector": (600, 3e-3),
+    "vlm": (500, 2e-4),
+}
+
+ROW = {word: row for row, word in enumerate(WORDS)}
+Say = Callable[[str], None]
+Teach = Callable[[random.Random, Pairs], Lesson]
+
+
+def train_all(folder: Path, *, seed: int, say: Say = print) -> None:
+    """Train the three models of the story and write them to `folder`/base, /reason and /vlm."""
+    pairs = split_pairs(seed)
+    handwriting, _ = load_handwriting(seed)
+
+    base = new_base(seed)
+    _teach("base", base, base.parameters(), base_lesson, pairs, None, seed, say)
+    save_language_model(base, folder / "base")
+
+    reason = new_base(seed)
+    reason.load_state_dict(base.state_dict())
+    _teach("reason", reason, reason.parameters(), reason_lesson, pairs, None, seed, say)
+    save_language_model(reason, folder / "reason")
+
+    vlm = new_vlm(base, seed)
+    _teach_to_see(vlm.model.vision_tower, pairs, handwriting, seed, say)
+    projector = vlm.model.multi_modal_projector.parameters()
+    _teach("projector", vlm, projector, vlm_lesson, pairs, handwriting, seed, say)
+    _teach("vlm", vlm, vlm.parameters(), vlm_lesson, pairs, handwriting, seed, say)
+    save_vlm(vlm, folder / "vlm")
+
+
+def _teach(
+    stage: str,
+    model: Any,
+    parameters: Iterable[nn.Parameter],
+    lesson: Teach,
+    pairs: Pairs,
+    handwriting: Handwriting | None,
+    seed: int,
+    say: Say,
+) -> None:
+    """Train a model on a stream of lessons; only the answers count."""
+    dice = random.Random(f"{stage} {seed}")
+
+    def loss() -> Tensor:
+        lessons = [lesson(dice, pairs) for _ in range(BATCH)]
+        inputs = encode(lessons, with_image=handwriting is not None)
+        if handwriting is not None:
+            inputs["pixel_values"] = pixels([draw(x.scene, handwriting, dice, jitter=True) for x in lessons if x.scene])
+        result: Tensor = model(**inputs).loss
+        return result
+
+    _fit(stage, model, parameters, loss, say)
+
+
+def _teach_to_see(tower: Any, pairs: Pairs, handwriting: Handwriting, seed: int, say: Say) -> None:
+    """Train the vision tower to tell, for each patch, which digit and which colour it is part of."""
+    dice = random.Random(f"vision {seed}")
+    nothing = 10, len(COLOURS)
+    heads = nn.ModuleList(nn.Linear(tower.config.hidden_size, classes + 1) for classes in nothing)
+
+    def loss() -> Tensor:
+        scenes = [draw_scene(dice.choice(pairs.every), dice) for _ in range(BATCH)]
+        seen = pixels([draw(scene, handwriting, dice, jitter=True) for scene in scenes])
+        features = tower(seen, output_hidden_states=True).hidden_states[-1][:, 1:]
+        total: Tensor = torch.zeros(())
+        for head, none, of in zip(heads, nothing, ("digit", "colour"), strict=True):
+            labels = torch.full((BATCH, GRID, GRID), none)
+            for row, scene in enumerate(scenes):
+                for side, column in enumerate(scene.columns):
+                    label = scene.digits[side] if of == "digit" else COLOURS.index(scene.colours[side])
+                    labels[row, 2 * side : 2 * side + 2, column : column + 2] = label
+            total = total + nn.functional.cross_entropy(head(features).flatten(0, 1), labels.flatten())
+        return total
+
+    _fit("vision", tower, [*tower.parameters(), *heads.parameters()], loss, say)
+
+
+def _fit(stage: str, model: nn.Module, parameters: Iterable[nn.Parameter], loss: Callable[[], Any], say: Say) -> None:
+    """Run AdamW over the given parameters: linear warm-up, then half a cosine down to nothing."""
+    steps, peak = SCHEDULE[stage]
+    started = time.perf_counter()
+    chosen = list(parameters)
+    optimizer = torch.optim.AdamW(chosen, lr=peak, weight_decay=0.01)
+    model.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    model.train()
+    for step in range(steps):
+        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(1.0, (step + 1) / WARM_UP) * decay
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(chosen, 1.0)
+        optimizer.step()
+        if step % 100 == 0 or step == steps - 1:
+            seconds = time.perf_counter() - started
+            say(f"{stage:>9}  step {step + 1:>4} of {steps}  loss {value.item():.3f}  {seconds:.0f} s")
+
+
+def encode(lessons: list[Lesson], *, with_image: bool = False) -> dict[str, Tensor]:
+    """Turn lessons into a batch: token ids, mask, and labels that are -100 wherever no answer is.
+
+    with_image  put the places of the image tokens after `<user>`, as the processor does
+    returns     int64 [lesson, token] each, padded on the right
+    """
+    rows, labels = [], []
+    for lesson in lessons:
+        prompt = [ROW[word] for word in lesson.prompt]
+        if with_image:
+            start = lesson.prompt.index(USER) + 1
+            prompt[start:start] = [IMAGE_ID] * IMAGE_TOKENS
+        reply = [ROW[word] for word in [*lesson.answer, END]]
+        rows.append(prompt + reply)
+        labels.append([-100] * len(prompt) + reply)
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [ROW[PAD]] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    wanted = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
+    return {"input_ids": ids, "attention_mask": mask, "labels": wanted}
+
+
+def pixels(pictures: list[Picture]) -> Tensor:
+    """Normalise pictures as the image processor does: float32 [picture, 3, 32, 32]."""
+    stacked = torch.stack([torch.from_numpy(picture) for picture in pictures])
+    return ((stacked.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD).contiguous()

@@ -1,0 +1,43 @@
+"""Element types by their safetensors names: how wide they are, and which ones can be merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Final
+
+__all__ = ["BITS", "MERGEABLE", "NAMES", "byte_count", "dtype_code"]
+
+BITS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
+        "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+        "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+        "C64": 64, "C128": 128,
+        "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    }
+)  # fmt: skip
+"""Bits of one element, by safetensors dtype."""
+
+MERGEABLE: Final = ("F64", "F32", "F16", "BF16")
+"""The dtypes that arithmetic is done on; every other one can only be copied."""
+
+NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+)
+"""What a recipe may say for `dtype`, and the safetensors name of each."""
+
+
+def dtype_code(name: str) -> str | None:
+    """The safetensors dtype that a recipe's `dtype` names (`bfloat16` -> `BF16`), or None if it names none."""
+    return NAMES.get(name)
+
+
+def byte_count(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes that a contiguous tensor takes; raises ValueError where they are not whole (packed 4 and 6 bit types)."""
+    bits = BITS[dtype] * prod(shape)
+    if bits % 8:
+        raise ValueError(f"{dtype} {list(shape)} does not fill whole bytes")
+    return bits // 8

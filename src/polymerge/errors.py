@@ -1,0 +1,75 @@
+"""What can go wrong, as a tree.
+
+PolymergeError
+├── RecipeError       what the user asked for cannot be done: recipe, command line, models that do not fit
+├── CheckpointError   a file is missing, broken, unsafe or holds what nobody can merge
+├── OutputError       the output cannot be written, or did not pass its checks
+├── MissingExtraError an optional package is needed and not installed
+└── Refused           several of the above at once, found before any output existed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "CheckpointError",
+    "MissingExtraError",
+    "OutputError",
+    "PolymergeError",
+    "RecipeError",
+    "Refused",
+    "did_you_mean",
+    "refuse_if_any",
+]
+
+
+class PolymergeError(Exception):
+    """Anything polymerge refuses or fails at; the message says what, where, both values and the next step."""
+
+    exit_status = 1
+
+
+class RecipeError(PolymergeError):
+    """The recipe or the command line asks for something that cannot be done."""
+
+    exit_status = 2
+
+
+class CheckpointError(PolymergeError):
+    """A checkpoint on disk is missing a part, broken, unsafe, or of a kind that cannot be read."""
+
+
+class OutputError(PolymergeError):
+    """The output cannot be written, or it was written and failed its checks."""
+
+
+class MissingExtraError(PolymergeError):
+    """An optional dependency is needed for what was asked and is not installed."""
+
+
+class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has failed)
+    """Everything that was found wrong, at once; `problems` holds the single errors."""
+
+    def __init__(self, problems: Iterable[PolymergeError]) -> None:
+        self.problems: tuple[PolymergeError, ...] = tuple({str(problem): problem for problem in problems}.values())
+        self.exit_status = max(problem.exit_status for problem in self.problems)
+        count = len(self.problems)
+        lines = [f"{count} problem{'s' if count > 1 else ''}, nothing was written:"]
+        lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
+        super().__init__("\n".join(lines))
+
+
+def refuse_if_any(problems: Iterable[PolymergeError]) -> None:
+    """Raise `Refused` with every problem, or return when there is none."""
+    found = tuple(problems)
+    if found:
+        raise Refused(found)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Say which known word was probably meant, as ` Did you mean 'x'?`, or list them all when none is close."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(names)}."

@@ -1,0 +1,18 @@
+"""Llama 2 and 3, and every language model that is stored under their names."""
+
+from __future__ import annotations
+
+from polymerge.families.decoder import decoder
+from polymerge.mapping import Family, Rule
+
+LLAMA = Family(
+    "llama",
+    rules=(
+        *decoder("model."),
+        Rule("lm_head.weight", "text.lm_head.weight"),
+    ),
+    model_types=("llama",),
+    architectures=("LlamaForCausalLM",),
+    title="Llama",
+    source="meta-llama/Meta-Llama-3-8B",
+)

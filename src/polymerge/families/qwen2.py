@@ -1,0 +1,15 @@
+"""Qwen2 and Qwen2.5, under Llama's names; q, k and v have biases."""
+
+from __future__ import annotations
+
+from polymerge.families.llama import LLAMA
+from polymerge.mapping import Family
+
+QWEN2 = Family(
+    "qwen2",
+    rules=LLAMA.rules,
+    model_types=("qwen2",),
+    architectures=("Qwen2ForCausalLM",),
+    title="Qwen2, Qwen2.5",
+    source="Qwen/Qwen2-7B",
+)

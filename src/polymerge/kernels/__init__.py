@@ -1,0 +1,155 @@
+"""The few operations on blocks that merge methods are composed of, for numpy arrays and for torch tensors.
+
+A block holds the same stretch of every model's tensor as rows, [model, n], in the working dtype, float32 or float64;
+the elements of a row are contiguous. Numpy arrays are computed by compiled loops (`cpu`), torch tensors, wherever they
+are, by torch (`tensor`); which one follows from what is given. Both do the same roundings in the same order, so their
+results are equal bit for bit. Torch is imported when a tensor comes.
+
+Weights are rounded once to the working dtype. Entry by entry nothing depends on where a block begins or how long it is;
+`start` is the flat index of a block's first element in its tensor, and `dots` is taken on a grid.
+"""
+
+# mypy: disable-error-code="no-any-return"
+# (which set of kernels it is shows only when a block comes; both have all of these names)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.kernels import cpu
+from polymerge.kernels.cutoff import Cutoff
+from polymerge.kernels.grid import CELL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "CELL",
+    "AnyBlock",
+    "Block",
+    "Cutoff",
+    "add_scaled",
+    "decode",
+    "dots",
+    "elected_sum",
+    "encode",
+    "find_cutoffs",
+    "keep_largest",
+    "keep_random",
+    "on_host",
+    "subtract",
+    "weighted_sum",
+]
+
+Block: TypeAlias = "NDArray[Any] | Tensor"
+"""A numpy array or a torch tensor; what is returned is of the same kind as what was given."""
+
+AnyBlock = TypeVar("AnyBlock", "NDArray[Any]", "Tensor")
+
+
+def _set_for(x: Block) -> ModuleType:
+    if isinstance(x, np.ndarray):
+        return cpu
+    from polymerge.kernels import tensor
+
+    return tensor
+
+
+def decode(raw: AnyBlock, dtype: str, out: AnyBlock) -> bool:
+    """Read numbers from the bytes of a file.
+
+    raw     uint8 [bytes], aligned for its dtype
+    dtype   BF16, F16, F32 or F64
+    out     [n], float32 or float64, is filled; only F64 into float32 is rounded
+    returns whether all of `out` are finite
+    """
+    return _set_for(out).decode(raw, dtype, out)
+
+
+def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
+    """Write numbers as the bytes of a file, rounded once, to the nearest, ties to even.
+
+    What is too large becomes an infinity, NaN stays NaN.
+
+    values  [n], float32 or float64
+    dtype   BF16, F16, F32 or F64
+    out     uint8 [bytes], is filled; a tensor may lie on another device than `values`
+    returns `out`
+    """
+    return _set_for(values).encode(values, dtype, out)
+
+
+def subtract(x: AnyBlock, base: AnyBlock) -> AnyBlock:
+    """Make deltas of weights, in place: every row of `x` [model, n] less `base` [n]."""
+    return _set_for(x).subtract(x, base)
+
+
+def add_scaled(base: AnyBlock, merged: AnyBlock, scale: float) -> AnyBlock:
+    """Add `scale` times `merged` [n] to `base` [n], in place; the product is rounded, then the sum."""
+    return _set_for(base).add_scaled(base, merged, scale)
+
+
+def weighted_sum(x: AnyBlock, weight: Sequence[float]) -> AnyBlock:
+    """Sum the rows of `x` [model, n], each times its weight, in order; every product and every sum is rounded."""
+    return _set_for(x).weighted_sum(x, weight)
+
+
+def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[Cutoff]:
+    """Find for every row of `deltas` [model, n] the cutoff that keeps its `keep[model]` largest magnitudes.
+
+    Among equals the first ones are kept. For tensors in memory; `polymerge.run.selection` does it out of core.
+    """
+    return _set_for(deltas).find_cutoffs(deltas, keep)
+
+
+def keep_largest(deltas: AnyBlock, cutoffs: Sequence[Cutoff], start: int) -> AnyBlock:
+    """Set to zero, in place, what of each row of `deltas` [model, n] lies beyond its cutoff.
+
+    Element i is kept if its magnitude is above the threshold, or equal to it with `start + i` before the cutoff's end.
+    """
+    return _set_for(deltas).keep_largest(deltas, cutoffs, start)
+
+
+def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequence[float], rescale: bool) -> AnyBlock:
+    """Set to zero, in place, all of each row of `deltas` [model, n] but a random share of its entries.
+
+    Element e (counted from the tensor's beginning) has a 32-bit word of its own: word e % 4 of Philox4x32-10 under the
+    row's key at counter e // 4. It is kept if the word is below floor(density * 2**32): none at 0, all at 1.
+
+    keys     64-bit integers, one per row
+    density  in [0, 1], one per row
+    rescale  whether to multiply what is kept by 1 / density, rounded to the working dtype
+    """
+    return _set_for(deltas).keep_random(deltas, keys, start, density, rescale)
+
+
+def elected_sum(deltas: AnyBlock, weight: Sequence[float], elect: str, normalize: str) -> AnyBlock:
+    """Elect a sign per entry and sum up what agrees with it: `deltas` [model, n] to [n].
+
+    elect      weighted: the sign of the sum of weight * delta; a model agrees if its weight * delta has that sign
+               unweighted: the sign of the sum of deltas; a model agrees if its delta has it
+               A sum of zero counts as plus; a zero agrees with neither sign.
+    normalize  by what the sum of weight * delta over those that agree is divided:
+               weight (the sum of their weights), count (their number), none.
+               A sum of weights of less than 1e-8, either way, does not divide.
+    """
+    return _set_for(deltas).elected_sum(deltas, weight, elect, normalize)
+
+
+def dots(x: AnyBlock) -> NDArray[np.float64]:
+    """Dot products of the rows of `x` [model, n] with each other, for every `CELL` of elements: [cell, model, model].
+
+    A cell's sum is taken in float64 in a fixed order. Give it blocks that begin at multiples of `CELL` and add up the
+    cells with `math.fsum`: the total then depends neither on the blocks nor on their order.
+    """
+    return _set_for(x).dots(x)
+
+
+def on_host(x: Block) -> NDArray[Any]:
+    """The block as a numpy array, copied only if it lies on another device."""
+    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()

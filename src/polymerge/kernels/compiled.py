@@ -1,0 +1,28 @@
+"""One place that says how loops are compiled, and gives numba's decorator a type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from numba import njit
+
+__all__ = ["compiled"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile a loop over numpy arrays on its first call, and keep the machine code on disk where there is room.
+
+    The order of operations is the one that is written: `fastmath` off means no regrouping of sums and no fused
+    multiply-add, so that a result does not depend on the processor, and a GPU can be made to agree bit for bit.
+    `nogil` lets several threads work at once. `error_model="numpy"` makes x / 0 a value, not a branch to an exception,
+    without which a loop that divides would not be vectorised.
+    """
+    try:
+        compiler = njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
+        return cast(Function, compiler(function))
+    except RuntimeError:  # no folder to keep machine code in, neither beside the source nor in the user's home
+        compiler = njit(nogil=True, fastmath=False, error_model="numpy")
+        return cast(Function, compiler(function))

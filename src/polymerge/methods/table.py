@@ -1,0 +1,150 @@
+"""The merge methods as data: what recipe and plan need to know of each, without importing the functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+__all__ = ["COPY", "METHODS", "SHARED", "Method", "Parameter", "method_function"]
+
+Value = float | bool | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One thing that a recipe can set for a method.
+
+    kind      number, flag (true or false) or choice
+    default   None where the recipe has to say it
+    low, high the closed range of a number
+    choices   the words of a choice
+    each      one value per model (a recipe may say it per model), else one for the merge
+    """
+
+    name: str
+    kind: Literal["number", "flag", "choice"]
+    default: Value | None = None
+    low: float = float("-inf")
+    high: float = float("inf")
+    choices: tuple[str, ...] = ()
+    each: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    on         what the function is given: the models' weights, or their deltas to the base
+    source     where the method is from
+    function   module:name of the function, imported only when a merge runs
+    statistic  what the function needs to know of more than the block it is given:
+               cutoff (exact magnitude thresholds) or gram (dot products of the whole tensors)
+    random     whether it draws random numbers, so that the runner has to hand it a key per model
+    models     how many models it takes, None for any number
+    """
+
+    name: str
+    title: str
+    source: str
+    on: Literal["weights", "deltas", "nothing"]
+    function: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    statistic: Literal["cutoff", "gram"] | None = None
+    random: bool = False
+    models: int | None = None
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The parameter of this name, or None."""
+        return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+
+WEIGHT: Final = Parameter("weight", "number", each=True)
+DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=True)
+SCALE: Final = Parameter("scale", "number", 1.0)
+ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
+AGREE: Final = Parameter("normalize", "choice", "weight", choices=("weight", "count", "none"))
+RESCALE: Final = Parameter("rescale", "flag", True)
+
+COPY: Final = "copy"
+"""The method that keeps the template's tensor."""
+
+SHARED: Final = frozenset({"scale", "trim"})
+"""Parameters that the runner carries out, not the function: scale multiplies any merged delta, trim says over what a
+cutoff is taken."""
+
+_ROWS: Final = (
+    Method(
+        "linear",
+        "weighted average of the models",
+        "Model soups (Wortsman et al. 2022); `base` of Bring Reason to Vision; interpolation of AdaMMS, equation 1",
+        on="weights",
+        function="polymerge.methods.linear:linear",
+        parameters=(WEIGHT, Parameter("normalize", "flag", True)),
+    ),
+    Method(
+        "task_arithmetic",
+        "base plus a weighted sum of deltas",
+        "Editing models with task arithmetic (Ilharco et al. 2023)",
+        on="deltas",
+        function="polymerge.methods.task_arithmetic:task_arithmetic",
+        parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
+    ),
+    Method(
+        "ties",
+        "trim each delta, elect a sign per entry, join what agrees",
+        "TIES-Merging (Yadav et al. 2023), section 3; `ties` of Bring Reason to Vision and AdaMMS",
+        on="deltas",
+        function="polymerge.methods.ties:ties",
+        parameters=(
+            WEIGHT,
+            DENSITY,
+            ELECT,
+            AGREE,
+            Parameter("trim", "choice", "tensor", choices=("tensor", "model")),
+            SCALE,
+        ),
+        statistic="cutoff",
+    ),
+    Method(
+        "dare_linear",
+        "drop entries of each delta at random, rescale the rest, sum",
+        "DARE (Yu et al. 2024), section 3; `darelinear` of Bring Reason to Vision",
+        on="deltas",
+        function="polymerge.methods.dare:dare_linear",
+        parameters=(WEIGHT, DENSITY, RESCALE, Parameter("normalize", "flag", False), SCALE),
+        random=True,
+    ),
+    Method(
+        "dare_ties",
+        "drop entries of each delta at random, rescale the rest, elect signs, join what agrees",
+        "DARE (Yu et al. 2024) with the election of TIES; `dareties` of Bring Reason to Vision",
+        on="deltas",
+        function="polymerge.methods.dare:dare_ties",
+        parameters=(WEIGHT, DENSITY, RESCALE, ELECT, AGREE, SCALE),
+        random=True,
+    ),
+    Method(
+        "slerp",
+        "interpolate two models along the arc between them, tensor by tensor",
+        "Animating rotation with quaternion curves (Shoemake 1985), applied to flattened tensors",
+        on="weights",
+        function="polymerge.methods.slerp:slerp",
+        parameters=(Parameter("t", "number", low=0.0, high=1.0),),
+        statistic="gram",
+        models=2,
+    ),
+    Method(COPY, "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
+)
+
+METHODS: Final[Mapping[str, Method]] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every merge method by name."""
+
+
+def method_function(row: Method) -> Callable[..., Any]:
+    """Import and return the function of a row."""
+    module, _, name = row.function.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function

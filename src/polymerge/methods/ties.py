@@ -1,0 +1,58 @@
+"""TIES: trim, elect sign, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from polymerge.kernels import AnyBlock, Cutoff, elected_sum, find_cutoffs, keep_largest
+from polymerge.methods.weights import PerModel, per_model, shares
+
+__all__ = ["Elect", "Normalize", "kept", "ties"]
+
+Elect = Literal["weighted", "unweighted"]
+Normalize = Literal["weight", "count", "none"]
+
+
+def kept(density: PerModel, models: int, n: int) -> list[int]:
+    """How many of `n` entries each model keeps: `int(density * n)`, the float64 product cut off (0.29 of 100: 28)."""
+    return [int(share * n) for share in per_model(density, models, "density", 0.0, 1.0)]
+
+
+def ties(
+    deltas: AnyBlock,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    elect: Elect = "weighted",
+    normalize: Normalize = "weight",
+    *,
+    cutoff: Sequence[Cutoff] | None = None,
+    start: int = 0,
+) -> AnyBlock:
+    """Trim each delta to its largest entries, elect a sign per entry, average what agrees with it.
+
+    Yadav et al. 2023, arXiv:2306.01708, section 3 and algorithm 1. The paper has no weights: it elects on the plain sum
+    (`elect="unweighted"`) and takes the mean of what agrees (`normalize="count"`), which is also what Bring Reason to
+    Vision does, with weights on the deltas in the sum. The defaults are those of mergekit: weights take part in the
+    election and divide the sum. Where the paper leaves a choice: exactly `int(density * n)` entries are kept, among
+    equal magnitudes the first ones; a vote that ends in zero elects plus; an entry that is zero agrees with neither.
+
+    With `elect="weighted"` a model agrees if weight * delta has the elected sign, so a negative weight speaks for the
+    opposite of its delta; with "unweighted" the delta's own sign counts and the weight acts on the sum alone. A sum of
+    agreeing weights smaller than 1e-8 in magnitude does not divide.
+
+    deltas     [model, n]  task vectors, float32 or float64; overwritten by the trimmed ones
+    weight     [model]     each model's say, of either sign
+    density    [model]     share of entries kept, in [0, 1]; one number stands for all models
+    elect      weighted: by the sum of weight * delta; unweighted: by the sum of deltas
+    normalize  divide by the agreeing weights, by the count of those who agree, or by nothing
+    cutoff     [model]     what to keep, where `deltas` is a block of something larger; `density` then has no effect
+    start      flat index of the block's first element
+    returns    [n]         the merged delta
+    raises     RecipeError where `weight` or `density` is not one number per model or a density is out of range
+    """
+    models, n = deltas.shape
+    weights = shares(weight, models, normalize=False)
+    if cutoff is None:
+        cutoff = find_cutoffs(deltas, kept(density, models, n))
+    return elected_sum(keep_largest(deltas, cutoff, start), weights, elect, normalize)

@@ -1,0 +1,41 @@
+"""The models' say: one number per model, normalised where a method asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+
+from polymerge.errors import RecipeError
+
+__all__ = ["PerModel", "per_model", "shares"]
+
+PerModel = float | Sequence[float]
+"""One number for every model, or one number per model."""
+
+
+def per_model(
+    value: PerModel, models: int, name: str, low: float = float("-inf"), high: float = float("inf")
+) -> list[float]:
+    """One number per model, in [low, high]; raises RecipeError for a wrong count or a number out of range."""
+    numbers = [float(value)] * models if isinstance(value, int | float) else [float(number) for number in value]
+    if len(numbers) != models:
+        raise RecipeError(f"{name}: {len(numbers)} values for {models} models. Give one per model")
+    for number in numbers:
+        if not low <= number <= high:
+            raise RecipeError(f"{name}: {number} is not in [{low:g}, {high:g}]")
+    return numbers
+
+
+def shares(weight: PerModel, models: int, normalize: bool) -> list[float]:
+    """One weight per model, in float64; if `normalize`, divided by their sum.
+
+    The sum is exact (rounded once), so the shares do not depend on the models' order. Raises RecipeError where there is
+    nothing to divide by.
+    """
+    weights = per_model(weight, models, "weight")
+    if not normalize:
+        return weights
+    total = fsum(weights)
+    if total == 0:
+        raise RecipeError(f"weight: {weights} add up to 0 and cannot be normalised. Set normalize: false")
+    return [weight / total for weight in weights]

@@ -1,0 +1,120 @@
+"""What a model is, and whether two models can be merged: the questions before there is a recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from polymerge.errors import PolymergeError, refuse_if_any
+from polymerge.families import text_tower
+from polymerge.planning.fit import VOCABULARY, Misfits, joinable
+from polymerge.planning.inputs import Model, open_each, part_of
+
+__all__ = ["Joint", "Portrait", "inspect_models"]
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A checkpoint from its headers; parts hold how many tensors there are, and their bytes."""
+
+    label: str
+    path: str
+    family: str
+    text_tower: str | None
+    layers: int
+    width: int | None
+    vocabulary: int | None
+    tied_head: bool
+    tensors: int
+    size: int
+    parts: dict[str, tuple[int, int]]
+    dtypes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What a merge of `other` into `template` would do: tensors that join, or the reasons why it cannot be."""
+
+    template: str
+    other: str
+    parts: tuple[str, ...]
+    joined: int
+    kept: tuple[str, ...]
+    obstacles: tuple[str, ...]
+
+
+def inspect_models(sources: Sequence[str]) -> tuple[list[Portrait], list[Joint]]:
+    """Open checkpoints from their headers, describe each, and try every ordered pair.
+
+    raises Refused with everything that is wrong with them.
+    """
+    problems: list[PolymergeError] = []
+    models = open_each(sources, problems)
+    refuse_if_any(problems)
+    return [_portrait(model) for model in models], [_joint(one, other) for one, other in permutations(models, 2)]
+
+
+def _portrait(model: Model) -> Portrait:
+    parts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for name, entry in model.entries.items():
+        canonical = None if model.generic else model.family.canonical(name)
+        part = "buffers" if name in model.buffers else part_of(canonical) if canonical else "all"
+        parts[part] += 1
+        sizes[part] += entry.nbytes
+    tower = text_tower(model.checkpoint.config)
+    norm = model.shape("text.norm.weight") if "text.norm.weight" in model.tensors else ()
+    embedding = "text.embed_tokens.weight"
+    return Portrait(
+        label=model.label,
+        path=str(model.path),
+        family=model.family.name,
+        text_tower=tower.model_type,
+        layers=model.depth,
+        width=norm[0] if norm else tower.hidden_size,
+        vocabulary=model.shape(embedding)[0] if embedding in model.tensors else tower.vocab_size,
+        tied_head=model.ties_head,
+        tensors=len(model.entries),
+        size=sum(entry.nbytes for entry in model.entries.values()),
+        parts={part: (count, sizes[part]) for part, count in parts.items()},
+        dtypes=dict(Counter(entry.dtype for entry in model.entries.values())),
+    )
+
+
+def _joint(template: Model, other: Model) -> Joint:
+    problems: list[PolymergeError] = []
+    misfits = Misfits()
+    common = template.parts & other.parts
+    parts = None if template.generic else common
+    warning = joinable(template, other, parts, misfits, problems)
+    joined, kept = 0, []
+    for name in template.tensors if template.generic == other.generic else ():
+        if name in template.borrowed or (parts is not None and part_of(name) not in parts):
+            continue
+        if name not in other.tensors:
+            misfits.note_missing(other, name)
+        elif template.shape(name) == other.shape(name):
+            joined += 1
+        elif name in VOCABULARY and template.shape(name)[1:] == other.shape(name)[1:]:
+            kept.append(
+                f"{name}: {other.shape(name)[0]} rows into {template.shape(name)[0]}, kept unless vocab: overlap"
+            )
+        else:
+            misfits.note_shape(other, template, name)
+    for name in other.tensors if template.generic == other.generic else ():
+        if name not in template.tensors and name not in other.borrowed and (parts is None or part_of(name) in parts):
+            misfits.note_extra(other, name)
+    problems.extend(misfits.problems(template.label))
+    if not common and not template.generic and not problems:
+        problems.append(PolymergeError("they have no part in common"))
+    obstacles = [str(problem) for problem in problems]
+    return Joint(
+        template.label,
+        other.label,
+        tuple(sorted(common)),
+        joined,
+        (*kept, *([warning] if warning else [])),
+        tuple(obstacles),
+    )

@@ -1,0 +1,231 @@
+"""A plan: every tensor's fate, as plain data that can be printed, stored, compared and run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from polymerge.dtypes import byte_count
+from polymerge.errors import RecipeError
+from polymerge.mapping import Expr, expr_from_json, expr_to_json
+from polymerge.settings import Setting
+
+__all__ = ["Input", "LeftOut", "Piece", "Plan", "Step"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Input:
+    """One checkpoint that the merge reads.
+
+    label        its short name in messages
+    source, path as the recipe has it, and the folder or file it was found in
+    family       name of the family its tensor names were read with
+    tensors, size  how many tensors it holds, and their bytes
+    headers      sha256 over the names, dtypes, shapes and order of its tensors
+    """
+
+    label: str
+    source: str
+    path: str
+    family: str
+    tensors: int
+    size: int
+    headers: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of rows of an output tensor that comes from one place: merged by a setting, or copied.
+
+    canonical  the name that joins the models' tensors, and that random draws are keyed by
+    rows       first row and the one past the last, in the output tensor; (0, 1) stands for a tensor without dimensions
+    setting    which of the plan's settings merges it; None where the rows are the template's
+    reads      where each model's rows are, in the models' order
+    base       where the base's rows are, for methods on deltas
+    """
+
+    canonical: str
+    rows: tuple[int, int]
+    setting: int | None = None
+    reads: tuple[Expr, ...] = ()
+    base: Expr | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the output, under the template's name, and what becomes of it.
+
+    fate    merged (at least one piece is), copied byte for byte, or tied (the same storage as tensor `same_as`)
+    dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
+    reason  why it is not merged, or what a merged tensor's copied rows are
+    """
+
+    name: str
+    canonical: str
+    fate: Literal["merged", "copied", "tied"]
+    dtype: str
+    source_dtype: str
+    shape: tuple[int, ...]
+    reason: str = ""
+    pieces: tuple[Piece, ...] = ()
+    same_as: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in the output."""
+        return 0 if self.fate == "tied" else byte_count(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor of an input that nothing of the output is made of, and why."""
+
+    input: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `merge` will do, tensor by tensor.
+
+    recipe     the recipe, as plain data
+    inputs     every checkpoint that is read; `template`, `models` and `base` are places in it
+    settings   the distinct methods with their parameters; pieces point into it
+    steps      one per tensor of the template, in its order
+    left_out   every tensor of an input that is not read for any step
+    warnings   what a person should know although nothing forbids it
+    """
+
+    recipe: Mapping[str, Any]
+    inputs: tuple[Input, ...]
+    template: int
+    models: tuple[int, ...]
+    base: int | None
+    seed: int
+    settings: tuple[Setting, ...]
+    steps: tuple[Step, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[str, ...] = ()
+    version: int = field(default=FORMAT)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all output tensors."""
+        return sum(step.size for step in self.steps)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
+        data = self.to_json()
+        del data["recipe"], data["warnings"]
+        for entry in data["inputs"]:
+            for place in ("label", "source", "path"):
+                del entry[place]
+        for left_out in data["left_out"]:
+            del left_out["reason"]
+        for step in data["steps"]:
+            del step["reason"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def counts(self) -> dict[str, int]:
+        """How many output tensors are merged, copied and tied."""
+        return {fate: sum(step.fate == fate for step in self.steps) for fate in ("merged", "copied", "tied")}
+
+    def merged_pieces(self) -> Iterator[tuple[Step, Piece, Setting]]:
+        """Every piece that is merged, with its step and its setting, in the output's order."""
+        for step in self.steps:
+            for piece in step.pieces:
+                if piece.setting is not None:
+                    yield step, piece, self.settings[piece.setting]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON data; `from_json` gives an equal plan back."""
+        return {
+            "version": self.version,
+            "recipe": dict(self.recipe),
+            "inputs": [vars(entry).copy() for entry in self.inputs],
+            "template": self.template,
+            "models": list(self.models),
+            "base": self.base,
+            "seed": self.seed,
+            "settings": [
+                {"method": setting.method, "parameters": _plain(setting.parameters)} for setting in self.settings
+            ],
+            "steps": [_step_to_json(step) for step in self.steps],
+            "left_out": [vars(entry).copy() for entry in self.left_out],
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote; raises RecipeError for a plan of another version."""
+        if data.get("version") != FORMAT:
+            raise RecipeError(f"this plan has format {data.get('version')}, this polymerge reads {FORMAT}: plan again")
+        return cls(
+            recipe=data["recipe"],
+            inputs=tuple(Input(**entry) for entry in data["inputs"]),
+            template=data["template"],
+            models=tuple(data["models"]),
+            base=data["base"],
+            seed=data["seed"],
+            settings=tuple(
+                Setting(entry["method"], {name: _tuple(value) for name, value in entry["parameters"].items()})
+                for entry in data["settings"]
+            ),
+            steps=tuple(_step_from_json(entry) for entry in data["steps"]),
+            left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
+            warnings=tuple(data["warnings"]),
+            version=data["version"],
+        )
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": step.name,
+        "canonical": step.canonical,
+        "fate": step.fate,
+        "dtype": step.dtype,
+        "source_dtype": step.source_dtype,
+        "shape": list(step.shape),
+        "reason": step.reason,
+        "same_as": step.same_as,
+    }
+    data["pieces"] = [
+        {
+            "canonical": piece.canonical,
+            "rows": list(piece.rows),
+            "setting": piece.setting,
+            "reads": [expr_to_json(expr) for expr in piece.reads],
+            "base": None if piece.base is None else expr_to_json(piece.base),
+        }
+        for piece in step.pieces
+    ]
+    return data
+
+
+def _step_from_json(data: Mapping[str, Any]) -> Step:
+    pieces = tuple(
+        Piece(
+            canonical=entry["canonical"],
+            rows=(entry["rows"][0], entry["rows"][1]),
+            setting=entry["setting"],
+            reads=tuple(expr_from_json(expr) for expr in entry["reads"]),
+            base=None if entry["base"] is None else expr_from_json(entry["base"]),
+        )
+        for entry in data["pieces"]
+    )
+    return Step(**{**data, "shape": tuple(data["shape"]), "pieces": pieces})
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,25 @@
+"""How much memory a merge will take: its buffers, which depend on the number of models and threads alone."""
+
+from __future__ import annotations
+
+import os
+
+from polymerge.planning.data import Plan
+
+__all__ = ["BLOCK", "memory_estimate"]
+
+BLOCK = 1 << 18
+"""Elements that are merged at a time: enough that a call costs little, few enough to stay in a core's cache."""
+
+_COPY_BUFFER = 4 << 20
+_SELECTION = 64 << 20
+
+
+def memory_estimate(plan: Plan, threads: int | None = None) -> int:
+    """Bytes of buffers while the plan runs, an upper bound: rows of blocks, bytes of files, candidates of cutoffs."""
+    threads = threads or os.cpu_count() or 1
+    wide = any(step.dtype == "F64" for step in plan.steps if step.fate == "merged")
+    rows = len(plan.models) + (plan.base is not None)
+    per_thread = BLOCK * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER
+    selecting = any("density" in setting.parameters and setting.method == "ties" for setting in plan.settings)
+    return threads * per_thread + (_SELECTION if selecting else 0)

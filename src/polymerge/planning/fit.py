@@ -1,0 +1,130 @@
+"""Do the models fit the template? Every way in which they do not, said once per kind and not once per tensor."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from polymerge.errors import PolymergeError, RecipeError
+from polymerge.families import text_tower
+from polymerge.planning.inputs import EMBEDDING, HEAD, Model, own_name
+
+__all__ = ["VOCABULARY", "Misfits", "joinable", "layer_pattern"]
+
+VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
+"""Canonical tensors whose rows are the vocabulary."""
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NORM = "text.norm.weight"
+
+
+def layer_pattern(name: str) -> str:
+    """The name with its layer numbers blanked: `text.layers.3.mlp.up_proj.weight` -> `text.layers.{i}.mlp...`."""
+    return _NUMBER.sub("{i}", name)
+
+
+@dataclass
+class Misfits:
+    """Tensors that do not fit, gathered by pattern so that each kind is one problem."""
+
+    missing: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    extra: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    shapes: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    dtypes: dict[tuple[str, str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    deep: set[str] = field(default_factory=set)
+    wide: set[str] = field(default_factory=set)
+
+    def problems(self, template: str) -> Iterable[PolymergeError]:
+        """One error per kind of misfit."""
+        for (label, pattern), found in self.missing.items():
+            yield RecipeError(
+                f"{pattern}{_count(found)}: template '{template}' has it, '{label}' does not. If it may stay the "
+                "template's, name it in exclude"
+            )
+        for (label, pattern), found in self.extra.items():
+            yield RecipeError(
+                f"{pattern}{_count(found)}: '{label}' has it, template '{template}' does not, so it would be lost. "
+                "If that is meant, name it in exclude"
+            )
+        for (_, pattern), found in self.shapes.items():
+            yield RecipeError(f"{pattern}{_count(found)}: {found[0].partition('|')[2]}")
+        for (label, dtype, pattern), found in self.dtypes.items():
+            yield RecipeError(
+                f"{pattern}{_count(found)}: '{label}' holds it as {dtype}, which cannot be merged "
+                "(F64, F32, F16 and BF16 can). Name it in exclude to keep the template's"
+            )
+
+    def note_missing(self, model: Model, name: str) -> None:
+        """The template has a tensor to merge that `model` has not."""
+        if not (model.label in self.deep and name.startswith("text.layers.")):
+            self.missing[model.label, layer_pattern(name)].append(name)
+
+    def note_extra(self, model: Model, name: str) -> None:
+        """`model` has a tensor in a merged part that the template has not."""
+        if not (model.label in self.deep and name.startswith("text.layers.")):
+            self.extra[model.label, layer_pattern(name)].append(name)
+
+    def note_shape(self, model: Model, template: Model, name: str) -> None:
+        """Both have the tensor, in different shapes."""
+        if model.label in self.wide and name.startswith("text."):
+            return
+        theirs, ours = list(model.shape(name)), list(template.shape(name))
+        hint = ""
+        if name in VOCABULARY:
+            hint = " (rows = vocabulary). Set vocab: template | overlap"
+        text = f"{name}|'{model.label}' is {theirs}, template '{template.label}' is {ours}{hint}"
+        self.shapes[model.label, layer_pattern(name)].append(text)
+
+    def note_dtype(self, model: Model, name: str) -> None:
+        """A tensor to merge is of a type that arithmetic is not done on."""
+        dtype = model.entries[own_name(model.tensors[name])].dtype
+        self.dtypes[model.label, dtype, layer_pattern(name)].append(name)
+
+
+def joinable(
+    template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits, problems: list[PolymergeError]
+) -> str | None:
+    """Check what is wrong between two models as wholes; returns a warning where something is only unusual."""
+    if template.generic != model.generic:
+        stranger, other = (template, model) if template.generic else (model, template)
+        kind = stranger.checkpoint.config.get("model_type")
+        what = f"model_type '{kind}'" if kind else "no config.json with a model_type"
+        problems.append(
+            RecipeError(
+                f"'{stranger.label}' has {what}, which no family table covers, so it only merges with models of "
+                f"identical tensor names; '{other.label}' is of family {other.family.name}. Say `family:` beside the "
+                "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/"
+            )
+        )
+        return None
+    if template.generic or (parts is not None and "text" not in parts):
+        return None
+    if template.depth != model.depth:
+        misfits.deep.add(model.label)
+        problems.append(
+            RecipeError(
+                f"depth: '{model.label}' has {model.depth} text layers, template '{template.label}' has "
+                f"{template.depth}. Only text towers of one depth can be merged"
+            )
+        )
+    if _NORM in template.tensors and _NORM in model.tensors and template.shape(_NORM) != model.shape(_NORM):
+        misfits.wide.add(model.label)
+        problems.append(
+            RecipeError(
+                f"width: the text tower of '{model.label}' is {model.shape(_NORM)[0]} wide, that of template "
+                f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of one width can be merged"
+            )
+        )
+    ours, theirs = (text_tower(one.checkpoint.config).model_type for one in (template, model))
+    if ours and theirs and ours != theirs:
+        return (
+            f"the text tower of template '{template.label}' is a {ours}, that of '{model.label}' a {theirs}: their "
+            "tensors have the same names, but a merge only means something if they come from one base"
+        )
+    return None
+
+
+def _count(found: list[str]) -> str:
+    return f" ({len(found)} tensors)" if len(found) > 1 else ""

@@ -1,0 +1,202 @@
+"""Open what a recipe names: each checkpoint once, its headers checked, its tensor names in canonical form."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoint.hub import locate
+from polymerge.errors import PolymergeError, RecipeError, Refused, did_you_mean
+from polymerge.families import FAMILIES, family_of, quantization_method, text_tower
+from polymerge.families.generic import GENERIC
+from polymerge.mapping import Expr, Family, map_names, names_read, shape_of, text_layer
+from polymerge.planning.data import Input
+from polymerge.recipe import Recipe
+
+__all__ = ["Model", "Models", "headers_digest", "labels_of", "open_each", "open_models", "own_name", "part_of"]
+
+HEAD = "text.lm_head.weight"
+EMBEDDING = "text.embed_tokens.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An opened input: its headers, its family, and where each canonical tensor lies in it.
+
+    tensors  canonical name -> expression over its own names
+    buffers  its names that are never merged (rotary frequencies and the like)
+    borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
+    """
+
+    label: str
+    path: Path
+    checkpoint: Checkpoint
+    family: Family
+    tensors: Mapping[str, Expr]
+    buffers: frozenset[str]
+    borrowed: frozenset[str]
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Its tensors by their own names."""
+        return self.checkpoint.entries
+
+    @property
+    def generic(self) -> bool:
+        """Whether its family is not known, so that names have to be equal."""
+        return self.family is GENERIC
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The parts it has tensors of; none for a generic model."""
+        return frozenset() if self.generic else frozenset(map(part_of, self.tensors))
+
+    @property
+    def depth(self) -> int:
+        """How many layers its text tower has, counted in its tensors."""
+        return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding: its config says so, or is silent and no head is stored."""
+        said = text_tower(self.checkpoint.config).ties_head
+        return HEAD in self.borrowed if said is None else said
+
+    def shape(self, canonical: str) -> tuple[int, ...]:
+        """Shape of a canonical tensor."""
+        return shape_of(self.tensors[canonical], {name: entry.shape for name, entry in self.entries.items()})
+
+    def summary(self) -> Input:
+        """What the plan records of it."""
+        return Input(
+            label=self.label,
+            source=self.checkpoint.source,
+            path=str(self.path),
+            family=self.family.name,
+            tensors=len(self.entries),
+            size=sum(entry.nbytes for entry in self.entries.values()),
+            headers=headers_digest(self.checkpoint),
+        )
+
+
+@dataclass(frozen=True)
+class Models:
+    """All inputs of a recipe: each opened once, and what part it plays.
+
+    merged  the models that are merged, in the recipe's order
+    own     for each of them its place in the recipe
+    """
+
+    inputs: tuple[Model, ...]
+    template: Model
+    merged: tuple[Model, ...]
+    own: tuple[int, ...]
+    base: Model | None
+
+
+def labels_of(recipe: Recipe) -> tuple[str, ...]:
+    """A short name for each of the recipe's models: the last part of its path, numbered where two are the same."""
+    names = [_short(entry.model) for entry in recipe.models]
+    return tuple(
+        f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    )
+
+
+def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None:
+    """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used."""
+    sources = [entry.model for entry in recipe.models]
+    sources += [name for name in (recipe.template, recipe.base_model) if name is not None]
+    labels = dict(zip((entry.model for entry in recipe.models), labels_of(recipe), strict=True))
+    families = {entry.model: entry.family for entry in recipe.models}
+    opened = _open_all(sources, labels, families, problems)
+    if len(opened) < len(set(sources)) or not recipe.models:
+        return None
+    merged = tuple(opened[entry.model] for entry in recipe.models)
+    return Models(
+        inputs=tuple(dict.fromkeys(opened.values())),
+        template=opened[recipe.template] if recipe.template else _first_multimodal(merged),
+        merged=merged,
+        own=tuple(range(len(merged))),
+        base=opened[recipe.base_model] if recipe.base_model else None,
+    )
+
+
+def open_each(sources: Sequence[str], problems: list[PolymergeError]) -> list[Model]:
+    """Open checkpoints that stand in no recipe."""
+    return list(_open_all(sources, {}, {}, problems).values())
+
+
+def _open_all(
+    sources: Sequence[str],
+    labels: Mapping[str, str],
+    families: Mapping[str, str | None],
+    problems: list[PolymergeError],
+) -> dict[str, Model]:
+    """Each source that can be opened; two names of one place give one model."""
+    by_path: dict[Path, Model] = {}
+    opened: dict[str, Model] = {}
+    for source in dict.fromkeys(sources):
+        try:
+            path = locate(source)
+            if path not in by_path:
+                by_path[path] = _open(source, path, labels.get(source, _short(source)), families.get(source), problems)
+            opened[source] = by_path[path]
+        except Refused as refused:
+            problems.extend(refused.problems)
+        except PolymergeError as error:
+            problems.append(error)
+    return opened
+
+
+def _open(source: str, path: Path, label: str, family: str | None, problems: list[PolymergeError]) -> Model:
+    checkpoint = open_checkpoint(source, path)
+    table = family_of(checkpoint.config)
+    if family is not None and family not in FAMILIES:
+        problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
+    elif family is not None:
+        table = FAMILIES[family]
+    how = quantization_method(checkpoint.config)
+    if how is not None:
+        problems.append(
+            RecipeError(
+                f"'{label}' ({path}) is quantized ({how}): its numbers cannot be merged. Use the unquantized checkpoint"
+            )
+        )
+    names = map_names(table, checkpoint.entries, f"'{label}' ({path})")
+    problems.extend(names.problems)
+    tensors = dict(names.tensors)
+    borrowed = set()
+    if HEAD not in tensors and EMBEDDING in tensors and text_tower(checkpoint.config).ties_head in (True, None):
+        tensors[HEAD] = tensors[EMBEDDING]
+        borrowed.add(HEAD)
+    return Model(label, path, checkpoint, table, tensors, frozenset(names.buffers), frozenset(borrowed))
+
+
+def _first_multimodal(models: Sequence[Model]) -> Model:
+    return next((model for model in models if model.parts - {"text"}), models[0])
+
+
+def _short(source: str) -> str:
+    return Path(source.partition("@")[0] if "/" in source else source).expanduser().absolute().name
+
+
+def headers_digest(checkpoint: Checkpoint) -> str:
+    """sha256 over the names, dtypes, shapes and order of a checkpoint's tensors."""
+    digest = hashlib.sha256()
+    for entry in checkpoint.entries.values():
+        digest.update(f"{entry.name}\0{entry.dtype}\0{entry.shape}\n".encode())
+    return digest.hexdigest()
+
+
+def part_of(canonical: str) -> str:
+    """The part of a canonical name."""
+    return canonical.partition(".")[0]
+
+
+def own_name(expr: Expr) -> str:
+    """The tensor that an expression reads first, by its own name."""
+    return names_read(expr)[0]

@@ -1,0 +1,62 @@
+"""Which method and parameters a tensor gets: the recipe's, or those of the first override that matches it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from polymerge.errors import PolymergeError, RecipeError
+from polymerge.mapping import text_layer
+from polymerge.methods.table import METHODS
+from polymerge.recipe import ModelEntry, Recipe
+from polymerge.settings import Setting, resolve
+
+__all__ = ["Choice", "choices_of"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting and the tensors it is for: those of some layers of the text tower, of some names, or all."""
+
+    setting: Setting
+    where: str
+    layers: tuple[int, int] | None = None
+    match: str | None = None
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, object], ...]]:
+        """What makes two settings the same."""
+        return self.setting.method, tuple(sorted(self.setting.parameters.items()))
+
+    def covers(self, canonical: str) -> bool:
+        """Whether a tensor of this canonical name gets this setting."""
+        if self.layers is not None:
+            layer = text_layer(canonical)
+            if layer is None or not self.layers[0] <= layer <= self.layers[1]:
+                return False
+        return self.match is None or fnmatchcase(canonical, self.match)
+
+
+def choices_of(
+    recipe: Recipe, labels: Sequence[str], entries: Sequence[ModelEntry], problems: list[PolymergeError]
+) -> list[Choice]:
+    """Every setting of a recipe in the order in which they are tried; the last covers everything."""
+    per_model = [entry.parameters for entry in entries]
+    general = ("recipe: parameters", recipe.parameters)
+    choices = []
+    for place, override in enumerate(recipe.overrides):
+        where = f"overrides[{place}]"
+        method = override.merge_method or recipe.merge_method
+        said = [general, (f"recipe: {where}", override.parameters)]
+        setting = resolve(method, said, per_model, labels, problems)
+        choices.append(Choice(setting, where, override.layers, override.match))
+    setting = resolve(recipe.merge_method, [general], per_model, labels, problems)
+    choices.append(Choice(setting, "merge_method"))
+    for method in dict.fromkeys(choice.setting.method for choice in choices):
+        row = METHODS[method]
+        if row.models is not None and len(entries) != row.models:
+            problems.append(RecipeError(f"{method} takes {row.models} models, the recipe has {len(entries)}"))
+        if row.on == "deltas" and recipe.base_model is None:
+            problems.append(RecipeError(f"{method} works on deltas and needs base_model, their common ancestor"))
+    return choices

@@ -1,0 +1,105 @@
+"""The models' elements of one piece, block by block, as rows of one array: what methods and statistics are given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polymerge import kernels
+from polymerge.checkpoint import Entry
+from polymerge.dtypes import BITS
+from polymerge.errors import CheckpointError
+from polymerge.planning import Piece, Step
+from polymerge.run.device import Device
+from polymerge.run.files import Extent, Files, clip, extents
+
+__all__ = ["Block", "PieceBlocks", "Workspace"]
+
+Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
+
+
+class Workspace(threading.local):
+    """Buffers of one thread, as large as the largest block it has had."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._values: dict[str, Array] = {}
+        self._raw: dict[str, Array] = {}
+
+    def values(self, rows: int, count: int, precision: str) -> Array:
+        """A [rows, count] array of float32 or float64, its content left from before."""
+        have = self._values.get(precision)
+        if have is None or have.shape[0] < rows or have.shape[1] < count:
+            old = (0, 0) if have is None else have.shape
+            have = self._values[precision] = self.device.empty((max(rows, old[0]), max(count, old[1])), precision)
+        return have[:rows, :count]
+
+    def raw(self, use: str, size: int) -> Array:
+        """A buffer of `size` bytes on the host that files are read into or written from."""
+        have = self._raw.get(use)
+        if have is None or have.shape[0] < size:
+            have = self._raw[use] = self.device.host_bytes(size)
+        return have[:size]
+
+
+class Block:
+    """One block from element `start` on: `models` [model, n] are weights, or deltas where there is a `base` [n]."""
+
+    def __init__(self, models: Array, base: Array | None, start: int) -> None:
+        self.models, self.base, self.start = models, base, start
+
+
+class PieceBlocks:
+    """The blocks of one piece of a step.
+
+    sizes   elements of each block, in order
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        piece: Piece,
+        labels: Sequence[str],
+        entries: Sequence[Mapping[str, Entry]],
+        files: Files,
+        workspace: Workspace,
+        block: int,
+    ) -> None:
+        reads = [*piece.reads, *([piece.base] if piece.base is not None else [])]
+        self._runs = [extents(expr, held) for expr, held in zip(reads, entries, strict=False)]
+        self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
+        self._has_base = piece.base is not None
+        self.name = piece.canonical
+        self.precision = "F64" if step.dtype == "F64" else "F32"
+        self.count = sum(run.count for run in self._runs[0])
+        self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
+
+    def read(self, index: int) -> Block:
+        """Read a block; its arrays are valid until this thread reads the next one.
+
+        raises CheckpointError where a value is not a finite number.
+        """
+        start = index * self._block
+        count = self.sizes[index]
+        rows = self._workspace.values(len(self._runs), count, self.precision)
+        for place, runs in enumerate(self._runs):
+            self._fill(rows[place], runs, start, count, place)
+        if not self._has_base:
+            return Block(rows, None, start)
+        base = rows[-1]
+        return Block(kernels.subtract(rows[:-1], base), base, start)
+
+    def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:
+        done = 0
+        for run in clip(runs, start, start + count):
+            size = run.count * BITS[run.dtype] // 8
+            raw = self._workspace.raw("read", size)
+            self._files.read(run.file, run.offset, self._workspace.device.view(raw))
+            target = out[done : done + run.count]
+            if not kernels.decode(self._workspace.device.upload(raw), run.dtype, target):
+                raise CheckpointError(
+                    f"{run.file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements "
+                    f"{start} to {start + count}). A merge would spread it: mend the checkpoint, or name it in exclude"
+                )
+            done += run.count

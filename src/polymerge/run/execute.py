@@ -1,0 +1,230 @@
+"""Carry out a plan's steps: blocks through a pool of threads, each written to its place as it is done."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from polymerge import kernels
+from polymerge.checkpoint import Entry
+from polymerge.checkpoint.shards import Shards
+from polymerge.dtypes import BITS, byte_count
+from polymerge.kernels import CELL, Cutoff
+from polymerge.mapping import Read, Rows
+from polymerge.methods.table import METHODS, SHARED, method_function
+from polymerge.planning import Piece, Plan, Step
+from polymerge.planning.estimate import BLOCK
+from polymerge.run.blocks import Block, PieceBlocks, Workspace
+from polymerge.run.device import Device
+from polymerge.run.files import Files
+from polymerge.run.statistics import cutoffs, draw_keys, gram
+from polymerge.settings import Setting
+
+__all__ = ["execute"]
+
+COPY_BLOCK = 1 << 22
+T = TypeVar("T")
+
+
+def execute(
+    plan: Plan,
+    entries: Sequence[Mapping[str, Entry]],
+    shards: Shards,
+    descriptors: Sequence[int],
+    *,
+    device: Device,
+    threads: int,
+    block: int = BLOCK,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Compute or copy every tensor of the plan and write it to its place.
+
+    entries      for each of the plan's inputs, where its tensors lie
+    descriptors  the open output files, in the order of `shards`
+    block        elements that are merged at a time; the result does not depend on it, nor on `threads`
+    advance      told how many bytes of output are done, from the calling thread
+
+    raises CheckpointError where an input's values cannot be merged (NaN, infinity) or its file fails.
+    """
+    with _pool(threads) as pool:
+        _Execution(plan, entries, shards, descriptors, device, pool, block, advance).run()
+
+
+class _Pool:
+    """Threads with a bounded queue, so that a plan of any size waits in line instead of in memory."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, "polymerge")
+        self._waiting: deque[tuple[Future[Any], int]] = deque()
+        self._most = 4 * threads
+        self.advance: Callable[[int], None] = lambda _: None
+
+    def submit(self, size: int, function: Callable[..., object], *arguments: object) -> None:
+        """Queue a call that produces `size` bytes of output; waits while the queue is full."""
+        while len(self._waiting) >= self._most:
+            self._finish_one()
+        self._waiting.append((self._executor.submit(function, *arguments), size))
+
+    def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
+        """Call a function on every index, in any order and on any thread; the results in the order of indices."""
+        return self._executor.map(function, indices)
+
+    def finish(self) -> None:
+        """Wait for everything that is queued."""
+        while self._waiting:
+            self._finish_one()
+
+    def close(self) -> None:
+        """Drop what has not begun, and wait for what has."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _finish_one(self) -> None:
+        future, size = self._waiting.popleft()
+        future.result()
+        self.advance(size)
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[_Pool]:
+    pool = _Pool(threads)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+class _Execution:
+    """What the steps of one run share."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        entries: Sequence[Mapping[str, Entry]],
+        shards: Shards,
+        descriptors: Sequence[int],
+        device: Device,
+        pool: _Pool,
+        block: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.plan, self.entries, self.shards, self.descriptors = plan, entries, shards, descriptors
+        self.device, self.pool, self.block = device, pool, block
+        self.workspace = Workspace(device)
+        self.files = Files()
+        self.model_cutoffs: dict[tuple[str, int], list[Cutoff]] = {}
+        pool.advance = advance
+
+    def run(self) -> None:
+        try:
+            for number, setting in enumerate(self.plan.settings):
+                if setting.parameters.get("trim") == "model":
+                    self._cut_whole_models(number, setting)
+            for step in self.plan.steps:
+                if step.fate == "copied":
+                    self._copy(step, (0, step.shape[0] if step.shape else 1))
+                for piece in step.pieces:
+                    if piece.setting is not None:
+                        self._merge(step, piece, self.plan.settings[piece.setting])
+                    elif step.dtype == step.source_dtype:
+                        self._copy(step, piece.rows)
+                    else:
+                        self._convert(step, piece)
+            self.pool.finish()
+        finally:
+            self.files.close()
+
+    def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
+        inputs = [
+            *self.plan.models,
+            *([self.plan.base] if piece.base is not None and self.plan.base is not None else []),
+        ]
+        labels = [self.plan.inputs[place].label for place in inputs]
+        entries = [self.entries[place] for place in inputs]
+        return PieceBlocks(step, piece, labels, entries, self.files, self.workspace, block or self.block)
+
+    def _cut_whole_models(self, number: int, setting: Setting) -> None:
+        """One cutoff per model over everything that a setting merges, in the order of canonical names."""
+        merged = sorted(
+            ((step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number),
+            key=lambda pair: pair[1].canonical,
+        )
+        blocks = [self._blocks(step, piece) for step, piece in merged]
+        found = cutoffs(blocks, setting.parameters["density"], self.pool.run_all)
+        for (_, piece), own in zip(merged, found, strict=True):
+            self.model_cutoffs[piece.canonical, number] = own
+
+    def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
+        row = METHODS[setting.method]
+        blocks = self._blocks(step, piece)
+        if not blocks.count:
+            return
+        arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
+        if row.statistic == "cutoff":
+            known = self.model_cutoffs.get((piece.canonical, piece.setting or 0))
+            arguments["cutoff"] = known or cutoffs([blocks], setting.parameters["density"], self.pool.run_all)[0]
+        elif row.statistic == "gram":
+            grid = max(self.block // CELL, 1) * CELL
+            arguments["gram"] = gram(self._blocks(step, piece, grid), self.pool.run_all)
+        if row.random:
+            arguments["keys"] = draw_keys(self.plan.seed, len(self.plan.models), piece.canonical)
+        function = method_function(row)
+        needs_start = row.random or row.statistic == "cutoff"
+        scale = float(setting.parameters.get("scale", 1.0))
+
+        def merged(block: Block) -> Any:
+            start = {"start": block.start} if needs_start else {}
+            result = function(block.models, **arguments, **start)
+            return result if block.base is None else kernels.add_scaled(block.base, result, scale)
+
+        self._write_blocks(step, piece, blocks, merged)
+
+    def _convert(self, step: Step, piece: Piece) -> None:
+        """Copy rows of a template tensor into another dtype."""
+        template = self.plan.template
+        whole = Piece(piece.canonical, piece.rows, reads=(Rows(Read(step.name), *piece.rows),))
+        labels, entries = [self.plan.inputs[template].label], [self.entries[template]]
+        blocks = PieceBlocks(step, whole, labels, entries, self.files, self.workspace, self.block)
+        self._write_blocks(step, piece, blocks, lambda block: block.models[0])
+
+    def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
+        """Queue every block of a piece: read, compute, round once, write."""
+        width = BITS[step.dtype] // 8
+        offset = self.shards.places[step.name].start + piece.rows[0] * byte_count(step.dtype, step.shape[1:])
+
+        def write_block(index: int) -> None:
+            block = blocks.read(index)
+            result = compute(block)
+            raw = self.workspace.raw("write", blocks.sizes[index] * width)
+            encoded = self.device.beside(raw)
+            kernels.encode(result, step.dtype, encoded)
+            self.device.download(encoded, raw)
+            self._write(step, self.device.view(raw), offset + block.start * width)
+
+        for index, size in enumerate(blocks.sizes):
+            self.pool.submit(size * width, write_block, index)
+
+    def _copy(self, step: Step, rows: tuple[int, int]) -> None:
+        """Copy rows of a template tensor byte for byte."""
+        entry = self.entries[self.plan.template][step.name]
+        row_size = entry.nbytes // (step.shape[0] if step.shape and step.shape[0] else 1)
+        first, last = rows[0] * row_size, rows[1] * row_size
+        offset = self.shards.places[step.name].start
+
+        def copy_block(start: int, stop: int) -> None:
+            view = memoryview(self.workspace.raw("read", stop - start))
+            self.files.read(entry.file, entry.start + start, view)
+            self._write(step, view, offset + start)
+
+        for start in range(first, last, COPY_BLOCK):
+            stop = min(start + COPY_BLOCK, last)
+            self.pool.submit(stop - start, copy_block, start, stop)
+
+    def _write(self, step: Step, view: memoryview, offset: int) -> None:
+        descriptor = self.descriptors[self.shards.places[step.name].shard]
+        done = 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)

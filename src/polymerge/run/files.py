@@ -1,0 +1,97 @@
+"""Read elements of a piece from disk: expressions become runs of bytes, and runs are read into a buffer."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from polymerge.checkpoint import Entry
+from polymerge.dtypes import BITS
+from polymerge.errors import CheckpointError
+from polymerge.mapping import Concat, Expr, Read, Rows
+
+__all__ = ["Extent", "Files", "clip", "extents"]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of `count` elements of one dtype that lies contiguously in a file, from byte `offset` on."""
+
+    file: Path
+    offset: int
+    dtype: str
+    count: int
+
+
+def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
+    """Where the elements of an expression lie, in its row-major order."""
+    match expr:
+        case Read(name):
+            entry = entries[name]
+            return (Extent(entry.file, entry.start, entry.dtype, prod(entry.shape)),)
+        case Rows(of, start, stop):
+            width = prod(_row_shape(of, entries))
+            return tuple(clip(extents(of, entries), start * width, stop * width))
+        case Concat(of):
+            return tuple(extent for block in of for extent in extents(block, entries))
+
+
+def clip(runs: tuple[Extent, ...], start: int, stop: int) -> Iterator[Extent]:
+    """The parts of runs that hold elements `start` to `stop`, counted over all of them."""
+    position = 0
+    for run in runs:
+        first, last = max(start, position), min(stop, position + run.count)
+        if first < last:
+            width = BITS[run.dtype] // 8
+            yield Extent(run.file, run.offset + (first - position) * width, run.dtype, last - first)
+        position += run.count
+
+
+def _row_shape(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
+    match expr:
+        case Read(name):
+            return entries[name].shape[1:]
+        case Rows(of):
+            return _row_shape(of, entries)
+        case Concat(of):
+            return _row_shape(of[0], entries)
+
+
+class Files:
+    """Input files, each opened once; reads at an offset, from any thread."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, file: Path, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""
+        descriptor = self._descriptor(file)
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read at byte {offset + done}: {error.strerror}") from None
+            if not count:
+                raise CheckpointError(f"{file}: ends at byte {offset + done}; it became shorter since it was planned")
+            done += count
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+    def _descriptor(self, file: Path) -> int:
+        found = self._descriptors.get(file)
+        if found is None:
+            with self._lock:
+                if file not in self._descriptors:
+                    self._descriptors[file] = os.open(file, os.O_RDONLY)
+                found = self._descriptors[file]
+        return found

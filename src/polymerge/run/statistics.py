@@ -1,0 +1,71 @@
+"""What a method has to know of more than one block: exact cutoffs and dot products, gathered block by block."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from polymerge import kernels
+from polymerge.kernels import Cutoff
+from polymerge.run.blocks import PieceBlocks
+from polymerge.run.selection import exact_cutoffs
+
+__all__ = ["cutoffs", "draw_keys", "gram"]
+
+T = TypeVar("T")
+RunAll = Callable[[Callable[[int], T], Iterable[int]], Iterable[T]]
+
+
+class _Joined:
+    """The blocks of several pieces, one piece after the other, as if they were one tensor."""
+
+    def __init__(self, pieces: Sequence[PieceBlocks]) -> None:
+        self._places = [(piece, index) for piece in pieces for index in range(len(piece.sizes))]
+        self.sizes = [size for piece in pieces for size in piece.sizes]
+
+    def read(self, index: int) -> Any:
+        piece, own = self._places[index]
+        return piece.read(own).models
+
+
+def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: RunAll[Any]) -> list[list[Cutoff]]:
+    """For each piece, each model's cutoff, taken over all of the pieces together.
+
+    density   share of the entries that each model keeps; `int(density * n)` of the n entries are kept
+    """
+    total = sum(piece.count for piece in pieces)
+    keep = [int(share * total) for share in density]
+    found = exact_cutoffs(_Joined(pieces), keep, run_all)
+    result = []
+    offset = 0
+    for piece in pieces:
+        own = [Cutoff(cut.threshold, min(max(cut.end - offset, 0), piece.count)) for cut in found]
+        result.append(own)
+        offset += piece.count
+    return result
+
+
+def gram(piece: PieceBlocks, run_all: RunAll[Any]) -> np.ndarray:
+    """Dot products of the models' whole tensors with each other, float64 [model, model].
+
+    The blocks of `piece` have to begin at multiples of `CELL`, over which sums are taken in a
+    fixed order; sums over cells are exact, so the result does not depend on the blocks.
+    """
+    parts = [part for block in run_all(lambda index: kernels.dots(piece.read(index).models), range(len(piece.sizes)))
+             for part in np.asarray(block)]  # fmt: skip
+    models = parts[0].shape[0]
+    sums = [[math.fsum(part[i, j] for part in parts) for j in range(models)] for i in range(models)]
+    return np.array(sums, np.float64)
+
+
+def draw_keys(seed: int, models: int, canonical: str) -> list[int]:
+    """A key of 64 bits for the random draws of each model on one tensor.
+
+    It depends on the seed, the model's place in the recipe and the tensor's canonical name, and on nothing else.
+    """
+    digests = [hashlib.sha256(f"{seed}\0{place}\0{canonical}".encode()).digest() for place in range(models)]
+    return [int.from_bytes(digest[:8], "little") for digest in digests]

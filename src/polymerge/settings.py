@@ -1,0 +1,197 @@
+"""Parameters: read from a recipe, and resolved to one value per model for each method that is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean
+from polymerge.methods.table import METHODS, Method, Parameter
+
+__all__ = ["MEANINGLESS", "Setting", "read_parameters", "resolve"]
+
+_SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
+MEANINGLESS: Final = frozenset({"int8_mask"})
+"""mergekit parameters that are accepted and change nothing."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with all of its parameters: what is said per model is a tuple in the models' order."""
+
+    method: str
+    parameters: Mapping[str, Any]
+
+
+def read_parameters(
+    value: object, where: str, problems: list[PolymergeError], *, lists: bool = False
+) -> dict[str, Any]:
+    """Parameters of a recipe with their names checked; values are judged by `resolve`, when their method is known.
+
+    lists   whether a list (one value per model) may stand where one number is usual
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        problems.append(RecipeError(f"{where}: is a mapping of names to values, got '{value}'"))
+        return {}
+    known = {parameter.name for method in METHODS.values() for parameter in method.parameters}
+    result = {}
+    for name, given in value.items():
+        name = _SPELLINGS.get(name, name)
+        if name not in known and name not in MEANINGLESS:
+            problems.append(
+                RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}")
+            )
+        elif isinstance(given, list | tuple) and not lists:
+            problems.append(RecipeError(f"{where}: {name}: values that change from layer to layer are not supported; "
+                                        "give one number, and overrides for other layers"))  # fmt: skip
+        elif isinstance(given, Mapping) or given is None:
+            problems.append(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
+        else:
+            result[name] = list(given) if isinstance(given, tuple) else given
+    return result
+
+
+def resolve(
+    method: str,
+    layers_of_say: Sequence[tuple[str, Mapping[str, Any]]],
+    per_model: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    problems: list[PolymergeError],
+) -> Setting:
+    """All parameters of a method, from what the recipe says of them, with defaults for the rest.
+
+    layers_of_say  (where it is written, parameters), most general first: the recipe's own, then an override's. What
+                   a model says of itself stands between them: it beats the recipe, an override beats it.
+    per_model      each model's own parameters, in the models' order
+    labels         each model's name for messages
+    """
+    row = METHODS[method]
+    general, *special = layers_of_say
+    values: dict[str, Any] = {}
+    for parameter in row.parameters:
+        if parameter.each:
+            values[parameter.name] = tuple(
+                _value(row, parameter, _say(parameter.name, place, general, per_model, special, labels), problems)
+                for place in range(len(labels))
+            )
+        elif method == "slerp" and parameter.name == "t":
+            values["t"] = _arc(row, parameter, layers_of_say, per_model, labels, problems)
+        else:
+            said = [(where, given[parameter.name]) for where, given in layers_of_say if parameter.name in given]
+            said = said or [
+                (f"models[{place}] '{labels[place]}'", own[parameter.name])
+                for place, own in enumerate(per_model)
+                if parameter.name in own
+            ]
+            values[parameter.name] = _value(row, parameter, said[-1] if said else None, problems)
+    own = [] if special else [(f"models[{n}] '{labels[n]}'", given) for n, given in enumerate(per_model)]
+    _unused(row, [layers_of_say[-1], *own], problems)
+    return Setting(method, values)
+
+
+def _say(
+    name: str,
+    place: int,
+    general: tuple[str, Mapping[str, Any]],
+    per_model: Sequence[Mapping[str, Any]],
+    special: Sequence[tuple[str, Mapping[str, Any]]],
+    labels: Sequence[str],
+) -> tuple[str, Any] | None:
+    """What the recipe says of a per-model parameter for the model at `place`, and where."""
+    for where, given in reversed(special):
+        if name in given:
+            value = given[name]
+            if isinstance(value, list):
+                value = value[place] if len(value) == len(labels) else f"{len(value)} values for {len(labels)} models"
+            return where, value
+    if name in per_model[place]:
+        return f"models[{place}] '{labels[place]}'", per_model[place][name]
+    if name in general[1]:
+        return general[0], general[1][name]
+    return (f"models[{place}] '{labels[place]}'", None) if name == "weight" else None
+
+
+def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, problems: list[PolymergeError]) -> Any:
+    if said is None or said[1] is None:
+        if parameter.default is None:
+            where = f"{said[0]}: " if said else ""
+            problems.append(RecipeError(f"{where}{row.name} needs `{parameter.name}`, and the recipe does not say it"))
+            return 0.0
+        return parameter.default
+    where, value = said
+    if parameter.kind == "flag":
+        if isinstance(value, bool):
+            return value
+        problems.append(RecipeError(f"{where}: {parameter.name} is true or false, got '{value}'"))
+        return parameter.default
+    if parameter.kind == "choice":
+        if isinstance(value, bool) and parameter.name == "normalize":
+            value = "weight" if value else "none"  # as mergekit's recipes have it
+        if value in parameter.choices:
+            return value
+        hint = did_you_mean(str(value), parameter.choices)
+        problems.append(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{value}'.{hint}"))
+        return parameter.default
+    return _number(row, parameter, where, value, problems)
+
+
+def _number(row: Method, parameter: Parameter, where: str, value: Any, problems: list[PolymergeError]) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as a text
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        problems.append(RecipeError(f"{where}: {parameter.name} is a number, got '{value}'"))
+    elif not parameter.low <= number <= parameter.high:
+        problems.append(
+            RecipeError(
+                f"{where}: {parameter.name} of {row.name} lies from {parameter.low:g} to {parameter.high:g}, "
+                f"got {number:g}"
+            )
+        )
+    else:
+        return number
+    return 0.0
+
+
+def _arc(
+    row: Method,
+    parameter: Parameter,
+    layers_of_say: Sequence[tuple[str, Mapping[str, Any]]],
+    per_model: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    problems: list[PolymergeError],
+) -> float:
+    """The place on the arc: `t` itself, or the second model's share of the two weights."""
+    said = [(where, given["t"]) for where, given in layers_of_say if "t" in given]
+    if said:
+        return float(_value(row, parameter, said[-1], problems))
+    if len(per_model) == 2 and all("weight" in own for own in per_model):
+        first, second = (
+            _number(row, Parameter("weight", "number", low=0.0), label, own["weight"], problems)
+            for label, own in zip(labels, per_model, strict=True)
+        )
+        if first + second > 0:
+            return second / (first + second)
+        problems.append(RecipeError("slerp: the two weights are both 0"))
+        return 0.0
+    problems.append(RecipeError("slerp needs `t` from 0 (first model) to 1 (second), or a `weight` for each model"))
+    return 0.0
+
+
+def _unused(row: Method, said: Sequence[tuple[str, Mapping[str, Any]]], problems: list[PolymergeError]) -> None:
+    allowed = {parameter.name for parameter in row.parameters} | MEANINGLESS
+    if row.name in ("slerp", "copy"):
+        allowed.add("weight")
+    if row.on == "nothing":
+        return
+    for where, given in said:
+        for name in given:
+            if name not in allowed:
+                problems.append(
+                    RecipeError(f"{where}: {row.name} has no parameter '{name}'.{did_you_mean(name, allowed)}")
+                )

@@ -1,0 +1,240 @@
+"""Does a checkpoint load as it is? Its files, its values, its ties, the model's classes, the processor."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polymerge import kernels
+from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
+from polymerge.dtypes import BITS, MERGEABLE
+from polymerge.errors import PolymergeError, Refused
+from polymerge.families import family_of, text_tower
+from polymerge.mapping import map_names, names_read
+
+__all__ = ["Finding", "Verification", "verify"]
+
+_BLOCK = 1 << 20
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `passed` is None where it could not be checked here, and `detail` says why."""
+
+    check: str
+    passed: bool | None
+    detail: str
+
+    def __str__(self) -> str:
+        word = {True: "ok", False: "FAILED", None: "not checked"}[self.passed]
+        return f"{self.check:<11} {word}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was looked at in a checkpoint folder."""
+
+    folder: Path
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(finding.passed is not False for finding in self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join(f"  {finding}" for finding in self.findings)
+
+
+def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
+    """Check that a checkpoint folder loads as it is, without taking memory for its weights.
+
+    Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
+    config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched; the processor
+    or tokenizer is loaded; tied tensors must agree; the number of parameters must be that of the template.
+
+    trust_remote_code  run Python files that lie in the folder, where its model needs them
+    """
+    path = Path(folder)
+    try:
+        checkpoint = open_checkpoint(str(folder), path)
+    except Refused as refused:
+        details = "; ".join(str(problem) for problem in refused.problems)
+        return Verification(path, (Finding("files", False, details),))
+    except PolymergeError as error:
+        return Verification(path, (Finding("files", False, str(error)),))
+    size = sum(entry.nbytes for entry in checkpoint.entries.values())
+    files = Finding(
+        "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
+    )
+    with _quiet():
+        findings = (
+            files,
+            _finite(checkpoint),
+            _parameters(checkpoint),
+            _ties(checkpoint),
+            _loads(checkpoint, trust_remote_code),
+            _processor(checkpoint, trust_remote_code),
+        )
+    return Verification(path, findings)
+
+
+def _finite(checkpoint: Checkpoint) -> Finding:
+    bad = []
+    values = np.empty(_BLOCK, np.float32)
+    wide = np.empty(0, np.float64)
+    for entry in checkpoint.entries.values():
+        if entry.dtype not in MERGEABLE:
+            continue
+        if entry.dtype == "F64" and not wide.size:
+            wide = np.empty(_BLOCK, np.float64)
+        out = wide if entry.dtype == "F64" else values
+        width = BITS[entry.dtype] // 8
+        if not all(
+            kernels.decode(raw, entry.dtype, out[: raw.size // width]) for raw in _blocks(entry, _BLOCK * width)
+        ):
+            bad.append(entry.name)
+    if bad:
+        return Finding("values", False, f"NaN or infinity in {len(bad)} tensor(s), first {', '.join(bad[:3])}")
+    return Finding("values", True, "no NaN, no infinity")
+
+
+def _parameters(checkpoint: Checkpoint) -> Finding:
+    count = sum(prod(entry.shape) for name, entry in checkpoint.entries.items() if name not in checkpoint.aliases)
+    record = checkpoint.folder / "polymerge.json"
+    if not record.is_file():
+        return Finding("parameters", None, f"{count}; no polymerge.json to say how many the template has")
+    expected = json.loads(record.read_text(encoding="utf-8"))["output"]["parameters"]
+    if count != expected:
+        return Finding("parameters", False, f"{count}, the template has {expected}")
+    return Finding("parameters", True, f"{count}, as many as the template has")
+
+
+def _ties(checkpoint: Checkpoint) -> Finding:
+    tensors = map_names(family_of(checkpoint.config), checkpoint.entries, str(checkpoint.folder)).tensors
+    pair = [tensors.get(name) for name in ("text.embed_tokens.weight", "text.lm_head.weight")]
+    if text_tower(checkpoint.config).ties_head is not True:
+        return Finding("ties", True, "the config ties nothing")
+    if pair[0] is None or pair[1] is None:
+        return Finding("ties", True, "head and embedding are one tensor")
+    embedding, head = (checkpoint.entries[names_read(expr)[0]] for expr in pair if expr is not None)
+    same = embedding.nbytes == head.nbytes and all(
+        np.array_equal(one, other) for one, other in zip(_blocks(embedding, _BLOCK), _blocks(head, _BLOCK), strict=True)
+    )
+    detail = (
+        "are stored twice with the same values" if same else "are tied by the config and stored with different values"
+    )
+    return Finding("ties", same, f"{embedding.name} and {head.name} {detail}")
+
+
+def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
+    try:
+        import transformers
+    except ImportError as error:
+        return Finding("loads", None, f"transformers cannot be imported: {error}")
+    config = checkpoint.config
+    if not config:
+        return Finding("loads", None, "there is no config.json, so no class can be asked to load it")
+    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING and not trust_remote_code:
+        return Finding("loads", None, "its model is code that lies in the folder; --trust-remote-code runs it")
+    loader = _loader(transformers, config)
+    try:
+        _, info = loader.from_pretrained(
+            str(checkpoint.folder),
+            output_loading_info=True,
+            device_map="meta",
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # so that they are listed, not raised one by one
+        )
+    except Exception as error:  # whatever a model's class raises means that the folder does not load
+        return Finding("loads", False, f"{loader.__name__}: {type(error).__name__}: {error}")
+    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        told = "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items() if keys)
+        return Finding("loads", False, f"{loader.__name__}: {told}")
+    return Finding("loads", True, f"{loader.__name__}: no key missing, unexpected or mismatched")
+
+
+def _loader(transformers: Any, config: Any) -> Any:
+    """The class to load with: the architecture that the config names, else the Auto class that knows the config."""
+    for name in config.get("architectures") or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    multimodal = any(key in config for key in ("vision_config", "audio_config", "auto_map"))
+    return transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
+
+
+def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
+    names = {path.name for path in checkpoint.folder.iterdir()}
+    if not names & {*_PROCESSORS, *_TOKENIZERS}:
+        return Finding("processor", None, "the template has neither processor nor tokenizer files")
+    try:
+        import transformers
+    except ImportError as error:
+        return Finding("processor", None, f"transformers cannot be imported: {error}")
+    loader = transformers.AutoProcessor if names & set(_PROCESSORS) else transformers.AutoTokenizer
+    try:
+        loaded = loader.from_pretrained(
+            str(checkpoint.folder), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except ImportError as error:
+        return Finding(
+            "processor", None, f"a package that it needs is not installed: {str(error).strip().splitlines()[0]}"
+        )
+    except Exception as error:  # whatever a processor's class raises means that it does not load
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "auto_map" in checkpoint.config and not trust_remote_code:
+            return Finding("processor", None, "it is code that lies in the folder; --trust-remote-code runs it")
+        return Finding("processor", False, f"{loader.__name__}: {detail}")
+    return Finding("processor", True, type(loaded).__name__)
+
+
+def _blocks(entry: Entry, size: int) -> Iterator[np.ndarray]:
+    """A tensor's bytes, `size` at a time; each array is valid until the next."""
+    buffer = np.empty(min(size, entry.nbytes), np.uint8)
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        left = entry.nbytes
+        while left:
+            part = buffer[: min(size, left)]
+            done = 0
+            while done < part.size:
+                done += file.readinto(memoryview(part)[done:]) or _ended(entry)
+            yield part
+            left -= part.size
+
+
+def _ended(entry: Entry) -> int:
+    raise EOFError(f"{entry.file} ends inside of {entry.name}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off the terminal: what they say is in the findings."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        yield
+        return
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

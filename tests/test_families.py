@@ -1,0 +1,254 @@
+"""The tables of names against names that exist: of published checkpoints, and of tiny ones that transformers wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polymerge import families
+from polymerge.families import FAMILIES, family_of, quantization_method, text_tower
+from polymerge.mapping import Family, map_names
+from tiny import LLMS, RUNNABLE, VLMS, as_2024, as_live, build, generate, load, perturbed, related_llm
+
+PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden/names.json").read_text(encoding="utf-8"))
+"""Tensor names of published checkpoints, with the first number of each name folded into a range."""
+
+FORMS = {"saved": (), "2024": (as_2024,), "live": (as_live,), "live in 4.5x": (as_2024, as_live)}
+"""The names that one checkpoint has had over the years, by what makes them of those that transformers 5 writes."""
+
+ALL_PARTS = ("text", "vision", "projector")
+
+
+def unfolded(name: str) -> Iterator[str]:
+    """`layers.{0-1,5}.w` -> `layers.0.w`, `layers.1.w`, `layers.5.w`."""
+    before, _, rest = name.partition("{")
+    if not rest:
+        yield name
+        return
+    numbers, _, after = rest.partition("}")
+    for span in numbers.split(","):
+        first, _, last = span.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            yield f"{before}{number}{after}"
+
+
+def names_of(published: dict[str, Any]) -> list[str]:
+    return [name for folded in published["names"] for name in unfolded(folded)]
+
+
+@pytest.fixture(scope="session")
+def tiny_names(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tensor names of a family's tiny checkpoint in one of `FORMS`."""
+
+    @cache
+    def names(family: str, form: str = "saved") -> tuple[str, ...]:
+        folder = build(family, tmp_path_factory.mktemp("tiny") / family)
+        for renaming in FORMS[form]:
+            renaming(folder)
+        return tuple(load(folder))
+
+    return names
+
+
+def canonical(family: Family, names: Any) -> set[str]:
+    mapped = map_names(family, names, "here")
+    assert mapped.problems == ()
+    return set(mapped.tensors)
+
+
+# --- published checkpoints
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda entry: entry["checkpoint"])
+def test_every_published_name_has_one_place(published: dict[str, Any]) -> None:
+    family, names = FAMILIES[published["family"]], names_of(published)
+    assert len(set(names)) == published["count"]
+    mapped = map_names(family, names, published["checkpoint"])
+    assert mapped.problems == ()
+    assert len(mapped.tensors) + len(mapped.buffers) == len(names)
+    if family.name != "generic":
+        assert {family.part_of(name) for name in mapped.tensors} <= set(ALL_PARTS)
+
+
+def published_names(checkpoint: str) -> tuple[Family, list[str]]:
+    (entry,) = (entry for entry in PUBLISHED if checkpoint in entry["checkpoint"])
+    return FAMILIES[entry["family"]], names_of(entry)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "text", "vision", "projector"),
+    [
+        ("llava-1.5-7b-hf", 291, 391, 4),
+        ("DINOv2", 291, 223, 4),
+        ("OpenGVLab/InternVL2_5-8B", 227, 340, 6),
+        ("MBZUAI/AIN", 339, 385, 6),
+        ("Qwen2.5-VL-7B", 339, 385, 5),
+        ("Meta-Llama-3-8B", 291, 0, 0),
+    ],
+)
+def test_parts_have_their_tensors(checkpoint: str, text: int, vision: int, projector: int) -> None:
+    family, names = published_names(checkpoint)
+    parts = [family.part_of(name) for name in canonical(family, names)]
+    assert [parts.count(part) for part in ALL_PARTS] == [text, vision, projector]
+
+
+def test_buffers_are_known_and_not_merged() -> None:
+    family, names = published_names(".bin files with buffers")
+    buffers = map_names(family, names, "llama").buffers
+    assert sorted(buffers) == sorted(f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(32))
+    assert FAMILIES["llava"].is_buffer("vision_tower.vision_model.embeddings.position_ids")
+    assert FAMILIES["qwen2_vl"].is_buffer("visual.rotary_pos_emb.inv_freq")
+
+
+def test_a_vlm_and_the_llm_it_grew_from_share_their_text() -> None:
+    llama = canonical(*published_names("Meta-Llama-3-8B"))
+    llava, names = published_names("llava-1.5-7b-hf")
+    assert {name for name in canonical(llava, names) if llava.part_of(name) == "text"} == llama
+
+
+def test_an_internlm2_tower_shares_no_layer_with_llama() -> None:
+    internvl = canonical(*published_names("OpenGVLab/InternVL2_5-8B"))
+    assert internvl & canonical(*published_names("Meta-Llama-3-8B")) == {"text.norm.weight"}
+    assert "text.layers.31.attention.wqkv.weight" in internvl
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_rule_is_needed_by_a_name_that_exists(name: str, tiny_names: Any) -> None:
+    family = FAMILIES[name]
+    names = {tensor for entry in PUBLISHED if entry["family"] == name for tensor in names_of(entry)}
+    if name != "generic":
+        names.update(tensor for form in FORMS for tensor in tiny_names(name, form))
+    used = {
+        next(rule for rule in family.rules if rule.apply(tensor)) for tensor in names if not family.is_buffer(tensor)
+    }
+    assert set(family.rules) == used
+
+
+# --- tiny checkpoints
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", [*VLMS, *LLMS])
+def test_all_spellings_of_a_checkpoint_mean_the_same(name: str, form: str, tiny_names: Any) -> None:
+    saved = canonical(FAMILIES[name], tiny_names(name))
+    assert canonical(FAMILIES[name], tiny_names(name, form)) == saved
+    assert {FAMILIES[name].part_of(tensor) for tensor in saved} == set(FAMILIES[name].parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [*((name, None) for name in VLMS), ("llava_next", "mistral"), ("internvl_chat", "qwen2")]
+)
+def test_the_plain_llm_of_a_vlm_has_its_text_names(name: str, text: str | None, tmp_path: Path) -> None:
+    vlm = build(name, tmp_path / "vlm", text=text)
+    llm = related_llm(vlm, tmp_path / "llm")
+    inside, outside = (family_of(config_of(folder)) for folder in (llm, vlm))
+    text = {tensor for tensor in canonical(outside, load(vlm)) if outside.part_of(tensor) == "text"}
+    assert canonical(inside, load(llm)) == text
+    assert text_tower(config_of(llm)).model_type == text_tower(config_of(vlm)).model_type == inside.name
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("name", [*VLMS, *LLMS])
+def test_the_config_says_what_was_built(name: str, tie: bool, tmp_path: Path) -> None:
+    folder = build(name, tmp_path / name, layers=3, tie=tie, vocab=72)
+    config = config_of(folder)
+    assert family_of(config).name == name
+    tower = text_tower(config)
+    assert (tower.layers, tower.hidden_size, tower.vocab_size, tower.ties_head) == (3, 32, 72, tie)
+    assert ("text.lm_head.weight" in canonical(FAMILIES[name], load(folder))) != tie
+    assert quantization_method(config) is None
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_tiny_checkpoints_say_the_same_under_all_their_names(name: str, tmp_path: Path) -> None:
+    saved = build(name, tmp_path / "saved", seed=5)
+    logits, spellings = generate(saved), [set(load(saved))]
+    for form, renamings in FORMS.items():
+        folder = build(name, tmp_path / form, seed=5, shard=True) if renamings else saved
+        for renaming in renamings:
+            renaming(folder)
+        if set(load(folder)) not in spellings:
+            spellings.append(set(load(folder)))
+            assert generate(folder).equal(logits), form
+
+
+def test_tiny_checkpoints_follow_from_their_seed(tmp_path: Path) -> None:
+    one, two, three = (build("llava", tmp_path / str(place), seed=seed) for place, seed in enumerate((7, 7, 8)))
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert not any(tensor.equal(load(three)[name]) for name, tensor in load(one).items())
+    first, second = (load(perturbed(one, tmp_path / f"tuned{place}", seed=1)) for place in range(2))
+    assert all(tensor.equal(second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("vocab", [56, 64, 72])
+def test_a_tiny_llm_is_near_its_vlm(vocab: int, tmp_path: Path) -> None:
+    vlm = build("qwen2_vl", tmp_path / "vlm", dtype="float16", tie=True)
+    near, far = load(related_llm(vlm, tmp_path / "llm", vocab=vocab, size=0.001)), load(vlm)
+    assert near["model.embed_tokens.weight"].shape == (vocab, 32)
+    for name, tensor in near.items():
+        rows = min(len(tensor), len(far[name]))
+        assert tensor.dtype == far[name].dtype
+        assert 0 < (tensor[:rows].float() - far[name][:rows].float()).abs().max() < 0.01, name
+
+
+def test_a_tiny_internvl_may_have_an_internlm2_decoder(tmp_path: Path) -> None:
+    folder = build("internvl_chat", tmp_path / "vlm", text="internlm2")
+    assert text_tower(config_of(folder)).model_type == "internlm2"
+    assert "text.layers.1.attention.wqkv.weight" in canonical(FAMILIES["internvl_chat"], load(folder))
+
+
+# --- which family
+
+
+@pytest.mark.parametrize("published", [entry for entry in PUBLISHED if entry["config"]], ids=lambda e: e["checkpoint"])
+def test_published_configs_name_their_family(published: dict[str, Any]) -> None:
+    assert family_of(published["config"]).name == published["family"]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"model_type": "internvl_chat", "llm_config": {"model_type": "internlm2"}}, "internvl_chat"),
+        ({"architectures": ["InternVLChatModel"], "llm_config": {}}, "internvl_chat"),
+        ({"model_type": "llava_next_video", "text_config": {"model_type": "mistral"}}, "llava_next"),
+        ({"model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"]}, "idefics2"),
+        # the first LLaVA, and OneVision as lmms-lab published it: transformers' model type, other names
+        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "generic"),
+        ({"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]}, "generic"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "generic"),
+        ({"model_type": "bert"}, "generic"),
+        ({"model_type": "qwen2", "architectures": []}, "qwen2"),
+        ({"model_type": "qwen2", "architectures": None}, "qwen2"),
+        ({"model_type": ["odd"], "architectures": [3]}, "generic"),
+        ({}, "generic"),
+    ],
+)
+def test_the_config_decides_the_family(config: dict[str, Any], name: str) -> None:
+    assert family_of(config).name == name
+
+
+def test_generic_names_stand_for_themselves() -> None:
+    generic = FAMILIES["generic"]
+    assert canonical(generic, ["vision.w", "a.b.0.c"]) == {"vision.w", "a.b.0.c"}
+    assert generic.parts == ()
+
+
+def test_each_family_claims_its_own_and_lives_in_a_file_of_its_name() -> None:
+    tables = list(FAMILIES.values())
+    claims = [claim for family in tables for claim in (*family.model_types, *family.architectures)]
+    assert len(claims) == len(set(claims))
+    for family in tables:
+        source = (Path(families.__file__).parent / f"{family.name}.py").read_text(encoding="utf-8")
+        assert re.search(rf'Family\(\s*"{family.name}"', source)
+        assert family.title

@@ -1,0 +1,181 @@
+"""Rules, read expressions and the mapping of whole checkpoints, on names made up for the purpose."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polymerge.errors import CheckpointError, RecipeError
+from polymerge.mapping import (
+    Concat,
+    Expr,
+    Family,
+    Read,
+    Rows,
+    Rule,
+    expr_from_json,
+    expr_to_json,
+    map_names,
+    names_read,
+    shape_of,
+    text_layer,
+)
+
+TOY = Family(
+    "toy",
+    rules=(
+        Rule("eye.joint.{rest}", "projector.{rest}"),
+        Rule("eye.{rest}", "vision.{rest}"),
+        Rule("layers.{i}.{rest}", "text.layers.{i}.{rest}"),
+        Rule("head", "text.lm_head.weight"),
+        Rule("old_head", "text.lm_head.weight"),
+    ),
+)
+
+# --- rules
+
+
+def test_a_rule_matches_whole_names_only() -> None:
+    rule = Rule("layers.{i}.w", "text.layers.{i}.w")
+    assert rule.apply("layers.3.w") == "text.layers.3.w"
+    for name in ("layers.3.w.bias", "model.layers.3.w", "layers.x.w", "layers..w", "layers.3aw", "layers.3.4.w"):
+        assert rule.apply(name) is None, name
+
+
+def test_rest_is_never_empty_and_may_hold_dots() -> None:
+    rule = Rule("a.{rest}", "b.{rest}")
+    assert rule.apply("a.x.0.y") == "b.x.0.y"
+    assert rule.apply("a.") is None
+    assert rule.apply("a") is None
+
+
+def test_dots_and_braces_in_names_are_only_text() -> None:
+    assert Rule("a.b", "c").apply("axb") is None
+    assert Rule("a.{rest}", "b.{rest}").apply("a.{i}{rest}") == "b.{i}{rest}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "canonical"), [("a.{rest}", "b.{i}"), ("a.{i}.{i}", "b.{i}"), ("a.{n}", "b.{n}"), ("a", "{rest}")]
+)
+def test_a_rule_that_cannot_work_is_refused_where_it_is_written(pattern: str, canonical: str) -> None:
+    with pytest.raises(ValueError, match="may stand once"):
+        Rule(pattern, canonical)
+
+
+@given(first=st.integers(0, 10**6), second=st.integers(0, 10**6))
+def test_layer_numbers_are_kept_apart(first: int, second: int) -> None:
+    names = [TOY.canonical(f"layers.{number}.mlp.w") for number in (first, second)]
+    assert [text_layer(name or "") for name in names] == [first, second]
+    assert (names[0] == names[1]) == (first == second)
+
+
+def test_only_the_text_towers_layers_are_layers() -> None:
+    assert text_layer("text.layers.10.mlp.w") == 10
+    for name in ("vision.layers.1.w", "text.norm.weight", "text.layers.1", "projector.0.text.layers.1.w"):
+        assert text_layer(name) is None, name
+
+
+def test_the_first_rule_that_matches_wins_and_is_applied_once() -> None:
+    assert TOY.canonical("eye.joint.w") == "projector.w"
+    assert TOY.canonical("eye.joints.w") == "vision.joints.w"
+    looping = Family("loop", rules=(Rule("a.{rest}", "b.{rest}"), Rule("b.{rest}", "a.{rest}")))
+    assert looping.canonical("a.a.w") == "b.a.w"
+
+
+@given(st.permutations([*TOY.rules, Rule("{rest}", "vision.{rest}")]), st.sampled_from(["eye.joint.w", "layers.4.w"]))
+def test_order_decides_among_the_rules_that_match(rules: list[Rule], name: str) -> None:
+    matches = [rule.apply(name) for rule in rules]
+    assert Family("any", tuple(rules)).canonical(name) == next(match for match in matches if match)
+
+
+# --- whole checkpoints
+
+
+def test_every_name_gets_its_place() -> None:
+    mapped = map_names(TOY, ["eye.w", "layers.0.w", "layers.0.rotary_emb.inv_freq", "eye.position_ids"], "ckpt")
+    assert mapped.tensors == {"vision.w": Read("eye.w"), "text.layers.0.w": Read("layers.0.w")}
+    assert mapped.buffers == ("layers.0.rotary_emb.inv_freq", "eye.position_ids")
+    assert mapped.problems == ()
+
+
+def test_two_names_for_one_tensor_are_an_error_that_shows_both() -> None:
+    (problem,) = map_names(TOY, ["head", "old_head"], "ckpt").problems
+    assert "ckpt: 'head' and 'old_head' are both text.lm_head.weight" in str(problem)
+
+
+def test_unknown_names_are_errors_that_say_where_the_rule_belongs() -> None:
+    names = [f"blocks.{block}.w" for block in range(40)] + ["ear.w", "eye.w"]
+    first, second = map_names(TOY, names, "ckpt").problems
+    assert "ckpt: no rule of family 'toy' explains tensor 'blocks.0.w' (39 more like it)" in str(first)
+    assert "add a Rule to polymerge/families/toy.py" in str(first)
+    assert "'ear.w'. Say" in str(second)
+
+
+def test_parts_come_from_the_rules() -> None:
+    assert TOY.parts == ("text", "vision", "projector")
+    assert TOY.part_of("vision.w") == "vision"
+    plain = Family("plain", rules=(Rule("{rest}", "{rest}"),))
+    assert plain.parts == ()
+    assert plain.part_of("vision.w") is None
+
+
+# --- read expressions
+
+names = st.text("abc.01", min_size=1, max_size=8)
+
+
+def _grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
+    rows = st.builds(Rows, inner, st.integers(0, 9), st.integers(10, 20))
+    return rows | st.builds(Concat, st.lists(inner, min_size=1, max_size=3).map(tuple))
+
+
+@given(st.recursive(st.builds(Read, names), _grown, max_leaves=6))
+def test_expressions_survive_json(expr: Expr) -> None:
+    assert expr_from_json(json.loads(json.dumps(expr_to_json(expr)))) == expr
+
+
+def test_the_json_of_expressions_is_fixed() -> None:
+    expr = Concat((Read("q"), Rows(Read("kv"), 0, 4)))
+    assert expr_to_json(expr) == {"concat": ["q", {"rows": [0, 4], "of": "kv"}]}
+
+
+@pytest.mark.parametrize(
+    "value", [3, None, {}, [], {"rows": [1], "of": "x"}, {"rows": [0, 1]}, {"concat": []}, {"concat": ["a"], "b": 1}]
+)
+def test_anything_else_is_no_expression(value: object) -> None:
+    with pytest.raises(RecipeError, match="not a read expression"):
+        expr_from_json(value)
+
+
+def test_each_name_is_read_once() -> None:
+    fused = Read("qkv")
+    assert names_read(Concat((Rows(fused, 0, 2), Read("b"), Rows(fused, 4, 6)))) == ("qkv", "b")
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.integers(0, 30))
+def test_rows_of_a_tensor_stack_to_its_shape(heights: list[int], width: int) -> None:
+    edges = [0, *(sum(heights[: place + 1]) for place in range(len(heights)))]
+    blocks = tuple(Rows(Read("w"), start, stop) for start, stop in pairwise(edges))
+    assert shape_of(Concat(blocks), {"w": (edges[-1], width)}) == (edges[-1], width)
+    assert [shape_of(block, {"w": (edges[-1], width)}) for block in blocks] == [(height, width) for height in heights]
+
+
+@pytest.mark.parametrize(
+    ("expr", "said"),
+    [
+        (Read("missing"), "missing: there is no such tensor"),
+        (Rows(Read("w"), 2, 5), r"w: no rows 2 to 5 in shape \[4, 3\]"),
+        (Rows(Read("w"), 2, 2), "no rows 2 to 2"),
+        (Rows(Read("w"), -1, 2), "no rows -1 to 2"),
+        (Rows(Read("scalar"), 0, 1), "no rows 0 to 1"),
+        (Concat((Read("w"), Read("v"))), r"w, v: shapes \[4, 3\], \[4\] do not stack"),
+        (Concat((Read("scalar"), Read("scalar"))), "do not stack"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_errors(expr: Expr, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        shape_of(expr, {"w": (4, 3), "v": (4,), "scalar": ()})

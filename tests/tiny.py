@@ -1,0 +1,290 @@
+"""Tiny real checkpoints of every family: built, saved, renamed, perturbed and run by transformers' own classes.
+
+    vlm = build("llava_next", tmp_path / "vlm", seed=0)
+    llm = related_llm(vlm, tmp_path / "llm", seed=1)      # a plain language model, near the text tower of it
+    tuned = perturbed(llm, tmp_path / "tuned", seed=2)    # a fine-tune of that
+    logits = generate(vlm)                                # loads strictly, shows it an image
+
+One seed gives the same bytes every time. A family's sizes are fixed but for layers and vocabulary, so that any two
+checkpoints of one lineage fit together.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Idefics2Processor,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.utils import logging
+
+import tiny_internvl_chat
+from tiny_configs import ANYRES, IMAGE, LLMS, PATCH, ROWS, SPECIALS, TEXT, VLMS, WORDS, config_of, image_settings
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+WITH_PROCESSOR = ("llava", "llava_next", "idefics2")
+"""The families whose processor works without torchvision; the others get the settings of their image processor."""
+
+RUNNABLE = tuple(family for family in (*VLMS, *LLMS) if family != "internvl_chat")
+"""The families that `generate` can run: InternVL as first published has no class in transformers."""
+
+LLAVA_LIVE = {"language_model.lm_head.": "lm_head.", "language_model.model.": "model.language_model.",
+              "vision_tower.": "model.vision_tower.", "multi_modal_projector.": "model.multi_modal_projector.",
+              "image_newline": "model.image_newline"}  # fmt: skip
+QWEN_LIVE = {"visual.": "model.visual.", "model.": "model.language_model."}
+LIVE = {"llava": LLAVA_LIVE, "llava_next": LLAVA_LIVE, "llava_onevision": LLAVA_LIVE, "internvl": LLAVA_LIVE,
+        "qwen2_vl": QWEN_LIVE, "qwen2_5_vl": QWEN_LIVE}  # fmt: skip
+"""By family, the prefixes that transformers 5 writes and those it has in memory; the first that fits is replaced."""
+
+OLD = {family: {"vision_tower.": "vision_tower.vision_model."} for family in ("llava", "llava_next", "llava_onevision")}
+"""By family, the prefixes that transformers 5 writes and those of 2024."""
+
+TEXT_PREFIX = {"idefics2": ("model.text_model.", "lm_head."), "qwen2_vl": ("model.", "lm_head."),
+               "qwen2_5_vl": ("model.", "lm_head.")}  # fmt: skip
+"""Where a family, as `build` writes it, has decoder and head, if not under `language_model.`"""
+
+
+# --- building
+
+
+def build(
+    family: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "bfloat16",
+    text: str | None = None,
+    layers: int = 2,
+    tie: bool = False,
+    vocab: int = ROWS,
+    shard: bool = False,
+) -> Path:
+    """Write a checkpoint with random weights, its tokenizer and its image processor, and return its folder.
+
+    `text` names the decoder where the family leaves a choice (`internlm2` too for internvl_chat); `vocab` is the number
+    of rows of the embedding.
+    """
+    kind = text or TEXT.get(family, family)
+    size = "20KB" if shard else "5GB"
+    if family == "internvl_chat":
+        shapes = tiny_internvl_chat.shapes(kind, layers, vocab, tie)
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+        _fill(tensors, seed)
+        tiny_internvl_chat.write_config(folder, tiny_internvl_chat.config(kind, layers, vocab, tie, dtype))
+        cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+        save_torch_state_dict(cast, folder, max_shard_size=size)
+    else:
+        auto = AutoModelForCausalLM if family in LLMS else AutoModelForImageTextToText
+        with torch.random.fork_rng():
+            model = auto.from_config(config_of(family, kind, layers, vocab, tie))
+        _fill(dict(model.named_parameters()), seed)
+        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=size)
+    _save_tokenizer(folder, family)
+    if family in WITH_PROCESSOR:
+        _processor(folder, family).save_pretrained(folder)
+    elif family in VLMS:
+        _write_json(folder / "preprocessor_config.json", image_settings(family))
+    return folder
+
+
+def _fill(parameters: dict[str, Tensor], seed: int) -> None:
+    """Draw every parameter, biases and norms too, so that no two tensors are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(parameters.items()):
+            center = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
+            parameter.normal_(center, 0.1, generator=generator)
+
+
+def _save_tokenizer(folder: Path, family: str) -> None:
+    specials = SPECIALS.get(family, {})
+    vocabulary = {word: place for place, word in enumerate((*WORDS, *specials.values()))}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        extra_special_tokens=specials, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    tokenizer.chat_template = "{% for message in messages %}<s> {{ message['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
+def _processor(folder: Path, family: str) -> Any:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if family == "idefics2":
+        sizes = {"size": {"shortest_edge": IMAGE, "longest_edge": IMAGE}, "do_image_splitting": False}
+        return Idefics2Processor(Idefics2ImageProcessorPil(**sizes), tokenizer, image_seq_len=3)
+    sizes = {"size": {"shortest_edge": IMAGE}, "crop_size": {"height": IMAGE, "width": IMAGE}}
+    kept = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    if family == "llava":
+        return LlavaProcessor(CLIPImageProcessorPil(**sizes), tokenizer, **kept)
+    return LlavaNextProcessor(LlavaNextImageProcessorPil(**sizes, **ANYRES), tokenizer, **kept)
+
+
+# --- relatives
+
+
+def related_llm(vlm: Path, folder: Path, *, seed: int = 0, size: float = 0.02, vocab: int | None = None) -> Path:
+    """Write the plain language model that `vlm` may have been made of: its text tower, moved by random steps of `size`.
+
+    `vocab` is its number of rows where it differs: rows of the tower are left out, or random ones follow them.
+    """
+    outside = _read_json(vlm / "config.json")
+    inside = outside.get("text_config") or outside["llm_config"]
+    family = outside["model_type"]
+    tie = bool(outside.get("tie_word_embeddings") or inside.get("tie_word_embeddings"))
+    kind = TEXT[family] if family.startswith("qwen2") else inside["model_type"]
+    rows, layers = vocab or inside["vocab_size"], inside["num_hidden_layers"]
+    weights = load(vlm)
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    build(kind, folder, seed=seed, dtype=dtype, layers=layers, tie=tie, vocab=rows)
+    body, head = TEXT_PREFIX.get(family, ("language_model.model.", "language_model.lm_head."))
+
+    def placed(name: str, tensor: Tensor) -> Tensor:
+        seen = weights[head + name.removeprefix("lm_head.") if name.startswith("lm_head.") else body + name[6:]]
+        common = min(len(seen), len(tensor))
+        return torch.cat([seen[:common], tensor[common:]])
+
+    _rewrite(folder, lambda name: name, placed)
+    return perturbed(folder, folder, seed=seed + 1, size=size)
+
+
+def perturbed(checkpoint: Path, folder: Path, *, seed: int, size: float = 0.02) -> Path:
+    """Write a copy of a checkpoint whose every tensor has moved by normal steps of `size`: a fine-tune of it."""
+    if folder != checkpoint:
+        shutil.copytree(checkpoint, folder)
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(_: str, tensor: Tensor) -> Tensor:
+        step = torch.empty(tensor.shape).normal_(0.0, size, generator=generator)
+        return (tensor.float() + step).to(tensor.dtype)
+
+    _rewrite(folder, lambda name: name, moved)
+    return folder
+
+
+# --- names
+
+
+def as_2024(folder: Path) -> Path:
+    """Give a checkpoint that transformers 5 wrote the names of 2024, in place."""
+    return _renamed(folder, OLD)
+
+
+def as_live(folder: Path) -> Path:
+    """Give a checkpoint that transformers 5 wrote the names that it has in memory, in place: such files exist too."""
+    return _renamed(folder, LIVE)
+
+
+def _renamed(folder: Path, prefixes: dict[str, dict[str, str]]) -> Path:
+    table = prefixes.get(_read_json(folder / "config.json")["model_type"], {})
+
+    def renamed(name: str) -> str:
+        for old, new in table.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    _rewrite(folder, renamed, lambda _, tensor: tensor)
+    return folder
+
+
+def _rewrite(folder: Path, rename: Callable[[str], str], change: Callable[[str, Tensor], Tensor]) -> None:
+    """Rewrite every tensor of a checkpoint where it lies, in the order of the names."""
+    for shard in sorted(folder.glob("*.safetensors")):
+        tensors = {rename(name): change(name, tensor) for name, tensor in sorted(load_file(shard).items())}
+        save_file(tensors, shard, metadata={"format": "pt"})
+    index_file = folder / "model.safetensors.index.json"
+    if index_file.exists():
+        index = _read_json(index_file)
+        index["weight_map"] = {rename(name): shard for name, shard in index["weight_map"].items()}
+        _write_json(index_file, index)
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by their names on disk, sorted."""
+    shards = [load_file(shard) for shard in sorted(folder.glob("*.safetensors"))]
+    return dict(sorted((name, tensor) for shard in shards for name, tensor in shard.items()))
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _write_json(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+# --- running
+
+
+def generate(folder: Path, tokens: int = 3) -> Tensor:
+    """Load a checkpoint, let it say `tokens` words about an image if it can see, and return their logits [token, word].
+
+    Fails unless every tensor on disk has its place in the model and the other way round.
+    """
+    family = _read_json(folder / "config.json")["model_type"]
+    auto = AutoModelForCausalLM if family in LLMS else AutoModelForImageTextToText
+    model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
+    said = model.generate(
+        **_question(model, folder, family), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    return torch.cat(said.logits)
+
+
+def _question(model: Any, folder: Path, family: str) -> dict[str, Tensor]:
+    """What `generate` is asked: a sum, and for a model with eyes an image that is a ramp of grey."""
+    words = "<s> what is 2 + 3 ?"
+    if family in WITH_PROCESSOR:
+        ramp = Image.linear_gradient("L").resize((IMAGE, IMAGE)).convert("RGB")
+        processor = AutoProcessor.from_pretrained(folder)
+        return dict(processor(images=ramp, text="<image> " + words, return_tensors="pt"))
+    ids = AutoTokenizer.from_pretrained(folder)(words, return_tensors="pt")["input_ids"]
+    if family in LLMS:
+        return {"input_ids": ids}
+    seen = _pixels(family)
+    features = torch.cat(tuple(model.get_image_features(**seen).pooler_output))
+    image = torch.full((1, len(features)), model.config.image_token_id)
+    question = {"input_ids": torch.cat([image, ids], dim=1), **seen}
+    if family.startswith("qwen"):
+        question["mm_token_type_ids"] = (question["input_ids"] == model.config.image_token_id).int()
+    return question
+
+
+def _pixels(family: str) -> dict[str, Tensor]:
+    """The ramp as the processors of the other families would hand it on."""
+    if family.startswith("qwen"):
+        return {
+            "pixel_values": torch.linspace(-1, 1, 16 * 96).reshape(16, 96),
+            "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        }
+    crops = torch.linspace(-1, 1, 3 * 3 * IMAGE * IMAGE).reshape(1, 3, 3, IMAGE, IMAGE)
+    if family == "internvl":
+        return {"pixel_values": crops[:, 0]}
+    return {"pixel_values": crops, "image_sizes": torch.tensor([[IMAGE, 2 * IMAGE]])}
