@@ -330,7 +330,7 @@ def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_many_headers_are_read_in_a_moment(tmp_path: Path) -> None:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(1, 51):
         name = f"model-{number:05}-of-00050.safetensors"
         names = [f"model.layers.{number}.block.{row}.weight" for row in range(300)]

@@ -102,7 +102,7 @@ def handmade(
 ) -> Path:
     """An archive as torch.save writes one, around any pickle."""
 
-    class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]  # the Python one: it lets `save_global` be replaced
+    class Pickler(pickle.Pickler):
         def persistent_id(self, obj: Any) -> Any:
             return obj.identity if isinstance(obj, Storage) else None
 
@@ -165,14 +165,16 @@ def test_tied_tensors_are_aliases_and_views_are_not(tmp_path: Path, new: bool) -
 def test_a_module_and_its_metadata(tmp_path: Path, new: bool) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     state = module.state_dict()
-    assert state._metadata  # an attribute of the dict, which pickle writes as state
+    assert vars(state)["_metadata"]  # an attribute of the dict, which pickle writes as state
     assert_bytes_agree(save(tmp_path / "m.bin", state, new), dict(state))
 
 
 @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 @BOTH
 def test_every_protocol(tmp_path: Path, new: bool, protocol: int) -> None:
-    state = OrderedDict(a=torch.ones(300), b=torch.zeros(2, 2), n=10**30, s="x" * 300, f=1.5, raw=b"bytes", t=(1, {2}))
+    state: dict[str, Any] = OrderedDict(
+        a=torch.ones(300), b=torch.zeros(2, 2), n=10**30, s="x" * 300, f=1.5, raw=b"bytes", t=(1, {2})
+    )
     torch.save(state, tmp_path / "m.bin", pickle_protocol=protocol, _use_new_zipfile_serialization=new)
     assert_bytes_agree(tmp_path / "m.bin", {"a": state["a"], "b": state["b"]})
 
@@ -270,6 +272,8 @@ def test_a_quantized_tensor_is_refused_by_name(tmp_path: Path, new: bool) -> Non
         (rebuilt(floats(), 0, (1,) * 65, (1,) * 65), "not at most 64 sizes"),
         (rebuilt(floats(), 0, (2,), (1, 1)), "is not contiguous"),
         (Raw(torch._utils._rebuild_tensor_v2, floats()), "not described as torch describes a tensor"),
+        (Raw(torch._utils._rebuild_parameter, 3, True), "not described as torch describes a tensor"),
+        (Raw(torch._tensor._rebuild_from_type_v2, 3), "not described as torch describes a tensor"),
         (
             Raw(torch._utils._rebuild_tensor_v3, floats(), 0, (2,), (1,), False, OrderedDict(), "float32"),
             "is of dtype of type str",
@@ -500,7 +504,13 @@ def test_a_pickle_is_read_as_data() -> None:
 def test_depth_and_circles_do_no_harm(tmp_path: Path) -> None:
     deep = b"\x80\x02)" + b"\x85" * 2_000_000  # a tuple in a tuple in a tuple ...
     circle = b"\x80\x02ctorch._utils\n_rebuild_parameter\n]q\x00Rq\x01h\x00h\x01a"  # a call that is its own argument
-    for program in (deep + b".", b"}" + deep + b"Ns.", deep + b"\x8c\x01aN\x86.", b"}\x8c\x01w" + circle + b"0s."):
+    # a parameter of a typed tensor, whose arguments are a list that the parameter is put into afterwards
+    wide = (
+        b"\x80\x02}\x8c\x01wctorch._tensor\n_rebuild_from_type_v2\n]q\x00Rq\x01"
+        b"h\x00(ctorch._utils\n_rebuild_parameter\nN(h\x01NNtNe0s."
+    )
+    programs = (deep + b".", b"}" + deep + b"Ns.", deep + b"\x8c\x01aN\x86.", b"}\x8c\x01w" + circle + b"0s.", wide)
+    for program in programs:
         path = tmp_path / "m.bin"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("m/data.pkl", program)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from polymerge.checkpoint.entry import Contents, Entry
 from polymerge.checkpoint.pickled import Call, Global, Persistent
 from polymerge.checkpoint.torchcontainer import Region, read_container
-from polymerge.checkpoint.torchnames import DICTS, DTYPES, REBUILD, UNREADABLE, storage_id
+from polymerge.checkpoint.torchnames import DICTS, DTYPES, REBUILD, TENSORS, UNREADABLE, storage_id
 from polymerge.dtypes import byte_count
 from polymerge.errors import CheckpointError, refuse_if_any
 
@@ -96,19 +96,22 @@ def _pairs(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _tensor_call(value: Any) -> Call | None:
-    """The call that makes a tensor, out of the layers that make a parameter of it; None where there is no tensor."""
-    # arguments that are a tuple were there before their call, so this cannot go in circles
-    while isinstance(value, Call) and isinstance(value.function, Global) and isinstance(value.arguments, tuple):
-        match value.function.name, value.arguments:
-            case name, _ if name in REBUILD or name in UNREADABLE:
-                return value
+    """The call that makes a tensor, out of the layers that make a parameter of it; None where there is no tensor.
+
+    A layer without a tensor in it is given back itself, to be refused: a tensor was meant.
+    """
+    call = None
+    while isinstance(value, Call) and isinstance(value.function, Global) and value.function.name in TENSORS:
+        call = value
+        match call.function.name, call.arguments if isinstance(call.arguments, tuple) else ():
+            # a tuple was there before the call that it is passed to, so this cannot go in circles
             case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (inner, *_):
                 value = inner
             case "torch._tensor._rebuild_from_type_v2", (function, _, arguments, _):
                 value = Call(function, arguments)
             case _:
-                return None
-    return None
+                break
+    return call
 
 
 def _entry(name: str, call: Call, file: Path, storages: Mapping[str, Region]) -> Entry:
@@ -141,8 +144,8 @@ def _plain_tensor(call: Call) -> tuple[Any, int, tuple[int, ...], str | None]:
     function, arguments = call.function.name, call.arguments
     if function in UNREADABLE:
         raise ValueError(f"{UNREADABLE[function]}, which cannot be merged. Save it as a plain tensor.")
-    count = REBUILD[function]
-    match arguments[:count]:
+    count = REBUILD.get(function, 0)
+    match arguments[:count] if isinstance(arguments, tuple) else ():
         case (Persistent(identity), int(offset), sizes, steps, *others) if len(others) == count - 4 and offset >= 0:
             shape, strides = _sizes(sizes), _sizes(steps)
         case _:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from polymerge.checkpoint.pickled import DICT, Global
 from polymerge.dtypes import BITS
 
-__all__ = ["DICTS", "DTYPES", "KNOWN", "REBUILD", "STORAGES", "UNREADABLE", "StorageId", "storage_id"]
+__all__ = ["DICTS", "DTYPES", "KNOWN", "REBUILD", "STORAGES", "TENSORS", "UNREADABLE", "StorageId", "storage_id"]
 
 STORAGES: Final = {
     "torch.DoubleStorage": "F64",
@@ -87,6 +87,15 @@ UNREADABLE: Final = {
 }
 """The functions that make tensors which are no plain bytes: what is so about them."""
 
+TENSORS: Final = frozenset(
+    {
+        *REBUILD, *UNREADABLE,
+        "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
+        "torch._tensor._rebuild_from_type_v2",
+    }
+)  # fmt: skip
+"""Every function whose result is a tensor; the last three take one, or the call for one, and make a parameter of it."""
+
 _PYTHON_2: Final = "__builtin__"  # the name that protocol 2, torch's own, writes for builtins
 
 DICTS: Final = frozenset({DICT.name, f"{_PYTHON_2}.dict", "collections.OrderedDict"})
@@ -97,9 +106,8 @@ _PLAIN_DATA: Final = frozenset(
 
 KNOWN: Final = frozenset(
     {
-        *STORAGES, *DTYPES, *_OTHER_DTYPES, *REBUILD, *UNREADABLE, *DICTS, *_PLAIN_DATA,
-        "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
-        "torch._tensor._rebuild_from_type_v2", "torch.Tensor", "torch.nn.parameter.Parameter",
+        *STORAGES, *DTYPES, *_OTHER_DTYPES, *TENSORS, *DICTS, *_PLAIN_DATA,
+        "torch.Tensor", "torch.nn.parameter.Parameter",
         "torch.Size", "torch.device", "torch.serialization._get_layout",
     }
 )  # fmt: skip

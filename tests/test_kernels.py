@@ -1,0 +1,335 @@
+"""The kernels against plain loops, and the two sets of kernels against each other, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polymerge import kernels
+from polymerge.kernels import Cutoff
+from polymerge.kernels.cpu.trimming import philox
+
+FLOATS = [np.float32, np.float64]
+TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+WIDTH = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+
+relaxed = settings(deadline=None, max_examples=40)
+
+
+def deltas(seed, models, n, dtype=np.float32):
+    """Numbers as task vectors have them: many magnitudes, many equals, many zeros of either sign."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 1, (models, n))
+    x[:, ::3] = np.round(x[:, ::3] * 2) / 4
+    x[rng.random((models, n)) < 0.1] = 0.0
+    x[rng.random((models, n)) < 0.1] = -0.0
+    return x.astype(dtype)
+
+
+def bits(x):
+    x = np.ascontiguousarray(kernels.on_host(x))
+    return x.view(f"u{x.itemsize}")
+
+
+def both(function, *blocks, **others):
+    """Call a kernel with numpy arrays and with tensors; the results have to have the same bits. Gives the array."""
+    mine = function(*(block.copy() for block in blocks), **others)
+    theirs = function(*(torch.from_numpy(block.copy()) for block in blocks), **others)
+    np.testing.assert_array_equal(bits(mine), bits(theirs))
+    return mine
+
+
+def test_torch_is_not_imported_for_arrays():
+    code = (
+        "import sys; import numpy as np; from polymerge import kernels; from polymerge.methods.linear import linear;"
+        "linear(np.ones((2, 4), np.float32), 1.0); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- formats
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("out", FLOATS)
+def test_every_half_is_read_and_written_back(dtype, out):
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    expected = torch.from_numpy(patterns.view(np.int16)).view(TORCH[dtype]).to(torch.float64).numpy()
+    finite = np.isfinite(expected)
+    for choice, all_finite in ((finite, True), (np.ones_like(finite), False)):
+        raw = patterns[choice].view(np.uint8)
+        for as_block in (np.asarray, torch.from_numpy):
+            values = np.empty(choice.sum(), out)
+            assert kernels.decode(as_block(raw), dtype, as_block(values)) is all_finite
+            np.testing.assert_array_equal(values, expected[choice])
+            back = np.empty_like(raw)
+            assert kernels.encode(as_block(values), dtype, as_block(back)) is not None
+            numbers = ~np.isnan(values)
+            np.testing.assert_array_equal(back.view(np.uint16)[numbers], patterns[choice][numbers])
+            again = torch.from_numpy(back.view(np.int16)).view(TORCH[dtype])
+            np.testing.assert_array_equal(torch.isnan(again).numpy(), ~numbers)
+
+
+@pytest.mark.parametrize("place", [0, 5, 63, 64, 1000])
+@pytest.mark.parametrize("dtype", WIDTH)
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_one_bad_value_is_found(dtype, place, bad):
+    values = torch.full((1001,), -1.75, dtype=TORCH[dtype])
+    values[place] = bad
+    raw = values.view(torch.uint8).numpy()
+    assert not kernels.decode(raw, dtype, np.empty(1001, np.float32))
+    assert not kernels.decode(raw, dtype, np.empty(1001, np.float64))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+@pytest.mark.parametrize("out", FLOATS)
+def test_wide_formats(dtype, out):
+    values = deltas(1, 1, 1000, np.float64)[0].astype({"F32": np.float32, "F64": np.float64}[dtype])
+    for as_block in (np.asarray, torch.from_numpy):
+        read, back = np.empty(1000, out), np.empty(1000 * WIDTH[dtype], np.uint8)
+        assert kernels.decode(as_block(values.view(np.uint8)), dtype, as_block(read)) is True
+        np.testing.assert_array_equal(bits(read), bits(values.astype(out)))
+        kernels.encode(as_block(read), dtype, as_block(back))
+        np.testing.assert_array_equal(back.view(values.dtype), values.astype(out).astype(values.dtype))
+
+
+def test_what_is_too_large_becomes_infinite():
+    for as_block in (np.asarray, torch.from_numpy):
+        out = np.empty(8, np.uint8)
+        kernels.encode(as_block(np.array([1e300, -1e39])), "F32", as_block(out))
+        assert out.view(np.float32).tolist() == [math.inf, -math.inf]
+        assert not kernels.decode(as_block(np.array([1e300]).view(np.uint8)), "F64", as_block(np.empty(1, np.float32)))
+
+
+def round_half_even(value, fraction_bits, least_exponent, greatest):
+    """Rounding as IEEE 754 defines it, in exact arithmetic on Python's integers."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    exponent = max(math.frexp(value)[1] - 1, least_exponent)
+    scaled, unit = math.ldexp(1.0, -(exponent - fraction_bits)), math.ldexp(1.0, exponent - fraction_bits)
+    numerator, denominator = value.as_integer_ratio()
+    times, over = scaled.as_integer_ratio()
+    whole, rest = divmod(abs(numerator) * times, denominator * over)
+    half = 2 * rest - denominator * over
+    whole += half > 0 or (half == 0 and whole % 2 == 1)
+    rounded = math.inf if whole * unit > greatest else whole * unit
+    return math.copysign(rounded, value)
+
+
+IEEE = {"BF16": (7, -126, 3.3895313892515355e38), "F16": (10, -14, 65504.0)}
+
+
+@pytest.mark.parametrize("dtype", IEEE)
+@pytest.mark.parametrize("source", FLOATS)
+def test_narrowing_rounds_once_to_nearest_even(dtype, source):
+    rng = np.random.default_rng(5)
+    patterns = rng.integers(0, 1 << 16, 1500, dtype=np.uint16)
+    near = torch.from_numpy(patterns.view(np.int16)).view(TORCH[dtype]).to(torch.float64).numpy()
+    near = near[np.isfinite(near)]
+    halfway = near * (1 + 2.0 ** -(IEEE[dtype][0] + 1))
+    values = np.concatenate([near, halfway, halfway * (1 + 2.0**-45), halfway * (1 - 2.0**-45), near * 3.14])
+    values = np.concatenate([values, [65519.999, 65520.0, 65536.0, 1e5, 2.0**-25, 2.0**-25 * 1.0001, 2.0**-150]])
+    values = values.astype(source)
+    expected = [round_half_even(float(value), *IEEE[dtype]) for value in values]
+    for as_block in (np.asarray, torch.from_numpy):
+        out = np.empty(values.size * 2, np.uint8)
+        kernels.encode(as_block(values), dtype, as_block(out))
+        got = torch.from_numpy(out.view(np.int16)).view(TORCH[dtype]).to(torch.float64).numpy()
+        np.testing.assert_array_equal(got, expected)
+
+
+# ---- sums
+
+
+@relaxed
+@given(st.integers(0, 99), st.integers(1, 5), st.integers(1, 3000), st.sampled_from(FLOATS))
+def test_weighted_sum_rounds_every_product_and_every_sum_in_order(seed, models, n, dtype):
+    x, weight = deltas(seed, models, n, dtype), np.random.default_rng(seed).normal(0, 1, models).tolist()
+    expected = x[0] * dtype(weight[0])
+    for row, share in zip(x[1:], weight[1:], strict=True):
+        expected = expected + row * dtype(share)
+    np.testing.assert_array_equal(bits(both(kernels.weighted_sum, x, weight=weight)), bits(expected))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", [1.0, 0.3, -2.0])
+def test_subtract_and_add_scaled(dtype, scale):
+    x, base = deltas(1, 3, 700, dtype), deltas(2, 1, 700, dtype)[0]
+    np.testing.assert_array_equal(both(kernels.subtract, x, base), x - base)
+    merged = both(kernels.add_scaled, base, x[0], scale=scale)
+    np.testing.assert_array_equal(bits(merged), bits(base + x[0] * dtype(scale)))
+    if scale == 1:
+        np.testing.assert_array_equal(bits(merged), bits(base + x[0]))
+
+
+def literal_elected_sum(rows, weight, elect, normalize):
+    """One entry, as the papers write it."""
+    votes = [w * d for w, d in zip(weight, rows, strict=True)] if elect == "weighted" else rows
+    elected = 1 if sum(votes) >= 0 else -1
+    agree = [(w, w * d) for w, d, vote in zip(weight, rows, votes, strict=True) if vote * elected > 0]
+    total = sum(product for _, product in agree)
+    parts = {"weight": sum(w for w, _ in agree), "count": len(agree), "none": 1}[normalize]
+    return total / parts if abs(parts) >= 1e-8 else total
+
+
+@pytest.mark.parametrize("elect", ["weighted", "unweighted"])
+@pytest.mark.parametrize("normalize", ["weight", "count", "none"])
+@pytest.mark.parametrize("models", [1, 2, 3, 6])
+def test_elected_sum_is_the_papers(elect, normalize, models):
+    x = deltas(models, models, 2500, np.float64)
+    weight = [0.9, 0.2, -0.3, 1.0, 0.0, 0.25][:models]
+    got = both(kernels.elected_sum, x, weight=weight, elect=elect, normalize=normalize)
+    expected = [literal_elected_sum(list(column), weight, elect, normalize) for column in x.T]
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-300)
+    both(kernels.elected_sum, x.astype(np.float32), weight=weight, elect=elect, normalize=normalize)
+
+
+@pytest.mark.parametrize("elect", ["weighted", "unweighted"])
+@pytest.mark.parametrize("normalize", ["weight", "count", "none"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_loop_for_two_models_has_the_bits_of_the_general_one(elect, normalize, dtype):
+    x = deltas(8, 2, 3000, dtype)
+    x[:, :500] *= dtype(1e-30) * dtype(1e-8)  # products that vanish
+    with_a_silent_third = np.vstack([x, np.zeros((1, 3000), dtype)])
+    for weight in ([0.9, 0.2], [0.5, -0.5], [1e-9, 1e-9], [1e-20, 1.0]):
+        two = both(kernels.elected_sum, x, weight=weight, elect=elect, normalize=normalize)
+        three = kernels.elected_sum(with_a_silent_third, [*weight, 1.0], elect, normalize)
+        np.testing.assert_array_equal(bits(two), bits(three))
+
+
+@pytest.mark.parametrize("n", [1, 1000, 65536, 65537, 200000])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_dots(n, dtype):
+    x = deltas(n, 3, n, dtype)
+    cells = kernels.dots(x.copy())
+    np.testing.assert_array_equal(cells, kernels.dots(torch.from_numpy(x)))
+    assert cells.shape == (-(-n // kernels.CELL), 3, 3)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(cells.sum(axis=0), wide @ wide.T, rtol=1e-12, atol=1e-9)
+    blocks = [kernels.dots(x[:, start : start + kernels.CELL]) for start in range(0, n, kernels.CELL)]
+    np.testing.assert_array_equal(np.concatenate(blocks), cells)
+
+
+# ---- trimming
+
+
+@relaxed
+@given(st.integers(0, 99), st.integers(1, 300), st.sampled_from(FLOATS), st.floats(0, 1))
+def test_cutoffs_keep_the_largest_and_the_first_among_equals(seed, n, dtype, share):
+    x, keep = deltas(seed, 2, n, dtype), int(share * n)
+    expected = np.zeros_like(x)
+    for row, out in zip(x, expected, strict=True):
+        for i in sorted(range(n), key=lambda i: (-abs(row[i]), i))[:keep]:
+            out[i] = row[i]
+    cutoffs = kernels.find_cutoffs(x, [keep, keep])
+    assert cutoffs == kernels.find_cutoffs(torch.from_numpy(x), [keep, keep])
+    np.testing.assert_array_equal(both(kernels.keep_largest, x, cutoffs=cutoffs, start=0), expected)
+
+
+def test_a_cutoff_keeps_equals_up_to_its_end_wherever_the_block_begins():
+    x = np.array([[1, -2, 2, 3, -2, 2, 0]], np.float32)
+    for end, kept in ((0, [3]), (2, [-2, 3]), (3, [-2, 2, 3]), (5, [-2, 2, 3, -2]), (99, [-2, 2, 3, -2, 2])):
+        whole = both(kernels.keep_largest, x, cutoffs=[Cutoff(2.0, end)], start=0)
+        assert whole[whole != 0].tolist() == kept
+        for at in range(8):
+            parts = [kernels.keep_largest(part.copy(), [Cutoff(2.0, end + 100)], start) for part, start in
+                     ((x[:, :at], 100), (x[:, at:], 100 + at))]  # fmt: skip
+            np.testing.assert_array_equal(np.hstack(parts), whole)
+
+
+def plain_philox(counter, key, rounds=10):
+    """Philox4x32 as figure 2 of the paper draws it, on Python's integers."""
+    a, b, c, d = counter
+    key_0, key_1 = key
+    for _ in range(rounds):
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (right >> 32) ^ b ^ key_0, right % 2**32, (left >> 32) ^ d ^ key_1, left % 2**32
+        key_0, key_1 = (key_0 + 0x9E3779B9) % 2**32, (key_1 + 0xBB67AE85) % 2**32
+    return a, b, c, d
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_plain_philox_has_the_known_answers_of_random123(counter, key, words):
+    numbers = [[int(word, 16) for word in line.split()] for line in (counter, key, words)]
+    assert list(plain_philox(*numbers[:2])) == numbers[2]
+
+
+def word_of(element, key):
+    counter = element // 4
+    return plain_philox((counter % 2**32, counter >> 32, 0, 0), (key % 2**32, key >> 32))[element % 4]
+
+
+@relaxed
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**50), st.integers(1, 40))
+def test_compiled_philox_is_the_plain_one(key, counter, count):
+    out = np.empty(4 * count, np.uint32)
+    philox(np.uint64(counter), np.uint64(key), out)
+    assert out.tolist() == [word_of(4 * counter + i, key) for i in range(4 * count)]
+
+
+@relaxed
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.floats(0, 1), st.booleans(), st.sampled_from(FLOATS))
+def test_keep_random_looks_at_one_word_per_element(key, start, density, rescale, dtype):
+    x = deltas(key % 97, 1, 70, dtype)
+    got = both(kernels.keep_random, x, keys=[key], start=start, density=[density], rescale=rescale)
+    factor = dtype(1 / density) if rescale and density > 1e-30 else dtype(1)
+    kept = [word_of(start + i, key) < math.floor(density * 2**32) for i in range(70)]
+    np.testing.assert_array_equal(bits(got), bits(np.where(kept, x * factor, dtype(0))))
+
+
+@pytest.mark.parametrize("cuts", [(1, 2, 3), (4096, 5000), (4095, 8193)])
+def test_draws_do_not_depend_on_blocks(cuts):
+    x = deltas(3, 2, 10000)
+    arguments = {"keys": [1, 2**63 + 5], "density": [0.3, 0.7], "rescale": True}
+    whole = both(kernels.keep_random, x, start=0, **arguments)
+    edges = [0, *cuts, 10000]
+    parts = [kernels.keep_random(x[:, a:b].copy(), start=a, **arguments) for a, b in zip(edges, edges[1:], strict=False)]
+    np.testing.assert_array_equal(np.hstack(parts), whole)
+
+
+def test_draws_have_the_density_and_differ_between_keys():
+    x = np.ones((3, 100000), np.float32)
+    kernels.keep_random(x, [0, 1, 2], 0, [0.2, 0.2, 0.9], False)
+    np.testing.assert_allclose(x.mean(axis=1), [0.2, 0.2, 0.9], atol=0.006)
+    np.testing.assert_allclose((x[0] * x[1]).mean(), 0.04, atol=0.004)
+
+
+# ---- memory
+
+
+def test_rows_of_a_longer_buffer_give_the_same_bits():
+    buffer = np.full((4, 5000), np.nan, np.float32)
+    x = buffer[:3, :2049]
+    x[:] = deltas(4, 3, 2049)
+    own = x.copy()
+    np.testing.assert_array_equal(kernels.weighted_sum(x, [1, 2, 3]), kernels.weighted_sum(own, [1, 2, 3]))
+    for rows in (2, 3):
+        mine, theirs = (kernels.elected_sum(y[:rows], [1] * rows, "weighted", "count") for y in (x, own))
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(kernels.dots(x), kernels.dots(own))
+    assert np.isnan(buffer[:, 2049:]).all()
+    with pytest.raises(ValueError, match="contiguous"):
+        kernels.weighted_sum(buffer[:, ::2], [1] * 4)
+
+
+def test_bits_are_those_of_the_format():
+    """The test above would not notice if both sets read the wrong way round."""
+    raw = np.frombuffer(struct.pack("<4H", 0x3F80, 0xC040, 0x0001, 0x8000), np.uint8)
+    out = np.empty(4, np.float32)
+    assert kernels.decode(raw, "BF16", out)
+    assert out.tolist() == [1.0, -3.0, 2.0**-133, 0.0]
