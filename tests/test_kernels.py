@@ -137,7 +137,8 @@ def test_narrowing_rounds_once_to_nearest_even(dtype, source):
     halfway = near * (1 + 2.0 ** -(IEEE[dtype][0] + 1))
     values = np.concatenate([near, halfway, halfway * (1 + 2.0**-45), halfway * (1 - 2.0**-45), near * 3.14])
     values = np.concatenate([values, [65519.999, 65520.0, 65536.0, 1e5, 2.0**-25, 2.0**-25 * 1.0001, 2.0**-150]])
-    values = values.astype(source)
+    with np.errstate(over="ignore"):
+        values = values.astype(source)
     expected = [round_half_even(float(value), *IEEE[dtype]) for value in values]
     for as_block in (np.asarray, torch.from_numpy):
         out = np.empty(values.size * 2, np.uint8)
@@ -287,7 +288,7 @@ def test_compiled_philox_is_the_plain_one(key, counter, count):
 def test_keep_random_looks_at_one_word_per_element(key, start, density, rescale, dtype):
     x = deltas(key % 97, 1, 70, dtype)
     got = both(kernels.keep_random, x, keys=[key], start=start, density=[density], rescale=rescale)
-    factor = dtype(1 / density) if rescale and density > 1e-30 else dtype(1)
+    factor = dtype(1 / density) if rescale and density >= 2**-32 else dtype(1)
     kept = [word_of(start + i, key) < math.floor(density * 2**32) for i in range(70)]
     np.testing.assert_array_equal(bits(got), bits(np.where(kept, x * factor, dtype(0))))
 
@@ -298,7 +299,9 @@ def test_draws_do_not_depend_on_blocks(cuts):
     arguments = {"keys": [1, 2**63 + 5], "density": [0.3, 0.7], "rescale": True}
     whole = both(kernels.keep_random, x, start=0, **arguments)
     edges = [0, *cuts, 10000]
-    parts = [kernels.keep_random(x[:, a:b].copy(), start=a, **arguments) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [
+        kernels.keep_random(x[:, a:b].copy(), start=a, **arguments) for a, b in zip(edges, edges[1:], strict=False)
+    ]
     np.testing.assert_array_equal(np.hstack(parts), whole)
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def _blocks(entry: Entry, size: int) -> Iterator[np.ndarray]:
             part = buffer[: min(size, left)]
             done = 0
             while done < part.size:
-                done += file.readinto(memoryview(part)[done:]) or _ended(entry)
+                done += file.readinto(part.data[done:]) or _ended(entry)
             yield part
             left -= part.size
 
@@ -223,7 +224,7 @@ def _ended(entry: Entry) -> int:
 def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and load reports off the terminal: what they say is in the findings."""
     try:
-        from transformers.utils import logging
+        logging: Any = import_module("transformers.utils.logging")
     except ImportError:
         yield
         return

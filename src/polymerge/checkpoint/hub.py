@@ -11,7 +11,18 @@ from polymerge.errors import CheckpointError, RecipeError, did_you_mean
 __all__ = ["locate"]
 
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-_WANTED: Final = ["*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py", "*.jinja", "*.tiktoken"]
+_WANTED: Final = [
+    "*.safetensors",
+    "*.bin",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.py",
+    "*.jinja",
+    "*.tiktoken",
+    "*.pt",
+    "*.pth",
+]
 _UNWANTED: Final = ["consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*", "runs/*"]
 
 

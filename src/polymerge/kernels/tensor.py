@@ -91,8 +91,9 @@ def _find_cutoff(row: Tensor, count: int) -> Cutoff:
     threshold = magnitude.sort().values[n - count]
     if threshold == 0:
         return Cutoff.everything(n)
-    quota = count - int((magnitude > threshold).sum())
-    return Cutoff(float(threshold), int((magnitude == threshold).nonzero()[quota - 1]) + 1)
+    equals = (magnitude == threshold).nonzero()
+    kept = count - int((magnitude > threshold).sum())
+    return Cutoff(float(threshold), n if kept == len(equals) else int(equals[kept]))
 
 
 def keep_largest(deltas: Tensor, cutoffs: Sequence[Cutoff], start: int) -> Tensor:
@@ -109,10 +110,11 @@ def keep_random(deltas: Tensor, keys: Sequence[int], start: int, density: Sequen
     """See `polymerge.kernels.keep_random`."""
     for row, key, share in zip(deltas, keys, density, strict=True):
         if share < 1:
-            factor = _rounded(1 / share if rescale and share > 0 else 1, row)
+            limit = int(share * 2**32)
+            factor = _rounded(1 / share if rescale and limit else 1, row)
             words = _philox(int(key), start // 4, -(-(start % 4 + row.numel()) // 4), row.device)
             drawn = words[start % 4 : start % 4 + row.numel()]
-            row.mul_(factor).masked_fill_(drawn >= int(share * 2**32), 0)
+            row.mul_(factor).masked_fill_(drawn >= limit, 0)
     return deltas
 
 

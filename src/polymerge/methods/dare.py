@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polymerge.errors import RecipeError
 from polymerge.kernels import AnyBlock, elected_sum, keep_random, weighted_sum
-from polymerge.methods.ties import Elect, Normalize
+from polymerge.methods.ties import Elect, Normalize, check_words
 from polymerge.methods.weights import PerModel, per_model, shares
 
 __all__ = ["dare_linear", "dare_ties"]
@@ -69,11 +70,16 @@ def dare_ties(
     keys       [model]     64-bit integers; draws with different keys are independent
     start      flat index of the block's first element
     returns    [n]         the merged delta
-    raises     RecipeError where `weight`, `density` or `keys` is not one number per model or a density is out of range
+    raises     RecipeError where `weight`, `density` or `keys` is not one number per model, a density is out of range,
+               or `elect` or `normalize` is another word
     """
+    check_words(elect, normalize)
     weights = shares(weight, len(deltas), normalize=False)
     return elected_sum(_thinned(deltas, density, rescale, keys, start), weights, elect, normalize)
 
 
 def _thinned(deltas: AnyBlock, density: PerModel, rescale: bool, keys: Sequence[int], start: int) -> AnyBlock:
-    return keep_random(deltas, keys, start, per_model(density, len(deltas), "density", 0.0, 1.0), rescale)
+    models = len(deltas)
+    if len(keys) != models:
+        raise RecipeError(f"keys: {len(keys)} for {models} models. Give one per model")
+    return keep_random(deltas, keys, start, per_model(density, models, "density", 0.0, 1.0), rescale)

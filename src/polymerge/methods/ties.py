@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
+from polymerge.errors import RecipeError
 from polymerge.kernels import AnyBlock, Cutoff, elected_sum, find_cutoffs, keep_largest
 from polymerge.methods.weights import PerModel, per_model, shares
 
-__all__ = ["Elect", "Normalize", "kept", "ties"]
+__all__ = ["Elect", "Normalize", "check_words", "kept", "ties"]
 
 Elect = Literal["weighted", "unweighted"]
 Normalize = Literal["weight", "count", "none"]
+
+
+def check_words(elect: str, normalize: str) -> None:
+    """Raise RecipeError for a word that `elect` or `normalize` does not have."""
+    for name, word, known in (("elect", elect, get_args(Elect)), ("normalize", normalize, get_args(Normalize))):
+        if word not in known:
+            raise RecipeError(f"{name}: '{word}' is not one of {', '.join(known)}")
 
 
 def kept(density: PerModel, models: int, n: int) -> list[int]:
@@ -49,8 +57,10 @@ def ties(
     cutoff     [model]     what to keep, where `deltas` is a block of something larger; `density` then has no effect
     start      flat index of the block's first element
     returns    [n]         the merged delta
-    raises     RecipeError where `weight` or `density` is not one number per model or a density is out of range
+    raises     RecipeError where `weight` or `density` is not one number per model, a density is out of range, or
+               `elect` or `normalize` is another word
     """
+    check_words(elect, normalize)
     models, n = deltas.shape
     weights = shares(weight, models, normalize=False)
     if cutoff is None:

@@ -13,7 +13,17 @@ from polymerge.mapping import Read, Rows
 from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import LeftOut, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, joinable
-from polymerge.planning.inputs import EMBEDDING, HEAD, Model, Models, labels_of, open_models, own_name, part_of
+from polymerge.planning.inputs import (
+    EMBEDDING,
+    HEAD,
+    Model,
+    Models,
+    labels_of,
+    open_models,
+    own_name,
+    part_of,
+    sources_of,
+)
 from polymerge.planning.overrides import Choice, choices_of
 from polymerge.recipe import Recipe, parse_recipe, recipe_dict
 
@@ -33,7 +43,8 @@ def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Pl
     if models is not None:
         models = _without_base(recipe, models)
     own = models.own if models is not None else tuple(range(len(recipe.models)))
-    labels = labels_of(recipe)
+    named = labels_of(sources_of(recipe))
+    labels = [named[entry.model] for entry in recipe.models]
     choices = choices_of(recipe, [labels[place] for place in own], [recipe.models[place] for place in own], problems)
     if models is None or not models.merged:
         refuse_if_any(problems or [RecipeError("recipe: models names nothing but the base")])

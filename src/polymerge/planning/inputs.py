@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
@@ -16,7 +17,17 @@ from polymerge.mapping import Expr, Family, map_names, names_read, shape_of, tex
 from polymerge.planning.data import Input
 from polymerge.recipe import Recipe
 
-__all__ = ["Model", "Models", "headers_digest", "labels_of", "open_each", "open_models", "own_name", "part_of"]
+__all__ = [
+    "Model",
+    "Models",
+    "headers_digest",
+    "labels_of",
+    "open_each",
+    "open_models",
+    "own_name",
+    "part_of",
+    "sources_of",
+]
 
 HEAD = "text.lm_head.weight"
 EMBEDDING = "text.embed_tokens.weight"
@@ -67,7 +78,11 @@ class Model:
 
     def shape(self, canonical: str) -> tuple[int, ...]:
         """Shape of a canonical tensor."""
-        return shape_of(self.tensors[canonical], {name: entry.shape for name, entry in self.entries.items()})
+        return shape_of(self.tensors[canonical], self._shapes)
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
 
     def summary(self) -> Input:
         """What the plan records of it."""
@@ -97,23 +112,30 @@ class Models:
     base: Model | None
 
 
-def labels_of(recipe: Recipe) -> tuple[str, ...]:
-    """A short name for each of the recipe's models: the last part of its path, numbered where two are the same."""
-    names = [_short(entry.model) for entry in recipe.models]
-    return tuple(
-        f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name
-        for place, name in enumerate(names)
-    )
+def labels_of(sources: Iterable[str]) -> dict[str, str]:
+    """A short name for each source: the last part of its path, or as many as it takes to tell them apart."""
+    paths = {source: _parts(source) for source in sources}
+    deepest = max(map(len, paths.values()), default=1)
+    for length in range(1, deepest + 1):
+        labels = {source: "/".join(parts[-length:]) for source, parts in paths.items()}
+        if len(set(labels.values())) == len(labels):
+            return labels
+    return {source: source for source in paths}
+
+
+def sources_of(recipe: Recipe) -> tuple[str, ...]:
+    """Everything that a recipe names, each once."""
+    named = [entry.model for entry in recipe.models]
+    named += [name for name in (recipe.template, recipe.base_model) if name is not None]
+    return tuple(dict.fromkeys(named))
 
 
 def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None:
     """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used."""
-    sources = [entry.model for entry in recipe.models]
-    sources += [name for name in (recipe.template, recipe.base_model) if name is not None]
-    labels = dict(zip((entry.model for entry in recipe.models), labels_of(recipe), strict=True))
+    sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, labels, families, problems)
-    if len(opened) < len(set(sources)) or not recipe.models:
+    opened = _open_all(sources, families, problems)
+    if len(opened) < len(sources) or not recipe.models:
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
     return Models(
@@ -127,23 +149,23 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
 
 def open_each(sources: Sequence[str], problems: list[PolymergeError]) -> list[Model]:
     """Open checkpoints that stand in no recipe."""
-    return list(_open_all(sources, {}, {}, problems).values())
+    return list(_open_all(sources, {}, problems).values())
 
 
 def _open_all(
     sources: Sequence[str],
-    labels: Mapping[str, str],
     families: Mapping[str, str | None],
     problems: list[PolymergeError],
 ) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
+    labels = labels_of(sources)
     by_path: dict[Path, Model] = {}
     opened: dict[str, Model] = {}
     for source in dict.fromkeys(sources):
         try:
             path = locate(source)
             if path not in by_path:
-                by_path[path] = _open(source, path, labels.get(source, _short(source)), families.get(source), problems)
+                by_path[path] = _open(source, path, labels[source], families.get(source), problems)
             opened[source] = by_path[path]
         except Refused as refused:
             problems.extend(refused.problems)
@@ -180,8 +202,8 @@ def _first_multimodal(models: Sequence[Model]) -> Model:
     return next((model for model in models if model.parts - {"text"}), models[0])
 
 
-def _short(source: str) -> str:
-    return Path(source.partition("@")[0] if "/" in source else source).expanduser().absolute().name
+def _parts(source: str) -> tuple[str, ...]:
+    return Path(source).expanduser().absolute().parts
 
 
 def headers_digest(checkpoint: Checkpoint) -> str:

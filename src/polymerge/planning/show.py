@@ -125,7 +125,8 @@ def _by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
             shown = ", ".join(names)
         else:
             stems = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
-            shown = ", ".join(stem if stem in names else f"{stem}.*" for stem in stems) if len(stems) <= _FEW else f"{names[0]}, ..."
+            few = [stem if stem in names else f"{stem}.*" for stem in stems]
+            shown = ", ".join(few) if len(few) <= _FEW else f"{names[0]}, ..."
         yield f"  {reason}: {len(names)} ({shown})"
 
 

@@ -11,7 +11,7 @@ the blocks nor on the threads.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from math import ceil, floor, inf, sqrt
@@ -230,7 +230,7 @@ def _bounds(parts: Sequence[Floats], share: float) -> tuple[Any, Any, float]:
 
 
 def _cutoff(source: Source, model: int, found: _Found) -> Cutoff:
-    """Where the last of the equals is that is kept."""
+    """Where the first of the equals is that is not kept."""
     threshold, equals, kept = found
     n = sum(source.sizes)
     if threshold == 0:
@@ -238,7 +238,7 @@ def _cutoff(source: Source, model: int, found: _Found) -> Cutoff:
     if kept == sum(equals):
         return Cutoff(float(threshold), n)
     upto = list(accumulate(equals))
-    block = bisect_left(upto, kept)
+    block = bisect_right(upto, kept)
     row = on_host(source.read(block))[model]
-    place = np.flatnonzero(np.abs(row) == threshold)[kept - upto[block] - 1]  # counted from the block's last equal
-    return Cutoff(float(threshold), sum(source.sizes[:block]) + int(place) + 1)
+    place = np.flatnonzero(np.abs(row) == threshold)[kept - upto[block]]  # counted from behind the block's last equal
+    return Cutoff(float(threshold), sum(source.sizes[:block]) + int(place))

@@ -25,7 +25,7 @@ class _Joined:
 
     def __init__(self, pieces: Sequence[PieceBlocks]) -> None:
         self._places = [(piece, index) for piece in pieces for index in range(len(piece.sizes))]
-        self.sizes = [size for piece in pieces for size in piece.sizes]
+        self.sizes: Sequence[int] = [size for piece in pieces for size in piece.sizes]
 
     def read(self, index: int) -> Any:
         piece, own = self._places[index]

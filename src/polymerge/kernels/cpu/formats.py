@@ -19,13 +19,12 @@ def decode(raw: Bytes, dtype: str, out: NDArray[Any]) -> bool:
     if dtype == "F64" and out.dtype == np.float64:
         return bool(_copy_f64(raw.view(np.uint64), out.view(np.uint64)))
     if dtype == "F64":
-        with np.errstate(over="ignore"):
-            out[:] = raw.view(np.float64)
+        _convert(raw.view(np.float64), out)
         return bool(np.isfinite(out).all())
     if out.dtype == np.float64:  # a narrow tensor among wide ones: every float32 is a float64, so two steps are exact
         narrow = np.empty(out.size, np.float32)
         finite = decode(raw, dtype, narrow)
-        out[:] = narrow
+        _convert(narrow, out)
         return finite
     bits = out.view(np.uint32)
     if dtype == "BF16":
@@ -38,10 +37,9 @@ def decode(raw: Bytes, dtype: str, out: NDArray[Any]) -> bool:
 def encode(values: NDArray[Any], dtype: str, out: Bytes) -> Bytes:
     """See `polymerge.kernels.encode`."""
     if dtype == "F64":
-        out.view(np.float64)[:] = values
+        _convert(values, out.view(np.float64))
     elif dtype == "F32":
-        with np.errstate(over="ignore"):  # too large for F32 is an infinity, as IEEE 754 has it
-            out.view(np.float32)[:] = values
+        _convert(values, out.view(np.float32))
     else:
         if values.dtype == np.float64:  # by way of float32, without rounding twice
             narrow = np.empty(values.size, np.float32)
@@ -50,6 +48,11 @@ def encode(values: NDArray[Any], dtype: str, out: Bytes) -> Bytes:
         narrow_down = _narrow_bf16 if dtype == "BF16" else _narrow_f16
         narrow_down(values, values.view(np.uint32), out.view(np.uint16))
     return out
+
+
+def _convert(values: NDArray[Any], out: NDArray[Any]) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs are passed on, as IEEE 754 has it
+        out[:] = values
 
 
 # An infinity or NaN has all its exponent bits set, and nothing else has: adding one at the lowest exponent bit carries

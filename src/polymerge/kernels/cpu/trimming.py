@@ -32,8 +32,9 @@ def _find_cutoff(row: Floats, count: int) -> Cutoff:
     threshold = np.partition(magnitude, row.size - count)[row.size - count]
     if threshold == 0:
         return Cutoff.everything(row.size)
-    quota = count - np.count_nonzero(magnitude > threshold)
-    return Cutoff(float(threshold), int(np.flatnonzero(magnitude == threshold)[quota - 1]) + 1)
+    equals = np.flatnonzero(magnitude == threshold)
+    kept = count - np.count_nonzero(magnitude > threshold)
+    return Cutoff(float(threshold), row.size if kept == equals.size else int(equals[kept]))
 
 
 def keep_largest(deltas: Floats, cutoffs: Sequence[Cutoff], start: int) -> Floats:
@@ -48,9 +49,9 @@ def keep_random(deltas: Floats, keys: Sequence[int], start: int, density: Sequen
     """See `polymerge.kernels.keep_random`."""
     for row, key, share in zip(deltas, keys, density, strict=True):
         if share < 1:
-            limit = np.uint32(int(share * 2**32))
-            factor = row.dtype.type(1 / share if rescale and share > 0 else 1)
-            _keep_random(row, np.uint64(key), np.uint64(start), limit, factor)
+            limit = int(share * 2**32)
+            factor = row.dtype.type(1 / share if rescale and limit else 1)
+            _keep_random(row, np.uint64(key), np.uint64(start), np.uint32(limit), factor)
     return deltas
 
 
