@@ -55,6 +55,7 @@ KINDS = {
     "denormals": lambda rng, n: rng.integers(-20, 20, n) * 1e-45,
     "one magnitude": lambda rng, n: np.copysign(0.75, rng.normal(0, 1, n)),
     "rising": lambda rng, n: np.sort(rng.normal(0, 1, n)),
+    "huge": lambda rng, n: rng.uniform(-3.4028e38, 3.4028e38, n),
     "many scales": lambda rng, n: 10.0 ** rng.integers(-30, 30, n) * rng.normal(0, 1, n),
 }
 

@@ -115,7 +115,10 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
     record = checkpoint.folder / "polymerge.json"
     if not record.is_file():
         return Finding("parameters", None, f"{count}; no polymerge.json to say how many the template has")
-    expected = json.loads(record.read_text(encoding="utf-8"))["output"]["parameters"]
+    try:
+        expected = json.loads(record.read_text(encoding="utf-8"))["output"]["parameters"]
+    except (ValueError, KeyError, TypeError) as error:
+        return Finding("parameters", False, f"{record.name} cannot be read: {type(error).__name__}: {error}")
     if count != expected:
         return Finding("parameters", False, f"{count}, the template has {expected}")
     return Finding("parameters", True, f"{count}, as many as the template has")

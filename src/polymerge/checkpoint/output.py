@@ -26,6 +26,8 @@ def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
         source = path.resolve()
         if target == source or target in source.parents:
             raise OutputError(f"{out}: is or holds the input {path}, which would be replaced. Choose another folder")
+        if source.is_dir() and source in target.parents:
+            raise OutputError(f"{out}: lies inside of the input {path}. Choose another folder")
     if target in (Path.cwd(), *Path.cwd().parents, Path.home()):
         raise OutputError(f"{out}: is the folder that you are in, or holds it. Choose another folder")
     if (out.exists() or out.is_symlink()) and not force:
@@ -39,38 +41,59 @@ def output_folder(out: Path) -> Iterator[Path]:
     """A temporary sibling of `out` to write to; it takes that name when the block ends well and is removed otherwise.
 
     What an earlier run left behind when it was killed is removed first. A run that is still writing the same output
-    holds a lock, and then OutputError is raised.
+    holds a lock, and then OutputError is raised; so it is where the system refuses something, such as a full disk.
     """
     out = out.resolve()
     partial, old = (out.with_name(f".{out.name}.polymerge-{kind}") for kind in ("partial", "old"))
-    lock = out.with_name(f".{out.name}.polymerge-lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        with _locked(out):
+            if old.exists() and not out.exists():
+                old.rename(out)  # killed between the two renames below: put back what was there
+            for leftover in (partial, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir()
+            try:
+                yield partial
+                if out.exists() or out.is_symlink():
+                    out.rename(old)
+                partial.rename(out)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                if old.exists() and not out.exists():
+                    old.rename(out)
+                raise
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: could not be completed, nothing was left behind: {error}") from error
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of an output, a file beside it; it goes with the process that holds it."""
+    path = out.with_name(f".{out.name}.polymerge-lock")
+    descriptor = _lock(path, out)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path, out: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(descriptor)
             raise OutputError(f"{out}: another run of polymerge is writing it") from None
-        if old.exists() and not out.exists():
-            old.rename(out)  # killed between the two renames below: put back what was there
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir()
-        try:
-            yield partial
-            if out.exists() or out.is_symlink():
-                out.rename(old)
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-    finally:
         with suppress(FileNotFoundError):
-            lock.unlink()
-        os.close(descriptor)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # a run that has just ended took the file away: what is locked is no longer the name
 
 
 def copy_companions(template: Path, folder: Path) -> list[str]:

@@ -46,6 +46,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has gone; so has what was left to say
         sys.exit(1)
+    except OSError as error:
+        click.echo(f"polymerge: {error}", err=True)
+        sys.exit(1)
     sys.exit(0)
 
 

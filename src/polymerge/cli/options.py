@@ -29,7 +29,6 @@ _OPTIONS = (
     click.option("--seed", type=int, help="For methods that draw random numbers."),
 )
 
-
 _NAMES = (
     "template", "others", "base", "method", "weight", "parameters", "parts", "exclude", "vocab", "dtype", "seed",
 )  # fmt: skip
@@ -47,21 +46,8 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
 
     raises RecipeError where neither or both are given.
     """
-    names = (
-        "template",
-        "others",
-        "base",
-        "method",
-        "weight",
-        "parameters",
-        "parts",
-        "exclude",
-        "vocab",
-        "dtype",
-        "seed",
-    )
     recipe: str | None = options.pop("recipe")
-    given = {name: options.pop(name) for name in names}
+    given = {name: options.pop(name) for name in _NAMES}
     said = [name for name, value in given.items() if value not in (None, ())]
     if recipe is not None:
         if said:

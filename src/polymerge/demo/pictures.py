@@ -57,7 +57,7 @@ def load_handwriting(seed: int) -> tuple[Handwriting, Handwriting]:
 def draw(scene: Scene, handwriting: Handwriting, dice: random.Random, *, jitter: bool = False) -> Picture:
     """Draw a scene: each digit is a random scan at twice its size, in its colour, on a dark noisy ground.
 
-    jitter   shift a scan by at most one of its pixels and vary its brightness (for training)
+    jitter   shift every other scan by at most one of its pixels and dim it a little (for training)
     returns  uint8 [32, 32, 3]
     """
     noise = np.random.default_rng(dice.getrandbits(64))
@@ -65,7 +65,7 @@ def draw(scene: Scene, handwriting: Handwriting, dice: random.Random, *, jitter:
     for side in (0, 1):
         scans = handwriting.by_digit[scene.digits[side]]
         scan = scans[dice.randrange(len(scans))]
-        if jitter:
+        if jitter and dice.random() < 0.5:
             scan = np.roll(np.pad(scan, 1), (dice.randint(-1, 1), dice.randint(-1, 1)), axis=(0, 1))[1:-1, 1:-1]
             scan = scan * dice.uniform(0.7, 1.0)
         ink = np.kron(scan, np.ones((2, 2)))[:, :, None]

@@ -108,6 +108,14 @@ class _Planner:
             for name, why in model.checkpoint.skipped.items():
                 self.warnings.append(f"'{model.label}': '{name}' in its file is left out: {why}")
         self.problems.extend(self.misfits.problems(self.template.label))
+        if self.template.generic and (self.misfits.missing or self.misfits.extra):
+            self.problems.append(
+                RecipeError(
+                    "these models' families are not known and their tensor names differ, so nothing says which belong "
+                    "together: add a table for each to src/polymerge/families/, or say `family:` beside a model whose "
+                    "names one of `polymerge families` has"
+                )
+            )
         if comparable and not self.problems and not any(step.fate == "merged" for step in steps):
             self.problems.append(RecipeError("nothing would be merged: every tensor of the template is a copy"))
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))

@@ -10,7 +10,7 @@ from polymerge import kernels
 from polymerge.checkpoint import Entry
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.planning import Piece, Step
+from polymerge.planning import Piece
 from polymerge.run.device import Device
 from polymerge.run.files import Extent, Files, clip, extents
 
@@ -58,20 +58,20 @@ class PieceBlocks:
 
     def __init__(
         self,
-        step: Step,
         piece: Piece,
         labels: Sequence[str],
         entries: Sequence[Mapping[str, Entry]],
         files: Files,
         workspace: Workspace,
         block: int,
+        precision: str,
     ) -> None:
         reads = [*piece.reads, *([piece.base] if piece.base is not None else [])]
         self._runs = [extents(expr, held) for expr, held in zip(reads, entries, strict=False)]
         self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
         self._has_base = piece.base is not None
         self.name = piece.canonical
-        self.precision = "F64" if step.dtype == "F64" else "F32"
+        self.precision = precision
         self.count = sum(run.count for run in self._runs[0])
         self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
 

@@ -71,7 +71,13 @@ class _Pool:
 
     def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
         """Call a function on every index, in any order and on any thread; the results in the order of indices."""
-        return self._executor.map(function, indices)
+        waiting: deque[Future[T]] = deque()
+        for index in indices:
+            if len(waiting) >= self._most:
+                yield waiting.popleft().result()
+            waiting.append(self._executor.submit(function, index))
+        while waiting:
+            yield waiting.popleft().result()
 
     def finish(self) -> None:
         """Wait for everything that is queued."""
@@ -115,6 +121,12 @@ class _Execution:
         self.device, self.pool, self.block = device, pool, block
         self.workspace = Workspace(device)
         self.files = Files()
+        # one threshold over a whole model needs one precision for all of it
+        self.wide = {
+            piece.setting
+            for step, piece, setting in plan.merged_pieces()
+            if step.dtype == "F64" and setting.parameters.get("trim") == "model"
+        }
         self.model_cutoffs: dict[tuple[str, int], list[Cutoff]] = {}
         pool.advance = advance
 
@@ -125,12 +137,13 @@ class _Execution:
                     self._cut_whole_models(number, setting)
             for step in self.plan.steps:
                 if step.fate == "copied":
-                    self._copy(step, (0, step.shape[0] if step.shape else 1))
+                    self._copy(step, 0, self.entries[self.plan.template][step.name].nbytes)
                 for piece in step.pieces:
                     if piece.setting is not None:
                         self._merge(step, piece, self.plan.settings[piece.setting])
                     elif step.dtype == step.source_dtype:
-                        self._copy(step, piece.rows)
+                        width = byte_count(step.dtype, step.shape[1:])
+                        self._copy(step, piece.rows[0] * width, piece.rows[1] * width)
                     else:
                         self._convert(step, piece)
             self.pool.finish()
@@ -144,18 +157,20 @@ class _Execution:
         ]
         labels = [self.plan.inputs[place].label for place in inputs]
         entries = [self.entries[place] for place in inputs]
-        return PieceBlocks(step, piece, labels, entries, self.files, self.workspace, block or self.block)
+        precision = "F64" if step.dtype == "F64" or piece.setting in self.wide else "F32"
+        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block or self.block, precision)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
         """One cutoff per model over everything that a setting merges, in the order of canonical names."""
-        merged = sorted(
-            ((step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number),
-            key=lambda pair: pair[1].canonical,
-        )
-        blocks = [self._blocks(step, piece) for step, piece in merged]
+        # by name: a tied head that is stored beside its embedding counts once
+        merged = {
+            piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
+        }
+        names = sorted(merged)
+        blocks = [self._blocks(*merged[name]) for name in names]
         found = cutoffs(blocks, setting.parameters["density"], self.pool.run_all)
-        for (_, piece), own in zip(merged, found, strict=True):
-            self.model_cutoffs[piece.canonical, number] = own
+        for name, own in zip(names, found, strict=True):
+            self.model_cutoffs[name, number] = own
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
@@ -187,7 +202,8 @@ class _Execution:
         template = self.plan.template
         whole = Piece(piece.canonical, piece.rows, reads=(Rows(Read(step.name), *piece.rows),))
         labels, entries = [self.plan.inputs[template].label], [self.entries[template]]
-        blocks = PieceBlocks(step, whole, labels, entries, self.files, self.workspace, self.block)
+        precision = "F64" if step.dtype == "F64" else "F32"
+        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, precision)
         self._write_blocks(step, piece, blocks, lambda block: block.models[0])
 
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
@@ -207,15 +223,13 @@ class _Execution:
         for index, size in enumerate(blocks.sizes):
             self.pool.submit(size * width, write_block, index)
 
-    def _copy(self, step: Step, rows: tuple[int, int]) -> None:
-        """Copy rows of a template tensor byte for byte."""
+    def _copy(self, step: Step, first: int, last: int) -> None:
+        """Copy the bytes of a template tensor from `first` to `last`."""
         entry = self.entries[self.plan.template][step.name]
-        row_size = entry.nbytes // (step.shape[0] if step.shape and step.shape[0] else 1)
-        first, last = rows[0] * row_size, rows[1] * row_size
         offset = self.shards.places[step.name].start
 
         def copy_block(start: int, stop: int) -> None:
-            view = memoryview(self.workspace.raw("read", stop - start))
+            view = self.device.view(self.workspace.raw("read", stop - start))
             self.files.read(entry.file, entry.start + start, view)
             self._write(step, view, offset + start)
 

@@ -92,6 +92,9 @@ class Files:
         if found is None:
             with self._lock:
                 if file not in self._descriptors:
-                    self._descriptors[file] = os.open(file, os.O_RDONLY)
+                    try:
+                        self._descriptors[file] = os.open(file, os.O_RDONLY)
+                    except OSError as error:
+                        raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
                 found = self._descriptors[file]
         return found

@@ -111,7 +111,8 @@ def merge(
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
 
             as_torch_files(folder, {step.name: step.same_as for step in plan.steps if step.fate == "tied"})
-        written = {path.name: path.stat().st_size for path in sorted(folder.glob("*model*"))}
+        pattern = "pytorch_model*.bin" if layout == "torch" else "model*.safetensors"
+        written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
         record = provenance(plan, digest_of, command or command_line(), written)
         (folder / RECORD).write_text(record, encoding="utf-8")

@@ -65,9 +65,9 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], f
 def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
     """A README.md for the output; the licence is left for its owner to state, since the inputs' licences decide it."""
     row = METHODS[plan.recipe["merge_method"]]
-    sources = list(dict.fromkeys(entry.source for entry in plan.inputs))
+    sources = [entry.source.partition("@")[0] for entry in plan.inputs if _looks_like_hub_id(entry.source)]
     front = {
-        "base_model": [source for source in sources if _looks_like_hub_id(source)],
+        "base_model": list(dict.fromkeys(sources)),
         "library_name": "transformers",
         "tags": ["merge", "polymerge"],
     }

@@ -31,8 +31,8 @@ Floats: TypeAlias = NDArray[Any]
 RunAll: TypeAlias = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 """Calls a function on every index, in any order and on any thread; gives the results in the order of the indices."""
 
-GATHERED: Final = 1 << 23
-"""Magnitudes that are held in memory at most, all models together (and a block for each thread)."""
+GATHERED: Final = 1 << 25
+"""Bytes of magnitudes that are held at most, all models together; twice that while they are ranked."""
 
 SAMPLED: Final = 1 << 16
 """Magnitudes in a model's sample."""
@@ -178,7 +178,7 @@ class _Search:
         """Go on with the values of one bin, the one that holds the threshold."""
         chosen = bins.size - 1 - int(np.searchsorted(np.cumsum(bins[::-1]), rank))
         kind, first = type(self._low), _bits(self._low) + (chosen << self._shift)
-        last = first + (1 << self._shift) - 1
+        last = min(first + (1 << self._shift) - 1, _bits(self._high))
         self._set_bounds(_float(first, kind), _float(last, kind), bins[chosen] if last > first else 0)
 
 
@@ -192,23 +192,24 @@ def _float(bits: int, kind: type[np.floating[Any]]) -> Any:
 
 def _sample(source: Source, models: Sequence[int], run_all: RunAll) -> list[Floats]:
     """Magnitudes [model, some] from each of a few blocks, evenly spread."""
-    blocks = len(source.sizes)
-    count = min(max(blocks // 16, 2), 64)
-    step = max(sum(source.sizes) // blocks * count // SAMPLED, 1) | 1  # odd, not to stay in the same few columns
+    blocks = [index for index, size in enumerate(source.sizes) if size]
+    count = min(max(len(blocks) // 16, 2), 64, len(blocks))
+    chosen = [blocks[(2 * place + 1) * len(blocks) // (2 * count)] for place in range(count)]
+    step = max(sum(source.sizes[index] for index in chosen) // SAMPLED, 1) | 1  # odd: not always the same columns
 
     def look(index: int) -> Floats:
         magnitudes: Floats = np.abs(on_host(source.read(index))[models, ::step])
         return magnitudes
 
-    return list(run_all(look, [(2 * place + 1) * blocks // (2 * count) for place in range(count)]))
+    return list(run_all(look, chosen))
 
 
 def _searches(sample: Sequence[Floats], models: Sequence[int], keep: Sequence[int], n: int) -> list[_Search]:
-    room = GATHERED // len(models)
+    room = GATHERED // (len(models) * sample[0].itemsize)
     searches = []
     for place, model in enumerate(models):
-        parts = [part[place] for part in sample]
-        low, high, inside = _bounds(parts, keep[model] / n)
+        low, high, inside = _bounds([part[place] for part in sample], keep[model] / n)
+        # a fifth more than in the sample, for it may be a little off
         searches.append(_Search(model, keep[model], n, room, low, high, 1.2 * inside * n))
     return searches
 
@@ -220,7 +221,7 @@ def _bounds(parts: Sequence[Floats], share: float) -> tuple[Any, Any, float]:
     kind = magnitudes.dtype.type
     guess = magnitudes[min(size - 1, floor((1 - share) * size))]
     # blocks may differ from each other by more than chance: so may then the sample from the whole
-    spread = np.std([np.mean(part >= guess) for part in parts if part.size]) / sqrt(len(parts))
+    spread = np.std([np.mean(part >= guess) for part in parts]) / sqrt(len(parts))
     margin = DEVIATIONS * max(float(spread), sqrt(share * (1 - share) / size)) + 1 / size
     down, up = floor((1 - share - margin) * size), ceil((1 - share + margin) * size)
     low = magnitudes[down] if down >= 0 else kind(0)

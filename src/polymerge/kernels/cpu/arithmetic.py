@@ -54,7 +54,7 @@ def dots(x: Floats) -> NDArray[np.float64]:
     """See `polymerge.kernels.dots`."""
     models, n = x.shape
     cells = np.empty((-(-n // CELL), models, models), np.float64)
-    _dots(*_one_line(x), n, cells)
+    _dots(*_one_line(x), n, CELL, np.empty(LANES), cells)
     return cells
 
 
@@ -148,24 +148,23 @@ def _elected_sum_of_two(
 
 
 @compiled
-def _dots(line: Floats, stride: int, n: int, cells: NDArray[np.float64]) -> None:
+def _dots(line: Floats, stride: int, n: int, size: int, lanes: NDArray[np.float64], cells: NDArray[np.float64]) -> None:
     models = cells.shape[1]
-    lanes = np.empty(LANES, np.float64)
     for cell in range(cells.shape[0]):
         for one in range(models):
             for other in range(one, models):
                 lanes[:] = 0.0
-                for start in range(cell * CELL, min(n, (cell + 1) * CELL), LANES):
-                    size = min(LANES, n - start)
-                    left = line[one * stride + start : one * stride + start + size]
-                    right = line[other * stride + start : other * stride + start + size]
-                    for i in range(size):
+                for start in range(cell * size, min(n, (cell + 1) * size), lanes.size):
+                    end = min(start + lanes.size, n)
+                    left = line[one * stride + start : one * stride + end]
+                    right = line[other * stride + start : other * stride + end]
+                    for i in range(left.size):
                         lanes[i] += np.float64(left[i]) * np.float64(right[i])
-                width = LANES
+                width = lanes.size
                 while width > 1:  # fold the upper half onto the lower until one number is left
                     width //= 2
-                    low, high = lanes[:width], lanes[width : 2 * width]
+                    lower, upper = lanes[:width], lanes[width : 2 * width]
                     for i in range(width):
-                        low[i] += high[i]
+                        lower[i] += upper[i]
                 cells[cell, one, other] = lanes[0]
                 cells[cell, other, one] = lanes[0]

@@ -1,0 +1,1 @@
+"""Carry out a plan: out of core, to disk."""
