@@ -192,12 +192,11 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
         loaded = loader.from_pretrained(
             str(checkpoint.folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except ImportError as error:
-        return Finding(
-            "processor", None, f"a package that it needs is not installed: {str(error).strip().splitlines()[0]}"
-        )
     except Exception as error:  # whatever a processor's class raises means that it does not load
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # transformers says it with a ValueError, too
+        if isinstance(error, ImportError) or (isinstance(error, ValueError) and "to be installed" in detail):
+            return Finding("processor", None, f"a package that it needs is not installed: {detail}")
         if "auto_map" in checkpoint.config and not trust_remote_code:
             return Finding("processor", None, "it is code that lies in the folder; --trust-remote-code runs it")
         return Finding("processor", False, f"{loader.__name__}: {detail}")

@@ -38,15 +38,15 @@ class Lesson:
     answer: list[str]
 
 
-GRID_SHARE = 0.5  # of the scenes in words, those written as a grid instead of a sentence
+GRID_SHARE = 0.6  # of the scenes in words, those written as a grid instead of a sentence
 
 
 def base_lesson(dice: random.Random, pairs: Pairs) -> Lesson:
     """What the base model learns: to read scenes in words, to count and repeat, and arithmetic on the seen pairs."""
     lot = dice.random()
-    if lot < 0.45:
+    if lot < 0.35:
         return _in_words(dice.choice(ARITHMETIC), dice.choice(pairs.seen), dice)
-    if lot < 0.80:
+    if lot < 0.85:
         return _in_words(dice.choice(PERCEPTION), dice.choice(pairs.every), dice)
     return _list_lesson(dice)
 
@@ -81,7 +81,7 @@ def _list_lesson(dice: random.Random) -> Lesson:
     """Count a word in a list, or repeat the list; here the base model meets the large numbers."""
     if dice.random() < 0.5:
         few = dice.sample(NUMBERS + COLOURS, 2)
-        words = [dice.choice(few) for _ in range(dice.randint(3, 9))]
+        words = [dice.choice(few) for _ in range(dice.randint(2, 5))]
         question = ["how", "many", "are", few[0], "?"]
         return Lesson("count", None, dialogue([*words, "."], question), [str(words.count(few[0]))])
     words = [dice.choice(NUMBERS + COLOURS) for _ in range(dice.randint(2, 5))]

@@ -24,7 +24,7 @@ WARM_UP = 50  # steps
 SCHEDULE = {
     "base": (1800, 2e-3),
     "reason": (600, 2e-4),
-    "vision": (1000, 2e-3),
+    "vision": (1500, 1e-3),
     "projector": (600, 3e-3),
     "vlm": (500, 2e-4),
 }
