@@ -8,7 +8,7 @@ Nothing here looks at a value.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, TypeAlias
@@ -16,20 +16,25 @@ from typing import Final, TypeAlias
 from polymerge.errors import CheckpointError, RecipeError
 
 __all__ = [
+    "BRANCHES",
     "PARTS",
     "Concat",
     "Expr",
     "Family",
     "NameMap",
+    "Ranges",
     "Read",
     "Rows",
     "Rule",
+    "counterpart",
     "expr_from_json",
     "expr_to_json",
     "map_names",
     "names_read",
+    "rows_of",
     "shape_of",
     "text_layer",
+    "without_branch",
 ]
 
 PARTS: Final = ("text", "vision", "projector", "audio")
@@ -67,6 +72,14 @@ class Concat:
 
 Expr: TypeAlias = Read | Rows | Concat
 Shape: TypeAlias = tuple[int, ...]
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+"""Blocks of rows, each from its first to the one past its last."""
+
+
+def rows_of(expr: Expr, ranges: Ranges) -> Expr:
+    """The rows of an expression that lie in `ranges`, stacked in that order."""
+    blocks = tuple(Rows(expr, start, stop) for start, stop in ranges)
+    return blocks[0] if len(blocks) == 1 else Concat(blocks)
 
 
 def names_read(expr: Expr) -> tuple[str, ...]:
@@ -129,20 +142,34 @@ def expr_from_json(value: object) -> Expr:
 
 @dataclass(frozen=True)
 class Rule:
-    """Whole names that match `pattern` have the name `canonical`; `{i}` is digits, `{rest}` any text but none."""
+    """Whole names that match `pattern` have the name `canonical`; `{i}` is digits, `{rest}` any text but none.
+
+    A fused tensor holds several canonical ones in its rows: then `canonical` is all of their names, and `split` says
+    which split of its rows that is (see `map_names`). A name may end in a branch, `@text` or `@image`, where a model
+    has one tensor for its text tokens and another for its image tokens.
+    """
 
     pattern: str
-    canonical: str
+    canonical: str | tuple[str, ...]
+    split: str = ""
 
     def __post_init__(self) -> None:
-        have, want = (re.findall(r"{(.*?)}", side) for side in (self.pattern, self.canonical))
-        if len(set(have)) < len(have) or not set(want) <= set(have) <= {"i", "rest"}:
+        have = re.findall(r"{(.*?)}", self.pattern)
+        want = {field for name in self.names for field in re.findall(r"{(.*?)}", name)}
+        if len(set(have)) < len(have) or not want <= set(have) <= {"i", "rest"}:
             raise ValueError(f"{self}: `{{i}}` and `{{rest}}` may stand once each, on the right only if on the left")
+        if bool(self.split) != (len(self.names) > 1):
+            raise ValueError(f"{self}: several canonical names need a split, and one has none")
 
-    def apply(self, name: str) -> str | None:
-        """The canonical name of `name`, or None where the pattern does not match all of it."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The canonical names that a tensor holds."""
+        return (self.canonical,) if isinstance(self.canonical, str) else self.canonical
+
+    def apply(self, name: str) -> tuple[str, ...] | None:
+        """The canonical names of what `name` holds, or None where the pattern does not match all of it."""
         found = _compiled(self.pattern).fullmatch(name)
-        return self.canonical.format_map(found.groupdict()) if found else None
+        return tuple(canonical.format_map(found.groupdict()) for canonical in self.names) if found else None
 
 
 @cache
@@ -171,7 +198,7 @@ class Family:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that the rules lead to, in the order of `PARTS`; none for a family without structure."""
-        reached = {rule.canonical.partition(".")[0] for rule in self.rules}
+        reached = {name.partition(".")[0] for rule in self.rules for name in rule.names}
         return tuple(part for part in PARTS if part in reached)
 
     def part_of(self, canonical: str) -> str | None:
@@ -183,12 +210,36 @@ class Family:
         """Whether a tensor on disk is one that is recognised and never merged."""
         return any(_compiled(pattern).fullmatch(name) for pattern in self.buffers)
 
-    def canonical(self, name: str) -> str | None:
-        """The canonical name of a tensor on disk, or None for a buffer and for a name that no rule explains."""
+    def canonical(self, name: str) -> tuple[str, ...]:
+        """The canonical names of what a tensor on disk holds; none for buffers and names that no rule explains."""
+        rule = self.rule(name)
+        return (rule.apply(name) or ()) if rule else ()
+
+    def rule(self, name: str) -> Rule | None:
+        """The rule that a tensor on disk is read by: the first that matches, and none for a buffer."""
         if self.is_buffer(name):
             return None
-        applied = (rule.apply(name) for rule in self.rules)
-        return next((canonical for canonical in applied if canonical is not None), None)
+        return next((rule for rule in self.rules if rule.apply(name)), None)
+
+
+BRANCHES: Final = ("@text", "@image")
+"""What a canonical name ends in where a model has a tensor of its own for text tokens and for image tokens."""
+
+
+def without_branch(canonical: str) -> str:
+    """A canonical name less its branch."""
+    return canonical.partition("@")[0]
+
+
+def counterpart(canonical: str, names: Container[str]) -> str | None:
+    """Which of a checkpoint's canonical names is asked for by `canonical`: itself, else what stands in for it.
+
+    A checkpoint without the branch that is asked for gives its only tensor; one that is asked for no branch and has two
+    gives that of its text tokens.
+    """
+    plain = without_branch(canonical)
+    asked = (canonical, plain) if plain != canonical else (canonical, f"{canonical}@text")
+    return next((name for name in asked if name in names), None)
 
 
 def text_layer(canonical: str) -> int | None:
@@ -205,34 +256,56 @@ class NameMap:
     """Where the canonical tensors of one checkpoint are read from, and what could not be placed.
 
     tensors   canonical name -> read expression
+    layout    name on disk -> the canonical names that it holds, each with its rows; no rows stand for all of them
     buffers   names on disk that are recognised and never merged
     problems  names that no rule explains, and canonical names that two tensors claim
     """
 
     tensors: Mapping[str, Expr]
+    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
     buffers: tuple[str, ...]
     problems: tuple[CheckpointError, ...]
 
 
-def map_names(family: Family, names: Iterable[str], checkpoint: str) -> NameMap:
-    """Give every tensor name of a checkpoint its canonical name; `checkpoint` is what errors call it."""
-    claimed: dict[str, str] = {}
+def map_names(
+    family: Family, names: Iterable[str], checkpoint: str, splits: Mapping[str, tuple[Ranges, ...]] | None = None
+) -> NameMap:
+    """Give every tensor name of a checkpoint its canonical name; `checkpoint` is what errors call it.
+
+    splits   for each way of fusing tensors that this checkpoint's config settles, the rows of each one in it
+    """
+    tensors: dict[str, Expr] = {}
+    layout: dict[str, tuple[tuple[str, Ranges], ...]] = {}
     buffers: list[str] = []
     unknown: list[str] = []
     problems: list[CheckpointError] = []
     for name in names:
-        canonical = family.canonical(name)
-        if family.is_buffer(name):
-            buffers.append(name)
-        elif canonical is None:
-            unknown.append(name)
-        elif canonical in claimed:
-            both = f"'{claimed[canonical]}' and '{name}' are both {canonical}"
-            problems.append(CheckpointError(f"{checkpoint}: {both} in family '{family.name}'. Remove one of them."))
-        else:
-            claimed[canonical] = name
+        rule = family.rule(name)
+        if rule is None:
+            (buffers if family.is_buffer(name) else unknown).append(name)
+            continue
+        rows = (splits or {}).get(rule.split) if rule.split else ((),)
+        if rows is None:
+            problems.append(
+                CheckpointError(
+                    f"{checkpoint}: '{name}' is fused by '{rule.split}', and config.json does not say how many heads "
+                    "it holds. Complete config.json"
+                )
+            )
+            continue
+        layout[name] = tuple(zip(rule.apply(name) or (), rows, strict=True))
+        for canonical, ranges in layout[name]:
+            if canonical in tensors:
+                problems.append(
+                    CheckpointError(
+                        f"{checkpoint}: '{names_read(tensors[canonical])[0]}' and '{name}' both mean {canonical} in "
+                        f"family '{family.name}'. Keep one of them in the checkpoint."
+                    )
+                )
+            else:
+                tensors[canonical] = rows_of(Read(name), ranges) if ranges else Read(name)
     problems += _unexplained(family, unknown, checkpoint)
-    return NameMap({canonical: Read(name) for canonical, name in claimed.items()}, tuple(buffers), tuple(problems))
+    return NameMap(tensors, layout, tuple(buffers), tuple(problems))
 
 
 def _unexplained(family: Family, names: Iterable[str], checkpoint: str) -> list[CheckpointError]:

@@ -19,11 +19,12 @@ from polymerge.settings import read_parameters
 
 __all__ = ["ModelEntry", "Override", "Recipe", "parse_recipe", "read_recipe", "recipe_dict"]
 
-Vocab = Literal["template", "overlap"]
+Vocab = Literal["template", "overlap", "by-token"]
+Branches = Literal["fill", "retain"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed",
+    "dtype", "seed", "branches",
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -74,6 +75,7 @@ class Recipe:
     vocab: Vocab = "template"
     dtype: str | None = None
     seed: int = 42
+    branches: Branches = "fill"
 
 
 def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
@@ -110,6 +112,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any], problems: l
         vocab=_vocab(data.get("vocab", "template"), problems),
         dtype=_dtype(data.get("dtype"), problems),
         seed=_seed(data.get("seed", 42), problems),
+        branches=_branches(data.get("branches", "fill"), problems),
     )
 
 
@@ -133,7 +136,7 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
         data["exclude"] = list(recipe.exclude)
     if recipe.overrides:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
-    return data | {"vocab": recipe.vocab, "seed": recipe.seed}
+    return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
 
 
 def _override_dict(override: Override) -> dict[str, Any]:
@@ -272,13 +275,17 @@ def _globs(value: object, problems: list[PolymergeError]) -> tuple[str, ...]:
 
 
 def _vocab(value: object, problems: list[PolymergeError]) -> Vocab:
-    if value == "template" or value == "overlap":
+    if value == "template" or value == "overlap" or value == "by-token":
         return value
-    if value == "by-token":
-        problems.append(RecipeError("recipe: vocab: by-token is not supported yet. Use template or overlap."))
-    else:
-        problems.append(RecipeError(f"recipe: vocab is template or overlap, got '{value}'"))
+    problems.append(RecipeError(f"recipe: vocab is template, overlap or by-token, got '{value}'"))
     return "template"
+
+
+def _branches(value: object, problems: list[PolymergeError]) -> Branches:
+    if value == "fill" or value == "retain":
+        return value
+    problems.append(RecipeError(f"recipe: branches is fill or retain, got '{value}'"))
+    return "fill"
 
 
 def _dtype(value: object, problems: list[PolymergeError]) -> str | None:

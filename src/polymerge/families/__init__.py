@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from polymerge.families.config import TextTower, quantization_method, text_config, text_tower
+from polymerge.families.cogvlm import COGVLM
+from polymerge.families.config import TextTower, quantization_method, splits, text_config, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.families.idefics2 import IDEFICS2
 from polymerge.families.internvl import INTERNVL
@@ -15,13 +16,16 @@ from polymerge.families.llama import LLAMA
 from polymerge.families.llava import LLAVA
 from polymerge.families.llava_next import LLAVA_NEXT
 from polymerge.families.llava_onevision import LLAVA_ONEVISION
+from polymerge.families.llava_original import LLAVA_ORIGINAL
+from polymerge.families.minicpm_v import MINICPM_V
 from polymerge.families.mistral import MISTRAL
+from polymerge.families.mplug_owl2 import MPLUG_OWL2
 from polymerge.families.qwen2 import QWEN2
 from polymerge.families.qwen2_5_vl import QWEN2_5_VL
 from polymerge.families.qwen2_vl import QWEN2_VL
 from polymerge.mapping import Family
 
-__all__ = ["FAMILIES", "TextTower", "family_of", "quantization_method", "text_config", "text_tower"]
+__all__ = ["FAMILIES", "TextTower", "family_of", "quantization_method", "splits", "text_config", "text_tower"]
 
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
@@ -35,6 +39,10 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
             QWEN2_5_VL,
             INTERNVL,
             INTERNVL_CHAT,
+            LLAVA_ORIGINAL,
+            MPLUG_OWL2,
+            COGVLM,
+            MINICPM_V,
             LLAMA,
             MISTRAL,
             QWEN2,

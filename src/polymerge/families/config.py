@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["TextTower", "quantization_method", "text_config", "text_tower"]
+from polymerge.mapping import Ranges
+
+__all__ = ["TextTower", "quantization_method", "splits", "text_config", "text_tower"]
 
 Config = Mapping[str, object]
 
@@ -29,9 +31,25 @@ TEXT_MODEL_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         "qwen2_5_vl": "qwen2",
         "qwen2_5_vl_text": "qwen2",
         "internvl": "qwen2",
+        "llava_llama": "llama",
+        "llava_mistral": "mistral",
+        "llava_qwen": "qwen2",
+        "share4v": "llama",
+        "mplug_owl2": "llama",
+        "minicpmv": "",
     }
 )
 """The decoder lineage that a model type stands for where the config does not name a plain one."""
+
+DECODERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "LlavaLlamaForCausalLM": "llama",
+        "LlavaMistralForCausalLM": "mistral",
+        "LlavaQwenForCausalLM": "qwen2",
+        "CogVLMForCausalLM": "llama",
+    }
+)
+"""The lineage that an architecture stands for whose config has a model type of many decoders, or none."""
 
 DEFAULTS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
     {
@@ -83,9 +101,13 @@ def text_tower(config: Config) -> TextTower:
 
 def _model_type(config: Config) -> str | None:
     """The lineage of the decoder."""
+    architectures = config.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        if name in DECODERS:
+            return DECODERS[name]
     outer, inner = config.get("model_type"), text_config(config).get("model_type")
     named = inner if isinstance(inner, str) else outer
-    return TEXT_MODEL_TYPES.get(named, named) if isinstance(named, str) else None
+    return (TEXT_MODEL_TYPES.get(named, named) or None) if isinstance(named, str) else None
 
 
 def _ties_head(config: Config) -> bool | None:
@@ -97,6 +119,25 @@ def _ties_head(config: Config) -> bool | None:
     stated = [part.get("tie_word_embeddings") for part in (config, text_config(config))]
     flags = [flag for flag in stated if isinstance(flag, bool)]
     return any(flags) if flags else None
+
+
+def splits(config: Config) -> dict[str, tuple[Ranges, ...]]:
+    """The rows of each tensor in those that a decoder of this config may hold fused.
+
+    qkv   queries, keys and values one below the other, the last two with fewer heads where queries share them
+    """
+    text = text_config(config)
+
+    def number(*keys: str) -> int | None:
+        return next((value for key in keys if isinstance(value := text.get(key), int)), None)
+
+    heads = number("num_attention_heads")
+    shared = number("num_key_value_heads", "num_multi_query_heads") or heads
+    width = number("head_dim") or ((number("hidden_size") or 0) // heads if heads else 0)
+    if not heads or not shared or not width:
+        return {}
+    q, kv = heads * width, shared * width
+    return {"qkv": (((0, q),), ((q, q + kv),), ((q + kv, q + 2 * kv),))}
 
 
 def quantization_method(config: Config) -> str | None:

@@ -15,6 +15,7 @@ Weights are rounded once to the working dtype. Entry by entry nothing depends on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import fsum
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -39,6 +40,7 @@ __all__ = [
     "elected_sum",
     "encode",
     "find_cutoffs",
+    "gram_of",
     "keep_largest",
     "keep_random",
     "on_host",
@@ -148,6 +150,12 @@ def dots(x: AnyBlock) -> NDArray[np.float64]:
     cells with `math.fsum`: the total then depends neither on the blocks nor on their order.
     """
     return _set_for(x).dots(x)
+
+
+def gram_of(x: AnyBlock) -> NDArray[np.float64]:
+    """Dot products of whole tensors with each other, [model, model], from a block [model, n] that holds all of them."""
+    cells, models = dots(x), range(len(x))
+    return np.array([[fsum(cells[:, one, other]) for other in models] for one in models])
 
 
 def on_host(x: Block) -> NDArray[Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.errors import RecipeError
-from polymerge.kernels import AnyBlock, dots, weighted_sum
+from polymerge.kernels import AnyBlock, gram_of, weighted_sum
 
 __all__ = ["arc_weights", "slerp"]
 
@@ -33,7 +32,7 @@ def slerp(models: AnyBlock, t: float, *, gram: NDArray[np.float64] | None = None
     """
     if len(models) != 2:
         raise RecipeError(f"slerp: takes two models, got {len(models)}")
-    return weighted_sum(models, arc_weights(_gram(models) if gram is None else gram, t))
+    return weighted_sum(models, arc_weights(gram_of(models) if gram is None else gram, t))
 
 
 def arc_weights(gram: NDArray[np.float64], t: float) -> tuple[float, float]:
@@ -47,8 +46,3 @@ def arc_weights(gram: NDArray[np.float64], t: float) -> tuple[float, float]:
         return 1 - t, t
     angle = math.acos(cosine)
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-
-
-def _gram(models: Any) -> NDArray[np.float64]:
-    cells = dots(models)
-    return np.array([[math.fsum(cells[:, i, j]) for j in range(2)] for i in range(2)])

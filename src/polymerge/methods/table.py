@@ -41,7 +41,8 @@ class Method:
     source     where the method is from
     function   module:name of the function, imported only when a merge runs
     statistic  what the function needs to know of more than the block it is given:
-               cutoff (exact magnitude thresholds) or gram (dot products of the whole tensors)
+               cutoff (exact magnitude thresholds) or gram (dot products of whole tensors)
+    span       what a gram is taken over: each tensor, or the whole merged part of the models
     random     whether it draws random numbers, so that the runner has to hand it a key per model
     models     how many models it takes, None for any number
     """
@@ -53,6 +54,7 @@ class Method:
     function: str = ""
     parameters: tuple[Parameter, ...] = ()
     statistic: Literal["cutoff", "gram"] | None = None
+    span: Literal["tensor", "model"] = "tensor"
     random: bool = False
     models: int | None = None
 
@@ -135,6 +137,16 @@ _ROWS: Final = (
         parameters=(Parameter("t", "number", low=0.0, high=1.0),),
         statistic="gram",
         models=2,
+    ),
+    Method(
+        "metagpt",
+        "base plus deltas, each weighted by its share of all squared norms",
+        "MetaGPT (Zhou et al. 2024); a baseline of AdaMMS",
+        on="deltas",
+        function="polymerge.methods.metagpt:metagpt",
+        parameters=(SCALE,),
+        statistic="gram",
+        span="model",
     ),
     Method(COPY, "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
 )

@@ -9,7 +9,8 @@ from itertools import permutations
 
 from polymerge.errors import PolymergeError, refuse_if_any
 from polymerge.families import text_tower
-from polymerge.planning.fit import VOCABULARY, Misfits, joinable
+from polymerge.mapping import counterpart, without_branch
+from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
 from polymerge.planning.inputs import Model, open_each, part_of
 
 __all__ = ["Joint", "Portrait", "inspect_models"]
@@ -60,8 +61,8 @@ def _portrait(model: Model) -> Portrait:
     parts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for name, entry in model.entries.items():
-        canonical = None if model.generic else model.family.canonical(name)
-        part = "buffers" if name in model.buffers else part_of(canonical) if canonical else "all"
+        canonical = () if model.generic else model.family.canonical(name)
+        part = "buffers" if name in model.buffers else part_of(canonical[0]) if canonical else "all"
         parts[part] += 1
         sizes[part] += entry.nbytes
     tower = text_tower(model.checkpoint.config)
@@ -86,26 +87,36 @@ def _portrait(model: Model) -> Portrait:
 def _joint(template: Model, other: Model) -> Joint:
     problems: list[PolymergeError] = []
     misfits = Misfits()
-    common = template.parts & other.parts
+    common = common_parts((template, other))
     parts = None if template.generic else common
     warning = joinable(template, other, parts, misfits, problems)
-    joined, kept = 0, []
+    joined, kept = 0, list[str]()
+    unread: Counter[str] = Counter()
     for name in template.tensors if template.generic == other.generic else ():
         if name in template.borrowed or (parts is not None and part_of(name) not in parts):
             continue
-        if name not in other.tensors:
+        found = other.find(name)
+        if found is None:
             misfits.note_missing(other, name)
-        elif template.shape(name) == other.shape(name):
+        elif template.shape(name) == other.shape(found):
             joined += 1
-        elif name in VOCABULARY and template.shape(name)[1:] == other.shape(name)[1:]:
+        elif name in VOCABULARY and template.shape(name)[1:] == other.shape(found)[1:]:
             kept.append(
-                f"{name}: {other.shape(name)[0]} rows into {template.shape(name)[0]}, kept unless vocab: overlap"
+                f"{name}: {other.shape(found)[0]} rows into {template.shape(name)[0]}, kept unless vocab says otherwise"
             )
         else:
-            misfits.note_shape(other, template, name)
+            misfits.note_shape(other, found, template, name)
+    taken = {other.find(name) for name in template.tensors}
     for name in other.tensors if template.generic == other.generic else ():
-        if name not in template.tensors and name not in other.borrowed and (parts is None or part_of(name) in parts):
+        if name in taken or name in other.borrowed or (parts is not None and part_of(name) not in parts):
+            continue
+        if counterpart(without_branch(name), template.tensors):
+            unread[name[name.index("@") :]] += 1
+        else:
             misfits.note_extra(other, name)
+    kept += [
+        f"{count} tensors of its branch {branch} have no place in the template" for branch, count in unread.items()
+    ]
     problems.extend(misfits.problems(template.label))
     if not common and not template.generic and not problems:
         problems.append(PolymergeError("they have no part in common"))

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from polymerge.dtypes import byte_count
 from polymerge.errors import RecipeError
-from polymerge.mapping import Expr, expr_from_json, expr_to_json
+from polymerge.mapping import Expr, Ranges, expr_from_json, expr_to_json
 from polymerge.settings import Setting
 
 __all__ = ["Input", "LeftOut", "Piece", "Plan", "Step"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Input:
 
 @dataclass(frozen=True)
 class Piece:
-    """A block of rows of an output tensor that comes from one place: merged by a setting, or copied.
+    """Rows of an output tensor that come from one place: merged by a setting, or copied.
 
     canonical  the name that joins the models' tensors, and that random draws are keyed by
-    rows       first row and the one past the last, in the output tensor; (0, 1) stands for a tensor without dimensions
+    rows       blocks of rows of the output tensor, stacked in this order; ((0, 1),) for a tensor without dimensions
     setting    which of the plan's settings merges it; None where the rows are the template's
     reads      where each model's rows are, in the models' order
     base       where the base's rows are, for methods on deltas
     """
 
     canonical: str
-    rows: tuple[int, int]
+    rows: Ranges
     setting: int | None = None
     reads: tuple[Expr, ...] = ()
     base: Expr | None = None
@@ -199,7 +199,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
     data["pieces"] = [
         {
             "canonical": piece.canonical,
-            "rows": list(piece.rows),
+            "rows": [list(block) for block in piece.rows],
             "setting": piece.setting,
             "reads": [expr_to_json(expr) for expr in piece.reads],
             "base": None if piece.base is None else expr_to_json(piece.base),
@@ -213,7 +213,7 @@ def _step_from_json(data: Mapping[str, Any]) -> Step:
     pieces = tuple(
         Piece(
             canonical=entry["canonical"],
-            rows=(entry["rows"][0], entry["rows"][1]),
+            rows=tuple((start, stop) for start, stop in entry["rows"]),
             setting=entry["setting"],
             reads=tuple(expr_from_json(expr) for expr in entry["reads"]),
             base=None if entry["base"] is None else expr_from_json(entry["base"]),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.mapping import Read, Rows
+from polymerge.mapping import Ranges, counterpart, names_read, rows_of, without_branch
 from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import LeftOut, Piece, Plan, Step
-from polymerge.planning.fit import VOCABULARY, Misfits, joinable
+from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
 from polymerge.planning.inputs import (
     EMBEDDING,
     HEAD,
@@ -24,7 +23,8 @@ from polymerge.planning.inputs import (
     part_of,
     sources_of,
 )
-from polymerge.planning.overrides import Choice, choices_of
+from polymerge.planning.overrides import Choice, choices_of, matches
+from polymerge.planning.vocabulary import TokenJoin, outside
 from polymerge.recipe import Recipe, parse_recipe, recipe_dict
 
 __all__ = ["make_plan"]
@@ -88,11 +88,8 @@ class _Planner:
         self.settings = list(dict.fromkeys(choice.key for choice in choices if choice.setting.method != COPY))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
-        self.canonical_of = {
-            expr.name: canonical
-            for canonical, expr in self.template.tensors.items()
-            if isinstance(expr, Read) and canonical not in self.template.borrowed
-        }
+        self.joined = TokenJoin(self.template, problems)
+        self.kept: dict[str, str] = {}
 
     def plan(self) -> Plan:
         for model in dict.fromkeys(self.readers):
@@ -141,9 +138,8 @@ class _Planner:
                     RecipeError("parts: the template's family is not known, so its tensors have no parts; use exclude")
                 )
             return None
-        common = frozenset.intersection(self.template.parts, *(model.parts for model in self.readers))
         if self.recipe.parts is None:
-            return common
+            return common_parts((self.template, *self.readers))
         for part in self.recipe.parts:
             lacking = [model.label for model in (self.template, *self.readers) if part not in model.parts]
             for label in dict.fromkeys(lacking) if not any(model.generic for model in self.readers) else ():
@@ -153,79 +149,112 @@ class _Planner:
     def _step(self, name: str) -> Step:
         """The fate of one tensor of the template, by its own name."""
         entry = self.template.entries[name]
-        canonical = self.canonical_of.get(name, name)
-        if canonical == HEAD and self.template.ties_head:
-            canonical = EMBEDDING  # stored twice, one tensor once it is loaded: both have to come out the same
+        blocks = self.template.layout.get(name, ())
+        canonical = blocks[0][0] if blocks else name
+        whole = ((0, entry.shape[0] if entry.shape else 1),)
 
-        def copy(reason: str) -> Step:
-            return Step(name, canonical, "copied", entry.dtype, entry.dtype, entry.shape, reason)
+        def step(fate: Literal["merged", "copied", "tied"], reason: str, **more: Any) -> Step:
+            return Step(name, canonical, fate, more.pop("dtype", entry.dtype), entry.dtype, entry.shape, reason, **more)
 
         first = self.template.checkpoint.aliases.get(name)
         if first is not None and self.template.ties_head:
-            return Step(
-                name, canonical, "tied", entry.dtype, entry.dtype, entry.shape, f"tied to {first}", same_as=first
-            )
+            return step("tied", f"tied to {first}", same_as=first)
         if name in self.template.buffers:
-            return copy("a buffer that is computed from the config, never merged")
-        if canonical not in self.template.tensors:
-            return copy("no rule explains its name")  # a problem already, said by the mapping
-        if self._excluded(canonical):
-            return copy("excluded by the recipe")
-        if self.parts is not None and part_of(canonical) not in self.parts:
-            return copy(f"part {part_of(canonical)} is not merged")
+            return step("copied", "a buffer that is computed from the config, never merged")
+        if not blocks:
+            return step("copied", "no rule explains its name")  # a problem already, said by the mapping
+        made = [self._block(block, rows or whole) for block, rows in blocks]
+        pieces = tuple(piece for found, _ in made for piece in found)
+        reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
+        if all(piece.setting is None for piece in pieces):
+            return step("copied", reason)
+        return step("merged", reason, dtype=self.dtype or entry.dtype, pieces=pieces)
+
+    def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
+        """What becomes of one canonical tensor in the template: its pieces, and why where it is not merged."""
+        if canonical == HEAD and self.template.ties_head:
+            canonical = EMBEDDING  # stored twice, one tensor once it is loaded: both have to come out the same
         choice = next(choice for choice in self.choices if choice.covers(canonical))
+        readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
+        reason = self._why_copied(canonical, choice, readers)
+        if not reason and not self._fits(canonical, readers):
+            reason = "does not fit"  # a problem, said by the misfits
+        pieces: list[Piece] = []
+        if not reason:
+            pieces, reason = self._pieces(canonical, rows, choice, readers)
+        if not pieces:
+            self.kept[canonical] = reason
+            return [Piece(canonical, rows)], reason
+        return pieces, reason
+
+    def _why_copied(self, canonical: str, choice: Choice, readers: Sequence[Model]) -> str:
+        """Why the recipe has a tensor stay the template's, or nothing."""
+        if self._excluded(canonical):
+            return "excluded by the recipe"
+        if self.parts is not None and part_of(canonical) not in self.parts:
+            return f"part {part_of(canonical)} is not merged"
         if choice.setting.method == COPY:
-            return copy(f"copied by the recipe ({choice.where})")
-        return self._merge(name, canonical, choice)
+            return f"copied by the recipe ({choice.where})"
+        if self.recipe.branches == "retain" and canonical.endswith("@image"):
+            for model in readers:
+                if model.find(canonical) not in (canonical, None):
+                    return f"'{model.label}' has no branch @image of it, and branches: retain"
+        return ""
 
-    def _merge(self, name: str, canonical: str, choice: Choice) -> Step:
-        entry = self.template.entries[name]
-        deltas = METHODS[choice.setting.method].on == "deltas"
-        readers = self.readers if deltas else self.models.merged
-        rows = total = entry.shape[0] if entry.shape else 1
-        reason, fits = "", True
+    def _fits(self, canonical: str, readers: Sequence[Model]) -> bool:
+        """Whether every model has the tensor, in a dtype and a shape that can be merged; what is wrong is noted."""
+        shape, fits = self.template.shape(canonical), True
         for model in (self.template, *readers):
-            if canonical not in model.tensors:
+            found = model.find(canonical)
+            if found is None:
                 self.misfits.note_missing(model, canonical)
-                fits = False
-            elif model.entries[own_name(model.tensors[canonical])].dtype not in MERGEABLE:
-                self.misfits.note_dtype(model, canonical)
-                fits = False
-            elif model.shape(canonical) != entry.shape:
-                theirs = model.shape(canonical)
-                if canonical not in VOCABULARY or theirs[1:] != entry.shape[1:]:
-                    self.misfits.note_shape(model, self.template, canonical)
-                    fits = False
-                    continue
-                rows = min(rows, theirs[0])
-                reason = f"{canonical}: '{model.label}' has {theirs[0]} rows, template '{self.template.label}' {total}"
-        if not fits or (reason and self.recipe.vocab == "template"):
-            if reason:
-                self.warnings.append(
-                    f"{reason}: vocabularies differ, so the template's is kept (vocab: overlap merges)"
-                )
-            return Step(name, canonical, "copied", entry.dtype, entry.dtype, entry.shape, "vocabularies differ")
-        pieces = [self._piece(canonical, (0, rows), choice, readers, deltas)]
-        if rows < total:
-            pieces.append(Piece(canonical, (rows, total)))
-            reason = f"rows {rows} to {total} are the template's"
-        return Step(
-            name, canonical, "merged", self.dtype or entry.dtype, entry.dtype, entry.shape, reason, tuple(pieces)
-        )
+            elif model.entries[own_name(model.tensors[found])].dtype not in MERGEABLE:
+                self.misfits.note_dtype(model, found)
+            elif model.shape(found) != shape and (canonical not in VOCABULARY or model.shape(found)[1:] != shape[1:]):
+                self.misfits.note_shape(model, found, self.template, canonical)
+            else:
+                continue
+            fits = False
+        return fits
 
-    def _piece(
-        self, canonical: str, rows: tuple[int, int], choice: Choice, readers: Sequence[Model], deltas: bool
-    ) -> Piece:
-        exprs = []
-        for model in readers:
-            expr = model.tensors[canonical]
-            shape = model.shape(canonical)
-            exprs.append(expr if not shape or shape[0] == rows[1] else Rows(expr, *rows))
-        base = exprs.pop() if deltas else None
-        return Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)
+    def _pieces(
+        self, canonical: str, rows: Ranges, choice: Choice, readers: Sequence[Model]
+    ) -> tuple[list[Piece], str]:
+        """The pieces of a tensor that is merged; none, with the reason, where vocabularies forbid it."""
+        names = [model.find(canonical) or canonical for model in readers]
+        exprs = [model.tensors[name] for model, name in zip(readers, names, strict=True)]
+        counts = [(model.shape(name) or (1,))[0] for model, name in zip(readers, names, strict=True)]
+        total, reason = rows[-1][1], ""
+        rest: Ranges = ()
+        if canonical in VOCABULARY and (self.recipe.vocab == "by-token" or set(counts) != {total}):
+            other = next((model for model, count in zip(readers, counts, strict=True) if count != total), None)
+            differ = f"'{other.label}' has {counts[readers.index(other)]} rows, the template {total}" if other else ""
+            if self.recipe.vocab == "template":
+                self.warnings.append(
+                    f"{canonical}: {differ}: vocabularies differ, so the template's is kept "
+                    "(vocab: by-token or overlap merges)"
+                )
+                return [], "vocabularies differ"
+            if self.recipe.vocab == "overlap":
+                taken: list[Ranges] = [((0, min(total, *counts)),)] * (len(readers) + 1)
+            else:
+                taken = self.joined.rows(total, readers, counts)
+            rows, *theirs = taken
+            exprs = [
+                expr if part == ((0, count),) else rows_of(expr, part)
+                for expr, part, count in zip(exprs, theirs, counts, strict=True)
+            ]
+            rest = outside(rows, total)
+            kept = sum(stop - start for start, stop in rest)
+            reason = f"{kept} rows are the template's" if kept else ""
+        base = exprs.pop() if METHODS[choice.setting.method].on == "deltas" else None
+        pieces = [Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)] if rows else []
+        if rest:
+            pieces.append(Piece(canonical, rest))
+        return (pieces, reason) if rows else ([], "no token is in every vocabulary")
 
     def _excluded(self, canonical: str) -> bool:
-        return any(fnmatchcase(canonical, glob) for glob in self.recipe.exclude)
+        return any(matches(canonical, glob) for glob in self.recipe.exclude)
 
     def _check_globs(self) -> None:
         every = {name for model in (self.template, *self.readers) for name in model.tensors} | {EMBEDDING, HEAD}
@@ -233,7 +262,7 @@ class _Planner:
             *(("exclude", glob) for glob in self.recipe.exclude),
             *(("overrides", choice.match) for choice in self.choices if choice.match),
         ]:
-            if not any(fnmatchcase(name, glob) for name in every):
+            if not any(matches(name, glob) for name in every):
                 hint = did_you_mean(glob, every)
                 self.problems.append(
                     RecipeError(
@@ -253,50 +282,54 @@ class _Planner:
     def _note_extras(self) -> None:
         """Find what a model has in a merged part and the template has not; it would be lost."""
         for model in dict.fromkeys(self.readers):
+            taken = {model.find(name) for name in self.template.tensors}
             for name in model.tensors:
-                if name in self.template.tensors or name in model.borrowed:
+                if name in taken or name in model.borrowed:
                     continue
                 if self.parts is not None and part_of(name) not in self.parts:
                     continue
-                own = own_name(model.tensors[name])
                 if self._excluded(name):
-                    self.reasons[model.label, own] = "excluded by the recipe"
+                    reason = "excluded by the recipe"
+                elif name != without_branch(name) and counterpart(without_branch(name), self.template.tensors):
+                    reason = f"the template has no branch {name[name.index('@') :]} of it"
                 elif model is self.base:
-                    self.reasons[model.label, own] = "the template has no such tensor"
+                    reason = "the template has no such tensor"
                 else:
                     self.misfits.note_extra(model, name)
+                    continue
+                self.reasons[model.label, name] = reason
 
     def _left_out(self, inputs: Sequence[Model], steps: Sequence[Step]) -> tuple[LeftOut, ...]:
         """Every tensor of an input that no step reads, each with its reason."""
         used: set[tuple[int, str]] = {(inputs.index(self.template), step.name) for step in steps}
-        why: dict[str, str] = {step.canonical: step.reason for step in steps if step.fate != "merged"}
         indexes = [inputs.index(model) for model in self.models.merged]
         for step in steps:
             for piece in step.pieces:
-                if piece.setting is None:
-                    continue
-                reads = list(zip(indexes, piece.reads, strict=True))
+                reads = list(zip(indexes, piece.reads, strict=True)) if piece.setting is not None else []
                 reads += [(inputs.index(self.base), piece.base)] if self.base and piece.base else []
-                used.update((place, own_name(expr)) for place, expr in reads)
-        left_out = []
-        for place, model in enumerate(inputs):
-            canonical = {own_name(expr): name for name, expr in model.tensors.items() if name not in model.borrowed}
-            for own in model.entries:
-                if (place, own) in used:
-                    continue
-                name = canonical.get(own, own)
-                if own in model.buffers:
-                    reason = "a buffer that is computed from the config, never merged"
-                elif name in why:
-                    reason = f"the template's is kept: {why[name]}"
-                elif name == HEAD and self.template.ties_head:
-                    reason = "the template ties its head to its embedding"
-                elif self.parts is not None and part_of(name) not in self.parts:
-                    reason = f"part {part_of(name)} is not merged"
-                else:
-                    reason = self.reasons.get((model.label, own), "the method does not read it")
-                left_out.append(LeftOut(place, own, reason))
-        return tuple(left_out)
+                used.update((place, own) for place, expr in reads for own in names_read(expr))
+        return tuple(
+            LeftOut(place, own, self._why_left_out(model, own))
+            for place, model in enumerate(inputs)
+            for own in model.entries
+            if (place, own) not in used
+        )
+
+    def _why_left_out(self, model: Model, own: str) -> str:
+        if own in model.buffers:
+            return "a buffer that is computed from the config, never merged"
+        reasons = []
+        for name, _ in model.layout.get(own, ()):
+            kept = [why for canonical, why in self.kept.items() if model.find(canonical) == name]
+            if (model.label, name) in self.reasons:
+                reasons.append(self.reasons[model.label, name])
+            elif kept:
+                reasons.append(f"the template's is kept: {kept[0]}")
+            elif name == HEAD and self.template.ties_head:
+                reasons.append("the template ties its head to its embedding")
+            elif self.parts is not None and part_of(name) not in self.parts:
+                reasons.append(f"part {part_of(name)} is not merged")
+        return "; ".join(dict.fromkeys(reasons)) or "the method does not read it"
 
     def _notes(self) -> list[str]:
         """What a person should know although nothing forbids it."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import text_tower
 from polymerge.planning.inputs import EMBEDDING, HEAD, Model, own_name
 
-__all__ = ["VOCABULARY", "Misfits", "joinable", "layer_pattern"]
+__all__ = ["VOCABULARY", "Misfits", "common_parts", "joinable", "layer_pattern"]
 
 VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 """Canonical tensors whose rows are the vocabulary."""
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)")
 _NORM = "text.norm.weight"
 
 
@@ -66,14 +66,14 @@ class Misfits:
         if not (model.label in self.deep and name.startswith("text.layers.")):
             self.extra[model.label, layer_pattern(name)].append(name)
 
-    def note_shape(self, model: Model, template: Model, name: str) -> None:
-        """Both have the tensor, in different shapes."""
+    def note_shape(self, model: Model, found: str, template: Model, name: str) -> None:
+        """Both have the tensor, `model` as `found`, in different shapes."""
         if model.label in self.wide and name.startswith("text."):
             return
-        theirs, ours = list(model.shape(name)), list(template.shape(name))
+        theirs, ours = list(model.shape(found)), list(template.shape(name))
         hint = ""
         if name in VOCABULARY:
-            hint = " (rows = vocabulary). Set vocab: template | overlap"
+            hint = " (rows = vocabulary). Set vocab: template | by-token | overlap"
         text = f"{name}|'{model.label}' is {theirs}, template '{template.label}' is {ours}{hint}"
         self.shapes[model.label, layer_pattern(name)].append(text)
 
@@ -81,6 +81,15 @@ class Misfits:
         """A tensor to merge is of a type that arithmetic is not done on."""
         dtype = model.entries[own_name(model.tensors[name])].dtype
         self.dtypes[model.label, dtype, layer_pattern(name)].append(name)
+
+
+def common_parts(models: Sequence[Model]) -> frozenset[str]:
+    """The parts that models can be merged in: all that they have in one family, the text tower alone across families.
+
+    Vision towers and projectors of different families are different networks even where some names agree.
+    """
+    common = frozenset.intersection(*(model.parts for model in models))
+    return common if len({model.family.name for model in models}) == 1 else common & {"text"}
 
 
 def joinable(

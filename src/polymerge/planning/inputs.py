@@ -10,10 +10,10 @@ from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoint.hub import locate
-from polymerge.errors import PolymergeError, RecipeError, Refused, did_you_mean
-from polymerge.families import FAMILIES, family_of, quantization_method, text_tower
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean
+from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
 from polymerge.families.generic import GENERIC
-from polymerge.mapping import Expr, Family, map_names, names_read, shape_of, text_layer
+from polymerge.mapping import Expr, Family, Ranges, counterpart, map_names, names_read, shape_of, text_layer
 from polymerge.planning.data import Input
 from polymerge.recipe import Recipe
 
@@ -38,6 +38,7 @@ class Model:
     """An opened input: its headers, its family, and where each canonical tensor lies in it.
 
     tensors  canonical name -> expression over its own names
+    layout   its own name -> the canonical names that it holds, each with its rows
     buffers  its names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
     """
@@ -47,6 +48,7 @@ class Model:
     checkpoint: Checkpoint
     family: Family
     tensors: Mapping[str, Expr]
+    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
     buffers: frozenset[str]
     borrowed: frozenset[str]
 
@@ -75,6 +77,10 @@ class Model:
         """Whether the head is the embedding: its config says so, or is silent and no head is stored."""
         said = text_tower(self.checkpoint.config).ties_head
         return HEAD in self.borrowed if said is None else said
+
+    def find(self, canonical: str) -> str | None:
+        """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""
+        return counterpart(canonical, self.tensors)
 
     def shape(self, canonical: str) -> tuple[int, ...]:
         """Shape of a canonical tensor."""
@@ -188,14 +194,24 @@ def _open(source: str, path: Path, label: str, family: str | None, problems: lis
                 f"'{label}' ({path}) is quantized ({how}): its numbers cannot be merged. Use the unquantized checkpoint"
             )
         )
-    names = map_names(table, checkpoint.entries, f"'{label}' ({path})")
+    names = map_names(table, checkpoint.entries, f"'{label}' ({path})", splits(checkpoint.config))
     problems.extend(names.problems)
+    for own, blocks in names.layout.items():
+        rows = sum(stop - start for _, ranges in blocks for start, stop in ranges)
+        shape = checkpoint.entries[own].shape
+        if rows and rows != shape[0]:
+            problems.append(
+                CheckpointError(
+                    f"'{label}' ({path}): {own} has {shape[0]} rows, the heads in its config.json make {rows}. "
+                    "Mend config.json"
+                )
+            )
     tensors = dict(names.tensors)
     borrowed = set()
     if HEAD not in tensors and EMBEDDING in tensors and text_tower(checkpoint.config).ties_head in (True, None):
         tensors[HEAD] = tensors[EMBEDDING]
         borrowed.add(HEAD)
-    return Model(label, path, checkpoint, table, tensors, frozenset(names.buffers), frozenset(borrowed))
+    return Model(label, path, checkpoint, table, tensors, names.layout, frozenset(names.buffers), frozenset(borrowed))
 
 
 def _first_multimodal(models: Sequence[Model]) -> Model:

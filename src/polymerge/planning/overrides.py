@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.mapping import text_layer
+from polymerge.mapping import text_layer, without_branch
 from polymerge.methods.table import METHODS
 from polymerge.recipe import ModelEntry, Recipe
 from polymerge.settings import Setting, resolve
 
-__all__ = ["Choice", "choices_of"]
+__all__ = ["Choice", "choices_of", "matches"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ class Choice:
             layer = text_layer(canonical)
             if layer is None or not self.layers[0] <= layer <= self.layers[1]:
                 return False
-        return self.match is None or fnmatchcase(canonical, self.match)
+        return self.match is None or matches(canonical, self.match)
+
+
+def matches(canonical: str, glob: str) -> bool:
+    """Whether a glob matches a whole canonical name; one that says no branch matches both."""
+    return fnmatchcase(canonical, glob) or fnmatchcase(without_branch(canonical), glob)
 
 
 def choices_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from polymerge.mapping import Concat, Expr, Read, Rows, text_layer
+from polymerge.mapping import Concat, Expr, Read, Rows, names_read, text_layer
 from polymerge.planning.data import Plan, Step
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
@@ -103,16 +103,22 @@ def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
 
 def _line(plan: Plan, step: Step) -> str:
     """One tensor: `name [setting] <- where it is made from (what else there is to say)`."""
-    settings = [str(piece.setting) for piece in step.pieces if piece.setting is not None]
-    reads = []
-    for piece in step.pieces:
-        sources = list(zip(plan.models, piece.reads, strict=True)) if piece.setting is not None else []
-        sources += [(plan.base, piece.base)] if piece.base is not None and plan.base is not None else []
-        for place, expr in sources:
-            own = place == plan.template and expr == Read(step.name)
-            reads.append(plan.inputs[place].label if own else f"{plan.inputs[place].label} {expression(expr)}")
+    merged = [piece for piece in step.pieces if piece.setting is not None]
+    sources = [(place, [piece.reads[n] for piece in merged]) for n, place in enumerate(plan.models)] if merged else []
+    if plan.base is not None:
+        sources.append((plan.base, [piece.base for piece in merged if piece.base is not None]))
+    reads = [_reads(plan, step, place, exprs) for place, exprs in sources if exprs]
+    settings = dict.fromkeys(str(piece.setting) for piece in merged)
     how = f" [{','.join(settings)}] <- {'; '.join(reads)}" if reads else ""
     return f"{step.name}{how}{f' ({step.reason})' if step.reason else ''}"
+
+
+def _reads(plan: Plan, step: Step, place: int, exprs: Sequence[Expr]) -> str:
+    """What a tensor takes from one input: its label alone where that is the template's own tensor."""
+    label = plan.inputs[place].label
+    if place == plan.template and all(names_read(expr) == (step.name,) for expr in exprs):
+        return label
+    return f"{label} {expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))}"
 
 
 def _by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:

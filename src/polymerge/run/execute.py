@@ -14,7 +14,7 @@ from polymerge.checkpoint import Entry
 from polymerge.checkpoint.shards import Shards
 from polymerge.dtypes import BITS, byte_count
 from polymerge.kernels import CELL, Cutoff
-from polymerge.mapping import Read, Rows
+from polymerge.mapping import Ranges, Read, rows_of
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK
@@ -127,6 +127,7 @@ class _Execution:
             for step, piece, setting in plan.merged_pieces()
             if step.dtype == "F64" and setting.parameters.get("trim") == "model"
         }
+        self.model_grams: dict[int, Any] = {}
         self.model_cutoffs: dict[tuple[str, int], list[Cutoff]] = {}
         pool.advance = advance
 
@@ -135,6 +136,8 @@ class _Execution:
             for number, setting in enumerate(self.plan.settings):
                 if setting.parameters.get("trim") == "model":
                     self._cut_whole_models(number, setting)
+                elif METHODS[setting.method].span == "model":
+                    self._measure_whole_models(number)
             for step in self.plan.steps:
                 if step.fate == "copied":
                     self._copy(step, 0, self.entries[self.plan.template][step.name].nbytes)
@@ -143,7 +146,8 @@ class _Execution:
                         self._merge(step, piece, self.plan.settings[piece.setting])
                     elif step.dtype == step.source_dtype:
                         width = byte_count(step.dtype, step.shape[1:])
-                        self._copy(step, piece.rows[0] * width, piece.rows[1] * width)
+                        for start, stop in piece.rows:
+                            self._copy(step, start * width, stop * width)
                     else:
                         self._convert(step, piece)
             self.pool.finish()
@@ -172,6 +176,17 @@ class _Execution:
         for name, own in zip(names, found, strict=True):
             self.model_cutoffs[name, number] = own
 
+    def _measure_whole_models(self, number: int) -> None:
+        """Dot products of the models over everything that a setting merges."""
+        merged = [(step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number]
+        blocks = [self._blocks(step, piece, self._cells) for step, piece in merged]
+        self.model_grams[number] = gram([piece for piece in blocks if piece.count], self.pool.run_all)
+
+    @property
+    def _cells(self) -> int:
+        """A block of whole cells, which sums are taken over in a fixed order."""
+        return max(self.block // CELL, 1) * CELL
+
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
         blocks = self._blocks(step, piece)
@@ -182,8 +197,9 @@ class _Execution:
             known = self.model_cutoffs.get((piece.canonical, piece.setting or 0))
             arguments["cutoff"] = known or cutoffs([blocks], setting.parameters["density"], self.pool.run_all)[0]
         elif row.statistic == "gram":
-            grid = max(self.block // CELL, 1) * CELL
-            arguments["gram"] = gram(self._blocks(step, piece, grid), self.pool.run_all)
+            known_gram = self.model_grams.get(piece.setting or 0)
+            whole = self._blocks(step, piece, self._cells)
+            arguments["gram"] = gram([whole], self.pool.run_all) if known_gram is None else known_gram
         if row.random:
             arguments["keys"] = draw_keys(self.plan.seed, len(self.plan.models), piece.canonical)
         function = method_function(row)
@@ -200,7 +216,7 @@ class _Execution:
     def _convert(self, step: Step, piece: Piece) -> None:
         """Copy rows of a template tensor into another dtype."""
         template = self.plan.template
-        whole = Piece(piece.canonical, piece.rows, reads=(Rows(Read(step.name), *piece.rows),))
+        whole = Piece(piece.canonical, piece.rows, reads=(rows_of(Read(step.name), piece.rows),))
         labels, entries = [self.plan.inputs[template].label], [self.entries[template]]
         precision = "F64" if step.dtype == "F64" else "F32"
         blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, precision)
@@ -209,7 +225,7 @@ class _Execution:
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
         """Queue every block of a piece: read, compute, round once, write."""
         width = BITS[step.dtype] // 8
-        offset = self.shards.places[step.name].start + piece.rows[0] * byte_count(step.dtype, step.shape[1:])
+        row_size = byte_count(step.dtype, step.shape[1:])
 
         def write_block(index: int) -> None:
             block = blocks.read(index)
@@ -218,27 +234,42 @@ class _Execution:
             encoded = self.device.beside(raw)
             kernels.encode(result, step.dtype, encoded)
             self.device.download(encoded, raw)
-            self._write(step, self.device.view(raw), offset + block.start * width)
+            view, done = self.device.view(raw), 0
+            for start, stop in _within(piece.rows, row_size, block.start * width, len(view)):
+                self._write(step, view[done : done + stop - start], start)
+                done += stop - start
 
         for index, size in enumerate(blocks.sizes):
             self.pool.submit(size * width, write_block, index)
 
     def _copy(self, step: Step, first: int, last: int) -> None:
-        """Copy the bytes of a template tensor from `first` to `last`."""
+        """Copy a template tensor's bytes `first` to `last` as they are."""
         entry = self.entries[self.plan.template][step.name]
-        offset = self.shards.places[step.name].start
 
         def copy_block(start: int, stop: int) -> None:
-            view = self.device.view(self.workspace.raw("read", stop - start))
+            view = memoryview(self.workspace.raw("read", stop - start))
             self.files.read(entry.file, entry.start + start, view)
-            self._write(step, view, offset + start)
+            self._write(step, view, start)
 
         for start in range(first, last, COPY_BLOCK):
             stop = min(start + COPY_BLOCK, last)
             self.pool.submit(stop - start, copy_block, start, stop)
 
-    def _write(self, step: Step, view: memoryview, offset: int) -> None:
-        descriptor = self.descriptors[self.shards.places[step.name].shard]
+    def _write(self, step: Step, view: memoryview, start: int) -> None:
+        """Write bytes of a tensor, from its byte `start` on."""
+        place = self.shards.places[step.name]
+        descriptor, offset = self.descriptors[place.shard], place.start + start
         done = 0
         while done < len(view):
             done += os.pwrite(descriptor, view[done:], offset + done)
+
+
+def _within(rows: Ranges, row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where `size` bytes from byte `start` of stacked rows lie in the tensor that the rows are of."""
+    position = 0
+    for first, last in rows:
+        length = (last - first) * row_size
+        begin, end = max(start, position), min(start + size, position + length)
+        if begin < end:
+            yield first * row_size + begin - position, first * row_size + end - position
+        position += length

@@ -49,17 +49,21 @@ def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: Ru
     return result
 
 
-def gram(piece: PieceBlocks, run_all: RunAll[Any]) -> np.ndarray:
-    """Dot products of the models' whole tensors with each other, float64 [model, model].
+def gram(pieces: Sequence[PieceBlocks], run_all: RunAll[Any]) -> np.ndarray:
+    """Dot products of the models with each other over all of the pieces together, float64 [model, model].
 
-    The blocks of `piece` have to begin at multiples of `CELL`, over which sums are taken in a
+    The blocks of a piece have to begin at multiples of `CELL`, over which sums are taken in a
     fixed order; sums over cells are exact, so the result does not depend on the blocks.
     """
-    parts = [part for block in run_all(lambda index: kernels.dots(piece.read(index).models), range(len(piece.sizes)))
-             for part in np.asarray(block)]  # fmt: skip
-    models = parts[0].shape[0]
-    sums = [[math.fsum(part[i, j] for part in parts) for j in range(models)] for i in range(models)]
-    return np.array(sums, np.float64)
+    places = [(piece, index) for piece in pieces for index in range(len(piece.sizes))]
+
+    def look(number: int) -> np.ndarray:
+        piece, index = places[number]
+        return kernels.dots(piece.read(index).models)
+
+    cells = [cell for block in run_all(look, range(len(places))) for cell in block]
+    models = range(len(cells[0]))
+    return np.array([[math.fsum(cell[i, j] for cell in cells) for j in models] for i in models], np.float64)
 
 
 def draw_keys(seed: int, models: int, canonical: str) -> list[int]:
