@@ -183,14 +183,16 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 class Family:
     """How the checkpoints of one family name their tensors, and by which configs they are recognised.
 
-    `rules` are tried in order, the first that matches is applied once. `buffers` are patterns of tensors that are known
-    and never merged. `source` names a published checkpoint of the family.
+    `rules` are tried in order, the first that matches is applied once. `decoders` are the lineages that the text towers
+    of its checkpoints come from; two models can be joined where they share one. `buffers` are patterns of tensors that
+    are known and never merged. `source` names a published checkpoint of the family.
     """
 
     name: str
     rules: tuple[Rule, ...]
     model_types: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
+    decoders: tuple[str, ...] = ()
     title: str = ""
     source: str = ""
     buffers: tuple[str, ...] = BUFFERS

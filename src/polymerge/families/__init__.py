@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from polymerge.families.cambrian import CAMBRIAN
 from polymerge.families.cogvlm import COGVLM
 from polymerge.families.config import TextTower, quantization_method, splits, text_config, text_tower
 from polymerge.families.generic import GENERIC
@@ -43,6 +44,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
             MPLUG_OWL2,
             COGVLM,
             MINICPM_V,
+            CAMBRIAN,
             LLAMA,
             MISTRAL,
             QWEN2,

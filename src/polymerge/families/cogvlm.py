@@ -37,6 +37,7 @@ COGVLM = Family(
         Rule("model.vision.{rest}", "vision.{rest}"),
     ),
     architectures=("CogVLMForCausalLM", "CogVLMVideoForCausalLM"),
+    decoders=("llama",),
     title="CogVLM, CogVLM2",
     source="THUDM/cogvlm-chat-hf",
 )

@@ -47,6 +47,7 @@ DECODERS: Final[Mapping[str, str]] = MappingProxyType(
         "LlavaMistralForCausalLM": "mistral",
         "LlavaQwenForCausalLM": "qwen2",
         "CogVLMForCausalLM": "llama",
+        "CambrianLlamaForCausalLM": "llama",
     }
 )
 """The lineage that an architecture stands for whose config has a model type of many decoders, or none."""

@@ -19,6 +19,7 @@ IDEFICS2 = Family(
         "Idefics3ForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
     ),
+    decoders=("mistral", "llama"),
     title="Idefics2, Idefics3, SmolVLM",
     source="HuggingFaceM4/idefics2-8b",
 )

@@ -20,6 +20,7 @@ INTERNVL = Family(
     ),
     model_types=("internvl",),
     architectures=("InternVLForConditionalGeneration",),
+    decoders=("qwen2", "llama"),
     title="InternVL 2.5, 3 (transformers layout)",
     source="OpenGVLab/InternVL3-8B-hf",
 )

@@ -19,6 +19,7 @@ INTERNVL_CHAT = Family(
     ),
     model_types=("internvl_chat",),
     architectures=("InternVLChatModel",),
+    decoders=("llama", "qwen2", "internlm2"),
     title="InternVL 2, 2.5, 3 (as published)",
     source="OpenGVLab/InternVL2_5-8B",
 )

@@ -13,6 +13,7 @@ LLAMA = Family(
     ),
     model_types=("llama",),
     architectures=("LlamaForCausalLM",),
+    decoders=("llama",),
     title="Llama",
     source="meta-llama/Meta-Llama-3-8B",
 )

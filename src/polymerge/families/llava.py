@@ -22,6 +22,7 @@ LLAVA = Family(
     ),
     model_types=("llava",),
     architectures=("LlavaForConditionalGeneration",),
+    decoders=("llama", "mistral", "qwen2"),
     title="LLaVA 1.5 (transformers layout)",
     source="llava-hf/llava-1.5-7b-hf",
 )

@@ -14,6 +14,7 @@ LLAVA_NEXT = Family(
     ),
     model_types=("llava_next", "llava_next_video"),
     architectures=("LlavaNextForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"),
+    decoders=("llama", "mistral", "qwen2"),
     title="LLaVA-NeXT (1.6), image and video",
     source="llava-hf/llama3-llava-next-8b-hf",
 )

@@ -10,6 +10,7 @@ LLAVA_ONEVISION = Family(
     rules=LLAVA_NEXT.rules,
     model_types=("llava_onevision",),
     architectures=("LlavaOnevisionForConditionalGeneration",),
+    decoders=("qwen2",),
     title="LLaVA-OneVision (transformers layout)",
     source="llava-hf/llava-onevision-qwen2-7b-ov-hf",
 )

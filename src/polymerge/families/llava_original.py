@@ -27,6 +27,7 @@ LLAVA_ORIGINAL = Family(
         "LlavaMistralForCausalLM",
         "Share4VLlamaForCausalLM",
     ),
+    decoders=("llama", "mistral", "qwen2"),
     title="LLaVA 1.5, ShareGPT4V, Yi-VL, LLaVA-OneVision (their authors' layout)",
     source="liuhaotian/llava-v1.5-7b",
 )

@@ -15,6 +15,7 @@ MINICPM_V = Family(
     ),
     model_types=("minicpmv",),
     architectures=("MiniCPMV",),
+    decoders=("minicpm", "llama", "qwen2"),
     title="MiniCPM-V 2, 2.5, 2.6",
     source="openbmb/MiniCPM-V-2_6",
 )

@@ -10,6 +10,7 @@ MISTRAL = Family(
     rules=LLAMA.rules,
     model_types=("mistral",),
     architectures=("MistralForCausalLM",),
+    decoders=("mistral",),
     title="Mistral",
     source="mistralai/Mistral-7B-v0.1",
 )

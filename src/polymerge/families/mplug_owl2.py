@@ -26,6 +26,7 @@ MPLUG_OWL2 = Family(
     ),
     model_types=("mplug_owl2",),
     architectures=("MPLUGOwl2LlamaForCausalLM",),
+    decoders=("llama",),
     title="mPLUG-Owl2",
     source="MAGAer13/mplug-owl2-llama2-7b",
 )

@@ -10,6 +10,7 @@ QWEN2 = Family(
     rules=LLAMA.rules,
     model_types=("qwen2",),
     architectures=("Qwen2ForCausalLM",),
+    decoders=("qwen2",),
     title="Qwen2, Qwen2.5",
     source="Qwen/Qwen2-7B",
 )

@@ -10,6 +10,7 @@ QWEN2_5_VL = Family(
     rules=QWEN2_VL.rules,
     model_types=("qwen2_5_vl",),
     architectures=("Qwen2_5_VLForConditionalGeneration",),
+    decoders=("qwen2",),
     title="Qwen2.5-VL",
     source="Qwen/Qwen2.5-VL-7B-Instruct",
 )

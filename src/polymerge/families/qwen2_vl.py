@@ -19,6 +19,7 @@ QWEN2_VL = Family(
     ),
     model_types=("qwen2_vl",),
     architectures=("Qwen2VLForConditionalGeneration",),
+    decoders=("qwen2",),
     title="Qwen2-VL",
     source="Qwen/Qwen2-VL-7B-Instruct",
 )
