@@ -176,7 +176,7 @@ class _Planner:
             canonical = EMBEDDING  # stored twice, one tensor once it is loaded: both have to come out the same
         choice = next(choice for choice in self.choices if choice.covers(canonical))
         readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
-        reason = self._why_copied(canonical, choice, readers)
+        reason = self._why_copied(canonical, choice)
         if not reason and not self._fits(canonical, readers):
             reason = "does not fit"  # a problem, said by the misfits
         pieces: list[Piece] = []
@@ -187,7 +187,7 @@ class _Planner:
             return [Piece(canonical, rows)], reason
         return pieces, reason
 
-    def _why_copied(self, canonical: str, choice: Choice, readers: Sequence[Model]) -> str:
+    def _why_copied(self, canonical: str, choice: Choice) -> str:
         """Why the recipe has a tensor stay the template's, or nothing."""
         if self._excluded(canonical):
             return "excluded by the recipe"
@@ -196,7 +196,7 @@ class _Planner:
         if choice.setting.method == COPY:
             return f"copied by the recipe ({choice.where})"
         if self.recipe.branches == "retain" and canonical.endswith("@image"):
-            for model in readers:
+            for model in self.models.merged:  # a base has no branches: it is older than they are
                 if model.find(canonical) not in (canonical, None):
                     return f"'{model.label}' has no branch @image of it, and branches: retain"
         return ""

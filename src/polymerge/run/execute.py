@@ -166,20 +166,22 @@ class _Execution:
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
         """One cutoff per model over everything that a setting merges, in the order of canonical names."""
-        # by name: a tied head that is stored beside its embedding counts once
-        merged = {
-            piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
-        }
+        merged = self._merged_by(number)
         names = sorted(merged)
         blocks = [self._blocks(*merged[name]) for name in names]
         found = cutoffs(blocks, setting.parameters["density"], self.pool.run_all)
         for name, own in zip(names, found, strict=True):
             self.model_cutoffs[name, number] = own
 
+    def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
+        """What a setting merges, by name: a tied head that is stored beside its embedding counts once."""
+        return {
+            piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
+        }
+
     def _measure_whole_models(self, number: int) -> None:
         """Dot products of the models over everything that a setting merges."""
-        merged = [(step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number]
-        blocks = [self._blocks(step, piece, self._cells) for step, piece in merged]
+        blocks = [self._blocks(step, piece, self._cells) for step, piece in self._merged_by(number).values()]
         self.model_grams[number] = gram([piece for piece in blocks if piece.count], self.pool.run_all)
 
     @property
