@@ -22,8 +22,8 @@ WARM_UP = 50  # steps
 
 # stage: steps, peak learning rate
 SCHEDULE = {
-    "base": (1800, 2e-3),
-    "reason": (600, 2e-4),
+    "base": (1500, 2e-3),
+    "reason": (600, 5e-4),
     "vision": (1500, 1e-3),
     "projector": (600, 3e-3),
     "vlm": (500, 2e-4),

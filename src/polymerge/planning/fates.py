@@ -144,11 +144,13 @@ class _Planner:
         common = frozenset.intersection(self.template.parts, *(model.parts for model in self.readers))
         if self.recipe.parts is None:
             return common
+        merged = set(self.recipe.parts)
         for part in self.recipe.parts:
             lacking = [model.label for model in (self.template, *self.readers) if part not in model.parts]
             for label in dict.fromkeys(lacking) if not any(model.generic for model in self.readers) else ():
                 self.problems.append(RecipeError(f"parts: '{label}' has no part '{part}'"))
-        return frozenset(self.recipe.parts)
+                merged.discard(part)  # said once, and not of each of its tensors
+        return frozenset(merged)
 
     def _step(self, name: str) -> Step:
         """The fate of one tensor of the template, by its own name."""
@@ -184,7 +186,7 @@ class _Planner:
         readers = self.readers if deltas else self.models.merged
         rows = total = entry.shape[0] if entry.shape else 1
         reason, fits = "", True
-        for model in (self.template, *readers):
+        for model in dict.fromkeys((self.template, *readers)):
             if canonical not in model.tensors:
                 self.misfits.note_missing(model, canonical)
                 fits = False
@@ -221,7 +223,7 @@ class _Planner:
             expr = model.tensors[canonical]
             shape = model.shape(canonical)
             exprs.append(expr if not shape or shape[0] == rows[1] else Rows(expr, *rows))
-        base = exprs.pop() if deltas else None
+        base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         return Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)
 
     def _excluded(self, canonical: str) -> bool:
@@ -238,15 +240,16 @@ class _Planner:
                 self.problems.append(
                     RecipeError(
                         f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole canonical names"
-                        f"{hint if hint.startswith(' Did') else f', such as {min(every)}'}"
+                        f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
                     )
                 )
         for choice in self.choices:
             if choice.layers and choice.layers[1] >= self.template.depth:
+                has = f"layers 0-{self.template.depth - 1}" if self.template.depth else "no text layers"
                 self.problems.append(
                     RecipeError(
                         f"recipe: {choice.where}: layers {choice.layers[0]}-{choice.layers[1]}, but template "
-                        f"'{self.template.label}' has layers 0-{self.template.depth - 1}"
+                        f"'{self.template.label}' has {has}"
                     )
                 )
 
@@ -306,10 +309,11 @@ class _Planner:
         if self.models.base is not None and self.base is None:
             notes.append(f"base_model '{self.models.base.label}' is not read: {self.recipe.merge_method} needs none")
         said = [self.recipe.parameters, *(entry.parameters for entry in self.recipe.models)]
+        said += [override.parameters for override in self.recipe.overrides]
         if any("int8_mask" in parameters for parameters in said):
             notes.append("int8_mask has no effect")
         for model in self.models.merged:
-            if HEAD in self.template.borrowed and HEAD in model.tensors and HEAD not in model.borrowed:
+            if self.template.ties_head and HEAD in model.tensors and not model.ties_head:
                 notes.append(f"'{model.label}' has a head of its own, which the tied template '{self.template.label}' "
                              "has no place for")  # fmt: skip
         if self.template.generic is False and self.template not in self.models.merged:
