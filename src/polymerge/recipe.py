@@ -197,7 +197,7 @@ def _models(value: object, problems: list[PolymergeError]) -> tuple[ModelEntry, 
     entries = []
     for place, item in enumerate(value):
         where = f"recipe: models[{place}]"
-        if isinstance(item, str):
+        if isinstance(item, str | os.PathLike):
             item = {"model": item}
         if not isinstance(item, Mapping) or not _names_a_place(item.get("model")):
             problems.append(RecipeError(f"{where}: needs `model: FOLDER`, got {_kind(item)}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Final
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
@@ -53,8 +54,17 @@ def read_parameters(
         elif isinstance(given, Mapping) or given is None:
             problems.append(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
         else:
-            result[name] = list(given) if isinstance(given, tuple) else given
+            result[name] = _plain(given)
     return result
+
+
+def _plain(given: Any) -> Any:
+    """A value as YAML would have it: numbers of numpy and the like become Python's, tuples lists."""
+    if isinstance(given, list | tuple):
+        return [_plain(value) for value in given]
+    if isinstance(given, Real) and not isinstance(given, bool | int | float):
+        return float(given)
+    return given
 
 
 def resolve(

@@ -120,11 +120,13 @@ class _Planner:
             self.problems.append(RecipeError("nothing would be merged: every tensor of the template is a copy"))
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         by_key = {choice.key: choice.setting for choice in self.choices}
+        draws = any(METHODS[setting.method].random for setting in by_key.values())
         return Plan(
             recipe=recipe_dict(self.recipe),
             inputs=tuple(model.summary() for model in inputs),
             template=inputs.index(self.template),
             models=tuple(inputs.index(model) for model in self.models.merged),
+            places=self.models.own if draws else tuple(range(len(self.models.own))),
             base=None if self.base is None else inputs.index(self.base),
             seed=self.recipe.seed,
             settings=tuple(by_key[key] for key in self.settings),

@@ -125,7 +125,7 @@ class _Execution:
         self.wide = {
             piece.setting
             for step, piece, setting in plan.merged_pieces()
-            if step.dtype == "F64" and setting.parameters.get("trim") == "model"
+            if is_wide(step) and setting.parameters.get("trim") == "model"
         }
         self.model_cutoffs: dict[tuple[str, int], list[Cutoff]] = {}
         pool.advance = advance
@@ -157,8 +157,8 @@ class _Execution:
         ]
         labels = [self.plan.inputs[place].label for place in inputs]
         entries = [self.entries[place] for place in inputs]
-        precision = "F64" if step.dtype == "F64" or piece.setting in self.wide else "F32"
-        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block or self.block, precision)
+        wide = is_wide(step) or piece.setting in self.wide
+        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block or self.block, wide)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
         """One cutoff per model over everything that a setting merges, in the order of canonical names."""
@@ -185,7 +185,7 @@ class _Execution:
             grid = max(self.block // CELL, 1) * CELL
             arguments["gram"] = gram(self._blocks(step, piece, grid), self.pool.run_all)
         if row.random:
-            arguments["keys"] = draw_keys(self.plan.seed, len(self.plan.models), piece.canonical)
+            arguments["keys"] = draw_keys(self.plan.seed, self.plan.places, piece.canonical)
         function = method_function(row)
         needs_start = row.random or row.statistic == "cutoff"
         scale = float(setting.parameters.get("scale", 1.0))
@@ -202,8 +202,7 @@ class _Execution:
         template = self.plan.template
         whole = Piece(piece.canonical, piece.rows, reads=(Rows(Read(step.name), *piece.rows),))
         labels, entries = [self.plan.inputs[template].label], [self.entries[template]]
-        precision = "F64" if step.dtype == "F64" else "F32"
-        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, precision)
+        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, is_wide(step))
         self._write_blocks(step, piece, blocks, lambda block: block.models[0])
 
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
@@ -242,3 +241,8 @@ class _Execution:
         done = 0
         while done < len(view):
             done += os.pwrite(descriptor, view[done:], offset + done)
+
+
+def is_wide(step: Step) -> bool:
+    """Whether a tensor is computed in float64: where the template or the output holds it so."""
+    return "F64" in (step.dtype, step.source_dtype)
