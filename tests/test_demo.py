@@ -106,11 +106,8 @@ def test_the_world_is_the_same_every_time() -> None:
     assert [q.scene for q in first] == [q.scene for q in second]
     assert all(np.array_equal(a.picture, b.picture) for a, b in zip(first, second, strict=True))
     assert [q.scene for q in first] != [q.scene for q in other]
-    # pinned, so that a change of Python or numpy that would change the world does not pass unseen
-    assert split_pairs(1).seen[:4] == PINNED_PAIRS
-
-
-PINNED_PAIRS: Any = None
+    # pinned: with another random generator the shipped checkpoints would be asked about another world
+    assert split_pairs(1).seen[:5] == ((0, 3), (0, 6), (1, 3), (2, 5), (2, 8))
 
 
 def test_training_sees_what_the_processor_makes() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 import yaml
 
@@ -155,14 +155,15 @@ def _override_dict(override: Override) -> dict[str, Any]:
 class _OneValuePerKey(yaml.SafeLoader):
     """YAML that refuses a key written twice, which plain YAML lets pass and keeps the last of."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is written twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(None, None, f"'{key.value}' is written twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
 
 
 def _load(path: Path, problems: list[PolymergeError]) -> Mapping[str, Any]:
@@ -172,7 +173,7 @@ def _load(path: Path, problems: list[PolymergeError]) -> Mapping[str, Any]:
         beside = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside) if beside else ""
         raise RecipeError(f"{path}: there is no such recipe.{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date such as 2024-13-01 is a ValueError
         raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         problems.append(RecipeError(f"{path}: a recipe is a mapping of fields, this is {_kind(data)}"))
@@ -199,9 +200,9 @@ def _models(value: object, problems: list[PolymergeError]) -> tuple[ModelEntry, 
     entries = []
     for place, item in enumerate(value):
         where = f"recipe: models[{place}]"
-        if isinstance(item, str):
+        if isinstance(item, str | os.PathLike):
             item = {"model": item}
-        if not isinstance(item, Mapping) or not isinstance(item.get("model"), str | os.PathLike):
+        if not isinstance(item, Mapping) or not _names_a_place(item.get("model")):
             problems.append(RecipeError(f"{where}: needs `model: FOLDER`, got {_kind(item)}"))
             continue
         _unknown(item, _MODEL_FIELDS, where, problems)
@@ -231,7 +232,7 @@ def _overrides(value: object, problems: list[PolymergeError]) -> tuple[Override,
         if match is not None and not isinstance(match, str):
             problems.append(RecipeError(f"{where}: match is a glob on canonical names, got {_kind(match)}"))
             match = None
-        if "layers" not in item and "match" not in item:
+        if item.get("layers") is None and item.get("match") is None:
             problems.append(RecipeError(f"{where}: says neither layers nor match, so it would match nothing"))
         method = None if item.get("merge_method") is None else _method(item["merge_method"], problems, where)
         parameters = read_parameters(item.get("parameters"), f"{where}: parameters", problems, lists=True)
@@ -306,10 +307,14 @@ def _text(data: Mapping[str, Any], name: str, problems: list[PolymergeError]) ->
     value = data.get(name)
     if value is None:
         return None
-    if isinstance(value, str | os.PathLike):
+    if _names_a_place(value):
         return os.fspath(value)
     problems.append(RecipeError(f"recipe: {name} is a folder or a hub id, got {_kind(value)}"))
     return None
+
+
+def _names_a_place(value: object) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and bool(value.strip()))
 
 
 def _unknown(item: Mapping[str, Any], known: tuple[str, ...], where: str, problems: list[PolymergeError]) -> None:
@@ -320,4 +325,4 @@ def _unknown(item: Mapping[str, Any], known: tuple[str, ...], where: str, proble
 
 def _kind(value: object) -> str:
     words = {dict: "a mapping", list: "a list", str: "a text", bool: "true/false", int: "a number", float: "a number"}
-    return "nothing" if value is None else words.get(type(value), f"a {type(value).__name__}")
+    return "nothing" if value is None or value == "" else words.get(type(value), f"a {type(value).__name__}")

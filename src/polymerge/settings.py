@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Final
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
@@ -40,8 +41,10 @@ def read_parameters(
     known = {parameter.name for method in METHODS.values() for parameter in method.parameters}
     result = {}
     for name, given in value.items():
-        name = _SPELLINGS.get(name, name)
-        if name not in known and name not in MEANINGLESS:
+        written, name = name, _SPELLINGS.get(name, name)
+        if name in result:
+            problems.append(RecipeError(f"{where}: {name} is said twice, the second time as '{written}'"))
+        elif name not in known and name not in MEANINGLESS:
             problems.append(
                 RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}")
             )
@@ -51,8 +54,17 @@ def read_parameters(
         elif isinstance(given, Mapping) or given is None:
             problems.append(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
         else:
-            result[name] = list(given) if isinstance(given, tuple) else given
+            result[name] = _plain(given)
     return result
+
+
+def _plain(given: Any) -> Any:
+    """A value as YAML would have it: numbers of numpy and the like become Python's, tuples lists."""
+    if isinstance(given, list | tuple):
+        return [_plain(value) for value in given]
+    if isinstance(given, Real) and not isinstance(given, bool | int | float):
+        return float(given)
+    return given
 
 
 def resolve(
@@ -79,15 +91,10 @@ def resolve(
                 for place in range(len(labels))
             )
         elif method == "slerp" and parameter.name == "t":
-            values["t"] = _arc(row, parameter, layers_of_say, per_model, labels, problems)
+            values["t"] = _arc(row, parameter, general, per_model, special, labels, problems)
         else:
-            said = [(where, given[parameter.name]) for where, given in layers_of_say if parameter.name in given]
-            said = said or [
-                (f"models[{place}] '{labels[place]}'", own[parameter.name])
-                for place, own in enumerate(per_model)
-                if parameter.name in own
-            ]
-            values[parameter.name] = _value(row, parameter, said[-1] if said else None, problems)
+            said = _say_of_all(parameter.name, general, per_model, special, labels, problems)
+            values[parameter.name] = _value(row, parameter, said, problems)
     own = [] if special else [(f"models[{n}] '{labels[n]}'", given) for n, given in enumerate(per_model)]
     _unused(row, [layers_of_say[-1], *own], problems)
     return Setting(method, values)
@@ -113,6 +120,27 @@ def _say(
     if name in general[1]:
         return general[0], general[1][name]
     return (f"models[{place}] '{labels[place]}'", None) if name == "weight" else None
+
+
+def _say_of_all(
+    name: str,
+    general: tuple[str, Mapping[str, Any]],
+    per_model: Sequence[Mapping[str, Any]],
+    special: Sequence[tuple[str, Mapping[str, Any]]],
+    labels: Sequence[str],
+    problems: list[PolymergeError],
+) -> tuple[str, Any] | None:
+    """What the recipe says of a parameter that is one for all models, and where; models may say it if they agree."""
+    for where, given in reversed(special):
+        if name in given:
+            return where, given[name]
+    own = [(f"models[{n}] '{labels[n]}'", given[name]) for n, given in enumerate(per_model) if name in given]
+    if any(value != own[0][1] for _, value in own):
+        listed = ", ".join(f"'{value}'" for _, value in own)
+        problems.append(RecipeError(f"{name} is one value for all models, and they say {listed}: say it in parameters"))
+    if own:
+        return own[0]
+    return (general[0], general[1][name]) if name in general[1] else None
 
 
 def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, problems: list[PolymergeError]) -> Any:
@@ -161,23 +189,27 @@ def _number(row: Method, parameter: Parameter, where: str, value: Any, problems:
 def _arc(
     row: Method,
     parameter: Parameter,
-    layers_of_say: Sequence[tuple[str, Mapping[str, Any]]],
+    general: tuple[str, Mapping[str, Any]],
     per_model: Sequence[Mapping[str, Any]],
+    special: Sequence[tuple[str, Mapping[str, Any]]],
     labels: Sequence[str],
     problems: list[PolymergeError],
 ) -> float:
     """The place on the arc: `t` itself, or the second model's share of the two weights."""
-    said = [(where, given["t"]) for where, given in layers_of_say if "t" in given]
-    if said:
-        return float(_value(row, parameter, said[-1], problems))
-    if len(per_model) == 2 and all("weight" in own for own in per_model):
-        first, second = (
-            _number(row, Parameter("weight", "number", low=0.0), label, own["weight"], problems)
-            for label, own in zip(labels, per_model, strict=True)
-        )
+    if not any("weight" in given and "t" not in given for _, given in special):
+        said = _say_of_all("t", general, per_model, special, labels, problems)
+        if said is not None:
+            return float(_value(row, parameter, said, problems))
+    weights = [_say("weight", place, general, per_model, special, labels) for place in range(len(labels))]
+    given = [(where, value) for where, value in filter(None, weights) if value is not None]
+    if len(labels) == len(given) == 2:
+        weight = Parameter("weight", "number", low=0.0)
+        before = len(problems)
+        first, second = (_number(row, weight, where, value, problems) for where, value in given)
         if first + second > 0:
             return second / (first + second)
-        problems.append(RecipeError("slerp: the two weights are both 0"))
+        if len(problems) == before:
+            problems.append(RecipeError("slerp: the two weights are both 0"))
         return 0.0
     problems.append(RecipeError("slerp needs `t` from 0 (first model) to 1 (second), or a `weight` for each model"))
     return 0.0

@@ -64,7 +64,7 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
         raise click.UsageError("Missing option '-o': the folder to make.")
     made = make_plan(recipe)
     if dry_run or out is None:
-        click.echo(json.dumps(made.to_json()) if as_json else describe(made))
+        click.echo(json.dumps({**made.to_json(), "hash": made.hash}) if as_json else describe(made))
         return
     from polymerge.run.merge import merge as run
 

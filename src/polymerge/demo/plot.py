@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-LINES = (
+GROUPS = (
     ("perception", "perception", "tab:green"),
     ("seen", "arithmetic, seen pairs", "tab:gray"),
     ("unseen", "arithmetic, unseen pairs", "tab:red"),
 )
+METHODS = (("task_arithmetic", "reasoning delta", "-"), ("random", "random delta", "--"))
 
 
 def plot(results: dict[str, Any], file: Path) -> None:
@@ -17,11 +18,11 @@ def plot(results: dict[str, Any], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)  # draws to a file, needs no screen
     axes = figure.subplots()
-    for group, label, colour in LINES:
-        for method, style, of in (("task_arithmetic", "-", "reasoning delta"), ("random", "--", "random delta")):
+    for group, label, colour in GROUPS:
+        for method, delta, style in METHODS:
             rows = [row for row in results["rows"] if row["method"] in ("none", method)]
             axes.errorbar(
                 [row["weight"] for row in rows],
@@ -29,13 +30,13 @@ def plot(results: dict[str, Any], file: Path) -> None:
                 yerr=[100 * row[group]["error"] for row in rows],
                 color=colour,
                 linestyle=style,
-                marker="o" if style == "-" else None,
+                marker="." if style == "-" else "",
                 capsize=3,
-                label=f"{label}, {of}",
+                label=f"{label}: {delta}",
             )
-    axes.set_xlabel("weight of the delta merged into the VLM's text tower")
-    axes.set_ylabel("right answers on held-out pictures, %")
-    axes.set_ylim(0, 100)
+    axes.set_xlabel("weight of the delta added to the VLM's text tower")
+    axes.set_ylabel("right answers about held-out pictures, %")
+    axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    figure.savefig(file, dpi=120, metadata={"Software": "polymerge"})
+    figure.legend(fontsize="small", ncols=2, loc="outside lower center")
+    figure.savefig(file, dpi=120)

@@ -24,7 +24,7 @@ from .world import split_pairs
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_SEED = 1  # the world and the training run that the shipped checkpoints come from
-WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0)
+WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.25)
 INTERPOLATIONS = (0.1, 0.2)  # the reasoning model's share where weights are averaged, as the paper writes it
 EXCLUDED = ["text.embed_tokens.weight", "text.lm_head.weight"]
 
@@ -40,17 +40,17 @@ def run(
     weights: Sequence[float] = WEIGHTS,
     threads: int | None = None,
     pictures: int | None = None,
-    force: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
     """Tell the story and return what it measured; `out` gets the merged checkpoints, demo.json and demo.png.
+
+    What an earlier run left there is replaced.
 
     train     train the three models anew (10 to 20 minutes) into out/checkpoints instead of taking the shipped ones
     seed      of the world and the training, when training; the shipped checkpoints have their own
     weights   what the reasoning model's delta is multiplied with
     threads   for torch; None leaves its own choice
     pictures  pictures per pair and kind of question; None for the full exam
-    force     overwrite merged checkpoints of an earlier run
     """
     started = time.perf_counter()
     seed = SHIPPED_SEED if seed is None or not train else seed
@@ -63,7 +63,7 @@ def run(
         if train:
             checkpoints = out / "checkpoints"
             train_all(checkpoints, seed=seed, say=say)
-        results = _tell(checkpoints, out, seed, tuple(weights), pictures, force, say)
+        results = _tell(checkpoints, out, seed, tuple(weights), pictures, say)
     finally:
         torch.set_num_threads(before)
         bars.enable_progress_bar()
@@ -75,7 +75,7 @@ def run(
 
 
 def _tell(
-    checkpoints: Path, out: Path, seed: int, weights: tuple[float, ...], pictures: int | None, force: bool, say: Say
+    checkpoints: Path, out: Path, seed: int, weights: tuple[float, ...], pictures: int | None, say: Say
 ) -> dict[str, Any]:
     pairs = split_pairs(seed)
     training, held_out = load_handwriting(seed)
@@ -109,15 +109,15 @@ def _tell(
     report("VLM, nothing merged", "none", 0.0, Path(vlm))
     for weight in weights:
         merged = out / f"reason-{weight:g}"
-        merge(_recipe(vlm, base, reason, weight), merged, force=force)
+        merge(_recipe(vlm, base, reason, weight), merged, force=True)
         report(f"+ {weight:g} x reasoning delta", "task_arithmetic", weight, merged)
     for weight in weights:
         merged = out / f"random-{weight:g}"
-        merge(_recipe(vlm, base, str(control), weight), merged, force=force)
+        merge(_recipe(vlm, base, str(control), weight), merged, force=True)
         report(f"+ {weight:g} x random delta", "random", weight, merged)
     for weight in INTERPOLATIONS:
         merged = out / f"linear-{weight:g}"
-        merge(_interpolation(vlm, reason, weight), merged, force=force)
+        merge(_interpolation(vlm, reason, weight), merged, force=True)
         report(f"{1 - weight:g} VLM + {weight:g} reasoning", "linear", weight, merged)
     return results
 

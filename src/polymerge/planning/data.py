@@ -96,6 +96,7 @@ class Plan:
 
     recipe     the recipe, as plain data
     inputs     every checkpoint that is read; `template`, `models` and `base` are places in it
+    places     each model's place in the recipe's list, which random draws are keyed by
     settings   the distinct methods with their parameters; pieces point into it
     steps      one per tensor of the template, in its order
     left_out   every tensor of an input that is not read for any step
@@ -106,6 +107,7 @@ class Plan:
     inputs: tuple[Input, ...]
     template: int
     models: tuple[int, ...]
+    places: tuple[int, ...]
     base: int | None
     seed: int
     settings: tuple[Setting, ...]
@@ -152,6 +154,7 @@ class Plan:
             "inputs": [vars(entry).copy() for entry in self.inputs],
             "template": self.template,
             "models": list(self.models),
+            "places": list(self.places),
             "base": self.base,
             "seed": self.seed,
             "settings": [
@@ -172,6 +175,7 @@ class Plan:
             inputs=tuple(Input(**entry) for entry in data["inputs"]),
             template=data["template"],
             models=tuple(data["models"]),
+            places=tuple(data["places"]),
             base=data["base"],
             seed=data["seed"],
             settings=tuple(

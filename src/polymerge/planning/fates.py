@@ -117,11 +117,13 @@ class _Planner:
             self.problems.append(RecipeError("nothing would be merged: every tensor of the template is a copy"))
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         by_key = {choice.key: choice.setting for choice in self.choices}
+        draws = any(METHODS[setting.method].random for setting in by_key.values())
         return Plan(
             recipe=recipe_dict(self.recipe),
             inputs=tuple(model.summary() for model in inputs),
             template=inputs.index(self.template),
             models=tuple(inputs.index(model) for model in self.models.merged),
+            places=self.models.own if draws else tuple(range(len(self.models.own))),
             base=None if self.base is None else inputs.index(self.base),
             seed=self.recipe.seed,
             settings=tuple(by_key[key] for key in self.settings),
@@ -140,11 +142,13 @@ class _Planner:
             return None
         if self.recipe.parts is None:
             return common_parts((self.template, *self.readers))
+        merged = set(self.recipe.parts)
         for part in self.recipe.parts:
             lacking = [model.label for model in (self.template, *self.readers) if part not in model.parts]
             for label in dict.fromkeys(lacking) if not any(model.generic for model in self.readers) else ():
                 self.problems.append(RecipeError(f"parts: '{label}' has no part '{part}'"))
-        return frozenset(self.recipe.parts)
+                merged.discard(part)  # said once, and not of each of its tensors
+        return frozenset(merged)
 
     def _step(self, name: str) -> Step:
         """The fate of one tensor of the template, by its own name."""
@@ -204,7 +208,7 @@ class _Planner:
     def _fits(self, canonical: str, readers: Sequence[Model]) -> bool:
         """Whether every model has the tensor, in a dtype and a shape that can be merged; what is wrong is noted."""
         shape, fits = self.template.shape(canonical), True
-        for model in (self.template, *readers):
+        for model in dict.fromkeys((self.template, *readers)):
             found = model.find(canonical)
             if found is None:
                 self.misfits.note_missing(model, canonical)
@@ -247,7 +251,8 @@ class _Planner:
             rest = outside(rows, total)
             kept = sum(stop - start for start, stop in rest)
             reason = f"{kept} rows are the template's" if kept else ""
-        base = exprs.pop() if METHODS[choice.setting.method].on == "deltas" else None
+        deltas = METHODS[choice.setting.method].on == "deltas"
+        base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         pieces = [Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)] if rows else []
         if rest:
             pieces.append(Piece(canonical, rest))
@@ -267,15 +272,16 @@ class _Planner:
                 self.problems.append(
                     RecipeError(
                         f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole canonical names"
-                        f"{hint if hint.startswith(' Did') else f', such as {min(every)}'}"
+                        f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
                     )
                 )
         for choice in self.choices:
             if choice.layers and choice.layers[1] >= self.template.depth:
+                has = f"layers 0-{self.template.depth - 1}" if self.template.depth else "no text layers"
                 self.problems.append(
                     RecipeError(
                         f"recipe: {choice.where}: layers {choice.layers[0]}-{choice.layers[1]}, but template "
-                        f"'{self.template.label}' has layers 0-{self.template.depth - 1}"
+                        f"'{self.template.label}' has {has}"
                     )
                 )
 
@@ -339,10 +345,11 @@ class _Planner:
         if self.models.base is not None and self.base is None:
             notes.append(f"base_model '{self.models.base.label}' is not read: {self.recipe.merge_method} needs none")
         said = [self.recipe.parameters, *(entry.parameters for entry in self.recipe.models)]
+        said += [override.parameters for override in self.recipe.overrides]
         if any("int8_mask" in parameters for parameters in said):
             notes.append("int8_mask has no effect")
         for model in self.models.merged:
-            if HEAD in self.template.borrowed and HEAD in model.tensors and HEAD not in model.borrowed:
+            if self.template.ties_head and HEAD in model.tensors and not model.ties_head:
                 notes.append(f"'{model.label}' has a head of its own, which the tied template '{self.template.label}' "
                              "has no place for")  # fmt: skip
         if self.template.generic is False and self.template not in self.models.merged:

@@ -64,14 +64,14 @@ class PieceBlocks:
         files: Files,
         workspace: Workspace,
         block: int,
-        precision: str,
+        wide: bool,
     ) -> None:
         reads = [*piece.reads, *([piece.base] if piece.base is not None else [])]
         self._runs = [extents(expr, held) for expr, held in zip(reads, entries, strict=False)]
         self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
         self._has_base = piece.base is not None
         self.name = piece.canonical
-        self.precision = precision
+        self.precision = "F64" if wide else "F32"
         self.count = sum(run.count for run in self._runs[0])
         self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
 

@@ -125,7 +125,7 @@ class _Execution:
         self.wide = {
             piece.setting
             for step, piece, setting in plan.merged_pieces()
-            if step.dtype == "F64" and setting.parameters.get("trim") == "model"
+            if is_wide(step) and setting.parameters.get("trim") == "model"
         }
         self.model_grams: dict[int, Any] = {}
         self.model_cutoffs: dict[tuple[str, int], list[Cutoff]] = {}
@@ -161,8 +161,8 @@ class _Execution:
         ]
         labels = [self.plan.inputs[place].label for place in inputs]
         entries = [self.entries[place] for place in inputs]
-        precision = "F64" if step.dtype == "F64" or piece.setting in self.wide else "F32"
-        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block or self.block, precision)
+        wide = is_wide(step) or piece.setting in self.wide
+        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block or self.block, wide)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
         """One cutoff per model over everything that a setting merges, in the order of canonical names."""
@@ -203,7 +203,7 @@ class _Execution:
             whole = self._blocks(step, piece, self._cells)
             arguments["gram"] = gram([whole], self.pool.run_all) if known_gram is None else known_gram
         if row.random:
-            arguments["keys"] = draw_keys(self.plan.seed, len(self.plan.models), piece.canonical)
+            arguments["keys"] = draw_keys(self.plan.seed, self.plan.places, piece.canonical)
         function = method_function(row)
         needs_start = row.random or row.statistic == "cutoff"
         scale = float(setting.parameters.get("scale", 1.0))
@@ -220,8 +220,7 @@ class _Execution:
         template = self.plan.template
         whole = Piece(piece.canonical, piece.rows, reads=(rows_of(Read(step.name), piece.rows),))
         labels, entries = [self.plan.inputs[template].label], [self.entries[template]]
-        precision = "F64" if step.dtype == "F64" else "F32"
-        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, precision)
+        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, is_wide(step))
         self._write_blocks(step, piece, blocks, lambda block: block.models[0])
 
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
@@ -275,3 +274,8 @@ def _within(rows: Ranges, row_size: int, start: int, size: int) -> Iterator[tupl
         if begin < end:
             yield first * row_size + begin - position, first * row_size + end - position
         position += length
+
+
+def is_wide(step: Step) -> bool:
+    """Whether a tensor is computed in float64: where the template or the output holds it so."""
+    return "F64" in (step.dtype, step.source_dtype)

@@ -16,7 +16,7 @@ from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
 from polymerge.checkpoint.shards import lay_out, parse_size
-from polymerge.errors import CheckpointError, MissingExtraError, OutputError
+from polymerge.errors import CheckpointError, MissingExtraError, OutputError, RecipeError
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK
 from polymerge.planning.inputs import headers_digest
@@ -73,6 +73,10 @@ def merge(
     cannot be merged, OutputError where the output cannot be written or does not pass its check; in all of these nothing
     is left under `out`.
     """
+    if block < 1:
+        raise RecipeError(f"block: {block} elements are no block")
+    if layout not in ("safetensors", "torch"):
+        raise RecipeError(f"layout: '{layout}' is neither safetensors nor torch")
     target = Path(out)
     size = parse_size(shard_size)
     machine = open_device(device)

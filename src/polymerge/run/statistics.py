@@ -66,10 +66,10 @@ def gram(pieces: Sequence[PieceBlocks], run_all: RunAll[Any]) -> np.ndarray:
     return np.array([[math.fsum(cell[i, j] for cell in cells) for j in models] for i in models], np.float64)
 
 
-def draw_keys(seed: int, models: int, canonical: str) -> list[int]:
+def draw_keys(seed: int, places: Sequence[int], canonical: str) -> list[int]:
     """A key of 64 bits for the random draws of each model on one tensor.
 
     It depends on the seed, the model's place in the recipe and the tensor's canonical name, and on nothing else.
     """
-    digests = [hashlib.sha256(f"{seed}\0{place}\0{canonical}".encode()).digest() for place in range(models)]
+    digests = [hashlib.sha256(f"{seed}\0{place}\0{canonical}".encode()).digest() for place in places]
     return [int.from_bytes(digest[:8], "little") for digest in digests]

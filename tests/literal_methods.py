@@ -1,0 +1,97 @@
+"""The merge methods once more, from the papers' formulas: whole tensors in memory, sorting, no thought of speed.
+
+Every function takes float arrays that are flat, [model][n], and rounds where the formula has an operation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def weighted(rows: Sequence[Array], weight: Sequence[float], normalize: bool) -> Array:
+    if normalize:
+        total = math.fsum(weight)
+        weight = [one / total for one in weight]
+    kind = rows[0].dtype.type
+    result = kind(weight[0]) * rows[0]
+    for one, row in zip(weight[1:], rows[1:], strict=True):
+        result = result + kind(one) * row
+    return result
+
+
+def largest(delta: Array, keep: int) -> Array:
+    """The `keep` largest magnitudes, among equals the first; zero elsewhere."""
+    order = np.argsort(-np.abs(delta), kind="stable")[:keep]
+    kept = np.zeros_like(delta)
+    kept[order] = delta[order]
+    return kept
+
+
+def elected(deltas: Sequence[Array], weight: Sequence[float], elect: str, normalize: str) -> Array:
+    """Element by element: the sign of the sum, then what agrees with it."""
+    kind = deltas[0].dtype.type
+    result = np.zeros_like(deltas[0])
+    say = [kind(one) for one in weight]
+    for place in range(result.size):
+        own = [delta[place] for delta in deltas]
+        votes = [s * value for s, value in zip(say, own, strict=True)] if elect == "weighted" else own
+        total = votes[0]
+        for vote in votes[1:]:
+            total = total + vote
+        agree = [vote > 0 if total >= 0 else vote < 0 for vote in votes]
+        merged, share = kind(0), kind(0)
+        for one, value, agrees in zip(say, own, agree, strict=True):
+            if agrees:
+                merged = merged + one * value
+                share = share + (one if normalize == "weight" else kind(1))
+        divides = normalize != "none" and abs(share) >= 1e-8
+        result[place] = merged / share if divides else merged
+    return result
+
+
+def drawn(delta: Array, density: float, rescale: bool, seed: int, model: int, name: str) -> Array:
+    """Keep each entry with the chance `density`, by a word of its own of Philox4x32-10."""
+    if density >= 1:
+        return delta
+    digest = hashlib.sha256(f"{seed}\0{model}\0{name}".encode()).digest()
+    words = philox(int.from_bytes(digest[:8], "little"), delta.size)
+    kind = delta.dtype.type
+    factor = kind(1 / density if rescale and density > 0 else 1)
+    return np.where(words < math.floor(density * 2**32), delta * factor, kind(0))
+
+
+def philox(key: int, count: int) -> Array:
+    """The first words under a key: Salmon et al. 2011, table 2 and section 3.3."""
+    low = np.uint64(0xFFFFFFFF)
+    place = np.arange(-(-count // 4), dtype=np.uint64)
+    counter = [place & low, place >> np.uint64(32), np.zeros_like(place), np.zeros_like(place)]
+    keys = [key & 0xFFFFFFFF, key >> 32]
+    for _ in range(10):
+        first, third = counter[0] * np.uint64(0xD2511F53), counter[2] * np.uint64(0xCD9E8D57)
+        counter = [
+            (third >> np.uint64(32)) ^ counter[1] ^ np.uint64(keys[0]),
+            third & low,
+            (first >> np.uint64(32)) ^ counter[3] ^ np.uint64(keys[1]),
+            first & low,
+        ]
+        keys = [(keys[0] + 0x9E3779B9) & 0xFFFFFFFF, (keys[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return np.stack(counter, axis=1).reshape(-1)[:count]
+
+
+def on_the_arc(rows: Sequence[Array], t: float) -> Array:
+    def dot(one: Array, other: Array) -> float:
+        return math.fsum(float(a) * float(b) for a, b in zip(one, other, strict=True))
+
+    cosine = dot(*rows) / (math.sqrt(dot(rows[0], rows[0])) * math.sqrt(dot(rows[1], rows[1])))
+    if abs(cosine) > 0.9995:
+        return weighted(rows, [1 - t, t], normalize=False)
+    angle = math.acos(cosine)
+    return weighted(rows, [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)], False)

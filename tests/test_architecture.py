@@ -1,0 +1,173 @@
+"""The order of the house: imports go downward only, and what must stay light stays light."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import polymerge
+from polymerge.methods.table import COPY, METHODS, SHARED, Method, method_function
+
+SOURCE = Path(polymerge.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LAYERS = {
+    "errors": 1, "dtypes": 1,
+    "mapping": 2, "checkpoint": 2, "kernels": 2,
+    "methods": 3, "families": 3,
+    "settings": 4, "verification": 4,
+    "recipe": 5,
+    "planning": 6,
+    "run": 7,
+    "": 8,
+    "demo": 9,
+    "cli": 10,
+}  # fmt: skip
+"""The floor that each module or package is on; the package itself is its public names, which the demo uses."""
+
+
+def home(module: str) -> str:
+    """`polymerge.run.merge` -> `run`."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def name_of(file: Path) -> str:
+    parts = ("polymerge", *file.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ["polymerge", *file.relative_to(SOURCE).parts][: -node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            # `from polymerge import kernels` names a module where there is one
+            for alias in node.names:
+                inside = SOURCE.parent.joinpath(*module.split("."), alias.name)
+                is_module = inside.is_dir() or inside.with_suffix(".py").is_file()
+                yield f"{module}.{alias.name}" if is_module else module
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_go_downward(file: Path) -> None:
+    own = home(name_of(file))
+    assert own in LAYERS, f"{file}: is on no floor; give it one in LAYERS"
+    for module in imported(file):
+        if module.partition(".")[0] == "polymerge" and home(module) != own:
+            assert LAYERS[home(module)] < LAYERS[own], f"{file} imports {module}"
+
+
+def test_every_floor_exists() -> None:
+    assert {home(name_of(file)) for file in MODULES} == set(LAYERS)
+
+
+@pytest.mark.parametrize("package", ["methods", "kernels"])
+def test_methods_see_no_names(package: str) -> None:
+    for file in (SOURCE / package).rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        text = text.replace("`polymerge.run.selection`", "")  # says where to find the other half
+        assert not re.search(r"polymerge\.(checkpoint|planning|mapping|families|recipe|run)\b", text), file
+
+
+@pytest.mark.parametrize(
+    "package", ["planning", "checkpoint", "families", "mapping.py", "recipe.py", "settings.py", "cli"]
+)
+def test_plans_need_no_arrays(package: str) -> None:
+    path = SOURCE / package
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        heavy = {module.partition(".")[0] for module in imported_at_the_top(file)} & {"numpy", "torch", "numba"}
+        assert not heavy, f"{file} imports {heavy}"
+        if package != "checkpoint":
+            assert not {module.partition(".")[0] for module in imported(file)} & {"numpy", "torch", "numba"}, file
+
+
+def imported_at_the_top(file: Path) -> Iterator[str]:
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def loaded_by(code: str) -> set[str]:
+    """The packages that are loaded after some code has run in a fresh interpreter."""
+    report = "import sys; sys.stderr.write(' '.join({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(done.stderr.split())
+
+
+HELP = """
+import sys
+from polymerge.cli import main
+sys.argv = ["polymerge", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import polymerge", {"torch", "transformers", "numpy", "numba", "yaml", "huggingface_hub"}),
+        (HELP, {"torch", "transformers", "numpy", "numba", "huggingface_hub"}),
+        (
+            "import polymerge; polymerge.plan; import polymerge.planning.show",
+            {"torch", "transformers", "numpy", "numba"},
+        ),
+        ("import polymerge; polymerge.merge; polymerge.verify", {"torch", "transformers", "safetensors"}),
+    ],
+    ids=["import", "help", "plan", "merge"],
+)
+def test_nothing_is_imported_before_it_is_needed(code: str, without: set[str]) -> None:
+    loaded = loaded_by(code)
+    assert "polymerge" in loaded
+    assert not loaded & without
+
+
+@pytest.mark.parametrize("row", [row for row in METHODS.values() if row.name != COPY], ids=lambda row: row.name)
+def test_a_row_of_the_table_and_its_function_agree(row: Method) -> None:
+    function = inspect.signature(method_function(row)).parameters
+    block, *others = function
+    assert block == ("deltas" if row.on == "deltas" else "models")
+    told = {name for name in others if name in ("cutoff", "gram", "keys", "start")}
+    assert [name for name in others if name not in told] == [p.name for p in row.parameters if p.name not in SHARED]
+    wanted = {row.statistic} - {None} | ({"keys"} if row.random else set())
+    assert told - {"start"} == wanted
+    assert ("start" in told) == (row.random or row.statistic == "cutoff")
+    for parameter in row.parameters:
+        if parameter.name in SHARED:
+            continue
+        default = function[parameter.name].default
+        assert default == (inspect.Parameter.empty if parameter.default is None else parameter.default), parameter.name
+        assert type(default) is type(parameter.default) or parameter.default is None
+
+
+def test_shared_parameters_are_on_delta_methods_alone() -> None:
+    for row in METHODS.values():
+        assert ("scale" in {parameter.name for parameter in row.parameters}) == (row.on == "deltas")
+
+
+def test_the_copy_row_has_no_function() -> None:
+    assert METHODS[COPY].function == ""
+    assert METHODS[COPY].parameters == ()
+
+
+def test_the_public_names_are_there() -> None:
+    for name in polymerge.__all__:
+        assert getattr(polymerge, name).__module__.startswith("polymerge.")
+    with pytest.raises(AttributeError, match="no attribute 'unknown'"):
+        polymerge.unknown  # noqa: B018

@@ -1,0 +1,183 @@
+"""Each family: a real tiny checkpoint, merged by the command line, loaded strictly, run, and merged again by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from running import cli, merged, raw, recipe_file
+from tiny import VLMS, as_2024, as_live, build, generate, load, perturbed, related_llm
+from tiny_configs import TEXT
+
+IN_MEMORY = {"idefics2": "model.text_model."}
+"""What transformers calls a family's decoder in memory, if not `model.language_model.`"""
+
+FORMS: dict[str, Callable[[Path], Path]] = {"saved": lambda folder: folder, "2024": as_2024, "live": as_live}
+LLAVAS = ("llava", "llava_next", "llava_onevision")
+CASES = [
+    *((family, "saved") for family in VLMS if family != "internvl_chat"),
+    *((family, "2024") for family in LLAVAS),
+    *((family, "live") for family in (*LLAVAS, "qwen2_vl", "qwen2_5_vl", "internvl")),
+]
+
+
+def average(one: Tensor, other: Tensor) -> Tensor:
+    """0.7 of one and 0.3 of the other in float32, rounded once to the dtype of one."""
+    return (0.7 * one.float() + 0.3 * other.float()).to(one.dtype)
+
+
+def literal_merge(vlm: Path, llm: Path, folder: Path) -> Path:
+    """The same merge with both models in memory, by the names that they have there."""
+    family = json.loads((vlm / "config.json").read_text())["model_type"]
+    model, source = AutoModelForImageTextToText.from_pretrained(vlm), AutoModelForCausalLM.from_pretrained(llm)
+    state = model.state_dict()
+    prefix = IN_MEMORY.get(family, "model.language_model.")
+    for name, tensor in source.named_parameters():  # each once, also where head and embedding are one
+        own = name if name == "lm_head.weight" else prefix + name.removeprefix("model.")
+        state[own].copy_(average(state[own], tensor))
+    model.save_pretrained(folder)
+    for companion in vlm.iterdir():
+        if not (folder / companion.name).exists() and companion.suffix != ".safetensors":
+            (folder / companion.name).write_bytes(companion.read_bytes())
+    return folder
+
+
+def in_memory(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    return state
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def recipe(vlm: Path, llm: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "merge_method": "linear",
+        "models": [
+            {"model": str(vlm), "parameters": {"weight": 0.7}},
+            {"model": str(llm), "parameters": {"weight": 0.3}, **more},
+        ],
+    }
+
+
+def check_fates(made: Mapping[str, Any], inputs: Mapping[int, Path], out: Path) -> None:
+    """Every tensor of every input has one fate, the output is what the plan says, and copies are byte-identical."""
+    before, after = raw(inputs[made["template"]]), raw(out)
+    fates = {step["name"]: step["fate"] for step in made["steps"]}
+    assert fates.keys() == before.keys() == after.keys()
+    for place, folder in inputs.items():
+        left_out = {entry["name"]: entry["reason"] for entry in made["left_out"] if entry["input"] == place}
+        assert all(left_out.values())
+        pieces = [piece for step in made["steps"] for piece in step["pieces"]]
+        read = {name for piece in pieces for name in names_in(piece["reads"], made, place)}
+        read |= set(fates) if place == made["template"] else set()
+        assert not read & set(left_out)
+        assert read | set(left_out) == set(raw(folder))
+    for name, fate in fates.items():
+        assert (before[name] == after[name]) == (fate == "copied"), name
+
+
+def names_in(reads: list[Any], made: Mapping[str, Any], place: int) -> set[str]:
+    return {expr for model, expr in zip(made["models"], reads, strict=True) if model == place}
+
+
+@pytest.mark.parametrize(("family", "form"), CASES)
+def test_an_llm_joins_the_text_tower_of_every_family(family: str, form: str, tmp_path: Path) -> None:
+    vlm = FORMS[form](build(family, tmp_path / "vlm"))
+    llm = related_llm(vlm, tmp_path / "llm", seed=1) if form == "saved" else related_of(family, tmp_path)
+    asked = recipe_file(recipe(vlm, llm), tmp_path / "recipe.yaml")
+    made = json.loads(cli("plan", asked, "--json", "-").out)
+    out = merged(recipe(vlm, llm), tmp_path / "out")
+    check_fates(made, {0: vlm, 1: llm}, out)
+    literal = literal_merge(vlm, llm, tmp_path / "literal")
+    assert same(in_memory(out), in_memory(literal))
+    logits = generate(out, tokens=2)
+    if form == "saved":
+        assert torch.equal(logits, generate(literal, tokens=2))
+        assert not torch.equal(logits, generate(vlm, tokens=2))
+
+
+def related_of(family: str, tmp_path: Path) -> Path:
+    """The related model, which is read off the names that transformers writes."""
+    return related_llm(build(family, tmp_path / "as saved"), tmp_path / "llm", seed=1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_internvl_as_published_merges_by_strict_comparison(kind: str, tmp_path: Path) -> None:
+    vlm = build("internvl_chat", tmp_path / "vlm", text=kind)
+    llm = related_llm(vlm, tmp_path / "llm", seed=1)
+    made = json.loads(cli("plan", recipe_file(recipe(vlm, llm), tmp_path / "r.yaml"), "--json", "-").out)
+    out = merged(recipe(vlm, llm), tmp_path / "out")
+    check_fates(made, {0: vlm, 1: llm}, out)
+    expected = load(vlm)
+    for name, tensor in load(llm).items():
+        expected[f"language_model.{name}"] = average(expected[f"language_model.{name}"], tensor)
+    assert same(load(out), expected)
+    assert (out / "modeling_internvl_chat.py").is_file()
+
+
+@pytest.mark.parametrize("family", VLMS)
+def test_fine_tunes_of_one_vlm_merge_in_all_parts(family: str, tmp_path: Path) -> None:
+    vlm = build(family, tmp_path / "vlm")
+    tuned = perturbed(vlm, tmp_path / "tuned", seed=5)
+    out = merged(recipe(vlm, tuned), tmp_path / "out")
+    ours, theirs = load(vlm), load(tuned)
+    assert same(load(out), {name: average(ours[name], theirs[name]) for name in ours})
+    assert json.loads((out / "polymerge.json").read_text())["output"]["tensors"] == {"merged": len(ours)}
+
+
+def test_internlm2_towers_merge_with_each_other_and_with_no_llama(tmp_path: Path) -> None:
+    vlm = build("internvl_chat", tmp_path / "vlm", text="internlm2")
+    tuned = perturbed(vlm, tmp_path / "tuned", seed=5)
+    ours, theirs = load(vlm), load(tuned)
+    assert same(load(merged(recipe(vlm, tuned), tmp_path / "out")), {n: average(ours[n], theirs[n]) for n in ours})
+    ran = cli("plan", recipe_file(recipe(vlm, build("llama", tmp_path / "llm")), tmp_path / "r.yaml"))
+    assert ran.status == 2
+    assert "text.layers.{i}.attention.wqkv.weight" in ran.err
+
+
+def test_the_installed_command_makes_the_same(tmp_path: Path) -> None:
+    vlm = build("llava_next", tmp_path / "vlm")
+    llm = related_llm(vlm, tmp_path / "llm", seed=1)
+    here = merged(recipe(vlm, llm), tmp_path / "here")
+    words = ["--template", vlm, "--with", llm, "--method", "linear", "--weight", "0.7,0.3", "-o", tmp_path / "there"]
+    program = Path(sys.executable).with_name("polymerge")
+    done = subprocess.run([program, "merge", *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert raw(tmp_path / "there") == raw(here)
+    assert json.loads((tmp_path / "there/polymerge.json").read_text())["command"][:2] == ["polymerge", "merge"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision", "idefics2"])
+def test_a_tied_head_stays_tied(family: str, tmp_path: Path) -> None:
+    vlm = build(family, tmp_path / "vlm", tie=True)
+    llm = related_llm(vlm, tmp_path / "llm", seed=1)
+    out = merged(recipe(vlm, llm), tmp_path / "out")
+    assert load(out).keys() == load(vlm).keys()
+    assert not any("lm_head" in name for name in load(out))
+    literal = literal_merge(vlm, llm, tmp_path / "literal")
+    assert torch.equal(generate(out, tokens=2), generate(literal, tokens=2))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_tied_template_has_no_place_for_a_head_and_says_so(family: str, tmp_path: Path) -> None:
+    vlm = build(family, tmp_path / "vlm", tie=True)
+    llm = build(TEXT[family], tmp_path / "llm", seed=3)
+    assert "lm_head.weight" in load(llm)
+    asked = recipe_file(recipe(vlm, llm), tmp_path / "recipe.yaml")
+    made = json.loads(cli("plan", asked, "--json", "-").out)
+    assert {"input": 1, "name": "lm_head.weight"}.items() <= made["left_out"][0].items()
+    assert any("has a head of its own" in warning for warning in made["warnings"])
+    generate(merged(recipe(vlm, llm), tmp_path / "out"), tokens=1)

@@ -1,0 +1,234 @@
+"""A merge that fails or is stopped, wherever that happens, leaves nothing under the output's name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+import polymerge
+from polymerge.errors import OutputError
+from running import checkpoint, cli, leftovers, linear, raw, recipe_file, small_llama, two_llamas
+
+FAILING = (
+    "polymerge.run.merge.lay_out",
+    "polymerge.run.merge.execute",
+    "polymerge.run.execute.kernels.encode",
+    "polymerge.run.execute.os.pwrite",
+    "polymerge.run.merge.copy_companions",
+    "polymerge.run.merge.provenance",
+    "polymerge.run.merge.verify",
+    "polymerge.run.merge.file_digest",
+)
+
+SLOW = """
+import os, sys, time
+from polymerge.cli import main
+write, count = os.pwrite, 0
+def slow(*arguments):
+    global count
+    count += 1
+    if count == 3:
+        print("half way", flush=True)
+    if count >= 3:
+        time.sleep(0.5)
+    return write(*arguments)
+os.pwrite = slow
+sys.argv = ["polymerge", "merge", *sys.argv[1:], "--no-verify", "--threads", "2"]
+main()
+"""
+
+
+def nothing_is_left(folder: Path) -> None:
+    assert not (folder / "out").exists()
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("place", FAILING)
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, OSError, MemoryError])
+def test_whatever_fails_leaves_nothing(
+    place: str, kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise kind(errno.ENOSPC, "No space left on device")
+
+    models = two_llamas(tmp_path)
+    monkeypatch.setattr(place, fail)
+    outside = place.endswith("lay_out")  # before there is a folder
+    expected = OutputError if kind is OSError and not outside else kind
+    with pytest.raises(expected, match="No space left"):
+        polymerge.merge(linear(*models), tmp_path / "out")
+    nothing_is_left(tmp_path)
+
+
+def test_ctrl_c_ends_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
+    monkeypatch.setattr("polymerge.run.merge.execute", interrupt)
+    ran = cli("merge", asked, "-o", tmp_path / "out")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.strip() == "polymerge: interrupted, nothing was left behind"  # click ends the line of a ^C
+    nothing_is_left(tmp_path)
+
+
+def half_way(models: tuple[Path, Path], folder: Path) -> subprocess.Popen[str]:
+    """A merge in a process of its own that has written a part of its output, and takes its time for the rest."""
+    asked = recipe_file(linear(*models), folder / "r.yaml")
+    command = [sys.executable, "-c", SLOW, str(asked), "-o", str(folder / "out")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    assert running.stdout.readline() == "half way\n"
+    return running
+
+
+def test_after_sigkill_a_second_run_cleans_up_and_succeeds(tmp_path: Path) -> None:
+    models = two_llamas(tmp_path)
+    with half_way(models, tmp_path) as running:
+        assert leftovers(tmp_path) == [".out.polymerge-lock", ".out.polymerge-partial"]
+        running.kill()
+    assert running.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert leftovers(tmp_path) == [".out.polymerge-lock", ".out.polymerge-partial"]
+    (tmp_path / ".out.polymerge-partial/garbage").write_text("must not come along")
+    polymerge.merge(linear(*models), tmp_path / "out", check=False)
+    assert raw(tmp_path / "out").keys() == raw(models[0]).keys()
+    assert not (tmp_path / "out/garbage").exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
+    with half_way(two_llamas(tmp_path), tmp_path) as running:
+        running.terminate()
+        _, said = running.communicate(timeout=30)
+    assert running.returncode == 1
+    assert said.strip() == "polymerge: interrupted, nothing was left behind"
+    nothing_is_left(tmp_path)
+
+
+def test_what_was_moved_aside_is_put_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+    models = two_llamas(tmp_path)
+    polymerge.merge(linear(*models), tmp_path / "out", check=False)
+    before = raw(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.polymerge-old")
+    with pytest.raises(RuntimeError), polymerge_output(tmp_path / "out"):
+        raise RuntimeError
+    assert raw(tmp_path / "out") == before
+    assert leftovers(tmp_path) == []
+
+
+def polymerge_output(out: Path) -> Any:
+    from polymerge.checkpoint.output import output_folder
+
+    return output_folder(out)
+
+
+def test_a_failing_last_rename_puts_the_old_output_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = two_llamas(tmp_path)
+    polymerge.merge(linear(*models), tmp_path / "out", check=False)
+    before, rename = raw(tmp_path / "out"), Path.rename
+
+    def fail_for_the_new(self: Path, target: Path) -> Path:
+        if self.name.endswith("-partial"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(OutputError, match="Input/output error"):
+        polymerge.merge(linear(*models), tmp_path / "out", check=False, force=True)
+    assert raw(tmp_path / "out") == before
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve room for a file")
+def test_a_full_disk_is_found_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("polymerge.run.merge.execute", lambda *_, **__: pytest.fail("computed in vain"))
+    ran = cli("merge", asked, "-o", tmp_path / "out")
+    assert ran.status == 1
+    assert ran.err.startswith("polymerge: ")
+    assert "cannot make room" in ran.err
+    assert "No space left on device" in ran.err
+    nothing_is_left(tmp_path)
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = two_llamas(tmp_path)
+    monkeypatch.setattr("polymerge.run.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(OutputError, match=r"the disk has 0\.0 GB free"):
+        polymerge.merge(linear(*models), tmp_path / "out")
+    nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_or_infinity_in_what_is_merged(value: float, which: int, tmp_path: Path) -> None:
+    tensors = [small_llama(1), small_llama(2)]
+    tensors[which]["model.layers.1.mlp.up_proj.weight"][8, 5] = value
+    models = [checkpoint(tmp_path / label, own) for label, own in zip(("one", "two"), tensors, strict=True)]
+    ran = cli("merge", recipe_file(linear(*models), tmp_path / "r.yaml"), "-o", tmp_path / "out", "--no-verify")
+    assert (ran.status, ran.out) == (1, "")
+    label = models[which].name
+    assert f"{models[which]}/model.safetensors: text.layers.1.mlp.up_proj.weight of '{label}' holds NaN" in ran.err
+    nothing_is_left(tmp_path)
+
+
+def test_nan_in_a_copied_tensor_is_found_by_the_check_at_the_end(tmp_path: Path) -> None:
+    one, other = small_llama(1), small_llama(2)
+    one["lm_head.weight"][0, 0] = float("nan")
+    models = [checkpoint(tmp_path / label, own) for label, own in (("one", one), ("other", other))]
+    recipe = recipe_file(linear(*models, exclude=["text.lm_head.weight"]), tmp_path / "r.yaml")
+    ran = cli("merge", recipe, "-o", tmp_path / "out")
+    assert ran.status == 1
+    assert "did not pass its check" in ran.err
+    assert "NaN or infinity in 1 tensor(s), first lm_head.weight" in ran.err
+    nothing_is_left(tmp_path)
+    assert cli("merge", recipe, "-o", tmp_path / "out", "--no-verify").status == 0
+
+
+def test_results_too_large_for_their_dtype_are_found(tmp_path: Path) -> None:
+    tensors = [{name: torch.full_like(t, 60_000) for name, t in small_llama(s, torch.float16).items()} for s in (1, 2)]
+    models = [checkpoint(tmp_path / label, own) for label, own in zip(("one", "two"), tensors, strict=True)]
+    recipe = {**linear(*models), "parameters": {"weight": 1, "normalize": False}}
+    ran = cli("merge", recipe_file(recipe, tmp_path / "r.yaml"), "-o", tmp_path / "out")
+    assert ran.status == 1
+    assert "NaN or infinity in 5 tensor(s)" in ran.err
+    nothing_is_left(tmp_path)
+
+
+def test_an_input_that_shrinks_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from polymerge.run import merge as module
+
+    one, other = two_llamas(tmp_path)
+    execute = module.execute
+
+    def shrink_and_execute(*arguments: Any, **named: Any) -> None:
+        os.truncate(other / "model.safetensors", 600)
+        execute(*arguments, **named)
+
+    monkeypatch.setattr(module, "execute", shrink_and_execute)
+    ran = cli("merge", recipe_file(linear(one, other), tmp_path / "r.yaml"), "-o", tmp_path / "out")
+    assert ran.status == 1
+    assert "it became shorter since it was planned" in ran.err
+    nothing_is_left(tmp_path)
+
+
+def test_a_plan_whose_input_has_changed_since_is_refused(tmp_path: Path) -> None:
+    one, other = two_llamas(tmp_path)
+    plan = polymerge.plan(linear(one, other))
+    checkpoint(other, small_llama(2, rows=9))
+    with pytest.raises(polymerge.PolymergeError, match="have changed since it was planned"):
+        polymerge.merge(plan, tmp_path / "out")
+    nothing_is_left(tmp_path)
