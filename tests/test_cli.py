@@ -63,13 +63,13 @@ def test_every_problem_of_a_recipe_is_listed_at_once(models: tuple[Path, Path], 
         "models": [{"model": str(models[0]), "parameters": {"weigth": 1}}, {"model": str(tmp_path / "othr")}],
         "slices": [],
         "dtype": "int8",
-        "vocab": "by-token",
+        "vocab": "by-name",
         "parts": ["txt"],
         "seed": -1,
     }
     said = only_error(cli("plan", recipe_file(recipe, tmp_path / "r.yaml")), 2)
     for problem in ("'tiez'", "Did you mean 'ties'", "'weigth'", "'weight'", "Did you mean 'other'", "slices", "'int8'",
-                    "by-token", "'txt'", "'text'", "'-1'"):  # fmt: skip
+                    "by-name", "'txt'", "'text'", "'-1'"):  # fmt: skip
         assert problem in said
     assert "problems, nothing was written:" in said
     assert all(f"  {number}. " in said for number in range(1, 8))

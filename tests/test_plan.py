@@ -140,7 +140,7 @@ def test_every_tensor_has_the_fate_that_the_recipe_asks_for(folders: dict[str, s
         own = shared = step.shape[0]
         if name in (HEAD, EMBEDDING):
             own, shared = ROWS[asked.first], min(asked.rows(name))
-        assert [piece.rows for piece in step.pieces] == [(0, shared), (shared, own)][: 1 + (shared < own)]
+        assert [piece.rows for piece in step.pieces] == [((0, shared),), ((shared, own),)][: 1 + (shared < own)]
         assert [piece.setting is None for piece in step.pieces] == [False, True][: 1 + (shared < own)]
         assert plan.settings[step.pieces[0].setting or 0].method == asked.method_for(name)
         reads = reads_of(plan, step.pieces[0])
@@ -154,5 +154,5 @@ def test_every_tensor_has_the_fate_that_the_recipe_asks_for(folders: dict[str, s
 
 def test_a_plan_of_another_version_is_refused(folders: dict[str, str]) -> None:
     data = polymerge.plan(recipe_of(folders, "linear")).to_json()
-    with pytest.raises(RecipeError, match="this plan has format 0, this polymerge reads 1: plan again"):
+    with pytest.raises(RecipeError, match="this plan has format 0, this polymerge reads 2: plan again"):
         Plan.from_json(data | {"version": 0})

@@ -75,7 +75,7 @@ def test_a_vocabulary_of_another_width_does_not_fit_at_all(tmp_path: Path) -> No
     recipe = recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "llm", more=changed), vocab="overlap")
     assert refusal(recipe) == [
         "text.lm_head.weight: 'llm' is [16, 4], template 'vlm' is [16, 8] (rows = vocabulary). Set vocab: "
-        "template | overlap"
+        "template | by-token | overlap"
     ]
 
 

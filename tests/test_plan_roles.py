@@ -33,7 +33,7 @@ def test_vocabularies_that_differ_are_kept_with_a_warning(folders: dict[str, str
     assert (step.fate, step.reason) == ("copied", "vocabularies differ")
     assert (
         f"{HEAD}: 'wide' has 20 rows, template 'vlm' 16: vocabularies differ, so the template's is kept "
-        "(vocab: overlap merges)"
+        "(vocab: overlap or by-token merges)"
     ) in plan.warnings
     reasons = {(entry.input, entry.name): entry.reason for entry in plan.left_out}
     assert reasons[1, "lm_head.weight"] == "the template's is kept: vocabularies differ"
@@ -45,9 +45,9 @@ def test_rows_that_all_have_are_merged_with_overlap(folders: dict[str, str]) -> 
         plan = polymerge.plan(recipe | {"parts": ["text"]})
         (step,) = (step for step in plan.steps if step.canonical == EMBEDDING)
         merged, *rest = step.pieces
-        assert merged.rows == (0, shared)
-        assert rest == ([Piece(EMBEDDING, (shared, total))] if shared < total else [])
-        lost = "text.embed_tokens.weight: 'wide' has 20 rows, template 'vlm' 16"
+        assert merged.rows == ((0, shared),)
+        assert rest == ([Piece(EMBEDDING, ((shared, total),))] if shared < total else [])
+        lost = "4 of the 20 rows of 'wide' are not read"
         assert step.reason == (f"rows {shared} to {total} are the template's" if rest else lost)
         for place, expr in reads_of(plan, merged):
             own = Read(next(name for name in names_in(plan.inputs[place].path) if name.endswith("embed_tokens.weight")))

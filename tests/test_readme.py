@@ -39,11 +39,12 @@ def test_the_table_of_families_has_every_row(family) -> None:
 def test_a_ready_recipe_is_understood_and_says_where_it_is_from(path: Path) -> None:
     recipe = read_recipe(path)
     assert recipe.template == recipe.models[0].model
-    assert path.read_text(encoding="utf-8").startswith("# Bring Reason to Vision (ICML 2025)")
+    paper = {"brv": "# Bring Reason to Vision (ICML 2025)", "adamms": "# AdaMMS (CVPR 2025)"}[path.stem.split("-")[0]]
+    assert path.read_text(encoding="utf-8").startswith(paper)
 
 
 def test_there_is_a_recipe_for_each_mode_of_the_paper_s_code() -> None:
-    read = [read_recipe(path) for path in RECIPES]
+    read = [read_recipe(path) for path in RECIPES if path.stem.startswith("brv")]
     methods = {recipe.merge_method for recipe in read}
     assert methods == {"linear", "ties", "dare_linear", "dare_ties", "task_arithmetic"}
     assert any(override.merge_method == "copy" for recipe in read for override in recipe.overrides)

@@ -154,6 +154,8 @@ class _Planner:
         """The fate of one tensor of the template, by its own name."""
         entry = self.template.entries[name]
         blocks = self.template.layout.get(name, ())
+        if self.template.ties_head:  # stored twice, one tensor once it is loaded: both have to come out the same
+            blocks = tuple((EMBEDDING if block == HEAD else block, rows) for block, rows in blocks)
         canonical = blocks[0][0] if blocks else name
         whole = ((0, entry.shape[0] if entry.shape else 1),)
 
@@ -176,8 +178,6 @@ class _Planner:
 
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
         """What becomes of one canonical tensor in the template: its pieces, and why where it is not merged."""
-        if canonical == HEAD and self.template.ties_head:
-            canonical = EMBEDDING  # stored twice, one tensor once it is loaded: both have to come out the same
         choice = next(choice for choice in self.choices if choice.covers(canonical))
         readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
         reason = self._why_copied(canonical, choice)
@@ -232,11 +232,11 @@ class _Planner:
         rest: Ranges = ()
         if canonical in VOCABULARY and (self.recipe.vocab == "by-token" or set(counts) != {total}):
             other = next((model for model, count in zip(readers, counts, strict=True) if count != total), None)
-            differ = f"'{other.label}' has {counts[readers.index(other)]} rows, the template {total}" if other else ""
-            if self.recipe.vocab == "template":
+            if other is not None and self.recipe.vocab == "template":
                 self.warnings.append(
-                    f"{canonical}: {differ}: vocabularies differ, so the template's is kept "
-                    "(vocab: by-token or overlap merges)"
+                    f"{canonical}: '{other.label}' has {counts[readers.index(other)]} rows, template "
+                    f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: overlap or "
+                    "by-token merges)"
                 )
                 return [], "vocabularies differ"
             if self.recipe.vocab == "overlap":
@@ -249,8 +249,13 @@ class _Planner:
                 for expr, part, count in zip(exprs, theirs, counts, strict=True)
             ]
             rest = outside(rows, total)
-            kept = sum(stop - start for start, stop in rest)
-            reason = f"{kept} rows are the template's" if kept else ""
+            kept = ", ".join(f"{start} to {stop}" for start, stop in rest[:3]) + (", ..." if len(rest) > 3 else "")
+            reasons = [f"rows {kept} are the template's"] if rest else []
+            for model, part, count in zip(readers, theirs, counts, strict=True):
+                unread = count - sum(stop - start for start, stop in part)
+                if unread and model is not self.template:
+                    reasons.append(f"{unread} of the {count} rows of '{model.label}' are not read")
+            reason = "; ".join(dict.fromkeys(reasons))
         deltas = METHODS[choice.setting.method].on == "deltas"
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         pieces = [Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)] if rows else []

@@ -248,7 +248,7 @@ class _Execution:
         entry = self.entries[self.plan.template][step.name]
 
         def copy_block(start: int, stop: int) -> None:
-            view = memoryview(self.workspace.raw("read", stop - start))
+            view = self.device.view(self.workspace.raw("read", stop - start))
             self.files.read(entry.file, entry.start + start, view)
             self._write(step, view, start)
 
