@@ -124,7 +124,8 @@ def test_the_description_names_every_fate_and_every_input(tmp_path: Path, folder
         f"[1] ties (weight 0.5 template, 0.5 llm; density 0.5; {rest}): 15 tensors",
         f"  language_model.{k_proj} [0] <- template; llm {k_proj}; base {k_proj}, i = 0-1",
         "  language_model.model.embed_tokens.weight [1] <- template; "
-        "llm model.embed_tokens.weight[0:12]; base model.embed_tokens.weight (rows 12 to 18 are the template's)",
+        "llm model.embed_tokens.weight[0:12]; base model.embed_tokens.weight (rows 12 to 18 are the template's; "
+        "4 of the 16 rows of 'llm' are not read)",
         "  copied by the recipe (overrides[0]): 3 (language_model.model.layers.0.mlp.gate_proj.weight, "
         "language_model.model.layers.0.mlp.up_proj.weight, language_model.model.layers.0.mlp.down_proj.weight)",
         "  excluded by the recipe: 1 (language_model.model.norm.weight)",

@@ -235,8 +235,8 @@ class _Planner:
             if other is not None and self.recipe.vocab == "template":
                 self.warnings.append(
                     f"{canonical}: '{other.label}' has {counts[readers.index(other)]} rows, template "
-                    f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: overlap or "
-                    "by-token merges)"
+                    f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: "
+                    "overlap or by-token merges)"
                 )
                 return [], "vocabularies differ"
             if self.recipe.vocab == "overlap":
