@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from polymerge import families
-from polymerge.families import FAMILIES, family_of, quantization_method, text_tower
+from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
 from polymerge.mapping import Family, map_names
 from tiny import LLMS, RUNNABLE, VLMS, as_2024, as_live, build, generate, load, perturbed, related_llm
 
@@ -23,6 +23,8 @@ FORMS = {"saved": (), "2024": (as_2024,), "live": (as_live,), "live in 4.5x": (a
 """The names that one checkpoint has had over the years, by what makes them of those that transformers 5 writes."""
 
 ALL_PARTS = ("text", "vision", "projector")
+SPLITS = splits({"hidden_size": 4096, "num_attention_heads": 32})
+"""Where queries, keys and values lie in fused tensors; names do not depend on it."""
 
 
 def unfolded(name: str) -> Iterator[str]:
@@ -57,7 +59,7 @@ def tiny_names(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def canonical(family: Family, names: Any) -> set[str]:
-    mapped = map_names(family, names, "here")
+    mapped = map_names(family, names, "here", SPLITS)
     assert mapped.problems == ()
     return set(mapped.tensors)
 
@@ -69,9 +71,10 @@ def canonical(family: Family, names: Any) -> set[str]:
 def test_every_published_name_has_one_place(published: dict[str, Any]) -> None:
     family, names = FAMILIES[published["family"]], names_of(published)
     assert len(set(names)) == published["count"]
-    mapped = map_names(family, names, published["checkpoint"])
+    mapped = map_names(family, names, published["checkpoint"], SPLITS)
     assert mapped.problems == ()
-    assert len(mapped.tensors) + len(mapped.buffers) == len(names)
+    assert len(mapped.layout) + len(mapped.buffers) == len(names)
+    assert len(mapped.tensors) == sum(len(held) for held in mapped.layout.values())
     if family.name != "generic":
         assert {family.part_of(name) for name in mapped.tensors} <= set(ALL_PARTS)
 
@@ -90,6 +93,9 @@ def published_names(checkpoint: str) -> tuple[Family, list[str]]:
         ("MBZUAI/AIN", 339, 385, 6),
         ("Qwen2.5-VL-7B", 339, 385, 5),
         ("Meta-Llama-3-8B", 291, 0, 0),
+        ("liuhaotian/llava-v1.5-7b", 291, 0, 4),
+        ("MiniCPM-V-2_6", 339, 437, 13),
+        ("cogvlm2-llama3-chat-19B", 611, 764, 6),
     ],
 )
 def test_parts_have_their_tensors(checkpoint: str, text: int, vision: int, projector: int) -> None:
@@ -122,12 +128,9 @@ def test_an_internlm2_tower_shares_no_layer_with_llama() -> None:
 def test_every_rule_is_needed_by_a_name_that_exists(name: str, tiny_names: Any) -> None:
     family = FAMILIES[name]
     names = {tensor for entry in PUBLISHED if entry["family"] == name for tensor in names_of(entry)}
-    if name != "generic":
+    if name in (*VLMS, *LLMS):
         names.update(tensor for form in FORMS for tensor in tiny_names(name, form))
-    used = {
-        next(rule for rule in family.rules if rule.apply(tensor)) for tensor in names if not family.is_buffer(tensor)
-    }
-    assert set(family.rules) == used
+    assert set(family.rules) == {family.rule(tensor) for tensor in names if not family.is_buffer(tensor)}
 
 
 # --- tiny checkpoints
@@ -224,8 +227,10 @@ def test_published_configs_name_their_family(published: dict[str, Any]) -> None:
         ({"model_type": "llava_next_video", "text_config": {"model_type": "mistral"}}, "llava_next"),
         ({"model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"]}, "idefics2"),
         # the first LLaVA, and OneVision as lmms-lab published it: transformers' model type, other names
-        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "generic"),
-        ({"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]}, "generic"),
+        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "llava_original"),
+        ({"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]}, "llava_original"),
+        # CogVLM's config has no model type
+        ({"architectures": ["CogVLMForCausalLM"]}, "cogvlm"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "generic"),
         ({"model_type": "bert"}, "generic"),
         ({"model_type": "qwen2", "architectures": []}, "qwen2"),

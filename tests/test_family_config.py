@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from polymerge.families import quantization_method, text_config, text_tower
+from polymerge.families import quantization_method, splits, text_config, text_tower
 from polymerge.families.config import DEFAULTS
 
 
@@ -47,11 +47,38 @@ def test_sizes_left_out_are_those_of_transformers(kind: str) -> None:
         ({"model_type": "idefics2", "text_config": {}}, "mistral"),
         ({"model_type": "internvl_chat", "llm_config": {"model_type": "internlm2"}}, "internlm2"),
         ({"model_type": "mistral"}, "mistral"),
+        # one model type for all decoders: the architecture says which
+        ({"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]}, "qwen2"),
+        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "llama"),
+        ({"architectures": ["CogVLMForCausalLM"]}, "llama"),
+        ({"model_type": "mplug_owl2", "architectures": ["MPLUGOwl2LlamaForCausalLM"]}, "llama"),
+        ({"model_type": "minicpmv", "architectures": ["MiniCPMV"]}, None),
         ({}, None),
     ],
 )
 def test_the_lineage_of_the_text_tower(config: dict[str, Any], kind: str | None) -> None:
     assert text_tower(config).model_type == kind
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        ({"hidden_size": 12, "num_attention_heads": 3}, [(0, 12), (12, 24), (24, 36)]),
+        # queries share keys and values, under the names of transformers and of CogVLM2
+        ({"hidden_size": 12, "num_attention_heads": 6, "num_key_value_heads": 2}, [(0, 12), (12, 16), (16, 20)]),
+        ({"hidden_size": 12, "num_attention_heads": 6, "num_multi_query_heads": 3}, [(0, 12), (12, 18), (18, 24)]),
+        # heads as wide as the config says
+        ({"hidden_size": 12, "num_attention_heads": 2, "head_dim": 5}, [(0, 10), (10, 20), (20, 30)]),
+        ({"text_config": {"hidden_size": 4, "num_attention_heads": 2}}, [(0, 4), (4, 8), (8, 12)]),
+    ],
+)
+def test_the_heads_say_which_rows_are_fused(config: dict[str, Any], rows: list[tuple[int, int]]) -> None:
+    assert splits(config) == {"qkv": tuple((block,) for block in rows)}
+
+
+@pytest.mark.parametrize("config", [{}, {"hidden_size": 12}, {"num_attention_heads": 3}, {"num_attention_heads": "3"}])
+def test_without_heads_nothing_is_split(config: dict[str, Any]) -> None:
+    assert splits(config) == {}
 
 
 def test_the_text_config_is_nested_or_flat() -> None:

@@ -17,6 +17,7 @@ from polymerge.mapping import (
     Read,
     Rows,
     Rule,
+    counterpart,
     expr_from_json,
     expr_to_json,
     map_names,
@@ -41,21 +42,21 @@ TOY = Family(
 
 def test_a_rule_matches_whole_names_only() -> None:
     rule = Rule("layers.{i}.w", "text.layers.{i}.w")
-    assert rule.apply("layers.3.w") == "text.layers.3.w"
+    assert rule.apply("layers.3.w") == ("text.layers.3.w",)
     for name in ("layers.3.w.bias", "model.layers.3.w", "layers.x.w", "layers..w", "layers.3aw", "layers.3.4.w"):
         assert rule.apply(name) is None, name
 
 
 def test_rest_is_never_empty_and_may_hold_dots() -> None:
     rule = Rule("a.{rest}", "b.{rest}")
-    assert rule.apply("a.x.0.y") == "b.x.0.y"
+    assert rule.apply("a.x.0.y") == ("b.x.0.y",)
     assert rule.apply("a.") is None
     assert rule.apply("a") is None
 
 
 def test_dots_and_braces_in_names_are_only_text() -> None:
     assert Rule("a.b", "c").apply("axb") is None
-    assert Rule("a.{rest}", "b.{rest}").apply("a.{i}{rest}") == "b.{i}{rest}"
+    assert Rule("a.{rest}", "b.{rest}").apply("a.{i}{rest}") == ("b.{i}{rest}",)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,8 @@ def test_a_rule_that_cannot_work_is_refused_where_it_is_written(pattern: str, ca
 
 @given(first=st.integers(0, 10**6), second=st.integers(0, 10**6))
 def test_layer_numbers_are_kept_apart(first: int, second: int) -> None:
-    names = [TOY.canonical(f"layers.{number}.mlp.w") for number in (first, second)]
-    assert [text_layer(name or "") for name in names] == [first, second]
+    names = [name for number in (first, second) for name in TOY.canonical(f"layers.{number}.mlp.w")]
+    assert [text_layer(name) for name in names] == [first, second]
     assert (names[0] == names[1]) == (first == second)
 
 
@@ -80,10 +81,10 @@ def test_only_the_text_towers_layers_are_layers() -> None:
 
 
 def test_the_first_rule_that_matches_wins_and_is_applied_once() -> None:
-    assert TOY.canonical("eye.joint.w") == "projector.w"
-    assert TOY.canonical("eye.joints.w") == "vision.joints.w"
+    assert TOY.canonical("eye.joint.w") == ("projector.w",)
+    assert TOY.canonical("eye.joints.w") == ("vision.joints.w",)
     looping = Family("loop", rules=(Rule("a.{rest}", "b.{rest}"), Rule("b.{rest}", "a.{rest}")))
-    assert looping.canonical("a.a.w") == "b.a.w"
+    assert looping.canonical("a.a.w") == ("b.a.w",)
 
 
 @given(st.permutations([*TOY.rules, Rule("{rest}", "vision.{rest}")]), st.sampled_from(["eye.joint.w", "layers.4.w"]))
@@ -98,13 +99,64 @@ def test_order_decides_among_the_rules_that_match(rules: list[Rule], name: str) 
 def test_every_name_gets_its_place() -> None:
     mapped = map_names(TOY, ["eye.w", "layers.0.w", "layers.0.rotary_emb.inv_freq", "eye.position_ids"], "ckpt")
     assert mapped.tensors == {"vision.w": Read("eye.w"), "text.layers.0.w": Read("layers.0.w")}
+    assert mapped.layout == {"eye.w": (("vision.w", ()),), "layers.0.w": (("text.layers.0.w", ()),)}
     assert mapped.buffers == ("layers.0.rotary_emb.inv_freq", "eye.position_ids")
     assert mapped.problems == ()
 
 
+FUSED = Family(
+    "fused", rules=(Rule("qkv.{i}", tuple(f"text.layers.{{i}}.{part}@text" for part in "qkv"), split="qkv"), *TOY.rules)
+)
+
+
+def test_a_fused_tensor_is_several_canonical_ones_in_its_rows() -> None:
+    assert FUSED.canonical("qkv.3") == tuple(f"text.layers.3.{part}@text" for part in "qkv")
+    ranges = (((0, 4),), ((4, 6),), ((6, 8), (9, 10)))
+    mapped = map_names(FUSED, ["qkv.0", "eye.w"], "ckpt", {"qkv": ranges})
+    assert mapped.tensors == {
+        "text.layers.0.q@text": Rows(Read("qkv.0"), 0, 4),
+        "text.layers.0.k@text": Rows(Read("qkv.0"), 4, 6),
+        "text.layers.0.v@text": Concat((Rows(Read("qkv.0"), 6, 8), Rows(Read("qkv.0"), 9, 10))),
+        "vision.w": Read("eye.w"),
+    }
+    assert mapped.layout["qkv.0"] == tuple(zip(FUSED.canonical("qkv.0"), ranges, strict=True))
+    assert mapped.problems == ()
+
+
+def test_a_fused_tensor_whose_split_is_not_known_is_an_error() -> None:
+    for splits in (None, {}, {"gate_up": (((0, 1),),)}):
+        mapped = map_names(FUSED, ["qkv.0", "eye.w"], "ckpt", splits)
+        (problem,) = mapped.problems
+        assert "ckpt: 'qkv.0' is fused by 'qkv', and config.json does not say how many heads" in str(problem)
+        assert set(mapped.layout) == {"eye.w"}
+
+
+def test_a_split_belongs_to_several_names_and_to_no_single_one() -> None:
+    with pytest.raises(ValueError, match="several canonical names need a split, and one has none"):
+        Rule("qkv", ("q", "k"))
+    with pytest.raises(ValueError, match="several canonical names need a split, and one has none"):
+        Rule("qkv", "q", split="qkv")
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "given"),
+    [
+        ("k", ["k", "k@text"], "k"),
+        ("k", ["k@image", "k@text"], "k@text"),
+        ("k", ["k@image"], None),
+        ("k@image", ["k@text", "k@image"], "k@image"),
+        ("k@image", ["k"], "k"),
+        ("k@image", ["k@text"], None),
+        ("k@text", ["k"], "k"),
+    ],
+)
+def test_what_stands_in_for_a_branch(asked: str, held: list[str], given: str | None) -> None:
+    assert counterpart(asked, held) == given
+
+
 def test_two_names_for_one_tensor_are_an_error_that_shows_both() -> None:
     (problem,) = map_names(TOY, ["head", "old_head"], "ckpt").problems
-    assert "ckpt: 'head' and 'old_head' are both text.lm_head.weight" in str(problem)
+    assert "ckpt: 'head' and 'old_head' both mean text.lm_head.weight" in str(problem)
 
 
 def test_unknown_names_are_errors_that_say_where_the_rule_belongs() -> None:

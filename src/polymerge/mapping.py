@@ -280,6 +280,7 @@ def map_names(
     layout: dict[str, tuple[tuple[str, Ranges], ...]] = {}
     buffers: list[str] = []
     unknown: list[str] = []
+    fused: dict[str, list[str]] = {}
     problems: list[CheckpointError] = []
     for name in names:
         rule = family.rule(name)
@@ -288,12 +289,7 @@ def map_names(
             continue
         rows = (splits or {}).get(rule.split) if rule.split else ((),)
         if rows is None:
-            problems.append(
-                CheckpointError(
-                    f"{checkpoint}: '{name}' is fused by '{rule.split}', and config.json does not say how many heads "
-                    "it holds. Complete config.json"
-                )
-            )
+            fused.setdefault(rule.split, []).append(name)
             continue
         layout[name] = tuple(zip(rule.apply(name) or (), rows, strict=True))
         for canonical, ranges in layout[name]:
@@ -306,6 +302,13 @@ def map_names(
                 )
             else:
                 tensors[canonical] = rows_of(Read(name), ranges) if ranges else Read(name)
+    problems += [
+        CheckpointError(
+            f"{checkpoint}: '{first}'{f' ({len(more)} more like it)' if more else ''} is fused by '{split}', and "
+            "config.json does not say how many heads it holds. Complete config.json"
+        )
+        for split, (first, *more) in fused.items()
+    ]
     problems += _unexplained(family, unknown, checkpoint)
     return NameMap(tensors, layout, tuple(buffers), tuple(problems))
 

@@ -22,7 +22,7 @@ def read_tokens(folder: Path) -> dict[int, str]:
     """
     try:
         if (folder / "tokenizer.json").is_file():
-            return _fast(_load(folder / "tokenizer.json"))
+            return _checked(_fast(_load(folder / "tokenizer.json")))
         if (folder / "vocab.json").is_file():
             tokens = {number: token for token, number in _load(folder / "vocab.json").items()}
         elif (folder / "tokenizer.model").is_file():
@@ -37,8 +37,16 @@ def read_tokens(folder: Path) -> dict[int, str]:
         if (folder / "tokenizer_config.json").is_file():
             added = _load(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
             tokens |= {int(number): entry["content"] for number, entry in added.items()}
+        return _checked(tokens)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {error}") from None
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {error!r}") from None
+
+
+def _checked(tokens: dict[Any, Any]) -> dict[int, str]:
+    """Files of other people hold anything: only whole numbers with text are tokens."""
+    for number, token in tokens.items():
+        if not isinstance(number, int) or not isinstance(token, str):
+            raise ValueError(f"{token!r} as number {number!r} is not a token")
     return tokens
 
 
@@ -60,7 +68,10 @@ def _sentencepieces(data: bytes) -> Iterator[str]:
     """The pieces of a sentencepiece model: field 1 of its protocol buffer, each with its text in field 1."""
     for number, value in _fields(data):
         if number == 1 and isinstance(value, bytes):
-            yield next(text.decode() for field, text in _fields(value) if field == 1 and isinstance(text, bytes))
+            texts = [text for field, text in _fields(value) if field == 1 and isinstance(text, bytes)]
+            if not texts:
+                raise ValueError("a piece has no text")
+            yield texts[-1].decode()
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -11,14 +11,20 @@ from polymerge.mapping import Family, Rule
 _LAYER = "text.layers.{i}."
 
 
+def _fused(theirs: str, kind: str, branch: str) -> Rule:
+    """The rule of an expert's queries, keys and values; `kind` is weight or bias."""
+    names = tuple(f"{_LAYER}self_attn.{part}_proj.{kind}@{branch}" for part in "qkv")
+    return Rule(f"model.layers.{{i}}.self_attn.{theirs}_expert_query_key_value.{kind}", names, split="qkv")
+
+
 def _expert(theirs: str, branch: str) -> tuple[Rule, ...]:
     """The rules of one expert."""
-    attention, ours = f"model.layers.{{i}}.self_attn.{theirs}_expert_", _LAYER + "self_attn."
-    fused = tuple(f"{ours}{part}_proj." for part in "qkv")
     return (
-        Rule(attention + "query_key_value.weight", tuple(f"{name}weight@{branch}" for name in fused), split="qkv"),
-        Rule(attention + "query_key_value.bias", tuple(f"{name}bias@{branch}" for name in fused), split="qkv"),
-        Rule(attention + "dense.{rest}", f"{ours}o_proj.{{rest}}@{branch}"),
+        _fused(theirs, "weight", branch),
+        Rule(
+            f"model.layers.{{i}}.self_attn.{theirs}_expert_dense.{{rest}}",
+            f"{_LAYER}self_attn.o_proj.{{rest}}@{branch}",
+        ),
         Rule(f"model.layers.{{i}}.mlp.{theirs}_mlp.{{rest}}", f"{_LAYER}mlp.{{rest}}@{branch}"),
     )
 
@@ -28,6 +34,7 @@ COGVLM = Family(
     rules=(
         *_expert("language", "text"),
         *_expert("vision", "image"),
+        _fused("vision", "bias", "image"),
         Rule("model.layers.{i}.input_layernorm.{rest}", _LAYER + "input_layernorm.{rest}"),
         Rule("model.layers.{i}.post_attention_layernorm.{rest}", _LAYER + "post_attention_layernorm.{rest}"),
         Rule("model.embed_tokens.weight", "text.embed_tokens.weight"),

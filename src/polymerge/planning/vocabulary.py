@@ -24,18 +24,19 @@ class TokenJoin:
 
         total, counts   rows of the template's tensor, and of each reader's
         """
-        ours = self._of(self._template)
-        theirs = [
-            {token: number for number, token in sorted(self._of(model).items(), reverse=True) if number < count}
-            for model, count in zip(readers, counts, strict=True)
-        ]
-        joined = [
+        theirs = [self._places(model, count) for model, count in zip(readers, counts, strict=True)]
+        joined = sorted(
             (number, *(known[token] for known in theirs))
-            for number, token in sorted(ours.items())
-            if number < total and all(token in known for known in theirs)
-        ]
+            for token, number in self._places(self._template, total).items()
+            if all(token in known for known in theirs)
+        )
         columns = zip(*joined, strict=True) if joined else [()] * (len(readers) + 1)
         return [runs(column) for column in columns]
+
+    def _places(self, model: Model, total: int) -> dict[str, int]:
+        """The first of `total` rows that stands for each token."""
+        found = sorted(self._of(model).items(), reverse=True)
+        return {token: number for number, token in found if number < total}
 
     def _of(self, model: Model) -> Mapping[int, str]:
         if model not in self._tokens:
