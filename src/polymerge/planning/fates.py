@@ -319,23 +319,26 @@ class _Planner:
                 reads = list(zip(indexes, piece.reads, strict=True)) if piece.setting is not None else []
                 reads += [(inputs.index(self.base), piece.base)] if self.base and piece.base else []
                 used.update((place, own) for place, expr in reads for own in names_read(expr))
-        return tuple(
-            LeftOut(place, own, self._why_left_out(model, own))
-            for place, model in enumerate(inputs)
-            for own in model.entries
-            if (place, own) not in used
-        )
+        left_out: list[LeftOut] = []
+        for place, model in enumerate(inputs):
+            kept = {model.find(canonical): why for canonical, why in reversed(self.kept.items())}
+            left_out += [
+                LeftOut(place, own, self._why_left_out(model, own, kept))
+                for own in model.entries
+                if (place, own) not in used
+            ]
+        return tuple(left_out)
 
-    def _why_left_out(self, model: Model, own: str) -> str:
+    def _why_left_out(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
+        """Why no step reads a tensor; `kept` are the names whose place the template's own tensor has, each with why."""
         if own in model.buffers:
             return "a buffer that is computed from the config, never merged"
         reasons = []
         for name, _ in model.layout.get(own, ()):
-            kept = [why for canonical, why in self.kept.items() if model.find(canonical) == name]
             if (model.label, name) in self.reasons:
                 reasons.append(self.reasons[model.label, name])
-            elif kept:
-                reasons.append(f"the template's is kept: {kept[0]}")
+            elif name in kept:
+                reasons.append(f"the template's is kept: {kept[name]}")
             elif name == HEAD and self.template.ties_head:
                 reasons.append("the template ties its head to its embedding")
             elif self.parts is not None and part_of(name) not in self.parts:

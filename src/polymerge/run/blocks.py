@@ -12,7 +12,7 @@ from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.planning import Piece
 from polymerge.run.device import Device
-from polymerge.run.files import Extent, Files, clip, extents
+from polymerge.run.files import Extent, Files, begins, clip, extents
 
 __all__ = ["Block", "PieceBlocks", "Workspace"]
 
@@ -68,6 +68,7 @@ class PieceBlocks:
     ) -> None:
         reads = [*piece.reads, *([piece.base] if piece.base is not None else [])]
         self._runs = [extents(expr, held) for expr, held in zip(reads, entries, strict=False)]
+        self._beginnings = [begins(run.count for run in runs) for runs in self._runs]
         self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
         self._has_base = piece.base is not None
         self.name = piece.canonical
@@ -92,7 +93,7 @@ class PieceBlocks:
 
     def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:
         done = 0
-        for run in clip(runs, start, start + count):
+        for run in clip(runs, start, start + count, self._beginnings[place]):
             size = run.count * BITS[run.dtype] // 8
             raw = self._workspace.raw("read", size)
             self._files.read(run.file, run.offset, self._workspace.device.view(raw))

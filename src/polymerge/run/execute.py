@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK
 from polymerge.run.blocks import Block, PieceBlocks, Workspace
 from polymerge.run.device import Device
-from polymerge.run.files import Files
+from polymerge.run.files import Files, begins
 from polymerge.run.statistics import cutoffs, draw_keys, gram
 from polymerge.settings import Setting
 
@@ -227,6 +228,7 @@ class _Execution:
         """Queue every block of a piece: read, compute, round once, write."""
         width = BITS[step.dtype] // 8
         row_size = byte_count(step.dtype, step.shape[1:])
+        beginnings = begins(stop - start for start, stop in piece.rows)
 
         def write_block(index: int) -> None:
             block = blocks.read(index)
@@ -236,7 +238,7 @@ class _Execution:
             kernels.encode(result, step.dtype, encoded)
             self.device.download(encoded, raw)
             view, done = self.device.view(raw), 0
-            for start, stop in _within(piece.rows, row_size, block.start * width, len(view)):
+            for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
                 self._write(step, view[done : done + stop - start], start)
                 done += stop - start
 
@@ -265,15 +267,15 @@ class _Execution:
             done += os.pwrite(descriptor, view[done:], offset + done)
 
 
-def _within(rows: Ranges, row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
     """Where `size` bytes from byte `start` of stacked rows lie in the tensor that the rows are of."""
-    position = 0
-    for first, last in rows:
-        length = (last - first) * row_size
-        begin, end = max(start, position), min(start + size, position + length)
+    for place in range(bisect_right(beginnings, start // row_size) - 1, len(rows)):
+        (first, last), position = rows[place], beginnings[place] * row_size
+        if position >= start + size:
+            return
+        begin, end = max(start, position), min(start + size, position + (last - first) * row_size)
         if begin < end:
             yield first * row_size + begin - position, first * row_size + end - position
-        position += length
 
 
 def is_wide(step: Step) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.mapping import Concat, Expr, Read, Rows
 
-__all__ = ["Extent", "Files", "clip", "extents"]
+__all__ = ["Extent", "Files", "begins", "clip", "extents"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +42,25 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return tuple(extent for block in of for extent in extents(block, entries))
 
 
-def clip(runs: tuple[Extent, ...], start: int, stop: int) -> Iterator[Extent]:
-    """The parts of runs that hold elements `start` to `stop`, counted over all of them."""
-    position = 0
-    for run in runs:
+def begins(counts: Iterable[int]) -> list[int]:
+    """Where each of several runs begins when they are stacked, and where the last of them ends."""
+    return list(accumulate(counts, initial=0))
+
+
+def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int] | None = None) -> Iterator[Extent]:
+    """The parts of runs that hold elements `start` to `stop`, counted over all of them.
+
+    beginnings   those of the runs; whoever clips the same runs many times counts them once
+    """
+    beginnings = beginnings or begins(run.count for run in runs)
+    for place in range(max(bisect_right(beginnings, start) - 1, 0), len(runs)):
+        run, position = runs[place], beginnings[place]
+        if position >= stop:
+            return
         first, last = max(start, position), min(stop, position + run.count)
         if first < last:
             width = BITS[run.dtype] // 8
             yield Extent(run.file, run.offset + (first - position) * width, run.dtype, last - first)
-        position += run.count
 
 
 def _row_shape(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:

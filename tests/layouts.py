@@ -1,0 +1,229 @@
+"""One text tower in the layouts of several families: split or fused, once or with a branch for image tokens.
+
+    tower = random_tower(Sizes(heads=4), seed=1)              # plain canonical names -> tensors, branches beside them
+    folder = write("cogvlm", tmp_path / "cog", tower, Sizes(heads=4))
+    text_of("cogvlm", folder, Sizes(heads=4)) == tower        # cut apart again, without polymerge
+
+The names on disk are written down here once more, so that the tables of polymerge are not checked against themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
+MLP = tuple(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
+KEYS_AND_VALUES = ATTENTION[1:3]
+
+TWICE: Mapping[str, tuple[str, ...]] = {"cogvlm": (*ATTENTION, *MLP), "mplug_owl2": (*NORMS, *KEYS_AND_VALUES)}
+"""By layout, what a layer has for image tokens too."""
+
+CONFIGS: Mapping[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "llava": {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]},
+    "llava_original": {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]},
+    "mplug_owl2": {"model_type": "mplug_owl2", "architectures": ["MPLUGOwl2LlamaForCausalLM"]},
+    "minicpm_v": {"model_type": "minicpmv", "architectures": ["MiniCPMV"]},
+    "cogvlm": {"architectures": ["CogVLMForCausalLM"]},
+}
+LAYOUTS = tuple(CONFIGS)
+
+PREFIXES: Mapping[str, tuple[str, str]] = {
+    "llava": ("language_model.model.", "language_model.lm_head.weight"),
+    "minicpm_v": ("llm.model.", "llm.lm_head.weight"),
+}
+"""Where decoder and head lie, if not under `model.` and at the root."""
+
+OUTSIDE: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "llama": {},
+    "llava": {
+        "vision_tower.vision_model.post_layernorm.weight": (5,),
+        "multi_modal_projector.linear_1.weight": (3, 5),
+    },
+    "llava_original": {"model.mm_projector.0.weight": (3, 5), "model.mm_projector.0.bias": (3,)},
+    "mplug_owl2": {"model.vision_model.post_layernorm.weight": (5,), "model.visual_abstractor.visual_fc.bias": (3,)},
+    "minicpm_v": {"vpm.post_layernorm.weight": (5,), "resampler.query": (2, 3)},
+    "cogvlm": {"model.vision.boi": (1, 1, 3), "model.vision.linear_proj.norm1.bias": (3,)},
+}
+"""Tensors of the other parts."""
+
+BUFFER = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+WITH_BUFFERS = ("llama", "llava_original", "mplug_owl2", "cogvlm")
+"""The layouts that old checkpoints store rotary frequencies in."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a decoder is; `shared` heads of keys and values, as many as of queries if none are said."""
+
+    heads: int = 4
+    width: int = 3
+    shared: int = 0
+    hidden: int = 12
+    inner: int = 7
+    rows: int = 10
+    layers: int = 2
+
+    @property
+    def queries(self) -> int:
+        """Rows of queries."""
+        return self.heads * self.width
+
+    @property
+    def keys(self) -> int:
+        """Rows of keys, and of values."""
+        return (self.shared or self.heads) * self.width
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of a layer."""
+        if name in NORMS:
+            return (self.hidden,)
+        shapes = {
+            "q_proj": (self.queries, self.hidden),
+            "o_proj": (self.hidden, self.queries),
+            "down_proj": (self.hidden, self.inner),
+        }
+        other = (self.inner, self.hidden) if name in MLP else (self.keys, self.hidden)
+        return shapes.get(name.split(".")[1], other)
+
+
+def config_of(layout: str, sizes: Sizes) -> dict[str, Any]:
+    """Its config.json, with the text tower nested where the family nests it."""
+    text: dict[str, Any] = {
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.inner,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "vocab_size": sizes.rows,
+        "tie_word_embeddings": False,
+    }
+    if sizes.hidden != sizes.queries:
+        text["head_dim"] = sizes.width
+    if sizes.shared:
+        text["num_multi_query_heads" if layout == "cogvlm" else "num_key_value_heads"] = sizes.shared
+    if layout == "llava":
+        return CONFIGS[layout] | {"text_config": text | {"model_type": "llama"}, "tie_word_embeddings": False}
+    return CONFIGS[layout] | text
+
+
+def random_tower(sizes: Sizes, seed: int, twice: tuple[str, ...] = (), dtype: torch.dtype = torch.bfloat16) -> Tensors:
+    """A decoder by plain canonical names; what is in `twice` has `@image` beside it."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (sizes.rows, sizes.hidden),
+        "norm.weight": (sizes.hidden,),
+        "lm_head.weight": (sizes.rows, sizes.hidden),
+    }
+    for layer in range(sizes.layers):
+        for name in (*ATTENTION, *MLP, *NORMS):
+            shapes[f"layers.{layer}.{name}"] = sizes.shape(name)
+            if name in twice:
+                shapes[f"layers.{layer}.{name}@image"] = sizes.shape(name)
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def write(layout: str, folder: Path, tower: Tensors, sizes: Sizes, *, seed: int = 0) -> Path:
+    """Write a checkpoint; what the tower has no `@image` of is the same for both kinds of tokens."""
+    tensors = stored(layout, tower, sizes)
+    generator = torch.Generator().manual_seed(seed)
+    dtype = tower["norm.weight"].dtype
+    for name, shape in OUTSIDE[layout].items():
+        tensors[name] = torch.randn(shape, generator=generator).to(dtype)
+    if layout in WITH_BUFFERS:
+        for layer in range(sizes.layers):
+            tensors[BUFFER.format(layer)] = torch.rand(2, generator=generator)
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_of(layout, sizes)), encoding="utf-8")
+    return folder
+
+
+def stored(layout: str, tower: Tensors, sizes: Sizes) -> Tensors:
+    """The text tower under its names on disk."""
+    body, head = PREFIXES.get(layout, ("model.", "lm_head.weight"))
+    found = {body + name: tower[name] for name in ("embed_tokens.weight", "norm.weight")}
+    found[head] = tower["lm_head.weight"]
+    for layer in range(sizes.layers):
+        for way, branch in enumerate(("", "@image")):
+            own = {
+                name: tower.get(f"layers.{layer}.{name}{branch}", tower[f"layers.{layer}.{name}"])
+                for name in (*ATTENTION, *MLP, *NORMS)
+            }
+            found |= {f"{body}layers.{layer}.{name}": tensor for name, tensor in _layer(layout, own, way).items()}
+    return found
+
+
+def _layer(layout: str, own: Tensors, way: int) -> Tensors:
+    """One branch of a layer (0 text, 1 image), under its names on disk."""
+    if layout == "cogvlm":
+        expert = ("language", "vision")[way]
+        fused = torch.cat([own[name] for name in ATTENTION[:3]])
+        return {
+            f"self_attn.{expert}_expert_query_key_value.weight": fused,
+            f"self_attn.{expert}_expert_dense.weight": own[ATTENTION[3]],
+            **{name.replace("mlp.", f"mlp.{expert}_mlp."): own[name] for name in MLP},
+            **{name: own[name] for name in NORMS if way == 0},
+        }
+    if layout == "mplug_owl2":
+        doubled = TWICE[layout]
+        single = {name: own[name] for name in own if name not in doubled and way == 0}
+        return single | {name.replace(".weight", f".multiway.{way}.weight"): own[name] for name in doubled}
+    return own if way == 0 else {}
+
+
+def text_of(layout: str, folder: Path, sizes: Sizes) -> Tensors:
+    """A checkpoint's text tower by canonical names, as `random_tower` has it."""
+    disk = load(folder)
+    body, head = PREFIXES.get(layout, ("model.", "lm_head.weight"))
+    tower = {name: disk[body + name] for name in ("embed_tokens.weight", "norm.weight")}
+    tower["lm_head.weight"] = disk[head]
+    for layer in range(sizes.layers):
+        own = f"{body}layers.{layer}."
+        for name in (*ATTENTION, *MLP, *NORMS):
+            for way, branch in enumerate(("", "@image") if name in TWICE.get(layout, ()) else ("",)):
+                tower[f"layers.{layer}.{name}{branch}"] = _cut(layout, disk, own, name, way, sizes)
+    return tower
+
+
+def _cut(layout: str, disk: Tensors, own: str, name: str, way: int, sizes: Sizes) -> Tensor:
+    if layout == "mplug_owl2" and name in TWICE[layout]:
+        return disk[own + name.replace(".weight", f".multiway.{way}.weight")]
+    if layout != "cogvlm" or name in NORMS:
+        return disk[own + name]
+    expert = ("language", "vision")[way]
+    if name in MLP:
+        return disk[own + name.replace("mlp.", f"mlp.{expert}_mlp.")]
+    if name == ATTENTION[3]:
+        return disk[f"{own}self_attn.{expert}_expert_dense.weight"]
+    blocks = disk[f"{own}self_attn.{expert}_expert_query_key_value.weight"].split(
+        [sizes.queries, sizes.keys, sizes.keys]
+    )
+    return blocks[ATTENTION.index(name)]
+
+
+def load(folder: Path) -> Tensors:
+    """All tensors of a checkpoint."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def outside(layout: str, tensors: Tensors) -> set[str]:
+    """The names that are not of the text tower, or are buffers."""
+    return {name for name in tensors if name in OUTSIDE[layout] or name.endswith("inv_freq")}
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have one dtype, one shape and the very same bytes."""
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
+        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    )
