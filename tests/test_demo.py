@@ -129,6 +129,18 @@ def test_training_sees_what_the_processor_makes() -> None:
     assert torch.allclose(made["pixel_values"], train.pixels([picture]), atol=1e-6)
 
 
+def test_training_runs_through_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SCHEDULE", {stage: (2, rate) for stage, (_, rate) in train.SCHEDULE.items()})
+    monkeypatch.setattr(train, "BATCH", 8)
+    for run in ("first", "second"):
+        train.train_all(tmp_path / run, seed=5, say=lambda _: None)
+    for name in ("base", "reason", "vlm"):
+        first, second = (tmp_path / run / name / "model.safetensors" for run in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+        shipped = {file.name for file in (story.SHIPPED / name).iterdir()}
+        assert {file.name for file in first.parent.iterdir()} == shipped
+
+
 def test_standard_errors_know_that_questions_on_one_pair_belong_together() -> None:
     _, held_out = load_handwriting(0)
     exam = [q for q in write_exam(split_pairs(0), held_out, 0, pictures=4) if q.kind == "sum"]

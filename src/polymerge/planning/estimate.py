@@ -8,7 +8,7 @@ from polymerge.planning.data import Plan
 
 __all__ = ["BLOCK", "memory_estimate"]
 
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 """Elements that are merged at a time: enough that a call costs little, few enough to stay in a core's cache."""
 
 _COPY_BUFFER = 4 << 20
