@@ -76,7 +76,7 @@ def test_the_template_s_is_kept_where_numbers_differ(rows: int, tmp_path: Path) 
     assert same_bits(out["model.norm.weight"], half(before["model.norm.weight"], other["model.norm.weight"]))
     plan = make_plan(recipe(ours, theirs))
     for name in ("text.embed_tokens.weight", "text.lm_head.weight"):
-        assert warned(plan, name, f"'theirs' has {rows} rows, the template 7", "by-token or overlap merges")
+        assert warned(plan, name, f"'theirs' has {rows} rows, template 'ours' 7", "overlap or by-token merges")
     assert "vocabularies differ: 2 (lm_head.weight, model.embed_tokens.weight)" in describe(plan)
 
 
@@ -103,7 +103,10 @@ def test_overlap_merges_the_rows_that_all_have(rows: tuple[int, ...], common: in
         expected[:common] = total.to(first.dtype)
         assert same_bits(out[name], expected)
         (step,) = (step for step in make_plan(asked).steps if step.name == name)
-        assert step.reason == (f"{rows[0] - common} rows are the template's" if common < rows[0] else "")
+        reasons = [f"rows {common} to {rows[0]} are the template's"] if common < rows[0] else []
+        for place, count in enumerate(rows[1:], 1):
+            reasons += [f"{count - common} of the {count} rows of '{place}' are not read"] if count > common else []
+        assert step.reason == "; ".join(reasons)
 
 
 # --- by token
@@ -130,8 +133,12 @@ def test_rows_are_joined_by_their_token(here: int, there: int, layout: str, tmp_
         assert same_bits(out[name][2], before[name][2]), "b is no token of theirs"
         assert not same_bits(out[name][5], before[name][5]), "d is one"
         assert same_bits(out[name][6:], before[name][6:]), "padding"
-    shown = describe(make_plan(recipe(ours, theirs, vocab="by-token")))
-    assert f"({here - 4} rows are the template's)" in shown
+    plan = make_plan(recipe(ours, theirs, vocab="by-token"))
+    (step,) = (step for step in plan.steps if step.name == EMBEDDING)
+    kept = [piece.rows for piece in step.pieces if piece.setting is None]
+    assert sum(stop - start for rows in kept for start, stop in rows) == here - 4
+    assert f"({step.reason})" in describe(plan)
+    assert "are the template's" in step.reason
 
 
 def test_tokens_beyond_the_stored_rows_are_nobody_s(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
 @click.option("-o", "--out", metavar="OUT", help="The folder to make.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device to stream blocks through.")
 @click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file.")
-@click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: all processors.")
+@click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: as many as processors, up to 8.")
 @click.option(
     "--format", "layout", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
 )

@@ -6,18 +6,25 @@ import os
 
 from polymerge.planning.data import Plan
 
-__all__ = ["BLOCK", "memory_estimate"]
+__all__ = ["BLOCK", "default_threads", "memory_estimate"]
 
 BLOCK = 1 << 19
 """Elements that are merged at a time: enough that a call costs little, few enough to stay in a core's cache."""
 
+_MOST_THREADS = 8
 _COPY_BUFFER = 4 << 20
 _SELECTION = 64 << 20
 
 
+def default_threads() -> int:
+    """As many as there are processors to run on, up to the number that keeps memory small and disks busy."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, _MOST_THREADS)
+
+
 def memory_estimate(plan: Plan, threads: int | None = None) -> int:
     """Bytes of buffers while the plan runs, an upper bound: rows of blocks, bytes of files, candidates of cutoffs."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or default_threads()
     wide = any(step.dtype == "F64" for step in plan.steps if step.fate == "merged")
     rows = len(plan.models) + (plan.base is not None)
     per_thread = BLOCK * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER

@@ -18,7 +18,7 @@ from polymerge.checkpoint.output import check_target, copy_companions, output_fo
 from polymerge.checkpoint.shards import lay_out, parse_size
 from polymerge.errors import CheckpointError, MissingExtraError, OutputError, RecipeError
 from polymerge.planning import Plan, make_plan
-from polymerge.planning.estimate import BLOCK
+from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.inputs import headers_digest
 from polymerge.recipe import Recipe
 from polymerge.run.device import open_device
@@ -62,7 +62,7 @@ def merge(
     force       replace what is at `out`
     shard_size  of the output's weight files, such as 5GB
     layout      safetensors, or torch for loaders that know only pytorch_model-*.bin
-    threads     how many blocks are computed at once, at most; all processors by default. The bits do not depend on it
+    threads     blocks computed at once, at most; by default as many as processors, up to 8. No bit depends on it
     device      cpu, or a torch device such as cuda through which blocks are streamed
     check       load the output's structure with transformers at the end (`verify`), and look for NaN
     trust_remote_code  let the check run Python files that lie in the checkpoint
@@ -89,7 +89,7 @@ def merge(
     checkpoints = [_reopen(plan, place) for place in range(len(plan.inputs))]
     shards = lay_out(((step.name, step.dtype, step.shape) for step in plan.steps if step.fate != "tied"), size)
     _check_room(target, sum(shards.sizes))
-    workers = max(1, threads or len(os.sched_getaffinity(0)))
+    workers = max(1, threads or default_threads())
     files = _files_read(plan, checkpoints)
     with output_folder(target) as folder, _digests(files) as digests:
         descriptors = shards.create(folder)

@@ -1,0 +1,118 @@
+"""The merges that are timed: what each tool is told to do, and whether what the tools make is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset import MODELS, open_tensor
+
+__all__ = ["CASES", "Case", "Likeness", "compare", "sample"]
+
+Recipe = dict[str, Any]
+Floats = NDArray[np.float32]
+
+SAMPLED = tuple(
+    f"model.{name}.weight"
+    for name in ("embed_tokens", "layers.0.input_layernorm", "layers.1.self_attn.k_proj", "layers.3.mlp.down_proj")
+)
+SAMPLE = 1 << 20  # entries of each, about
+BITS = 8  # of bfloat16's fraction, the leading one included
+
+
+@dataclass(frozen=True)
+class Case:
+    """A merge of `a` and `b`, the same for both tools.
+
+    each      parameters of each of the two models
+    shared    parameters of the merge
+    own       parameters that only polymerge has
+    mergekit  parameters that only mergekit has; None where it cannot do this merge
+    near      share of the entries in which the outputs have to agree, see `Likeness`
+    """
+
+    method: str
+    deltas: bool = True
+    each: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
+    shared: Mapping[str, float] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
+    mergekit: Mapping[str, Any] | None = field(default_factory=dict)
+    near: float = 1.0
+
+    def agrees(self, likeness: Likeness) -> bool:
+        """Whether the two tools have done the same work."""
+        return likeness.near >= self.near and abs(likeness.size - 1) < 0.02
+
+    def for_polymerge(self, models: Path) -> Recipe:
+        """The recipe for polymerge."""
+        return self._recipe(models, self.own)
+
+    def for_mergekit(self, models: Path) -> Recipe:
+        """The recipe for mergekit."""
+        start = {} if self.deltas or self.method != "slerp" else {"base_model": str(models / "a")}
+        return {**self._recipe(models, self.mergekit or {}), **start, "dtype": "bfloat16"}
+
+    def _recipe(self, models: Path, more: Mapping[str, Any]) -> Recipe:
+        recipe: Recipe = {"merge_method": self.method}
+        if self.deltas:
+            recipe["base_model"] = str(models / "base")
+        recipe["models"] = [
+            {"model": str(models / name), **({"parameters": dict(own)} if own else {})}
+            for name, own in zip(("a", "b"), self.each, strict=True)
+        ]
+        return {**recipe, "parameters": {**self.shared, **more}}
+
+
+WEIGHTS = ({"weight": 0.6}, {"weight": 0.4})
+TRIMMED = ({"weight": 0.6, "density": 0.2}, {"weight": 0.4, "density": 0.2})
+
+CASES = {
+    "linear": Case("linear", deltas=False, each=WEIGHTS),
+    "task_arithmetic": Case("task_arithmetic", each=WEIGHTS, near=0.999),  # mergekit rounds each operation to bfloat16
+    "slerp": Case("slerp", deltas=False, shared={"t": 0.4}),
+    "ties": Case("ties", each=TRIMMED, mergekit={"normalize": True}, near=0.9),  # equal magnitudes: others are kept
+    "ties, trim: model": Case("ties", each=TRIMMED, own={"trim": "model"}, mergekit=None),
+    "dare_linear": Case("dare_linear", each=TRIMMED, mergekit={"normalize": False}, near=0.5),
+    "dare_ties": Case("dare_ties", each=TRIMMED, mergekit={"normalize": True}, near=0.5),  # other numbers are drawn
+}
+"""What is timed, by the name that it has on the command line and in the table."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How far two outputs agree in a sample of their entries.
+
+    near   share of the entries that differ by no more than one step of bfloat16 at the size of the inputs there
+    size   mean magnitude of the change from the base, the one's divided by the other's
+    """
+
+    near: float
+    size: float
+
+
+def sample(folder: Path) -> list[Floats]:
+    """Some entries of some of a checkpoint's tensors, evenly spread."""
+    tensors = [open_tensor(folder, name) for name in SAMPLED]
+    return [_wide(tensor[:: tensor.size // SAMPLE | 1]) for tensor in tensors]
+
+
+def compare(models: Path, ours: list[Floats], theirs: list[Floats]) -> Likeness:
+    """Compare samples of two outputs that were merged of the same `models`."""
+    inputs = [sample(models / name) for name in MODELS]
+    near, count, changes = 0, 0, [0.0, 0.0]
+    for one, other, *rows in zip(ours, theirs, *inputs, strict=True):
+        step = np.ldexp(np.float32(1), np.frexp(np.max(np.abs(rows), axis=0))[1] - BITS)
+        near += int(np.count_nonzero(np.abs(one - other) <= step))
+        count += one.size
+        for place, output in enumerate((one, other)):
+            changes[place] += float(np.abs(output - rows[0]).sum(dtype=np.float64))
+    return Likeness(near / count, changes[0] / changes[1])
+
+
+def _wide(bits: NDArray[np.uint16]) -> Floats:
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,112 @@
+"""The commands that are timed, each on a disk that has nothing else to do."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from contest import Case, Floats, sample
+from measure import Measured, measure, settle
+
+__all__ = ["Bench"]
+
+SHARD = 500  # megabytes, at most, of an output file
+IMPORTS = (
+    "import polymerge.cli, polymerge.run.merge, polymerge.methods.dare, polymerge.methods.slerp, time; time.sleep(1)"
+)
+VERSIONS = "import importlib.metadata as m; print(*(f'{name} {m.version(name)}' for name in ('mergekit', 'torch')))"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are.
+
+    models    the folder with base, a and b
+    scratch   for recipes, outputs and caches, on the disk of the models
+    mergekit  mergekit's environment
+    """
+
+    models: Path
+    scratch: Path
+    mergekit: Path | None = None
+
+    def cp(self) -> Measured:
+        """Copy one checkpoint."""
+        with self._output("copy") as out:
+            return measure(["cp", "-r", str(self.models / "a"), str(out)])
+
+    def imports(self) -> Measured:
+        """Start the interpreter and import what a merge imports."""
+        return measure([sys.executable, "-c", IMPORTS], self._caches)
+
+    def run_polymerge(self, case: Case) -> tuple[Measured, list[Floats]]:
+        """Merge with polymerge; a sample of the output."""
+        recipe = self._recipe("polymerge", case.for_polymerge(self.models))
+        program = Path(sys.executable).with_name("polymerge")
+        with self._output("polymerge") as out:
+            command = [str(program), "merge", str(recipe), "-o", str(out), "--no-verify", "--shard-size", f"{SHARD}MB"]
+            return measure(command, self._caches), sample(out)
+
+    def run_mergekit(self, case: Case) -> tuple[Measured, list[Floats]]:
+        """Merge with mergekit; a sample of the output."""
+        assert self.mergekit is not None
+        recipe = self._recipe("mergekit", case.for_mergekit(self.models))
+        program = self.mergekit / "bin" / "mergekit-yaml"
+        with self._output("mergekit") as out:
+            command = [str(program), str(recipe), str(out), "--out-shard-size", f"{SHARD}M"]
+            return measure(command), sample(out)
+
+    def forget_digests(self) -> None:
+        """Have polymerge see the inputs as if for the first time."""
+        shutil.rmtree(self.scratch / "cache" / "polymerge", ignore_errors=True)
+
+    def forget_kernels(self) -> None:
+        """Have polymerge compile its kernels anew."""
+        shutil.rmtree(self.scratch / "numba", ignore_errors=True)
+
+    def read_inputs(self) -> None:
+        """Bring the inputs into the page cache."""
+        buffer = np.empty(1 << 22, np.uint8)
+        for file in sorted(self.models.glob("*/*.safetensors")):
+            with file.open("rb", buffering=0) as stream:
+                while stream.readinto(buffer.data):
+                    pass
+
+    def versions(self) -> list[str]:
+        """What is compared, with its version."""
+        found = [
+            f"Python {sys.version.split()[0]}",
+            *(f"{name} {version(name)}" for name in ("polymerge", "numpy", "numba")),
+        ]
+        if self.mergekit is not None:
+            command = [str(self.mergekit / "bin" / "python"), "-c", VERSIONS]
+            found.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        return found
+
+    @property
+    def _caches(self) -> dict[str, str]:
+        return {"XDG_CACHE_HOME": str(self.scratch / "cache"), "NUMBA_CACHE_DIR": str(self.scratch / "numba")}
+
+    def _recipe(self, tool: str, recipe: dict[str, object]) -> Path:
+        file = self.scratch / f"{tool}.yaml"
+        file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        return file
+
+    @contextmanager
+    def _output(self, name: str) -> Iterator[Path]:
+        out = self.scratch / name
+        shutil.rmtree(out, ignore_errors=True)
+        settle()
+        try:
+            yield out
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
