@@ -1,7 +1,9 @@
 """The few operations on blocks that merge methods are composed of, for numpy arrays and for torch tensors.
 
 A block holds the same stretch of every model's tensor as rows, [model, n], in the working dtype, float32 or float64;
-the elements of a row are contiguous. Numpy arrays are computed by compiled loops (`cpu`), torch tensors, wherever they
+the elements of a row are contiguous. What only reads weights (`subtract`, `weighted_sum`, `dots`, and `add_scaled` its
+base) also takes rows of BF16 as they lie on disk, as uint16: widened where they are read, they need no pass of their
+own and half the room in the cache. Numpy arrays are computed by compiled loops (`cpu`), torch tensors, wherever they
 are, by torch (`tensor`); which one follows from what is given. Both do the same roundings in the same order, so their
 results are equal bit for bit. Torch is imported when a tensor comes.
 
@@ -40,6 +42,7 @@ __all__ = [
     "elected_sum",
     "encode",
     "find_cutoffs",
+    "finite",
     "gram_of",
     "keep_largest",
     "keep_random",
@@ -86,13 +89,21 @@ def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
     return _set_for(values).encode(values, dtype, out)
 
 
-def subtract(x: AnyBlock, base: AnyBlock) -> AnyBlock:
-    """Make deltas of weights, in place: every row of `x` [model, n] less `base` [n]."""
-    return _set_for(x).subtract(x, base)
+def finite(bits: NDArray[np.uint16]) -> bool:
+    """Whether all of a row of BF16 numbers, as their bits, are finite."""
+    return cpu.finite(bits)
+
+
+def subtract(x: AnyBlock, base: AnyBlock, out: AnyBlock | None = None) -> AnyBlock:
+    """Make deltas of weights: every row of `x` [model, n] less `base` [n], in place or into `out`.
+
+    Rows of BF16 bits need an `out` in the working dtype.
+    """
+    return _set_for(x).subtract(x, base, out)
 
 
 def add_scaled(base: AnyBlock, merged: AnyBlock, scale: float) -> AnyBlock:
-    """Add `scale` times `merged` [n] to `base` [n], in place; the product is rounded, then the sum."""
+    """Add `scale` times `merged` [n] to `base` [n], in place of `merged`; the product is rounded, then the sum."""
     return _set_for(base).add_scaled(base, merged, scale)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from numba import njit
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "number"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,3 +28,15 @@ def compiled(function: Function) -> Function:
     except RuntimeError:  # no folder to keep machine code in, neither beside the source nor in the user's home
         compiler = njit(nogil=True, fastmath=False, error_model="numpy")
         return cast(Function, compiler(function))
+
+
+def number(element: Any) -> Any:
+    """What an element of a row stands for, inside of compiled loops: itself, or the number whose BF16 bits it is."""
+    return element
+
+
+@overload(number, strict=False)  # not strict: a lambda has no annotations
+def _number(element: Any) -> Any:
+    if isinstance(element, types.Integer):
+        return lambda element: np.uint32(np.uint32(element) << 16).view(np.float32)
+    return lambda element: element

@@ -58,8 +58,10 @@ def _round_to_odd(values: Tensor) -> Tensor:
     return torch.where(near.to(torch.float64) == values, bits, cut | 1).view(torch.float32)
 
 
-def subtract(x: Tensor, base: Tensor) -> Tensor:
+def subtract(x: Tensor, base: Tensor, out: Tensor | None = None) -> Tensor:
     """See `polymerge.kernels.subtract`."""
+    if out is not None:
+        return torch.sub(x, base, out=out)
     return x.sub_(base)
 
 

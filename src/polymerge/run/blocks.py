@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from polymerge import kernels
@@ -44,7 +45,10 @@ class Workspace(threading.local):
 
 
 class Block:
-    """One block from element `start` on: `models` [model, n] are weights, or deltas where there is a `base` [n]."""
+    """One block from element `start` on: `models` [model, n] are weights, or deltas where there is a `base` [n].
+
+    Weights, and the base, may be the bits of BF16 numbers; deltas never are.
+    """
 
     def __init__(self, models: Array, base: Array | None, start: int) -> None:
         self.models, self.base, self.start = models, base, start
@@ -73,6 +77,9 @@ class PieceBlocks:
         self._has_base = piece.base is not None
         self.name = piece.canonical
         self.precision = "F64" if wide else "F32"
+        # rows of BF16 are handed on as they lie on disk: compiled kernels widen them while they read
+        bits = {run.dtype for runs in self._runs for run in runs} == {"BF16"}
+        self._as_bits = bits and not wide and workspace.device.takes_bits
         self.count = sum(run.count for run in self._runs[0])
         self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
 
@@ -83,6 +90,8 @@ class PieceBlocks:
         """
         start = index * self._block
         count = self.sizes[index]
+        if self._as_bits:
+            return self._read_bits(start, count)
         rows = self._workspace.values(len(self._runs), count, self.precision)
         for place, runs in enumerate(self._runs):
             self._fill(rows[place], runs, start, count, place)
@@ -90,6 +99,29 @@ class PieceBlocks:
             return Block(rows, None, start)
         base = rows[-1]
         return Block(kernels.subtract(rows[:-1], base), base, start)
+
+    def _read_bits(self, start: int, count: int) -> Block:
+        """Read a block of BF16 numbers as their bits."""
+        size = 2 * count
+        raw = self._workspace.raw("rows", size * len(self._runs)).reshape(len(self._runs), size)
+        rows = raw.view("u2")
+        for place, runs in enumerate(self._runs):
+            done = 0
+            for run in clip(runs, start, start + count, self._beginnings[place]):
+                self._files.read(run.file, run.offset, raw[place, done : done + 2 * run.count].data)
+                done += 2 * run.count
+            if not kernels.finite(rows[place]):
+                raise self._not_finite(runs[0].file, place, start, count)
+        if not self._has_base:
+            return Block(rows, None, start)
+        deltas = self._workspace.values(len(rows) - 1, count, self.precision)
+        return Block(kernels.subtract(rows[:-1], rows[-1], deltas), rows[-1], start)
+
+    def _not_finite(self, file: Path, place: int, start: int, count: int) -> CheckpointError:
+        return CheckpointError(
+            f"{file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements {start} to "
+            f"{start + count}). A merge would spread it: mend the checkpoint, or name it in exclude"
+        )
 
     def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:
         done = 0
@@ -99,8 +131,5 @@ class PieceBlocks:
             self._files.read(run.file, run.offset, self._workspace.device.view(raw))
             target = out[done : done + run.count]
             if not kernels.decode(self._workspace.device.upload(raw), run.dtype, target):
-                raise CheckpointError(
-                    f"{run.file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements "
-                    f"{start} to {start + count}). A merge would spread it: mend the checkpoint, or name it in exclude"
-                )
+                raise self._not_finite(run.file, place, start, count)
             done += run.count

@@ -17,6 +17,8 @@ class Device(Protocol):
     """What the runner asks of a device."""
 
     name: str
+    takes_bits: bool
+    """Whether its kernels read rows of BF16 as they lie on disk."""
 
     def empty(self, shape: tuple[int, ...], precision: str) -> Array:
         """An array of F32 or F64 on the device."""
@@ -41,6 +43,7 @@ class Cpu:
     """The reference: numpy arrays, nothing moves."""
 
     name = "cpu"
+    takes_bits = True
 
     def empty(self, shape: tuple[int, ...], precision: str) -> Array:
         """An uninitialised numpy array."""
@@ -68,6 +71,8 @@ class Cpu:
 
 class Torch:
     """A device of torch: page-locked buffers on the host, blocks on the device."""
+
+    takes_bits = False
 
     def __init__(self, name: str) -> None:
         import torch

@@ -222,7 +222,7 @@ class _Execution:
         whole = Piece(piece.canonical, piece.rows, reads=(rows_of(Read(step.name), piece.rows),))
         labels, entries = [self.plan.inputs[template].label], [self.entries[template]]
         blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, is_wide(step))
-        self._write_blocks(step, piece, blocks, lambda block: block.models[0])
+        self._write_blocks(step, piece, blocks, lambda block: kernels.weighted_sum(block.models, [1.0]))
 
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
         """Queue every block of a piece: read, compute, round once, write."""

@@ -1,7 +1,7 @@
 """The kernels for numpy arrays: loops compiled by numba, which let go of the interpreter while they run."""
 
 from polymerge.kernels.cpu.arithmetic import add_scaled, dots, elected_sum, subtract, weighted_sum
-from polymerge.kernels.cpu.formats import decode, encode
+from polymerge.kernels.cpu.formats import decode, encode, finite
 from polymerge.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "elected_sum",
     "encode",
     "find_cutoffs",
+    "finite",
     "keep_largest",
     "keep_random",
     "subtract",

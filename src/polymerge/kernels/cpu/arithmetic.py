@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.kernels.compiled import compiled
+from polymerge.kernels.compiled import compiled, number
 from polymerge.kernels.grid import CELL, LANES
 
 __all__ = ["add_scaled", "dots", "elected_sum", "subtract", "weighted_sum"]
@@ -20,21 +20,24 @@ Floats = NDArray[Any]
 TILE = 1024
 
 
-def subtract(x: Floats, base: Floats) -> Floats:
+def subtract(x: Floats, base: Floats, out: Floats | None = None) -> Floats:
     """See `polymerge.kernels.subtract`."""
-    return np.subtract(x, base, out=x)
+    deltas = x if out is None else out
+    for row, delta in zip(x, deltas, strict=True):
+        _subtract(row, base, delta)
+    return deltas
 
 
 def add_scaled(base: Floats, merged: Floats, scale: float) -> Floats:
     """See `polymerge.kernels.add_scaled`."""
-    _add_scaled(base, merged, base.dtype.type(scale))
-    return base
+    _add_scaled(base, merged, merged.dtype.type(scale))
+    return merged
 
 
 def weighted_sum(x: Floats, weight: Sequence[float]) -> Floats:
     """See `polymerge.kernels.weighted_sum`."""
-    out = np.empty(x.shape[1], x.dtype)
-    _weighted_sum(*_one_line(x), np.array(weight, x.dtype), out)
+    out = np.empty(x.shape[1], np.float32 if x.dtype == np.uint16 else x.dtype)
+    _weighted_sum(*_one_line(x), np.array(weight, out.dtype), out)
     return out
 
 
@@ -75,8 +78,14 @@ def _one_line(x: Floats) -> tuple[Floats, int]:
 
 @compiled
 def _add_scaled(base: Floats, merged: Floats, scale: Any) -> None:
-    for i in range(base.size):
-        base[i] += scale * merged[i]
+    for i in range(merged.size):
+        merged[i] = number(base[i]) + scale * merged[i]
+
+
+@compiled
+def _subtract(row: Floats, base: Floats, delta: Floats) -> None:
+    for i in range(delta.size):
+        delta[i] = number(row[i]) - number(base[i])
 
 
 @compiled
@@ -85,12 +94,12 @@ def _weighted_sum(line: Floats, stride: int, weight: Floats, out: Floats) -> Non
         total = out[start : start + TILE]
         row, share = line[start : start + total.size], weight[0]
         for i in range(row.size):
-            total[i] = share * row[i]
+            total[i] = share * number(row[i])
         for model in range(1, weight.size):
             first = model * stride + start
             row, share = line[first : first + total.size], weight[model]
             for i in range(row.size):
-                total[i] += share * row[i]
+                total[i] += share * number(row[i])
 
 
 @compiled
@@ -159,7 +168,7 @@ def _dots(line: Floats, stride: int, n: int, size: int, lanes: NDArray[np.float6
                     left = line[one * stride + start : one * stride + end]
                     right = line[other * stride + start : other * stride + end]
                     for i in range(left.size):
-                        lanes[i] += np.float64(left[i]) * np.float64(right[i])
+                        lanes[i] += np.float64(number(left[i])) * np.float64(number(right[i]))
                 width = lanes.size
                 while width > 1:  # fold the upper half onto the lower until one number is left
                     width //= 2

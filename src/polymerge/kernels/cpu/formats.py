@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polymerge.kernels.compiled import compiled
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "finite"]
 
 Bytes = NDArray[np.uint8]
 
@@ -32,6 +32,11 @@ def decode(raw: Bytes, dtype: str, out: NDArray[Any]) -> bool:
     if dtype == "F16":
         return bool(_widen_f16(raw.view(np.uint16), bits))
     return bool(_copy_f32(raw.view(np.uint32), bits))
+
+
+def finite(bits: NDArray[np.uint16]) -> bool:
+    """See `polymerge.kernels.finite`."""
+    return bool(_finite_bf16(bits))
 
 
 def encode(values: NDArray[Any], dtype: str, out: Bytes) -> Bytes:
@@ -68,6 +73,14 @@ def _widen_bf16(raw: NDArray[np.uint16], out: NDArray[np.uint32]) -> bool:
         out[i] = bits
         carries |= (bits & 0x7F800000) + 0x00800000
     return (carries >> 31) & 1 == 0
+
+
+@compiled
+def _finite_bf16(bits: NDArray[np.uint16]) -> bool:
+    carries = np.uint16(0)
+    for i in range(bits.size):
+        carries |= np.uint16((bits[i] & np.uint16(0x7F80)) + np.uint16(0x0080))
+    return bool(carries < 0x8000)
 
 
 @compiled
