@@ -112,7 +112,7 @@ def test_more_parameters_take_no_more_memory(peaks: dict[tuple[str, int, int], i
 
 def test_the_measurement_sees_memory(peaks: dict[tuple[str, int, int], int]) -> None:
     """Were it blind, the two above could not fail: a thread holds a block of eight models, or of two."""
-    row = 4 * BLOCK
+    row = 2 * BLOCK  # BF16, as bits
     assert peaks["linear", 8, SMALL] > 8 * row
     assert peaks["linear", 8, SMALL] > peaks["linear", 2, SMALL] + 3 * row
 

@@ -9,6 +9,7 @@ either, so no structure, however deep or circular, can make it recurse.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,10 +77,12 @@ def read_pickle(stream: IO[bytes], file: Path, known: Collection[str]) -> Pickle
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # an escape in a text that nobody writes on purpose
+            for opcode, argument, _ in pickletools.genops(stream):
+                machine.step(opcode.name, argument)
         value = machine.result()
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, DeprecationWarning) as error:
         raise CheckpointError(
             f"{file}: its pickle is damaged, or none that torch.save writes ({error or type(error).__name__}). "
             "Download it again."
