@@ -1,4 +1,4 @@
-"""What every test stands on: a cache folder of its own, so that the user's is neither read nor filled."""
+"""What every test stands on: a cache folder of its own, and no test that fails because a machine is slow."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache is neither read nor filled."""
     with pytest.MonkeyPatch.context() as patch:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (a text for the environment)
         patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or f"{home}/matplotlib")  # its fonts take seconds
