@@ -16,7 +16,6 @@ from typing import Final, TypeAlias
 from polymerge.errors import CheckpointError, RecipeError
 
 __all__ = [
-    "BRANCHES",
     "PARTS",
     "Concat",
     "Expr",
@@ -222,10 +221,6 @@ class Family:
         if self.is_buffer(name):
             return None
         return next((rule for rule in self.rules if rule.apply(name)), None)
-
-
-BRANCHES: Final = ("@text", "@image")
-"""What a canonical name ends in where a model has a tensor of its own for text tokens and for image tokens."""
 
 
 def without_branch(canonical: str) -> str:

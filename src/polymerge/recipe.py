@@ -14,6 +14,7 @@ import yaml
 
 from polymerge.dtypes import NAMES
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
+from polymerge.mapping import PARTS
 from polymerge.methods.table import METHODS
 from polymerge.settings import read_parameters
 
@@ -28,7 +29,6 @@ _FIELDS: Final = (
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
-PARTS: Final = ("text", "vision", "projector", "audio")
 
 _MERGEKIT: Final[Mapping[str, str]] = {
     "slices": "layers are always taken in place; use overrides with layers to treat some of them differently",

@@ -103,7 +103,7 @@ def subtract(x: AnyBlock, base: AnyBlock, out: AnyBlock | None = None) -> AnyBlo
 
 
 def add_scaled(base: AnyBlock, merged: AnyBlock, scale: float) -> AnyBlock:
-    """Add `scale` times `merged` [n] to `base` [n], in place of `merged`; the product is rounded, then the sum."""
+    """Add `scale` times `merged` [n] to `base` [n], in place of one of them; the product is rounded, then the sum."""
     return _set_for(base).add_scaled(base, merged, scale)
 
 

@@ -64,7 +64,6 @@ def _without_base(recipe: Recipe, models: Models) -> Models:
         if model is not models.base or "weight" in recipe.models[place].parameters
     ]
     return Models(
-        models.inputs,
         models.template,
         tuple(model for _, model in kept),
         tuple(place for place, _ in kept),
@@ -360,6 +359,6 @@ class _Planner:
             if self.template.ties_head and HEAD in model.tensors and not model.ties_head:
                 notes.append(f"'{model.label}' has a head of its own, which the tied template '{self.template.label}' "
                              "has no place for")  # fmt: skip
-        if self.template.generic is False and self.template not in self.models.merged:
+        if not self.template.generic and self.template not in self.models.merged:
             notes.append(f"template '{self.template.label}' gives the layout only: it is not among models")
         return notes

@@ -105,13 +105,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Models:
-    """All inputs of a recipe: each opened once, and what part it plays.
+    """The inputs of a recipe by the part that each plays.
 
     merged  the models that are merged, in the recipe's order
     own     for each of them its place in the recipe
     """
 
-    inputs: tuple[Model, ...]
     template: Model
     merged: tuple[Model, ...]
     own: tuple[int, ...]
@@ -145,7 +144,6 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
     return Models(
-        inputs=tuple(dict.fromkeys(opened.values())),
         template=opened[recipe.template] if recipe.template else _first_multimodal(merged),
         merged=merged,
         own=tuple(range(len(merged))),

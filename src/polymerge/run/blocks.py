@@ -109,9 +109,9 @@ class PieceBlocks:
             done = 0
             for run in clip(runs, start, start + count, self._beginnings[place]):
                 self._files.read(run.file, run.offset, raw[place, done : done + 2 * run.count].data)
+                if not kernels.finite(rows[place, done // 2 : done // 2 + run.count]):
+                    raise self._not_finite(run.file, place, start, count)
                 done += 2 * run.count
-            if not kernels.finite(rows[place]):
-                raise self._not_finite(runs[0].file, place, start, count)
         if not self._has_base:
             return Block(rows, None, start)
         deltas = self._workspace.values(len(rows) - 1, count, self.precision)
