@@ -10,21 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polymerge.errors import CheckpointError, RecipeError
-from polymerge.mapping import (
-    Concat,
-    Expr,
-    Family,
-    Read,
-    Rows,
-    Rule,
-    counterpart,
-    expr_from_json,
-    expr_to_json,
-    map_names,
-    names_read,
-    shape_of,
-    text_layer,
-)
+from polymerge.mapping import Family, Rule, counterpart, map_names, text_layer
+from polymerge.reads import Concat, Expr, Read, Rows, expr_from_json, expr_to_json, names_read, shape_of
 
 TOY = Family(
     "toy",

@@ -1,7 +1,7 @@
 """Find the tensors of two checkpoints that belong together: names on disk to canonical names.
 
 A `Family` is a table of `Rule`s. Names are translated in one direction only, from the names of a checkpoint to
-canonical ones, and what is found there is a read expression (`Read`, `Rows`, `Concat`) that says how to get the tensor.
+canonical ones, and what is found there is a read expression (see `polymerge.reads`) that says how to get the tensor.
 Nothing here looks at a value.
 """
 
@@ -11,27 +11,18 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, TypeAlias
+from typing import Final
 
-from polymerge.errors import CheckpointError, RecipeError
+from polymerge.errors import CheckpointError
+from polymerge.reads import Expr, Ranges, Read, names_read, rows_of
 
 __all__ = [
     "PARTS",
-    "Concat",
-    "Expr",
     "Family",
     "NameMap",
-    "Ranges",
-    "Read",
-    "Rows",
     "Rule",
     "counterpart",
-    "expr_from_json",
-    "expr_to_json",
     "map_names",
-    "names_read",
-    "rows_of",
-    "shape_of",
     "text_layer",
     "without_branch",
 ]
@@ -41,102 +32,6 @@ PARTS: Final = ("text", "vision", "projector", "audio")
 
 BUFFERS: Final = ("{rest}.inv_freq", "{rest}.position_ids")
 """Tensors that follow from the config and that old checkpoints store all the same: copied, never merged."""
-
-
-# --- read expressions: how to get one canonical tensor from those on disk
-
-
-@dataclass(frozen=True)
-class Read:
-    """One tensor on disk."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows `start` to `stop` (exclusive) of another expression, such as q inside a fused qkv."""
-
-    of: Expr
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Concat:
-    """Several expressions stacked along dim 0, which is what a fused tensor is made of."""
-
-    of: tuple[Expr, ...]
-
-
-Expr: TypeAlias = Read | Rows | Concat
-Shape: TypeAlias = tuple[int, ...]
-Ranges: TypeAlias = tuple[tuple[int, int], ...]
-"""Blocks of rows, each from its first to the one past its last."""
-
-
-def rows_of(expr: Expr, ranges: Ranges) -> Expr:
-    """The rows of an expression that lie in `ranges`, stacked in that order."""
-    blocks = tuple(Rows(expr, start, stop) for start, stop in ranges)
-    return blocks[0] if len(blocks) == 1 else Concat(blocks)
-
-
-def names_read(expr: Expr) -> tuple[str, ...]:
-    """The names on disk that an expression reads, in reading order, each once."""
-    match expr:
-        case Read(name):
-            return (name,)
-        case Rows(of):
-            return names_read(of)
-        case Concat(of):
-            return tuple(dict.fromkeys(name for block in of for name in names_read(block)))
-
-
-def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape of what an expression reads, given the shapes on disk; raises CheckpointError where it cannot be."""
-    match expr:
-        case Read(name):
-            if name not in shapes:
-                raise CheckpointError(f"{name}: there is no such tensor in the checkpoint")
-            return tuple(shapes[name])
-        case Rows(of, start, stop):
-            whole = shape_of(of, shapes)
-            if not whole or not 0 <= start < stop <= whole[0]:
-                raise CheckpointError(f"{', '.join(names_read(of))}: no rows {start} to {stop} in shape {list(whole)}")
-            return (stop - start, *whole[1:])
-        case Concat(of):
-            blocks = [shape_of(block, shapes) for block in of]
-            if not all(blocks) or len({block[1:] for block in blocks}) != 1:
-                listed = ", ".join(str(list(block)) for block in blocks)
-                raise CheckpointError(f"{', '.join(names_read(expr))}: shapes {listed} do not stack along dim 0")
-            return (sum(block[0] for block in blocks), *blocks[0][1:])
-
-
-def expr_to_json(expr: Expr) -> object:
-    """An expression as JSON: a name, `{"rows": [start, stop], "of": ...}` or `{"concat": [...]}`."""
-    match expr:
-        case Read(name):
-            return name
-        case Rows(of, start, stop):
-            return {"rows": [start, stop], "of": expr_to_json(of)}
-        case Concat(of):
-            return {"concat": [expr_to_json(block) for block in of]}
-
-
-def expr_from_json(value: object) -> Expr:
-    """The inverse of `expr_to_json`; raises RecipeError for anything that it does not write."""
-    match value:
-        case str(name):
-            return Read(name)
-        case {"rows": [int(start), int(stop)], "of": of, **rest} if not rest:
-            return Rows(expr_from_json(of), start, stop)
-        case {"concat": [_, *_] as blocks, **rest} if not rest:
-            return Concat(tuple(expr_from_json(block) for block in blocks))
-        case _:
-            raise RecipeError(f"not a read expression: {value!r}. It is a name, {{rows, of}} or {{concat}}.")
-
-
-# --- rules and families
 
 
 @dataclass(frozen=True)
@@ -243,9 +138,6 @@ def text_layer(canonical: str) -> int | None:
     """The decoder layer that a canonical name belongs to, or None outside the text tower's layers."""
     found = _compiled("text.layers.{i}.{rest}").fullmatch(canonical)
     return int(found["i"]) if found else None
-
-
-# --- a whole checkpoint
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.dtypes import BITS, MERGEABLE
 from polymerge.errors import PolymergeError, Refused
 from polymerge.families import family_of, text_tower
-from polymerge.mapping import map_names, names_read
+from polymerge.mapping import map_names
+from polymerge.reads import names_read
 
 __all__ = ["Finding", "Verification", "verify"]
 

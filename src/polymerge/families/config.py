@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from polymerge.mapping import Ranges
+from polymerge.reads import Ranges
 
 __all__ = ["TextTower", "quantization_method", "splits", "text_config", "text_tower"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from polymerge.dtypes import byte_count
 from polymerge.errors import RecipeError
-from polymerge.mapping import Expr, Ranges, expr_from_json, expr_to_json
+from polymerge.reads import Expr, Ranges, expr_from_json, expr_to_json
 from polymerge.settings import Setting
 
 __all__ = ["Input", "LeftOut", "Piece", "Plan", "Step"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.mapping import Ranges, counterpart, names_read, rows_of, without_branch
+from polymerge.mapping import counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import LeftOut, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
@@ -25,6 +25,7 @@ from polymerge.planning.inputs import (
 )
 from polymerge.planning.overrides import Choice, choices_of, matches
 from polymerge.planning.vocabulary import TokenJoin, outside
+from polymerge.reads import Ranges, names_read, rows_of
 from polymerge.recipe import Recipe, parse_recipe, recipe_dict
 
 __all__ = ["make_plan"]

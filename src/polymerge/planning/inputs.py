@@ -13,8 +13,9 @@ from polymerge.checkpoint.hub import locate
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
 from polymerge.families.generic import GENERIC
-from polymerge.mapping import Expr, Family, Ranges, counterpart, map_names, names_read, shape_of, text_layer
+from polymerge.mapping import Family, counterpart, map_names, text_layer
 from polymerge.planning.data import Input
+from polymerge.reads import Expr, Ranges, names_read, shape_of
 from polymerge.recipe import Recipe
 
 __all__ = [

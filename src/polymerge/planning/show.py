@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from polymerge.mapping import Concat, Expr, Read, Rows, names_read, text_layer
+from polymerge.mapping import text_layer
 from polymerge.planning.data import Plan, Step
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
+from polymerge.reads import Concat, Expr, Read, Rows, names_read
 from polymerge.settings import Setting
 
 __all__ = ["describe", "human_size"]

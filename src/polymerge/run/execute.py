@@ -15,10 +15,10 @@ from polymerge.checkpoint import Entry
 from polymerge.checkpoint.shards import Shards
 from polymerge.dtypes import BITS, byte_count
 from polymerge.kernels import CELL, Cutoff
-from polymerge.mapping import Ranges, Read, rows_of
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK
+from polymerge.reads import Ranges, Read, rows_of
 from polymerge.run.blocks import Block, PieceBlocks, Workspace
 from polymerge.run.device import Device
 from polymerge.run.files import Files, begins

@@ -14,7 +14,7 @@ from pathlib import Path
 from polymerge.checkpoint import Entry
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.mapping import Concat, Expr, Read, Rows
+from polymerge.reads import Concat, Expr, Read, Rows
 
 __all__ = ["Extent", "Files", "begins", "clip", "extents"]
 

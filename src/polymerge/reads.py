@@ -1,0 +1,163 @@
+"""Read expressions: how to get one tensor from those that a checkpoint has on disk; nothing here looks at a value.
+
+Layouts that differ are joined by blocks of rows (`Rows`, `Concat`); a checkpoint that stands with an adapter has
+tensors of the two together (`Adapted`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from polymerge.errors import CheckpointError, RecipeError
+
+__all__ = [
+    "Adapted",
+    "Concat",
+    "Expr",
+    "Ranges",
+    "Read",
+    "Rows",
+    "expr_from_json",
+    "expr_to_json",
+    "names_read",
+    "replace_reads",
+    "rows_of",
+    "shape_of",
+]
+
+
+@dataclass(frozen=True)
+class Read:
+    """One tensor on disk."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows `start` to `stop` (exclusive) of another expression, such as q inside a fused qkv."""
+
+    of: Expr
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Several expressions stacked along dim 0, which is what a fused tensor is made of."""
+
+    of: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An expression plus `scale` times what an adapter learned of it.
+
+    a, b        names of the factors, [r, in] and [out, r], whose product b a is added; without `a`, `b` is added itself
+    transposed  the product is added transposed: embeddings, and layers that store [in, out]
+    """
+
+    of: Expr
+    a: str | None
+    b: str
+    scale: float
+    transposed: bool = False
+
+
+Expr: TypeAlias = Read | Rows | Concat | Adapted
+Shape: TypeAlias = tuple[int, ...]
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+"""Blocks of rows, each from its first to the one past its last."""
+
+
+def rows_of(expr: Expr, ranges: Ranges) -> Expr:
+    """The rows of an expression that lie in `ranges`, stacked in that order."""
+    blocks = tuple(Rows(expr, start, stop) for start, stop in ranges)
+    return blocks[0] if len(blocks) == 1 else Concat(blocks)
+
+
+def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
+    """The expression with `change(name)` in the place of every `Read(name)`."""
+    match expr:
+        case Read(name):
+            return change(name)
+        case Rows(of, start, stop):
+            return Rows(replace_reads(of, change), start, stop)
+        case Concat(of):
+            return Concat(tuple(replace_reads(block, change) for block in of))
+        case Adapted(of, a, b, scale, transposed):
+            return Adapted(replace_reads(of, change), a, b, scale, transposed)
+
+
+def names_read(expr: Expr) -> tuple[str, ...]:
+    """The names on disk that an expression reads, in reading order, each once."""
+    match expr:
+        case Read(name):
+            return (name,)
+        case Rows(of):
+            return names_read(of)
+        case Concat(of):
+            return tuple(dict.fromkeys(name for block in of for name in names_read(block)))
+        case Adapted(of, a, b):
+            return (*names_read(of), *((a, b) if a is not None else (b,)))
+
+
+def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape of what an expression reads, given the shapes on disk; raises CheckpointError where it cannot be."""
+    match expr:
+        case Read(name):
+            if name not in shapes:
+                raise CheckpointError(f"{name}: there is no such tensor in the checkpoint")
+            return tuple(shapes[name])
+        case Rows(of, start, stop):
+            whole = shape_of(of, shapes)
+            if not whole or not 0 <= start < stop <= whole[0]:
+                raise CheckpointError(f"{', '.join(names_read(of))}: no rows {start} to {stop} in shape {list(whole)}")
+            return (stop - start, *whole[1:])
+        case Concat(of):
+            blocks = [shape_of(block, shapes) for block in of]
+            if not all(blocks) or len({block[1:] for block in blocks}) != 1:
+                listed = ", ".join(str(list(block)) for block in blocks)
+                raise CheckpointError(f"{', '.join(names_read(expr))}: shapes {listed} do not stack along dim 0")
+            return (sum(block[0] for block in blocks), *blocks[0][1:])
+        case Adapted(of):
+            return shape_of(of, shapes)
+
+
+def expr_to_json(expr: Expr) -> object:
+    """An expression as JSON: a name, `{"rows": [start, stop], "of": ...}`, `{"concat": [...]}` or `{"adapted": ...}`."""
+    match expr:
+        case Read(name):
+            return name
+        case Rows(of, start, stop):
+            return {"rows": [start, stop], "of": expr_to_json(of)}
+        case Concat(of):
+            return {"concat": [expr_to_json(block) for block in of]}
+        case Adapted(of, a, b, scale, transposed):
+            return {"adapted": expr_to_json(of), "a": a, "b": b, "scale": scale, "transposed": transposed}
+
+
+def expr_from_json(value: object) -> Expr:
+    """The inverse of `expr_to_json`; raises RecipeError for anything that it does not write."""
+    match value:
+        case str(name):
+            return Read(name)
+        case {"rows": [int(start), int(stop)], "of": of, **rest} if not rest:
+            return Rows(expr_from_json(of), start, stop)
+        case {"concat": [_, *_] as blocks, **rest} if not rest:
+            return Concat(tuple(expr_from_json(block) for block in blocks))
+        case {
+            "adapted": of,
+            "a": str() | None as a,
+            "b": str(b),
+            "scale": float(scale),
+            "transposed": bool(flip),
+            **rest,
+        } if not rest:
+            return Adapted(expr_from_json(of), a, b, scale, flip)
+        case _:
+            raise RecipeError(
+                f"not a read expression: {value!r}. It is a name, {{rows, of}}, {{concat}} or {{adapted}}."
+            )
