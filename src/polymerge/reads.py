@@ -127,7 +127,7 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
 
 
 def expr_to_json(expr: Expr) -> object:
-    """An expression as JSON: a name, `{"rows": [start, stop], "of": ...}`, `{"concat": [...]}` or `{"adapted": ...}`."""
+    """An expression as JSON: a name, or a mapping with one of the keys `rows`, `concat` and `adapted`."""
     match expr:
         case Read(name):
             return name

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Final
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
-from polymerge.methods.table import METHODS, Method, Parameter
+from polymerge.methods.table import ADAPTERS, METHODS, OPTIONAL, Method, Parameter
 
 __all__ = ["MEANINGLESS", "Setting", "read_parameters", "resolve"]
 
@@ -25,6 +25,16 @@ class Setting:
     method: str
     parameters: Mapping[str, Any]
 
+    def of(self, places: Sequence[int]) -> Setting:
+        """The setting for some of the models: of what is said per model, the values for those."""
+        return Setting(
+            self.method,
+            {
+                name: tuple(value[place] for place in places) if isinstance(value, tuple) else value
+                for name, value in self.parameters.items()
+            },
+        )
+
 
 def read_parameters(
     value: object, where: str, problems: list[PolymergeError], *, lists: bool = False
@@ -38,7 +48,7 @@ def read_parameters(
     if not isinstance(value, Mapping):
         problems.append(RecipeError(f"{where}: is a mapping of names to values, got '{value}'"))
         return {}
-    known = {parameter.name for method in METHODS.values() for parameter in method.parameters}
+    known = {parameter.name for method in METHODS.values() for parameter in (*method.parameters, *ADAPTERS)}
     result = {}
     for name, given in value.items():
         written, name = name, _SPELLINGS.get(name, name)
@@ -51,7 +61,7 @@ def read_parameters(
         elif isinstance(given, list | tuple) and not lists:
             problems.append(RecipeError(f"{where}: {name}: values that change from layer to layer are not supported; "
                                         "give one number, and overrides for other layers"))  # fmt: skip
-        elif isinstance(given, Mapping) or given is None:
+        elif isinstance(given, Mapping) or (given is None and name not in OPTIONAL):
             problems.append(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
         else:
             result[name] = _plain(given)
@@ -73,6 +83,8 @@ def resolve(
     per_model: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
     problems: list[PolymergeError],
+    more: Sequence[Parameter] = (),
+    beside: Collection[str] = (),
 ) -> Setting:
     """All parameters of a method, from what the recipe says of them, with defaults for the rest.
 
@@ -80,11 +92,13 @@ def resolve(
                    a model says of itself stands between them: it beats the recipe, an override beats it.
     per_model      each model's own parameters, in the models' order
     labels         each model's name for messages
+    more           parameters that the method takes here beside its own
+    beside         names of parameters that the recipe says for something else
     """
     row = METHODS[method]
     general, *special = layers_of_say
     values: dict[str, Any] = {}
-    for parameter in row.parameters:
+    for parameter in (*row.parameters, *more):
         if parameter.each:
             values[parameter.name] = tuple(
                 _value(row, parameter, _say(parameter.name, place, general, per_model, special, labels), problems)
@@ -96,7 +110,7 @@ def resolve(
             said = _say_of_all(parameter.name, general, per_model, special, labels, problems)
             values[parameter.name] = _value(row, parameter, said, problems)
     own = [] if special else [(f"models[{n}] '{labels[n]}'", given) for n, given in enumerate(per_model)]
-    _unused(row, [layers_of_say[-1], *own], problems)
+    _unused(row, [layers_of_say[-1], *own], problems, {*beside, *(parameter.name for parameter in more)})
     return Setting(method, values)
 
 
@@ -144,8 +158,10 @@ def _say_of_all(
 
 
 def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, problems: list[PolymergeError]) -> Any:
+    if said is not None and said[1] is None and parameter.optional:
+        return None
     if said is None or said[1] is None:
-        if parameter.default is None:
+        if parameter.default is None and not parameter.optional:
             where = f"{said[0]}: " if said else ""
             problems.append(RecipeError(f"{where}{row.name} needs `{parameter.name}`, and the recipe does not say it"))
             return 0.0
@@ -164,6 +180,11 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, prob
         hint = did_you_mean(str(value), parameter.choices)
         problems.append(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{value}'.{hint}"))
         return parameter.default
+    if parameter.kind == "count":
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        problems.append(RecipeError(f"{where}: {parameter.name} is a whole number from 1, got '{value}'"))
+        return 1
     return _number(row, parameter, where, value, problems)
 
 
@@ -215,15 +236,23 @@ def _arc(
     return 0.0
 
 
-def _unused(row: Method, said: Sequence[tuple[str, Mapping[str, Any]]], problems: list[PolymergeError]) -> None:
-    allowed = {parameter.name for parameter in row.parameters} | MEANINGLESS
+def _unused(
+    row: Method,
+    said: Sequence[tuple[str, Mapping[str, Any]]],
+    problems: list[PolymergeError],
+    more: Collection[str],
+) -> None:
+    allowed = {parameter.name for parameter in row.parameters} | MEANINGLESS | set(more)
+    adapters = {parameter.name for parameter in ADAPTERS} - allowed
     if row.name in ("slerp", "copy"):
         allowed.add("weight")
     if row.on == "nothing":
         return
     for where, given in said:
         for name in given:
-            if name not in allowed:
+            if name in adapters:
+                problems.append(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))
+            elif name not in allowed:
                 problems.append(
                     RecipeError(f"{where}: {row.name} has no parameter '{name}'.{did_you_mean(name, allowed)}")
                 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polymerge.checkpoint.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoint.entry import Contents, Entry, listed
@@ -18,7 +18,10 @@ from polymerge.checkpoint.jsontext import parse_object
 from polymerge.checkpoint.torchfile import read_torch
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean, refuse_if_any
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+if TYPE_CHECKING:
+    from polymerge.checkpoint.adapter import Adapter
+
+__all__ = ["Checkpoint", "check_file", "collected", "missing", "open_checkpoint", "read_config", "read_file"]
 
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_NEIGHBOURS = 12  # a longer list of what lies there helps nobody
@@ -43,6 +46,8 @@ class Checkpoint:
     """In torch files, a name -> the earlier name whose bytes it shares; both are in `entries`."""
     skipped: Mapping[str, str]
     """In torch files, what is no tensor of the model -> why it is left out."""
+    adapter: Adapter | None = None
+    """The adapter that stands beside it, whose tensors are then in `entries` as well (see `checkpoint.joined`)."""
 
 
 def open_checkpoint(source: str, path: Path) -> Checkpoint:
@@ -56,7 +61,7 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
     """
     try:
         if not path.exists():
-            raise RecipeError(f"model '{source}': {_missing(path.absolute())}")
+            raise RecipeError(f"model '{source}': {missing(path.absolute())}")
         # only the folder is resolved: in the hub's cache the files are links to blobs, whose names say nothing
         folder = (path if path.is_dir() else path.parent).resolve()
         weights = find_weights(folder) if path.is_dir() else _single_file(path)
@@ -65,17 +70,17 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
 
     problems: list[PolymergeError] = []
     config: Mapping[str, Any] = {}
-    with _collected(problems, folder / "config.json"):
-        config = _read_config(folder / "config.json")
+    with collected(problems, folder / "config.json"):
+        config = read_config(folder / "config.json")
     names, weight_map = weights.files, dict[str, str]()
     if weights.index:
-        with _collected(problems, folder / weights.index):
+        with collected(problems, folder / weights.index):
             weight_map = _read_index(folder, weights.index, weights.whole)
             names = tuple(sorted(set(weight_map.values())))
     contents: dict[str, Contents] = {}
     for name in names:
-        with _collected(problems, folder / name):
-            contents[name] = _read_file(folder / name)
+        with collected(problems, folder / name):
+            contents[name] = read_file(folder / name)
 
     entries, repeated = _gathered(folder, contents)
     problems += repeated
@@ -100,7 +105,7 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
 
 
 @contextmanager
-def _collected(problems: list[PolymergeError], file: Path) -> Iterator[None]:
+def collected(problems: list[PolymergeError], file: Path) -> Iterator[None]:
     """Go on after what goes wrong with one file, so that all the others are looked at as well."""
     try:
         yield
@@ -112,15 +117,16 @@ def _collected(problems: list[PolymergeError], file: Path) -> Iterator[None]:
         problems.append(CheckpointError(f"{file}: cannot be read: {error.strerror}. Check its permissions."))
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The object in a JSON file that need not be there: {} where it is not."""
     if not file.exists() and not file.is_symlink():
         return {}
-    _check_file(file)
+    check_file(file)
     return parse_object(file.read_bytes(), str(file), unique_keys=False)  # as transformers reads it
 
 
 def _read_index(folder: Path, index: str, whole: str | None) -> dict[str, str]:
-    _check_file(folder / index)
+    check_file(folder / index)
     weight_map = read_index(folder / index)
     if whole and whole not in weight_map.values():
         raise RecipeError(
@@ -130,12 +136,13 @@ def _read_index(folder: Path, index: str, whole: str | None) -> dict[str, str]:
     return weight_map
 
 
-def _read_file(file: Path) -> Contents:
-    _check_file(file)
+def read_file(file: Path) -> Contents:
+    """What a weight file holds, read as the end of its name says."""
+    check_file(file)
     return read_torch(file) if LAYOUTS[file.suffix] == "torch" else Contents(read_safetensors(file))
 
 
-def _check_file(file: Path) -> None:
+def check_file(file: Path) -> None:
     """Raise CheckpointError where the file is not there, or where something else stands in its place."""
     if not file.is_file():
         if file.is_symlink():
@@ -174,7 +181,7 @@ def _single_file(path: Path) -> Weights:
     return Weights((path.name,))
 
 
-def _missing(path: Path) -> str:
+def missing(path: Path) -> str:
     """What to say of a path that does not exist: how much of it does, and what lies there."""
     while not path.is_symlink() and not path.parent.exists():
         path = path.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -96,18 +96,21 @@ def _lock(path: Path, out: Path) -> int:
         os.close(descriptor)  # a run that has just ended took the file away: what is locked is no longer the name
 
 
-def copy_companions(template: Path, folder: Path) -> list[str]:
+def copy_companions(template: Path, folder: Path, *, deep: bool = True, without: Collection[str] = ()) -> list[str]:
     """Copy what belongs to a checkpoint beside its weights: config, tokenizer, processor, chat template, remote code.
 
     Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
     behind. The names of the files that were copied, relative to the folder.
+
+    deep     whether to look into folders
+    without  names of files that stay behind as well
     """
     copied = []
-    for path in sorted(template.rglob("*")):
+    for path in sorted(template.rglob("*") if deep else template.glob("*")):
         name = path.relative_to(template)
         if any(part.startswith(".") for part in name.parts) or not path.is_file():
             continue
-        if path.name.endswith(_WEIGHTS) or str(name) in _OURS:
+        if path.name.endswith(_WEIGHTS) or str(name) in _OURS or path.name in without:
             continue
         if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
             continue

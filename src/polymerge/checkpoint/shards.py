@@ -66,10 +66,10 @@ class Shards:
             (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int) -> Shards:
+def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int, stem: str = "model") -> Shards:
     """Assign tensors (name, dtype, shape), in order, to shards of at most `shard_size` bytes of data each.
 
-    A tensor larger than that gets a shard of its own.
+    A tensor larger than that gets a shard of its own. The files are called `stem`.
     """
     groups: list[list[tuple[str, str, tuple[int, ...], int]]] = [[]]
     filled = 0
@@ -101,8 +101,8 @@ def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int
         data_size += end - len(header)
         headers.append(header)
         sizes.append(end)
-        single = len(groups) == 1
-        names.append("model.safetensors" if single else f"model-{shard + 1:05}-of-{len(groups):05}.safetensors")
+        part = "" if len(groups) == 1 else f"-{shard + 1:05}-of-{len(groups):05}"
+        names.append(f"{stem}{part}.safetensors")
     return Shards(tuple(names), tuple(headers), tuple(sizes), places, data_size)
 
 

@@ -6,7 +6,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["as_torch_files"]
+__all__ = ["as_torch_file", "as_torch_files"]
+
+
+def as_torch_file(file: Path, target: Path) -> None:
+    """Replace one safetensors file by a torch file with the same tensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(file), target)
+    file.unlink()
 
 
 def as_torch_files(folder: Path, tied: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from polymerge.cli.demo import demo
-from polymerge.cli.merge import merge, plan, verify
+from polymerge.cli.merge import fold, merge, plan, verify
 from polymerge.cli.show import families, inspect, methods
 from polymerge.errors import PolymergeError
 
@@ -23,7 +23,7 @@ def polymerge() -> None:
     """Merge multimodal language models without training, into a checkpoint that loads as it is."""
 
 
-for command in (inspect, plan, merge, verify, methods, families, demo):
+for command in (inspect, plan, merge, fold, verify, methods, families, demo):
     polymerge.add_command(command)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from polymerge.cli.options import recipe_of, recipe_options
 from polymerge.cli.progress import progress_bar
 
-__all__ = ["merge", "plan", "verify"]
+if TYPE_CHECKING:
+    from polymerge.run.merge import Merged
+
+__all__ = ["fold", "merge", "plan", "verify"]
 
 
 @click.command()
@@ -44,8 +47,9 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
 @click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file.")
 @click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: as many as processors, up to 8.")
 @click.option(
-    "--format", "layout", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
+    "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
 )
+@click.option("--layout", type=click.Choice(["peft", "llava"]), help="Of a merged adapter; default: the template's.")
 @click.option("--dry-run", is_flag=True, help="Only plan.")
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
 @click.option("--no-verify", is_flag=True, help="Do not check at the end that the output loads.")
@@ -72,13 +76,64 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
         click.echo(f"note: {warning}", err=True)
     with progress_bar("merging") as progress:
         merged = run(made, out, check=not no_verify, progress=progress, **options)
-    counts = made.counts()
+    _report(merged, as_json)
+
+
+@click.command()
+@click.argument("adapter", metavar="ADAPTER")
+@click.option("--base", metavar="MODEL", help="The model it was trained on; default: the one that its config names.")
+@click.option("-o", "--out", metavar="OUT", required=True, help="The folder to make.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device to stream blocks through.")
+@click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file.")
+@click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: as many as processors, up to 8.")
+@click.option(
+    "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
+)
+@click.option("--dry-run", is_flag=True, help="Only plan.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@click.option("--no-verify", is_flag=True, help="Do not check at the end that the output loads.")
+@click.option("--trust-remote-code", is_flag=True, help="Let the check run Python files that lie in the checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def fold(
+    adapter: str, base: str | None, out: str, dry_run: bool, no_verify: bool, as_json: bool, **options: Any
+) -> None:
+    """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
+
+    The full weights that travel with the adapter, such as a projector, take the place of the base's.
+    """
+    from polymerge.planning import make_plan
+    from polymerge.planning.folding import fold_recipe
+    from polymerge.planning.show import describe
+
+    made = make_plan(fold_recipe(adapter, base))
+    if dry_run:
+        click.echo(json.dumps({**made.to_json(), "hash": made.hash}) if as_json else describe(made))
+        return
+    from polymerge.run.merge import merge as run
+
+    with progress_bar("folding") as progress:
+        merged = run(made, out, check=not no_verify, progress=progress, **options)
+    _report(merged, as_json)
+
+
+def _report(merged: Merged, as_json: bool) -> None:
+    """Say what was made, for people or as JSON."""
+    plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
-        report = {"out": str(merged.folder), "plan_hash": made.hash, "tensors": counts}
-        click.echo(json.dumps({**report, "verification": [vars(finding) for finding in findings]}, indent=1))
+        report = {"out": str(merged.folder), "plan_hash": plan.hash, "tensors": counts}
+        more = {"relative_error": dict(merged.errors)} if merged.errors else {}
+        click.echo(json.dumps({**report, **more, "verification": [vars(finding) for finding in findings]}, indent=1))
         return
-    click.echo(f"{out}: {counts['merged']} tensors merged, {counts['copied']} copied, {made.size / 1e9:.2f} GB")
+    fates = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate in ("merged", "copied"))
+    click.echo(f"{merged.folder}: {fates}, {plan.size / 1e9:.2f} GB")
+    if merged.errors:
+        worst = max(merged.errors, key=lambda module: merged.errors[module])
+        mean = sum(merged.errors.values()) / len(merged.errors)
+        click.echo(
+            f"  cut to rank: {mean:.2%} of the merged update's norm left out on average, "
+            f"{merged.errors[worst]:.2%} at most ({worst})"
+        )
     click.echo(str(merged.verification) if merged.verification else "  not verified (--no-verify)")
 
 

@@ -18,7 +18,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Report as JSON."
 def inspect(models: tuple[str, ...], as_json: bool) -> None:
     """Show what models are, from headers alone, and which can be merged with which."""
     from polymerge.planning.compare import inspect_models
-    from polymerge.planning.show import human_size
+    from polymerge.planning.words import human_size
 
     portraits, joints = inspect_models(models)
     if as_json:

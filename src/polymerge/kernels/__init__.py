@@ -36,6 +36,7 @@ __all__ = [
     "AnyBlock",
     "Block",
     "Cutoff",
+    "add_low_rank",
     "add_scaled",
     "decode",
     "dots",
@@ -48,6 +49,7 @@ __all__ = [
     "keep_random",
     "on_host",
     "subtract",
+    "transposed",
     "weighted_sum",
 ]
 
@@ -112,6 +114,15 @@ def weighted_sum(x: AnyBlock, weight: Sequence[float]) -> AnyBlock:
     return _set_for(x).weighted_sum(x, weight)
 
 
+def add_low_rank(out: AnyBlock, left: AnyBlock, right: AnyBlock, scale: float, first: int) -> None:
+    """Add `scale` times elements `first` to `first + n` of `left @ right`, counted row by row, to `out` [n], in place.
+
+    left [rows, rank] and right [rank, width] are in the dtype of `out`. The sum over the rank is taken in order, every
+    product and every sum rounded; so is the product with `scale`.
+    """
+    _set_for(out).add_low_rank(out, left, right, scale, first)
+
+
 def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[Cutoff]:
     """Find for every row of `deltas` [model, n] the cutoff that keeps its `keep[model]` largest magnitudes.
 
@@ -167,6 +178,11 @@ def gram_of(x: AnyBlock) -> NDArray[np.float64]:
     """Dot products of whole tensors with each other, [model, model], from a block [model, n] that holds all of them."""
     cells, models = dots(x), range(len(x))
     return np.array([[fsum(cells[:, one, other]) for other in models] for one in models])
+
+
+def transposed(x: AnyBlock) -> AnyBlock:
+    """A matrix turned over, in memory row by row."""
+    return np.ascontiguousarray(x.T) if isinstance(x, np.ndarray) else x.T.contiguous()
 
 
 def on_host(x: Block) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from polymerge.kernels.cutoff import Cutoff
 from polymerge.kernels.grid import CELL, LANES
 
 __all__ = [
+    "add_low_rank",
     "add_scaled",
     "decode",
     "dots",
@@ -76,6 +77,18 @@ def weighted_sum(x: Tensor, weight: Sequence[float]) -> Tensor:
     for row, share in zip(x[1:], weight[1:], strict=True):
         total += row * _rounded(share, x)
     return total
+
+
+def add_low_rank(out: Tensor, left: Tensor, right: Tensor, scale: float, first: int) -> None:
+    """See `polymerge.kernels.add_low_rank`."""
+    width = right.shape[1]
+    begin = first // width
+    rows = left[begin : -(-(first + len(out)) // width)]
+    total = torch.zeros((len(rows), width), dtype=out.dtype, device=out.device)
+    for k in range(len(right)):
+        total += rows[:, k : k + 1] * right[k]
+    offset = first - begin * width
+    out += total.view(-1)[offset : offset + len(out)] * _rounded(scale, out)
 
 
 def find_cutoffs(deltas: Tensor, keep: Sequence[int]) -> list[Cutoff]:

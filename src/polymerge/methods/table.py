@@ -8,7 +8,16 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-__all__ = ["COPY", "METHODS", "SHARED", "Method", "Parameter", "method_function"]
+__all__ = [
+    "ADAPTERS",
+    "COPY",
+    "METHODS",
+    "OPTIONAL",
+    "SHARED",
+    "Method",
+    "Parameter",
+    "method_function",
+]
 
 Value = float | bool | str
 
@@ -17,27 +26,29 @@ Value = float | bool | str
 class Parameter:
     """One thing that a recipe can set for a method.
 
-    kind      number, flag (true or false) or choice
-    default   None where the recipe has to say it
+    kind      number, count (a whole number from 1), flag (true or false) or choice
+    default   None where the recipe has to say it, or, if it is optional, where there is none
     low, high the closed range of a number
     choices   the words of a choice
     each      one value per model (a recipe may say it per model), else one for the merge
+    optional  it may be left out, or be null, where that means something of its own
     """
 
     name: str
-    kind: Literal["number", "flag", "choice"]
+    kind: Literal["number", "count", "flag", "choice"]
     default: Value | None = None
     low: float = float("-inf")
     high: float = float("inf")
     choices: tuple[str, ...] = ()
     each: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Method:
     """One row of the table.
 
-    on         what the function is given: the models' weights, or their deltas to the base
+    on         what the function is given: the models' weights, their deltas to the base, or the factors of adapters
     source     where the method is from
     function   module:name of the function, imported only when a merge runs
     statistic  what the function needs to know of more than the block it is given:
@@ -45,18 +56,22 @@ class Method:
     span       what a gram is taken over: each tensor, or the whole merged part of the models
     random     whether it draws random numbers, so that the runner has to hand it a key per model
     models     how many models it takes, None for any number
+    scales     whether the function carries out `scale` itself
+    additive   whether it is a weighted sum, so that it is the same in any space
     """
 
     name: str
     title: str
     source: str
-    on: Literal["weights", "deltas", "nothing"]
+    on: Literal["weights", "deltas", "factors", "nothing"]
     function: str = ""
     parameters: tuple[Parameter, ...] = ()
     statistic: Literal["cutoff", "gram"] | None = None
     span: Literal["tensor", "model"] = "tensor"
     random: bool = False
     models: int | None = None
+    scales: bool = False
+    additive: bool = False
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name, or None."""
@@ -77,6 +92,19 @@ SHARED: Final = frozenset({"scale", "trim"})
 """Parameters that the runner carries out, not the function: scale multiplies any merged delta, trim says over what a
 cutoff is taken."""
 
+ADAPTERS: Final = (
+    Parameter("space", "choice", "delta", choices=("delta", "factors", "knots", "core")),
+    Parameter("rank", "count", optional=True),
+    Parameter(
+        "extra",
+        "choice",
+        "mean",
+        choices=("mean", "first", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
+    ),
+)
+"""What any method takes beside its own parameters where the models are adapters: the space in which it acts on them,
+the rank of the output, and what becomes of the full weights that travel with them."""
+
 _ROWS: Final = (
     Method(
         "linear",
@@ -85,6 +113,7 @@ _ROWS: Final = (
         on="weights",
         function="polymerge.methods.linear:linear",
         parameters=(WEIGHT, Parameter("normalize", "flag", True)),
+        additive=True,
     ),
     Method(
         "task_arithmetic",
@@ -93,6 +122,7 @@ _ROWS: Final = (
         on="deltas",
         function="polymerge.methods.task_arithmetic:task_arithmetic",
         parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
+        additive=True,
     ),
     Method(
         "ties",
@@ -148,11 +178,55 @@ _ROWS: Final = (
         statistic="gram",
         span="model",
     ),
+    Method(
+        "robustmerge",
+        "prune the factors of each adapter, weigh rank by rank what is left, join",
+        "RobustMerge (Zeng et al. 2025), equations 2 to 5",
+        on="factors",
+        function="polymerge.methods.robustmerge:robustmerge",
+        parameters=(
+            Parameter("density", "number", 0.2, low=0.0, high=1.0),
+            Parameter("scale", "number", 2.0),
+            Parameter("floor", "number", 0.8, low=0.0, high=1.0, optional=True),
+            Parameter("compose", "choice", "factors", choices=("factors", "product")),
+        ),
+        scales=True,
+    ),
+    Method(
+        "cat",
+        "weighted sum of the updates, exact: factors side by side, rank the sum of the ranks",
+        "PEFT's `cat`",
+        on="factors",
+        function="polymerge.methods.cat:cat",
+        parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
+    ),
+    Method(
+        "svd",
+        "weighted sum of the updates, cut to a rank by SVD",
+        "PEFT's `svd`; Eckart and Young 1936",
+        on="factors",
+        function="polymerge.methods.cat:svd",
+        parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
+    ),
+    Method(
+        "tsv",
+        "the largest singular vectors of each adapter, made orthogonal to the others'",
+        "TSV-Merge (Gargiulo et al. 2025)",
+        on="factors",
+        function="polymerge.methods.tsv:tsv",
+        parameters=(WEIGHT, SCALE),
+    ),
     Method(COPY, "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
 )
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType({row.name: row for row in _ROWS})
 """Every merge method by name."""
+
+
+OPTIONAL: Final = frozenset(
+    parameter.name for row in (*_ROWS,) for parameter in (*row.parameters, *ADAPTERS) if parameter.optional
+)
+"""Parameters that may be null."""
 
 
 def method_function(row: Method) -> Callable[..., Any]:

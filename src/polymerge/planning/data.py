@@ -6,16 +6,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from polymerge.dtypes import byte_count
 from polymerge.errors import RecipeError
 from polymerge.reads import Expr, Ranges, expr_from_json, expr_to_json
 from polymerge.settings import Setting
 
-__all__ = ["Input", "LeftOut", "Piece", "Plan", "Step"]
+__all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 
-FORMAT = 2
+Fate = Literal["merged", "folded", "copied", "tied"]
+FATES: Final[tuple[Fate, ...]] = get_args(Fate)
+
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Input:
 
     label        its short name in messages
     source, path as the recipe has it, and the folder or file it was found in
+    adapter      the folder of the adapter that stands with it, if one does
     family       name of the family its tensor names were read with
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
@@ -36,6 +40,7 @@ class Input:
     tensors: int
     size: int
     headers: str
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class Piece:
     canonical  the name that joins the models' tensors, and that random draws are keyed by
     rows       blocks of rows of the output tensor, stacked in this order; ((0, 1),) for a tensor without dimensions
     setting    which of the plan's settings merges it; None where the rows are the template's
-    reads      where each model's rows are, in the models' order
+    reads      where each model's rows are, in the models' order; without a setting, what the rows are instead of the
+               template's own bytes
+    inputs     the inputs that `reads` are of, where that is not every model in order
     base       where the base's rows are, for methods on deltas
     """
 
@@ -54,20 +61,22 @@ class Piece:
     setting: int | None = None
     reads: tuple[Expr, ...] = ()
     base: Expr | None = None
+    inputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
     """One tensor of the output, under the template's name, and what becomes of it.
 
-    fate    merged (at least one piece is), copied byte for byte, or tied (the same storage as tensor `same_as`)
+    fate    merged (at least one piece is), folded (the template's, changed by its adapter), copied byte for byte, or
+            tied (the same storage as tensor `same_as`)
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
     reason  why it is not merged, or what a merged tensor's copied rows are
     """
 
     name: str
     canonical: str
-    fate: Literal["merged", "copied", "tied"]
+    fate: Fate
     dtype: str
     source_dtype: str
     shape: tuple[int, ...]
@@ -127,7 +136,7 @@ class Plan:
         data = self.to_json()
         del data["recipe"], data["warnings"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path"):
+            for place in ("label", "source", "path", "adapter"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
@@ -136,8 +145,8 @@ class Plan:
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def counts(self) -> dict[str, int]:
-        """How many output tensors are merged, copied and tied."""
-        return {fate: sum(step.fate == fate for step in self.steps) for fate in ("merged", "copied", "tied")}
+        """How many output tensors have each fate."""
+        return {fate: sum(step.fate == fate for step in self.steps) for fate in FATES}
 
     def merged_pieces(self) -> Iterator[tuple[Step, Piece, Setting]]:
         """Every piece that is merged, with its step and its setting, in the output's order."""
@@ -207,6 +216,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
             "setting": piece.setting,
             "reads": [expr_to_json(expr) for expr in piece.reads],
             "base": None if piece.base is None else expr_to_json(piece.base),
+            "inputs": list(piece.inputs),
         }
         for piece in step.pieces
     ]
@@ -221,6 +231,7 @@ def _step_from_json(data: Mapping[str, Any]) -> Step:
             setting=entry["setting"],
             reads=tuple(expr_from_json(expr) for expr in entry["reads"]),
             base=None if entry["base"] is None else expr_from_json(entry["base"]),
+            inputs=tuple(entry["inputs"]),
         )
         for entry in data["pieces"]
     )

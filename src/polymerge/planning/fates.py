@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.mapping import counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.data import LeftOut, Piece, Plan, Step
+from polymerge.planning.data import Fate, LeftOut, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
 from polymerge.planning.inputs import (
     EMBEDDING,
@@ -26,20 +25,16 @@ from polymerge.planning.inputs import (
 from polymerge.planning.overrides import Choice, choices_of, matches
 from polymerge.planning.vocabulary import TokenJoin, outside
 from polymerge.reads import Ranges, names_read, rows_of
-from polymerge.recipe import Recipe, parse_recipe, recipe_dict
+from polymerge.recipe import Recipe, recipe_dict
 
-__all__ = ["make_plan"]
+__all__ = ["plan_checkpoints"]
 
 
-def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Plan:
-    """Plan a merge from a recipe and the headers of the checkpoints it names.
-
-    source   a recipe file, a mapping of the same form, or a `Recipe`
+def plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
+    """Plan a merge of checkpoints from a recipe and their headers; `problems` has what is wrong with the recipe.
 
     raises Refused with every problem of the recipe, of the checkpoints, and of how they fit together.
     """
-    problems: list[PolymergeError] = []
-    recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
     models = open_models(recipe, problems)
     if models is not None:
         models = _without_base(recipe, models)
@@ -98,7 +93,7 @@ class _Planner:
                 self.warnings += [warning] if warning else []
         self._check_globs()
         comparable = all(model.generic == self.template.generic for model in self.readers)
-        steps = tuple(self._step(name) for name in self.template.entries) if comparable else ()
+        steps = tuple(self._step(name) for name in self.template.stored) if comparable else ()
         if comparable:
             self._note_extras()
         for model in dict.fromkeys((self.template, *self.readers)):
@@ -113,7 +108,7 @@ class _Planner:
                     "names one of `polymerge families` has"
                 )
             )
-        if comparable and not self.problems and not any(step.fate == "merged" for step in steps):
+        if comparable and not self.problems and not any(step.fate in ("merged", "folded") for step in steps):
             self.problems.append(RecipeError("nothing would be merged: every tensor of the template is a copy"))
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         by_key = {choice.key: choice.setting for choice in self.choices}
@@ -159,7 +154,7 @@ class _Planner:
         canonical = blocks[0][0] if blocks else name
         whole = ((0, entry.shape[0] if entry.shape else 1),)
 
-        def step(fate: Literal["merged", "copied", "tied"], reason: str, **more: Any) -> Step:
+        def step(fate: Fate, reason: str, **more: Any) -> Step:
             return Step(name, canonical, fate, more.pop("dtype", entry.dtype), entry.dtype, entry.shape, reason, **more)
 
         first = self.template.checkpoint.aliases.get(name)
@@ -173,7 +168,7 @@ class _Planner:
         pieces = tuple(piece for found, _ in made for piece in found)
         reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
         if all(piece.setting is None for piece in pieces):
-            return step("copied", reason)
+            return step("folded", reason, pieces=pieces) if name in self.template.adapted else step("copied", reason)
         return step("merged", reason, dtype=self.dtype or entry.dtype, pieces=pieces)
 
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
@@ -188,8 +183,18 @@ class _Planner:
             pieces, reason = self._pieces(canonical, rows, choice, readers)
         if not pieces:
             self.kept[canonical] = reason
-            return [Piece(canonical, rows)], reason
+            return [self._kept(canonical, rows)], reason
         return pieces, reason
+
+    def _kept(self, canonical: str, rows: Ranges, of: Ranges | None = None) -> Piece:
+        """Rows of the output that are the template's: its bytes, or, where its adapter changes them, what they become.
+
+        of   which rows of the canonical tensor they are; all of them, unless it is said
+        """
+        expr = self.template.tensors.get(canonical)
+        if expr is None or not any(name in self.template.adapted for name in names_read(expr)):
+            return Piece(canonical, rows)
+        return Piece(canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=(0,))
 
     def _why_copied(self, canonical: str, choice: Choice) -> str:
         """Why the recipe has a tensor stay the template's, or nothing."""
@@ -260,7 +265,7 @@ class _Planner:
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         pieces = [Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)] if rows else []
         if rest:
-            pieces.append(Piece(canonical, rest))
+            pieces.append(self._kept(canonical, rest, rest))
         return (pieces, reason) if rows else ([], "no token is in every vocabulary")
 
     def _excluded(self, canonical: str) -> bool:
@@ -316,7 +321,7 @@ class _Planner:
         indexes = [inputs.index(model) for model in self.models.merged]
         for step in steps:
             for piece in step.pieces:
-                reads = list(zip(indexes, piece.reads, strict=True)) if piece.setting is not None else []
+                reads = list(zip(piece.inputs or indexes, piece.reads, strict=True)) if piece.reads else []
                 reads += [(inputs.index(self.base), piece.base)] if self.base and piece.base else []
                 used.update((place, own) for place, expr in reads for own in names_read(expr))
         left_out: list[LeftOut] = []
@@ -331,6 +336,8 @@ class _Planner:
 
     def _why_left_out(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
         """Why no step reads a tensor; `kept` are the names whose place the template's own tensor has, each with why."""
+        if own in model.adapted:
+            return "its adapter has another in its place"
         if own in model.buffers:
             return "a buffer that is computed from the config, never merged"
         reasons = []

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoint.hub import locate
+from polymerge.checkpoint.joined import ADAPTER, open_joined, split_source
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, map_names, text_layer
+from polymerge.planning.adapted import Parameters, changes
 from polymerge.planning.data import Input
-from polymerge.reads import Expr, Ranges, names_read, shape_of
+from polymerge.reads import Expr, Ranges, Read, names_read, replace_reads, shape_of
 from polymerge.recipe import Recipe
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "own_name",
     "part_of",
     "sources_of",
+    "tensors_digest",
 ]
 
 HEAD = "text.lm_head.weight"
@@ -42,6 +45,7 @@ class Model:
     layout   its own name -> the canonical names that it holds, each with its rows
     buffers  its names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
+    adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
     """
 
     label: str
@@ -52,11 +56,17 @@ class Model:
     layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
     buffers: frozenset[str]
     borrowed: frozenset[str]
+    adapted: Mapping[str, Expr] = field(default_factory=dict)
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """Its tensors by their own names."""
+        """Its tensors by their own names, and those of its adapter."""
         return self.checkpoint.entries
+
+    @cached_property
+    def stored(self) -> Mapping[str, Entry]:
+        """Its tensors by their own names, without those of its adapter."""
+        return _stored(self.checkpoint)
 
     @property
     def generic(self) -> bool:
@@ -97,6 +107,7 @@ class Model:
             label=self.label,
             source=self.checkpoint.source,
             path=str(self.path),
+            adapter=str(self.checkpoint.adapter.folder) if self.checkpoint.adapter else "",
             family=self.family.name,
             tensors=len(self.entries),
             size=sum(entry.nbytes for entry in self.entries.values()),
@@ -164,11 +175,12 @@ def _open_all(
 ) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
     labels = labels_of(sources)
-    by_path: dict[Path, Model] = {}
+    by_path: dict[tuple[Path, Path | None], Model] = {}
     opened: dict[str, Model] = {}
     for source in dict.fromkeys(sources):
         try:
-            path = locate(source)
+            base, adapter = split_source(source)
+            path = (locate(base), None if adapter is None else locate(adapter))
             if path not in by_path:
                 by_path[path] = _open(source, path, labels[source], families.get(source), problems)
             opened[source] = by_path[path]
@@ -179,8 +191,11 @@ def _open_all(
     return opened
 
 
-def _open(source: str, path: Path, label: str, family: str | None, problems: list[PolymergeError]) -> Model:
-    checkpoint = open_checkpoint(source, path)
+def _open(
+    source: str, paths: tuple[Path, Path | None], label: str, family: str | None, problems: list[PolymergeError]
+) -> Model:
+    path, adapter = paths
+    checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
     table = family_of(checkpoint.config)
     if family is not None and family not in FAMILIES:
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
@@ -193,7 +208,7 @@ def _open(source: str, path: Path, label: str, family: str | None, problems: lis
                 f"'{label}' ({path}) is quantized ({how}): its numbers cannot be merged. Use the unquantized checkpoint"
             )
         )
-    names = map_names(table, checkpoint.entries, f"'{label}' ({path})", splits(checkpoint.config))
+    names = map_names(table, _stored(checkpoint), f"'{label}' ({path})", splits(checkpoint.config))
     problems.extend(names.problems)
     for own, blocks in names.layout.items():
         rows = sum(stop - start for _, ranges in blocks for start, stop in ranges)
@@ -205,12 +220,27 @@ def _open(source: str, path: Path, label: str, family: str | None, problems: lis
                     "Mend config.json"
                 )
             )
-    tensors = dict(names.tensors)
+    adapted: dict[str, Expr] = {}
+    if checkpoint.adapter is not None:
+        adapted = changes(label, Parameters(checkpoint, table, names.layout), checkpoint.adapter, problems)
+    tensors = {
+        canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
+        for canonical, expr in names.tensors.items()
+    }
     borrowed = set()
     if HEAD not in tensors and EMBEDDING in tensors and text_tower(checkpoint.config).ties_head in (True, None):
         tensors[HEAD] = tensors[EMBEDDING]
         borrowed.add(HEAD)
-    return Model(label, path, checkpoint, table, tensors, names.layout, frozenset(names.buffers), frozenset(borrowed))
+    return Model(
+        label, path, checkpoint, table, tensors, names.layout, frozenset(names.buffers), frozenset(borrowed), adapted
+    )
+
+
+def _stored(checkpoint: Checkpoint) -> Mapping[str, Entry]:
+    """A checkpoint's tensors without those of the adapter beside it."""
+    if checkpoint.adapter is None:
+        return checkpoint.entries
+    return {name: entry for name, entry in checkpoint.entries.items() if not name.startswith(ADAPTER)}
 
 
 def _first_multimodal(models: Sequence[Model]) -> Model:
@@ -223,8 +253,13 @@ def _parts(source: str) -> tuple[str, ...]:
 
 def headers_digest(checkpoint: Checkpoint) -> str:
     """sha256 over the names, dtypes, shapes and order of a checkpoint's tensors."""
+    return tensors_digest(checkpoint.entries.values())
+
+
+def tensors_digest(entries: Iterable[Entry]) -> str:
+    """sha256 over the names, dtypes, shapes and order of tensors."""
     digest = hashlib.sha256()
-    for entry in checkpoint.entries.values():
+    for entry in entries:
         digest.update(f"{entry.name}\0{entry.dtype}\0{entry.shape}\n".encode())
     return digest.hexdigest()
 

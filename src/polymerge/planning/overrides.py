@@ -62,6 +62,10 @@ def choices_of(
         row = METHODS[method]
         if row.models is not None and len(entries) != row.models:
             problems.append(RecipeError(f"{method} takes {row.models} models, the recipe has {len(entries)}"))
+        if row.on == "factors":
+            problems.append(
+                RecipeError(f"{method} merges adapters (folders with adapter_config.json), not checkpoints")
+            )
         if row.on == "deltas" and recipe.base_model is None:
             problems.append(RecipeError(f"{method} works on deltas and needs base_model, their common ancestor"))
     return choices

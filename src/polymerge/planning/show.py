@@ -6,19 +6,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from polymerge.mapping import text_layer
-from polymerge.planning.data import Plan, Step
+from polymerge.planning.data import FATES, Plan, Step
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
-from polymerge.reads import Concat, Expr, Read, Rows, names_read
-from polymerge.settings import Setting
+from polymerge.planning.pairs import AdapterPlan
+from polymerge.planning.showpairs import describe_adapters
+from polymerge.planning.words import by_reason, human_size, ranges, setting_words
+from polymerge.reads import Adapted, Concat, Expr, Read, Rows, names_read
 
-__all__ = ["describe", "human_size"]
-
-_FEW = 4
+__all__ = ["describe"]
 
 
-def describe(plan: Plan, *, full: bool = False) -> str:
+def describe(plan: Plan | AdapterPlan, *, full: bool = False) -> str:
     """The plan as text, by kinds of tensors (`full`: tensor by tensor)."""
+    if isinstance(plan, AdapterPlan):
+        return describe_adapters(plan, full=full)
     return "\n".join(
         [
             *_inputs(plan),
@@ -32,15 +34,6 @@ def describe(plan: Plan, *, full: bool = False) -> str:
             *(f"note: {warning}" for warning in plan.warnings),
         ]
     )
-
-
-def human_size(size: float) -> str:
-    """Bytes as people write them: 16.1 GB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def _inputs(plan: Plan) -> Iterator[str]:
@@ -60,36 +53,21 @@ def _settings(plan: Plan) -> Iterator[str]:
     labels = [plan.inputs[place].label for place in plan.models]
     for number, setting in enumerate(plan.settings):
         count = sum(piece.setting == number for step in plan.steps for piece in step.pieces)
-        yield f"[{number}] {_setting(setting, labels)}: {count} tensors"
-
-
-def _setting(setting: Setting, labels: Sequence[str]) -> str:
-    words = []
-    for name, value in setting.parameters.items():
-        if isinstance(value, tuple):
-            if len(set(value)) == 1 and name != "weight":
-                words.append(f"{name} {value[0]:g}")
-            else:
-                words.append(
-                    f"{name} " + ", ".join(f"{share:g} {label}" for share, label in zip(value, labels, strict=True))
-                )
-        else:
-            words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".lower())
-    return f"{setting.method}{' (' + '; '.join(words) + ')' if words else ''}"
+        yield f"[{number}] {setting_words(setting, labels)}: {count} tensors"
 
 
 def _fates(plan: Plan, full: bool) -> Iterator[str]:
     """The template's tensors by fate: merged ones by name, copied ones by the reason why they are."""
-    for fate in ("merged", "copied", "tied"):
+    for fate in FATES:
         steps = [step for step in plan.steps if step.fate == fate]
         if steps:
             yield f"{fate}: {len(steps)} tensors, {human_size(sum(step.size for step in steps))}"
         if full:
             yield from (f"  {_line(plan, step)}" for step in steps)
-        elif fate == "merged":
+        elif fate in ("merged", "folded"):
             yield from _merged(plan, steps)
         else:
-            yield from _by_reason((step.reason, step.name) for step in steps)
+            yield from by_reason((step.reason, step.name) for step in steps)
 
 
 def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
@@ -99,7 +77,7 @@ def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
         kinds[layer_pattern(_line(plan, step))].append(step)
     for line, alike in kinds.items():
         layers = sorted(layer for step in alike if (layer := text_layer(step.canonical)) is not None)
-        yield f"  {line}{f', i = {_ranges(layers)}' if layers else _times(len(alike))}"
+        yield f"  {line}{f', i = {ranges(layers)}' if layers else _times(len(alike))}"
 
 
 def _line(plan: Plan, step: Step) -> str:
@@ -122,21 +100,6 @@ def _reads(plan: Plan, step: Step, place: int, exprs: Sequence[Expr]) -> str:
     return f"{label} {expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))}"
 
 
-def _by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """(reason, name) pairs, one line a reason: how many names, and what they begin with."""
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for reason, name in entries:
-        kinds[reason].append(name)
-    for reason, names in kinds.items():
-        if len(names) <= _FEW:
-            shown = ", ".join(names)
-        else:
-            stems = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
-            few = [stem if stem in names else f"{stem}.*" for stem in stems]
-            shown = ", ".join(few) if len(few) <= _FEW else f"{names[0]}, ..."
-        yield f"  {reason}: {len(names)} ({shown})"
-
-
 def expression(expr: Expr) -> str:
     """A read expression as people write it: `name[0:4096]`, `cat(q, k, v)`."""
     match expr:
@@ -146,6 +109,8 @@ def expression(expr: Expr) -> str:
             return f"{expression(of)}[{start}:{stop}]"
         case Concat(of):
             return f"cat({', '.join(map(expression, of))})"
+        case Adapted(of):
+            return f"{expression(of)} + adapter"
 
 
 def _left_out(plan: Plan, full: bool) -> Iterator[str]:
@@ -156,7 +121,7 @@ def _left_out(plan: Plan, full: bool) -> Iterator[str]:
         if full:
             yield from (f"  {model.label}: {name} ({reason})" for reason, name in own)
         else:
-            yield from (f"  {model.label}:{line[1:]}" for line in _by_reason(own))
+            yield from (f"  {model.label}:{line[1:]}" for line in by_reason(own))
 
 
 def _totals(plan: Plan) -> Iterator[str]:
@@ -169,14 +134,3 @@ def _totals(plan: Plan) -> Iterator[str]:
 
 def _times(count: int) -> str:
     return f" x{count}" if count > 1 else ""
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers in order as people write them: `0-3, 7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from polymerge.errors import CheckpointError
 from polymerge.planning import Piece
 from polymerge.run.device import Device
 from polymerge.run.files import Extent, Files, begins, clip, extents
+from polymerge.run.updates import Updates
 
 __all__ = ["Block", "PieceBlocks", "Workspace"]
 
@@ -72,6 +74,7 @@ class PieceBlocks:
     ) -> None:
         reads = [*piece.reads, *([piece.base] if piece.base is not None else [])]
         self._runs = [extents(expr, held) for expr, held in zip(reads, entries, strict=False)]
+        self._updates = [Updates(expr, held, self._load) for expr, held in zip(reads, entries, strict=False)]
         self._beginnings = [begins(run.count for run in runs) for runs in self._runs]
         self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
         self._has_base = piece.base is not None
@@ -79,7 +82,7 @@ class PieceBlocks:
         self.precision = "F64" if wide else "F32"
         # rows of BF16 are handed on as they lie on disk: compiled kernels widen them while they read
         bits = {run.dtype for runs in self._runs for run in runs} == {"BF16"}
-        self._as_bits = bits and not wide and workspace.device.takes_bits
+        self._as_bits = bits and not wide and workspace.device.takes_bits and not any(self._updates)
         self.count = sum(run.count for run in self._runs[0])
         self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
 
@@ -95,6 +98,7 @@ class PieceBlocks:
         rows = self._workspace.values(len(self._runs), count, self.precision)
         for place, runs in enumerate(self._runs):
             self._fill(rows[place], runs, start, count, place)
+            self._updates[place].add(rows[place], start)
         if not self._has_base:
             return Block(rows, None, start)
         base = rows[-1]
@@ -122,6 +126,16 @@ class PieceBlocks:
             f"{file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements {start} to "
             f"{start + count}). A merge would spread it: mend the checkpoint, or name it in exclude"
         )
+
+    def _load(self, entry: Entry) -> Array:
+        """A whole tensor, which is a factor of an adapter and small."""
+        count = prod(entry.shape)
+        out = self._workspace.device.empty((count,), self.precision)
+        raw = self._workspace.device.host_bytes(entry.nbytes)
+        self._files.read(entry.file, entry.start, self._workspace.device.view(raw))
+        if not kernels.decode(self._workspace.device.upload(raw), entry.dtype, out):
+            raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Mend the adapter")
+        return out.reshape(entry.shape)
 
     def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:
         done = 0

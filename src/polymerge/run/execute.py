@@ -140,12 +140,12 @@ class _Execution:
                 elif METHODS[setting.method].span == "model":
                     self._measure_whole_models(number)
             for step in self.plan.steps:
-                if step.fate == "copied":
+                if step.fate == "copied" and not step.pieces:
                     self._copy(step, 0, self.entries[self.plan.template][step.name].nbytes)
                 for piece in step.pieces:
                     if piece.setting is not None:
                         self._merge(step, piece, self.plan.settings[piece.setting])
-                    elif step.dtype == step.source_dtype:
+                    elif step.dtype == step.source_dtype and not piece.reads:
                         width = byte_count(step.dtype, step.shape[1:])
                         for start, stop in piece.rows:
                             self._copy(step, start * width, stop * width)
@@ -157,7 +157,7 @@ class _Execution:
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
         inputs = [
-            *self.plan.models,
+            *(piece.inputs or self.plan.models),
             *([self.plan.base] if piece.base is not None and self.plan.base is not None else []),
         ]
         labels = [self.plan.inputs[place].label for place in inputs]
@@ -204,7 +204,7 @@ class _Execution:
             whole = self._blocks(step, piece, self._cells)
             arguments["gram"] = gram([whole], self.pool.run_all) if known_gram is None else known_gram
         if row.random:
-            arguments["keys"] = draw_keys(self.plan.seed, self.plan.places, piece.canonical)
+            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.canonical)
         function = method_function(row)
         needs_start = row.random or row.statistic == "cutoff"
         scale = float(setting.parameters.get("scale", 1.0))
@@ -216,11 +216,17 @@ class _Execution:
 
         self._write_blocks(step, piece, blocks, merged)
 
+    def _places(self, piece: Piece) -> Sequence[int]:
+        """The places in the recipe of the models that a piece is made from."""
+        place_of = dict(zip(self.plan.models, self.plan.places, strict=True))
+        return [place_of[place] for place in piece.inputs] if piece.inputs else self.plan.places
+
     def _convert(self, step: Step, piece: Piece) -> None:
-        """Copy rows of a template tensor into another dtype."""
-        template = self.plan.template
-        whole = Piece(piece.canonical, piece.rows, reads=(rows_of(Read(step.name), piece.rows),))
-        labels, entries = [self.plan.inputs[template].label], [self.entries[template]]
+        """Write rows of one input: the template's in another dtype, or what an adapter makes of them."""
+        (place,) = piece.inputs or (self.plan.template,)
+        reads = piece.reads or (rows_of(Read(step.name), piece.rows),)
+        whole = Piece(piece.canonical, piece.rows, reads=reads)
+        labels, entries = [self.plan.inputs[place].label], [self.entries[place]]
         blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, is_wide(step))
         self._write_blocks(step, piece, blocks, lambda block: kernels.weighted_sum(block.models, [1.0]))
 

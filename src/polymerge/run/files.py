@@ -14,7 +14,7 @@ from pathlib import Path
 from polymerge.checkpoint import Entry
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.reads import Concat, Expr, Read, Rows
+from polymerge.reads import Adapted, Concat, Expr, Read, Rows
 
 __all__ = ["Extent", "Files", "begins", "clip", "extents"]
 
@@ -30,7 +30,7 @@ class Extent:
 
 
 def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
-    """Where the elements of an expression lie, in its row-major order."""
+    """Where the elements of an expression lie, in its row-major order; what an adapter adds to them lies elsewhere."""
     match expr:
         case Read(name):
             entry = entries[name]
@@ -40,6 +40,8 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return tuple(clip(extents(of, entries), start * width, stop * width))
         case Concat(of):
             return tuple(extent for block in of for extent in extents(block, entries))
+        case Adapted(of):
+            return extents(of, entries)
 
 
 def begins(counts: Iterable[int]) -> list[int]:
@@ -71,6 +73,8 @@ def _row_shape(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
             return _row_shape(of, entries)
         case Concat(of):
             return _row_shape(of[0], entries)
+        case Adapted(of):
+            return _row_shape(of, entries)
 
 
 class Files:

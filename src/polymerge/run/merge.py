@@ -7,23 +7,26 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.checkpoint.digests import file_digest
+from polymerge.checkpoint.joined import open_joined
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
 from polymerge.checkpoint.shards import lay_out, parse_size
 from polymerge.errors import CheckpointError, MissingExtraError, OutputError, RecipeError
-from polymerge.planning import Plan, make_plan
+from polymerge.planning import AdapterPlan, Input, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.inputs import headers_digest
 from polymerge.recipe import Recipe
-from polymerge.run.device import open_device
+from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
+from polymerge.run.cards import adapter_card, model_card
+from polymerge.run.device import Device, open_device
 from polymerge.run.execute import execute
-from polymerge.run.record import RECORD, command_line, model_card, provenance
+from polymerge.run.record import RECORD, adapter_outcome, command_line, outcome, provenance
 from polymerge.verification import Verification, verify
 
 __all__ = ["Merged", "merge"]
@@ -33,20 +36,25 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Merged:
-    """What `merge` made: the folder, the plan that was carried out, and what the check at the end found."""
+    """What `merge` made: the folder, the plan that was carried out, and what the check at the end found.
+
+    errors   of adapters: for each merged module the share of its norm that the output's rank has no room for
+    """
 
     folder: Path
-    plan: Plan
+    plan: Plan | AdapterPlan
     verification: Verification | None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def merge(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan | AdapterPlan,
     out: str | os.PathLike[str],
     *,
     force: bool = False,
     shard_size: str = "5GB",
-    layout: Literal["safetensors", "torch"] = "safetensors",
+    file_format: Literal["safetensors", "torch"] = "safetensors",
+    layout: AdapterLayout | None = None,
     threads: int | None = None,
     device: str = "cpu",
     check: bool = True,
@@ -61,7 +69,8 @@ def merge(
     out         the folder to make; it appears when it is complete and checked, never before
     force       replace what is at `out`
     shard_size  of the output's weight files, such as 5GB
-    layout      safetensors, or torch for loaders that know only pytorch_model-*.bin
+    file_format safetensors, or torch for loaders that know only pytorch_model-*.bin
+    layout      of an adapter: peft, or llava for LLaVA's own; the template's unless it is said
     threads     blocks computed at once, at most; by default as many as processors, up to 8. No bit depends on it
     device      cpu, or a torch device such as cuda through which blocks are streamed
     check       load the output's structure with transformers at the end (`verify`), and look for NaN
@@ -75,32 +84,36 @@ def merge(
     """
     if block < 1:
         raise RecipeError(f"block: {block} elements are no block")
-    if layout not in ("safetensors", "torch"):
-        raise RecipeError(f"layout: '{layout}' is neither safetensors nor torch")
+    if file_format not in ("safetensors", "torch"):
+        raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
     target = Path(out)
     size = parse_size(shard_size)
     machine = open_device(device)
-    if check:
+    plan = source if isinstance(source, Plan | AdapterPlan) else make_plan(source)
+    if check and isinstance(plan, Plan):
         _require("transformers", "torch", to="check that the output loads", instead="--no-verify")
-    if layout == "torch":
+    if file_format == "torch":
         _require("safetensors", "torch", to="write pytorch_model.bin files", instead="--format safetensors")
-    plan = source if isinstance(source, Plan) else make_plan(source)
-    check_target(target, (Path(entry.path) for entry in plan.inputs), force)
-    checkpoints = [_reopen(plan, place) for place in range(len(plan.inputs))]
+    check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
+    workers = max(1, threads or default_threads())
+    total, done = plan.size, 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    if isinstance(plan, AdapterPlan):
+        return _merge_adapters(plan, target, file_format, layout, workers, machine, check, block, advance, command)
+    if layout is not None:
+        raise RecipeError("layout: is for adapters, and these models are checkpoints")
+    checkpoints = [_reopen(plan.inputs[place]) for place in range(len(plan.inputs))]
     shards = lay_out(((step.name, step.dtype, step.shape) for step in plan.steps if step.fate != "tied"), size)
     _check_room(target, sum(shards.sizes))
-    workers = max(1, threads or default_threads())
     files = _files_read(plan, checkpoints)
     with output_folder(target) as folder, _digests(files) as digests:
         descriptors = shards.create(folder)
-        total, done = plan.size, 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(done, total)
-
         try:
             entries = [checkpoint.entries for checkpoint in checkpoints]
             execute(plan, entries, shards, descriptors, device=machine, threads=workers, block=block, advance=advance)
@@ -111,22 +124,62 @@ def merge(
         template = checkpoints[plan.template]
         if template.config:
             copy_companions(template.folder, folder)
-        if layout == "torch":
+        if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
 
             as_torch_files(folder, {step.name: step.same_as for step in plan.steps if step.fate == "tied"})
-        pattern = "pytorch_model*.bin" if layout == "torch" else "model*.safetensors"
+        pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), written)
+        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written))
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, target.resolve().name, template.config), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
-        if verification is not None and not verification.passed:
-            raise OutputError(
-                f"{target}: the merged checkpoint did not pass its check, so it is removed:\n{verification}"
-            )
+        _refuse_failed(target, verification)
     return Merged(target, plan, verification)
+
+
+def _merge_adapters(
+    plan: AdapterPlan,
+    target: Path,
+    file_format: str,
+    layout: AdapterLayout | None,
+    threads: int,
+    device: Device,
+    check: bool,
+    block: int,
+    advance: Callable[[int], None],
+    command: Sequence[str] | None,
+) -> Merged:
+    adapters = reopen_adapters(plan)
+    bases = [_reopen(plan.inputs[place]) for place in range(len(adapters), len(plan.inputs))]
+    layout = layout or adapters[plan.template].layout
+    if layout == "llava":
+        _require("safetensors", "torch", to="write LLaVA's .bin files", instead="--layout peft")
+    _check_room(target, plan.size)
+    files = list(dict.fromkeys([file for adapter in adapters for file in adapter.files]))
+    with output_folder(target) as folder, _digests(files) as digests:
+        errors = write_adapter(
+            plan, adapters, bases[0].entries if bases else None, folder, layout=layout,
+            as_torch=file_format == "torch", threads=threads, device=device, block=block, advance=advance,
+        )  # fmt: skip
+        written = {
+            path.name: path.stat().st_size
+            for path in sorted(folder.iterdir())
+            if path.suffix in (".safetensors", ".bin")
+        }
+        digest_of = {str(file): digest.result() for file, digest in digests.items()}
+        record = provenance(plan, digest_of, command or command_line(), adapter_outcome(plan, written, errors))
+        (folder / RECORD).write_text(record, encoding="utf-8")
+        (folder / "README.md").write_text(adapter_card(plan, target.resolve().name, errors), encoding="utf-8")
+        verification = verify(folder) if check else None
+        _refuse_failed(target, verification)
+    return Merged(target, plan, verification, errors)
+
+
+def _refuse_failed(target: Path, verification: Verification | None) -> None:
+    if verification is not None and not verification.passed:
+        raise OutputError(f"{target}: what was merged did not pass its check, so it is removed:\n{verification}")
 
 
 @contextmanager
@@ -139,10 +192,13 @@ def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
         clerk.shutdown(wait=True, cancel_futures=True)
 
 
-def _reopen(plan: Plan, place: int) -> Checkpoint:
+def _reopen(recorded: Input) -> Checkpoint:
     """An input's headers, refused where they are no longer what was planned with."""
-    recorded = plan.inputs[place]
-    checkpoint = open_checkpoint(recorded.source, Path(recorded.path))
+    path = Path(recorded.path)
+    if recorded.adapter:
+        checkpoint = open_joined(recorded.source, path, Path(recorded.adapter))
+    else:
+        checkpoint = open_checkpoint(recorded.source, path)
     if headers_digest(checkpoint) != recorded.headers:
         raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
     return checkpoint

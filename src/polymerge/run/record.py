@@ -1,4 +1,4 @@
-"""What an output says of itself: provenance for machines (polymerge.json) and a model card for people."""
+"""What an output says of itself: its provenance, for machines (polymerge.json)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import yaml
+from polymerge.planning import AdapterPlan, Input, Plan
 
-from polymerge.methods.table import METHODS
-from polymerge.planning import Plan
-
-__all__ = ["RECORD", "model_card", "provenance"]
+__all__ = ["RECORD", "adapter_outcome", "command_line", "outcome", "provenance", "roles"]
 
 RECORD = "polymerge.json"
 """Name of the provenance file in an output folder."""
@@ -25,14 +23,15 @@ RECORD = "polymerge.json"
 _PACKAGES = ("numpy", "numba", "torch", "transformers", "safetensors")
 
 
-def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], files: Mapping[str, int]) -> str:
+def provenance(
+    plan: Plan | AdapterPlan, digests: Mapping[str, str], command: Sequence[str], output: Mapping[str, Any]
+) -> str:
     """Everything that is needed to do the same merge again, and to see that it is the same, as JSON.
 
     digests   path of each input shard that was read -> its sha256
     command   the command line, or the call, that made the output
-    files     name of each output shard -> its size
+    output    what was written
     """
-    fates = Counter(step.fate for step in plan.steps)
     record = {
         "polymerge": importlib.metadata.version("polymerge"),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -45,47 +44,38 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], f
                 "label": entry.label,
                 "source": entry.source,
                 "path": entry.path,
+                **({"adapter": entry.adapter} if entry.adapter else {}),
                 "family": entry.family,
-                "role": _roles(plan, place),
-                "sha256": {name: digest for name, digest in sorted(digests.items()) if _within(name, entry.path)},
+                "role": roles(plan, place),
+                "sha256": {name: digest for name, digest in sorted(digests.items()) if _within(name, entry)},
             }
             for place, entry in enumerate(plan.inputs)
         ],
-        "output": {
-            "files": dict(files),
-            "tensors": dict(fates),
-            "parameters": sum(_elements(step.shape) for step in plan.steps if step.fate != "tied"),
-            "merged": [step.name for step in plan.steps if step.fate == "merged"],
-        },
+        "output": dict(output),
         "versions": {"python": platform.python_version(), **_versions()},
     }
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
 
-def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
-    """A README.md for the output; the licence is left for its owner to state, since the inputs' licences decide it."""
-    row = METHODS[plan.recipe["merge_method"]]
-    sources = [entry.source.partition("@")[0] for entry in plan.inputs if _looks_like_hub_id(entry.source)]
-    front = {
-        "base_model": list(dict.fromkeys(sources)),
-        "library_name": "transformers",
-        "tags": ["merge", "polymerge"],
+def outcome(plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
+    """What a checkpoint that was written holds; `files` are its shards, each with its size."""
+    return {
+        "files": dict(files),
+        "tensors": dict(Counter(step.fate for step in plan.steps)),
+        "parameters": sum(prod(step.shape) for step in plan.steps if step.fate != "tied"),
+        "merged": [step.name for step in plan.steps if step.fate == "merged"],
     }
-    if "vision_config" in config:
-        front["pipeline_tag"] = "image-text-to-text"
-    fates = Counter(step.fate for step in plan.steps)
-    lines = [
-        "---",
-        yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip(),
-        "---",
-    ]
-    lines += ["", f"# {name}", "", f"A merge made with polymerge by `{row.name}`: {row.title} ({row.source}).", ""]
-    lines += ["| model | role |", "|---|---|"]
-    lines += [f"| {entry.source} | {', '.join(_roles(plan, place))} |" for place, entry in enumerate(plan.inputs)]
-    lines += ["", f"{fates['merged']} tensors are merged, {fates['copied']} are copied from the template unchanged."]
-    lines += ["", "```yaml", yaml.safe_dump(dict(plan.recipe), sort_keys=False, allow_unicode=True).strip(), "```", ""]
-    lines += [f"`{RECORD}` holds the digests of all inputs, the plan's hash and the versions used.", ""]
-    return "\n".join(lines)
+
+
+def adapter_outcome(plan: AdapterPlan, files: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, Any]:
+    """What an adapter that was written holds; `errors` is what its ranks have no room for, by module."""
+    return {
+        "files": dict(files),
+        "modules": dict(Counter(step.fate for step in plan.pairs)),
+        "full_weights": [step.name for step in plan.extras.steps] if plan.extras else [],
+        "ranks": sorted({step.rank for step in plan.pairs}),
+        "relative_error": dict(errors),
+    }
 
 
 def command_line() -> list[str]:
@@ -94,10 +84,11 @@ def command_line() -> list[str]:
     return [program, *sys.argv[1:]]
 
 
-def _roles(plan: Plan, place: int) -> list[str]:
-    roles = ["template"] if place == plan.template else []
-    roles += [f"models[{number}]" for number, model in enumerate(plan.models) if model == place]
-    return roles + (["base"] if place == plan.base else [])
+def roles(plan: Plan | AdapterPlan, place: int) -> list[str]:
+    """The parts that an input plays."""
+    found = ["template"] if place == plan.template else []
+    found += [f"models[{number}]" for number, model in enumerate(plan.models) if model == place]
+    return found + (["base"] if place == plan.base else [])
 
 
 def _versions() -> dict[str, str]:
@@ -110,16 +101,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _within(file: str, path: str) -> bool:
-    return Path(file) == Path(path) or Path(path) in Path(file).parents
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
-def _looks_like_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+def _within(file: str, entry: Input) -> bool:
+    paths = [Path(path) for path in (entry.path, entry.adapter) if path]
+    return any(path in (Path(file), *Path(file).parents) for path in paths)

@@ -2,9 +2,11 @@
 
 from polymerge.kernels.cpu.arithmetic import add_scaled, dots, elected_sum, subtract, weighted_sum
 from polymerge.kernels.cpu.formats import decode, encode, finite
+from polymerge.kernels.cpu.lowrank import add_low_rank
 from polymerge.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random
 
 __all__ = [
+    "add_low_rank",
     "add_scaled",
     "decode",
     "dots",

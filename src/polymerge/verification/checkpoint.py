@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -14,51 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from polymerge import kernels
-from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
-from polymerge.dtypes import BITS, MERGEABLE
+from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.errors import PolymergeError, Refused
 from polymerge.families import family_of, text_tower
 from polymerge.mapping import map_names
 from polymerge.reads import names_read
+from polymerge.verification.findings import Finding, Verification
+from polymerge.verification.values import BLOCK, blocks_of, finite
 
-__all__ = ["Finding", "Verification", "verify"]
+__all__ = ["verify_checkpoint"]
 
-_BLOCK = 1 << 20
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; `passed` is None where it could not be checked here, and `detail` says why."""
-
-    check: str
-    passed: bool | None
-    detail: str
-
-    def __str__(self) -> str:
-        word = {True: "ok", False: "FAILED", None: "not checked"}[self.passed]
-        return f"{self.check:<11} {word}: {self.detail}"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Everything that was looked at in a checkpoint folder."""
-
-    folder: Path
-    findings: tuple[Finding, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return all(finding.passed is not False for finding in self.findings)
-
-    def __str__(self) -> str:
-        return "\n".join(f"  {finding}" for finding in self.findings)
-
-
-def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
+def verify_checkpoint(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
     """Check that a checkpoint folder loads as it is, without taking memory for its weights.
 
     Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
@@ -82,33 +51,13 @@ def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verificati
     with _quiet():
         findings = (
             files,
-            _finite(checkpoint),
+            finite(checkpoint.entries.values()),
             _parameters(checkpoint),
             _ties(checkpoint),
             _loads(checkpoint, trust_remote_code),
             _processor(checkpoint, trust_remote_code),
         )
     return Verification(path, findings)
-
-
-def _finite(checkpoint: Checkpoint) -> Finding:
-    bad = []
-    values = np.empty(_BLOCK, np.float32)
-    wide = np.empty(0, np.float64)
-    for entry in checkpoint.entries.values():
-        if entry.dtype not in MERGEABLE:
-            continue
-        if entry.dtype == "F64" and not wide.size:
-            wide = np.empty(_BLOCK, np.float64)
-        out = wide if entry.dtype == "F64" else values
-        width = BITS[entry.dtype] // 8
-        if not all(
-            kernels.decode(raw, entry.dtype, out[: raw.size // width]) for raw in _blocks(entry, _BLOCK * width)
-        ):
-            bad.append(entry.name)
-    if bad:
-        return Finding("values", False, f"NaN or infinity in {len(bad)} tensor(s), first {', '.join(bad[:3])}")
-    return Finding("values", True, "no NaN, no infinity")
 
 
 def _parameters(checkpoint: Checkpoint) -> Finding:
@@ -134,7 +83,8 @@ def _ties(checkpoint: Checkpoint) -> Finding:
         return Finding("ties", True, "head and embedding are one tensor")
     embedding, head = (checkpoint.entries[names_read(expr)[0]] for expr in pair if expr is not None)
     same = embedding.nbytes == head.nbytes and all(
-        np.array_equal(one, other) for one, other in zip(_blocks(embedding, _BLOCK), _blocks(head, _BLOCK), strict=True)
+        np.array_equal(one, other)
+        for one, other in zip(blocks_of(embedding, BLOCK), blocks_of(head, BLOCK), strict=True)
     )
     detail = (
         "are stored twice with the same values" if same else "are tied by the config and stored with different values"
@@ -202,25 +152,6 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
             return Finding("processor", None, "it is code that lies in the folder; --trust-remote-code runs it")
         return Finding("processor", False, f"{loader.__name__}: {detail}")
     return Finding("processor", True, type(loaded).__name__)
-
-
-def _blocks(entry: Entry, size: int) -> Iterator[np.ndarray]:
-    """A tensor's bytes, `size` at a time; each array is valid until the next."""
-    buffer = np.empty(min(size, entry.nbytes), np.uint8)
-    with entry.file.open("rb", buffering=0) as file:
-        file.seek(entry.start)
-        left = entry.nbytes
-        while left:
-            part = buffer[: min(size, left)]
-            done = 0
-            while done < part.size:
-                done += file.readinto(part.data[done:]) or _ended(entry)
-            yield part
-            left -= part.size
-
-
-def _ended(entry: Entry) -> int:
-    raise EOFError(f"{entry.file} ends inside of {entry.name}")
 
 
 @contextmanager

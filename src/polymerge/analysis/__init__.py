@@ -1,0 +1,1 @@
+"""What merges do to the models that went into them."""

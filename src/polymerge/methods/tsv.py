@@ -1,0 +1,58 @@
+"""TSV-Merge: keep each adapter's largest singular directions and turn them away from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from polymerge.methods.factors import Decomposition, Factors, Wide, check_rank, check_shapes, decompose, narrow
+from polymerge.methods.weights import PerModel, per_model
+
+__all__ = ["tsv"]
+
+
+def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
+    """Add up the largest singular directions of each adapter, made orthogonal across the adapters.
+
+    Gargiulo et al. 2025, arXiv:2412.00081 (CVPR 2025), TSV-Merge: of T updates U_i S_i V_i^T each keeps its largest
+    components, an equal share; side by side they form U, S and V; U and V are replaced by the nearest matrices with
+    orthonormal columns (Procrustes: P Q^T for U = P D Q^T), and U_perp S V_perp^T is the merged update. Everything is
+    computed from the factors. Where this differs: the paper has no weights, here they multiply the singular values; the
+    share is `rank // T` components of the wanted rank, not of the full one. Directions that are no directions take no
+    part (singular values of zero, models of weight zero), and where U or V is not of full rank, as with equal adapters,
+    what it lacks stays zero, where the paper's P Q^T has arbitrary vectors: equal adapters then give one adapter's part
+    times the mean of the weights.
+
+    pairs    [model]  updates of one shape [out, in], of any ranks
+    weight   [model]  each model's say, of either sign; it does not change the directions
+    rank     at least 1; every model keeps its max(1, rank // T) largest components
+    returns  factors of rank T * max(1, rank // T), or less where models have less; for one model of weight 1 its update
+    raises   RecipeError where shapes differ, `weight` is not one number per model, or `rank` is below 1
+    """
+    check_rank(rank)
+    check_shapes(pairs)
+    weights = per_model(weight, len(pairs), "weight")
+    share = max(1, rank // len(pairs))
+    lefts, values, rights = [], [], []
+    for pair, number in zip(pairs, weights, strict=True):
+        parts = decompose(pair)
+        count = min(share, parts.determined) if number else 0
+        lefts.append(parts.u[:, :count])
+        values.append(number * parts.s[:count])
+        rights.append(parts.v[:count].T)
+    left, right = np.concatenate(lefts, axis=1), np.concatenate(rights, axis=1)
+    if not left.shape[1]:
+        return Factors(np.zeros((len(left), 1), np.float32), np.zeros((1, len(right)), np.float32))
+    s = np.concatenate(values)
+    roots = np.sqrt(np.abs(s))
+    return Factors(narrow(_apart(left) * (np.sign(s) * roots)), narrow((_apart(right) * roots).T))
+
+
+def _apart(x: Wide) -> Wide:
+    """The nearest matrix [m, n] whose columns are orthonormal, on the space that those of `x` span."""
+    q, r = np.linalg.qr(x)
+    parts = Decomposition(*np.linalg.svd(r, full_matrices=False))
+    count = parts.determined
+    nearest: Wide = q @ (parts.u[:, :count] @ parts.v[:count])
+    return nearest

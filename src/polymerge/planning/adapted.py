@@ -1,0 +1,115 @@
+"""A base and its adapter as one model: every tensor that the adapter changes is read with the change in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from polymerge.checkpoint import Checkpoint
+from polymerge.checkpoint.adapter import Adapter, Pair
+from polymerge.checkpoint.joined import ADAPTER
+from polymerge.dtypes import MERGEABLE
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+from polymerge.families import family_of
+from polymerge.mapping import Family
+from polymerge.reads import Adapted, Concat, Expr, Ranges, Read, Rows
+
+__all__ = ["Parameters", "changes"]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Where the parameters that an adapter names lie in its base: its own names, or names of another layout."""
+
+    checkpoint: Checkpoint
+    family: Family
+    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
+
+    def find(self, parameter: str, adapter: Adapter) -> str | None:
+        """The name on disk of a parameter that the adapter calls `parameter`, or None."""
+        if parameter in self.layout:
+            return parameter
+        for table in (self.family, family_of(adapter.model_config)):
+            canonical = table.canonical(parameter)
+            for own, blocks in self.layout.items() if canonical else ():
+                if tuple(name for name, _ in blocks) == canonical:
+                    return own
+        return None
+
+
+def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list[PolymergeError]) -> dict[str, Expr]:
+    """For each tensor of the base that the adapter changes, by its own name, what it is read as.
+
+    What the adapter names and the base does not have, or has in another shape or in numbers that cannot be added to,
+    is a problem.
+    """
+    found: dict[str, Expr] = {}
+    missing: list[str] = []
+
+    def own(parameter: str) -> str | None:
+        name = parameters.find(parameter, adapter)
+        if name is None:
+            missing.append(parameter)
+        elif parameters.checkpoint.entries[name].dtype not in MERGEABLE:
+            dtype = parameters.checkpoint.entries[name].dtype
+            problems.append(CheckpointError(f"'{label}': {name} is held as {dtype}: an adapter cannot be added to it"))
+            return None
+        return name
+
+    def fits(name: str, shape: tuple[int, ...], what: str) -> bool:
+        have = parameters.checkpoint.entries[name].shape
+        if have != shape:
+            problems.append(
+                RecipeError(
+                    f"'{label}': {what} of the adapter is for {list(shape)}, {name} of its base is {list(have)}. "
+                    "Name the base that it was trained on"
+                )
+            )
+        return have == shape
+
+    for parameter, entry in adapter.extras.items():
+        name = own(parameter)
+        if name is not None and fits(name, entry.shape, parameter):
+            found[name] = Read(ADAPTER + entry.name)
+    for parameter, (indices, entry) in adapter.tokens.items():
+        name = own(parameter)
+        if name is not None:
+            rows = parameters.checkpoint.entries[name].shape[0]
+            if fits(name, (max(rows, *(index + 1 for index in indices)), *entry.shape[1:]), parameter):
+                found[name] = _with_rows(found.get(name, Read(name)), rows, indices, ADAPTER + entry.name)
+    for pair in adapter.pairs.values():
+        name = own(f"{pair.module}.weight")
+        if name is not None and fits(name, pair.shape[::-1] if pair.transposed else pair.shape, pair.module):
+            a, b = ADAPTER + pair.a.name, ADAPTER + pair.b.name
+            found[name] = Adapted(found.get(name, Read(name)), a, b, pair.scaling, pair.transposed)
+        if pair.bias is not None:
+            _add_bias(pair, own(f"{pair.module}.bias"), found)
+    if missing:
+        few = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        problems.append(
+            RecipeError(
+                f"'{label}': the adapter ({adapter.folder}) has weights for {few}, which its base "
+                f"({parameters.checkpoint.folder}, family {parameters.family.name}) does not have. Name the base that "
+                "it was trained on"
+            )
+        )
+    return found
+
+
+def _add_bias(pair: Pair, name: str | None, found: dict[str, Expr]) -> None:
+    if name is not None and pair.bias is not None:
+        found[name] = Adapted(found.get(name, Read(name)), None, ADAPTER + pair.bias.name, pair.scaling)
+
+
+def _with_rows(expr: Expr, total: int, indices: tuple[int, ...], rows: str) -> Expr:
+    """An embedding in which the rows at `indices` are those of tensor `rows`, in that order."""
+    blocks: list[Expr] = []
+    end = 0
+    for index, place in sorted((index, place) for place, index in enumerate(indices)):
+        if end < index:
+            blocks.append(Rows(expr, end, index))
+        blocks.append(Rows(Read(rows), place, place + 1))
+        end = index + 1
+    if end < total:
+        blocks.append(Rows(expr, end, total))
+    return Concat(tuple(blocks))

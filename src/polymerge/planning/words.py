@@ -1,0 +1,63 @@
+"""Words of plans that are shown: sizes, settings, runs of numbers, reasons."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from polymerge.settings import Setting
+
+__all__ = ["by_reason", "human_size", "ranges", "setting_words"]
+
+_FEW = 4
+
+
+def human_size(size: float) -> str:
+    """Bytes as people write them: 16.1 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def setting_words(setting: Setting, labels: Sequence[str]) -> str:
+    """A method with its parameters: `ties (weight 0.5 a, 0.5 b; density 0.2)`."""
+    words = []
+    for name, value in setting.parameters.items():
+        if isinstance(value, tuple):
+            if len(set(value)) == 1 and name != "weight":
+                words.append(f"{name} {value[0]:g}")
+            else:
+                words.append(
+                    f"{name} " + ", ".join(f"{share:g} {label}" for share, label in zip(value, labels, strict=True))
+                )
+        else:
+            words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".lower())
+    return f"{setting.method}{' (' + '; '.join(words) + ')' if words else ''}"
+
+
+def by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """(reason, name) pairs, one line a reason: how many names, and what they begin with."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for reason, name in entries:
+        kinds[reason].append(name)
+    for reason, names in kinds.items():
+        if len(names) <= _FEW:
+            shown = ", ".join(names)
+        else:
+            stems = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
+            few = [stem if stem in names else f"{stem}.*" for stem in stems]
+            shown = ", ".join(few) if len(few) <= _FEW else f"{names[0]}, ..."
+        yield f"  {reason}: {len(names)} ({shown})"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in order as people write them: `0-3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,220 @@
+"""Carry out a plan of adapters: modules through a pool of threads, full weights like any other checkpoint's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from polymerge import kernels
+from polymerge.checkpoint import Entry
+from polymerge.checkpoint.adapter import Adapter, open_adapter
+from polymerge.checkpoint.output import copy_companions
+from polymerge.checkpoint.shards import Shards, lay_out
+from polymerge.dtypes import byte_count
+from polymerge.errors import CheckpointError
+from polymerge.methods.factors import Factors
+from polymerge.planning import AdapterPlan, PairRead, PairStep
+from polymerge.planning.extras import PREFIX
+from polymerge.planning.inputs import tensors_digest
+from polymerge.run.device import Device
+from polymerge.run.execute import execute
+from polymerge.run.files import Files
+from polymerge.run.pairs import merge_pairs, model_weights
+from polymerge.run.statistics import draw_keys
+
+__all__ = ["AdapterLayout", "reopen_adapters", "write_adapter"]
+
+AdapterLayout = Literal["peft", "llava"]
+_NOT_COMPANIONS = ("trainer_state.json", "training_args.bin", "all_results.json", "train_results.json")
+Floats = Any
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The weight files of an output adapter: one in PEFT's layout, two in LLaVA's."""
+
+    pairs: Shards
+    extras: Shards | None
+
+
+def reopen_adapters(plan: AdapterPlan) -> list[Adapter]:
+    """The adapters of a plan; raises CheckpointError where one is no longer what was planned with."""
+    adapters = []
+    for place in plan.models:
+        recorded = plan.inputs[place]
+        adapter = open_adapter(recorded.source, Path(recorded.path))
+        if tensors_digest(adapter.entries) != recorded.headers:
+            raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
+        adapters.append(adapter)
+    return adapters
+
+
+def write_adapter(
+    plan: AdapterPlan,
+    adapters: Sequence[Adapter],
+    base: Mapping[str, Entry] | None,
+    folder: Path,
+    *,
+    layout: AdapterLayout,
+    as_torch: bool,
+    threads: int,
+    device: Device,
+    block: int,
+    advance: Callable[[int], None],
+) -> dict[str, float]:
+    """Compute the output's tensors and write them, its config and its companions to a folder.
+
+    base     the tensors of the base, where full weights are merged as deltas to it
+    returns  for each merged module the share of its norm that its rank has no room for
+    """
+    files = _lay_out(plan, layout)
+    entries = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
+    errors: dict[str, float] = {}
+    for shards, does in ((files.pairs, True), (files.extras, False)):
+        if shards is None:
+            continue
+        descriptors = shards.create(folder)
+        try:
+            if does:
+                errors = _Pairs(plan, entries, shards, descriptors[0]).run(threads, advance)
+            if plan.extras is not None and (files.extras is None or not does):
+                inputs = [*entries, *([base] if base is not None else [])]
+                execute(
+                    plan.extras, inputs, shards, descriptors, device=device, threads=threads, block=block,
+                    advance=advance,
+                )  # fmt: skip
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+    copy_companions(adapters[plan.template].folder, folder, deep=False, without=_NOT_COMPANIONS)
+    config = {**plan.config, "modules_to_save": _saved_modules(plan, adapters, layout)}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if as_torch or layout == "llava":
+        from polymerge.checkpoint.torchwrite import as_torch_file  # needs torch, which a merge does not
+
+        for file in sorted(folder.glob("*.safetensors")):
+            as_torch_file(file, file.with_suffix(".bin"))
+    return errors
+
+
+def _saved_modules(plan: AdapterPlan, adapters: Sequence[Adapter], layout: AdapterLayout) -> list[str] | None:
+    """Which modules PEFT has to replace by full weights; LLaVA's loader does that itself."""
+    if layout == "llava":
+        return None
+    brought = [name for one in adapters if one.layout == "llava" for name in one.extras]
+    modules = {*(plan.config.get("modules_to_save") or ()), *(name.rpartition(".")[0] for name in brought)}
+    return sorted(modules) or None
+
+
+def _lay_out(plan: AdapterPlan, layout: AdapterLayout) -> _Files:
+    pairs = [
+        (f"{PREFIX}{step.module}.{end}", dtype, shape)
+        for step in plan.pairs
+        for end, (dtype, shape) in step.tensors().items()
+    ]
+    extras = [(step.name, step.dtype, step.shape) for step in (plan.extras.steps if plan.extras else ())]
+    whole = 1 << 62
+    if layout == "llava":
+        apart = lay_out(extras, whole, "non_lora_trainables") if extras else None
+        return _Files(lay_out(pairs, whole, "adapter_model"), apart)
+    return _Files(lay_out([*pairs, *extras], whole, "adapter_model"), None)
+
+
+class _Pairs:
+    """What the modules of one run share."""
+
+    def __init__(
+        self, plan: AdapterPlan, entries: Sequence[Mapping[str, Entry]], shards: Shards, descriptor: int
+    ) -> None:
+        self.plan, self.entries, self.shards, self.descriptor = plan, entries, shards, descriptor
+        self.files = Files()
+
+    def run(self, threads: int, advance: Callable[[int], None]) -> dict[str, float]:
+        """Merge every module; no bit depends on the number of threads, for each module is computed by one alone."""
+        errors: dict[str, float] = {}
+        try:
+            with threadpool_limits(1), ThreadPoolExecutor(threads, "polymerge") as pool:
+                waiting = [(step, pool.submit(self._step, step)) for step in self.plan.pairs]
+                try:
+                    for step, future in waiting:
+                        error = future.result()
+                        if step.fate == "merged":
+                            errors[step.module] = error
+                        advance(sum(byte_count(*tensor) for tensor in step.tensors().values()))
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+        finally:
+            self.files.close()
+        return errors
+
+    def _step(self, step: PairStep) -> float:
+        ends = list(step.tensors())
+        if step.fate == "copied":
+            read = step.reads[0]
+            for end, name in zip(ends, (read.a, read.b, read.bias), strict=False):
+                entry = self.entries[read.input][name]
+                raw: Floats = np.empty(entry.nbytes, np.uint8)
+                self.files.read(entry.file, entry.start, raw.data)
+                self._write(step, end, raw)
+            return 0.0
+        assert step.setting is not None
+        setting = self.plan.settings[step.setting]
+        # a product of this step's factors is multiplied by the output's scaling once it is loaded
+        ratios = [read.scaling / step.scaling for read in step.reads]
+        pairs = [
+            Factors(self._load(read, read.b) * np.float32(ratio), self._load(read, read.a))
+            for read, ratio in zip(step.reads, ratios, strict=True)
+        ]
+        places = [read.input for read in step.reads]
+
+        def keys(name: str) -> list[int]:
+            return draw_keys(self.plan.seed, places, f"{step.canonical}{name and f'#{name}'}")
+
+        merged, error = merge_pairs(setting, pairs, step.rank, keys)
+        values: dict[str, Floats] = dict(zip(ends, (merged.a, merged.b), strict=False))
+        if step.bias:
+            weights = model_weights(setting, len(pairs))
+            scale = 1.0 if setting.method == "robustmerge" else float(setting.parameters.get("scale", 1.0))
+            values[ends[2]] = sum(
+                self._load(read, read.bias) * np.float32(weight * ratio * scale)
+                for read, ratio, weight in zip(step.reads, ratios, weights, strict=True)
+                if read.bias
+            )
+        for end, array in values.items():
+            dtype, shape = step.tensors()[end]
+            if array.shape != shape or not np.isfinite(array).all():
+                raise CheckpointError(
+                    f"{step.module}: the merged {end} is {list(array.shape)} for {list(shape)}, or not finite: its "
+                    "adapters hold numbers that are too large to be merged"
+                )
+            out: Floats = np.empty(byte_count(dtype, shape), np.uint8)
+            self._write(step, end, kernels.encode(np.ascontiguousarray(array).reshape(-1), dtype, out))
+        return error
+
+    def _load(self, read: PairRead, name: str) -> Floats:
+        entry = self.entries[read.input][name]
+        raw: Floats = np.empty(entry.nbytes, np.uint8)
+        values: Floats = np.empty(prod(entry.shape), np.float32)
+        self.files.read(entry.file, entry.start, raw.data)
+        if not kernels.decode(raw, entry.dtype, values):
+            label = self.plan.inputs[read.input].label
+            raise CheckpointError(
+                f"{entry.file}: {entry.name} of '{label}' holds NaN or infinity. A merge would spread it: mend the "
+                "adapter, or name it in exclude"
+            )
+        return values.reshape(entry.shape)
+
+    def _write(self, step: PairStep, end: str, raw: Floats) -> None:
+        start, view, done = self.shards.places[f"{PREFIX}{step.module}.{end}"].start, memoryview(raw), 0
+        while done < len(view):
+            done += os.pwrite(self.descriptor, view[done:], start + done)

@@ -1,0 +1,22 @@
+"""Does an output load as it is?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polymerge.checkpoint.adapter import is_adapter
+from polymerge.verification.adapter import verify_adapter
+from polymerge.verification.checkpoint import verify_checkpoint
+from polymerge.verification.findings import Finding, Verification
+
+__all__ = ["Finding", "Verification", "verify"]
+
+
+def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
+    """Check that a checkpoint folder, or an adapter, loads as it is, without taking memory for its weights.
+
+    trust_remote_code  run Python files that lie in the folder, where its model needs them
+    """
+    if is_adapter(Path(folder)):
+        return verify_adapter(folder)
+    return verify_checkpoint(folder, trust_remote_code=trust_remote_code)
