@@ -144,23 +144,24 @@ def test_nothing_is_imported_before_it_is_needed(code: str, without: set[str]) -
 def test_a_row_of_the_table_and_its_function_agree(row: Method) -> None:
     function = inspect.signature(method_function(row)).parameters
     block, *others = function
-    assert block == ("deltas" if row.on == "deltas" else "models")
+    assert block == {"deltas": "deltas", "weights": "models", "factors": "pairs"}[row.on]
     told = {name for name in others if name in ("cutoff", "gram", "keys", "start")}
-    assert [name for name in others if name not in told] == [p.name for p in row.parameters if p.name not in SHARED]
+    told |= {name for name in others if row.name == "tsv" and name == "rank"}  # that of the output, which the plan says
+    own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
+    assert [name for name in others if name not in told] == [parameter.name for parameter in own]
     wanted = {row.statistic} - {None} | ({"keys"} if row.random else set())
-    assert told - {"start"} == wanted
+    assert told - {"start", "rank"} == wanted
     assert ("start" in told) == (row.random or row.statistic == "cutoff")
-    for parameter in row.parameters:
-        if parameter.name in SHARED:
-            continue
+    for parameter in own:
         default = function[parameter.name].default
-        assert default == (inspect.Parameter.empty if parameter.default is None else parameter.default), parameter.name
+        needed = parameter.default is None and not parameter.optional
+        assert default == (inspect.Parameter.empty if needed else parameter.default), parameter.name
         assert type(default) is type(parameter.default) or parameter.default is None
 
 
-def test_shared_parameters_are_on_delta_methods_alone() -> None:
+def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
     for row in METHODS.values():
-        assert ("scale" in {parameter.name for parameter in row.parameters}) == (row.on == "deltas")
+        assert ("scale" in {parameter.name for parameter in row.parameters}) == (row.on in ("deltas", "factors"))
 
 
 def test_the_copy_row_has_no_function() -> None:

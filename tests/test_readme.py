@@ -9,7 +9,7 @@ import yaml
 
 from polymerge import read_recipe
 from polymerge.families import FAMILIES
-from polymerge.methods.table import METHODS, Parameter
+from polymerge.methods.table import ADAPTERS, METHODS, Parameter
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,8 +39,18 @@ def test_the_table_of_families_has_every_row(family) -> None:
 def test_a_ready_recipe_is_understood_and_says_where_it_is_from(path: Path) -> None:
     recipe = read_recipe(path)
     assert recipe.template == recipe.models[0].model
-    paper = {"brv": "# Bring Reason to Vision (ICML 2025)", "adamms": "# AdaMMS (CVPR 2025)"}[path.stem.split("-")[0]]
+    papers = {
+        "brv": "# Bring Reason to Vision (ICML 2025)",
+        "adamms": "# AdaMMS (CVPR 2025)",
+        "robustmerge": "# RobustMerge (NeurIPS 2025)",
+    }
+    paper = papers[path.stem.split("-")[0]]
     assert path.read_text(encoding="utf-8").startswith(paper)
+
+
+@pytest.mark.parametrize("parameter", ADAPTERS, ids=lambda parameter: parameter.name)
+def test_the_parameters_of_adapters_are_told(parameter) -> None:
+    assert f"`{shown(parameter)}`" in README
 
 
 def test_there_is_a_recipe_for_each_mode_of_the_paper_s_code() -> None:

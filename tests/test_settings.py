@@ -61,7 +61,7 @@ def problem(
     return problems[0]
 
 
-WEIGHED = [name for name in METHODS if name != "metagpt"]
+WEIGHED = [name for name, row in METHODS.items() if name != "metagpt" and row.on != "factors"]
 
 # --- defaults and who is heard
 

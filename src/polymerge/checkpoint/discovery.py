@@ -67,8 +67,8 @@ def find_weights(folder: Path) -> Weights:
             return Weights(_shards(folder, candidates) or (_only(folder, candidates, "weight files and no index"),))
     if "adapter_config.json" in names:
         raise RecipeError(
-            f"{folder}: is an adapter. Adapters as full models are not supported in this version: fold it into its "
-            "base first, for example with PEFT's merge_and_unload(), and name the result."
+            f"{folder}: is an adapter, not a model. Write BASE+{folder} to take it together with its base, or fold it "
+            "into one: polymerge fold"
         )
     raise RecipeError(
         f"{folder}: has no weights (*.safetensors, pytorch_model*.bin, *.pth, *.pt). "

@@ -118,6 +118,8 @@ def fold(
 
 def _report(merged: Merged, as_json: bool) -> None:
     """Say what was made, for people or as JSON."""
+    from polymerge.planning import AdapterPlan
+
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
@@ -125,8 +127,10 @@ def _report(merged: Merged, as_json: bool) -> None:
         more = {"relative_error": dict(merged.errors)} if merged.errors else {}
         click.echo(json.dumps({**report, **more, "verification": [vars(finding) for finding in findings]}, indent=1))
         return
-    fates = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate in ("merged", "copied"))
-    click.echo(f"{merged.folder}: {fates}, {plan.size / 1e9:.2f} GB")
+    merged_count = counts.pop("merged")
+    others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
+    what = "modules and full weights" if isinstance(plan, AdapterPlan) else "tensors"
+    click.echo(f"{merged.folder}: {merged_count} {what} merged, {others}, {plan.size / 1e9:.2f} GB")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)

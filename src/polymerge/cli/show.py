@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from polymerge.errors import PolymergeError
+
+if TYPE_CHECKING:
+    from polymerge.methods.table import Parameter
 
 __all__ = ["families", "inspect", "methods"]
 
@@ -14,9 +21,29 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Report as JSON."
 
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--against",
+    metavar="ADAPTER...",
+    multiple=True,
+    help="Adapters that went into the first one: what did it keep of them?",
+)
+@click.option("--largest", type=click.IntRange(min=1), help="With --against: components that count as the largest.")
 @AS_JSON
-def inspect(models: tuple[str, ...], as_json: bool) -> None:
-    """Show what models are, from headers alone, and which can be merged with which."""
+def inspect(models: tuple[str, ...], against: tuple[str, ...], largest: int | None, as_json: bool) -> None:
+    """Show what models or adapters are, from headers alone, and which can be merged with which.
+
+    MERGED --against A B ... compares a merged adapter with those that went into it, by their singular vectors.
+    """
+    if against or largest:
+        # a shell's `MERGED --against A B C` reaches this as against A, models MERGED B C
+        _show_robustness(models[0], (*against, *models[1:]), largest, as_json)
+        return
+    adapters = [model for model in models if _is_adapter(model)]
+    if adapters:
+        _show_adapters(adapters, as_json)
+        if len(adapters) == len(models):
+            return
+        models = tuple(model for model in models if model not in adapters)
     from polymerge.planning.compare import inspect_models
     from polymerge.planning.words import human_size
 
@@ -44,11 +71,72 @@ def inspect(models: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"  {line}")
 
 
+def _is_adapter(source: str) -> bool:
+    from polymerge.checkpoint.adapter import is_adapter
+    from polymerge.checkpoint.hub import locate
+    from polymerge.checkpoint.joined import split_source
+
+    try:
+        return split_source(source)[1] is None and is_adapter(locate(source))
+    except PolymergeError:
+        return False  # said, with all else that is wrong, when it is opened
+
+
+def _show_adapters(sources: Sequence[str], as_json: bool) -> None:
+    from polymerge.checkpoint.adapter import open_adapter
+    from polymerge.checkpoint.hub import locate
+
+    portraits: list[dict[str, Any]] = []
+    for source in sources:
+        adapter = open_adapter(source, locate(source))
+        portraits.append(
+            {
+                "adapter": source,
+                "base": adapter.config.get("base_model_name_or_path"),
+                "layout": adapter.layout,
+                "modules": len(adapter.pairs),
+                "ranks": sorted({pair.rank for pair in adapter.pairs.values()}),
+                "scalings": sorted({pair.scaling for pair in adapter.pairs.values()}),
+                "full_weights": sorted(adapter.extras),
+                "size": sum(entry.nbytes for entry in adapter.entries),
+            }
+        )
+    if as_json:
+        click.echo(json.dumps({"adapters": portraits}, indent=1))
+        return
+    for one in portraits:
+        ranks, scalings = (", ".join(f"{value:g}" for value in one[name]) for name in ("ranks", "scalings"))
+        click.echo(f"{one['adapter']}: LoRA adapter ({one['layout']} layout) of {one['base'] or 'a base not named'}")
+        click.echo(
+            f"  {one['modules']} modules, rank {ranks}, times {scalings}; {len(one['full_weights'])} full weights"
+        )
+
+
+def _show_robustness(merged: str, against: Sequence[str], largest: int | None, as_json: bool) -> None:
+    from polymerge.analysis.robustness import robustness
+
+    if not against:
+        raise click.UsageError("--largest goes with --against ADAPTER")
+    found = robustness(merged, against, largest)
+    if as_json:
+        click.echo(json.dumps({"merged": merged, "against": [asdict(one) for one in found]}, indent=1))
+        return
+    click.echo(f"{merged}: of each adapter's singular directions, |cosine| and merged / own singular value")
+    for one in found:
+        words = [
+            f"{name} {group.cosine:.3f}, {group.ratio:.3f} ({group.count})" if group else f"{name} none"
+            for name, group in (("largest", one.largest), ("rest", one.rest))
+        ]
+        click.echo(f"  {one.adapter}: {'; '.join(words)} over {len(one.modules)} modules")
+        if one.absent:
+            click.echo(f"    {len(one.absent)} of its modules are not in the merge, such as {one.absent[0]}")
+
+
 @click.command()
 @AS_JSON
 def methods(as_json: bool) -> None:
     """List the merge methods, their parameters with defaults, and where each is from."""
-    from polymerge.methods.table import METHODS
+    from polymerge.methods.table import ADAPTERS, METHODS
 
     if as_json:
         click.echo(json.dumps({name: asdict(row) for name, row in METHODS.items()}, indent=1, default=str))
@@ -56,11 +144,21 @@ def methods(as_json: bool) -> None:
     for row in METHODS.values():
         click.echo(f"{row.name}: {row.title}\n  from: {row.source}\n  works on: {row.on}")
         for parameter in row.parameters:
-            default = "required" if parameter.default is None else f"default {parameter.default}".lower()
-            span = " | ".join(parameter.choices) or (
-                f"{parameter.low:g} to {parameter.high:g}" if parameter.high < float("inf") else parameter.kind
-            )
-            click.echo(f"  {parameter.name}: {span}, {default}{', per model' if parameter.each else ''}")
+            click.echo(f"  {_words(parameter)}")
+    click.echo("any of them, where the models are adapters (space: only those that work on weights or deltas):")
+    for parameter in ADAPTERS:
+        click.echo(f"  {_words(parameter)}")
+
+
+def _words(parameter: Parameter) -> str:
+    """A parameter as people read it: its values, its default, whether it is said per model."""
+    default = "required" if parameter.default is None else f"default {parameter.default}".lower()
+    if parameter.optional:
+        default = "optional" if parameter.default is None else f"{default}, null for none"
+    span = " | ".join(parameter.choices) or (
+        f"{parameter.low:g} to {parameter.high:g}" if parameter.high < float("inf") else parameter.kind
+    )
+    return f"{parameter.name}: {span}, {default}{', per model' if parameter.each else ''}"
 
 
 @click.command()

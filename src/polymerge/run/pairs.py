@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.methods.factors import Factors, of_dense, stack, truncate
+from polymerge.methods.factors import Factors, of_dense, pad, stack, truncate
 from polymerge.methods.spaces import enter
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.methods.weights import shares
@@ -39,7 +39,7 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
         given["scale"], scale = scale, 1.0
     if row.on == "factors":
         merged = function(pairs, **given, **({"rank": rank} if row.name == "tsv" else {}))
-        return truncate(_scaled(merged, scale), rank)
+        return _cut(_scaled(merged, scale), rank)
 
     def join(rows: NDArray[Any], name: str, **more: Any) -> NDArray[Any]:
         drawn = {"keys": keys(name)} if row.random else {}
@@ -54,9 +54,9 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
             for place, stacked in enumerate(inside.coordinates)
         ]
         merged = inside.leave([one.reshape(of.shape[1:]) for one, of in zip(joined, inside.coordinates, strict=True)])
-        return truncate(merged, rank)
+        return _cut(merged, rank)
     if row.additive:
-        return truncate(_scaled(stack(pairs, model_weights(setting, len(pairs))), scale), rank)
+        return _cut(_scaled(stack(pairs, model_weights(setting, len(pairs))), scale), rank)
     updates = _Updates(pairs)
     known: dict[str, Any] = {}
     if row.statistic == "cutoff":
@@ -76,6 +76,12 @@ def model_weights(setting: Setting, models: int) -> list[float]:
     if weight is None:
         return [1 / models] * models
     return shares(weight, models, setting.parameters.get("normalize") in (True, "weight", "count"))
+
+
+def _cut(factors: Factors, rank: int) -> tuple[Factors, float]:
+    """Factors of exactly this rank, with zeros where there is less to hold."""
+    cut, error = truncate(factors, rank)
+    return pad(cut, rank), error
 
 
 def _scaled(factors: Factors, scale: float) -> Factors:

@@ -1,0 +1,108 @@
+"""How much of each adapter's directions a merged adapter has kept, module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from polymerge import kernels
+from polymerge.analysis.directions import Agreement, Directions, directions
+from polymerge.checkpoint import Entry
+from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoint.hub import locate
+from polymerge.errors import CheckpointError, RecipeError
+from polymerge.methods.factors import Factors
+from polymerge.planning.inputs import labels_of
+
+__all__ = ["Robustness", "robustness"]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """A merged adapter against one that went into it.
+
+    modules        what was found for each module that both have
+    largest, rest  means over all components of all modules, of the largest ones of each module and of the others
+    left_out       components that are zero here or there, and so have no direction
+    absent         modules of the adapter that the merge has not
+    """
+
+    adapter: str
+    modules: Mapping[str, Directions]
+    largest: Agreement | None
+    rest: Agreement | None
+    left_out: int
+    absent: tuple[str, ...]
+
+
+def robustness(merged: str, against: Sequence[str], largest: int | None = None) -> list[Robustness]:
+    """Compare a merged adapter with each adapter that went into it, by the singular vectors of their updates.
+
+    Zeng et al. 2025, arXiv:2502.17159, section 4.3 and figure 7 (see `directions` for what they leave open). Computed
+    from the factors alone, in float64; BLAS has one thread, so that the numbers do not depend on the machine's cores.
+
+    largest   how many components of each module count as the largest; a quarter of the adapter's rank if not said
+
+    raises RecipeError or CheckpointError where something is no adapter, or has no module in common with the merge.
+    """
+    ours = open_adapter(merged, locate(merged))
+    labels = labels_of(against)
+    found = []
+    with threadpool_limits(1):
+        for source in against:
+            theirs = open_adapter(source, locate(source))
+            shared = [module for module in theirs.pairs if module in ours.pairs]
+            if not shared:
+                raise RecipeError(
+                    f"'{labels[source]}' and '{merged}' have no module in common: they are of different models"
+                )
+            modules = {module: _compare(ours, theirs, module, largest) for module in shared}
+            found.append(
+                Robustness(
+                    labels[source],
+                    modules,
+                    _mean([one.largest for one in modules.values()]),
+                    _mean([one.rest for one in modules.values()]),
+                    sum(one.left_out for one in modules.values()),
+                    tuple(module for module in theirs.pairs if module not in ours.pairs),
+                )
+            )
+    return found
+
+
+def _compare(ours: Adapter, theirs: Adapter, module: str, largest: int | None) -> Directions:
+    pair = theirs.pairs[module]
+    if pair.shape != ours.pairs[module].shape:
+        raise RecipeError(
+            f"{module}: '{theirs.source}' is {list(pair.shape)}, '{ours.source}' is {list(ours.pairs[module].shape)}. "
+            "They are of different models"
+        )
+    return directions(_factors(ours.pairs[module]), _factors(pair), largest or max(pair.rank // 4, 1))
+
+
+def _factors(pair: Pair) -> Factors:
+    return Factors(_values(pair.b) * np.float32(pair.scaling), _values(pair.a))
+
+
+def _values(entry: Entry) -> Any:
+    values: Any = np.empty(prod(entry.shape), np.float32)
+    with entry.file.open("rb") as file:
+        file.seek(entry.start)
+        raw = np.frombuffer(bytearray(file.read(entry.nbytes)), np.uint8)
+    if not kernels.decode(raw, entry.dtype, values):
+        raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Mend the adapter")
+    return values.reshape(entry.shape)
+
+
+def _mean(groups: Sequence[Agreement | None]) -> Agreement | None:
+    there = [group for group in groups if group is not None]
+    count = sum(group.count for group in there)
+    if not count:
+        return None
+    cosine = sum(group.cosine * group.count for group in there) / count
+    return Agreement(cosine, sum(group.ratio * group.count for group in there) / count, count)
