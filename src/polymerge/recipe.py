@@ -15,7 +15,7 @@ import yaml
 from polymerge.dtypes import NAMES
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.mapping import PARTS
-from polymerge.methods.table import METHODS
+from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.settings import read_parameters
 
 __all__ = ["ModelEntry", "Override", "Recipe", "parse_recipe", "read_recipe", "recipe_dict"]
@@ -185,7 +185,11 @@ def _method(value: object, problems: list[PolymergeError], where: str) -> str:
     if value is None:
         problems.append(RecipeError(f"{where} is missing.{did_you_mean('', METHODS)}"))
     elif not isinstance(value, str) or value not in METHODS:
-        problems.append(RecipeError(f"{where}: there is no method '{value}'.{did_you_mean(str(value), METHODS)}"))
+        spaces = next(one.choices for one in ADAPTERS if one.name == "space")
+        hint = did_you_mean(str(value), METHODS)
+        if value in spaces:
+            hint = f" It is a space to merge adapters in: say ties, for one, and parameters: {{space: {value}}}."
+        problems.append(RecipeError(f"{where}: there is no method '{value}'.{hint}"))
         # go on with the method that was meant, to find what else is wrong
         return next(iter(get_close_matches(str(value), METHODS, n=1)), "copy")
     else:
