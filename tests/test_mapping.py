@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.mapping import Family, Rule, counterpart, map_names, text_layer
-from polymerge.reads import Concat, Expr, Read, Rows, expr_from_json, expr_to_json, names_read, shape_of
+from polymerge.reads import (
+    Adapted,
+    Concat,
+    Expr,
+    Read,
+    Rows,
+    expr_from_json,
+    expr_to_json,
+    names_read,
+    replace_reads,
+    rows_of,
+    shape_of,
+)
 
 TOY = Family(
     "toy",
@@ -169,7 +181,10 @@ names = st.text("abc.01", min_size=1, max_size=8)
 
 def _grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     rows = st.builds(Rows, inner, st.integers(0, 9), st.integers(10, 20))
-    return rows | st.builds(Concat, st.lists(inner, min_size=1, max_size=3).map(tuple))
+    adapted = st.builds(
+        Adapted, inner, st.none() | names, names, st.floats(allow_nan=False, allow_infinity=False), st.booleans()
+    )
+    return rows | adapted | st.builds(Concat, st.lists(inner, min_size=1, max_size=3).map(tuple))
 
 
 @given(st.recursive(st.builds(Read, names), _grown, max_leaves=6))
@@ -180,11 +195,22 @@ def test_expressions_survive_json(expr: Expr) -> None:
 def test_the_json_of_expressions_is_fixed() -> None:
     expr = Concat((Read("q"), Rows(Read("kv"), 0, 4)))
     assert expr_to_json(expr) == {"concat": ["q", {"rows": [0, 4], "of": "kv"}]}
+    adapted = {"adapted": "q", "a": "A", "b": "B", "scale": 0.5, "transposed": True}
+    assert expr_to_json(Adapted(Read("q"), "A", "B", 0.5, True)) == adapted
+    assert expr_to_json(Adapted(Read("q"), None, "B", 2.0)) == adapted | {"a": None, "scale": 2.0, "transposed": False}
+
+
+ADAPTED = {"adapted": "q", "a": "A", "b": "B", "scale": 0.5, "transposed": False}
 
 
 @pytest.mark.parametrize(
-    "value", [3, None, {}, [], {"rows": [1], "of": "x"}, {"rows": [0, 1]}, {"concat": []}, {"concat": ["a"], "b": 1}]
-)
+    "value",
+    [
+        3, None, {}, [], {"rows": [1], "of": "x"}, {"rows": [0, 1]}, {"concat": []}, {"concat": ["a"], "b": 1},
+        ADAPTED | {"a": 1}, ADAPTED | {"b": None}, ADAPTED | {"scale": "0.5"}, ADAPTED | {"transposed": 0},
+        ADAPTED | {"more": 1}, ADAPTED | {"adapted": None}, {"adapted": "q", "a": "A", "b": "B", "scale": 0.5},
+    ],
+)  # fmt: skip
 def test_anything_else_is_no_expression(value: object) -> None:
     with pytest.raises(RecipeError, match="not a read expression"):
         expr_from_json(value)
@@ -193,6 +219,28 @@ def test_anything_else_is_no_expression(value: object) -> None:
 def test_each_name_is_read_once() -> None:
     fused = Read("qkv")
     assert names_read(Concat((Rows(fused, 0, 2), Read("b"), Rows(fused, 4, 6)))) == ("qkv", "b")
+    adapted = Adapted(fused, "A", "B", 1.0)
+    assert names_read(adapted) == ("qkv", "A", "B")
+    assert names_read(Adapted(Rows(adapted, 0, 2), None, "bias", 1.0)) == ("qkv", "A", "B", "bias")
+    assert names_read(Concat((Rows(adapted, 0, 2), Rows(adapted, 4, 6)))) == ("qkv", "A", "B")
+
+
+def test_what_an_adapter_changes_stands_where_it_is_read() -> None:
+    adapted = Adapted(Read("qkv"), "A", "B", 1.0)
+    change = {"qkv": adapted, "v": Read("new")}
+    expr = Concat((Rows(Read("qkv"), 0, 2), Read("b"), Adapted(Read("v"), None, "c", 2.0, True)))
+    expected = Concat((Rows(adapted, 0, 2), Read("b"), Adapted(Read("new"), None, "c", 2.0, True)))
+    assert replace_reads(expr, lambda name: change.get(name, Read(name))) == expected
+    assert rows_of(adapted, ((0, 2), (4, 5))) == Concat((Rows(adapted, 0, 2), Rows(adapted, 4, 5)))
+
+
+def test_what_is_adapted_keeps_its_shape() -> None:
+    shapes = {"w": (6, 3), "A": (2, 3), "B": (6, 2)}
+    adapted = Adapted(Read("w"), "A", "B", 1.0)
+    assert shape_of(adapted, shapes) == (6, 3)
+    assert shape_of(Rows(adapted, 2, 5), shapes) == (3, 3)
+    with pytest.raises(CheckpointError, match=r"w, A, B: no rows 5 to 7 in shape \[6, 3\]"):
+        shape_of(Rows(adapted, 5, 7), shapes)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.integers(0, 30))

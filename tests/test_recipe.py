@@ -273,5 +273,7 @@ def test_anchors_and_merge_keys_of_yaml_work(tmp_path: Path) -> None:
 
 
 def test_a_space_is_not_a_method_and_the_way_to_it_is_told() -> None:
-    with pytest.raises(Refused, match=r"there is no method 'knots'. It is a space to merge adapters in.* parameters: {space: knots}"):
+    with pytest.raises(
+        Refused, match=r"there is no method 'knots'. It is a space to merge adapters in.* parameters: {space: knots}"
+    ):
         read_recipe({"merge_method": "knots", "models": ["a", "b"]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from numbers import Real
 from typing import Any, Final
 
@@ -98,6 +99,7 @@ def resolve(
     row = METHODS[method]
     general, *special = layers_of_say
     values: dict[str, Any] = {}
+    before = len(problems)
     for parameter in (*row.parameters, *more):
         if parameter.each:
             values[parameter.name] = tuple(
@@ -109,6 +111,12 @@ def resolve(
         else:
             said = _say_of_all(parameter.name, general, per_model, special, labels, problems)
             values[parameter.name] = _value(row, parameter, said, problems)
+    weights = values.get("weight")
+    if values.get("normalize") is True and weights and fsum(weights) == 0 and len(problems) == before:
+        problems.append(
+            RecipeError(f"{special[-1][0] if special else general[0]}: {method}: the weights add up to 0 and cannot be "
+                        "normalized. Say normalize: false, or other weights")
+        )  # fmt: skip
     own = [] if special else [(f"models[{n}] '{labels[n]}'", given) for n, given in enumerate(per_model)]
     _unused(row, [layers_of_say[-1], *own], problems, {*beside, *(parameter.name for parameter in more)})
     return Setting(method, values)

@@ -42,5 +42,6 @@ def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
         checkpoint,
         entries=MappingProxyType(entries),
         files=(*checkpoint.files, *beside.files),
+        skipped=MappingProxyType({**checkpoint.skipped, **beside.skipped}),
         adapter=beside,
     )

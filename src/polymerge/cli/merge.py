@@ -82,7 +82,7 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
 @click.command()
 @click.argument("adapter", metavar="ADAPTER")
 @click.option("--base", metavar="MODEL", help="The model it was trained on; default: the one that its config names.")
-@click.option("-o", "--out", metavar="OUT", required=True, help="The folder to make.")
+@click.option("-o", "--out", metavar="OUT", help="The folder to make.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device to stream blocks through.")
 @click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file.")
 @click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: as many as processors, up to 8.")
@@ -95,7 +95,7 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
 @click.option("--trust-remote-code", is_flag=True, help="Let the check run Python files that lie in the checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def fold(
-    adapter: str, base: str | None, out: str, dry_run: bool, no_verify: bool, as_json: bool, **options: Any
+    adapter: str, base: str | None, out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any
 ) -> None:
     """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
 
@@ -105,12 +105,16 @@ def fold(
     from polymerge.planning.folding import fold_recipe
     from polymerge.planning.show import describe
 
+    if out is None and not dry_run:
+        raise click.UsageError("Missing option '-o': the folder to make.")
     made = make_plan(fold_recipe(adapter, base))
-    if dry_run:
+    if dry_run or out is None:
         click.echo(json.dumps({**made.to_json(), "hash": made.hash}) if as_json else describe(made))
         return
     from polymerge.run.merge import merge as run
 
+    for warning in made.warnings:
+        click.echo(f"note: {warning}", err=True)
     with progress_bar("folding") as progress:
         merged = run(made, out, check=not no_verify, progress=progress, **options)
     _report(merged, as_json)

@@ -44,12 +44,12 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     is a problem.
     """
     found: dict[str, Expr] = {}
-    missing: list[str] = []
+    missing: dict[str, None] = {}
 
     def own(parameter: str) -> str | None:
         name = parameters.find(parameter, adapter)
         if name is None:
-            missing.append(parameter)
+            missing[parameter] = None
         elif parameters.checkpoint.entries[name].dtype not in MERGEABLE:
             dtype = parameters.checkpoint.entries[name].dtype
             problems.append(CheckpointError(f"'{label}': {name} is held as {dtype}: an adapter cannot be added to it"))
@@ -85,7 +85,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
         if pair.bias is not None:
             _add_bias(pair, own(f"{pair.module}.bias"), found)
     if missing:
-        few = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        few = ", ".join(list(missing)[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         problems.append(
             RecipeError(
                 f"'{label}': the adapter ({adapter.folder}) has weights for {few}, which its base "

@@ -60,7 +60,7 @@ def inspect_models(sources: Sequence[str]) -> tuple[list[Portrait], list[Joint]]
 def _portrait(model: Model) -> Portrait:
     parts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for name, entry in model.entries.items():
+    for name, entry in model.stored.items():
         canonical = () if model.generic else model.family.canonical(name)
         part = "buffers" if name in model.buffers else part_of(canonical[0]) if canonical else "all"
         parts[part] += 1
@@ -77,10 +77,10 @@ def _portrait(model: Model) -> Portrait:
         width=norm[0] if norm else tower.hidden_size,
         vocabulary=model.shape(embedding)[0] if embedding in model.tensors else tower.vocab_size,
         tied_head=model.ties_head,
-        tensors=len(model.entries),
-        size=sum(entry.nbytes for entry in model.entries.values()),
+        tensors=len(model.stored),
+        size=sum(entry.nbytes for entry in model.stored.values()),
         parts={part: (count, sizes[part]) for part, count in parts.items()},
-        dtypes=dict(Counter(entry.dtype for entry in model.entries.values())),
+        dtypes=dict(Counter(entry.dtype for entry in model.stored.values())),
     )
 
 

@@ -25,7 +25,7 @@ def default_threads() -> int:
 def memory_estimate(plan: Plan, threads: int | None = None) -> int:
     """Bytes of buffers while the plan runs, an upper bound: rows of blocks, bytes of files, candidates of cutoffs."""
     threads = threads or default_threads()
-    wide = any(step.dtype == "F64" for step in plan.steps if step.fate == "merged")
+    wide = any(step.dtype == "F64" for step in plan.steps if step.fate in ("merged", "folded"))
     rows = len(plan.models) + (plan.base is not None)
     per_thread = BLOCK * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER
     selecting = any("density" in setting.parameters and setting.method == "ties" for setting in plan.settings)

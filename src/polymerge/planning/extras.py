@@ -10,8 +10,8 @@ from polymerge.checkpoint.adapter import Adapter
 from polymerge.dtypes import dtype_code
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.methods.table import METHODS
-from polymerge.planning.data import Input, Piece, Plan, Step
-from polymerge.planning.inputs import Model, tensors_digest
+from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
+from polymerge.planning.inputs import Model
 from polymerge.planning.overrides import matches
 from polymerge.reads import Read
 from polymerge.recipe import Recipe, recipe_dict
@@ -32,7 +32,7 @@ def stored_name(parameter: str, adapted: bool) -> str:
 def plan_extras(
     recipe: Recipe,
     adapters: Sequence[Adapter],
-    labels: Sequence[str],
+    inputs: Sequence[Input],
     template: int,
     key: Callable[[str], str],
     extra: str,
@@ -41,9 +41,11 @@ def plan_extras(
 ) -> Plan | None:
     """Plan what becomes of the adapters' full weights; None where they have none.
 
+    inputs what the plan records of the adapters
     extra  mean, first (the template's, or of the first adapter that has it), or a method, with the recipe's parameters
     base   the base model, for methods on deltas
     """
+    labels = [entry.label for entry in inputs]
     held: dict[str, dict[int, tuple[str, Entry]]] = defaultdict(dict)
     for place in (template, *(n for n in range(len(adapters)) if n != template)):
         for parameter, entry in adapters[place].extras.items():
@@ -67,6 +69,7 @@ def plan_extras(
         setting = resolve(extra, [(general[0], said)], own, labels, problems)
     settings: list[Setting] = []
     steps = []
+    left_out: list[LeftOut] = []
     for canonical, found in held.items():
         places = sorted(found)
         first = template if template in found else places[0]
@@ -80,10 +83,18 @@ def plan_extras(
         whole = ((0, entry.shape[0] if entry.shape else 1),)
         excluded = any(matches(canonical, glob) for glob in recipe.exclude)
         tokens = canonical.endswith("(trained tokens)")
+        if excluded and template not in found:
+            why = "excluded by the recipe, and the template has none"
+            left_out += [LeftOut(n, found[n][1].name, why) for n in places]
+            continue
         if excluded or extra == "first" or len(places) == 1 or (tokens and row is not None and row.on == "deltas"):
             piece = Piece(canonical, whole, reads=(Read(entry.name),), inputs=(first,))
             reason = f"of '{labels[first]}'" + (f": {some}" if some else "")
             steps.append(Step(name, canonical, "copied", entry.dtype, entry.dtype, entry.shape, reason, (piece,)))
+            why = "excluded by the recipe" if excluded else f"extra: {extra}"
+            left_out += [
+                LeftOut(n, found[n][1].name, f"that of '{labels[first]}' is kept: {why}") for n in places if n != first
+            ]
             continue
         own_setting = setting.of(places)
         if own_setting not in settings:
@@ -101,11 +112,6 @@ def plan_extras(
         )  # fmt: skip
         dtype = (dtype_code(recipe.dtype) if recipe.dtype else None) or entry.dtype
         steps.append(Step(name, canonical, "merged", dtype, entry.dtype, entry.shape, some, (piece,)))
-    inputs = [
-        Input(label, one.source, str(one.folder), "adapter", len(one.entries), sum(e.nbytes for e in one.entries),
-              tensors_digest(one.entries))
-        for label, one in zip(labels, adapters, strict=True)
-    ]  # fmt: skip
     return Plan(
         recipe=recipe_dict(recipe),
         inputs=(*inputs, *([base.summary()] if base is not None else [])),
@@ -116,6 +122,7 @@ def plan_extras(
         seed=recipe.seed,
         settings=tuple(settings),
         steps=tuple(steps),
+        left_out=tuple(left_out),
     )
 
 

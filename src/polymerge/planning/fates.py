@@ -168,7 +168,16 @@ class _Planner:
         pieces = tuple(piece for found, _ in made for piece in found)
         reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
         if all(piece.setting is None for piece in pieces):
-            return step("folded", reason, pieces=pieces) if name in self.template.adapted else step("copied", reason)
+            if any(piece.reads for piece in pieces):
+                return step("folded", "" if self.recipe.merge_method == COPY else reason, pieces=pieces)
+            if name in self.template.adapted:
+                self.problems.append(
+                    RecipeError(
+                        f"'{self.template.label}': its adapter changes {name}, which is one with the embedding "
+                        f"({canonical}): what it does to one of them alone has no place in a checkpoint that ties them"
+                    )
+                )
+            return step("copied", reason)
         return step("merged", reason, dtype=self.dtype or entry.dtype, pieces=pieces)
 
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
@@ -192,7 +201,7 @@ class _Planner:
         of   which rows of the canonical tensor they are; all of them, unless it is said
         """
         expr = self.template.tensors.get(canonical)
-        if expr is None or not any(name in self.template.adapted for name in names_read(expr)):
+        if expr is None or all(name in self.template.stored for name in names_read(expr)):
             return Piece(canonical, rows)
         return Piece(canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=(0,))
 
@@ -336,12 +345,12 @@ class _Planner:
 
     def _why_left_out(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
         """Why no step reads a tensor; `kept` are the names whose place the template's own tensor has, each with why."""
-        if own in model.adapted:
+        if own in model.adapted and own not in names_read(model.adapted[own]):
             return "its adapter has another in its place"
         if own in model.buffers:
             return "a buffer that is computed from the config, never merged"
         reasons = []
-        for name, _ in model.layout.get(own, ()):
+        for name in model.held(own):
             if (model.label, name) in self.reasons:
                 reasons.append(self.reasons[model.label, name])
             elif name in kept:
@@ -359,6 +368,12 @@ class _Planner:
             notes.append("family: generic (no table covers this model_type): tensors are joined by identical names")
         if self.models.base is not None and self.base is None:
             notes.append(f"base_model '{self.models.base.label}' is not read: {self.recipe.merge_method} needs none")
+        if self.template.changes_tied_head:
+            notes.append(
+                f"'{self.template.label}': its adapter changes the embedding, and its base ties the head to that, so "
+                "the head changes too. Where the head stayed as it was in training, as PEFT has it unless "
+                "ensure_weight_tying is set, this is another model"
+            )
         said = [self.recipe.parameters, *(entry.parameters for entry in self.recipe.models)]
         said += [override.parameters for override in self.recipe.overrides]
         if any("int8_mask" in parameters for parameters in said):

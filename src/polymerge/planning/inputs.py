@@ -17,7 +17,7 @@ from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, map_names, text_layer
 from polymerge.planning.adapted import Parameters, changes
 from polymerge.planning.data import Input
-from polymerge.reads import Expr, Ranges, Read, names_read, replace_reads, shape_of
+from polymerge.reads import Adapted, Expr, Ranges, Read, names_read, replace_reads, shape_of
 from polymerge.recipe import Recipe
 
 __all__ = [
@@ -89,9 +89,27 @@ class Model:
         said = text_tower(self.checkpoint.config).ties_head
         return HEAD in self.borrowed if said is None else said
 
+    @property
+    def changes_tied_head(self) -> bool:
+        """Whether an adapter changes an embedding that is the head too, other than by rows, which PEFT ties as well."""
+        match self.tensors.get(EMBEDDING):
+            case Read(name):
+                return self.ties_head and name not in self.stored
+            case Adapted():
+                return self.ties_head
+            case _:
+                return False
+
     def find(self, canonical: str) -> str | None:
         """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""
         return counterpart(canonical, self.tensors)
+
+    def held(self, own: str) -> tuple[str, ...]:
+        """The canonical names of what a tensor holds, by its own name; for one of its adapter, of what that changes."""
+        changed = (
+            [own] if own in self.layout else [name for name, expr in self.adapted.items() if own in names_read(expr)]
+        )
+        return tuple(dict.fromkeys(canonical for name in changed for canonical, _ in self.layout.get(name, ())))
 
     def shape(self, canonical: str) -> tuple[int, ...]:
         """Shape of a canonical tensor."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from polymerge.checkpoint.adapter import Adapter
+from polymerge.errors import RecipeError
+from polymerge.planning.data import Step
 from polymerge.planning.pairs import PairStep
 
-__all__ = ["alpha_of", "output_config"]
+__all__ = ["alpha_of", "foreign_names", "output_config"]
 
 
 def alpha_of(scaling: float, rank: int) -> float | None:
@@ -23,7 +25,9 @@ def alpha_of(scaling: float, rank: int) -> float | None:
     return None
 
 
-def output_config(template: Adapter, adapters: Sequence[Adapter], steps: Sequence[PairStep]) -> dict[str, Any]:
+def output_config(
+    template: Adapter, adapters: Sequence[Adapter], steps: Sequence[PairStep], extras: Sequence[Step]
+) -> dict[str, Any]:
     """The template's config, with ranks, alphas, modules and saved modules as the output has them.
 
     Where every module comes out with the template's own rank and scaling, the config is the template's but for what
@@ -39,7 +43,7 @@ def output_config(template: Adapter, adapters: Sequence[Adapter], steps: Sequenc
     if any(step.bias for step in steps):
         config["lora_bias"] = True
     saved = [name for adapter in adapters for name in adapter.config.get("modules_to_save") or ()]
-    config["modules_to_save"] = sorted(set(saved)) or None
+    config["modules_to_save"] = sorted(name for name in set(saved) if _holds(name, extras)) or None
     trained = [adapter.config["bias"] for adapter in adapters if adapter.config.get("bias", "none") != "none"]
     if trained:
         config["bias"] = "all" if "all" in trained else trained[0]
@@ -47,6 +51,35 @@ def output_config(template: Adapter, adapters: Sequence[Adapter], steps: Sequenc
     if with_tokens:
         config["trainable_token_indices"] = with_tokens[0].config.get("trainable_token_indices")
     return config | {"inference_mode": True}
+
+
+def foreign_names(
+    adapters: Sequence[Adapter],
+    labels: Sequence[str],
+    template: int,
+    key: Callable[[str], str],
+    steps: Sequence[PairStep],
+    extras: Sequence[Step],
+) -> Iterator[RecipeError]:
+    """Say which modules of the output would not have names of the template's layout, for no name is translated back."""
+    own = {key(f"{module}.weight"): module for module in adapters[template].pairs}
+    for place, adapter in enumerate(adapters):
+        named = ((own.get(key(f"{module}.weight")), module) for module in adapter.pairs)
+        other = next(((ours, theirs) for ours, theirs in named if ours and ours != theirs), None)
+        readers = [(step.module, [read.input for read in step.reads]) for step in steps]
+        readers += [(step.name, list(step.pieces[0].inputs)) for step in extras]
+        alone = [name for name, places in readers if template not in places and places[0] == place]
+        if other and alone:
+            yield RecipeError(
+                f"'{labels[place]}' has {alone[0]}, which the template '{labels[template]}' has not, and names modules "
+                f"by another layout: {other[1]}, there {other[0]}. Make '{labels[place]}' the template, or exclude "
+                f"what it alone has ({len(alone)})"
+            )
+
+
+def _holds(module: str, extras: Sequence[Step]) -> bool:
+    """Whether one of the full weights is of a module that ends in this name, or lies in it."""
+    return any(f".{module}." in f".{step.name}" for step in extras)
 
 
 def _ranks(steps: Sequence[PairStep]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def describe(plan: Plan | AdapterPlan, *, full: bool = False) -> str:
 
 
 def _inputs(plan: Plan) -> Iterator[str]:
-    yield f"{plan.recipe['merge_method']} of {len(plan.models)} models"
+    yield f"{plan.recipe['merge_method']} of {len(plan.models)} model{'s' if len(plan.models) != 1 else ''}"
     width = max(len(entry.label) for entry in plan.inputs)
     for place, entry in enumerate(plan.inputs):
         roles = ["template"] if place == plan.template else []
@@ -89,6 +89,8 @@ def _line(plan: Plan, step: Step) -> str:
     reads = [_reads(plan, step, place, exprs) for place, exprs in sources if exprs]
     settings = dict.fromkeys(str(piece.setting) for piece in merged)
     how = f" [{','.join(settings)}] <- {'; '.join(reads)}" if reads else ""
+    if step.fate == "folded":
+        how = f" <- {', '.join(expression(expr) for piece in step.pieces for expr in piece.reads)}"
     return f"{step.name}{how}{f' ({step.reason})' if step.reason else ''}"
 
 
@@ -105,6 +107,8 @@ def expression(expr: Expr) -> str:
     match expr:
         case Read(name):
             return name
+        case Rows(Adapted() as of, start, stop):
+            return f"({expression(of)})[{start}:{stop}]"
         case Rows(of, start, stop):
             return f"{expression(of)}[{start}:{stop}]"
         case Concat(of):

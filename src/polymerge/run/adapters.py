@@ -110,7 +110,8 @@ def _saved_modules(plan: AdapterPlan, adapters: Sequence[Adapter], layout: Adapt
     """Which modules PEFT has to replace by full weights; LLaVA's loader does that itself."""
     if layout == "llava":
         return None
-    brought = [name for one in adapters if one.layout == "llava" for name in one.extras]
+    kept = {step.name for step in plan.extras.steps} if plan.extras else set()
+    brought = [name for one in adapters if one.layout == "llava" for name in one.extras if f"{PREFIX}{name}" in kept]
     modules = {*(plan.config.get("modules_to_save") or ()), *(name.rpartition(".")[0] for name in brought)}
     return sorted(modules) or None
 

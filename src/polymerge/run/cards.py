@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from polymerge.checkpoint.joined import split_source
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, Plan
 from polymerge.run.record import RECORD, roles
@@ -19,7 +20,8 @@ __all__ = ["adapter_card", "model_card"]
 def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
     """A README.md for the output; the licence is left for its owner to state, since the inputs' licences decide it."""
     row = METHODS[plan.recipe["merge_method"]]
-    sources = [entry.source.partition("@")[0] for entry in plan.inputs if _looks_like_hub_id(entry.source)]
+    named = [source for entry in plan.inputs for source in split_source(entry.source) if source]
+    sources = [source.partition("@")[0] for source in named if _looks_like_hub_id(source)]
     front = {
         "base_model": list(dict.fromkeys(sources)),
         "library_name": "transformers",

@@ -1,0 +1,181 @@
+"""Decide what becomes of every pair of factors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from polymerge.checkpoint.adapter import Pair
+from polymerge.dtypes import dtype_code
+from polymerge.errors import PolymergeError, RecipeError
+from polymerge.mapping import text_layer
+from polymerge.methods.table import COPY, METHODS
+from polymerge.planning.data import LeftOut
+from polymerge.planning.loraoutput import alpha_of
+from polymerge.planning.openedadapters import Opened
+from polymerge.planning.overrides import Choice, matches
+from polymerge.planning.pairs import PairRead, PairStep
+from polymerge.recipe import Recipe
+from polymerge.settings import Setting
+
+__all__ = ["PairPlanner"]
+
+
+_KEEPS_RANK = ("cat", "robustmerge")
+
+
+class PairPlanner:
+    """The state while pairs are planned: what was decided, what is wrong, what was left out."""
+
+    def __init__(
+        self, recipe: Recipe, opened: Opened, choices: Sequence[Choice], problems: list[PolymergeError]
+    ) -> None:
+        self.recipe, self.opened, self.choices, self.problems = recipe, opened, choices, problems
+        self.settings: list[Setting] = []
+        self.left_out: list[LeftOut] = []
+        self.warnings: list[str] = []
+        self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
+
+    def steps(self) -> list[PairStep]:
+        """A step for every module that any adapter has, those of the template first."""
+        held: dict[str, dict[int, Pair]] = defaultdict(dict)
+        order = [self.opened.template, *(n for n in range(len(self.opened.adapters)) if n != self.opened.template)]
+        for place in order:
+            for pair in self.opened.adapters[place].pairs.values():
+                held[self.opened.key(f"{pair.module}.weight").removesuffix(".weight")][place] = pair
+        self._check_globs(held)
+        steps = [step for key, pairs in held.items() if (step := self._step(key, dict(sorted(pairs.items()))))]
+        self._check_overlap(held)
+        return steps
+
+    def _step(self, key: str, pairs: Mapping[int, Pair]) -> PairStep | None:
+        template, name = self.opened.template, f"{key}.weight"
+        choice = next(choice for choice in self.choices if choice.covers(name) or choice.covers(key))
+        kept = ""
+        if any(matches(name, glob) or matches(key, glob) for glob in self.recipe.exclude):
+            kept = "excluded by the recipe"
+        elif choice.setting.method == COPY:
+            kept = f"copied by the recipe ({choice.where})"
+        if kept and template not in pairs:
+            self._leave_out(pairs, f"{kept}, and the template has none")
+            return None
+        if kept:
+            self._leave_out({n: pair for n, pair in pairs.items() if n != template}, f"the template's is kept: {kept}")
+            return self._copied(key, template, pairs[template], kept)
+        shapes = {pair.shape: n for n, pair in pairs.items()}
+        if len(shapes) > 1 or len({(pair.embedding, pair.transposed) for pair in pairs.values()}) > 1:
+            listed = ", ".join(f"'{self.opened.labels[n]}' is {list(shape)}" for shape, n in shapes.items())
+            self.problems.append(RecipeError(f"{key}: {listed} (out, in). These adapters are not of one base"))
+            return None
+        reason = (
+            ""
+            if len(pairs) == len(self.opened.adapters)
+            else (
+                f"only {len(pairs)} of {len(self.opened.adapters)} adapters have it: "
+                + ", ".join(self.opened.labels[n] for n in pairs)
+            )
+        )
+        setting = choice.setting.of(list(pairs))
+        if len(pairs) == 1 and _is_identity(setting):
+            place, pair = next(iter(pairs.items()))
+            if pair.rank <= (setting.parameters.get("rank") or pair.rank):
+                return self._copied(key, place, pair, reason or "one adapter at weight 1")
+        return self._merged(key, pairs, setting, reason)
+
+    def _merged(self, key: str, pairs: Mapping[int, Pair], setting: Setting, reason: str) -> PairStep:
+        first = pairs.get(self.opened.template) or next(iter(pairs.values()))
+        ranks = [pair.rank for pair in pairs.values()]
+        method, wanted = setting.method, setting.parameters.get("rank")
+        apart = setting.parameters.get("space") == "factors" or (
+            method == "robustmerge" and setting.parameters["compose"] == "factors"
+        )
+        if (apart or method == "robustmerge") and len(set(ranks)) > 1:
+            listed = ", ".join(f"{pair.rank} '{self.opened.labels[n]}'" for n, pair in pairs.items())
+            hint = "use another method" if method == "robustmerge" else "say space: delta, knots or core"
+            self.problems.append(
+                RecipeError(f"{key}: {method} joins factor with factor and the ranks differ: {listed}; {hint}")
+            )
+        whole = sum(ranks) if method in _KEEPS_RANK and not apart else max(ranks)
+        dense = setting.parameters.get("space") == "delta" and not METHODS[method].additive
+        most = min(*first.shape, *([] if dense else [sum(ranks)])) if not apart and method not in _KEEPS_RANK else whole
+        rank = min(wanted, most) if wanted else min(whole, most) if method not in _KEEPS_RANK else whole
+        scaling = first.scaling
+        if (
+            not scaling
+            or alpha_of(scaling, rank) is None
+            or (rank != first.rank and not float(scaling * rank).is_integer())
+        ):
+            scaling = 1.0
+        dtypes = (self.dtype or first.a.dtype, self.dtype or first.b.dtype)
+        if setting not in self.settings:
+            self.settings.append(setting)
+        reads = tuple(_read(n, pair) for n, pair in pairs.items())
+        number = self.settings.index(setting)
+        return PairStep(
+            first.module, key, "merged", number, reads, first.shape, rank, scaling, dtypes, first.embedding, reason
+        )
+
+    def _copied(self, key: str, place: int, pair: Pair, reason: str) -> PairStep:
+        dtypes = (pair.a.dtype, pair.b.dtype)
+        return PairStep(
+            pair.module, key, "copied", None, (_read(place, pair),), pair.shape, pair.rank, pair.scaling, dtypes,
+            pair.embedding, reason,
+        )  # fmt: skip
+
+    def _leave_out(self, pairs: Mapping[int, Pair], reason: str) -> None:
+        for place, pair in pairs.items():
+            self.left_out += [LeftOut(place, entry.name, reason) for entry in (pair.a, pair.b, pair.bias) if entry]
+
+    def _check_globs(self, held: Mapping[str, object]) -> None:
+        modules = [*held, *(f"{key}.weight" for key in held)]
+        full = [self.opened.key(name) for adapter in self.opened.adapters for name in adapter.extras]
+        globs = [("exclude", glob, [*modules, *full], "module or weight") for glob in self.recipe.exclude]
+        globs += [("overrides", choice.match, modules, "module") for choice in self.choices if choice.match]
+        for where, glob, names, kind in globs:
+            if not any(matches(name, glob) for name in names):
+                found = f", such as {names[0]}" if names else ""
+                hint = " (parameter extra says what becomes of full weights)" if where == "overrides" else ""
+                self.problems.append(
+                    RecipeError(f"recipe: {where}: '{glob}' matches no {kind} of the adapters{found}{hint}")
+                )
+        layers = {text_layer(f"{key}.weight") for key in held} - {None}
+        for choice in self.choices:
+            if choice.layers and not any(
+                choice.layers[0] <= layer <= choice.layers[1] for layer in layers if layer is not None
+            ):
+                first, last = choice.layers
+                has = "" if layers else ", whose names are of no known family; then say base_model, a local folder"
+                self.problems.append(
+                    RecipeError(f"recipe: {choice.where}: layers {first}-{last} hold no module of the adapters{has}")
+                )
+
+    def _check_overlap(self, held: Mapping[str, Mapping[int, Pair]]) -> None:
+        """Adapters that share no module with the others are of another model, or named by another layout."""
+        count = len(self.opened.adapters)
+        for place in range(count):
+            own = [key for key, pairs in held.items() if place in pairs]
+            if count > 1 and own and all(len(held[key]) == 1 for key in own):
+                other = next((key for key, pairs in held.items() if place not in pairs), None)
+                if other is not None:
+                    self.problems.append(
+                        RecipeError(
+                            f"'{self.opened.labels[place]}' has no module in common with the other adapters (it has "
+                            f"{own[0]}, they have {other}). They are of different models, or named by different "
+                            "layouts: then say base_model, a local folder, so that its family is known"
+                        )
+                    )
+
+
+def _read(place: int, pair: Pair) -> PairRead:
+    return PairRead(place, pair.a.name, pair.b.name, pair.bias.name if pair.bias else "", pair.rank, pair.scaling)
+
+
+def _is_identity(setting: Setting) -> bool:
+    """Whether a method, given a single model, gives it back."""
+    said = setting.parameters
+    if setting.method == "robustmerge" or "weight" not in said:
+        return False
+    (weight,) = said["weight"]
+    (density,) = said.get("density", (1.0,))
+    normalized = said.get("normalize") in (True, "weight") and weight > 0
+    return (weight == 1 or normalized) and density == 1 and said.get("scale", 1.0) == 1

@@ -1,0 +1,338 @@
+"""What a merge of adapters is, to the bit or to the rounding of float32: against PEFT and against dense matrices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import literal_methods as literal
+from adapters_made import (  # fmt: skip
+    PEFT_WARNINGS,
+    adapter,
+    close,
+    config,
+    exact_updates,
+    loaded,
+    recipe,
+    record,
+    tensors,
+    total,
+    updates,
+)
+from running import cli, merged, raw, recipe_file
+
+pytestmark = PEFT_WARNINGS
+
+KINDS: dict[str, dict[str, Any]] = {
+    "odd alpha": {"r": 3, "lora_alpha": 5},
+    "rank stabilized": {"r": 5, "lora_alpha": 7, "use_rslora": True, "dtype": torch.bfloat16},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+        "rank_pattern": {"v_proj": 2},
+        "alpha_pattern": {r"layers\.1\..*": 11},
+    },
+    "bias of the factors": {"target_modules": ["q_proj", "o_proj"], "lora_bias": True},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "modules to save": {"modules_to_save": ["lm_head"], "dtype": torch.float16},
+    "tokens": {"trainable_token_indices": [5, 0, 3]},
+}
+SUMS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "cat", "svd", "tsv")
+
+
+# --- one adapter
+
+
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+def test_one_adapter_at_weight_one_comes_back_bit_for_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """By tsv too: the share of a single model is the whole rank, and orthogonal directions stay as they are."""
+    one = adapter(tmp_path / "one", **settings)
+    for method in SUMS:
+        out = merged(recipe(method, [one]), tmp_path / method)
+        assert raw(out) == raw(one), method
+        before, after = config(one), config(out)
+        assert {key for key in before if before[key] != after.get(key)} <= {"inference_mode"}
+    close(exact_updates(out), exact_updates(one), 0.0)
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "cat", "tsv", "ties"])
+def test_one_adapter_at_weight_one_comes_back_where_it_is_computed(tmp_path: Path, method: str) -> None:
+    """Twice a half of it is the same update, but for rounding."""
+    one = adapter(tmp_path / "one", r=5, lora_alpha=7, use_rslora=True)
+    two = adapter(tmp_path / "two", r=5, lora_alpha=7, use_rslora=True)
+    weight = 1.0 if method in ("ties", "tsv") else 0.5
+    out = merged(recipe(method, [one, two], weight, parameters={} if method != "tsv" else {"rank": 10}), tmp_path / "o")
+    wanted = exact_updates(one)
+    size = max(np.abs(update).max() for update in wanted.values())
+    close(exact_updates(out), wanted, size)
+
+
+def test_a_single_adapter_is_scaled_by_its_weight(tmp_path: Path) -> None:
+    one = adapter(tmp_path / "one", r=3, lora_alpha=5)
+    for method in SUMS:
+        wanted = {module: 1.5 * 2 * update for module, update in exact_updates(one).items()}
+        scaled = {"scale": 2} if method != "linear" else {}
+        more = {"normalize": "none"} if "ties" in method else {} if method == "tsv" else {"normalize": False}
+        weight = 1.5 if scaled else 3.0
+        out = merged(recipe(method, [one], weight, parameters={**scaled, **more}), tmp_path / method)
+        close(exact_updates(out), wanted, max(np.abs(update).max() for update in wanted.values()), 2e-6)
+
+
+# --- sums
+
+
+def three(folder: Path) -> list[Path]:
+    """Ranks, alphas, modules, all different."""
+    return [
+        adapter(folder / "one", 1, r=3, lora_alpha=5, target_modules=["q_proj", "v_proj", "embed_tokens"]),
+        adapter(
+            folder / "two",
+            2,
+            r=4,
+            lora_alpha=7,
+            use_rslora=True,
+            target_modules=["q_proj", "down_proj", "lm_head"],
+            rank_pattern={r"layers\.1\.self_attn\.q_proj": 2},
+            alpha_pattern={"down_proj": 0.3},
+        ),
+        adapter(
+            folder / "three",
+            3,
+            r=2,
+            lora_alpha=1,
+            target_modules="all-linear",
+            rank_pattern={"v_proj": 6, "k_proj": 1},
+            alpha_pattern={"q_proj": 9, r"layers\.0\.mlp\..*": 4},
+        ),
+    ]
+
+
+@pytest.mark.parametrize("template", range(3))
+def test_cat_is_the_weighted_sum(tmp_path: Path, template: int) -> None:
+    adapters, weight = three(tmp_path), [0.5, -1.25, 2.0]
+    out = merged(recipe("cat", adapters, weight, template=str(adapters[template])), tmp_path / "out")
+    close(exact_updates(out), *total(adapters, weight))
+    close(updates(loaded(out)), *total(adapters, weight))
+    error = record(out)["output"]["relative_error"]
+    assert set(error.values()) == {0.0}
+
+
+@pytest.mark.parametrize("method", ["linear", "svd", "task_arithmetic"])
+def test_a_sum_of_full_rank_is_the_weighted_sum(tmp_path: Path, method: str) -> None:
+    adapters, weight = three(tmp_path), [0.5, 1.25, 2.0]
+    parameters = {"rank": 16, "normalize": False} | ({"scale": 2} if method != "linear" else {})
+    out = merged(recipe(method, adapters, weight, parameters=parameters), tmp_path / "out")
+    scale = parameters.get("scale", 1)
+    close(exact_updates(out), *total(adapters, [scale * one for one in weight]), 2e-6)
+
+
+def test_weights_are_normalised_among_those_that_have_a_module(tmp_path: Path) -> None:
+    adapters = three(tmp_path)
+    out = merged(recipe("linear", adapters, [1, 2, 3], parameters={"rank": 16}), tmp_path / "out")
+    one, two, last = map(exact_updates, adapters)
+    got = exact_updates(out)
+    module = "model.layers.0.self_attn.v_proj"  # of the first and the last
+    wanted = (one[module] + 3 * last[module]) / 4
+    np.testing.assert_allclose(got[module], wanted, atol=2e-6 * np.abs(wanted).max())
+    module = "lm_head"  # of the second alone: as it was
+    np.testing.assert_allclose(got[module], two[module], atol=1e-6 * np.abs(two[module]).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_dtypes_are_summed_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    adapters = [adapter(tmp_path / str(seed), seed, dtype, r=3, lora_alpha=5 + seed) for seed in range(2)]
+    wide = merged(recipe("cat", adapters, [0.3, 0.7], dtype="float32"), tmp_path / "wide")
+    close(exact_updates(wide), *total(adapters, [0.3, 0.7]))
+    assert {tensor.dtype for tensor in tensors(wide).values()} == {torch.float32}
+    narrow = merged(recipe("cat", adapters, [0.3, 0.7]), tmp_path / "narrow")
+    assert {tensor.dtype for tensor in tensors(narrow).values()} == {dtype}
+    assert all(torch.equal(tensor, tensors(wide)[name].to(dtype)) for name, tensor in tensors(narrow).items())
+
+
+def alike(folder: Path, count: int = 3, rank: int = 3, **settings: Any) -> list[Path]:
+    """Adapters of one rank and one scaling."""
+    kept = {"r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj", "down_proj"]} | settings
+    return [adapter(folder / str(seed), seed, **kept) for seed in range(count)]
+
+
+ORDERED = [
+    ("linear", {}), ("task_arithmetic", {"scale": 0.5}), ("cat", {}), ("svd", {}), ("tsv", {}),
+    ("ties", {"density": 0.5}), ("ties", {"density": 0.5, "space": "knots"}), ("ties", {"space": "core"}),
+    ("ties", {"space": "factors"}), ("robustmerge", {}), ("robustmerge", {"compose": "product", "floor": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "parameters"), ORDERED, ids=lambda value: str(value))
+def test_the_order_of_the_adapters_does_not_matter(tmp_path: Path, method: str, parameters: dict[str, Any]) -> None:
+    adapters, weight = alike(tmp_path), [0.5, 0.75, 1.0]
+    found = []
+    for number, order in enumerate([(0, 1, 2), (2, 0, 1)]):
+        said = [None if method == "robustmerge" else weight[place] for place in order]
+        turned = recipe(method, [adapters[place] for place in order], said, parameters=parameters)
+        found.append(exact_updates(merged(turned | {"template": str(adapters[0])}, tmp_path / f"out{number}")))
+    size = max(np.abs(update).max() for update in found[0].values())
+    close(found[1], found[0], size, 5e-6)
+
+
+# --- PEFT's own
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd"])
+def test_peft_s_weighted_adapter(tmp_path: Path, kind: str) -> None:
+    """PEFT's svd counts the scaling of each adapter twice, so that it is right where that is 1."""
+    alphas = (3, 3) if kind == "svd" else (5, 8)
+    adapters = [adapter(tmp_path / str(n), n, r=3, lora_alpha=alpha) for n, alpha in enumerate(alphas)]
+    model = loaded(adapters[0])
+    model.load_adapter(str(adapters[1]), "second")
+    weight = [0.5, 1.5]
+    more = {"svd_rank": 4} if kind == "svd" else {}
+    model.add_weighted_adapter(["default", "second"], weight, "both", combination_type=kind, **more)
+    wanted = {}
+    for name, one in model.named_modules():
+        if hasattr(one, "lora_A") and "both" in one.lora_A:
+            wanted[name.removeprefix("base_model.model.")] = one.get_delta_weight("both").detach().double().numpy()
+    parameters = {"rank": 4} if kind == "svd" else {}
+    out = merged(recipe(kind, adapters, weight, parameters=parameters), tmp_path / "out")
+    close(exact_updates(out), wanted, max(np.abs(update).max() for update in wanted.values()), 5e-6)
+
+
+# --- the same bits
+
+
+def every_recipe(adapters: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    found = {
+        method: recipe(method, adapters, None if method == "robustmerge" else 0.7)
+        for method in ("linear", "cat", "svd", "tsv", "robustmerge")
+    }
+    half = {"density": 0.5}
+    found |= {f"ties-{space}": recipe("ties", adapters, 0.7, parameters=half | {"space": space}) for space in SPACES}
+    return found | {"dare_ties": recipe("dare_ties", adapters, 0.7, parameters=half, seed=3)}
+
+
+SPACES = ("delta", "factors", "knots", "core")
+MERGE_ALL = """
+import sys
+from pathlib import Path
+import polymerge
+for file in sorted(Path(sys.argv[1]).glob("*.yaml")):
+    polymerge.merge(file, Path(sys.argv[2]) / file.stem, threads=2, check=False)
+"""
+
+
+def test_threads_and_hash_seed_do_not_change_a_bit(tmp_path: Path) -> None:
+    adapters = alike(tmp_path / "in", target_modules="all-linear", modules_to_save=["norm"])
+    recipes = every_recipe(adapters)
+    for folder in ("recipes", "one", "two", "other"):
+        (tmp_path / folder).mkdir()
+    for name, said in recipes.items():
+        file = recipe_file(said, tmp_path / "recipes" / f"{name}.yaml")
+        for folder, threads in (("one", 1), ("two", 2)):
+            ran = cli("merge", file, "-o", tmp_path / folder / name, "--threads", threads)
+            assert ran.status == 0, ran.err
+    words = [sys.executable, "-c", MERGE_ALL, str(tmp_path / "recipes"), str(tmp_path / "other")]
+    subprocess.run(words, check=True, timeout=120, env=os.environ | {"PYTHONHASHSEED": "4711"})
+    for name in recipes:
+        folders = [tmp_path / folder / name for folder in ("one", "two", "other")]
+        for file in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+            assert len({(folder / file).read_bytes() for folder in folders}) == 1, (name, file)
+        assert len({record(folder)["plan_hash"] for folder in folders}) == 1
+    assert len({(tmp_path / "one" / name / "adapter_model.safetensors").read_bytes() for name in recipes}) == len(
+        recipes
+    )
+
+
+def test_a_seed_draws_other_numbers(tmp_path: Path) -> None:
+    adapters = alike(tmp_path, 2)
+    half = {"density": 0.5}
+    first, again, other = (
+        raw(merged(recipe("dare_linear", adapters, 1.0, parameters=half, seed=seed), tmp_path / name))
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    assert first == again != other
+
+
+# --- spaces, literally
+
+
+def flat_method(method: str, weight: Sequence[float], density: float, name: str) -> Callable[[Any], Any]:
+    """A method on flat rows [model, n], entry by entry in Python."""
+
+    def join(rows: Any) -> Any:
+        if method in ("linear", "task_arithmetic"):
+            return literal.weighted(rows, weight, method == "linear")
+        if method == "ties":
+            return literal.elected([literal.largest(row, int(density * row.size)) for row in rows], weight,
+                                   "weighted", "weight")  # fmt: skip
+        thin = [literal.drawn(row, density, True, 7, n, name) for n, row in enumerate(rows)]
+        if method == "dare_linear":
+            return literal.weighted(thin, weight, False)
+        return literal.elected(thin, weight, "weighted", "weight")
+
+    return join
+
+
+def in_space(space: str, pairs: Any, join: Callable[[str], Callable[[Any], Any]], canonical: str) -> np.ndarray:
+    """The merged update of one module; pairs are (b, a), with all scalings in b."""
+
+    def joined(stack: Any, number: int | None) -> np.ndarray:
+        name = canonical if number is None else f"{canonical}#{number}"
+        rows = [np.asarray(one, np.float64).reshape(-1) for one in stack]
+        return join(name)(rows).reshape(np.shape(stack[0]))
+
+    if space == "delta":
+        return joined([b @ a for b, a in pairs], None)
+    if space == "factors":
+        return joined([b for b, _ in pairs], 1) @ joined([a for _, a in pairs], 0)
+    if space == "knots":
+        u, s, v = signed_svd(np.concatenate([b @ a for b, a in pairs], axis=1))
+        width = pairs[0][1].shape[1]
+        return u * s @ joined([v[:, n * width : (n + 1) * width] for n in range(len(pairs))], 0)
+    u, _, _ = signed_svd(np.concatenate([b for b, _ in pairs], axis=1))
+    v, _, _ = signed_svd(np.concatenate([a for _, a in pairs]).T)
+    return u @ joined([u.T @ b @ a @ v for b, a in pairs], 0) @ v.T
+
+
+def signed_svd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    count = int((s > 1e-12 * s[0]).sum())
+    signs = np.sign([column[np.abs(column).argmax()] for column in u.T])[:count]
+    return u[:, :count] * signs, s[:count], v[:count] * signs[:, None]
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
+def test_spaces_literally(tmp_path: Path, space: str, method: str) -> None:
+    adapters = alike(tmp_path, 2, rank=3, lora_alpha=6, target_modules=["q_proj"])
+    weight, density, alone = [0.4, 1.1], 0.6, method in ("linear", "task_arithmetic")
+    scale = 1.0 if method == "linear" else 0.5
+    parameters = {"space": space} | ({} if alone else {"density": density}) | ({} if scale == 1 else {"scale": scale})
+    held = [tensors(one) for one in adapters]
+    for rank in (16, 5, 2):
+        said = recipe(method, adapters, weight, parameters=parameters | {"rank": rank}, seed=7)
+        out = merged(said, tmp_path / f"rank-{rank}")
+        got, errors, most = exact_updates(out), record(out)["output"]["relative_error"], rank
+        if space == "factors":
+            most = min(rank, 3)
+        elif alone or space != "delta":
+            most = min(rank, 6)  # the sum of the ranks, beyond which there is nothing
+        for layer in range(2):
+            module = f"model.layers.{layer}.self_attn.q_proj"
+            pairs = [tuple(one[f"{module}.lora_{end}.weight"].double().numpy() for end in "BA") for one in held]
+            whole = in_space(space, pairs, lambda name: flat_method(method, weight, density, name), module)
+            # 2 is alpha / r of each adapter; scale multiplies what is merged, in the space of factors each of them
+            wanted = 2 * scale ** (2 if space == "factors" else 1) * whole
+            u, s, v = np.linalg.svd(wanted)
+            kept = (u[:, :most] * s[:most]) @ v[:most]
+            assert tensors(out)[f"{module}.lora_A.weight"].shape == (most, 16)
+            np.testing.assert_allclose(got[module], kept, atol=5e-6 * np.abs(wanted).max())
+            lost = np.linalg.norm(wanted - got[module]) / np.linalg.norm(wanted)
+            np.testing.assert_allclose(errors[module], lost, atol=1e-6)
+            if rank == 2:
+                assert lost > 0.01
