@@ -35,7 +35,10 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
         yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip(),
         "---",
     ]
-    lines += ["", f"# {name}", "", f"A merge made with polymerge by `{row.name}`: {row.title} ({row.source}).", ""]
+    made = f"A merge made with polymerge by `{row.name}`: {row.title} ({row.source})."
+    if not fates["merged"]:
+        made = "A model with an adapter folded in, made with polymerge."
+    lines += ["", f"# {name}", "", made, ""]
     lines += ["| model | role |", "|---|---|"]
     lines += [f"| {entry.source} | {', '.join(roles(plan, place))} |" for place, entry in enumerate(plan.inputs)]
     folded = f"{fates['folded']} have an adapter folded in, " if fates["folded"] else ""
