@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polymerge.cli.options import recipe_of, recipe_options
+from polymerge.cli.options import output_options, recipe_of, recipe_options
 from polymerge.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -42,28 +42,45 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
 
 @click.command()
 @recipe_options
-@click.option("-o", "--out", metavar="OUT", help="The folder to make.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device to stream blocks through.")
-@click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file.")
-@click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: as many as processors, up to 8.")
-@click.option(
-    "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
-)
+@output_options
 @click.option("--layout", type=click.Choice(["peft", "llava"]), help="Of a merged adapter; default: the template's.")
-@click.option("--dry-run", is_flag=True, help="Only plan.")
-@click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@click.option("--no-verify", is_flag=True, help="Do not check at the end that the output loads.")
-@click.option("--trust-remote-code", is_flag=True, help="Let the check run Python files that lie in the checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any) -> None:
     """Merge models into a new folder that loads as it is.
 
     RECIPE is a YAML file; the options say the same without a file.
     """
+    _carry_out("merging", recipe_of(options), out, dry_run, no_verify, as_json, options)
+
+
+@click.command()
+@click.argument("adapter", metavar="ADAPTER")
+@click.option("--base", metavar="MODEL", help="The model it was trained on; default: the one that its config names.")
+@output_options
+def fold(
+    adapter: str, base: str | None, out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any
+) -> None:
+    """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
+
+    The full weights that travel with the adapter, such as a projector, take the place of the base's.
+    """
+    from polymerge.planning.folding import fold_recipe
+
+    _carry_out("folding", fold_recipe(adapter, base), out, dry_run, no_verify, as_json, options)
+
+
+def _carry_out(
+    what: str,
+    recipe: str | dict[str, Any],
+    out: str | None,
+    dry_run: bool,
+    no_verify: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """Plan, and make what is planned unless only the plan is wanted."""
     from polymerge.planning import make_plan
     from polymerge.planning.show import describe
 
-    recipe = recipe_of(options)
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o': the folder to make.")
     made = make_plan(recipe)
@@ -74,48 +91,7 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
 
     for warning in made.warnings:
         click.echo(f"note: {warning}", err=True)
-    with progress_bar("merging") as progress:
-        merged = run(made, out, check=not no_verify, progress=progress, **options)
-    _report(merged, as_json)
-
-
-@click.command()
-@click.argument("adapter", metavar="ADAPTER")
-@click.option("--base", metavar="MODEL", help="The model it was trained on; default: the one that its config names.")
-@click.option("-o", "--out", metavar="OUT", help="The folder to make.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device to stream blocks through.")
-@click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file.")
-@click.option("--threads", type=click.IntRange(min=1), help="Blocks at once; default: as many as processors, up to 8.")
-@click.option(
-    "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
-)
-@click.option("--dry-run", is_flag=True, help="Only plan.")
-@click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@click.option("--no-verify", is_flag=True, help="Do not check at the end that the output loads.")
-@click.option("--trust-remote-code", is_flag=True, help="Let the check run Python files that lie in the checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def fold(
-    adapter: str, base: str | None, out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any
-) -> None:
-    """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
-
-    The full weights that travel with the adapter, such as a projector, take the place of the base's.
-    """
-    from polymerge.planning import make_plan
-    from polymerge.planning.folding import fold_recipe
-    from polymerge.planning.show import describe
-
-    if out is None and not dry_run:
-        raise click.UsageError("Missing option '-o': the folder to make.")
-    made = make_plan(fold_recipe(adapter, base))
-    if dry_run or out is None:
-        click.echo(json.dumps({**made.to_json(), "hash": made.hash}) if as_json else describe(made))
-        return
-    from polymerge.run.merge import merge as run
-
-    for warning in made.warnings:
-        click.echo(f"note: {warning}", err=True)
-    with progress_bar("folding") as progress:
+    with progress_bar(what) as progress:
         merged = run(made, out, check=not no_verify, progress=progress, **options)
     _report(merged, as_json)
 

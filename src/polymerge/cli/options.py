@@ -10,7 +10,7 @@ import yaml
 
 from polymerge.errors import RecipeError
 
-__all__ = ["recipe_of", "recipe_options"]
+__all__ = ["output_options", "recipe_of", "recipe_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +29,25 @@ _OPTIONS = (
     click.option("--seed", type=int, help="For methods that draw random numbers."),
 )
 
+_OUTPUT = (
+    click.option("-o", "--out", metavar="OUT", help="The folder to make."),
+    click.option("--device", default="cpu", show_default=True, help="cpu, or a torch device to stream blocks through."),
+    click.option("--shard-size", default="5GB", show_default=True, help="Largest weight file."),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Blocks at once; default: as many as processors, up to 8."
+    ),
+    click.option(
+        "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors", show_default=True
+    ),
+    click.option("--dry-run", is_flag=True, help="Only plan."),
+    click.option("--force", is_flag=True, help="Replace an existing OUT."),
+    click.option("--no-verify", is_flag=True, help="Do not check at the end that the output loads."),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Let the check run Python files that lie in the checkpoint."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Report as JSON."),
+)
+
 _NAMES = (
     "template", "others", "base", "method", "weight", "parameters", "parts", "exclude", "vocab", "dtype", "seed",
 )  # fmt: skip
@@ -37,6 +56,13 @@ _NAMES = (
 def recipe_options(command: F) -> F:
     """Give a command the recipe argument and the options that stand in for a recipe."""
     for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def output_options(command: F) -> F:
+    """Give a command the options that say where and how a merge is written."""
+    for option in reversed(_OUTPUT):
         command = option(command)
     return command
 

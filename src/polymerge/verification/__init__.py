@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import is_adapter
+from polymerge.errors import PolymergeError, Refused
 from polymerge.verification.adapter import verify_adapter
 from polymerge.verification.checkpoint import verify_checkpoint
 from polymerge.verification.findings import Finding, Verification
@@ -17,6 +18,12 @@ def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verificati
 
     trust_remote_code  run Python files that lie in the folder, where its model needs them
     """
-    if is_adapter(Path(folder)):
-        return verify_adapter(folder)
-    return verify_checkpoint(folder, trust_remote_code=trust_remote_code)
+    path = Path(folder)
+    try:
+        if is_adapter(path):
+            return verify_adapter(folder)
+        return verify_checkpoint(folder, trust_remote_code=trust_remote_code)
+    except Refused as refused:
+        return Verification(path, (Finding("files", False, "; ".join(map(str, refused.problems))),))
+    except PolymergeError as error:
+        return Verification(path, (Finding("files", False, str(error)),))

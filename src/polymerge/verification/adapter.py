@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import open_adapter
-from polymerge.errors import PolymergeError, Refused
 from polymerge.verification.findings import Finding, Verification
 from polymerge.verification.values import finite
 
@@ -17,15 +16,11 @@ def verify_adapter(folder: str | Path) -> Verification:
     """Check an adapter folder without its base: what it holds fits its config, is finite, and PEFT reads the config.
 
     Whether its modules are there in a base is what loading it with that base, or `polymerge fold`, tells.
+
+    raises PolymergeError where it cannot be opened.
     """
     path = Path(folder)
-    try:
-        adapter = open_adapter(str(folder), path)
-    except Refused as refused:
-        details = "; ".join(str(problem) for problem in refused.problems)
-        return Verification(path, (Finding("files", False, details),))
-    except PolymergeError as error:
-        return Verification(path, (Finding("files", False, str(error)),))
+    adapter = open_adapter(str(folder), path)
     ranks = sorted({pair.rank for pair in adapter.pairs.values()})
     held = f"{len(adapter.pairs)} modules of rank {', '.join(map(str, ranks))}, {len(adapter.extras)} full weights"
     return Verification(path, (Finding("files", True, held), finite(adapter.entries), _config(path)))

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
-from polymerge.errors import PolymergeError, Refused
 from polymerge.families import family_of, text_tower
 from polymerge.mapping import map_names
 from polymerge.reads import names_read
@@ -35,15 +34,11 @@ def verify_checkpoint(folder: str | Path, *, trust_remote_code: bool = False) ->
     or tokenizer is loaded; tied tensors must agree; the number of parameters must be that of the template.
 
     trust_remote_code  run Python files that lie in the folder, where its model needs them
+
+    raises PolymergeError where it cannot be opened.
     """
     path = Path(folder)
-    try:
-        checkpoint = open_checkpoint(str(folder), path)
-    except Refused as refused:
-        details = "; ".join(str(problem) for problem in refused.problems)
-        return Verification(path, (Finding("files", False, details),))
-    except PolymergeError as error:
-        return Verification(path, (Finding("files", False, str(error)),))
+    checkpoint = open_checkpoint(str(folder), path)
     size = sum(entry.nbytes for entry in checkpoint.entries.values())
     files = Finding(
         "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
