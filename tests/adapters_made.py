@@ -62,7 +62,8 @@ def loaded(folder: Path, base: Any = None) -> PeftModel:
         for name, _ in model.named_parameters()
         if ".default" in name or name.endswith(".original_module")
     }
-    extra = {name for name in held if name not in own and not name.endswith((".base_layer.weight", "_delta"))}
+    own |= {name for name, _ in model.named_parameters() if not any(part in name for part in (".default", "lora_"))}
+    extra = {name for name in held if name not in own and not name.endswith("_delta")}
     assert not extra, f"PEFT has no place for {extra}"
     return model
 

@@ -160,7 +160,7 @@ def test_a_missing_path_names_what_lies_there(tmp_path: Path) -> None:
         ([], "has no weights (*.safetensors, pytorch_model*.bin, *.pth, *.pt). It is empty"),
         (["config.json", "training_args.bin"], "has no weights"),
         (["mm_projector.bin"], "It holds 'mm_projector.bin'. Name another folder, or the file itself"),
-        (["adapter_config.json"], "Adapters as full models are not supported in this version"),
+        (["adapter_config.json"], "is an adapter, not a model. Write BASE+"),
         (["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin"], "is an adapter"),
         (["a.safetensors", "b.safetensors"], "has 2 weight files and no index: 'a.safetensors', 'b.safetensors'"),
         (["a-1-of-2.safetensors", "b-2-of-2.safetensors"], "has 2 weight files and no index"),

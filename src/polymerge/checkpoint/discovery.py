@@ -68,7 +68,7 @@ def find_weights(folder: Path) -> Weights:
     if "adapter_config.json" in names:
         raise RecipeError(
             f"{folder}: is an adapter, not a model. Write BASE+{folder} to take it together with its base, or fold it "
-            "into one: polymerge fold"
+            "into one with `polymerge fold`."
         )
     raise RecipeError(
         f"{folder}: has no weights (*.safetensors, pytorch_model*.bin, *.pth, *.pt). "

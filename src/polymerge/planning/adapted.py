@@ -84,6 +84,15 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
             found[name] = Adapted(found.get(name, Read(name)), a, b, pair.scaling, pair.transposed)
         if pair.bias is not None:
             _add_bias(pair, own(f"{pair.module}.bias"), found)
+    tied = bool(parameters.checkpoint.config.get("tie_word_embeddings"))
+    for head in [name for name in missing if tied and name.rpartition(".")[0].endswith("lm_head")]:
+        del missing[head]
+        problems.append(
+            RecipeError(
+                f"'{label}': the adapter has a {head} of its own, and its base ties the head to the embedding, so a "
+                "checkpoint of it has no place for one. Keep the adapter apart, or untie the base first"
+            )
+        )
     if missing:
         few = ", ".join(list(missing)[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         problems.append(

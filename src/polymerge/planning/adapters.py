@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polymerge.checkpoint.adapter import is_adapter
+from polymerge.checkpoint.adapter import is_adapter, open_adapter
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.joined import split_source
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
@@ -12,7 +12,15 @@ from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.planning.extras import plan_extras
 from polymerge.planning.inputs import labels_of
 from polymerge.planning.loraoutput import foreign_names, output_config
-from polymerge.planning.openedadapters import base_of, check_bases, open_adapters, skipped, summaries
+from polymerge.planning.openedadapters import (
+    base_of,
+    check_bases,
+    check_both_kinds,
+    check_local_base,
+    open_adapters,
+    skipped,
+    summaries,
+)
 from polymerge.planning.overrides import Choice
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.pairsteps import PairPlanner
@@ -28,15 +36,26 @@ _REFUSED = {"slerp": "on checkpoints", "metagpt": "on checkpoints, whose norms i
 def names_adapters(recipe: Recipe, problems: list[PolymergeError]) -> bool:
     """Whether the models of a recipe are adapters; some that are and some that are not is a problem."""
     kinds = {entry.model: _is_adapter(entry.model) for entry in recipe.models}
-    if any(kinds.values()) and not all(kinds.values()):
-        adapter, other = (next(name for name, kind in kinds.items() if kind is wanted) for wanted in (True, False))
+    if not any(kinds.values()) or all(kinds.values()):
+        return any(kinds.values())
+    adapter = next(name for name, kind in kinds.items() if kind)
+    for name in (name for name, kind in kinds.items() if not kind):
+        try:
+            path = locate(name)
+            if any(path.glob("adapter_model.*")):
+                open_adapter(name, path)  # says what it lacks
+        except Refused as refused:
+            problems.extend(refused.problems)
+            continue
+        except PolymergeError as error:
+            problems.append(error)
+            continue
         problems.append(
             RecipeError(
-                f"models: '{adapter}' is an adapter, '{other}' is none. Write BASE+ADAPTER to merge it as a whole model"
+                f"models: '{adapter}' is an adapter, '{name}' is none. Write BASE+ADAPTER to merge it as a whole model"
             )
         )
-        raise Refused(problems)
-    return any(kinds.values())
+    raise Refused(problems)
 
 
 def _is_adapter(source: str) -> bool:
@@ -62,11 +81,14 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
         raise AssertionError("unreachable: adapters that cannot be opened are a problem")
     base = base_of(recipe, problems)
     check_bases(recipe, opened, problems)
+    local = check_local_base(recipe, opened, problems)
     planner = PairPlanner(recipe, opened, choices, problems)
     pairs = planner.steps()
+    adapted = {step.canonical for step in pairs}
+    check_both_kinds(opened, problems)
     extra = choices[-1].setting.parameters.get("extra", "mean")
     inputs = summaries(opened)
-    extras = plan_extras(recipe, opened.adapters, inputs, opened.template, opened.key, extra, base, problems)
+    extras = plan_extras(recipe, opened.adapters, inputs, opened.template, opened.key, extra, base, adapted, problems)
     full = extras.steps if extras else ()
     problems.extend(foreign_names(opened.adapters, names, opened.template, opened.key, pairs, full))
     refuse_if_any(problems)
@@ -74,7 +96,7 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     warnings = [*planner.warnings, *(extras.warnings if extras else ())]
     for label, adapter in zip(names, opened.adapters, strict=True):
         warnings += [f"'{label}': '{name}' in its files is left out: {why}" for name, why in adapter.skipped.items()]
-    if base is None and recipe.base_model is not None:
+    if recipe.base_model is not None and base is None and not local:
         warnings.append(f"base_model '{recipe.base_model}' is recorded, not read")
     return AdapterPlan(
         recipe=recipe_dict(recipe),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from polymerge.checkpoint import Entry
 from polymerge.checkpoint.adapter import Adapter
@@ -24,7 +24,7 @@ PREFIX = "base_model.model."
 
 
 def stored_name(parameter: str, adapted: bool) -> str:
-    """The name that PEFT stores a full weight under; an embedding with an adapter has its weight in `base_layer`."""
+    """The name that PEFT stores a full weight or bias under; a module with factors has its own in `base_layer`."""
     module, _, end = parameter.rpartition(".")
     return f"{PREFIX}{module}.base_layer.{end}" if adapted else f"{PREFIX}{parameter}"
 
@@ -37,20 +37,22 @@ def plan_extras(
     key: Callable[[str], str],
     extra: str,
     base: Model | None,
+    adapted: Collection[str],
     problems: list[PolymergeError],
 ) -> Plan | None:
     """Plan what becomes of the adapters' full weights; None where they have none.
 
     inputs what the plan records of the adapters
     extra  mean, first (the template's, or of the first adapter that has it), or a method, with the recipe's parameters
+    adapted the modules that have factors in the output, by their canonical names
     base   the base model, for methods on deltas
     """
     labels = [entry.label for entry in inputs]
     held: dict[str, dict[int, tuple[str, Entry]]] = defaultdict(dict)
     for place in (template, *(n for n in range(len(adapters)) if n != template)):
         for parameter, entry in adapters[place].extras.items():
-            adapted = parameter.removesuffix(".weight") in adapters[place].pairs
-            held[key(parameter)][place] = (stored_name(parameter, adapted), entry)
+            module = key(f"{parameter.rpartition('.')[0]}.weight").removesuffix(".weight")
+            held[key(parameter)][place] = (stored_name(parameter, module in adapted), entry)
         for parameter, (_, entry) in adapters[place].tokens.items():
             module = parameter.removesuffix(".weight")
             name = f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"

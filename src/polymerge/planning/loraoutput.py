@@ -84,7 +84,10 @@ def _holds(module: str, extras: Sequence[Step]) -> bool:
 
 def _ranks(steps: Sequence[PairStep]) -> dict[str, Any]:
     """Rank and alpha of the most, and patterns for the others."""
-    alphas = {step.module: alpha_of(step.scaling, step.rank) for step in steps}
+    # where no alpha gives a copied module's scaling exactly, the nearest does, one rounding off
+    exact = {step.module: alpha_of(step.scaling, step.rank) for step in steps}
+    nearest = {step.module: step.scaling * step.rank for step in steps}
+    alphas = {module: nearest[module] if alpha is None else alpha for module, alpha in exact.items()}
     (rank, alpha), _ = Counter((step.rank, alphas[step.module]) for step in steps).most_common(1)[0]
     return {
         "r": rank,

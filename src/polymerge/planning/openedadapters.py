@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polymerge.checkpoint.adapter import Adapter, open_adapter
+from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.jsontext import parse_object
 from polymerge.errors import PolymergeError, RecipeError, Refused
@@ -14,11 +14,21 @@ from polymerge.families import family_of
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
+from polymerge.planning.adapted import Parameters
 from polymerge.planning.data import Input, LeftOut
 from polymerge.planning.inputs import Model, open_each, tensors_digest
 from polymerge.recipe import Recipe
 
-__all__ = ["Opened", "base_of", "check_bases", "open_adapters", "skipped", "summaries"]
+__all__ = [
+    "Opened",
+    "base_of",
+    "check_bases",
+    "check_both_kinds",
+    "check_local_base",
+    "open_adapters",
+    "skipped",
+    "summaries",
+]
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,61 @@ def check_bases(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) 
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"'{label}' is for a {kind}" for label, kind in kinds.items())
         problems.append(RecipeError(f"the adapters are of different families: {listed}"))
+
+
+def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) -> bool:
+    """Check against the base's headers, where it is a folder here, that it has what the adapters change.
+
+    A base that cannot be read as a model that is merged (a quantized one, say) is only recorded, and so is one that
+    lies elsewhere: False then.
+    """
+    if recipe.base_model is None or not Path(recipe.base_model).expanduser().exists():
+        return False
+    found: list[PolymergeError] = []
+    bases = open_each([recipe.base_model], found)
+    if found or not bases:
+        return False
+    parameters = Parameters(bases[0].checkpoint, bases[0].family, bases[0].layout)
+    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
+        lacking = [pair for pair in adapter.pairs.values() if not _has_place(parameters, adapter, pair)]
+        if lacking:
+            pair = lacking[0]
+            more = f" (and {len(lacking) - 1} more modules)" if len(lacking) > 1 else ""
+            problems.append(
+                RecipeError(
+                    f"base_model '{recipe.base_model}' has no {pair.module} of {list(pair.shape)} (out, in), which "
+                    f"'{label}' is for{more}. Name the base that it was trained on"
+                )
+            )
+    return True
+
+
+def _has_place(parameters: Parameters, adapter: Adapter, pair: Pair) -> bool:
+    """Whether a base has the weight that a pair changes; a head may be its embedding, and then has no name."""
+    name = parameters.find(f"{pair.module}.weight", adapter)
+    if name is None:
+        return pair.module.rpartition(".")[2] == "lm_head"
+    return parameters.checkpoint.entries[name].shape == (pair.shape[::-1] if pair.transposed else pair.shape)
+
+
+def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
+    """A module that one adapter has factors of and another has trained in full has no single form in one adapter."""
+    factors = {
+        opened.key(f"{module}.weight"): label
+        for label, adapter in zip(opened.labels, opened.adapters, strict=True)
+        for module in adapter.pairs
+    }
+    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
+        own = {opened.key(f"{module}.weight") for module in adapter.pairs}
+        for parameter in adapter.extras:
+            canonical = opened.key(parameter)
+            if canonical in factors and canonical not in own:
+                problems.append(
+                    RecipeError(
+                        f"{canonical}: '{label}' has trained it in full, '{factors[canonical]}' has LoRA on it. Fold "
+                        "both into their base and merge the models"
+                    )
+                )
 
 
 def summaries(opened: Opened) -> list[Input]:

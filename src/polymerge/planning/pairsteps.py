@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -99,6 +100,8 @@ class PairPlanner:
         dense = setting.parameters.get("space") == "delta" and not METHODS[method].additive
         most = min(*first.shape, *([] if dense else [sum(ranks)])) if not apart and method not in _KEEPS_RANK else whole
         rank = min(wanted, most) if wanted else min(whole, most) if method not in _KEEPS_RANK else whole
+        if wanted and rank < wanted:
+            self.warnings.append(f"rank: {wanted} is more than there is to fill in some modules, which get less")
         scaling = first.scaling
         if (
             not scaling
@@ -136,7 +139,7 @@ class PairPlanner:
                 found = f", such as {names[0]}" if names else ""
                 hint = " (parameter extra says what becomes of full weights)" if where == "overrides" else ""
                 self.problems.append(
-                    RecipeError(f"recipe: {where}: '{glob}' matches no {kind} of the adapters{found}{hint}")
+                    RecipeError(f"recipe: {where}: '{glob}' matches no {kind} by its canonical name{found}{hint}")
                 )
         layers = {text_layer(f"{key}.weight") for key in held} - {None}
         for choice in self.choices:
@@ -150,20 +153,30 @@ class PairPlanner:
                 )
 
     def _check_overlap(self, held: Mapping[str, Mapping[int, Pair]]) -> None:
-        """Adapters that share no module with the others are of another model, or named by another layout."""
-        count = len(self.opened.adapters)
-        for place in range(count):
-            own = [key for key, pairs in held.items() if place in pairs]
-            if count > 1 and own and all(len(held[key]) == 1 for key in own):
-                other = next((key for key, pairs in held.items() if place not in pairs), None)
-                if other is not None:
-                    self.problems.append(
-                        RecipeError(
-                            f"'{self.opened.labels[place]}' has no module in common with the other adapters (it has "
-                            f"{own[0]}, they have {other}). They are of different models, or named by different "
-                            "layouts: then say base_model, a local folder, so that its family is known"
-                        )
+        """Adapters whose layers lie elsewhere than the others' are of another model, or named by another layout.
+
+        Two that adapt different modules of the same layers belong together.
+        """
+        for place, label in enumerate(self.opened.labels):
+            own = {_stem(key): key for key, pairs in held.items() if place in pairs}
+            others = {_stem(key): key for key, pairs in held.items() if set(pairs) - {place}}
+            for stems in (own, others):
+                stems.pop("", None)
+            if own and others and not set(own) & set(others):
+                self.problems.append(
+                    RecipeError(
+                        f"'{label}' has no module in common with the other adapters (it has "
+                        f"{next(iter(own.values()))}, they have {next(iter(others.values()))}). They are of different "
+                        "models, or named by different layouts: then say base_model, a local folder, so that its "
+                        "family is known"
                     )
+                )
+
+
+def _stem(module: str) -> str:
+    """Where the layers lie that a module is in: its name up to the first number, nothing where it has none."""
+    found = re.match(r"(.+?)\.[0-9]+(?:\.|$)", module)
+    return found[1] if found else ""
 
 
 def _read(place: int, pair: Pair) -> PairRead:

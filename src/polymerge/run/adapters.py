@@ -163,6 +163,7 @@ class _Pairs:
         if step.fate == "copied":
             read = step.reads[0]
             for end, name in zip(ends, (read.a, read.b, read.bias), strict=False):
+                self._load(read, name)  # a look at its values
                 entry = self.entries[read.input][name]
                 raw: Floats = np.empty(entry.nbytes, np.uint8)
                 self.files.read(entry.file, entry.start, raw.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from polymerge.checkpoint.adapter import open_adapter
+from polymerge.checkpoint.adapter import Adapter, open_adapter
 from polymerge.verification.findings import Finding, Verification
 from polymerge.verification.values import finite
 
@@ -23,7 +23,19 @@ def verify_adapter(folder: str | Path) -> Verification:
     adapter = open_adapter(str(folder), path)
     ranks = sorted({pair.rank for pair in adapter.pairs.values()})
     held = f"{len(adapter.pairs)} modules of rank {', '.join(map(str, ranks))}, {len(adapter.extras)} full weights"
-    return Verification(path, (Finding("files", True, held), finite(adapter.entries), _config(path)))
+    return Verification(path, (Finding("files", True, held), _names(adapter), finite(adapter.entries), _config(path)))
+
+
+def _names(adapter: Adapter) -> Finding:
+    """Whether PEFT finds each full weight where it looks: in `base_layer`, where the module has factors too."""
+    lost = [
+        entry.name
+        for parameter, entry in adapter.extras.items()
+        if parameter.rpartition(".")[0] in adapter.pairs and ".base_layer." not in entry.name
+    ]
+    if lost:
+        return Finding("names", False, f"{len(lost)} weights of modules with factors are not in base_layer: {lost[0]}")
+    return Finding("names", True, "every full weight has the name that PEFT looks for")
 
 
 def _config(path: Path) -> Finding:
