@@ -271,17 +271,19 @@ def of_llava(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("layout", ["llava_original", "llava"])
 def test_an_adapter_of_llava(layout: str, tmp_path: Path) -> None:
-    """Into LLaVA's own layout as a whole; into that of transformers its factors, as modules have other names there."""
+    """Into LLaVA's own layout and into that of transformers, where modules and the projector have other names."""
     updates, projector = of_llava(GOLDEN)
     tower = random_tower(SIZES, seed=1, dtype=torch.float32)
     tensors = stored(layout, tower, SIZES)
     adapter = shutil.copytree(GOLDEN, tmp_path / "adapter")
-    if layout == "llava_original":
-        generator = torch.Generator().manual_seed(2)
-        for name, shape in PROJECTOR.items():
-            tensors[f"model.mm_projector.{name}"] = torch.randn(shape, generator=generator)
-    else:
-        (adapter / "non_lora_trainables.bin").unlink()
+    generator = torch.Generator().manual_seed(2)
+    hf = {"0": "multi_modal_projector.linear_1", "2": "multi_modal_projector.linear_2"}
+    named = {
+        name: f"model.mm_projector.{name}" if layout == "llava_original" else f"{hf[name[0]]}{name[1:]}"
+        for name in PROJECTOR
+    }
+    for name, shape in PROJECTOR.items():
+        tensors[named[name]] = torch.randn(shape, generator=generator)
     base = checkpoint(tmp_path / "base", tensors, config_of(layout, SIZES))
     out = fold(base, adapter, tmp_path / "out", "--no-verify")
     found = load_file(out / "model.safetensors")
@@ -291,9 +293,8 @@ def test_an_adapter_of_llava(layout: str, tmp_path: Path) -> None:
         else:
             torch.testing.assert_close(found[name].double(), tensor, **SAME_WEIGHTS)
     assert len(updates) == 14
-    for name in PROJECTOR if layout == "llava_original" else ():
-        own = f"model.mm_projector.{name}"
-        assert torch.equal(found[own], projector[own].float())
+    for name, own in named.items():
+        assert torch.equal(found[own], projector[f"model.mm_projector.{name}"].float())
         assert not torch.equal(found[own], tensors[own])
 
 

@@ -15,6 +15,9 @@ LLAVA_ORIGINAL = Family(
     rules=(
         *decoder("model."),
         Rule("lm_head.weight", "text.lm_head.weight"),
+        # two layers, as transformers' LLaVA calls them; another kind of projector keeps its own names
+        Rule("model.mm_projector.0.{rest}", "projector.linear_1.{rest}"),
+        Rule("model.mm_projector.2.{rest}", "projector.linear_2.{rest}"),
         Rule("model.mm_projector.{rest}", "projector.{rest}"),
         Rule("model.image_newline", "projector.image_newline"),
         Rule("model.vision_tower.vision_tower.vision_model.{rest}", "vision.{rest}"),
