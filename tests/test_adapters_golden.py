@@ -155,3 +155,13 @@ def test_without_a_word_the_layout_is_the_template_s(tmp_path: Path) -> None:
         for one, other in zip(stored(again, "llava"), stored(out, "llava"), strict=True):
             assert set(one) == set(other)
             assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@BOTH
+@NAMES
+def test_the_released_mean_is_that_of_the_released_code_bit_for_bit(name: str, layout: str, tmp_path: Path) -> None:
+    said = recipe(name, dtype=CASES[name]["on_disk"], parameters={"extra": "released"})
+    _, full = stored(merged(said, tmp_path / "out", "--layout", layout), layout)
+    expected = load_file(GOLDEN / name / "expected" / "non_lora_trainables.safetensors")
+    for key, parameter in zip(full, as_loaded(full, layout), strict=True):
+        assert torch.equal(full[key], expected[parameter]), parameter

@@ -145,12 +145,12 @@ def test_a_row_of_the_table_and_its_function_agree(row: Method) -> None:
     function = inspect.signature(method_function(row)).parameters
     block, *others = function
     assert block == {"deltas": "deltas", "weights": "models", "factors": "pairs"}[row.on]
-    told = {name for name in others if name in ("cutoff", "gram", "keys", "start")}
+    told = {name for name in others if name in ("cutoff", "gram", "keys", "start", "stepwise")}
     told |= {name for name in others if row.name == "tsv" and name == "rank"}  # that of the output, which the plan says
     own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
     assert [name for name in others if name not in told] == [parameter.name for parameter in own]
     wanted = {row.statistic} - {None} | ({"keys"} if row.random else set())
-    assert told - {"start", "rank"} == wanted
+    assert told - {"start", "rank", "stepwise"} == wanted
     assert ("start" in told) == (row.random or row.statistic == "cutoff")
     for parameter in own:
         default = function[parameter.name].default

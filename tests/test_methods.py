@@ -53,7 +53,7 @@ def test_row_and_signature_agree(row):
     for name, default in expected.items():
         assert named[name].default == (inspect.Parameter.empty if default is None else default)
     extra = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    needs = {row.statistic} if row.statistic else set()
+    needs = {row.statistic} if row.statistic else {"stepwise"} & extra  # said by plans, never by recipes
     needs |= {"keys"} if row.random else set()
     needs |= {"start"} if row.random or row.statistic == "cutoff" else set()
     assert extra == needs
@@ -273,3 +273,17 @@ def test_shares_are_those_of_the_exact_sum():
 def test_what_cannot_be_done_is_said(call, says):
     with pytest.raises(RecipeError, match=says):
         call(numbers(1, 2, 10))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_an_average_in_steps_rounds_as_code_in_that_dtype_does(dtype: str) -> None:
+    held = {"BF16": torch.bfloat16, "F16": torch.float16}[dtype]
+    models = torch.randn((3, 1000), generator=torch.Generator().manual_seed(0)).to(held)
+    wanted = torch.zeros(1000, dtype=held)
+    for model in models:
+        wanted += model * (1 / 3)
+    wide = models.float()
+    from_array = linear(wide.numpy().copy(), [1.0, 1.0, 1.0], stepwise=dtype)
+    assert torch.equal(torch.from_numpy(from_array), wanted.float())
+    assert torch.equal(linear(wide.clone(), [1.0, 1.0, 1.0], stepwise=dtype), wanted.float())
+    assert not torch.equal(linear(wide.clone(), [1.0, 1.0, 1.0]).to(held), wanted)

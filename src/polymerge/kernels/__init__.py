@@ -48,6 +48,7 @@ __all__ = [
     "keep_largest",
     "keep_random",
     "on_host",
+    "rounded",
     "subtract",
     "transposed",
     "weighted_sum",
@@ -89,6 +90,11 @@ def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
     returns `out`
     """
     return _set_for(values).encode(values, dtype, out)
+
+
+def rounded(x: AnyBlock, dtype: str) -> AnyBlock:
+    """Round numbers [n], in place, to those that BF16, F16, F32 or F64 has."""
+    return _set_for(x).rounded(x, dtype)
 
 
 def finite(bits: NDArray[np.uint16]) -> bool:

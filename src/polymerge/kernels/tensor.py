@@ -26,6 +26,7 @@ __all__ = [
     "find_cutoffs",
     "keep_largest",
     "keep_random",
+    "rounded",
     "subtract",
     "weighted_sum",
 ]
@@ -49,6 +50,13 @@ def encode(values: Tensor, dtype: str, out: Tensor) -> Tensor:
         values = _round_to_odd(values)
     out.copy_(values.to(DTYPES[dtype]).view(torch.uint8))
     return out
+
+
+def rounded(x: Tensor, dtype: str) -> Tensor:
+    """See `polymerge.kernels.rounded`."""
+    raw = torch.empty(x.numel() * DTYPES[dtype].itemsize, dtype=torch.uint8, device=x.device)
+    decode(encode(x, dtype, raw), dtype, x)
+    return x
 
 
 def _round_to_odd(values: Tensor) -> Tensor:

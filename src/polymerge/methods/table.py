@@ -99,7 +99,7 @@ ADAPTERS: Final = (
         "extra",
         "choice",
         "mean",
-        choices=("mean", "first", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
+        choices=("mean", "released", "first", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
     ),
 )
 """What any method takes beside its own parameters where the models are adapters: the space in which it acts on them,

@@ -43,7 +43,8 @@ def plan_extras(
     """Plan what becomes of the adapters' full weights; None where they have none.
 
     inputs what the plan records of the adapters
-    extra  mean, first (the template's, or of the first adapter that has it), or a method, with the recipe's parameters
+    extra  mean, released (the mean, rounded to the stored dtype after each step), first (the template's, or of the
+           first adapter that has it), or a method, with the recipe's parameters
     adapted the modules that have factors in the output, by their canonical names
     base   the base model, for methods on deltas
     """
@@ -99,6 +100,8 @@ def plan_extras(
             ]
             continue
         own_setting = setting.of(places)
+        if extra == "released":
+            own_setting = Setting("linear", {**own_setting.parameters, "stepwise": entry.dtype})
         if own_setting not in settings:
             settings.append(own_setting)
         origin = None

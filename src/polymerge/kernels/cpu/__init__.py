@@ -1,7 +1,7 @@
 """The kernels for numpy arrays: loops compiled by numba, which let go of the interpreter while they run."""
 
 from polymerge.kernels.cpu.arithmetic import add_scaled, dots, elected_sum, subtract, weighted_sum
-from polymerge.kernels.cpu.formats import decode, encode, finite
+from polymerge.kernels.cpu.formats import decode, encode, finite, rounded
 from polymerge.kernels.cpu.lowrank import add_low_rank
 from polymerge.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random
 
@@ -16,6 +16,7 @@ __all__ = [
     "finite",
     "keep_largest",
     "keep_random",
+    "rounded",
     "subtract",
     "weighted_sum",
 ]

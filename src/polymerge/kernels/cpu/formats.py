@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polymerge.dtypes import byte_count
 from polymerge.kernels.compiled import compiled
 
 __all__ = ["decode", "encode", "finite"]
@@ -150,3 +151,10 @@ def _round_to_odd(values: NDArray[np.float64], out: NDArray[np.float32], bits: N
         near = np.float64(out[i])
         if near != value:
             bits[i] = (bits[i] - (1 if abs(near) > abs(value) else 0)) | 1
+
+
+def rounded(x: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """See `polymerge.kernels.rounded`."""
+    raw = encode(x, dtype, np.empty(byte_count(dtype, x.shape), np.uint8))
+    decode(raw, dtype, x)
+    return x
