@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
 from numbers import Real
 from typing import Any, Final
 
@@ -112,7 +111,7 @@ def resolve(
             said = _say_of_all(parameter.name, general, per_model, special, labels, problems)
             values[parameter.name] = _value(row, parameter, said, problems)
     weights = values.get("weight")
-    if values.get("normalize") is True and weights and fsum(weights) == 0 and len(problems) == before:
+    if values.get("normalize") is True and weights and math.fsum(weights) == 0 and len(problems) == before:
         problems.append(
             RecipeError(f"{special[-1][0] if special else general[0]}: {method}: the weights add up to 0 and cannot be "
                         "normalized. Say normalize: false, or other weights")

@@ -93,7 +93,7 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     problems.extend(foreign_names(opened.adapters, names, opened.template, opened.key, pairs, full))
     refuse_if_any(problems)
     template = opened.adapters[opened.template]
-    warnings = [*planner.warnings, *(extras.warnings if extras else ())]
+    warnings = list(planner.warnings)
     for label, adapter in zip(names, opened.adapters, strict=True):
         warnings += [f"'{label}': '{name}' in its files is left out: {why}" for name, why in adapter.skipped.items()]
     if recipe.base_model is not None and base is None and not local:

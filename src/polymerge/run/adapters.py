@@ -22,6 +22,7 @@ from polymerge.checkpoint.shards import Shards, lay_out
 from polymerge.dtypes import byte_count
 from polymerge.errors import CheckpointError
 from polymerge.methods.factors import Factors
+from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, PairRead, PairStep
 from polymerge.planning.extras import PREFIX
 from polymerge.planning.inputs import tensors_digest
@@ -163,10 +164,8 @@ class _Pairs:
         if step.fate == "copied":
             read = step.reads[0]
             for end, name in zip(ends, (read.a, read.b, read.bias), strict=False):
-                self._load(read, name)  # a look at its values
-                entry = self.entries[read.input][name]
-                raw: Floats = np.empty(entry.nbytes, np.uint8)
-                self.files.read(entry.file, entry.start, raw.data)
+                raw = self._raw(read, name)
+                self._decoded(read, name, raw)  # a look at its values
                 self._write(step, end, raw)
             return 0.0
         assert step.setting is not None
@@ -186,7 +185,7 @@ class _Pairs:
         values: dict[str, Floats] = dict(zip(ends, (merged.a, merged.b), strict=False))
         if step.bias:
             weights = model_weights(setting, len(pairs))
-            scale = 1.0 if setting.method == "robustmerge" else float(setting.parameters.get("scale", 1.0))
+            scale = 1.0 if METHODS[setting.method].scales else float(setting.parameters.get("scale", 1.0))
             values[ends[2]] = sum(
                 self._load(read, read.bias) * np.float32(weight * ratio * scale)
                 for read, ratio, weight in zip(step.reads, ratios, weights, strict=True)
@@ -204,10 +203,17 @@ class _Pairs:
         return error
 
     def _load(self, read: PairRead, name: str) -> Floats:
+        return self._decoded(read, name, self._raw(read, name))
+
+    def _raw(self, read: PairRead, name: str) -> Floats:
         entry = self.entries[read.input][name]
         raw: Floats = np.empty(entry.nbytes, np.uint8)
-        values: Floats = np.empty(prod(entry.shape), np.float32)
         self.files.read(entry.file, entry.start, raw.data)
+        return raw
+
+    def _decoded(self, read: PairRead, name: str, raw: Floats) -> Floats:
+        entry = self.entries[read.input][name]
+        values: Floats = np.empty(prod(entry.shape), np.float32)
         if not kernels.decode(raw, entry.dtype, values):
             label = self.plan.inputs[read.input].label
             raise CheckpointError(

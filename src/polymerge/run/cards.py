@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,7 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
     if "vision_config" in config:
         front["pipeline_tag"] = "image-text-to-text"
     fates = Counter(step.fate for step in plan.steps)
-    lines = [
-        "---",
-        yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip(),
-        "---",
-    ]
+    lines: list[str] = []
     made = f"A merge made with polymerge by `{row.name}`: {row.title} ({row.source})."
     if not fates["merged"]:
         made = "A model with an adapter folded in, made with polymerge."
@@ -46,9 +42,7 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
         "",
         f"{fates['merged']} tensors are merged, {folded}{fates['copied']} are copied from the template unchanged.",
     ]
-    lines += ["", "```yaml", yaml.safe_dump(dict(plan.recipe), sort_keys=False, allow_unicode=True).strip(), "```", ""]
-    lines += [f"`{RECORD}` holds the digests of all inputs, the plan's hash and the versions used.", ""]
-    return "\n".join(lines)
+    return _card(front, lines, plan.recipe)
 
 
 def adapter_card(plan: AdapterPlan, name: str, errors: Mapping[str, float]) -> str:
@@ -60,11 +54,7 @@ def adapter_card(plan: AdapterPlan, name: str, errors: Mapping[str, float]) -> s
         "library_name": "peft",
         "tags": ["lora", "merge", "polymerge"],
     }
-    lines = [
-        "---",
-        yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip(),
-        "---",
-    ]
+    lines: list[str] = []
     lines += ["", f"# {name}", ""]
     lines += [f"LoRA adapters merged with polymerge by `{row.name}`: {row.title} ({row.source}).", ""]
     lines += ["| adapter | role |", "|---|---|"]
@@ -78,9 +68,15 @@ def adapter_card(plan: AdapterPlan, name: str, errors: Mapping[str, float]) -> s
             "",
             f"The rank leaves out {mean:.1%} of the updates' norm on average, {max(errors.values()):.1%} at most.",
         ]
-    lines += ["", "```yaml", yaml.safe_dump(dict(plan.recipe), sort_keys=False, allow_unicode=True).strip(), "```", ""]
-    lines += [f"`{RECORD}` holds the digests of all inputs, the plan's hash and the versions used.", ""]
-    return "\n".join(lines)
+    return _card(front, lines, plan.recipe)
+
+
+def _card(front: Mapping[str, Any], lines: Sequence[str], recipe: Mapping[str, Any]) -> str:
+    """A card: what is said of it for machines, its text, the recipe."""
+    said = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip()
+    asked = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip()
+    record = f"`{RECORD}` holds the digests of all inputs, the plan's hash and the versions used."
+    return "\n".join(["---", said, "---", *lines, "", "```yaml", asked, "```", "", record, ""])
 
 
 def _looks_like_hub_id(source: str) -> bool:

@@ -14,9 +14,9 @@ from pathlib import Path
 from polymerge.checkpoint import Entry
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.reads import Adapted, Concat, Expr, Read, Rows
+from polymerge.reads import Adapted, Concat, Expr, Read, Rows, names_read, shape_of
 
-__all__ = ["Extent", "Files", "begins", "clip", "extents"]
+__all__ = ["Extent", "Files", "begins", "clip", "extents", "shape_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             entry = entries[name]
             return (Extent(entry.file, entry.start, entry.dtype, prod(entry.shape)),)
         case Rows(of, start, stop):
-            width = prod(_row_shape(of, entries))
+            width = prod(shape_in(of, entries)[1:])
             return tuple(clip(extents(of, entries), start * width, stop * width))
         case Concat(of):
             return tuple(extent for block in of for extent in extents(block, entries))
@@ -65,16 +65,9 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
             yield Extent(run.file, run.offset + (first - position) * width, run.dtype, last - first)
 
 
-def _row_shape(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
-    match expr:
-        case Read(name):
-            return entries[name].shape[1:]
-        case Rows(of):
-            return _row_shape(of, entries)
-        case Concat(of):
-            return _row_shape(of[0], entries)
-        case Adapted(of):
-            return _row_shape(of, entries)
+def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
+    """The shape of what an expression reads from these tensors."""
+    return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
 
 
 class Files:

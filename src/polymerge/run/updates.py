@@ -10,7 +10,8 @@ from typing import Any
 
 from polymerge import kernels
 from polymerge.checkpoint import Entry
-from polymerge.reads import Adapted, Concat, Expr, Read, Rows
+from polymerge.reads import Adapted, Concat, Expr, Rows
+from polymerge.run.files import shape_in
 
 __all__ = ["Update", "Updates"]
 
@@ -78,11 +79,11 @@ def _updates(expr: Expr, entries: Mapping[str, Entry], shift: int = 0) -> Iterat
     match expr:
         case Adapted(of, a, b, scale, transposed):
             yield from _updates(of, entries, shift)
-            shape = _shape(of, entries)
+            shape = shape_in(of, entries)
             there = entries[a] if a is not None else None
             yield Update(shift, shift + prod(shape), 0, prod(shape[1:]), there, entries[b], scale, transposed)
         case Rows(of, start, stop):
-            width = prod(_shape(of, entries)[1:])
+            width = prod(shape_in(of, entries)[1:])
             low, high = shift + start * width, shift + stop * width
             for one in _updates(of, entries, shift):
                 begin, end = max(one.start, low), min(one.stop, high)
@@ -95,16 +96,4 @@ def _updates(expr: Expr, entries: Mapping[str, Entry], shift: int = 0) -> Iterat
         case Concat(of):
             for block in of:
                 yield from _updates(block, entries, shift)
-                shift += prod(_shape(block, entries))
-
-
-def _shape(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
-    match expr:
-        case Read(name):
-            return entries[name].shape
-        case Rows(of, start, stop):
-            return (stop - start, *_shape(of, entries)[1:])
-        case Concat(of):
-            return (sum(_shape(block, entries)[0] for block in of), *_shape(of[0], entries)[1:])
-        case Adapted(of):
-            return _shape(of, entries)
+                shift += prod(shape_in(block, entries))
