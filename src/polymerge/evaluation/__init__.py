@@ -1,0 +1,1 @@
+"""What a merge is worth: tasks, scorers, and the bridges to other tools."""

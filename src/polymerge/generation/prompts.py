@@ -1,0 +1,24 @@
+"""What models are asked: one prompt with its images, and its right answer where one is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Prompt"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question to a model.
+
+    id      unique among the prompts; a whole number or a text, as the file has it
+    text    what is asked, without image marks: the chat template puts them in
+    images  absolute paths, in the order in which the model sees them
+    answer  the right answer, or several, for scorers; None where there is none
+    """
+
+    id: int | str
+    text: str
+    images: tuple[str, ...] = ()
+    answer: Any = None

@@ -1,0 +1,1 @@
+"""Vary a coefficient, generate, compare, choose."""
