@@ -21,7 +21,7 @@ FAILING = (
     "polymerge.run.merge.lay_out",
     "polymerge.run.merge.execute",
     "polymerge.run.execute.kernels.encode",
-    "polymerge.run.execute.os.pwrite",
+    "polymerge.checkpoint.shards.os.pwrite",
     "polymerge.run.merge.copy_companions",
     "polymerge.run.merge.provenance",
     "polymerge.run.merge.verify",

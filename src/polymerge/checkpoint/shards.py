@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,10 @@ from typing import Final
 from polymerge.dtypes import byte_count
 from polymerge.errors import OutputError, RecipeError
 
-__all__ = ["Place", "Shards", "lay_out", "parse_size"]
+__all__ = ["Place", "Shards", "Write", "lay_out", "parse_size"]
+
+Write = Callable[[str, memoryview, int], None]
+"""Takes bytes of the tensor of a name, the first of them its byte `start`; from any thread, valid until it returns."""
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _METADATA: Final = {"format": "pt"}  # what transformers asks a file for before it loads it
@@ -37,25 +41,34 @@ class Shards:
     places: Mapping[str, Place]
     data_size: int
 
-    def create(self, folder: Path) -> list[int]:
-        """Create every file at its full size with its header in place; the open file descriptors.
+    @contextmanager
+    def create(self, folder: Path) -> Iterator[Write]:
+        """Create every file at its full size with its header in place; what is yielded writes bytes of its tensors.
 
         raises OutputError where the disk has no room.
         """
         descriptors: list[int] = []
+
+        def write(name: str, view: memoryview, start: int) -> None:
+            place, done = self.places[name], 0
+            while done < len(view):
+                done += os.pwrite(descriptors[place.shard], view[done:], place.start + start + done)
+
         try:
-            for name, header, size in zip(self.names, self.headers, self.sizes, strict=True):
-                descriptors.append(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(descriptors[-1], 0, size)
-                else:  # macOS
-                    os.ftruncate(descriptors[-1], size)
-                os.pwrite(descriptors[-1], header, 0)
-        except OSError as error:
+            try:
+                for name, header, size in zip(self.names, self.headers, self.sizes, strict=True):
+                    descriptors.append(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(descriptors[-1], 0, size)
+                    else:  # macOS
+                        os.ftruncate(descriptors[-1], size)
+                    os.pwrite(descriptors[-1], header, 0)
+            except OSError as error:
+                raise OutputError(f"{folder}: cannot make room for {sum(self.sizes)} bytes: {error.strerror}") from None
+            yield write
+        finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise OutputError(f"{folder}: cannot make room for {sum(self.sizes)} bytes: {error.strerror}") from None
-        return descriptors
 
     def write_index(self, folder: Path) -> None:
         """Write the index that says which tensor lies in which shard, if there are several."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from polymerge import kernels
 from polymerge.checkpoint import Entry
 from polymerge.checkpoint.adapter import Adapter, open_adapter
 from polymerge.checkpoint.output import copy_companions
-from polymerge.checkpoint.shards import Shards, lay_out
+from polymerge.checkpoint.shards import Shards, Write, lay_out
 from polymerge.dtypes import byte_count
 from polymerge.errors import CheckpointError
 from polymerge.methods.factors import Factors
@@ -83,19 +82,12 @@ def write_adapter(
     for shards, does in ((files.pairs, True), (files.extras, False)):
         if shards is None:
             continue
-        descriptors = shards.create(folder)
-        try:
+        with shards.create(folder) as write:
             if does:
-                errors = _Pairs(plan, entries, shards, descriptors[0]).run(threads, advance)
+                errors = _Pairs(plan, entries, write).run(threads, advance)
             if plan.extras is not None and (files.extras is None or not does):
                 inputs = [*entries, *([base] if base is not None else [])]
-                execute(
-                    plan.extras, inputs, shards, descriptors, device=device, threads=threads, block=block,
-                    advance=advance,
-                )  # fmt: skip
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+                execute(plan.extras, inputs, write, device=device, threads=threads, block=block, advance=advance)
     copy_companions(adapters[plan.template].folder, folder, deep=False, without=_NOT_COMPANIONS)
     config = {**plan.config, "modules_to_save": _saved_modules(plan, adapters, layout)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -134,10 +126,8 @@ def _lay_out(plan: AdapterPlan, layout: AdapterLayout) -> _Files:
 class _Pairs:
     """What the modules of one run share."""
 
-    def __init__(
-        self, plan: AdapterPlan, entries: Sequence[Mapping[str, Entry]], shards: Shards, descriptor: int
-    ) -> None:
-        self.plan, self.entries, self.shards, self.descriptor = plan, entries, shards, descriptor
+    def __init__(self, plan: AdapterPlan, entries: Sequence[Mapping[str, Entry]], write: Write) -> None:
+        self.plan, self.entries, self.write = plan, entries, write
         self.files = Files()
 
     def run(self, threads: int, advance: Callable[[int], None]) -> dict[str, float]:
@@ -166,7 +156,7 @@ class _Pairs:
             for end, name in zip(ends, (read.a, read.b, read.bias), strict=False):
                 raw = self._raw(read, name)
                 self._decoded(read, name, raw)  # a look at its values
-                self._write(step, end, raw)
+                self.write(f"{PREFIX}{step.module}.{end}", memoryview(raw), 0)
             return 0.0
         assert step.setting is not None
         setting = self.plan.settings[step.setting]
@@ -199,7 +189,8 @@ class _Pairs:
                     "adapters hold numbers that are too large to be merged"
                 )
             out: Floats = np.empty(byte_count(dtype, shape), np.uint8)
-            self._write(step, end, kernels.encode(np.ascontiguousarray(array).reshape(-1), dtype, out))
+            kernels.encode(np.ascontiguousarray(array).reshape(-1), dtype, out)
+            self.write(f"{PREFIX}{step.module}.{end}", memoryview(out), 0)
         return error
 
     def _load(self, read: PairRead, name: str) -> Floats:
@@ -221,8 +212,3 @@ class _Pairs:
                 "adapter, or name it in exclude"
             )
         return values.reshape(entry.shape)
-
-    def _write(self, step: PairStep, end: str, raw: Floats) -> None:
-        start, view, done = self.shards.places[f"{PREFIX}{step.module}.{end}"].start, memoryview(raw), 0
-        while done < len(view):
-            done += os.pwrite(self.descriptor, view[done:], start + done)

@@ -1,8 +1,7 @@
-"""Carry out a plan's steps: blocks through a pool of threads, each written to its place as it is done."""
+"""Carry out a plan's steps: blocks through a pool of threads, each handed on as it is done."""
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from polymerge import kernels
 from polymerge.checkpoint import Entry
-from polymerge.checkpoint.shards import Shards
+from polymerge.checkpoint.shards import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.kernels import CELL, Cutoff
 from polymerge.methods.table import METHODS, SHARED, method_function
@@ -34,25 +33,24 @@ T = TypeVar("T")
 def execute(
     plan: Plan,
     entries: Sequence[Mapping[str, Entry]],
-    shards: Shards,
-    descriptors: Sequence[int],
+    write: Write,
     *,
     device: Device,
     threads: int,
     block: int = BLOCK,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Compute or copy every tensor of the plan and write it to its place.
+    """Compute or copy every tensor of the plan, and hand its bytes on.
 
-    entries      for each of the plan's inputs, where its tensors lie
-    descriptors  the open output files, in the order of `shards`
-    block        elements that are merged at a time; the result does not depend on it, nor on `threads`
-    advance      told how many bytes of output are done, from the calling thread
+    entries  for each of the plan's inputs, where its tensors lie
+    write    where the bytes go: files of a new folder, or a model in memory
+    block    elements that are merged at a time; the result does not depend on it, nor on `threads`
+    advance  told how many bytes of output are done, from the calling thread
 
     raises CheckpointError where an input's values cannot be merged (NaN, infinity) or its file fails.
     """
     with _pool(threads) as pool:
-        _Execution(plan, entries, shards, descriptors, device, pool, block, advance).run()
+        _Execution(plan, entries, write, device, pool, block, advance).run()
 
 
 class _Pool:
@@ -111,14 +109,13 @@ class _Execution:
         self,
         plan: Plan,
         entries: Sequence[Mapping[str, Entry]],
-        shards: Shards,
-        descriptors: Sequence[int],
+        write: Write,
         device: Device,
         pool: _Pool,
         block: int,
         advance: Callable[[int], None],
     ) -> None:
-        self.plan, self.entries, self.shards, self.descriptors = plan, entries, shards, descriptors
+        self.plan, self.entries, self.write = plan, entries, write
         self.device, self.pool, self.block = device, pool, block
         self.workspace = Workspace(device)
         self.files = Files()
@@ -245,7 +242,7 @@ class _Execution:
             self.device.download(encoded, raw)
             view, done = self.device.view(raw), 0
             for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
-                self._write(step, view[done : done + stop - start], start)
+                self.write(step.name, view[done : done + stop - start], start)
                 done += stop - start
 
         for index, size in enumerate(blocks.sizes):
@@ -258,19 +255,11 @@ class _Execution:
         def copy_block(start: int, stop: int) -> None:
             view = self.device.view(self.workspace.raw("read", stop - start))
             self.files.read(entry.file, entry.start + start, view)
-            self._write(step, view, start)
+            self.write(step.name, view, start)
 
         for start in range(first, last, COPY_BLOCK):
             stop = min(start + COPY_BLOCK, last)
             self.pool.submit(stop - start, copy_block, start, stop)
-
-    def _write(self, step: Step, view: memoryview, start: int) -> None:
-        """Write bytes of a tensor, from its byte `start` on."""
-        place = self.shards.places[step.name]
-        descriptor, offset = self.descriptors[place.shard], place.start + start
-        done = 0
-        while done < len(view):
-            done += os.pwrite(descriptor, view[done:], offset + done)
 
 
 def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:

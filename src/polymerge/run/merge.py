@@ -12,20 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoint import Checkpoint, open_checkpoint
+from polymerge.checkpoint import Checkpoint
 from polymerge.checkpoint.digests import file_digest
-from polymerge.checkpoint.joined import open_joined
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
 from polymerge.checkpoint.shards import lay_out, parse_size
-from polymerge.errors import CheckpointError, MissingExtraError, OutputError, RecipeError
-from polymerge.planning import AdapterPlan, Input, Plan, make_plan
+from polymerge.errors import MissingExtraError, OutputError, RecipeError
+from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
-from polymerge.planning.inputs import headers_digest
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import execute
+from polymerge.run.inputs import reopen
 from polymerge.run.record import RECORD, adapter_outcome, command_line, outcome, provenance
 from polymerge.verification import Verification, verify
 
@@ -108,18 +107,14 @@ def merge(
         return _merge_adapters(plan, target, file_format, layout, workers, machine, check, block, advance, command)
     if layout is not None:
         raise RecipeError("layout: is for adapters, and these models are checkpoints")
-    checkpoints = [_reopen(plan.inputs[place]) for place in range(len(plan.inputs))]
+    checkpoints = [reopen(plan.inputs[place]) for place in range(len(plan.inputs))]
     shards = lay_out(((step.name, step.dtype, step.shape) for step in plan.steps if step.fate != "tied"), size)
     _check_room(target, sum(shards.sizes))
     files = _files_read(plan, checkpoints)
     with output_folder(target) as folder, _digests(files) as digests:
-        descriptors = shards.create(folder)
-        try:
-            entries = [checkpoint.entries for checkpoint in checkpoints]
-            execute(plan, entries, shards, descriptors, device=machine, threads=workers, block=block, advance=advance)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        entries = [checkpoint.entries for checkpoint in checkpoints]
+        with shards.create(folder) as write:
+            execute(plan, entries, write, device=machine, threads=workers, block=block, advance=advance)
         shards.write_index(folder)
         template = checkpoints[plan.template]
         if template.config:
@@ -152,7 +147,7 @@ def _merge_adapters(
     command: Sequence[str] | None,
 ) -> Merged:
     adapters = reopen_adapters(plan)
-    bases = [_reopen(plan.inputs[place]) for place in range(len(adapters), len(plan.inputs))]
+    bases = [reopen(plan.inputs[place]) for place in range(len(adapters), len(plan.inputs))]
     layout = layout or adapters[plan.template].layout
     if layout == "llava":
         _require("safetensors", "torch", to="write LLaVA's .bin files", instead="--layout peft")
@@ -190,18 +185,6 @@ def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
         yield {file: clerk.submit(file_digest, file) for file in files}
     finally:
         clerk.shutdown(wait=True, cancel_futures=True)
-
-
-def _reopen(recorded: Input) -> Checkpoint:
-    """An input's headers, refused where they are no longer what was planned with."""
-    path = Path(recorded.path)
-    if recorded.adapter:
-        checkpoint = open_joined(recorded.source, path, Path(recorded.adapter))
-    else:
-        checkpoint = open_checkpoint(recorded.source, path)
-    if headers_digest(checkpoint) != recorded.headers:
-        raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
-    return checkpoint
 
 
 def _files_read(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[Path]:
