@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from packed import packed_tensors
+
 Floats = NDArray[Any]
 Bools = NDArray[np.bool_]
 
@@ -106,13 +108,13 @@ class Case:
     @cached_property
     def expected(self) -> dict[str, Tensor]:
         """What the reference changes, in the order in which it flattens the tensors."""
-        golden = load_file(FOLDER / f"{self.name}.safetensors")
+        golden = packed_tensors(FOLDER / f"{self.name}.safetensors.xz")
         return {name: golden[name] for name in sorted(golden) if not name.startswith("mask/")}
 
     @cached_property
     def masks(self) -> Bools:
         """The reference's random masks [model, n]."""
-        golden = load_file(FOLDER / f"{self.name}.safetensors")
+        golden = packed_tensors(FOLDER / f"{self.name}.safetensors.xz")
         sizes = {name: tensor.numel() for name, tensor in self.expected.items()}
         packed = [np.unpackbits(golden[f"mask/{name}"].numpy(), axis=1, count=size) for name, size in sizes.items()]
         return np.concatenate(packed, axis=1) > 0

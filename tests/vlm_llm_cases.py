@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from packed import packed_tensors
+
 Floats = NDArray[Any]
 
 FOLDER = Path(__file__).parent / "golden" / "vlm_llm"
@@ -158,7 +160,7 @@ class Case:
 
     def tensors(self) -> Iterator[Merged]:
         """Every tensor that the reference merges or passes through its arithmetic."""
-        golden = load_file(FOLDER / f"{self.name}.safetensors")
+        golden = packed_tensors(FOLDER / f"{self.name}.safetensors.xz")
         before, instead = PREFIXES[self.name.partition("_")[0]]
         for name, expected in golden.items():
             if "/" in name:

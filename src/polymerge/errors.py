@@ -60,6 +60,9 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
         lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[type[Refused], tuple[tuple[PolymergeError, ...]]]:
+        return Refused, (self.problems,)  # so that it comes whole out of another process
+
 
 def refuse_if_any(problems: Iterable[PolymergeError]) -> None:
     """Raise `Refused` with every problem, or return when there is none."""

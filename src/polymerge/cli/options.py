@@ -10,24 +10,33 @@ import yaml
 
 from polymerge.errors import RecipeError
 
-__all__ = ["output_options", "recipe_of", "recipe_options"]
+__all__ = ["output_options", "recipe_of", "recipe_options", "recipe_options_without"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.argument("recipe", required=False, type=click.Path()),
-    click.option("--template", metavar="MODEL", help="The model whose layout the output takes; the first to merge."),
-    click.option("--with", "others", metavar="MODEL", multiple=True, help="Another model to merge; may be repeated."),
-    click.option("--base", metavar="MODEL", help="The common ancestor, for methods on deltas."),
-    click.option("--method", metavar="NAME", help="A merge method; see `polymerge methods`."),
-    click.option("--weight", metavar="W,W,...", help="Each model's weight, the template's first."),
-    click.option("-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True, help="Any other parameter."),
-    click.option("--parts", metavar="PART,...", help="Parts to merge: text, vision, projector, audio."),
-    click.option("--exclude", metavar="GLOB", multiple=True, help="Canonical names to keep; may be repeated."),
-    click.option("--vocab", metavar="HOW", help="template or overlap: what becomes of unequal vocabularies."),
-    click.option("--dtype", metavar="DTYPE", help="dtype of the merged tensors."),
-    click.option("--seed", type=int, help="For methods that draw random numbers."),
-)
+_RECIPE = click.argument("recipe", required=False, type=click.Path())
+
+_OPTIONS = {
+    "template": click.option(
+        "--template", metavar="MODEL", help="The model whose layout the output takes; the first to merge."
+    ),
+    "others": click.option(
+        "--with", "others", metavar="MODEL", multiple=True, help="Another model to merge; repeatable."
+    ),
+    "base": click.option("--base", metavar="MODEL", help="The common ancestor, for methods on deltas."),
+    "method": click.option("--method", metavar="NAME", help="A merge method; see `polymerge methods`."),
+    "weight": click.option("--weight", metavar="W,W,...", help="Each model's weight, the template's first."),
+    "parameters": click.option(
+        "-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True, help="Any other parameter."
+    ),
+    "parts": click.option("--parts", metavar="PART,...", help="Parts to merge: text, vision, projector, audio."),
+    "exclude": click.option(
+        "--exclude", metavar="GLOB", multiple=True, help="Canonical names to keep; may be repeated."
+    ),
+    "vocab": click.option("--vocab", metavar="HOW", help="template or overlap: what becomes of unequal vocabularies."),
+    "dtype": click.option("--dtype", metavar="DTYPE", help="dtype of the merged tensors."),
+    "seed": click.option("--seed", type=int, help="For methods that draw random numbers."),
+}
 
 _OUTPUT = (
     click.option("-o", "--out", metavar="OUT", help="The folder to make."),
@@ -48,16 +57,22 @@ _OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="Report as JSON."),
 )
 
-_NAMES = (
-    "template", "others", "base", "method", "weight", "parameters", "parts", "exclude", "vocab", "dtype", "seed",
-)  # fmt: skip
-
 
 def recipe_options(command: F) -> F:
     """Give a command the recipe argument and the options that stand in for a recipe."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return recipe_options_without()(command)
+
+
+def recipe_options_without(*names: str) -> Callable[[F], F]:
+    """Give a command the recipe argument and those options, without some that mean something else to it."""
+
+    def give(command: F) -> F:
+        for name, option in reversed(_OPTIONS.items()):
+            if name not in names:
+                command = option(command)
+        return _RECIPE(command)
+
+    return give
 
 
 def output_options(command: F) -> F:
@@ -73,7 +88,7 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
     raises RecipeError where neither or both are given.
     """
     recipe: str | None = options.pop("recipe")
-    given = {name: options.pop(name) for name in _NAMES}
+    given = {name: options.pop(name, None) for name in _OPTIONS}
     said = [name for name, value in given.items() if value not in (None, ())]
     if recipe is not None:
         if said:

@@ -16,10 +16,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to be told bytes done and bytes in all, which shows them on standard error with the time left."""
+def progress_bar(what: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
+    """A function to be told what is done and what there is in all, which shows it on standard error with the time left.
+
+    unit  B for bytes; anything else is counted one by one
+    """
     if sys.stderr.isatty():
-        with tqdm(desc=what, unit="B", unit_scale=True, leave=False) as bar:
+        with tqdm(desc=what, unit=unit, unit_scale=unit == "B", leave=False) as bar:
 
             def show(done: int, total: int) -> None:
                 bar.total = total
@@ -35,6 +38,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         if now - said >= _SECONDS_BETWEEN_LINES and 0 < done < total:
             said = now
             left = (now - began) / done * (total - done)
-            click.echo(f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, about {left:.0f} s left", err=True)
+            count = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if unit == "B" else f"{done} of {total}"
+            click.echo(f"{what}: {count}, about {left:.0f} s left", err=True)
 
     yield tell

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.families import family_of, text_tower
+from polymerge.generation.models import PROCESSOR_FILES, model_class, quiet
 from polymerge.mapping import map_names
 from polymerge.reads import names_read
 from polymerge.verification.findings import Finding, Verification
@@ -22,7 +18,6 @@ from polymerge.verification.values import BLOCK, blocks_of, finite
 
 __all__ = ["verify_checkpoint"]
 
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -43,7 +38,7 @@ def verify_checkpoint(folder: str | Path, *, trust_remote_code: bool = False) ->
     files = Finding(
         "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
     )
-    with _quiet():
+    with quiet():
         findings = (
             files,
             finite(checkpoint.entries.values()),
@@ -97,7 +92,7 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
         return Finding("loads", None, "there is no config.json, so no class can be asked to load it")
     if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING and not trust_remote_code:
         return Finding("loads", None, "its model is code that lies in the folder; --trust-remote-code runs it")
-    loader = _loader(transformers, config)
+    loader = model_class(config)
     try:
         _, info = loader.from_pretrained(
             str(checkpoint.folder),
@@ -116,24 +111,15 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
     return Finding("loads", True, f"{loader.__name__}: no key missing, unexpected or mismatched")
 
 
-def _loader(transformers: Any, config: Any) -> Any:
-    """The class to load with: the architecture that the config names, else the Auto class that knows the config."""
-    for name in config.get("architectures") or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    multimodal = any(key in config for key in ("vision_config", "audio_config", "auto_map"))
-    return transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
-
-
 def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
     names = {path.name for path in checkpoint.folder.iterdir()}
-    if not names & {*_PROCESSORS, *_TOKENIZERS}:
+    if not names & {*PROCESSOR_FILES, *_TOKENIZERS}:
         return Finding("processor", None, "the template has neither processor nor tokenizer files")
     try:
         import transformers
     except ImportError as error:
         return Finding("processor", None, f"transformers cannot be imported: {error}")
-    loader = transformers.AutoProcessor if names & set(_PROCESSORS) else transformers.AutoTokenizer
+    loader = transformers.AutoProcessor if names & set(PROCESSOR_FILES) else transformers.AutoTokenizer
     try:
         loaded = loader.from_pretrained(
             str(checkpoint.folder), local_files_only=True, trust_remote_code=trust_remote_code
@@ -147,24 +133,3 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
             return Finding("processor", None, "it is code that lies in the folder; --trust-remote-code runs it")
         return Finding("processor", False, f"{loader.__name__}: {detail}")
     return Finding("processor", True, type(loaded).__name__)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports off the terminal: what they say is in the findings."""
-    try:
-        logging: Any = import_module("transformers.utils.logging")
-    except ImportError:
-        yield
-        return
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,0 +1,172 @@
+"""search: choose a merge coefficient."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polymerge.cli.options import recipe_of, recipe_options_without
+from polymerge.cli.progress import progress_bar
+from polymerge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from polymerge.search.judging import Judging
+
+__all__ = ["search"]
+
+
+@click.command()
+@recipe_options_without("dtype")
+@click.option("--prompts", metavar="FILE", help="JSON lines, LLaVA questions, a folder of images, or a dataset.")
+@click.option("--question", help="What is asked of each picture of a folder of images.")
+@click.option("--split", help="Of a dataset.")
+@click.option("--field", "fields", metavar="NAME=COLUMN", multiple=True, help="Another name of a field.")
+@click.option("--image-folder", type=click.Path(), help="What relative image paths are relative to.")
+@click.option("--samples", type=int, default=100, show_default=True, help="Prompts to draw; 0 for all.")
+@click.option("--sample-seed", type=int, default=2, show_default=True, help="Of the draw.")
+@click.option(
+    "--vary", metavar="NAME[=VALUES]", multiple=True,
+    help="What is varied: weight (default: the second model's), weight[2], scale, density@layers:0-5, ...",
+)  # fmt: skip
+@click.option("--values", metavar="VALUES", help="FIRST:LAST:STEP or a list; of a weight by default 0:0.6:0.1.")
+@click.option("--keep-template-weight", is_flag=True, help="Leave the template's as it is; else 1 minus the others'.")
+@click.option("-o", "--out", metavar="RUN", type=click.Path(), help="The folder of the search; it goes on there.")
+@click.option("--criterion", default="union", show_default=True, help="union, sum or backward.")
+@click.option("--compare", default="exact", show_default=True, help="exact (but for case) or embedding.")
+@click.option("--embedding-model", metavar="MODEL", help="A sentence-transformers model by path or id.")
+@click.option("--smooth", type=int, default=0, show_default=True, help="Mean over so many candidates to either side.")
+@click.option("--scorer", metavar="NAME", help="Choose by score; the prompts have answers.")
+@click.option("--choose-by", type=click.Choice(["score", "criterion"]), help="With --scorer; default: score.")
+@click.option("--sampler", default="grid", show_default=True, help="grid, or Optuna's random, tpe, cmaes, gp, nsgaii.")
+@click.option("--trials", type=int, default=20, show_default=True, help="Of a sampler.")
+@click.option("--storage", metavar="URL", help="One of Optuna's storages; default: a journal in RUN.")
+@click.option("--from-logs", metavar="DIR", type=click.Path(), help="Answers that exist, a folder for each value.")
+@click.option("--task", metavar="T", help="The task in the logs.")
+@click.option("--value-pattern", metavar="REGEX", help="Finds the value in a folder's name; one group.")
+@click.option("--keep", metavar="FIELD", help="Of the logs, only documents that have this field; `all` for every one.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
+@click.option(
+    "--dtype",
+    "model_dtype",
+    default="auto",
+    show_default=True,
+    help="auto, float32, bfloat16 or float16.",
+)
+@click.option("--max-new-tokens", type=int, default=16, show_default=True)
+@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option("--workers", type=int, default=1, show_default=True, help="Models that generate side by side.")
+@click.option("--torch-threads", type=click.IntRange(min=1), help="Of each worker; default: the processors shared out.")
+@click.option("--ray", metavar="ADDRESS", is_flag=False, flag_value="local", help="A Ray cluster; alone: a local one.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python files that lie in the template.")
+@click.option("--write", metavar="OUT", type=click.Path(), help="Merge with the chosen value.")
+@click.option("--force", is_flag=True, help="Drop what another search left in RUN; replace an existing OUT.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON: what search.json holds.")
+def search(
+    prompts: str | None, out: str | None, from_logs: str | None, write: str | None, as_json: bool, **options: Any
+) -> None:
+    """Choose a merge coefficient by the merged models' own answers, without labels and without writing checkpoints.
+
+    RECIPE is a YAML file; the options say the same without a file. With --from-logs it is needed for --write only.
+    """
+    if (prompts is None) == (from_logs is None):
+        raise RecipeError("say where answers come from: --prompts FILE, to generate them, or --from-logs DIR")
+    if from_logs is not None:
+        _from_logs(Path(from_logs), out, write, as_json, options)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '-o': the folder of the search.")
+    _generate(str(prompts), out, write, as_json, options)
+
+
+def _generate(prompts: str, out: str, write: str | None, as_json: bool, options: dict[str, Any]) -> None:
+    from polymerge.search.options import Generation, PromptSource, Scoring
+    from polymerge.search.search import search as run
+    from polymerge.search.show import describe_search
+
+    unused = [name for name in ("task", "value_pattern", "keep") if options.pop(name) is not None]
+    if unused:
+        raise RecipeError(f"--{unused[0].replace('_', '-')} is for --from-logs")
+    scorer, choose_by = options.pop("scorer"), options.pop("choose_by")
+    own = {name: options.pop(name) for name in ("sampler", "trials", "storage")}
+    if scorer is None and (choose_by == "score" or own["sampler"] != "grid"):
+        raise RecipeError("--choose-by score and --sampler need --scorer")
+    scoring = Scoring(scorer, choose=choose_by != "criterion", **own) if scorer is not None else None
+    source = PromptSource(
+        prompts, samples=options.pop("samples"), seed=options.pop("sample_seed"), question=options.pop("question"),
+        split=options.pop("split"), fields=_fields(options.pop("fields")) or None,
+        image_folder=options.pop("image_folder"),
+    )  # fmt: skip
+    generation = Generation(
+        dtype=options.pop("model_dtype"),
+        **{
+            name: options.pop(name)
+            for name in (
+                "max_new_tokens", "batch_size", "device", "workers", "ray", "torch_threads", "trust_remote_code",
+            )
+        },
+    )  # fmt: skip
+    judging, force = _judging(options), options.pop("force")
+    how = {name: options.pop(name) for name in ("vary", "values", "keep_template_weight")}
+    with progress_bar("answers", unit="") as progress:
+        searched = run(
+            recipe_of(options), source, out, judging=judging, scoring=scoring, generation=generation, force=force,
+            progress=progress, **how,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(searched.outcome, indent=1))
+    else:
+        click.echo(describe_search(searched.outcome))
+        click.echo(f"{searched.folder}: every answer, search.json and the plot")
+    if write is not None:
+        _write(searched.recipe, write, force, as_json)
+
+
+def _from_logs(directory: Path, out: str | None, write: str | None, as_json: bool, options: dict[str, Any]) -> None:
+    from polymerge.search.fromlogs import choose_from_logs
+    from polymerge.search.show import describe_search
+
+    judging = _judging(options)
+    found = choose_from_logs(
+        directory, task=options["task"], value_pattern=options["value_pattern"], keep=options["keep"],
+        samples=options["samples"], seed=options["sample_seed"], judging=judging, out=out,
+    )  # fmt: skip
+    for note in found["notes"]:
+        click.echo(f"note: {note}", err=True)
+    click.echo(json.dumps(found, indent=1) if as_json else describe_search(found))
+    if write is not None:
+        from polymerge.errors import PolymergeError, refuse_if_any
+        from polymerge.recipe import read_recipe
+        from polymerge.search.candidates import read_space
+
+        force, vary, keep = options["force"], options["vary"], options["keep_template_weight"]
+        recipe = read_recipe(recipe_of(options))
+        problems: list[PolymergeError] = []
+        space = read_space(recipe, vary, repr(found["chosen"]), problems, keep_template=keep)
+        refuse_if_any(problems)
+        _write(space.turned(recipe, (found["chosen"],)), write, force, as_json)
+
+
+def _judging(options: dict[str, Any]) -> Judging:
+    from polymerge.search.judging import Judging
+
+    said = {name: options.pop(name) for name in ("criterion", "compare", "embedding_model", "smooth")}
+    return Judging(**{name: value for name, value in said.items() if value is not None})
+
+
+def _write(recipe: Any, out: str, force: bool, as_json: bool) -> None:
+    from polymerge.run.merge import merge
+
+    with progress_bar("merging") as progress:
+        merged = merge(recipe, out, force=force, progress=progress)
+    click.echo(f"{merged.folder}: merged with the chosen value", err=as_json)
+
+
+def _fields(said: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in said]
+    wrong = [text for text, (_, equals, _) in zip(said, pairs, strict=True) if not equals]
+    if wrong:
+        raise RecipeError(f"--field: '{wrong[0]}' is not NAME=COLUMN")
+    return {name: column for name, _, column in pairs}

@@ -1,0 +1,178 @@
+"""Load a model and its processor to be asked, and refuse what does not load whole."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from polymerge.errors import CheckpointError, MissingExtraError, RecipeError, did_you_mean
+
+__all__ = ["DTYPES", "PROCESSOR_FILES", "load_model", "load_processor", "model_class", "quiet", "tokenizer_of"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""The words for the precision a model runs in; `auto` is that of its weights."""
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""A folder that has one of these has a processor; one that has none is asked in text only."""
+
+_AUTO = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
+    """The class to load a model with: the architecture that its config names, else an Auto class.
+
+    config   what config.json holds
+    returns  of the Auto classes, one that `auto_map` has code for, else the one that fits the config
+
+    raises ImportError without transformers.
+    """
+    import transformers
+
+    for name in config.get("architectures") or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    code = config.get("auto_map")
+    if isinstance(code, Mapping):
+        for name in _AUTO:
+            if name in code:
+                return getattr(transformers, name)
+    multimodal = any(key in config for key in ("vision_config", "audio_config", "auto_map"))
+    return transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
+
+
+def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False) -> Any:
+    """Load a model to be asked, in evaluation mode; every tensor must have its place.
+
+    folder             a folder, which is read without the network, or the id of a hub repository
+    device             as torch names it: `cpu`, `cuda`, `cuda:1`
+    dtype              one of `DTYPES`
+    trust_remote_code  run Python files that lie in the folder, where the model needs them
+
+    raises RecipeError for a dtype or device that is not there, CheckpointError where the model does not load or a key
+    is missing, unexpected or mismatched, MissingExtraError without transformers.
+    """
+    if dtype not in DTYPES:
+        raise RecipeError(f"dtype: '{dtype}' is none that a model can run in.{did_you_mean(str(dtype), DTYPES)}")
+    torch, transformers = _import("torch"), _import("transformers")
+    _check_device(torch, device)
+    local = {"local_files_only": Path(folder).is_dir(), "trust_remote_code": trust_remote_code}
+    name = "config.json"
+    try:
+        with quiet():
+            config, _ = transformers.PreTrainedConfig.get_config_dict(str(folder), **local)
+            loader = model_class(config)
+            name = loader.__name__
+            model, info = loader.from_pretrained(
+                str(folder),
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                device_map=None if device == "cpu" else device,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are listed, not raised one by one
+                **local,
+            )
+    except ImportError as error:
+        raise MissingExtraError(f"{folder}: its model needs a package that is not installed: {_first(error)}") from None
+    except Exception as error:  # whatever a model's class raises means that it does not load
+        raise CheckpointError(
+            f"{folder}: {name} cannot load it: {type(error).__name__}: {_first(error)}{_remote(trust_remote_code)}"
+        ) from error
+    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        told = "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items() if keys)
+        raise CheckpointError(f"{folder}: {name} cannot load it whole: {told}. `polymerge verify` says more.")
+    return model.eval()
+
+
+def load_processor(folder: str | Path, trust_remote_code: bool = False) -> Any:
+    """Load what turns prompts into a model's input: its processor, or the tokenizer of a model that reads text only.
+
+    Its tokenizer pads on the left, as generating in batches needs, with the end of sequence where it has no token for
+    that.
+
+    raises CheckpointError where it does not load or holds no tokenizer, MissingExtraError where a package is missing.
+    """
+    transformers = _import("transformers")
+    path = Path(folder)
+    text_only = path.is_dir() and not any((path / name).is_file() for name in PROCESSOR_FILES)
+    # of a hub repository the files are not known here; AutoProcessor looks, and has the same way back to the tokenizer
+    loader = transformers.AutoTokenizer if text_only else transformers.AutoProcessor
+    try:
+        with quiet():
+            processor = loader.from_pretrained(
+                str(folder), local_files_only=path.is_dir(), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # whatever a processor's class raises means that it does not load
+        # transformers says it with a ValueError, too
+        if isinstance(error, ImportError) or "to be installed" in str(error):
+            raise MissingExtraError(
+                f"{folder}: its processor needs a package that is not installed: {_first(error)}"
+            ) from None
+        raise CheckpointError(
+            f"{folder}: {loader.__name__} cannot load it: {type(error).__name__}: {_first(error)}"
+            f"{_remote(trust_remote_code)}"
+        ) from error
+    tokenizer = tokenizer_of(processor)
+    if not hasattr(tokenizer, "pad_token"):
+        raise CheckpointError(f"{folder}: {type(processor).__name__} has no tokenizer. Copy the tokenizer files there.")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError(
+                f"{folder}: its tokenizer has neither pad_token nor eos_token. Name one in tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer inside a processor; a tokenizer is its own."""
+    return getattr(processor, "tokenizer", processor)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars, load reports and warnings off the terminal: what is wrong is raised."""
+    try:
+        logging: Any = import_module("transformers.utils.logging")
+    except ImportError:
+        yield
+        return
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _import(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError:
+        raise MissingExtraError(f"running a model needs {package}: pip install 'polymerge[transformers]'") from None
+
+
+def _check_device(torch: Any, name: str) -> None:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise RecipeError(f"device: '{name}' is none: {_first(error)}. Say cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(f"device: there is no '{name}': torch sees {torch.cuda.device_count()} GPU(s). Say cpu.")
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _remote(trusted: bool) -> str:
+    return "" if trusted else " (code that lies in a folder runs only with --trust-remote-code)"

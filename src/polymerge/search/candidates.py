@@ -1,0 +1,166 @@
+"""Candidates: a recipe with its knobs turned, each planned like any other recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
+from polymerge.methods.table import METHODS
+from polymerge.planning import Plan, make_plan
+from polymerge.recipe import Recipe
+from polymerge.search.knobs import Knob, parse_knob, turn
+from polymerge.search.values import parse_span, parse_values
+
+__all__ = ["Point", "Space", "candidate_name", "plan_candidates", "read_space"]
+
+Value = float | bool | str
+Point = tuple[Value, ...]
+DEFAULT_VALUES = "0:0.6:0.1"  # of a weight, as AdaMMS searches it (section 4.4)
+_LONGEST = 100
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is varied, and each knob's values: listed ones, or a span (low, high) that samplers draw from."""
+
+    knobs: tuple[Knob, ...]
+    values: tuple[tuple[Value, ...], ...]
+    spans: tuple[tuple[float, float] | None, ...]
+
+    def points(self) -> list[Point]:
+        """Every combination of the listed values, in order."""
+        return list(product(*self.values))
+
+    def turned(self, recipe: Recipe, point: Point) -> Recipe:
+        """The recipe of a point."""
+        return turn(recipe, dict(zip(self.knobs, point, strict=True)))
+
+
+def read_space(
+    recipe: Recipe,
+    vary: Sequence[str],
+    values: str | None,
+    problems: list[PolymergeError],
+    *,
+    keep_template: bool = False,
+) -> Space:
+    """Read what is varied: `NAME` with `values`, or any number of `NAME=VALUES`.
+
+    Adds to `problems` what cannot be varied, and what is no value.
+    """
+    try:
+        template = _place_of_template(recipe)
+    except PolymergeError as error:
+        problems.append(error)
+        template = 0
+    knobs, listed, spans = [], [], []
+    for text in vary or (None,):
+        name, equals, own = text.partition("=") if text else (None, "", "")
+        knob = parse_knob(name, recipe, problems, template=template, keep_template=keep_template)
+        if equals and values is not None:
+            problems.append(RecipeError(f"--vary {text} says its values, and so does --values: say them once"))
+            continue
+        where = f"--vary {name}" if equals else "--values"
+        said = own if equals else values
+        if knob is None:
+            continue
+        if said is None and knob.parameter.name != "weight":
+            problems.append(RecipeError(f"--values: say which values of {knob.name} to try, such as 0:1:0.1"))
+            continue
+        try:
+            span, points = _read(knob, DEFAULT_VALUES if said is None else said, where)
+        except RecipeError as error:
+            problems.append(error)
+            continue
+        knobs.append(knob)
+        listed.append(points)
+        spans.append(span)
+    twice = sorted({knob.name for knob in knobs if sum(knob.name == other.name for other in knobs) > 1})
+    problems += [RecipeError(f"--vary: {name} is said twice") for name in twice]
+    return Space(tuple(knobs), tuple(listed), tuple(spans))
+
+
+def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
+    """Plan every candidate, by name; they differ in methods and parameters only.
+
+    raises Refused with everything that is wrong with any of them.
+    """
+    plans: dict[str, Plan] = {}
+    problems: list[PolymergeError] = []
+    for point in points:
+        try:
+            plan = make_plan(space.turned(recipe, point))
+        except Refused as refused:
+            problems += refused.problems
+            continue
+        except PolymergeError as error:
+            problems.append(error)
+            continue
+        if isinstance(plan, Plan):
+            plans[candidate_name(space, point)] = plan
+        else:
+            problems.append(
+                RecipeError(
+                    "search: the recipe's models are adapters, which are not searched in memory. Say them as "
+                    "BASE+ADAPTER, each one a model, or merge each candidate and use --from-logs"
+                )
+            )
+            break
+    refuse_if_any(problems)
+    return plans
+
+
+def candidate_name(space: Space, point: Point) -> str:
+    """The name of a candidate, and of its folder: `weight-0.3`."""
+    text = ",".join(f"{knob.name}-{_word(value)}" for knob, value in zip(space.knobs, point, strict=True))
+    plain = re.sub(r"[^\w.,\-]+", "_", text)
+    if plain == text and len(text) <= _LONGEST:
+        return text
+    return f"{plain[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if len(plain) > _LONGEST else plain
+
+
+def _word(value: Value) -> str:
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _read(knob: Knob, text: str, where: str) -> tuple[tuple[float, float] | None, tuple[Value, ...]]:
+    parameter = knob.parameter
+    if parameter.kind in ("flag", "choice"):
+        known: Mapping[str, Value] = (
+            {"true": True, "false": False}
+            if parameter.kind == "flag"
+            else {choice: choice for choice in parameter.choices}
+        )
+        wrong = [word for word in text.split(",") if word not in known]
+        if wrong:
+            raise RecipeError(f"{where}: {parameter.name} cannot be '{wrong[0]}'; it is one of {', '.join(known)}")
+        return None, tuple(known[word] for word in text.split(","))
+    span = parse_span(text, where)
+    if span is not None:
+        return span, ()
+    values = parse_values(text, where)
+    if parameter.kind == "count":
+        if any(value != int(value) for value in values):
+            raise RecipeError(f"{where}: {parameter.name} is a whole number, and '{text}' has others")
+        return None, tuple(int(value) for value in values)
+    return None, values
+
+
+def _place_of_template(recipe: Recipe) -> int | None:
+    """Where the template stands among the recipe's models, as a plan finds it; None where only its layout is taken."""
+    if recipe.template is not None:
+        return next((place for place, one in enumerate(recipe.models) if one.model == recipe.template), None)
+    said: dict[str, Any] = {}
+    for parameter in METHODS[recipe.merge_method].parameters:
+        if parameter.default is None and not parameter.optional:
+            said[parameter.name] = max(1.0, parameter.low)
+    models = tuple(replace(one, parameters={}) for one in recipe.models)
+    plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
+    if not isinstance(plan, Plan) or plan.template not in plan.models:
+        return 0
+    return plan.places[plan.models.index(plan.template)]

@@ -1,0 +1,140 @@
+"""Choose a value without labels: where the answers change least from one value to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, Final
+
+from polymerge.errors import RecipeError
+
+__all__ = ["CRITERIA", "Choice", "Criterion", "Distance", "choose", "exact"]
+
+Distance = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""How far each of some answers is from its counterpart, in [0, 1]; 0 for equal ones."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How the changes to both neighbours make one difference.
+
+    join      from the distance of one prompt's answer to that at the value before, and to that at the value after
+    two_sided whether both neighbours count, so that neither end can be chosen
+    """
+
+    name: str
+    title: str
+    source: str
+    join: Callable[[float, float], float]
+    two_sided: bool = True
+
+
+_ROWS: Final = (
+    Criterion(
+        "union",
+        "prompts whose answer differs from that of either neighbour",
+        "AdaMMS (Du et al. 2025), appendix B, and its search script",
+        join=max,
+    ),
+    Criterion(
+        "sum",
+        "changes from the value before plus changes to the value after",
+        "AdaMMS (Du et al. 2025), algorithm 1; its script's form for embeddings",
+        join=lambda before, after: before + after,
+    ),
+    Criterion(
+        "backward",
+        "changes from the value before; only the first value cannot be chosen",
+        "AdaMMS's second script (diff2), for Qwen2-VL",
+        join=lambda before, _: before,
+        two_sided=False,
+    ),
+)
+
+CRITERIA: Final[Mapping[str, Criterion]] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every criterion by name."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a criterion chose.
+
+    candidates   the values that could be chosen, ascending
+    differences  one for each candidate: a count of prompts (exact), or a mean distance per prompt (embedding)
+    minima       every candidate with the smallest difference; the first is chosen
+    """
+
+    candidates: tuple[float, ...]
+    differences: tuple[float, ...]
+    minima: tuple[float, ...]
+
+    @property
+    def chosen(self) -> float:
+        """The smallest of the minima: the closest to the template."""
+        return self.minima[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """What search.json says of it; counts are whole numbers."""
+        counts = [int(number) if number == int(number) else number for number in self.differences]
+        return {
+            "candidates": list(self.candidates),
+            "differences": counts,
+            "minima": list(self.minima),
+            "chosen": self.chosen,
+        }
+
+
+def exact(answers: Sequence[str], others: Sequence[str]) -> Sequence[float]:
+    """1 where two answers differ in more than case, as the paper compares them."""
+    return [float(one.casefold() != other.casefold()) for one, other in zip(answers, others, strict=True)]
+
+
+def choose(
+    values: Sequence[float],
+    answers: Sequence[Sequence[str]],
+    criterion: str = "union",
+    *,
+    distance: Distance = exact,
+    mean: bool = False,
+    smooth: int = 0,
+) -> Choice:
+    """Choose the value whose answers differ least from its neighbours'.
+
+    AdaMMS (Du et al. 2025), section 3.2. The paper does not say which of several minima is meant: the smallest value
+    is taken here, and all are reported.
+
+    values   ascending
+    answers  for each value, its answer to each prompt, in one order of prompts
+    mean     take the mean over the prompts, not the sum
+    smooth   replace each difference by the mean of those at most so many candidates away; fewer at the ends
+
+    raises RecipeError where there are too few values or no prompts.
+    """
+    row = CRITERIA[criterion]
+    least = 3 if row.two_sided else 2
+    if len(values) < least:
+        raise RecipeError(f"criterion {criterion}: compares neighbours and needs {least} values, got {len(values)}")
+    if smooth < 0:
+        raise RecipeError(f"smooth: {smooth} is no number of neighbours")
+    if not answers[0]:
+        raise RecipeError("there are no prompts to compare answers to")
+    steps = [distance(one, other) for one, other in pairwise(answers)]
+    places = range(1, len(values) - 1) if row.two_sided else range(1, len(values))
+    count = len(answers[0]) if mean else 1
+    raw = [
+        math.fsum(map(row.join, steps[place - 1], steps[place] if row.two_sided else steps[place - 1])) / count
+        for place in places
+    ]
+    differences = tuple(_around(raw, place, smooth) for place in range(len(raw)))
+    candidates = tuple(values[place] for place in places)
+    lowest = min(differences)
+    minima = tuple(value for value, difference in zip(candidates, differences, strict=True) if difference == lowest)
+    return Choice(candidates, differences, minima)
+
+
+def _around(numbers: Sequence[float], place: int, radius: int) -> float:
+    window = numbers[max(place - radius, 0) : place + radius + 1]
+    return math.fsum(window) / len(window)

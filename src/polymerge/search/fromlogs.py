@@ -1,0 +1,86 @@
+"""Choose from answers that exist already: one folder per candidate, as evaluation tools leave them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+from polymerge.errors import RecipeError
+from polymerge.generation.draw import draw
+from polymerge.search.criterion import CRITERIA
+from polymerge.search.judging import Judging, judge
+from polymerge.search.logs import read_logs
+from polymerge.search.plot import draw_search
+from polymerge.search.runs import Run
+
+__all__ = ["choose_from_logs"]
+
+_PERCEPTION = "mme_perception_score"
+_OWN = r"-(-?\d[\d.]*(?:e[+-]?\d+)?)$"  # how a candidate's folder of our own ends
+
+
+def choose_from_logs(
+    directory: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    value_pattern: str | None = None,
+    keep: str | None = None,
+    samples: int = 100,
+    seed: int = 2,
+    judging: Judging | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Choose a value from the answers that lmms-eval, VLMEvalKit or a search of polymerge has left.
+
+    AdaMMS (Du et al. 2025), section 3.2 and its search scripts. The same documents of every candidate are compared,
+    aligned by their ids.
+
+    directory      one folder per candidate, whose name holds the value; or a run of `search`
+    task           needed where the folders hold several
+    value_pattern  a regular expression with one group that finds the value in a name
+    keep           only documents whose record has this field; `all` for every one. Without it: of MME the perception
+                   questions under a two-sided criterion, as in the script whose criterion that is, else every one
+    samples, seed  of the documents that are drawn; 0 for all
+    out            a folder for search.json and the plot
+
+    returns  what search.json holds
+
+    raises Refused or RecipeError with everything that is wrong: a candidate without answers or with other documents.
+    """
+    judging = judging or Judging()
+    if samples < 0:
+        raise RecipeError(f"--samples: {samples} is no number of documents; 0 takes all")
+    folder = Path(directory)
+    candidates = folder / "candidates"
+    if (folder / "run.json").is_file() and candidates.is_dir():
+        folder, value_pattern = candidates, value_pattern or _OWN
+    perception = task == "mme" and CRITERIA[judging.criterion].two_sided
+    field = None if keep == "all" else keep or (_PERCEPTION if perception else None)
+    logs = read_logs(folder, task=task, value_pattern=value_pattern, keep=field)
+    ids = draw(list(logs.answers[0]), samples, seed)
+    choice = judge(logs.values, logs.answers, ids, judging)
+    outcome: dict[str, Any] = {
+        "polymerge": importlib.metadata.version("polymerge"),
+        "vary": "value",
+        "values": list(logs.values),
+        **judging.settings,
+        **choice.to_json(),
+        "chosen_by": judging.criterion,
+        "prompts": len(ids),
+        "samples": samples,
+        "seed": seed,
+        "task": task,
+        "keep": field,
+        "files": [str(file) for file in logs.files],
+        "notes": list(logs.notes),
+    }
+    if any(one is not None for one in logs.scores):
+        outcome["tool_scores"] = list(logs.scores)
+    if out is not None:
+        run = Run(Path(out))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.write_json("search.json", outcome)
+        draw_search(outcome, run.folder / "search")
+    return outcome

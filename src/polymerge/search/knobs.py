@@ -1,0 +1,194 @@
+"""What is varied: one number of a recipe, for all tensors or for some."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean
+from polymerge.mapping import PARTS
+from polymerge.methods.table import METHODS, Parameter
+from polymerge.recipe import Override, Recipe
+
+__all__ = ["Knob", "parse_knob", "turn"]
+
+Value = float | bool | str
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A parameter that is varied.
+
+    name       as the user writes it: PARAMETER, PARAMETER[MODEL], PARAMETER@WHERE or both
+    parameter  of the recipe's method
+    model      place in the recipe's models whose own value it is; None where it is one for all
+    template   place of the model whose weight makes up for it, so that all weights add up to 1; None where none does
+    layers, match  the tensors that it is for; None for all
+    """
+
+    name: str
+    parameter: Parameter
+    model: int | None = None
+    template: int | None = None
+    layers: tuple[int, int] | None = None
+    match: str | None = None
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its values have an order."""
+        return self.parameter.kind in ("number", "count")
+
+    @property
+    def neutral(self) -> Value:
+        """A value that it may take, whichever: what stands for it where its value does not matter."""
+        match self.parameter.kind:
+            case "choice":
+                return self.parameter.choices[0]
+            case "flag":
+                return False
+            case "count":
+                return 1
+        return min(max(0.0, self.parameter.low), self.parameter.high)
+
+
+def parse_knob(
+    text: str | None,
+    recipe: Recipe,
+    problems: list[PolymergeError],
+    *,
+    template: int | None = 0,
+    keep_template: bool = False,
+) -> Knob | None:
+    """Read what is to be varied: `weight` (of the second model), `weight[2]`, `scale`, `density@layers:0-5`, ...
+
+    WHERE is layers:FIRST-LAST of the text tower, a part (text, vision, projector, audio) or a glob on canonical names.
+    Without a text it is the weight, or slerp's t.
+
+    template       the template's place among the recipe's models; None where only its layout is taken
+    keep_template  leave the template's weight as the recipe has it; by default it is 1 minus all the others'
+    """
+    row = METHODS[recipe.merge_method]
+    can = {parameter.name: parameter for parameter in row.parameters}
+    numbers = [name for name, parameter in can.items() if parameter.kind in ("number", "count")]
+    if text is None:
+        text = next((name for name in ("weight", "t") if name in can), None)
+        if text is None:
+            hint = f"Say --vary {numbers[0]}" if numbers else "It has no parameter that could be varied"
+            problems.append(RecipeError(f"{row.name} has no weight, so the recipe has no free parameter. {hint}"))
+            return None
+    said = re.fullmatch(r"(\w+)(?:\[(\d+)\])?(?:@(.+))?", text)
+    name = said[1] if said else text
+    if said is None or name not in can:
+        hint = did_you_mean(name, can) if can else " It has no parameters."
+        problems.append(RecipeError(f"--vary: {row.name} has no parameter '{name}'.{hint}"))
+        return None
+    parameter = can[name]
+    layers, match = _where(said[3], problems)
+    model, rest = None, None
+    if said[2] is not None and not parameter.each:
+        problems.append(RecipeError(f"--vary: {name} is one value for all models, not that of models[{said[2]}]"))
+    elif parameter.name == "weight" or said[2] is not None:
+        model = int(said[2]) if said[2] is not None else (0 if template else 1)
+        if model >= len(recipe.models):
+            count = len(recipe.models)
+            problems.append(
+                RecipeError(
+                    f"--vary: {text}: there is no models[{model}], the recipe has {count} model{'s' * (count > 1)}"
+                )
+            )
+            return None
+        if parameter.name == "weight" and not keep_template and model != template:
+            rest = template
+    return Knob(text, parameter, model, rest, layers, match)
+
+
+def turn(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
+    """The recipe with each knob at its value.
+
+    raises RecipeError where the other models' weights, which the template's makes up for, are not said.
+    """
+    for knob, value in values.items():
+        if knob.layers is None and knob.match is None:
+            recipe = _turn_all(recipe, knob, value)
+    scoped = [knob for knob in values if knob.layers is not None or knob.match is not None]
+    first: list[Override] = []
+    for where in dict.fromkeys((knob.layers, knob.match) for knob in scoped):
+        own = {knob: values[knob] for knob in scoped if (knob.layers, knob.match) == where}
+        first.append(_override(recipe, where, own))
+    return replace(recipe, overrides=(*first, *recipe.overrides))
+
+
+def _turn_all(recipe: Recipe, knob: Knob, value: Value) -> Recipe:
+    name = knob.parameter.name
+    if knob.model is None:
+        models = tuple(replace(one, parameters=_without(one.parameters, name)) for one in recipe.models)
+        return replace(recipe, models=models, parameters={**recipe.parameters, name: value})
+    own: dict[int, Value] = {knob.model: value}
+    if knob.template is not None:
+        own[knob.template] = _rest(recipe, knob, value)
+    models = tuple(
+        replace(one, parameters={**one.parameters, name: own[place]}) if place in own else one
+        for place, one in enumerate(recipe.models)
+    )
+    return replace(recipe, models=models, parameters=_without(recipe.parameters, "t"))
+
+
+def _override(
+    recipe: Recipe, where: tuple[tuple[int, int] | None, str | None], values: Mapping[Knob, Value]
+) -> Override:
+    """What is varied for some tensors only, said before all that the recipe says of any."""
+    parameters: dict[str, Any] = {}
+    for knob, value in values.items():
+        name = knob.parameter.name
+        if knob.model is None:
+            parameters[name] = value
+            continue
+        said = parameters.get(name) or [_said(recipe, place, name) for place in range(len(recipe.models))]
+        said[knob.model] = value
+        if knob.template is not None:
+            said[knob.template] = _complement(said, knob)
+        parameters[name] = said
+    return Override(layers=where[0], match=where[1], parameters=parameters)
+
+
+def _rest(recipe: Recipe, knob: Knob, value: Value) -> float:
+    said = [_said(recipe, place, "weight") for place in range(len(recipe.models))]
+    said[knob.model or 0] = value
+    return _complement(said, knob)
+
+
+def _complement(said: Sequence[Any], knob: Knob) -> float:
+    """What is left of 1, counted in decimals as a person would: 0.7 beside 0.3."""
+    others = [weight for place, weight in enumerate(said) if place != knob.template]
+    if any(not isinstance(weight, int | float) for weight in others):
+        raise RecipeError(
+            f"--vary {knob.name}: the template's weight is 1 minus the others', and not every other model says "
+            "its own. Say a weight for each in the recipe, or --keep-template-weight"
+        )
+    return float(1 - sum(Decimal(repr(float(weight))) for weight in others))
+
+
+def _said(recipe: Recipe, place: int, name: str) -> Any:
+    own = recipe.models[place].parameters
+    return own.get(name, recipe.parameters.get(name))
+
+
+def _where(text: str | None, problems: list[PolymergeError]) -> tuple[tuple[int, int] | None, str | None]:
+    if text is None:
+        return None, None
+    if text in PARTS:
+        return None, f"{text}.*"
+    if text.startswith("layers:"):
+        said = re.fullmatch(r"layers:(\d+)(?:-(\d+))?", text)
+        if said is None or int(said[2] or said[1]) < int(said[1]):
+            problems.append(RecipeError(f"--vary: '{text}' is no range of layers; write layers:0-5"))
+            return None, None
+        return (int(said[1]), int(said[2] or said[1])), None
+    return None, text
+
+
+def _without(parameters: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {own: value for own, value in parameters.items() if own != name}
