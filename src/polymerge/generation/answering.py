@@ -25,6 +25,9 @@ class AnswerError(PolymergeError):
         super().__init__(message)
         self.ids = tuple(ids)
 
+    def __reduce__(self) -> tuple[type[AnswerError], tuple[str, tuple[int | str, ...]]]:
+        return AnswerError, (str(self), self.ids)  # so that it comes whole out of another process
+
 
 def batches(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
     """Cut prompts into batches of at most `size`, the same ones whatever order the prompts are in.

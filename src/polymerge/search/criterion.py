@@ -31,6 +31,11 @@ class Criterion:
     join: Callable[[float, float], float]
     two_sided: bool = True
 
+    @property
+    def least(self) -> int:
+        """How many values it needs."""
+        return 3 if self.two_sided else 2
+
 
 _ROWS: Final = (
     Criterion(
@@ -114,9 +119,8 @@ def choose(
     raises RecipeError where there are too few values or no prompts.
     """
     row = CRITERIA[criterion]
-    least = 3 if row.two_sided else 2
-    if len(values) < least:
-        raise RecipeError(f"criterion {criterion}: compares neighbours and needs {least} values, got {len(values)}")
+    if len(values) < row.least:
+        raise RecipeError(f"criterion {criterion}: compares neighbours and needs {row.least} values, got {len(values)}")
     if smooth < 0:
         raise RecipeError(f"smooth: {smooth} is no number of neighbours")
     if not answers[0]:

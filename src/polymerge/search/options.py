@@ -11,7 +11,8 @@ from polymerge.generation.draw import draw
 from polymerge.generation.models import DTYPES
 from polymerge.generation.prompts import Prompt, check_images, read_prompts
 from polymerge.search.candidates import Space
-from polymerge.search.judging import check_labels
+from polymerge.search.criterion import CRITERIA
+from polymerge.search.judging import Judging, check_labels
 from polymerge.search.trials import SAMPLERS
 
 __all__ = ["Generation", "PromptSource", "Scoring", "draw_prompts", "misfits"]
@@ -95,7 +96,7 @@ def draw_prompts(source: PromptSource, problems: list[PolymergeError]) -> list[P
 
 
 def misfits(
-    space: Space, generation: Generation, scoring: Scoring | None, drawn: Sequence[Prompt]
+    space: Space, generation: Generation, judging: Judging, scoring: Scoring | None, drawn: Sequence[Prompt]
 ) -> list[PolymergeError]:
     """What of a search's parts does not fit together."""
     problems: list[PolymergeError] = [
@@ -106,7 +107,7 @@ def misfits(
     if generation.dtype not in DTYPES:
         problems.append(RecipeError(f"--dtype: '{generation.dtype}'.{did_you_mean(generation.dtype, DTYPES)}"))
     if scoring is None:
-        return problems + _without_labels(space)
+        return problems + _without_labels(space, judging)
     if scoring.sampler == "grid":
         if any(span is not None for span in space.spans):
             problems.append(RecipeError("--vary: a grid needs a step in each range, such as 0:0.6:0.1"))
@@ -120,7 +121,7 @@ def misfits(
     if scoring.trials < 1:
         problems.append(RecipeError(f"--trials: {scoring.trials} are none"))
     if not scoring.choose:
-        problems += _without_labels(space)
+        problems += _without_labels(space, judging)
         if scoring.sampler != "grid":
             problems.append(RecipeError("--choose-by criterion: compares neighbours, so it needs --sampler grid"))
     if drawn:
@@ -131,7 +132,7 @@ def misfits(
     return problems
 
 
-def _without_labels(space: Space) -> list[PolymergeError]:
+def _without_labels(space: Space, judging: Judging) -> list[PolymergeError]:
     """What cannot be chosen by comparing neighbours."""
     problems: list[PolymergeError] = []
     if len(space.knobs) > 1:
@@ -140,4 +141,12 @@ def _without_labels(space: Space) -> list[PolymergeError]:
         problems.append(RecipeError("--values: a range needs a step, such as 0:0.6:0.1"))
     if not all(knob.numeric for knob in space.knobs):
         problems.append(RecipeError("--vary: without labels a number is varied, for its neighbours are compared"))
+    least = CRITERIA[judging.criterion].least
+    if not problems and space.knobs and len(space.points()) < least:
+        problems.append(
+            RecipeError(
+                f"--values: criterion {judging.criterion} compares neighbours and needs {least} values, got "
+                f"{len(space.points())}"
+            )
+        )
     return problems

@@ -77,7 +77,7 @@ def search(
     space = read_space(recipe, vary, values, problems, keep_template=keep_template_weight)
     sampled = scoring is not None and scoring.sampler != "grid"
     drawn = draw_prompts(prompts, problems)
-    problems += misfits(space, generation, scoring, drawn)
+    problems += misfits(space, generation, judging, scoring, drawn)
     points = [tuple(knob.neutral for knob in space.knobs)] if sampled else space.points()
     plans: dict[str, Plan] = {}
     if space.knobs:

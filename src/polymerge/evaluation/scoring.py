@@ -1,0 +1,161 @@
+"""Score a file of predictions: soundly, and beside that as the benchmark's published scripts do.
+
+The sound score, where the published ones differ or stop:
+
+- lines and questions meet by question_id, read as text, never by position;
+- the score is over all annotated questions, so a question without a line is wrong (`accuracy_over_answered` leaves
+  those out); of several lines with one id the last counts; unknown ids are ignored, blank lines passed over;
+- a blank text is wrong whatever the answer, and so is null, which stands for an answer that could not be had;
+- a line that is not JSON, or lacks question_id or text, is refused with its number: nobody can say whose answer it
+  is, or that there is one. All such lines are named at once, together with what is wrong in the annotations;
+- a file without any line scores 0: every question is unanswered, and the notes say so;
+- captions find their image by name through the question file; images without a reference are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polymerge.errors import PolymergeError, refuse_if_any
+from polymerge.evaluation.jsonfiles import shortened
+from polymerge.evaluation.predictions import Predictions, read_predictions
+from polymerge.evaluation.published import Published, as_published
+from polymerge.evaluation.scorers import SCORERS, Scored, scorer_named
+from polymerge.evaluation.scorers.captions import METRICS, WITHOUT_JAVA, caption_metrics
+from polymerge.evaluation.scorers.java import NEEDS_JAVA, has_java
+from polymerge.evaluation.scorers.tokens import NOT_PTB, plain_tokens
+from polymerge.evaluation.tasks import task_named
+from polymerge.evaluation.truth import Truth, answers_in, question_items, read_truth
+
+__all__ = ["TaskScore", "score_predictions", "score_questions"]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a file of predictions is worth.
+
+    score              in percent, over all annotated questions; None, as right is, for captions without Java only
+    as_published       what the published script prints, in percent; None where it stops or there is none
+    right, total       score times total / 100, a count where answers are right or wrong; number of annotated questions
+    ids, samples       each question and its share of right, in the order of the annotations
+    notes              what was odd in the files, with file and line
+    reason             why a number is None
+    metrics            further numbers: answered, accuracy_over_answered, the single caption metrics, ...
+    published_metrics  the further numbers of the published script
+    published_right    as right, and published_total as total: a script divides by its lines, not by the questions
+    """
+
+    task: str
+    score: float | None
+    as_published: float | None
+    right: float | None
+    total: int
+    ids: tuple[str, ...]
+    samples: tuple[float, ...] | None
+    notes: tuple[str, ...] = ()
+    reason: str | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    published_metrics: Mapping[str, float | None] = field(default_factory=dict)
+    published_right: float | None = None
+    published_total: int | None = None
+
+
+def score_predictions(task: str, predictions_file: str | Path, annotations_folder: str | Path) -> TaskScore:
+    """Score the predictions for one of the twelve tasks against the files in its annotation folder.
+
+    Lines are matched by question_id, read as text; the last line of an id counts, ids that are not annotated are
+    ignored, and a question without a line, or with a blank or null text, is wrong. Each of these is in the notes.
+
+    raises RecipeError for an unknown task, Refused with everything that is wrong with the files, MissingExtraError
+    for captions without pycocoevalcap.
+    """
+    row = task_named(task)
+    problems: list[PolymergeError] = []
+    predictions = read_predictions(Path(predictions_file), problems)
+    truth = read_truth(row, Path(annotations_folder), problems)
+    refuse_if_any(problems)
+    published = as_published(row, predictions, truth)
+    texts = _texts(predictions, truth)
+    if row.kind == "captions" and not has_java():
+        return _captions_without_java(row.name, published, predictions, truth)
+    scored = SCORERS[row.scorer].score(texts, truth.references)
+    metrics: dict[str, float | None] = {}
+    if row.kind != "captions":
+        annotated = set(truth.ids)
+        answered = sum(line.text is not None and name in annotated for name, line in predictions.by_id().items())
+        metrics |= {"answered": answered, "accuracy_over_answered": 100 * scored.right / answered if answered else None}
+    if row.scorer in ("exact", "exact_lower"):
+        metrics["normalised_accuracy"] = SCORERS["exact_normalised"].score(texts, truth.references).score
+    if row.kind == "letter" and scored.samples is not None:
+        shares = [share for share, item in zip(scored.samples, truth.items, strict=True) if item.fields.get("image")]
+        metrics["image_accuracy"] = 100 * sum(shares) / len(shares) if shares else None
+    return _task_score(row.name, scored, published, predictions, truth, metrics)
+
+
+def score_questions(scorer: str, predictions_file: str | Path, questions_file: str | Path) -> TaskScore:
+    """Score predictions against any question file in the LLaVA format, by a scorer's name.
+
+    Each question holds `answer`, or `answers` as a list of texts (or of objects with an `answer` each).
+
+    raises RecipeError for an unknown scorer, Refused with everything that is wrong with the files.
+    """
+    row = scorer_named(scorer)
+    problems: list[PolymergeError] = []
+    predictions = read_predictions(Path(predictions_file), problems)
+    path = Path(questions_file)
+    items = question_items(path, problems)
+    wrong: list[PolymergeError] = []
+    references: list[Any] = [answers_in(item, wrong) for item in items]
+    problems += shortened(wrong, path)
+    refuse_if_any(problems)
+    if row.name == "box_iou":
+        references = [", ".join(answers) for answers in references]
+    truth = Truth(tuple(str(item.id) for item in items), tuple(references), tuple(items))
+    scored = row.score(_texts(predictions, truth), truth.references)
+    none = f"{row.name} is a scorer, not a task of the benchmark, and has no published script"
+    return _task_score(row.name, scored, none, predictions, truth, {})
+
+
+def _texts(predictions: Predictions, truth: Truth) -> list[str]:
+    """The text for each annotated question; nothing where there is none."""
+    by_id = predictions.by_id()
+    return [(by_id[name].text or "") if name in by_id else "" for name in truth.ids]
+
+
+def _task_score(
+    name: str,
+    scored: Scored,
+    published: Published | str,
+    predictions: Predictions,
+    truth: Truth,
+    metrics: Mapping[str, float | None],
+) -> TaskScore:
+    known = published if isinstance(published, Published) else None
+    return TaskScore(
+        name,
+        scored.score,
+        known.score if known else None,
+        scored.right,
+        scored.total,
+        truth.ids,
+        scored.samples,
+        (*predictions.notes(truth.ids), *truth.notes, *scored.notes),
+        published if isinstance(published, str) else None,
+        {**metrics, **scored.metrics},
+        known.metrics if known else {},
+        known.right if known else None,
+        known.total if known else None,
+    )
+
+
+def _captions_without_java(name: str, published: Published | str, predictions: Predictions, truth: Truth) -> TaskScore:
+    """No score, which is a mean with METEOR in it, but BLEU, ROUGE-L and CIDEr on plain tokens, and a word on both."""
+    said = plain_tokens(_texts(predictions, truth))
+    found = caption_metrics(said, [plain_tokens(texts) for texts in truth.references], WITHOUT_JAVA)
+    notes = (*predictions.notes(truth.ids), *truth.notes, NOT_PTB)
+    reason = NEEDS_JAVA if published == NEEDS_JAVA else f"score: {NEEDS_JAVA}; as published: {published}"
+    metrics = {metric: 100 * found[metric].score if metric in found else None for metric in METRICS}
+    return TaskScore(name, None, None, None, len(truth.ids), truth.ids, None, notes, reason, metrics)

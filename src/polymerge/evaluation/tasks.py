@@ -1,0 +1,106 @@
+"""The twelve tasks of MM-MergeBench as data: files, scorer, and how the published scripts ask a model.
+
+Zeng et al. 2025, arXiv:2502.17159: eight tasks that adapters were trained for (seen) and four that none was for.
+All are asked greedily, one beam, in the vicuna_v1 conversation with the image before the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from polymerge.errors import RecipeError, did_you_mean
+
+__all__ = ["TASKS", "Task", "task_named"]
+
+_LETTER = "Answer with the option's letter from the given choices directly."
+_SHORT = "Answer the question using a single word or phrase."
+_CAPTION = "What is happening in the image? Generate a brief caption for the image."
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table.
+
+    questions       the question file: a JSON list of question_id, text, image and answer
+    truth           the files beside it that hold what is right, where the question file does not
+    scorer          a name in SCORERS
+    script          the published scorer; what it does differently is in `published`
+    kind            what the truth is: an answer, a box, an option's letter, captions
+    instruction     what the question's text ends with, or says; already in the question file
+    image           raw: resized and cut to the middle by the image processor; pad: made square with the mean colour
+    max_new_tokens  the longest answer
+    form            how the text is changed: `text` as it is, `optional-image` without the tag where there is no
+                    image, `choices` its first line and then the names of all classes
+    folders         other names of its folder in the published layouts
+    """
+
+    name: str
+    seen: bool
+    questions: str
+    scorer: str
+    script: str
+    instruction: str
+    image: Literal["raw", "pad"]
+    max_new_tokens: int
+    kind: Literal["answer", "box", "letter", "captions"] = "answer"
+    truth: tuple[str, ...] = ()
+    form: Literal["text", "optional-image", "choices"] = "text"
+    folders: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that scoring reads."""
+        return self.truth if self.kind == "letter" else (self.questions, *self.truth)
+
+
+_ROWS = (
+    Task(
+        "ScienceQA", True, "test.json", "letter", "eval_science_qa.py", _LETTER, "raw", 1024,
+        kind="letter", truth=("problems.json", "pid_splits.json"), form="optional-image",
+    ),
+    Task(
+        "ImageNet", True, "test.json", "containment", "eval_ImagetNet.py", _SHORT, "raw", 1024, form="choices",
+    ),
+    Task("VQAv2", True, "val.json", "exact", "eval_vqav2.py", _SHORT, "raw", 1024),
+    Task(
+        "REC", True, "test.json", "box_iou", "eval_grounding.py",
+        "Please provide the bounding box coordinate of the region this sentence describes: {description}.",
+        "raw", 1024, kind="box", folders=("Grounding",),
+    ),
+    Task("OCR-VQA", True, "test.json", "exact_lower", "eval_ocrvqa.py", _SHORT, "pad", 128, folders=("OCRVQA",)),
+    Task(
+        "VizWiz", True, "val.json", "captions", "eval_vizwiz_caption.py", _CAPTION, "pad", 128,
+        kind="captions", truth=("val_coco_type.json",), folders=("VizWiz-caption",),
+    ),
+    Task(
+        "Flickr30k", True, "val_brief.json", "captions", "eval_flickr30k.py", _CAPTION, "pad", 128,
+        kind="captions", truth=("val_coco_type.json",), folders=("flickr30k-caption",),
+    ),
+    Task("IconQA", True, "val.json", "exact", "eval_iconqa.py", _SHORT, "pad", 128),
+    Task("AOKVQA", False, "val.json", "exact", "eval_aokvqa.py", _LETTER, "raw", 1024, folders=("A-OKVQA",)),
+    Task(
+        "ImageNet-R", False, "test.json", "containment", "eval_ImagetNet.py", "What is the object in the image?",
+        "pad", 1024,
+    ),
+    Task(
+        "Screen2words", False, "test.json", "captions", "eval_caption.py",
+        "You are given a phone UI screen. Describe the screen in one sentence.", "pad", 128,
+        kind="captions", truth=("test_coco_type.json",), folders=("Screen2Words",),
+    ),
+    Task("TabMWP", False, "test.json", "exact", "eval_iconqa.py", _SHORT, "pad", 128),
+)  # fmt: skip
+
+TASKS: Mapping[str, Task] = {task.name: task for task in _ROWS}
+
+
+def task_named(name: str) -> Task:
+    """The task of that name or of a folder of that name, whatever the case.
+
+    raises RecipeError, with the nearest name, where there is none.
+    """
+    for task in TASKS.values():
+        if name.lower() in (known.lower() for known in (task.name, *task.folders)):
+            return task
+    raise RecipeError(f"there is no task '{name}'.{did_you_mean(name, TASKS)}")

@@ -1,0 +1,58 @@
+"""A search on the demo's models: pictures of two digits with questions, and the recipe that is searched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from polymerge.demo.pictures import load_handwriting
+from polymerge.demo.score import write_exam
+from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
+from polymerge.demo.world import split_pairs
+from running import recipe_file
+
+VLM, BASE, REASON = (str(SHIPPED / name) for name in ("vlm", "base", "reason"))
+
+
+def prompts_file(folder: Path, count: int = 24) -> Path:
+    """Every so many-th question of the demo's exam, as JSON lines beside its pictures."""
+    exam = write_exam(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, question in enumerate(exam[:: len(exam) // count][:count]):
+        Image.fromarray(question.picture).save(folder / f"{number}.png")
+        lines.append({"id": number, "text": question.prompt, "image": f"{number}.png", "answer": question.answer})
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def recipe(method: str = "task_arithmetic", **more: Any) -> dict[str, Any]:
+    """The reasoning model's delta added to the VLM's text tower."""
+    return {
+        "merge_method": method,
+        "template": VLM,
+        "base_model": BASE,
+        "models": [
+            {"model": VLM, "parameters": {"weight": 1.0}},
+            {"model": REASON, "parameters": {"weight": 0.5}},
+        ],
+        "parts": ["text"],
+        "exclude": EXCLUDED,
+        **more,
+    }
+
+
+def words(folder: Path, prompts: Path, *more: object, run: str = "run") -> Sequence[object]:
+    """The words of a search command whose run lies in a folder."""
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        recipe_file(recipe(), file)
+    return (
+        "search", file, "--prompts", prompts, "--keep-template-weight", "-o", folder / run, "--max-new-tokens", "3",
+        *more,
+    )  # fmt: skip
