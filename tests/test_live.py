@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import polymerge
+from adapters_made import adapter, llama
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.generation.models import load_model
 from polymerge.methods.table import METHODS
+from polymerge.planning.folding import fold_recipe
 from polymerge.run.live import LiveModel
 from tiny import as_2024, as_live, build, perturbed, related_llm
 
@@ -156,11 +157,45 @@ def test_experts_that_transformers_fuses(tmp_path: Path) -> None:
         same_bits(live.model, AutoModelForCausalLM.from_pretrained(written(plan, tmp_path / f"out{number}")))
 
 
-def test_a_plan_of_other_models_is_refused(family: dict[str, str], tmp_path: Path) -> None:
+def test_a_plan_of_another_template_is_refused(family: dict[str, str], tmp_path: Path) -> None:
+    live = LiveModel(polymerge.plan(recipe(family, "linear")))
+    other = perturbed(Path(family["vlm"]), tmp_path / "another", seed=9)
+    with pytest.raises(RecipeError, match="of another template"):
+        live.set(polymerge.plan(recipe({**family, "vlm": str(other)}, "linear")))
+
+
+def test_a_plan_with_another_model_is_taken(family: dict[str, str], tmp_path: Path) -> None:
     live = LiveModel(polymerge.plan(recipe(family, "linear")))
     other = perturbed(Path(family["other"]), tmp_path / "another", seed=9)
-    with pytest.raises(RecipeError, match="of other models"):
-        live.set(polymerge.plan(recipe({**family, "other": str(other)}, "linear")))
+    plan = polymerge.plan(recipe({**family, "other": str(other)}, "linear"))
+    live.set(plan)
+    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
+@pytest.mark.parametrize("method", ["robustmerge", "ties", "cat"])
+def test_adapters_are_merged_and_folded_into_their_base(method: str, tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "base")
+    modules = (["q_proj", "v_proj"], ["q_proj", "down_proj"])
+    adapters = [str(adapter(tmp_path / str(n), n, target_modules=some)) for n, some in enumerate(modules)]
+    weights = {} if method == "robustmerge" else {"weight": 0.5}
+    plans = [
+        polymerge.plan(
+            {
+                "merge_method": method,
+                "base_model": str(tmp_path / "base"),
+                "models": [{"model": folder, "parameters": weights} for folder in adapters],
+                "parameters": {"scale": scale},
+            }
+        )
+        for scale in (1.0, 2.0)
+    ]
+    live = LiveModel(plans[0])
+    for number, plan in enumerate((*plans, plans[0])):
+        live.set(plan)
+        merged_adapter = written(plan, tmp_path / f"adapter{number}")
+        folded = polymerge.plan(fold_recipe(str(merged_adapter), str(tmp_path / "base")))
+        same_bits(live.model, load_model(written(folded, tmp_path / f"out{number}")))
 
 
 def test_a_template_that_does_not_load_whole_is_refused(family: dict[str, str], tmp_path: Path) -> None:
@@ -187,13 +222,15 @@ def test_infinities_in_an_input_are_refused(family: dict[str, str], tmp_path: Pa
         LiveModel(plan).set(plan)
 
 
-def test_only_what_is_computed_is_written(family: dict[str, str]) -> None:
-    plan = polymerge.plan(recipe(family, "linear"))
-    live = LiveModel(plan)
-    computed = {step.name for step in plan.steps if step.pieces}
-    assert computed
-    assert len(computed) < len(plan.steps)
-    empty = replace(plan, steps=tuple(step for step in plan.steps if step.name not in computed))
+def test_what_another_plan_changed_is_the_template_s_again(family: dict[str, str], tmp_path: Path) -> None:
+    live = LiveModel(polymerge.plan(recipe(family, "linear")))
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
-    live.set(empty)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
+    live.set(polymerge.plan(recipe(family, "linear")))
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
+    plan = polymerge.plan(recipe(family, "linear", exclude=["text.layers.*", "text.embed_tokens.weight"]))
+    live.set(plan)
+    after = live.model.state_dict()
+    kept = [name for name in before if ".layers." in name]
+    assert kept
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    same_bits(live.model, load_model(written(plan, tmp_path / "out")))

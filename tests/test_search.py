@@ -14,6 +14,7 @@ import torch
 import polymerge
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.generation.answering import Answerer, batches
+from polymerge.generation.log import AnswerLog
 from polymerge.generation.models import load_model, load_processor
 from polymerge.generation.prompts import read_prompts
 from polymerge.search import generate
@@ -304,6 +305,40 @@ def test_answers_are_compared_by_embedding(run: Path, prompts: Path, tmp_path: P
     ran = cli(*words(run.parent, prompts, *more[:-1], tmp_path / "nowhere"))
     assert ran.status == 2
     assert "is no sentence-transformers model" in ran.err
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
+def test_adapters_are_searched_like_checkpoints(prompts: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        peft = get_peft_model(load_model(VLM), LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)"))
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        peft.save_pretrained(tmp_path / f"adapter{seed}")
+    adapters = [str(tmp_path / f"adapter{seed}") for seed in (0, 1)]
+    made = {"merge_method": "robustmerge", "base_model": VLM, "models": adapters}
+    recipe_file(made, tmp_path / "recipe.yaml")
+    more = ("--vary", "scale", "--values", "0,2,4", "--samples", "6", "--write", tmp_path / "merged")
+    ran = cli(*words(tmp_path, prompts, *more))
+    assert ran.status == 0, ran.err
+    found = outcome(tmp_path / "run")
+    assert found["candidates"] == [2.0]
+    polymerge.merge({**made, "parameters": {"scale": 2.0}}, tmp_path / "literal")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "literal" / name).read_bytes()
+    folded = tmp_path / "folded"
+    assert cli("fold", tmp_path / "literal", "--base", VLM, "-o", folded).status == 0
+    answerer = Answerer(load_model(folded), load_processor(folded), max_new_tokens=3)
+    asked = read_prompts(tmp_path / "run" / "prompts.jsonl")
+    expected = {
+        prompt.id: answer
+        for batch in batches(asked, 16)
+        for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
+    }
+    assert AnswerLog(tmp_path / "run" / "candidates" / "scale-2" / "answers.jsonl").read() == expected
 
 
 def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,12 +16,14 @@ from torch import Tensor
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.generation.models import load_model, quiet
-from polymerge.planning import Plan, Step
+from polymerge.planning import AdapterPlan, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
+from polymerge.planning.folding import fold_recipe
 from polymerge.run.device import open_device
 from polymerge.run.execute import execute
 from polymerge.run.files import Files
 from polymerge.run.inputs import reopen
+from polymerge.run.merge import merge
 
 __all__ = ["LiveModel"]
 
@@ -30,11 +34,12 @@ class LiveModel:
     """The template as transformers loads it, whose merged tensors take the values that a plan gives them.
 
     After `set(plan)` the model computes what the folder that `merge` writes for the same plan would, once loaded: the
-    weights are the same bits. Nothing is written to disk.
+    weights are the same bits. No checkpoint is written. Of a plan that merges adapters, the model is their base; the
+    merged adapter, which is small, is folded into it from a temporary folder.
 
-    plan     any of the plans to come; they differ in methods and parameters only
+    plan     any of the plans to come; they are of one template
     device   where the model runs, and the blocks of a merge are computed
-    dtype    auto (as the config says), or a torch dtype; what was merged is rounded to the output's dtype first
+    dtype    auto (as the weights are), or a torch dtype; what was merged is rounded to the output's dtype first
     threads  of the merge; no bit depends on it
 
     raises CheckpointError where the template does not load with every weight in its place.
@@ -42,46 +47,65 @@ class LiveModel:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | AdapterPlan,
         *,
         device: str = "cpu",
         dtype: str = "auto",
         threads: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        template = plan.inputs[plan.template]
-        self.folder = Path(template.path)
         self._device, self._threads = open_device(device), threads or default_threads()
-        self._inputs = plan.inputs
-        self._entries = [reopen(entry).entries for entry in plan.inputs]
+        with self._folded(plan) as first:
+            self._template = _place(first)
+            template = reopen(first.inputs[first.template]).entries
+            steps = first.steps
+        self.folder = Path(self._template[0])
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        shapes = {name: entry.shape for name, entry in self._entries[plan.template].items()}
-        # the tensors of an adapter that stands with the template are no names of the model's folder
-        self._shadow = _Shadow(self.model, {step.name: shapes[step.name] for step in plan.steps})
+        self._shadow = _Shadow(self.model, {step.name: template[step.name].shape for step in steps})
         self._held = {
-            name: self._stored(self._entries[plan.template][name])
-            for name in shapes
-            if name in {step.name for step in plan.steps} and name not in self._shadow.live_names
+            step.name: _stored(template[step.name]) for step in steps if step.name not in self._shadow.live_names
         }
+        self._changed: set[str] = set()
 
-    def set(self, plan: Plan) -> None:
-        """Give the model the weights of this plan.
+    def set(self, plan: Plan | AdapterPlan) -> None:
+        """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
 
-        raises RecipeError for a plan of other models, CheckpointError where values cannot be merged; the weights are
-        then neither the old nor the new ones.
+        raises RecipeError for a plan of another template, CheckpointError where values cannot be merged; the weights
+        are then neither the old nor the new ones.
         """
-        if plan.inputs != self._inputs:
-            raise RecipeError("live: this plan is of other models than the one that is loaded")
-        computed = tuple(step for step in plan.steps if step.pieces)
-        staged = {step.name: self._target(step) for step in computed}
+        with self._folded(plan) as made:
+            if _place(made) != self._template:
+                raise RecipeError(f"live: this plan is of another template than the one that is loaded, {self.folder}")
+            self._carry_out(made)
+
+    @contextmanager
+    def _folded(self, plan: Plan | AdapterPlan) -> Iterator[Plan]:
+        """The plan itself, or that of folding the adapter that it makes, which is there meanwhile."""
+        if isinstance(plan, Plan):
+            yield plan
+            return
+        with TemporaryDirectory(prefix="polymerge-") as folder:
+            adapter = merge(plan, Path(folder) / "adapter", check=False, threads=self._threads).folder
+            made = make_plan(fold_recipe(str(adapter), plan.recipe.get("base_model")))
+            assert isinstance(made, Plan)
+            yield made
+
+    def _carry_out(self, plan: Plan) -> None:
+        computed = {step.name for step in plan.steps if step.pieces}
+        steps = tuple(
+            step if step.name in computed else replace(step, fate="copied")
+            for step in plan.steps
+            if step.name in computed | self._changed
+        )
+        self._changed |= computed
+        staged = {step.name: self._target(step) for step in steps}
         views = {name: _bytes(tensor) for name, tensor in staged.items()}
 
         def write(name: str, view: memoryview, start: int) -> None:
             views[name][start : start + len(view)] = view
 
-        execute(
-            replace(plan, steps=computed), self._entries, write, device=self._device, threads=self._threads
-        )  # fmt: skip
+        entries = [reopen(entry).entries for entry in plan.inputs]
+        execute(replace(plan, steps=steps), entries, write, device=self._device, threads=self._threads)
         with torch.no_grad():
             for name, tensor in staged.items():
                 live = self._live(name)
@@ -109,16 +133,6 @@ class LiveModel:
         if live.device.type == "cpu" and live.dtype == dtype and live.is_contiguous():
             return live
         return torch.empty(step.shape, dtype=dtype)
-
-    def _stored(self, entry: Entry) -> Tensor:
-        """A tensor of the template as it lies on disk."""
-        tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
-        files = Files()
-        try:
-            files.read(entry.file, entry.start, _bytes(tensor))
-        finally:
-            files.close()
-        return tensor
 
 
 class _Shadow:
@@ -169,3 +183,19 @@ def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
     raw: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
     return memoryview(raw)
+
+
+def _stored(entry: Entry) -> Tensor:
+    """A tensor of a checkpoint as it lies on disk."""
+    tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
+    files = Files()
+    try:
+        files.read(entry.file, entry.start, _bytes(tensor))
+    finally:
+        files.close()
+    return tensor
+
+
+def _place(plan: Plan) -> tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    """What makes two templates the same: where it lies, and the tensors it has."""
+    return plan.inputs[plan.template].path, tuple((step.name, step.shape) for step in plan.steps)

@@ -11,7 +11,7 @@ from typing import Any
 
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.methods.table import METHODS
-from polymerge.planning import Plan, make_plan
+from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.recipe import Recipe
 from polymerge.search.knobs import Knob, parse_knob, turn
 from polymerge.search.values import parse_span, parse_values
@@ -85,12 +85,12 @@ def read_space(
     return Space(tuple(knobs), tuple(listed), tuple(spans))
 
 
-def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
+def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan | AdapterPlan]:
     """Plan every candidate, by name; they differ in methods and parameters only.
 
     raises Refused with everything that is wrong with any of them.
     """
-    plans: dict[str, Plan] = {}
+    plans: dict[str, Plan | AdapterPlan] = {}
     problems: list[PolymergeError] = []
     for point in points:
         try:
@@ -101,16 +101,7 @@ def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> di
         except PolymergeError as error:
             problems.append(error)
             continue
-        if isinstance(plan, Plan):
-            plans[candidate_name(space, point)] = plan
-        else:
-            problems.append(
-                RecipeError(
-                    "search: the recipe's models are adapters, which are not searched in memory. Say them as "
-                    "BASE+ADAPTER, each one a model, or merge each candidate and use --from-logs"
-                )
-            )
-            break
+        plans[candidate_name(space, point)] = plan
     refuse_if_any(problems)
     return plans
 
@@ -161,6 +152,8 @@ def _place_of_template(recipe: Recipe) -> int | None:
             said[parameter.name] = max(1.0, parameter.low)
     models = tuple(replace(one, parameters={}) for one in recipe.models)
     plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
-    if not isinstance(plan, Plan) or plan.template not in plan.models:
-        return 0
+    if isinstance(plan, AdapterPlan):
+        return plan.template
+    if plan.template not in plan.models:
+        return None
     return plan.places[plan.models.index(plan.template)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from polymerge.generation.answering import batches
 from polymerge.generation.prompts import Prompt
-from polymerge.planning import Plan
+from polymerge.planning import AdapterPlan, Plan
 from polymerge.search.runs import Run
 from polymerge.search.workers import Crew
 
@@ -36,13 +36,13 @@ class _Task:
     """A candidate in a worker's hands: what it is still to be asked."""
 
     name: str
-    plan: Plan
+    plan: Plan | AdapterPlan
     left: deque[tuple[Prompt, ...]]
 
 
 def generate(
     run: Run,
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, Plan | AdapterPlan],
     asked: Asked,
     crew: Callable[[], Crew],
     progress: Callable[[int, int], None] | None = None,

@@ -12,7 +12,7 @@ from typing import Any
 
 from polymerge.errors import PolymergeError, Refused, refuse_if_any
 from polymerge.generation.prompts import Prompt
-from polymerge.planning import Input, Plan
+from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.recipe import Recipe, parse_recipe, recipe_dict
 from polymerge.search.candidates import Point, Space, candidate_name, plan_candidates, read_space
 from polymerge.search.generate import Asked, generate
@@ -79,7 +79,7 @@ def search(
     drawn = draw_prompts(prompts, problems)
     problems += misfits(space, generation, judging, scoring, drawn)
     points = [tuple(knob.neutral for knob in space.knobs)] if sampled else space.points()
-    plans: dict[str, Plan] = {}
+    plans: dict[str, Plan | AdapterPlan] = {}
     if space.knobs:
         try:
             plans = plan_candidates(recipe, space, points)
@@ -123,7 +123,7 @@ def search(
 def _grid(
     space: Space,
     points: Sequence[Point],
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, Plan | AdapterPlan],
     asked: Asked,
     answers: Mapping[str, Mapping[int | str, str]],
     judging: Judging,
@@ -192,7 +192,7 @@ def _sampled(
     }, best[0]
 
 
-def _job(plan: Plan, generation: Generation) -> Job:
+def _job(plan: Plan | AdapterPlan, generation: Generation) -> Job:
     threads = generation.torch_threads
     if threads is None and (generation.workers > 1 or generation.ray is not None):
         threads = max(1, (os.cpu_count() or 1) // generation.workers)
@@ -203,7 +203,7 @@ def _job(plan: Plan, generation: Generation) -> Job:
 
 
 def _settings(
-    recipe: Recipe, space: Space, plan: Plan, drawn: Sequence[Prompt], generation: Generation
+    recipe: Recipe, space: Space, plan: Plan | AdapterPlan, drawn: Sequence[Prompt], generation: Generation
 ) -> dict[str, Any]:
     """What the answers of any candidate depend on, besides the values of what is varied."""
     unsaid = space.turned(recipe, tuple(knob.neutral for knob in space.knobs))

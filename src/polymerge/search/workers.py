@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from polymerge.errors import MissingExtraError, RecipeError
 from polymerge.generation.prompts import Prompt
-from polymerge.planning import Plan
+from polymerge.planning import AdapterPlan, Plan
 
 __all__ = ["Crew", "Job", "Worker", "hire"]
 
@@ -28,7 +28,7 @@ class Job:
     merge_threads   of one worker, for merging
     """
 
-    plan: Plan
+    plan: Plan | AdapterPlan
     device: str = "cpu"
     dtype: str = "auto"
     max_new_tokens: int = 16
@@ -56,7 +56,7 @@ class Worker:
         processor = load_processor(self._live.folder, trust_remote_code=job.trust_remote_code)
         self._answerer = Answerer(self._live.model, processor, max_new_tokens=job.max_new_tokens)
 
-    def take(self, plan: Plan) -> None:
+    def take(self, plan: Plan | AdapterPlan) -> None:
         """Give the model the weights of a candidate."""
         self._live.set(plan)
 
@@ -70,7 +70,7 @@ class Crew(Protocol):
 
     count: int
 
-    def take(self, worker: int, plan: Plan, /) -> Future[None]:
+    def take(self, worker: int, plan: Plan | AdapterPlan, /) -> Future[None]:
         """Have a worker take the weights of a candidate."""
 
     def answer(self, worker: int, batch: Sequence[Prompt], /) -> Future[list[str]]:
@@ -85,7 +85,7 @@ class _Alone:
     def __init__(self, job: Job) -> None:
         self._worker = Worker(job)
 
-    def take(self, _worker: int, plan: Plan) -> Future[None]:
+    def take(self, _worker: int, plan: Plan | AdapterPlan) -> Future[None]:
         return _done(lambda: self._worker.take(plan))
 
     def answer(self, _worker: int, batch: Sequence[Prompt]) -> Future[list[str]]:
@@ -102,7 +102,7 @@ class _Processes:
             ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(job,)) for _ in range(count)
         ]
 
-    def take(self, worker: int, plan: Plan) -> Future[None]:
+    def take(self, worker: int, plan: Plan | AdapterPlan) -> Future[None]:
         return self._pools[worker].submit(_take, plan)
 
     def answer(self, worker: int, batch: Sequence[Prompt]) -> Future[list[str]]:
@@ -131,7 +131,7 @@ def _end_with_parent() -> None:
         os._exit(1)  # nobody is left to answer to, and a killed parent closes no pool
 
 
-def _take(plan: Plan) -> None:
+def _take(plan: Plan | AdapterPlan) -> None:
     global _worker
     if _worker is None:
         assert _job is not None
@@ -153,7 +153,7 @@ class _Actors:
         actor = ray.remote(**needs)(Worker)
         self._actors = [actor.remote(job) for _ in range(count)]
 
-    def take(self, worker: int, plan: Plan) -> Future[None]:
+    def take(self, worker: int, plan: Plan | AdapterPlan) -> Future[None]:
         future: Future[None] = self._actors[worker].take.remote(plan).future()
         return future
 
