@@ -39,6 +39,31 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
 }
 LAYOUTS = tuple(CONFIGS)
 
+FUSED_CONFIGS: Mapping[str, dict[str, Any]] = {
+    "phi3": {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]},
+    "internlm2": {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"]},
+    "molmo": {"model_type": "molmo", "architectures": ["MolmoForCausalLM"]},
+}
+FUSED = tuple(FUSED_CONFIGS)
+"""Layouts of language models that fuse queries, keys and values, and some of them gate and up."""
+
+OWN_NAMES: Mapping[str, Mapping[str, str]] = {
+    "phi3": {"qkv": "self_attn.qkv_proj.weight", "mlp": "mlp.gate_up_proj.weight"},
+    "internlm2": {
+        "embed_tokens.weight": "model.tok_embeddings.weight", "lm_head.weight": "output.weight",
+        "qkv": "attention.wqkv.weight", ATTENTION[3]: "attention.wo.weight",
+        MLP[0]: "feed_forward.w1.weight", MLP[1]: "feed_forward.w3.weight", MLP[2]: "feed_forward.w2.weight",
+        NORMS[0]: "attention_norm.weight", NORMS[1]: "ffn_norm.weight",
+    },
+    "molmo": {
+        "embed_tokens.weight": "model.transformer.wte.embedding", "norm.weight": "model.transformer.ln_f.weight",
+        "lm_head.weight": "model.transformer.ff_out.weight", "layers": "model.transformer.blocks",
+        "qkv": "att_proj.weight", "mlp": "ff_proj.weight", ATTENTION[3]: "attn_out.weight", MLP[2]: "ff_out.weight",
+        NORMS[0]: "attn_norm.weight", NORMS[1]: "ff_norm.weight",
+    },
+}  # fmt: skip
+"""By layout, what is not called as in a Llama."""
+
 PREFIXES: Mapping[str, tuple[str, str]] = {
     "llava": ("language_model.model.", "language_model.lm_head.weight"),
     "minicpm_v": ("llm.model.", "llm.lm_head.weight"),
@@ -55,6 +80,9 @@ OUTSIDE: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "mplug_owl2": {"model.vision_model.post_layernorm.weight": (5,), "model.visual_abstractor.visual_fc.bias": (3,)},
     "minicpm_v": {"vpm.post_layernorm.weight": (5,), "resampler.query": (2, 3)},
     "cogvlm": {"model.vision.boi": (1, 1, 3), "model.vision.linear_proj.norm1.bias": (3,)},
+    "phi3": {},
+    "internlm2": {},
+    "molmo": {"model.transformer.wte.new_embedding": (2, 3), "model.vision_backbone.image_vit.class_embedding": (3,)},
 }
 """Tensors of the other parts."""
 
@@ -114,7 +142,9 @@ def config_of(layout: str, sizes: Sizes) -> dict[str, Any]:
         text["num_multi_query_heads" if layout == "cogvlm" else "num_key_value_heads"] = sizes.shared
     if layout == "llava":
         return CONFIGS[layout] | {"text_config": text | {"model_type": "llama"}, "tie_word_embeddings": False}
-    return CONFIGS[layout] | text
+    if layout == "molmo":
+        text["intermediate_size"] *= 2  # counts gate and up
+    return {**CONFIGS, **FUSED_CONFIGS}[layout] | text
 
 
 def random_tower(sizes: Sizes, seed: int, twice: tuple[str, ...] = (), dtype: torch.dtype = torch.bfloat16) -> Tensors:
@@ -151,21 +181,28 @@ def write(layout: str, folder: Path, tower: Tensors, sizes: Sizes, *, seed: int 
 
 def stored(layout: str, tower: Tensors, sizes: Sizes) -> Tensors:
     """The text tower under its names on disk."""
-    body, head = PREFIXES.get(layout, ("model.", "lm_head.weight"))
-    found = {body + name: tower[name] for name in ("embed_tokens.weight", "norm.weight")}
-    found[head] = tower["lm_head.weight"]
+    found = {_own_name(layout, name): tower[name] for name in ("embed_tokens.weight", "norm.weight", "lm_head.weight")}
     for layer in range(sizes.layers):
         for way, branch in enumerate(("", "@image")):
             own = {
                 name: tower.get(f"layers.{layer}.{name}{branch}", tower[f"layers.{layer}.{name}"])
                 for name in (*ATTENTION, *MLP, *NORMS)
             }
-            found |= {f"{body}layers.{layer}.{name}": tensor for name, tensor in _layer(layout, own, way).items()}
+            prefix = f"{_own_name(layout, 'layers')}.{layer}."
+            found |= {prefix + name: tensor for name, tensor in _layer(layout, own, way, sizes).items()}
     return found
 
 
-def _layer(layout: str, own: Tensors, way: int) -> Tensors:
+def _own_name(layout: str, name: str) -> str:
+    """What a layout calls a tensor outside the layers."""
+    body, head = PREFIXES.get(layout, ("model.", "lm_head.weight"))
+    return OWN_NAMES.get(layout, {}).get(name, head if name == "lm_head.weight" else body + name)
+
+
+def _layer(layout: str, own: Tensors, way: int, sizes: Sizes) -> Tensors:
     """One branch of a layer (0 text, 1 image), under its names on disk."""
+    if layout in FUSED:
+        return _fused_layer(layout, own, sizes) if way == 0 else {}
     if layout == "cogvlm":
         expert = ("language", "vision")[way]
         fused = torch.cat([own[name] for name in ATTENTION[:3]])
@@ -182,14 +219,30 @@ def _layer(layout: str, own: Tensors, way: int) -> Tensors:
     return own if way == 0 else {}
 
 
+def _fused_layer(layout: str, own: Tensors, sizes: Sizes) -> Tensors:
+    names, left = OWN_NAMES[layout], dict(own)
+    q, k, v = (left.pop(name) for name in ATTENTION[:3])
+    blocks = [q, k, v]
+    if layout == "internlm2":  # each head of keys after the queries that share it, and before its values
+        share = sizes.queries // sizes.keys * sizes.width
+        blocks = [
+            part
+            for group in zip(q.split(share), *(t.split(sizes.width) for t in (k, v)), strict=True)
+            for part in group
+        ]
+    fused = {names["qkv"]: torch.cat(blocks)}
+    if "mlp" in names:
+        gate, up = (left.pop(name) for name in MLP[:2])
+        fused[names["mlp"]] = torch.cat([up, gate] if layout == "molmo" else [gate, up])
+    return fused | {names.get(name, name): tensor for name, tensor in left.items()}
+
+
 def text_of(layout: str, folder: Path, sizes: Sizes) -> Tensors:
     """A checkpoint's text tower by canonical names, as `random_tower` has it."""
     disk = load(folder)
-    body, head = PREFIXES.get(layout, ("model.", "lm_head.weight"))
-    tower = {name: disk[body + name] for name in ("embed_tokens.weight", "norm.weight")}
-    tower["lm_head.weight"] = disk[head]
+    tower = {name: disk[_own_name(layout, name)] for name in ("embed_tokens.weight", "norm.weight", "lm_head.weight")}
     for layer in range(sizes.layers):
-        own = f"{body}layers.{layer}."
+        own = f"{_own_name(layout, 'layers')}.{layer}."
         for name in (*ATTENTION, *MLP, *NORMS):
             for way, branch in enumerate(("", "@image") if name in TWICE.get(layout, ()) else ("",)):
                 tower[f"layers.{layer}.{name}{branch}"] = _cut(layout, disk, own, name, way, sizes)
@@ -197,6 +250,8 @@ def text_of(layout: str, folder: Path, sizes: Sizes) -> Tensors:
 
 
 def _cut(layout: str, disk: Tensors, own: str, name: str, way: int, sizes: Sizes) -> Tensor:
+    if layout in FUSED:
+        return _cut_fused(layout, disk, own, name, sizes)
     if layout == "mplug_owl2" and name in TWICE[layout]:
         return disk[own + name.replace(".weight", f".multiway.{way}.weight")]
     if layout != "cogvlm" or name in NORMS:
@@ -210,6 +265,19 @@ def _cut(layout: str, disk: Tensors, own: str, name: str, way: int, sizes: Sizes
         [sizes.queries, sizes.keys, sizes.keys]
     )
     return blocks[ATTENTION.index(name)]
+
+
+def _cut_fused(layout: str, disk: Tensors, own: str, name: str, sizes: Sizes) -> Tensor:
+    names = OWN_NAMES[layout]
+    if name in MLP[:2] and "mlp" in names:
+        return disk[own + names["mlp"]].chunk(2)[MLP.index(name) ^ (layout == "molmo")]
+    if name not in ATTENTION[:3]:
+        return disk[own + names.get(name, name)]
+    whole, place = disk[own + names["qkv"]], ATTENTION.index(name)
+    if layout != "internlm2":
+        return whole.split([sizes.queries, sizes.keys, sizes.keys])[place]
+    groups = whole.reshape(sizes.keys // sizes.width, -1, sizes.width, whole.shape[-1])
+    return (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])[place].reshape(-1, whole.shape[-1])
 
 
 def load(folder: Path) -> Tensors:

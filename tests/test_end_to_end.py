@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM
 
 from running import cli, merged, raw, recipe_file
-from tiny import VLMS, as_2024, as_live, build, generate, load, perturbed, related_llm
+from tiny import LLMS, VLMS, as_2024, as_live, build, family_in, generate, load, open_model, perturbed, related_llm
 from tiny_configs import TEXT
 
-IN_MEMORY = {"idefics2": "model.text_model."}
+IN_MEMORY = {"idefics2": "model.text_model.", "idefics3": "model.text_model."}
 """What transformers calls a family's decoder in memory, if not `model.language_model.`"""
 
 FORMS: dict[str, Callable[[Path], Path]] = {"saved": lambda folder: folder, "2024": as_2024, "live": as_live}
 LLAVAS = ("llava", "llava_next", "llava_onevision")
 CASES = [
-    *((family, "saved") for family in VLMS if family != "internvl_chat"),
+    *((family, "saved") for family in VLMS if family not in ("internvl_chat", "qwen3_vl_moe")),
     *((family, "2024") for family in LLAVAS),
-    *((family, "live") for family in (*LLAVAS, "qwen2_vl", "qwen2_5_vl", "internvl")),
+    *((family, "live") for family in (*LLAVAS, "qwen2_vl", "qwen2_5_vl", "internvl", "mllama")),
 ]
 
 
@@ -37,13 +37,16 @@ def average(one: Tensor, other: Tensor) -> Tensor:
 
 def literal_merge(vlm: Path, llm: Path, folder: Path) -> Path:
     """The same merge with both models in memory, by the names that they have there."""
-    family = json.loads((vlm / "config.json").read_text())["model_type"]
-    model, source = AutoModelForImageTextToText.from_pretrained(vlm), AutoModelForCausalLM.from_pretrained(llm)
+    family = family_in(vlm)
+    model, source = open_model(vlm), AutoModelForCausalLM.from_pretrained(llm)
     state = model.state_dict()
     prefix = IN_MEMORY.get(family, "model.language_model.")
     for name, tensor in source.named_parameters():  # each once, also where head and embedding are one
         own = name if name == "lm_head.weight" else prefix + name.removeprefix("model.")
-        state[own].copy_(average(state[own], tensor))
+        if family == "mllama":  # its layers 1 and 3 look at the image
+            own = own.replace("layers.1.", "layers.2.")
+        if state[own].shape == tensor.shape:
+            state[own].copy_(average(state[own], tensor))
     model.save_pretrained(folder)
     for companion in vlm.iterdir():
         if not (folder / companion.name).exists() and companion.suffix != ".safetensors":
@@ -52,7 +55,7 @@ def literal_merge(vlm: Path, llm: Path, folder: Path) -> Path:
 
 
 def in_memory(folder: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    state: dict[str, Tensor] = open_model(folder).state_dict()
     return state
 
 
@@ -128,24 +131,45 @@ def test_internvl_as_published_merges_by_strict_comparison(kind: str, tmp_path: 
     assert (out / "modeling_internvl_chat.py").is_file()
 
 
-@pytest.mark.parametrize("family", VLMS)
-def test_fine_tunes_of_one_vlm_merge_in_all_parts(family: str, tmp_path: Path) -> None:
-    vlm = build(family, tmp_path / "vlm")
-    tuned = perturbed(vlm, tmp_path / "tuned", seed=5)
-    out = merged(recipe(vlm, tuned), tmp_path / "out")
-    ours, theirs = load(vlm), load(tuned)
+@pytest.mark.parametrize("family", [*VLMS, *LLMS])
+def test_fine_tunes_of_one_model_merge_in_all_parts(family: str, tmp_path: Path) -> None:
+    model = build(family, tmp_path / "model")
+    tuned = perturbed(model, tmp_path / "tuned", seed=5)
+    out = merged(recipe(model, tuned), tmp_path / "out")
+    ours, theirs = load(model), load(tuned)
     assert same(load(out), {name: average(ours[name], theirs[name]) for name in ours})
     assert json.loads((out / "polymerge.json").read_text())["output"]["tensors"] == {"merged": len(ours)}
+    if family in LLMS:
+        assert not torch.equal(generate(out, tokens=1), generate(model, tokens=1))
 
 
-def test_internlm2_towers_merge_with_each_other_and_with_no_llama(tmp_path: Path) -> None:
+def test_internlm2_towers_merge_with_each_other_and_with_a_llama_of_their_shapes(tmp_path: Path) -> None:
     vlm = build("internvl_chat", tmp_path / "vlm", text="internlm2")
     tuned = perturbed(vlm, tmp_path / "tuned", seed=5)
     ours, theirs = load(vlm), load(tuned)
     assert same(load(merged(recipe(vlm, tuned), tmp_path / "out")), {n: average(ours[n], theirs[n]) for n in ours})
-    ran = cli("plan", recipe_file(recipe(vlm, build("llama", tmp_path / "llm")), tmp_path / "r.yaml"))
+    llm = build("llama", tmp_path / "llm")
+    made = json.loads(cli("plan", recipe_file(recipe(vlm, llm), tmp_path / "r.yaml"), "--json", "-").out)
+    assert any("is a internlm2" in warning for warning in made["warnings"])
+    found, split = load(merged(recipe(vlm, llm), tmp_path / "joined")), load(llm)
+    # two queries of 8 rows, the keys that they share, and their values
+    fused = [split[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"]
+    rows = torch.cat([block for group in range(2) for block in
+                      (fused[0][16 * group :][:16], fused[1][8 * group :][:8], fused[2][8 * group :][:8])])  # fmt: skip
+    name = "language_model.model.layers.0.attention.wqkv.weight"
+    assert torch.equal(found[name], average(ours[name], rows))
+
+
+def test_experts_that_lie_in_one_tensor_join_none_that_lie_one_by_one(tmp_path: Path) -> None:
+    vlm, llm = build("qwen3_vl_moe", tmp_path / "vlm"), build("qwen3_moe", tmp_path / "llm")
+    ran = cli("plan", recipe_file(recipe(vlm, llm), tmp_path / "r.yaml"))
     assert ran.status == 2
-    assert "text.layers.{i}.attention.wqkv.weight" in ran.err
+    assert "text.layers.{i}.mlp.experts.gate_up_proj (2 tensors): template 'vlm' has it, 'llm' does not" in ran.err
+    assert "text.layers.{i}.mlp.experts.{i}.up_proj.weight (4 tensors): 'llm' has it" in ran.err
+    out = merged({**recipe(vlm, llm), "exclude": ["*.mlp.experts.*"]}, tmp_path / "out")
+    name = "model.language_model.layers.1.self_attn.q_norm.weight"
+    assert torch.equal(load(out)[name], average(load(vlm)[name], load(llm)[name.replace("language_model.", "")]))
+    generate(out, tokens=1)
 
 
 def test_the_installed_command_makes_the_same(tmp_path: Path) -> None:
@@ -169,6 +193,18 @@ def test_a_tied_head_stays_tied(family: str, tmp_path: Path) -> None:
     assert not any("lm_head" in name for name in load(out))
     literal = literal_merge(vlm, llm, tmp_path / "literal")
     assert torch.equal(generate(out, tokens=2), generate(literal, tokens=2))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen3_vl"])
+def test_a_head_that_is_stored_is_a_head_where_the_flags_differ(family: str, tmp_path: Path) -> None:
+    vlm = build(family, tmp_path / "vlm")
+    llm = related_llm(vlm, tmp_path / "llm", seed=1)
+    config = json.loads((vlm / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = True  # as transformers 5 writes what the class has for it
+    (vlm / "config.json").write_text(json.dumps(config))
+    out = merged(recipe(vlm, llm), tmp_path / "out")
+    assert torch.equal(load(out)["lm_head.weight"], average(load(vlm)["lm_head.weight"], load(llm)["lm_head.weight"]))
+    assert torch.equal(generate(out, tokens=1), generate(literal_merge(vlm, llm, tmp_path / "literal"), tokens=1))
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from polymerge.families import quantization_method, splits, text_config, text_tower
-from polymerge.families.config import DEFAULTS
+from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_config, text_tower
 
 
 @pytest.mark.parametrize(
@@ -17,8 +16,12 @@ from polymerge.families.config import DEFAULTS
         ({"tie_word_embeddings": True}, True),
         ({"tie_word_embeddings": False}, False),
         ({}, None),
-        # transformers 4 wrote the nested flag, and the outer one where it is false
-        ({"text_config": {"tie_word_embeddings": True}, "tie_word_embeddings": False}, True),
+        # 4 goes by the nested flag, 5 in some families by the outer one: what is stored decides
+        ({"text_config": {"tie_word_embeddings": True}, "tie_word_embeddings": False}, None),
+        ({"thinker_config": {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}}, None),
+        ({"thinker_config": {"tie_word_embeddings": True, "text_config": {}}}, True),
+        # transformers 4 wrote the nested flag
+        ({"text_config": {"tie_word_embeddings": True}}, True),
         ({"text_config": {"tie_word_embeddings": False}}, False),
         # transformers 5 writes both, and ties by the outer one
         ({"text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": True}, True),
@@ -30,12 +33,49 @@ def test_one_flag_is_enough_to_tie(config: dict[str, Any], said: bool | None) ->
     assert text_tower(config).ties_head is said
 
 
-@pytest.mark.parametrize("kind", DEFAULTS)
+@pytest.mark.parametrize("kind", [name for name, family in FAMILIES.items() if family.defaults])
 def test_sizes_left_out_are_those_of_transformers(kind: str) -> None:
-    defaults = AutoConfig.for_model(kind)
-    assert {key: getattr(defaults, key) for key in DEFAULTS[kind]} == DEFAULTS[kind]
-    tower = text_tower({"model_type": "llava", "text_config": {"model_type": kind, "vocab_size": 99}})
-    assert (tower.model_type, tower.layers, tower.hidden_size, tower.vocab_size) == (kind, 32, 4096, 99)
+    said, defaults = AutoConfig.for_model(kind).get_text_config(), dict(FAMILIES[kind].defaults)
+    assert {key: getattr(said, key) for key in defaults} == {
+        key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()
+    }
+    if FAMILIES[kind].parts == ("text",):
+        tower = text_tower({"model_type": "llava", "text_config": {"model_type": kind, "vocab_size": 99}})
+        implied = (defaults["num_hidden_layers"], defaults["hidden_size"])
+        assert (tower.model_type, tower.layers, tower.hidden_size, tower.vocab_size) == (kind, *implied, 99)
+
+
+def test_a_family_s_own_defaults_come_before_those_of_its_decoder() -> None:
+    tower = text_tower({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}})
+    assert (tower.model_type, tower.layers, tower.hidden_size, tower.vocab_size) == ("llama", 32, 4096, 128256)
+
+
+MLLAMA = {"model_type": "mllama_text_model", "num_hidden_layers": 6, "cross_attention_layers": [4, 1]}
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_layers_between_those_of_the_decoder_are_counted_apart(prefix: str) -> None:
+    family = family_of({"model_type": "mllama", "text_config": MLLAMA})
+    names = [family.canonical(f"{prefix}layers.{layer}.mlp.up_proj.weight") for layer in range(7)]
+    assert names == [
+        ("text.layers.0.mlp.up_proj.weight",),
+        ("projector.cross_layers.0.mlp.up_proj.weight",),
+        ("text.layers.1.mlp.up_proj.weight",),
+        ("text.layers.2.mlp.up_proj.weight",),
+        ("projector.cross_layers.1.mlp.up_proj.weight",),
+        ("text.layers.3.mlp.up_proj.weight",),
+        ("text.layers.4.mlp.up_proj.weight",),
+    ]
+    assert family == family_of({"architectures": ["odd"], "text_config": MLLAMA}, "mllama")
+    assert text_tower({"model_type": "mllama", "text_config": MLLAMA}).layers == 4
+
+
+@pytest.mark.parametrize("listed", [[], "1,4", {"1": 4}, [None, "1", True, 1.0]])
+def test_without_a_list_of_layers_all_are_the_decoder_s(listed: Any) -> None:
+    text = MLLAMA | {"cross_attention_layers": listed}
+    family = family_of({"model_type": "mllama", "text_config": text})
+    assert family.canonical("language_model.model.layers.1.w") == ("text.layers.1.w",)
+    assert text_tower({"model_type": "mllama", "text_config": text}).layers == 6
 
 
 @pytest.mark.parametrize(
@@ -53,6 +93,21 @@ def test_sizes_left_out_are_those_of_transformers(kind: str) -> None:
         ({"architectures": ["CogVLMForCausalLM"]}, "llama"),
         ({"model_type": "mplug_owl2", "architectures": ["MPLUGOwl2LlamaForCausalLM"]}, "llama"),
         ({"model_type": "minicpmv", "architectures": ["MiniCPMV"]}, None),
+        ({"model_type": "internvl_chat", "llm_config": {}}, None),
+        ({"model_type": "llava_qwen", "architectures": []}, "qwen2"),
+        ({"model_type": "idefics3", "text_config": {}}, "llama"),
+        ({"model_type": "qwen3_vl_moe", "text_config": {"model_type": "qwen3_vl_moe_text"}}, "qwen3_moe"),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "gemma3_text"),
+        ({"model_type": "paligemma", "text_config": {"model_type": "gemma2"}}, "gemma2"),
+        ({"model_type": "phi3_v", "architectures": ["Phi3VForCausalLM"]}, "phi3"),
+        ({"model_type": "multi_modality", "language_config": {"model_type": "llama"}}, "llama"),
+        (
+            {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": {"model_type": "qwen2_5_omni_text"}}},
+            "qwen2",
+        ),
+        # a decoder that no table knows is called what its config calls it
+        ({"model_type": "llava", "text_config": {"model_type": "falcon"}}, "falcon"),
+        ({"model_type": "bert"}, "bert"),
         ({}, None),
     ],
 )
@@ -73,7 +128,18 @@ def test_the_lineage_of_the_text_tower(config: dict[str, Any], kind: str | None)
     ],
 )
 def test_the_heads_say_which_rows_are_fused(config: dict[str, Any], rows: list[tuple[int, int]]) -> None:
-    assert splits(config) == {"qkv": tuple((block,) for block in rows)}
+    assert splits(config)["qkv"] == tuple((block,) for block in rows)
+
+
+def test_heads_that_share_keys_lie_beside_them_in_internlm2() -> None:
+    rows = splits({"hidden_size": 12, "num_attention_heads": 6, "num_key_value_heads": 2})["wqkv"]
+    assert rows == (((0, 6), (10, 16)), ((6, 8), (16, 18)), ((8, 10), (18, 20)))
+    assert "wqkv" not in splits({"hidden_size": 12, "num_attention_heads": 6, "num_key_value_heads": 4})
+
+
+def test_the_width_of_the_mlp_says_where_gate_and_up_lie() -> None:
+    rows = splits({"intermediate_size": 6})
+    assert rows == {"gate_up": (((0, 6),), ((6, 12),)), "halves": (((0, 3),), ((3, 6),))}
 
 
 @pytest.mark.parametrize("config", [{}, {"hidden_size": 12}, {"num_attention_heads": 3}, {"num_attention_heads": "3"}])
@@ -86,6 +152,8 @@ def test_the_text_config_is_nested_or_flat() -> None:
     assert text_config(flat) is flat
     assert text_config({"text_config": flat}) is flat
     assert text_config({"llm_config": flat}) is flat
+    assert text_config({"language_config": flat}) is flat
+    assert text_config({"thinker_config": {"text_config": flat}}) is flat
     assert text_tower({"model_type": "llama", "vocab_size": "many"}).vocab_size is None
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from layouts import TWICE, Sizes, outside, random_tower, same_bits, text_of, write
 from running import checkpoint, linear, merged, raw, small_llama, weights
 from tiny import build, generate, load, perturbed, related_llm
 
@@ -140,3 +141,22 @@ def test_tied_names_of_a_torch_template_share_their_storage_again(tmp_path: Path
     assert "lm_head.weight" not in load(plain)
     assert weights(plain) == weights(merged(linear(vlm, llm), tmp_path / "untold"))
     assert torch.equal(generate(out, tokens=1), generate(plain, tokens=1))
+
+
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(heads=6, shared=2, width=2)], ids=["heads", "grouped"])
+@pytest.mark.parametrize(
+    ("template", "source"),
+    [("phi3", "llama"), ("internlm2", "llava"), ("molmo", "phi3"), ("llava", "internlm2"), ("cogvlm", "molmo")],
+)
+def test_fused_language_models_merge_block_by_block(template: str, source: str, sizes: Sizes, tmp_path: Path) -> None:
+    towers = [random_tower(sizes, seed, TWICE.get(layout, ())) for seed, layout in ((1, template), (2, source))]
+    one, two = (write(name, tmp_path / name, towers[place], sizes) for place, name in enumerate((template, source)))
+    models = [{"model": str(folder), "parameters": {"weight": w}} for folder, w in ((one, 0.25), (two, 0.75))]
+    recipe = {"merge_method": "linear", "template": str(one), "models": models}
+    out = merged(recipe, tmp_path / "out", "--no-verify")
+    for name, tensor in text_of(template, out, sizes).items():
+        theirs = towers[1][name.partition("@")[0]]
+        assert same_bits(tensor, (0.25 * towers[0][name].float() + 0.75 * theirs.float()).to(tensor.dtype)), name
+    before, after = load(one), load(out)
+    assert before.keys() == after.keys()
+    assert all(same_bits(after[name], before[name]) for name in outside(template, before))

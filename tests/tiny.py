@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import save_torch_state_dict
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -28,8 +28,6 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     Idefics2Processor,
     LlavaNextProcessor,
     LlavaProcessor,
@@ -41,30 +39,57 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.utils import logging
 
 import tiny_internvl_chat
-from tiny_configs import ANYRES, IMAGE, LLMS, PATCH, ROWS, SPECIALS, TEXT, VLMS, WORDS, config_of, image_settings
+from tiny_configs import (
+    ANYRES,
+    CROSS,
+    IMAGE,
+    LLMS,
+    MODEL_TYPES,
+    PATCH,
+    ROWS,
+    SPECIALS,
+    TEXT,
+    VLMS,
+    WITH_PROCESSOR,
+    WORDS,
+    config_of,
+    image_settings,
+)
+from tiny_questions import question as _question
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-WITH_PROCESSOR = ("llava", "llava_next", "idefics2")
-"""The families whose processor works without torchvision; the others get the settings of their image processor."""
+CLASSES = {
+    "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+}
+"""The classes of the families that no Auto class for images and text knows."""
 
 RUNNABLE = tuple(family for family in (*VLMS, *LLMS) if family != "internvl_chat")
 """The families that `generate` can run: InternVL as first published has no class in transformers."""
 
 LLAVA_LIVE = {"language_model.lm_head.": "lm_head.", "language_model.model.": "model.language_model.",
               "vision_tower.": "model.vision_tower.", "multi_modal_projector.": "model.multi_modal_projector.",
-              "image_newline": "model.image_newline"}  # fmt: skip
-QWEN_LIVE = {"visual.": "model.visual.", "model.": "model.language_model."}
-LIVE = {"llava": LLAVA_LIVE, "llava_next": LLAVA_LIVE, "llava_onevision": LLAVA_LIVE, "internvl": LLAVA_LIVE,
-        "qwen2_vl": QWEN_LIVE, "qwen2_5_vl": QWEN_LIVE}  # fmt: skip
+              "image_newline": "model.image_newline", "vision_model.": "model.vision_model.",
+              "audio_tower.": "model.audio_tower."}  # fmt: skip
+QWEN_LIVE = {"visual.": "model.visual.", "audio_tower.": "model.audio_tower.", "model.": "model.language_model."}
+LIKE_LLAVA = ("llava", "llava_next", "llava_onevision", "internvl", "gemma3", "paligemma", "mistral3", "mllama",
+              "qwen2_audio")  # fmt: skip
+LIVE = dict.fromkeys(LIKE_LLAVA, LLAVA_LIVE) | dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni"), QWEN_LIVE)
 """By family, the prefixes that transformers 5 writes and those it has in memory; the first that fits is replaced."""
 
-OLD = {family: {"vision_tower.": "vision_tower.vision_model."} for family in ("llava", "llava_next", "llava_onevision")}
+OLD = {
+    family: {"vision_tower.": "vision_tower.vision_model."}
+    for family in ("llava", "llava_next", "llava_onevision", "gemma3", "paligemma")
+}
 """By family, the prefixes that transformers 5 writes and those of 2024."""
 
-TEXT_PREFIX = {"idefics2": ("model.text_model.", "lm_head."), "qwen2_vl": ("model.", "lm_head."),
-               "qwen2_5_vl": ("model.", "lm_head.")}  # fmt: skip
+TEXT_PREFIX = {
+    **dict.fromkeys(("idefics2", "idefics3"), ("model.text_model.", "lm_head.")),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni"), ("model.", "lm_head.")),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "deepseek_vl"), ("model.language_model.", "lm_head.")),
+}
 """Where a family, as `build` writes it, has decoder and head, if not under `language_model.`"""
 
 
@@ -98,9 +123,9 @@ def build(
         cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
         save_torch_state_dict(cast, folder, max_shard_size=size)
     else:
-        auto = AutoModelForCausalLM if family in LLMS else AutoModelForImageTextToText
+        config = config_of(family, kind, layers, vocab, tie)
         with torch.random.fork_rng():
-            model = auto.from_config(config_of(family, kind, layers, vocab, tie))
+            model = _class_of(family)(config) if family in CLASSES else _class_of(family).from_config(config)
         _fill(dict(model.named_parameters()), seed)
         model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=size)
     _save_tokenizer(folder, family)
@@ -109,6 +134,13 @@ def build(
     elif family in VLMS:
         _write_json(folder / "preprocessor_config.json", image_settings(family))
     return folder
+
+
+def _class_of(family: str) -> Any:
+    """The class that loads a family."""
+    if family in CLASSES:
+        return getattr(transformers, CLASSES[family])
+    return AutoModelForCausalLM if family in LLMS else AutoModelForImageTextToText
 
 
 def _fill(parameters: dict[str, Tensor], seed: int) -> None:
@@ -155,17 +187,22 @@ def related_llm(vlm: Path, folder: Path, *, seed: int = 0, size: float = 0.02, v
     """
     outside = _read_json(vlm / "config.json")
     inside = outside.get("text_config") or outside["llm_config"]
-    family = outside["model_type"]
+    family = family_in(vlm)
     tie = bool(outside.get("tie_word_embeddings") or inside.get("tie_word_embeddings"))
-    kind = TEXT[family] if family.startswith("qwen2") else inside["model_type"]
-    rows, layers = vocab or inside["vocab_size"], inside["num_hidden_layers"]
+    kind = inside["model_type"] if inside["model_type"] in (*LLMS, "internlm2") else TEXT[family]
+    between = CROSS if family == "mllama" else ()
+    own = [layer for layer in range(inside["num_hidden_layers"]) if layer not in between]
+    rows, layers = vocab or inside["vocab_size"], len(own)
     weights = load(vlm)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     build(kind, folder, seed=seed, dtype=dtype, layers=layers, tie=tie, vocab=rows)
     body, head = TEXT_PREFIX.get(family, ("language_model.model.", "language_model.lm_head."))
 
     def placed(name: str, tensor: Tensor) -> Tensor:
-        seen = weights[head + name.removeprefix("lm_head.") if name.startswith("lm_head.") else body + name[6:]]
+        inner = name.removeprefix("model.").split(".")
+        if inner[0] == "layers":
+            inner[1] = str(own[int(inner[1])])
+        seen = weights[head + name.removeprefix("lm_head.") if name.startswith("lm_head.") else body + ".".join(inner)]
         common = min(len(seen), len(tensor))
         return torch.cat([seen[:common], tensor[common:]])
 
@@ -201,7 +238,7 @@ def as_live(folder: Path) -> Path:
 
 
 def _renamed(folder: Path, prefixes: dict[str, dict[str, str]]) -> Path:
-    table = prefixes.get(_read_json(folder / "config.json")["model_type"], {})
+    table = prefixes.get(family_in(folder), {})
 
     def renamed(name: str) -> str:
         for old, new in table.items():
@@ -231,6 +268,17 @@ def load(folder: Path) -> dict[str, Tensor]:
     return dict(sorted((name, tensor) for shard in shards for name, tensor in shard.items()))
 
 
+def family_in(folder: Path) -> str:
+    """The family that a checkpoint was built as."""
+    said = _read_json(folder / "config.json")["model_type"]
+    return next((family for family, model_type in MODEL_TYPES.items() if model_type == said), said)
+
+
+def open_model(folder: Path, **options: Any) -> Any:
+    """The model in a checkpoint, by the class that transformers has for it."""
+    return _class_of(family_in(folder)).from_pretrained(folder, **options)
+
+
 def _read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -247,44 +295,10 @@ def generate(folder: Path, tokens: int = 3) -> Tensor:
 
     Fails unless every tensor on disk has its place in the model and the other way round.
     """
-    family = _read_json(folder / "config.json")["model_type"]
-    auto = AutoModelForCausalLM if family in LLMS else AutoModelForImageTextToText
-    model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, report = open_model(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
     said = model.generate(
-        **_question(model, folder, family), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+        **_question(model, folder, family_in(folder)), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     return torch.cat(said.logits)
-
-
-def _question(model: Any, folder: Path, family: str) -> dict[str, Tensor]:
-    """What `generate` is asked: a sum, and for a model with eyes an image that is a ramp of grey."""
-    words = "<s> what is 2 + 3 ?"
-    if family in WITH_PROCESSOR:
-        ramp = Image.linear_gradient("L").resize((IMAGE, IMAGE)).convert("RGB")
-        processor = AutoProcessor.from_pretrained(folder)
-        return dict(processor(images=ramp, text="<image> " + words, return_tensors="pt"))
-    ids = AutoTokenizer.from_pretrained(folder)(words, return_tensors="pt")["input_ids"]
-    if family in LLMS:
-        return {"input_ids": ids}
-    seen = _pixels(family)
-    features = torch.cat(tuple(model.get_image_features(**seen).pooler_output))
-    image = torch.full((1, len(features)), model.config.image_token_id)
-    question = {"input_ids": torch.cat([image, ids], dim=1), **seen}
-    if family.startswith("qwen"):
-        question["mm_token_type_ids"] = (question["input_ids"] == model.config.image_token_id).int()
-    return question
-
-
-def _pixels(family: str) -> dict[str, Tensor]:
-    """The ramp as the processors of the other families would hand it on."""
-    if family.startswith("qwen"):
-        return {
-            "pixel_values": torch.linspace(-1, 1, 16 * 96).reshape(16, 96),
-            "image_grid_thw": torch.tensor([[1, 4, 4]]),
-        }
-    crops = torch.linspace(-1, 1, 3 * 3 * IMAGE * IMAGE).reshape(1, 3, 3, IMAGE, IMAGE)
-    if family == "internvl":
-        return {"pixel_values": crops[:, 0]}
-    return {"pixel_values": crops, "image_sizes": torch.tensor([[IMAGE, 2 * IMAGE]])}

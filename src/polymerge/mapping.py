@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
@@ -36,7 +36,10 @@ BUFFERS: Final = ("{rest}.inv_freq", "{rest}.position_ids")
 
 @dataclass(frozen=True)
 class Rule:
-    """Whole names that match `pattern` have the name `canonical`; `{i}` is digits, `{rest}` any text but none.
+    """Whole names that match `pattern` have the name `canonical`; `{i}`, `{e}` are digits, `{rest}` any text but none.
+
+    `{i}` is the layer and `{e}` the expert. A rule may be for layers `only`, and they are counted among each other; one
+    `without` layers is for all but those, and they are not counted.
 
     A fused tensor holds several canonical ones in its rows: then `canonical` is all of their names, and `split` says
     which split of its rows that is (see `map_names`). A name may end in a branch, `@text` or `@image`, where a model
@@ -46,12 +49,16 @@ class Rule:
     pattern: str
     canonical: str | tuple[str, ...]
     split: str = ""
+    only: tuple[int, ...] = ()
+    without: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         have = re.findall(r"{(.*?)}", self.pattern)
         want = {field for name in self.names for field in re.findall(r"{(.*?)}", name)}
-        if len(set(have)) < len(have) or not want <= set(have) <= {"i", "rest"}:
-            raise ValueError(f"{self}: `{{i}}` and `{{rest}}` may stand once each, on the right only if on the left")
+        if len(set(have)) < len(have) or not want <= set(have) <= {"i", "e", "rest"}:
+            raise ValueError(
+                f"{self}: `{{i}}`, `{{e}}`, `{{rest}}` may stand once each, on the right only if on the left"
+            )
         if bool(self.split) != (len(self.names) > 1):
             raise ValueError(f"{self}: several canonical names need a split, and one has none")
 
@@ -61,16 +68,27 @@ class Rule:
         return (self.canonical,) if isinstance(self.canonical, str) else self.canonical
 
     def apply(self, name: str) -> tuple[str, ...] | None:
-        """The canonical names of what `name` holds, or None where the pattern does not match all of it."""
+        """The canonical names of what `name` holds, or None where the rule is not for it."""
         found = _compiled(self.pattern).fullmatch(name)
-        return tuple(canonical.format_map(found.groupdict()) for canonical in self.names) if found else None
+        if found is None:
+            return None
+        fields = found.groupdict()
+        if self.only or self.without:
+            layer = int(fields["i"])
+            if layer in self.without or (self.only and layer not in self.only):
+                return None
+            before = sum(one < layer for one in self.only or self.without)
+            fields["i"] = str(before if self.only else layer - before)
+        return tuple(canonical.format_map(fields) for canonical in self.names)
 
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     """The regular expression of a rule's pattern."""
     escaped = re.escape(pattern)
-    return re.compile(escaped.replace(r"\{i\}", "(?P<i>[0-9]+)").replace(r"\{rest\}", "(?P<rest>.+)"))
+    for name, text in (("i", "[0-9]+"), ("e", "[0-9]+"), ("rest", ".+")):
+        escaped = escaped.replace(rf"\{{{name}\}}", f"(?P<{name}>{text})")
+    return re.compile(escaped)
 
 
 @dataclass(frozen=True)
@@ -78,8 +96,13 @@ class Family:
     """How the checkpoints of one family name their tensors, and by which configs they are recognised.
 
     `rules` are tried in order, the first that matches is applied once. `decoders` are the lineages that the text towers
-    of its checkpoints come from; two models can be joined where they share one. `buffers` are patterns of tensors that
-    are known and never merged. `source` names a published checkpoint of the family.
+    of its checkpoints come from, the usual one first; two models can be joined where they share one. `buffers` are
+    patterns of tensors that are known and never merged. `source` names a published checkpoint of the family.
+
+    lineages     by model type or architecture, the lineage it stands for where that is not the usual one; "" where
+                 nothing but the weights says which
+    defaults     sizes that a config leaves out where they are those of its class
+    interleaved  the key in the text config that lists layers which stand between those that a plain decoder has
     """
 
     name: str
@@ -90,6 +113,9 @@ class Family:
     title: str = ""
     source: str = ""
     buffers: tuple[str, ...] = BUFFERS
+    lineages: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    interleaved: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -192,7 +218,7 @@ def map_names(
     problems += [
         CheckpointError(
             f"{checkpoint}: '{first}'{f' ({len(more)} more like it)' if more else ''} is fused by '{split}', and "
-            "config.json does not say how many heads it holds. Complete config.json"
+            "config.json does not say how many heads, or how wide an MLP, it holds. Complete config.json"
         )
         for split, (first, *more) in fused.items()
     ]

@@ -7,59 +7,18 @@ many layers there are), and its versions nest differently; both are settled here
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
+from dataclasses import dataclass, replace
 
+from polymerge.families.table import FAMILIES, claimed
+from polymerge.mapping import Family, Rule
 from polymerge.reads import Ranges
 
-__all__ = ["TextTower", "quantization_method", "splits", "text_config", "text_tower"]
+__all__ = ["TextTower", "family_of", "quantization_method", "splits", "text_config", "text_tower"]
 
 Config = Mapping[str, object]
 
-TEXT_MODEL_TYPES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "llava": "llama",
-        "llava_next": "llama",
-        "llava_next_video": "llama",
-        "llava_onevision": "qwen2",
-        "idefics2": "mistral",
-        "idefics3": "llama",
-        "smolvlm": "llama",
-        "qwen2_vl": "qwen2",
-        "qwen2_vl_text": "qwen2",
-        "qwen2_5_vl": "qwen2",
-        "qwen2_5_vl_text": "qwen2",
-        "internvl": "qwen2",
-        "llava_llama": "llama",
-        "llava_mistral": "mistral",
-        "llava_qwen": "qwen2",
-        "share4v": "llama",
-        "mplug_owl2": "llama",
-        "minicpmv": "",
-    }
-)
-"""The decoder lineage that a model type stands for where the config does not name a plain one."""
-
-DECODERS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "LlavaLlamaForCausalLM": "llama",
-        "LlavaMistralForCausalLM": "mistral",
-        "LlavaQwenForCausalLM": "qwen2",
-        "CogVLMForCausalLM": "llama",
-        "CambrianLlamaForCausalLM": "llama",
-    }
-)
-"""The lineage that an architecture stands for whose config has a model type of many decoders, or none."""
-
-DEFAULTS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
-    {
-        "llama": {"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 32000},
-        "mistral": {"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 32000},
-        "qwen2": {"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 151936},
-    }
-)
-"""What a nested config means when it leaves a size out: the defaults of the decoder's config class."""
+NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
+"""Where configs have what describes the text tower; the first may hold another one."""
 
 
 @dataclass(frozen=True)
@@ -78,67 +37,135 @@ class TextTower:
 
 
 def text_config(config: Config) -> Config:
-    """The part of a config that describes the text tower: `text_config`, `llm_config`, or all of a flat config."""
-    for key in ("text_config", "llm_config"):
-        nested = config.get(key)
-        if isinstance(nested, Mapping):
-            return nested
-    return config
+    """The part of a config that describes the text tower: one of `NESTED`, or all of a flat config."""
+    nested = _nested(config)
+    return config if nested is None else text_config(nested)
+
+
+def _nested(config: Config) -> Config | None:
+    """The config that is nested in another one on the way to the text tower's."""
+    return next((inside for key in NESTED if isinstance(inside := config.get(key), Mapping)), None)
 
 
 def text_tower(config: Config) -> TextTower:
     """Describe the text tower that a config asks for."""
+    layers = _said(config, "num_hidden_layers")
+    return TextTower(
+        _lineage(config),
+        None if layers is None else layers - len(_between(config, claimed(config))),
+        _said(config, "hidden_size"),
+        _said(config, "vocab_size"),
+        _ties_head(config),
+    )
+
+
+def family_of(config: Config, name: str | None = None) -> Family:
+    """The family whose names a checkpoint has, decided by its config.json alone, or by its `name` where one is told.
+
+    Where layers stand between those of the plain decoder, its rules count the two kinds apart: layer 4 of such a
+    tower is layer 3 of the language model that it was made of, if its layer 3 looks at the image.
+    """
+    family = claimed(config) if name is None else FAMILIES[name]
+    between = _between(config, family)
+    if not between:
+        return family
+    rules: list[Rule] = []
+    for rule in family.rules:
+        if rule.canonical == _LAYERS:
+            rules += [replace(rule, without=between), replace(rule, canonical=_BETWEEN, only=between)]
+        else:
+            rules.append(rule)
+    return replace(family, rules=tuple(rules))
+
+
+_LAYERS, _BETWEEN = "text.layers.{i}.{rest}", "projector.cross_layers.{i}.{rest}"
+
+
+def _between(config: Config, family: Family) -> tuple[int, ...]:
+    """The layers that stand between those of the plain decoder, in order."""
+    listed = text_config(config).get(family.interleaved, family.defaults.get(family.interleaved, ()))
+    numbers = listed if isinstance(listed, list | tuple) else ()
+    return tuple(sorted({number for number in numbers if type(number) is int}))
+
+
+def _said(config: Config, key: str) -> int | None:
+    """A size that a config says, or implies: only a nested config leaves out what its class has for it."""
     text = text_config(config)
-    model_type = _model_type(config)
-    # Only a nested config leaves out what its class implies; a flat one says everything that is known.
-    implied = DEFAULTS.get(model_type or "", {}) if text is not config else {}
-
-    def size(key: str) -> int | None:
-        value = text.get(key, implied.get(key))
-        return value if isinstance(value, int) else None
-
-    return TextTower(model_type, size("num_hidden_layers"), size("hidden_size"), size("vocab_size"), _ties_head(config))
+    value = text.get(key)
+    if value is None and text is not config:
+        plain = FAMILIES.get(_lineage(config) or "")
+        implied = {**(plain.defaults if plain else {}), **claimed(config).defaults}
+        value = implied.get(key)
+    return value if isinstance(value, int) else None
 
 
-def _model_type(config: Config) -> str | None:
-    """The lineage of the decoder."""
+def _lineage(config: Config) -> str | None:
+    """The lineage of the decoder, which is the name of the language model's own family where it has one."""
+    family, inner = claimed(config), text_config(config).get("model_type")
     architectures = config.get("architectures")
-    for name in architectures if isinstance(architectures, list) else ():
-        if name in DECODERS:
-            return DECODERS[name]
-    outer, inner = config.get("model_type"), text_config(config).get("model_type")
-    named = inner if isinstance(inner, str) else outer
-    return (TEXT_MODEL_TYPES.get(named, named) or None) if isinstance(named, str) else None
+    said = config.get("model_type") if inner is None else inner
+    for name in (*(architectures if isinstance(architectures, list) else ()), said):
+        if isinstance(name, str) and name in family.lineages:
+            return family.lineages[name] or None
+    if isinstance(inner, str):
+        named = claimed({"model_type": inner})
+        if named.decoders:
+            return named.decoders[0]
+        if not inner.startswith(family.name):  # `qwen2_vl_text` is what the family calls its own decoder
+            return inner
+    return family.decoders[0] if family.decoders else None
 
 
 def _ties_head(config: Config) -> bool | None:
-    """Whether the head is tied, from the outer and the nested flag.
+    """Whether the head is tied, from the outer and the nested flags.
 
     transformers 4 goes by the nested flag and does not write an outer one that is true, since that is its default;
-    5 goes by the outer flag and takes over a nested one that is true. So one true is enough, whoever wrote it.
+    5 goes by the outer flag, and takes over a nested one that is true in some families and not in others. So one true
+    is enough, whoever wrote it, unless an outer one says otherwise: then a head that is stored is a head.
     """
-    stated = [part.get("tie_word_embeddings") for part in (config, text_config(config))]
-    flags = [flag for flag in stated if isinstance(flag, bool)]
+    levels = [config]
+    while (inside := _nested(levels[-1])) is not None:
+        levels.append(inside)
+    *outer, inner = (level.get("tie_word_embeddings") for level in levels)
+    if inner is True and False in outer:
+        return None
+    flags = [flag for flag in (*outer, inner) if isinstance(flag, bool)]
     return any(flags) if flags else None
 
 
 def splits(config: Config) -> dict[str, tuple[Ranges, ...]]:
     """The rows of each tensor in those that a decoder of this config may hold fused.
 
-    qkv   queries, keys and values one below the other, the last two with fewer heads where queries share them
+    qkv      queries, keys and values one below the other, the last two with fewer heads where queries share them
+    wqkv     the same, but each head of keys with the queries that share it before it and its values after it
+    gate_up  gate and up, each as high as the MLP is wide
+    halves   the same where the config counts both as the MLP's width
     """
     text = text_config(config)
 
-    def number(*keys: str) -> int | None:
-        return next((value for key in keys if isinstance(value := text.get(key), int)), None)
+    def number(*keys: str) -> int:
+        return next((value for key in keys if isinstance(value := text.get(key), int) and value > 0), 0)
 
+    found: dict[str, tuple[Ranges, ...]] = {}
     heads = number("num_attention_heads")
     shared = number("num_key_value_heads", "num_multi_query_heads") or heads
-    width = number("head_dim") or ((number("hidden_size") or 0) // heads if heads else 0)
-    if not heads or not shared or not width:
-        return {}
-    q, kv = heads * width, shared * width
-    return {"qkv": (((0, q),), ((q, q + kv),), ((q + kv, q + 2 * kv),))}
+    width = number("head_dim") or (number("hidden_size") // heads if heads else 0)
+    if heads and width:
+        q, kv = heads * width, shared * width
+        found["qkv"] = (((0, q),), ((q, q + kv),), ((q + kv, q + 2 * kv),))
+    if heads and width and heads % shared == 0:
+        share = heads // shared
+        edges = [(group * (share + 2) * width, share * width) for group in range(shared)]
+        found["wqkv"] = (
+            tuple((start, start + height) for start, height in edges),
+            tuple((start + height, start + height + width) for start, height in edges),
+            tuple((start + height + width, start + height + 2 * width) for start, height in edges),
+        )
+    inner = number("intermediate_size")
+    if inner:
+        found["gate_up"] = (((0, inner),), ((inner, 2 * inner),))
+        found["halves"] = (((0, inner // 2),), ((inner // 2, inner),))
+    return found
 
 
 def quantization_method(config: Config) -> str | None:

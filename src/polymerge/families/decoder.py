@@ -1,10 +1,13 @@
-"""The names inside a Llama-like decoder, which most text towers share."""
+"""The names inside a Llama-like decoder, which most text towers share, and the ways to fuse some of its tensors."""
 
 from __future__ import annotations
 
 from polymerge.mapping import Rule
 
-__all__ = ["decoder"]
+__all__ = ["GATE_AND_UP", "QUERIES_KEYS_VALUES", "decoder", "fused", "internlm2_decoder"]
+
+QUERIES_KEYS_VALUES = tuple(f"self_attn.{part}_proj" for part in "qkv")
+GATE_AND_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
 def decoder(prefix: str) -> tuple[Rule, ...]:
@@ -17,4 +20,27 @@ def decoder(prefix: str) -> tuple[Rule, ...]:
         Rule(prefix + "embed_tokens.weight", "text.embed_tokens.weight"),
         Rule(prefix + "layers.{i}.{rest}", "text.layers.{i}.{rest}"),
         Rule(prefix + "norm.weight", "text.norm.weight"),
+    )
+
+
+def fused(pattern: str, parts: tuple[str, ...], split: str) -> Rule:
+    """The rule of a tensor of a layer that holds several parts of a plain decoder one below the other."""
+    return Rule(f"{pattern}.{{rest}}", tuple(f"text.layers.{{i}}.{part}.{{rest}}" for part in parts), split=split)
+
+
+def internlm2_decoder(prefix: str) -> tuple[Rule, ...]:
+    """The rules of a decoder under InternLM2's names: a Llama whose queries, keys and values are fused head by head."""
+    layer = prefix + "layers.{i}."
+    names = {
+        "attention.wo": "self_attn.o_proj",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }
+    return (
+        Rule(prefix + "tok_embeddings.weight", "text.embed_tokens.weight"),
+        fused(layer + "attention.wqkv", QUERIES_KEYS_VALUES, "wqkv"),
+        *(Rule(f"{layer}{ours}.{{rest}}", f"text.layers.{{i}}.{plain}.{{rest}}") for ours, plain in names.items()),
     )

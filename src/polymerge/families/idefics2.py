@@ -1,4 +1,4 @@
-"""Idefics2, and its successors Idefics3 and SmolVLM, which differ inside the connector only."""
+"""Idefics2: a Mistral, and a perceiver that makes a few tokens of an image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ IDEFICS2 = Family(
         Rule("model.connector.{rest}", "projector.{rest}"),
         Rule("model.vision_model.{rest}", "vision.{rest}"),
     ),
-    model_types=("idefics2", "idefics3", "smolvlm"),
-    architectures=(
-        "Idefics2ForConditionalGeneration",
-        "Idefics3ForConditionalGeneration",
-        "SmolVLMForConditionalGeneration",
-    ),
-    decoders=("mistral", "llama"),
-    title="Idefics2, Idefics3, SmolVLM",
+    model_types=("idefics2",),
+    architectures=("Idefics2ForConditionalGeneration",),
+    decoders=("mistral",),
+    title="Idefics2",
     source="HuggingFaceM4/idefics2-8b",
 )

@@ -16,4 +16,5 @@ LLAMA = Family(
     decoders=("llama",),
     title="Llama",
     source="meta-llama/Meta-Llama-3-8B",
+    defaults={"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 32000},
 )

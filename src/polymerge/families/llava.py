@@ -1,4 +1,7 @@
-"""LLaVA 1.5 as transformers stores it: a CLIP-like tower, a two-layer projector, a Llama-like decoder."""
+"""LLaVA 1.5 as transformers stores it: a CLIP-like tower, a two-layer projector, a Llama-like decoder.
+
+Pixtral is stored as one too, with a tower of its own and a Mistral.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,6 @@ LLAVA = Family(
     model_types=("llava",),
     architectures=("LlavaForConditionalGeneration",),
     decoders=("llama", "mistral", "qwen2"),
-    title="LLaVA 1.5 (transformers layout)",
+    title="LLaVA 1.5, Pixtral (transformers layout)",
     source="llava-hf/llava-1.5-7b-hf",
 )

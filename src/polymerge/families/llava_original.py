@@ -33,4 +33,10 @@ LLAVA_ORIGINAL = Family(
     decoders=("llama", "mistral", "qwen2"),
     title="LLaVA 1.5, ShareGPT4V, Yi-VL, LLaVA-OneVision (their authors' layout)",
     source="liuhaotian/llava-v1.5-7b",
+    lineages={
+        "llava_mistral": "mistral",
+        "llava_qwen": "qwen2",
+        "LlavaMistralForCausalLM": "mistral",
+        "LlavaQwenForCausalLM": "qwen2",
+    },
 )

@@ -18,4 +18,5 @@ MINICPM_V = Family(
     decoders=("minicpm", "llama", "qwen2"),
     title="MiniCPM-V 2, 2.5, 2.6",
     source="openbmb/MiniCPM-V-2_6",
+    lineages={"minicpmv": "", "MiniCPMV": ""},
 )

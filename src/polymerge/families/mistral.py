@@ -13,4 +13,5 @@ MISTRAL = Family(
     decoders=("mistral",),
     title="Mistral",
     source="mistralai/Mistral-7B-v0.1",
+    defaults={"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 32000},
 )

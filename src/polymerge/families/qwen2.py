@@ -13,4 +13,5 @@ QWEN2 = Family(
     decoders=("qwen2",),
     title="Qwen2, Qwen2.5",
     source="Qwen/Qwen2-7B",
+    defaults={"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 151936},
 )

@@ -16,7 +16,7 @@ __all__ = ["VOCABULARY", "Misfits", "common_parts", "joinable", "layer_pattern"]
 VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 """Canonical tensors whose rows are the vocabulary."""
 
-_NUMBER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)|(?<=\bexperts\.)\d+(?=\.)")
 _NORM = "text.norm.weight"
 
 

@@ -1,0 +1,48 @@
+"""Which table a config asks for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polymerge import families
+from polymerge.families import FAMILIES, family_of
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"model_type": "internvl_chat", "llm_config": {"model_type": "internlm2"}}, "internvl_chat"),
+        ({"architectures": ["InternVLChatModel"], "llm_config": {}}, "internvl_chat"),
+        ({"model_type": "llava_next_video", "text_config": {"model_type": "mistral"}}, "llava_next"),
+        ({"model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"]}, "idefics3"),
+        ({"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"]}, "qwen2_5_omni"),
+        ({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}, "gemma3_text"),
+        # the first LLaVA, and OneVision as lmms-lab published it: transformers' model type, other names
+        ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "llava_original"),
+        ({"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]}, "llava_original"),
+        # CogVLM's config has no model type
+        ({"architectures": ["CogVLMForCausalLM"]}, "cogvlm"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "generic"),
+        ({"model_type": "bert"}, "generic"),
+        ({"model_type": "qwen2", "architectures": []}, "qwen2"),
+        ({"model_type": "qwen2", "architectures": None}, "qwen2"),
+        ({"model_type": ["odd"], "architectures": [3]}, "generic"),
+        ({}, "generic"),
+    ],
+)
+def test_the_config_decides_the_family(config: dict[str, Any], name: str) -> None:
+    assert family_of(config).name == name
+
+
+def test_each_family_claims_its_own_and_lives_in_a_file_of_its_name() -> None:
+    tables = list(FAMILIES.values())
+    claims = [claim for family in tables for claim in (*family.model_types, *family.architectures)]
+    assert len(claims) == len(set(claims))
+    for family in tables:
+        source = (Path(families.__file__).parent / f"{family.name}.py").read_text(encoding="utf-8")
+        assert re.search(rf'Family\(\s*"{family.name}"', source)
+        assert family.title
