@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from polymerge import merge
 
+from .choosing import choose_weight, report_choice
 from .models import load, load_processor, save_language_model
 from .pictures import load_handwriting
 from .plot import plot
@@ -34,9 +35,9 @@ INTERPOLATIONS = (0.1, 0.2)  # the reasoning model's share where weights are ave
 EXCLUDED = ["text.embed_tokens.weight", "text.lm_head.weight"]
 
 LIMITS = """
-Mind the first and third column: what a weight gains on unseen pairs it may cost in perception and on seen pairs, and
-nobody has chosen a weight here. This is one small world and one training run, and it was built for merging to matter:
-some of the language models' text is laid out as a picture's patches are, so words and pictures are read alike."""
+Mind the first and third column: what a weight gains on unseen pairs it may cost in perception and on seen pairs. This is
+one small world and one training run, and it was built for merging to matter: some of the language models' text is laid
+out as a picture's patches are, so words and pictures are read alike."""
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -129,6 +130,11 @@ def _tell(
         merged = out / f"linear-{weight:g}"
         merge(_interpolation(vlm, reason, weight), merged, force=True)
         report(f"{1 - weight:g} VLM + {weight:g} reasoning", "linear", weight, merged)
+    # one more value beyond the last weight, for the ends of a search cannot be chosen
+    step = weights[-1] - weights[-2] if len(weights) > 1 else weights[-1]
+    searched = choose_weight(_recipe(vlm, base, reason, 0.0), exam, (0.0, *weights, weights[-1] + step), out)
+    results["choice"], told = report_choice(searched.outcome, results["rows"])
+    say(told)
     say(LIMITS)
     return results
 

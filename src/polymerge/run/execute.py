@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from polymerge import kernels
@@ -24,7 +23,7 @@ from polymerge.run.files import Files, begins
 from polymerge.run.statistics import cutoffs, draw_keys, gram
 from polymerge.settings import Setting
 
-__all__ = ["execute"]
+__all__ = ["Execution", "execute"]
 
 COPY_BLOCK = 1 << 22
 T = TypeVar("T")
@@ -38,7 +37,7 @@ def execute(
     device: Device,
     threads: int,
     block: int = BLOCK,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Compute or copy every tensor of the plan, and hand its bytes on.
 
@@ -49,8 +48,8 @@ def execute(
 
     raises CheckpointError where an input's values cannot be merged (NaN, infinity) or its file fails.
     """
-    with _pool(threads) as pool:
-        _Execution(plan, entries, write, device, pool, block, advance).run()
+    with Execution(entries, device=device, threads=threads, block=block) as execution:
+        execution.run(plan, write, advance)
 
 
 class _Pool:
@@ -60,7 +59,7 @@ class _Pool:
         self._executor = ThreadPoolExecutor(threads, "polymerge")
         self._waiting: deque[tuple[Future[Any], int]] = deque()
         self._most = 4 * threads
-        self.advance: Callable[[int], None] = lambda _: None
+        self.advance: Callable[[int], None] = _silent
 
     def submit(self, size: int, function: Callable[..., object], *arguments: object) -> None:
         """Queue a call that produces `size` bytes of output; waits while the queue is full."""
@@ -93,32 +92,41 @@ class _Pool:
         self.advance(size)
 
 
-@contextmanager
-def _pool(threads: int) -> Iterator[_Pool]:
-    pool = _Pool(threads)
-    try:
-        yield pool
-    finally:
-        pool.close()
+def _silent(_: int) -> None:
+    """Tell nobody how far it is."""
 
 
-class _Execution:
-    """What the steps of one run share."""
+class Execution:
+    """Carries out plans of the same inputs, one after the other; what it had to find out of them it finds out once.
+
+    entries, device, threads, block   as in `execute`
+    """
 
     def __init__(
-        self,
-        plan: Plan,
-        entries: Sequence[Mapping[str, Entry]],
-        write: Write,
-        device: Device,
-        pool: _Pool,
-        block: int,
-        advance: Callable[[int], None],
+        self, entries: Sequence[Mapping[str, Entry]], *, device: Device, threads: int, block: int = BLOCK
     ) -> None:
-        self.plan, self.entries, self.write = plan, entries, write
-        self.device, self.pool, self.block = device, pool, block
+        self.entries, self.device, self.block = entries, device, block
+        self.pool = _Pool(threads)
         self.workspace = Workspace(device)
         self.files = Files()
+        # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
+        self._known: dict[Hashable, Any] = {}
+
+    def __enter__(self) -> Execution:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of threads and files; what was queued and has not begun is dropped."""
+        self.pool.close()
+        self.files.close()
+
+    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> None:
+        """Compute or copy every tensor of a plan; see `execute`."""
+        self.pool.advance = advance or _silent
+        self.plan, self.write = plan, write
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             piece.setting
@@ -127,30 +135,24 @@ class _Execution:
         }
         self.model_grams: dict[int, Any] = {}
         self.model_cutoffs: dict[tuple[str, int], list[Cutoff]] = {}
-        pool.advance = advance
-
-    def run(self) -> None:
-        try:
-            for number, setting in enumerate(self.plan.settings):
-                if setting.parameters.get("trim") == "model":
-                    self._cut_whole_models(number, setting)
-                elif METHODS[setting.method].span == "model":
-                    self._measure_whole_models(number)
-            for step in self.plan.steps:
-                if step.fate == "copied" and not step.pieces:
-                    self._copy(step, 0, self.entries[self.plan.template][step.name].nbytes)
-                for piece in step.pieces:
-                    if piece.setting is not None:
-                        self._merge(step, piece, self.plan.settings[piece.setting])
-                    elif step.dtype == step.source_dtype and not piece.reads:
-                        width = byte_count(step.dtype, step.shape[1:])
-                        for start, stop in piece.rows:
-                            self._copy(step, start * width, stop * width)
-                    else:
-                        self._convert(step, piece)
-            self.pool.finish()
-        finally:
-            self.files.close()
+        for number, setting in enumerate(plan.settings):
+            if setting.parameters.get("trim") == "model":
+                self._cut_whole_models(number, setting)
+            elif METHODS[setting.method].span == "model":
+                self._measure_whole_models(number)
+        for step in plan.steps:
+            if step.fate == "copied" and not step.pieces:
+                self._copy(step, 0, self.entries[plan.template][step.name].nbytes)
+            for piece in step.pieces:
+                if piece.setting is not None:
+                    self._merge(step, piece, plan.settings[piece.setting])
+                elif step.dtype == step.source_dtype and not piece.reads:
+                    width = byte_count(step.dtype, step.shape[1:])
+                    for start, stop in piece.rows:
+                        self._copy(step, start * width, stop * width)
+                else:
+                    self._convert(step, piece)
+        self.pool.finish()
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
         inputs = [
@@ -166,8 +168,11 @@ class _Execution:
         """One cutoff per model over everything that a setting merges, in the order of canonical names."""
         merged = self._merged_by(number)
         names = sorted(merged)
-        blocks = [self._blocks(*merged[name]) for name in names]
-        found = cutoffs(blocks, setting.parameters["density"], self.pool.run_all)
+        density = setting.parameters["density"]
+        found = self._once(
+            ("cutoffs", density, *(self._of(*merged[name]) for name in names)),
+            lambda: cutoffs([self._blocks(*merged[name]) for name in names], density, self.pool.run_all),
+        )
         for name, own in zip(names, found, strict=True):
             self.model_cutoffs[name, number] = own
 
@@ -179,8 +184,25 @@ class _Execution:
 
     def _measure_whole_models(self, number: int) -> None:
         """Dot products of the models over everything that a setting merges."""
-        blocks = [self._blocks(step, piece, self._cells) for step, piece in self._merged_by(number).values()]
-        self.model_grams[number] = gram([piece for piece in blocks if piece.count], self.pool.run_all)
+        merged = self._merged_by(number).values()
+
+        def measure() -> Any:
+            blocks = [self._blocks(step, piece, self._cells) for step, piece in merged]
+            return gram([piece for piece in blocks if piece.count], self.pool.run_all)
+
+        self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
+
+    def _once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What was found under this key, or is found now."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: T = self._known[key]
+        return found
+
+    def _of(self, step: Step, piece: Piece) -> Hashable:
+        """What the numbers of a piece depend on."""
+        wide = is_wide(step) or piece.setting in self.wide
+        return piece.reads, piece.base, piece.inputs or self.plan.models, self.plan.base, wide
 
     @property
     def _cells(self) -> int:
@@ -195,11 +217,16 @@ class _Execution:
         arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
         if row.statistic == "cutoff":
             known = self.model_cutoffs.get((piece.canonical, piece.setting or 0))
-            arguments["cutoff"] = known or cutoffs([blocks], setting.parameters["density"], self.pool.run_all)[0]
+            density = setting.parameters["density"]
+            arguments["cutoff"] = known or self._once(
+                ("cutoff", density, self._of(step, piece)), lambda: cutoffs([blocks], density, self.pool.run_all)[0]
+            )
         elif row.statistic == "gram":
             known_gram = self.model_grams.get(piece.setting or 0)
-            whole = self._blocks(step, piece, self._cells)
-            arguments["gram"] = gram([whole], self.pool.run_all) if known_gram is None else known_gram
+            if known_gram is None:
+                whole = self._blocks(step, piece, self._cells)
+                known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))
+            arguments["gram"] = known_gram
         if row.random:
             arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.canonical)
         function = method_function(row)

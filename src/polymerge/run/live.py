@@ -16,11 +16,11 @@ from torch import Tensor
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.generation.models import load_model, quiet
-from polymerge.planning import AdapterPlan, Plan, Step, make_plan
+from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.run.device import open_device
-from polymerge.run.execute import execute
+from polymerge.run.execute import Execution
 from polymerge.run.files import Files
 from polymerge.run.inputs import reopen
 from polymerge.run.merge import merge
@@ -66,6 +66,8 @@ class LiveModel:
             step.name: _stored(template[step.name]) for step in steps if step.name not in self._shadow.live_names
         }
         self._changed: set[str] = set()
+        self._inputs: tuple[Input, ...] = ()
+        self._execution: Execution | None = None
 
     def set(self, plan: Plan | AdapterPlan) -> None:
         """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
@@ -104,8 +106,11 @@ class LiveModel:
         def write(name: str, view: memoryview, start: int) -> None:
             views[name][start : start + len(view)] = view
 
-        entries = [reopen(entry).entries for entry in plan.inputs]
-        execute(replace(plan, steps=steps), entries, write, device=self._device, threads=self._threads)
+        try:
+            self._executing(plan.inputs).run(replace(plan, steps=steps), write)
+        except BaseException:
+            self.close()  # what is still queued is of a plan that failed
+            raise
         with torch.no_grad():
             for name, tensor in staged.items():
                 live = self._live(name)
@@ -113,6 +118,21 @@ class LiveModel:
                     live.copy_(tensor)
             if self._held:
                 self._shadow.refill(self._held)
+
+    def _executing(self, inputs: tuple[Input, ...]) -> Execution:
+        """The execution of the last plan, where this one reads the same inputs, with all that it knows of them."""
+        if self._execution is None or inputs != self._inputs:
+            self.close()
+            entries = [reopen(entry).entries for entry in inputs]
+            self._execution = Execution(entries, device=self._device, threads=self._threads)
+            self._inputs = inputs
+        return self._execution
+
+    def close(self) -> None:
+        """Let go of threads and files; the model keeps its weights."""
+        if self._execution is not None:
+            self._execution.close()
+            self._execution = None
 
     def _live(self, name: str) -> Tensor | None:
         """The model's tensor that a tensor on disk is, as it is; None for one that is put together with others."""
