@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from polymerge import kernels
 from polymerge.analysis.directions import Agreement, Directions, directions
-from polymerge.checkpoint import Entry
+from polymerge.analysis.stored import stored_values
 from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoint.hub import locate
-from polymerge.errors import CheckpointError, RecipeError
+from polymerge.errors import RecipeError
 from polymerge.methods.factors import Factors
 from polymerge.planning.inputs import labels_of
 
@@ -86,17 +83,7 @@ def _compare(ours: Adapter, theirs: Adapter, module: str, largest: int | None) -
 
 
 def _factors(pair: Pair) -> Factors:
-    return Factors(_values(pair.b) * np.float32(pair.scaling), _values(pair.a))
-
-
-def _values(entry: Entry) -> Any:
-    values: Any = np.empty(prod(entry.shape), np.float32)
-    with entry.file.open("rb") as file:
-        file.seek(entry.start)
-        raw = np.frombuffer(bytearray(file.read(entry.nbytes)), np.uint8)
-    if not kernels.decode(raw, entry.dtype, values):
-        raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Mend the adapter")
-    return values.reshape(entry.shape)
+    return Factors(stored_values(pair.b) * np.float32(pair.scaling), stored_values(pair.a))
 
 
 def _mean(groups: Sequence[Agreement | None]) -> Agreement | None:

@@ -11,6 +11,7 @@ import click
 
 from polymerge.cli.demo import demo
 from polymerge.cli.merge import fold, merge, plan, verify
+from polymerge.cli.overlap import overlap
 from polymerge.cli.score import score
 from polymerge.cli.search import search
 from polymerge.cli.show import families, inspect, methods
@@ -25,7 +26,7 @@ def polymerge() -> None:
     """Merge multimodal language models without training, into a checkpoint that loads as it is."""
 
 
-for command in (inspect, plan, merge, fold, verify, search, score, methods, families, demo):
+for command in (inspect, plan, merge, fold, verify, search, score, overlap, methods, families, demo):
     polymerge.add_command(command)
 
 

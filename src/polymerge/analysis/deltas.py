@@ -1,0 +1,209 @@
+"""The deltas that a plan merges, tensor by tensor, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from polymerge import kernels
+from polymerge.analysis.figures import Reference, Shape
+from polymerge.analysis.signs import Whole
+from polymerge.analysis.spectrum import Spectrum, spectrum_of, spectrum_of_factors
+from polymerge.analysis.stored import stored_values
+from polymerge.checkpoint import Entry
+from polymerge.errors import CheckpointError, RecipeError
+from polymerge.kernels import CELL
+from polymerge.methods.factors import Factors
+from polymerge.planning import AdapterPlan, PairStep, Piece, Plan, Step
+from polymerge.reads import Read, rows_of
+from polymerge.run.blocks import PieceBlocks, Workspace
+from polymerge.run.execute import is_wide
+from polymerge.run.files import Files
+
+__all__ = ["DeltaTensor", "stored_deltas", "update_deltas"]
+
+Floats = Any
+
+
+class DeltaTensor(Protocol):
+    """The deltas of one tensor, of models that are called `models`."""
+
+    name: str
+    reference: Reference
+    models: tuple[str, ...]
+    shape: Shape
+
+    def blocks(self) -> Whole:
+        """Their entries, block by block."""
+
+    def dots(self) -> Floats | None:
+        """Their products with each other where there is a better way than entry by entry, float64 [model, model]."""
+
+    def room(self) -> int:
+        """Bytes that `spectrum` takes at most."""
+
+    def spectrum(self, model: int, rank: int) -> Spectrum | None:
+        """The spectrum of one delta; None for one that is zero."""
+
+
+def stored_deltas(
+    plan: Plan, entries: Sequence[Mapping[str, Entry]], files: Files, workspace: Workspace, block: int
+) -> Iterator[DeltaTensor]:
+    """What a plan of checkpoints merges, each canonical tensor once.
+
+    entries  for each of the plan's inputs, where its tensors lie
+    block    entries that are read at a time, rounded down to a multiple of `CELL`
+    """
+    merged = {piece.canonical: (step, piece) for step, piece, _ in plan.merged_pieces()}
+    for step, piece in merged.values():
+        found = _Stored(plan, step, piece, entries, files, workspace, max(block // CELL, 1) * CELL)
+        if found.models and found.count:
+            yield found
+
+
+def update_deltas(plan: AdapterPlan, entries: Sequence[Mapping[str, Entry]], block: int) -> Iterator[DeltaTensor]:
+    """What a plan of adapters merges of their factors, module by module."""
+    for step in plan.pairs:
+        if step.fate == "merged":
+            yield _Update(plan, step, entries, max(block // CELL, 1) * CELL)
+
+
+class _Stored:
+    """Deltas of weights on disk: from the base, or, where the method reads none, from the template."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        step: Step,
+        piece: Piece,
+        entries: Sequence[Mapping[str, Entry]],
+        files: Files,
+        workspace: Workspace,
+        block: int,
+    ) -> None:
+        places = piece.inputs or plan.models
+        self._files, self._workspace, self._block, self._wide = files, workspace, block, is_wide(step)
+        self.name = piece.canonical
+        self.reference: Reference = "base"
+        self._rows = piece.rows
+        rows = sum(stop - start for start, stop in piece.rows)
+        self.shape: Shape = (rows, *step.shape[1:]) if step.shape else ()
+        self.count = prod(self.shape)
+        if piece.base is not None and plan.base is not None:
+            origin, base = plan.base, piece.base
+            others = list(zip(places, piece.reads, strict=True))
+        else:
+            # of an adapter's full weights the template may have none: then the first that has them stands for it
+            self.reference = "template"
+            origin = plan.template if plan.template in places else (*piece.inputs, plan.template)[0]
+            own = [read for place, read in zip(places, piece.reads, strict=True) if place == origin]
+            if not own and plan.inputs[origin].adapter:
+                raise RecipeError(
+                    f"{piece.canonical}: without a base, differences are taken from the template, and "
+                    f"'{plan.inputs[origin].label}' stands with an adapter and is not among models. Name it there, or "
+                    "say base_model and a method on deltas"
+                )
+            base = own[0] if own else rows_of(Read(step.name), piece.rows)
+            others = [(place, read) for place, read in zip(places, piece.reads, strict=True) if place != origin]
+        self.models = tuple(plan.inputs[place].label for place, _ in others)
+        self._labels = (*self.models, plan.inputs[origin].label)
+        self._entries = [*(entries[place] for place, _ in others), entries[origin]]
+        self._reads, self._base = tuple(read for _, read in others), base
+
+    def _blocks(self, models: Sequence[int]) -> PieceBlocks:
+        chosen = (*models, -1)
+        piece = Piece(self.name, self._rows, reads=tuple(self._reads[place] for place in models), base=self._base)
+        labels, entries = [self._labels[place] for place in chosen], [self._entries[place] for place in chosen]
+        return PieceBlocks(piece, labels, entries, self._files, self._workspace, self._block, self._wide)
+
+    def blocks(self) -> Whole:
+        return _StoredBlocks(self._blocks(range(len(self.models))))
+
+    def dots(self) -> Floats | None:
+        return None
+
+    def room(self) -> int:
+        return 4 * self.count
+
+    def spectrum(self, model: int, rank: int) -> Spectrum | None:
+        blocks = _StoredBlocks(self._blocks([model]))
+        matrix: Floats = np.empty(blocks.count, np.float32)
+        done = 0
+        for index, size in enumerate(blocks.sizes):
+            with np.errstate(over="ignore"):
+                matrix[done : done + size] = blocks.read(index)[0]
+            done += size
+        if not np.isfinite(matrix.max() - matrix.min()):
+            raise _too_large(self.name)
+        return spectrum_of(matrix.reshape(self.shape), rank)
+
+
+class _StoredBlocks:
+    """The deltas alone of a piece's blocks."""
+
+    def __init__(self, blocks: PieceBlocks) -> None:
+        self._blocks, self.count = blocks, blocks.count
+        self.sizes: Sequence[int] = blocks.sizes
+
+    def read(self, index: int) -> Floats:
+        deltas = self._blocks.read(index).models
+        if not np.isfinite(deltas).all():
+            raise _too_large(self._blocks.name)
+        return deltas
+
+
+class _Update:
+    """What adapters add to one module: products of thin factors, their scaling folded in."""
+
+    reference: Reference = "base"
+
+    def __init__(self, plan: AdapterPlan, step: PairStep, entries: Sequence[Mapping[str, Entry]], block: int) -> None:
+        self.name, self._block = step.canonical, block
+        self.shape: Shape = step.shape
+        self.models = tuple(plan.inputs[read.input].label for read in step.reads)
+        self._reads, self._entries = step.reads, entries
+
+    def _factors(self, model: int) -> Factors:
+        read = self._reads[model]
+        held = self._entries[read.input]
+        return Factors(stored_values(held[read.b]) * np.float32(read.scaling), stored_values(held[read.a]))
+
+    def _pairs(self) -> list[Factors]:
+        return [self._factors(model) for model in range(len(self.models))]
+
+    def blocks(self) -> Whole:
+        return _UpdateBlocks(self.name, self.shape, self._pairs(), self._block)
+
+    def dots(self) -> Floats:
+        wide = [(pair.b.astype(np.float64), pair.a.astype(np.float64)) for pair in self._pairs()]
+        # <b a, d c> is the sum over the entries of (b' d) * (a c')
+        return np.array([[((b.T @ d) * (a @ c.T)).sum() for d, c in wide] for b, a in wide])
+
+    def room(self) -> int:
+        return 0
+
+    def spectrum(self, model: int, rank: int) -> Spectrum | None:
+        return spectrum_of_factors(self._factors(model), rank)
+
+
+class _UpdateBlocks:
+    """Entries of updates, computed where they are asked for."""
+
+    def __init__(self, name: str, shape: Shape, pairs: Sequence[Factors], block: int) -> None:
+        self._name, self._pairs, self._block, self.count = name, pairs, block, prod(shape)
+        self.sizes: Sequence[int] = [min(block, self.count - start) for start in range(0, self.count, block)]
+
+    def read(self, index: int) -> Floats:
+        rows: Floats = np.zeros((len(self._pairs), self.sizes[index]), np.float32)
+        for row, pair in zip(rows, self._pairs, strict=True):
+            kernels.add_low_rank(row, pair.b, pair.a, 1.0, index * self._block)
+        if not np.isfinite(rows).all():
+            raise _too_large(self._name)
+        return rows
+
+
+def _too_large(name: str) -> CheckpointError:
+    return CheckpointError(f"{name}: a delta is too large for its numbers. Mend the models, or name it in exclude")

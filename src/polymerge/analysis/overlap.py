@@ -1,0 +1,222 @@
+"""What predicts interference: how the deltas that a plan would merge lie to each other, before anything is merged."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from typing import Any, Final, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from polymerge.analysis.deltas import DeltaTensor, stored_deltas, update_deltas
+from polymerge.analysis.figures import DeltaFigures, Measured, PairFigures, Row, row_of, spectra_of
+from polymerge.analysis.places import MODULES, Place, place_of
+from polymerge.analysis.signs import sums_of
+from polymerge.analysis.spectrum import EXACT, Spectrum
+from polymerge.checkpoint import Entry
+from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.mapping import PARTS
+from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning.estimate import BLOCK, default_threads
+from polymerge.recipe import Recipe
+from polymerge.run.adapters import reopen_adapters
+from polymerge.run.blocks import Workspace
+from polymerge.run.device import open_device
+from polymerge.run.files import Files
+from polymerge.run.inputs import reopen
+from polymerge.run.selection import RunAll
+
+__all__ = ["DeltaFigures", "Overlap", "PairFigures", "Row", "overlap"]
+
+ROOM: Final = 1 << 28
+"""Bytes of matrices that are decomposed side by side; one that is larger is alone."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The overlap of the deltas of one plan.
+
+    plan_hash  that of the plan
+    density    share of the entries of each tensor that counts as kept
+    rank       singular directions that are compared; None where singular values were not asked for
+    tensors    a row for each canonical tensor, or module of adapters, in the plan's order
+    places     a row for each layer and module of the text tower, and for each module of other parts
+    totals     a row for everything; one for each reference and set of models where there are several
+    notes      what a person should know of the numbers
+    """
+
+    plan_hash: str
+    density: float
+    rank: int | None
+    tensors: tuple[Row, ...]
+    places: tuple[Row, ...]
+    totals: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON data; what there is no number for is null."""
+        return asdict(self)
+
+
+def overlap(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan | AdapterPlan,
+    *,
+    density: float = 0.2,
+    rank: int = 8,
+    svd: bool = True,
+    threads: int | None = None,
+    block: int = BLOCK,
+    progress: Callable[[int, int], None] | None = None,
+) -> Overlap:
+    """Measure norms, cosines, conflicts of sign, kept entries and singular directions of a plan's deltas.
+
+    Weights of the recipe play no part: every delta counts as it is. Sums are exact over cells of 65,536 entries, and
+    BLAS has one thread, so that no bit depends on threads or blocks. Memory is that of a few blocks, and, for singular
+    values, of one matrix in float32 (of several where they are small).
+
+    source   a recipe (file, mapping or `Recipe`), or a plan made of one
+    density  share of the entries of each tensor that is kept, by magnitude, in (0, 1]
+    rank     singular directions of each matrix that are compared, at least 1
+    svd      whether to look at singular values at all, which takes most of the time
+    threads  at most; by default as many as processors, up to 8
+    block    entries that are read at a time
+    progress called with tensors done and tensors in all
+
+    raises Refused with everything that is wrong with recipe and options, CheckpointError where an input's values cannot
+    be compared (NaN, infinity), RecipeError where there is nothing to compare.
+    """
+    problems: list[PolymergeError] = []
+    if not 0 < density <= 1:
+        problems.append(RecipeError(f"density: {density} is not above 0 and up to 1"))
+    for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
+        if value < 1:
+            problems.append(RecipeError(f"{name}: {value} is not at least 1"))
+    refuse_if_any(problems)
+    plan = source if isinstance(source, Plan | AdapterPlan) else make_plan(source)
+    files = Files()
+    workers = threads or default_threads()
+    pool = ThreadPoolExecutor(workers, "polymerge")
+    try:
+        with threadpool_limits(1):
+            tensors = _deltas(plan, files, block)
+            run_all = _run_all(pool, workers)
+            measured = []
+            for tensor in tensors:
+                measured.append(_measure(tensor, density, rank if svd else None, run_all, workers))
+                if progress is not None:
+                    progress(len(measured), len(tensors))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        files.close()
+    if not measured:
+        raise RecipeError("nothing to compare: the plan merges no tensor of two models, or of one with its base")
+    return Overlap(
+        plan.hash, density, rank if svd else None,
+        tuple(row_of([one], one.place, one.name) for one in measured),
+        tuple(_grouped(measured, lambda one: one.place)),
+        tuple(_grouped(measured, lambda _: Place("all", None, "all"))),
+        tuple(_notes(plan, measured)),
+    )  # fmt: skip
+
+
+def _deltas(plan: Plan | AdapterPlan, files: Files, block: int) -> list[DeltaTensor]:
+    """Every tensor that the plan merges; nothing of it is read yet."""
+    workspace = Workspace(open_device("cpu"))
+    if isinstance(plan, Plan):
+        entries = [reopen(entry).entries for entry in plan.inputs]
+        return list(stored_deltas(plan, entries, files, workspace, block))
+    adapters = reopen_adapters(plan)
+    held: list[Mapping[str, Entry]] = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
+    held += [reopen(entry).entries for entry in plan.inputs[len(adapters) :]]
+    extras = stored_deltas(plan.extras, held, files, workspace, block) if plan.extras is not None else ()
+    return [*update_deltas(plan, held, block), *extras]
+
+
+def _run_all(pool: ThreadPoolExecutor, threads: int) -> RunAll:
+    """Maps over blocks in a pool: results come in order, and no more of them are in memory than the pool needs."""
+
+    def run_all(function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
+        waiting: deque[Future[T]] = deque()
+        for index in indices:
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(function, index))
+        while waiting:
+            yield waiting.popleft().result()
+
+    return run_all
+
+
+def _measure(tensor: DeltaTensor, density: float, rank: int | None, run_all: RunAll, threads: int) -> Measured:
+    sums = sums_of(tensor.blocks(), density, run_all)
+    dots = tensor.dots()
+    if dots is not None:
+        sums = replace(sums, dots=dots)
+    spectra = None
+    if rank is not None and len(tensor.shape) == 2:
+        spectra = spectra_of(tensor.shape, _spectra(tensor, rank, run_all, threads))
+    return Measured(
+        tensor.name, place_of(tensor.name), tensor.reference, tensor.models, tensor.shape, sums, spectra
+    )  # fmt: skip
+
+
+def _spectra(tensor: DeltaTensor, rank: int, run_all: RunAll, threads: int) -> list[Spectrum | None]:
+    """The spectrum of each delta, as many at a time as there is room for."""
+    beside = min(max(ROOM // max(tensor.room(), 1), 1), threads)
+    models = range(len(tensor.models))
+    found: list[Spectrum | None] = []
+    for first in models[::beside]:
+        found += run_all(lambda model: tensor.spectrum(model, rank), models[first : first + beside])
+    return found
+
+
+def _grouped(measured: Sequence[Measured], by: Callable[[Measured], Place]) -> Iterator[Row]:
+    """A row for each place; tensors of other models, or with another reference, are apart."""
+    groups: dict[tuple[Any, ...], list[Measured]] = {}
+    for one in measured:
+        groups.setdefault((by(one), one.reference, one.models), []).append(one)
+    for key in sorted(groups, key=lambda key: _order(key[0])):
+        yield row_of(groups[key], key[0])
+
+
+def _order(place: Place) -> tuple[int, float, int]:
+    parts = (*PARTS, "unknown", "all")
+    layer = inf if place.layer is None else place.layer
+    return parts.index(place.part), layer, (*MODULES, "all").index(place.module)
+
+
+def _notes(plan: Plan | AdapterPlan, measured: Sequence[Measured]) -> Iterator[str]:
+    alone = [one for one in measured if len(one.models) == 1]
+    from_template = [one for one in measured if one.reference == "template"]
+    if from_template:
+        origin = "the first adapter" if isinstance(plan, AdapterPlan) else "the template"
+        yield (
+            f"{_tensors(from_template)} merged without a base: the deltas are differences from {origin} "
+            f"('{plan.inputs[plan.template].label}'), not what each model has learned. Say base_model and a method on "
+            "deltas, such as task_arithmetic, to compare that"
+        )
+    if alone:
+        yield f"{_tensors(alone)} of one delta alone: there is nothing that it could conflict with"
+    large = [one for one in measured if one.spectra and len(one.shape) == 2 and min(one.shape) > EXACT]
+    if large and isinstance(plan, Plan):
+        yield (
+            f"the effective ranks of {len(large)} matrices whose shorter side is above {EXACT} are estimates, right to "
+            "about five per cent"
+        )
+    deep = [one for one in measured if len(one.shape) > 2]
+    if deep:
+        yield f"{_tensors(deep)} of more than two dimensions, whose singular values are not looked at"
+    if isinstance(plan, AdapterPlan):
+        single = [step for step in plan.pairs if step.fate == "copied"]
+        if single:
+            yield f"{len(single)} modules are copied from one adapter and not compared, such as {single[0].canonical}"
+
+
+def _tensors(measured: Sequence[Measured]) -> str:
+    return f"{len(measured)} tensors are" if len(measured) > 1 else f"{measured[0].name} is"
