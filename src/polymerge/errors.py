@@ -5,6 +5,7 @@ PolymergeError
 ├── CheckpointError   a file is missing, broken, unsafe or holds what nobody can merge
 ├── OutputError       the output cannot be written, or did not pass its checks
 ├── MissingExtraError an optional package is needed and not installed
+├── AnswerError       a model gave no answer to some prompts (in generation.answering, which raises it)
 └── Refused           several of the above at once, found before any output existed
 """
 
