@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polymerge.planning.estimate import BLOCK
-from polymerge.run.execute import _pool
+from polymerge.run.execute import _Pool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 
@@ -126,7 +126,10 @@ def test_work_waits_in_line_and_not_in_memory() -> None:
             assert len(asked) - len(done) < 20
             yield index
 
-    with _pool(2) as pool:
+    pool = _Pool(2)
+    try:
         for result in pool.run_all(lambda index: index * 2, indices()):
             done.append(result)
+    finally:
+        pool.close()
     assert done == [2 * index for index in range(5000)]

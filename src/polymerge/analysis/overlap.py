@@ -27,7 +27,7 @@ from polymerge.run.adapters import reopen_adapters
 from polymerge.run.blocks import Workspace
 from polymerge.run.device import open_device
 from polymerge.run.files import Files
-from polymerge.run.inputs import reopen
+from polymerge.run.inputs import fetch, reopen
 from polymerge.run.selection import RunAll
 
 __all__ = ["DeltaFigures", "Overlap", "PairFigures", "Row", "overlap"]
@@ -127,6 +127,7 @@ def overlap(
 
 def _deltas(plan: Plan | AdapterPlan, files: Files, block: int) -> list[DeltaTensor]:
     """Every tensor that the plan merges; nothing of it is read yet."""
+    fetch(plan)
     workspace = Workspace(open_device("cpu"))
     if isinstance(plan, Plan):
         entries = [reopen(entry).entries for entry in plan.inputs]

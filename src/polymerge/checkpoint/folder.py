@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,9 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from polymerge.checkpoint.arrivals import arrive
 from polymerge.checkpoint.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.headers import read_safetensors
+from polymerge.checkpoint.hubfiles import head_of, missing_remote
 from polymerge.checkpoint.index import disagreements, read_index
 from polymerge.checkpoint.jsontext import parse_object
 from polymerge.checkpoint.torchfile import read_torch
@@ -25,6 +29,9 @@ __all__ = ["Checkpoint", "check_file", "collected", "missing", "open_checkpoint"
 
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_NEIGHBOURS = 12  # a longer list of what lies there helps nobody
+_AT_ONCE = 8  # headers that are fetched from the hub
+
+log = logging.getLogger("polymerge")
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,11 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
             weight_map = _read_index(folder, weights.index, weights.whole)
             names = tuple(sorted(set(weight_map.values())))
     contents: dict[str, Contents] = {}
-    for name in names:
-        with collected(problems, folder / name):
-            contents[name] = read_file(folder / name)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        coming = {name: pool.submit(read_file, folder / name) for name in names if missing_remote(folder / name)}
+        for name in names:
+            with collected(problems, folder / name):
+                contents[name] = coming[name].result() if name in coming else read_file(folder / name)
 
     entries, repeated = _gathered(folder, contents)
     problems += repeated
@@ -137,9 +146,18 @@ def _read_index(folder: Path, index: str, whole: str | None) -> dict[str, str]:
 
 
 def read_file(file: Path) -> Contents:
-    """What a weight file holds, read as the end of its name says."""
+    """What a weight file holds, read as the end of its name says; of one on the hub only its header is fetched.
+
+    The names in a torch file lie at its end and between the data, so that one on the hub is fetched whole.
+    """
+    torch, remote = LAYOUTS[file.suffix] == "torch", missing_remote(file)
+    if remote and not torch:
+        return Contents(read_safetensors(file, head_of(file, remote)))
+    if remote:
+        log.warning("%s: '%s' is no safetensors file, so it has to be fetched whole", remote.repository, remote.name)
+        arrive(file)
     check_file(file)
-    return read_torch(file) if LAYOUTS[file.suffix] == "torch" else Contents(read_safetensors(file))
+    return read_torch(file) if torch else Contents(read_safetensors(file))
 
 
 def check_file(file: Path) -> None:

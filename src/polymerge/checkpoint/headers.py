@@ -11,32 +11,50 @@ size of its file are enough to know that no tensor is cut short, and that no byt
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from polymerge.checkpoint.entry import Entry, listed
 from polymerge.checkpoint.jsontext import parse_object
 from polymerge.dtypes import BITS, byte_count
 from polymerge.errors import CheckpointError, refuse_if_any
 
-__all__ = ["HEADER_LIMIT", "read_safetensors"]
+__all__ = ["HEADER_LIMIT", "LENGTH_BYTES", "Head", "read_safetensors"]
 
 HEADER_LIMIT = 100_000_000
 """No header may be longer, in bytes; the same limit as in the safetensors library."""
 
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
+"""A file begins with that many, which say how long its header is."""
+
 _FIELDS = ("dtype", "shape", "data_offsets")
 _MOST_DIMENSIONS = 64  # as in torch; keeps a forged shape from costing time
 _MOST_BYTES = 2**63 - 1  # file offsets are signed 64-bit numbers
 
 
-def read_safetensors(file: Path) -> tuple[Entry, ...]:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How a file that is not here begins, as far as its header goes, and how long all of it is."""
+
+    text: bytes
+    size: int
+
+
+def read_safetensors(file: Path, head: Head | None = None) -> tuple[Entry, ...]:
     """Every tensor of a safetensors file, in order of offset.
+
+    head   of a file that is not here: how it begins, which is then read in its place
 
     Raises CheckpointError where the header cannot be read at all, Refused with everything that is wrong with what it
     says, and OSError where the file cannot be opened.
     """
-    header, data_start, file_size = _read_header(file)
+    if head is None:
+        with file.open("rb") as stream:
+            header, data_start, file_size = _read_header(file, stream, stream.seek(0, 2))
+    else:
+        header, data_start, file_size = _read_header(file, BytesIO(head.text), head.size)
     problems: list[CheckpointError] = []
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -70,31 +88,29 @@ def read_safetensors(file: Path) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], int, int]:
+def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int, int]:
     """The parsed header, the offset at which the data starts, and the file's size."""
-    with file.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(0)
-        if size < _LENGTH_BYTES:
-            raise CheckpointError(
-                f"{file}: is {size} bytes long, a safetensors file begins with 8 bytes that give the length of its "
-                "header. Download it again."
-            )
-        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        if length > size - _LENGTH_BYTES:
-            raise CheckpointError(
-                f"{file}: its header should be {length} bytes long, only {size - _LENGTH_BYTES} follow: the file is "
-                "truncated, or no safetensors file. Download it again."
-            )
-        if length > HEADER_LIMIT:
-            raise CheckpointError(
-                f"{file}: its header is {length} bytes long, more than the {HEADER_LIMIT} that safetensors allows. "
-                "Download it again."
-            )
-        text = stream.read(length)
+    stream.seek(0)
+    if size < LENGTH_BYTES:
+        raise CheckpointError(
+            f"{file}: is {size} bytes long, a safetensors file begins with 8 bytes that give the length of its "
+            "header. Download it again."
+        )
+    length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+    if length > size - LENGTH_BYTES:
+        raise CheckpointError(
+            f"{file}: its header should be {length} bytes long, only {size - LENGTH_BYTES} follow: the file is "
+            "truncated, or no safetensors file. Download it again."
+        )
+    if length > HEADER_LIMIT:
+        raise CheckpointError(
+            f"{file}: its header is {length} bytes long, more than the {HEADER_LIMIT} that safetensors allows. "
+            "Download it again."
+        )
+    text = stream.read(length)
     if not text.startswith(b"{"):  # the format says so, JSON would allow spaces
         raise CheckpointError(f"{file}: its header begins with {text[:1]!r}, not with '{{'. Download it again.")
-    return parse_object(text, f"{file}: its header"), _LENGTH_BYTES + length, size
+    return parse_object(text, f"{file}: its header"), LENGTH_BYTES + length, size
 
 
 def _fields(fields: object) -> tuple[str, tuple[int, ...], tuple[int, int]]:

@@ -1,36 +1,35 @@
-"""From what a recipe calls a model to where it lies: a local path, or a snapshot of a hub repository."""
+"""From what a recipe calls a model to where it lies: a local path, or a repository of the hub."""
 
 from __future__ import annotations
 
 import re
+import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-from polymerge.errors import CheckpointError, RecipeError, did_you_mean
+from polymerge.checkpoint.hubbar import bar_class
+from polymerge.checkpoint.huberrors import hub_errors
+from polymerge.checkpoint.hubfiles import remote_of, view
+from polymerge.errors import RecipeError, did_you_mean
 
-__all__ = ["locate"]
+__all__ = ["locate", "restore"]
 
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-_WANTED: Final = [
-    "*.safetensors",
-    "*.bin",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.py",
-    "*.jinja",
-    "*.tiktoken",
-    "*.pt",
-    "*.pth",
-]
-_UNWANTED: Final = ["consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*", "runs/*"]
+_FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
+_FRESH: Final = 60.0
+"""Seconds for which a branch stays the commit it was, so that a plan, which asks more than once, sees one commit."""
+
+_seen: dict[str, tuple[float, Path]] = {}
 
 
 def locate(source: str) -> Path:
-    """The local path of a model: `source` itself where it exists, else a snapshot of the hub repository it names.
+    """The local path of a model: `source` itself where it exists, else a folder for the hub repository it names.
 
     A path that exists is never looked up anywhere else. A hub id may carry a revision, `owner/name@revision`; it is
-    resolved with huggingface_hub, so its cache, token and offline switch (HF_HUB_OFFLINE) hold.
+    resolved to a commit with huggingface_hub, so its cache, token and offline switch (HF_HUB_OFFLINE) hold. Of the
+    files only the config and the index are fetched here: the folder has a link for every file of that commit, and
+    what is needed arrives later (see `hubfiles` and `arrivals`).
 
     raises RecipeError where there is neither such a path nor such an id, CheckpointError where the hub fails.
     """
@@ -40,27 +39,34 @@ def locate(source: str) -> Path:
     found = _HUB_ID.fullmatch(source)
     if found is None or path.is_symlink() or path.parent.is_dir():
         raise RecipeError(f"{source}: there is no such file or folder.{_neighbours(path)}")
-    return _snapshot(found["id"], found["revision"])
+    since, folder = _seen.get(source, (0.0, path))
+    if time.monotonic() - since > _FRESH or not folder.is_dir():
+        folder = _look_up(found["id"], found["revision"])
+        _seen[source] = (time.monotonic(), folder)
+    return folder
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
+def restore(path: Path) -> Path:
+    """A path that `locate` gave, which a plan has recorded: made again, of the same commit, where a cache lost it."""
+    remote = remote_of(path)
+    if remote is None:
+        return path
+    if path.is_dir():
+        needed = (file for file in path.iterdir() if any(fnmatch(file.name, one) for one in _FOR_A_PLAN))
+        if all(file.exists() for file in needed):
+            return path
+    return _look_up(remote.repository, remote.commit)
+
+
+def _look_up(repository: str, revision: str | None) -> Path:
     # imported here: a merge of local folders must not pay for it, nor touch the network
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
-    except RepositoryNotFoundError:
-        raise RecipeError(
-            f"{repository}: there is no such folder here and no such repository on the hub (or it is gated: "
-            "accept its licence there and log in with `hf auth login`)"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise RecipeError(
-            f"{repository}: there is no such folder here, it is not in the hub's cache, and the hub cannot be reached"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{repository}: the hub did not deliver it: {str(error).splitlines()[0]}") from None
+    with hub_errors(repository, revision):
+        snapshot = snapshot_download(
+            repository, revision=revision, allow_patterns=_FOR_A_PLAN, tqdm_class=bar_class(lambda _: None)
+        )
+        return view(repository, Path(snapshot))
 
 
 def _neighbours(path: Path) -> str:

@@ -13,7 +13,7 @@ from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.jsontext import parse_object
 from polymerge.errors import CheckpointError, refuse_if_any
 
-__all__ = ["disagreements", "read_index"]
+__all__ = ["disagreements", "is_plain", "read_index"]
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -34,7 +34,7 @@ def read_index(index: Path) -> dict[str, str]:
             f"in {suffix} are followed. Correct the index if you trust it."
         )
         for name, tensors in _by_file(weight_map).items()
-        if not (_is_plain(name) and name.endswith(suffix))
+        if not (is_plain(name) and name.endswith(suffix))
     )
     return weight_map
 
@@ -46,7 +46,8 @@ def _by_file(weight_map: Mapping[str, object]) -> dict[str, list[str]]:
     return found
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
+    """Whether a file's name is a path that stays below the folder it is relative to."""
     parts = name.split("/")
     return (
         not PureWindowsPath(name).anchor  # a drive, a share or a leading slash

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoint.arrivals import arrive
 from polymerge.checkpoint.hub import locate
+from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import ADAPTER, open_joined, split_source
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
@@ -35,6 +37,7 @@ __all__ = [
 
 HEAD = "text.lm_head.weight"
 EMBEDDING = "text.embed_tokens.weight"
+TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +175,8 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
     opened = _open_all(sources, families, problems)
     if len(opened) < len(sources) or not recipe.models:
         return None
+    if recipe.vocab == "by-token":
+        _fetch_tokenizers(opened.values(), problems)
     merged = tuple(opened[entry.model] for entry in recipe.models)
     return Models(
         template=opened[recipe.template] if recipe.template else _first_multimodal(merged),
@@ -179,6 +184,16 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
         own=tuple(range(len(merged))),
         base=opened[recipe.base_model] if recipe.base_model else None,
     )
+
+
+def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -> None:
+    """Of models on the hub, bring the files that say which token a row is."""
+    for model in models:
+        try:
+            for file in companions(model.checkpoint.folder, TOKENIZER):
+                arrive(file)
+        except PolymergeError as error:
+            problems.append(error)
 
 
 def open_each(sources: Sequence[str], problems: list[PolymergeError]) -> list[Model]:
@@ -214,11 +229,10 @@ def _open(
 ) -> Model:
     path, adapter = paths
     checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
-    table = family_of(checkpoint.config)
     if family is not None and family not in FAMILIES:
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
-    elif family is not None:
-        table = FAMILIES[family]
+        family = None
+    table = family_of(checkpoint.config, family)
     how = quantization_method(checkpoint.config)
     if how is not None:
         problems.append(
@@ -234,8 +248,8 @@ def _open(
         if rows and rows != shape[0]:
             problems.append(
                 CheckpointError(
-                    f"'{label}' ({path}): {own} has {shape[0]} rows, the heads in its config.json make {rows}. "
-                    "Mend config.json"
+                    f"'{label}' ({path}): {own} has {shape[0]} rows, the heads or the MLP in its config.json make "
+                    f"{rows}. Mend config.json"
                 )
             )
     adapted: dict[str, Expr] = {}

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 
 from polymerge.checkpoint import Entry
+from polymerge.checkpoint.arrivals import arrive
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, names_read, shape_of
@@ -71,7 +72,7 @@ def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
 
 
 class Files:
-    """Input files, each opened once; reads at an offset, from any thread."""
+    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way."""
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
@@ -99,6 +100,7 @@ class Files:
     def _descriptor(self, file: Path) -> int:
         found = self._descriptors.get(file)
         if found is None:
+            arrive(file)  # not under the lock: others go on with what is here
             with self._lock:
                 if file not in self._descriptors:
                     try:

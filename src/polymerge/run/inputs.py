@@ -1,25 +1,94 @@
-"""Open a plan's inputs again, to carry it out."""
+"""Open a plan's inputs again, to carry it out, and fetch what it needs of those on the hub."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from polymerge.checkpoint import Checkpoint, open_checkpoint
+from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoint.adapter import open_adapter
+from polymerge.checkpoint.arrivals import Arrivals
+from polymerge.checkpoint.hub import restore
+from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined
 from polymerge.errors import CheckpointError
-from polymerge.planning import Input
+from polymerge.planning import AdapterPlan, Input, Plan, Step
 from polymerge.planning.inputs import headers_digest
+from polymerge.reads import names_read
 
-__all__ = ["reopen"]
+__all__ = ["beside_template", "fetch", "files_read", "reopen"]
 
 
 def reopen(recorded: Input) -> Checkpoint:
     """An input's headers, refused where they are no longer what was planned with."""
-    path = Path(recorded.path)
+    path = restore(Path(recorded.path))
     if recorded.adapter:
-        checkpoint = open_joined(recorded.source, path, Path(recorded.adapter))
+        checkpoint = open_joined(recorded.source, path, restore(Path(recorded.adapter)))
     else:
         checkpoint = open_checkpoint(recorded.source, path)
     if headers_digest(checkpoint) != recorded.headers:
         raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
     return checkpoint
+
+
+def fetch(plan: Plan | AdapterPlan, progress: Callable[[int, int], None] | None = None) -> None:
+    """Bring here all that a plan needs of models on the hub; nothing happens where they are local.
+
+    After that the path of each input is a folder that holds what is read of it; that of the template is complete, with
+    its tokenizer, processor and remote code, and can be loaded.
+
+    progress   called with bytes done and bytes in all
+
+    raises CheckpointError or RecipeError where something cannot be had.
+    """
+    if isinstance(plan, AdapterPlan):
+        adapters = [
+            open_adapter(plan.inputs[place].source, restore(Path(plan.inputs[place].path))) for place in plan.models
+        ]
+        bases = [reopen(entry) for entry in plan.inputs[len(adapters) :]]
+        entries = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
+        files = [file for adapter in adapters for file in adapter.files]
+        files += files_read(plan.extras, [*entries, *(base.entries for base in bases)]) if plan.extras else []
+    else:
+        files = files_read(plan, [reopen(entry).entries for entry in plan.inputs])
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, arrivals.size)
+
+    with Arrivals([*beside_template(plan), *files], advance) as arrivals:
+        arrivals.finish()
+
+
+def beside_template(plan: Plan | AdapterPlan) -> list[Path]:
+    """What comes along with the template's weights and is not here yet."""
+    return companions(Path(plan.inputs[plan.template].path))
+
+
+def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+    """Every weight file that a merge reads from, each once, in the order in which the plan's steps need them.
+
+    entries  for each of the plan's inputs, where its tensors lie
+    """
+    reads = [entries[place][name].file for step in plan.steps for place, name in _reads(plan, step)]
+    for place, stored in enumerate(entries):
+        left_out = {entry.name for entry in plan.left_out if entry.input == place}
+        reads += [entry.file for name, entry in stored.items() if name not in left_out]
+    return list(dict.fromkeys(reads))
+
+
+def _reads(plan: Plan, step: Step) -> Iterator[tuple[int, str]]:
+    """What a step reads: places of inputs, each with a name in it."""
+    if step.fate == "copied" and not step.pieces:
+        yield plan.template, step.name
+    for piece in step.pieces:
+        if piece.setting is None and not piece.reads:
+            yield plan.template, step.name
+        places = piece.inputs or (plan.models if piece.setting is not None else (plan.template,))
+        for place, expr in zip(places, piece.reads, strict=False):
+            yield from ((place, name) for name in names_read(expr))
+        if piece.base is not None and plan.base is not None:
+            yield from ((plan.base, name) for name in names_read(piece.base))

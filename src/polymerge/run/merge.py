@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoint import Checkpoint
+from polymerge.checkpoint.arrivals import Arrivals, arrive
 from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
-from polymerge.checkpoint.shards import lay_out, parse_size
+from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
@@ -23,8 +24,8 @@ from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
-from polymerge.run.execute import execute
-from polymerge.run.inputs import reopen
+from polymerge.run.execute import Execution
+from polymerge.run.inputs import beside_template, fetch, files_read, reopen
 from polymerge.run.record import RECORD, adapter_outcome, command_line, outcome, provenance
 from polymerge.verification import Verification, verify
 
@@ -75,7 +76,7 @@ def merge(
     check       load the output's structure with transformers at the end (`verify`), and look for NaN
     trust_remote_code  let the check run Python files that lie in the checkpoint
     block       elements per block; the bits do not depend on it
-    progress    called with bytes done and bytes in all
+    progress    called with bytes done and bytes in all: those of the output, and those fetched from the hub
 
     raises Refused with everything that is wrong before anything is written, CheckpointError where an input's values
     cannot be merged, OutputError where the output cannot be written or does not pass its check; in all of these nothing
@@ -95,27 +96,33 @@ def merge(
         _require("safetensors", "torch", to="write pytorch_model.bin files", instead="--format safetensors")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
     workers = max(1, threads or default_threads())
-    total, done = plan.size, 0
+    total, done, one_at_a_time = plan.size, 0, threading.Lock()
 
     def advance(count: int) -> None:
         nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
+        with one_at_a_time:
+            done += count
+            if progress is not None:
+                progress(done, total)
 
     if isinstance(plan, AdapterPlan):
+        fetch(plan, progress)  # they are small: all that is on the hub first
         return _merge_adapters(plan, target, file_format, layout, workers, machine, check, block, advance, command)
     if layout is not None:
         raise RecipeError("layout: is for adapters, and these models are checkpoints")
     checkpoints = [reopen(plan.inputs[place]) for place in range(len(plan.inputs))]
     shards = lay_out(((step.name, step.dtype, step.shape) for step in plan.steps if step.fate != "tied"), size)
     _check_room(target, sum(shards.sizes))
-    files = _files_read(plan, checkpoints)
-    with output_folder(target) as folder, _digests(files) as digests:
-        entries = [checkpoint.entries for checkpoint in checkpoints]
+    entries = [checkpoint.entries for checkpoint in checkpoints]
+    files = files_read(plan, entries)
+    arrivals = Arrivals([*beside_template(plan), *files], advance)
+    total += arrivals.size
+    with output_folder(target) as folder, arrivals, _digests(files) as digests, arrivals.wanted():
         with shards.create(folder) as write:
-            execute(plan, entries, write, device=machine, threads=workers, block=block, advance=advance)
+            running = Execution(entries, device=machine, threads=workers, block=block)
+            execute(running, arrivals, plan, write, advance)
         shards.write_index(folder)
+        arrivals.finish()
         template = checkpoints[plan.template]
         if template.config:
             copy_companions(template.folder, folder)
@@ -132,6 +139,12 @@ def merge(
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
     return Merged(target, plan, verification)
+
+
+def execute(running: Execution, arrivals: Arrivals, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
+    """Carry out the steps; where one fails, threads that wait for a file are let go before they are waited for."""
+    with running, arrivals.wanted():
+        running.run(plan, write, advance)
 
 
 def _merge_adapters(
@@ -182,18 +195,14 @@ def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
     """The digests of files, computed beside the merge; those that have not begun are dropped when it fails."""
     clerk = ThreadPoolExecutor(1, "polymerge-digest")
     try:
-        yield {file: clerk.submit(file_digest, file) for file in files}
+        yield {file: clerk.submit(_digest, file) for file in files}
     finally:
         clerk.shutdown(wait=True, cancel_futures=True)
 
 
-def _files_read(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[Path]:
-    """Every weight file that the merge reads from, each once."""
-    reads: list[Path] = []
-    for place, checkpoint in enumerate(checkpoints):
-        left_out = {entry.name for entry in plan.left_out if entry.input == place}
-        reads += [entry.file for name, entry in checkpoint.entries.items() if name not in left_out]
-    return list(dict.fromkeys(reads))
+def _digest(file: Path) -> str:
+    arrive(file)
+    return file_digest(file)
 
 
 def _check_room(out: Path, size: int) -> None:

@@ -223,7 +223,8 @@ def _written(entry: Input) -> int:
     """When the last of an input's files was written, in nanoseconds: weights change without a change of headers."""
     folders = [Path(place) for place in (entry.path, entry.adapter) if place]
     files = [file for place in folders for file in ([place] if place.is_file() else place.iterdir())]
-    return max(file.stat().st_mtime_ns for file in files)
+    # of a model on the hub, which its commit tells apart, what has not been fetched is not there
+    return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0)
 
 
 def _value(point: Point) -> Any:

@@ -1,0 +1,193 @@
+"""Files of hub repositories on their way here: a few at a time, in the order in which they are wanted."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from polymerge.checkpoint.headers import Head
+from polymerge.checkpoint.hubbar import bar_class
+from polymerge.checkpoint.huberrors import hub_errors
+from polymerge.checkpoint.hubfiles import Remote, head_of, link, listing, missing_remote
+from polymerge.errors import CheckpointError, RecipeError
+
+__all__ = ["Arrivals", "arrive"]
+
+_AT_ONCE: Final = 3
+_TRIES: Final = 3  # huggingface_hub takes up a download that was cut short by itself, but not after every error
+_LOOK: Final = 0.2  # seconds after which whoever waits for a file looks whether it is still wanted
+
+_coming: dict[Path, tuple[Future[None], threading.Event]] = {}
+"""Files that somebody fetches already, or is about to, and what is set when that is given up."""
+
+
+class _StoppedError(Exception):
+    """What ends a download in its midst."""
+
+
+class Arrivals:
+    """Files that a merge needs, fetched beside it; `arrive` waits for one of them.
+
+    files    in the order in which they are wanted; those that are here, and local ones, need nothing
+    advance  told how many more bytes are here, from any thread, but never from two at once
+
+    raises RecipeError at once where they cannot come: the offline switch is set, or the disk has no room.
+    """
+
+    def __init__(self, files: Iterable[Path], advance: Callable[[int], None] = lambda _: None) -> None:
+        missing = {file: remote for file in dict.fromkeys(files) if (remote := missing_remote(file))}
+        self._sizes = {
+            file: (listing(one.repository, one.commit) or {}).get(one.name, 0) for file, one in missing.items()
+        }
+        self._missing, self._advance = missing, advance
+        self._stop, self._one_at_a_time = threading.Event(), threading.Lock()
+        self._pool = ThreadPoolExecutor(_AT_ONCE, "polymerge-fetch")
+        if missing:
+            _refuse_offline(missing.values())
+            _check_room(self.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes that were to come."""
+        return sum(self._sizes.values())
+
+    def __enter__(self) -> Arrivals:
+        for file, remote in self._missing.items():
+            _coming[file] = self._pool.submit(self._fetch, file, remote), self._stop
+        return self
+
+    def finish(self) -> None:
+        """Wait for all of them; raises what kept one from coming."""
+        for file in self._missing:
+            arrive(file)
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """What waits for files is let go where the block fails, before anything outside waits for that in turn."""
+        try:
+            yield
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        self._stop.set()
+        for file in self._missing:
+            if file in _coming:
+                _coming[file][0].cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._give_up()
+        self._pool.shutdown(wait=kind is None)  # a server that has fallen silent would hold up what has failed
+        for file in self._missing:
+            _coming.pop(file, None)
+
+    def _fetch(self, file: Path, remote: Remote) -> None:
+        counted = 0
+
+        def count(more: int) -> None:
+            nonlocal counted
+            if self._stop.is_set():
+                raise _StoppedError
+            counted += more
+            with self._one_at_a_time:
+                self._advance(more)
+
+        if self._stop.is_set():
+            raise _gave_up(file)
+        _download(file, remote, bar_class(count), self._stop)
+        with suppress(_StoppedError):
+            count(self._sizes[file] - counted)
+
+
+def arrive(file: Path) -> None:
+    """Return once a file is here: at once for a local one, else after waiting for it, or fetching it.
+
+    raises CheckpointError or RecipeError where it does not come.
+    """
+    remote = missing_remote(file)
+    if remote is None:
+        return
+    coming = _coming.get(file)
+    if coming is None:
+        _refuse_offline([remote])
+        _download(file, remote, None)
+        return
+    future, given_up = coming
+    while not wait([future], _LOOK).done:
+        if given_up.is_set():
+            raise _gave_up(file)
+    try:
+        future.result()
+    except CancelledError:
+        raise _gave_up(file) from None
+
+
+def _download(file: Path, remote: Remote, bar: type | None, stop: threading.Event | None = None) -> None:
+    """Bring a file into the hub's cache, and see that it is the one that was planned with."""
+    from huggingface_hub import hf_hub_download
+
+    for again in reversed(range(_TRIES)):
+        try:
+            with hub_errors(remote.repository, remote.commit, remote.name):
+                found = Path(hf_hub_download(remote.repository, remote.name, revision=remote.commit, tqdm_class=bar))
+            break
+        except _StoppedError:
+            raise _gave_up(file) from None
+        except CheckpointError:  # what the hub refuses is a RecipeError, and would be refused again
+            if not again or (stop is not None and stop.is_set()):
+                raise
+    size = (listing(remote.repository, remote.commit) or {}).get(remote.name)
+    head = head_of(file, remote) if file.suffix == ".safetensors" else None
+    delivered = found.stat().st_size
+    if delivered != size or (head and not _begins_with(found, head)):
+        for place in (found.resolve(), found):
+            place.unlink(missing_ok=True)  # or it would be taken for the file from now on
+        raise CheckpointError(
+            f"{file}: what the hub delivered ({delivered} bytes) is not what it listed ({size} bytes) and what was "
+            "planned with, so it is removed again. Try again"
+        )
+    link(file, found)
+
+
+def _begins_with(file: Path, head: Head) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(head.text)) == head.text
+
+
+def _refuse_offline(missing: Iterable[Remote]) -> None:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        one, *more = missing
+        others = f" and {len(more)} more files are" if more else " is"
+        raise RecipeError(
+            f"{one.repository}: '{one.name}'{others} not in the hub's cache, and HF_HUB_OFFLINE is set. Unset it to "
+            "fetch what is missing"
+        )
+
+
+def _check_room(size: int) -> None:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise RecipeError(
+            f"{cache}: {size / 1e9:.1f} GB have to be fetched from the hub, the disk has {free / 1e9:.1f} GB free. Set "
+            "HF_HUB_CACHE to a folder with more room"
+        )
+
+
+def _gave_up(file: Path) -> CheckpointError:
+    return CheckpointError(f"{file}: was not fetched, because the merge ended before. Start it again")

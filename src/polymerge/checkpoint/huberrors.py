@@ -1,0 +1,75 @@
+"""What huggingface_hub raises, in our own words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+
+__all__ = ["hub_errors", "unreachable"]
+
+
+@contextmanager
+def hub_errors(repository: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
+    """Raise RecipeError for what the hub does not have or give, CheckpointError where it fails to deliver.
+
+    revision  as the user has it
+    file      of the repository, where one is asked for
+    """
+    from huggingface_hub import constants, errors
+
+    what = f"{repository}: '{file}'" if file else f"{repository}:"
+    try:
+        yield
+    except PolymergeError:
+        raise
+    except errors.HFValidationError:
+        raise RecipeError(
+            f"{repository}: there is no such folder here, and no repository of the hub can have that name. Name the "
+            "folder, or owner/name as the hub has it"
+        ) from None
+    except errors.GatedRepoError:
+        raise RecipeError(
+            f"{repository}: is gated on the hub. Accept its terms on its page there, and log in with `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise RecipeError(
+            f"{repository}: there is no such folder here and no such repository on the hub (or it is private: log in "
+            "with `hf auth login`, or set HF_TOKEN)"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise RecipeError(
+            f"{repository}: has no revision '{revision}' on the hub. Name one of its branches, tags or commits"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set. Unset it to fetch what is missing"
+        else:
+            why = f"the hub cannot be reached ({_reason(error.__cause__ or error)}). Try again"
+        here = "" if file else " there is no such folder here, and"
+        raise RecipeError(f"{what}{here} what is needed is not in the hub's cache, and {why}") from None
+    except (*unreachable(), OSError) as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise RecipeError(
+                f"{what} the hub does not let you read it ({_reason(error)}). Log in with `hf auth login`, or set "
+                "HF_TOKEN, as somebody who may"
+            ) from None
+        raise CheckpointError(f"{what} the hub did not deliver it: {_reason(error)}. Try again") from None
+
+
+def unreachable() -> tuple[type[Exception], type[Exception]]:
+    """What is raised where the hub cannot be asked, or must not be: a broken connection, no answer, the offline switch.
+
+    The first of these come from the HTTP library of huggingface_hub, which is not the same in all its versions.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    library = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
+    return library.RequestError, OfflineModeIsEnabled
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,230 @@
+"""The files of one commit of a hub repository, before they are here: their names, sizes and headers.
+
+A commit is seen as a folder of links into the hub's own cache, in the user's cache folder:
+
+    polymerge/hub/owner/name/<commit>/         a link for every file that can matter; it dangles until the file is here
+    polymerge/hub/owner/name/<commit>.json     the size of each
+    polymerge/hub/owner/name/<commit>.heads/   of each safetensors file its size and its header
+
+So a repository that is not here looks as a folder does, and is one as soon as its files have arrived.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from polymerge.checkpoint.discovery import LAYOUTS
+from polymerge.checkpoint.headers import HEADER_LIMIT, LENGTH_BYTES, Head
+from polymerge.checkpoint.huberrors import hub_errors, unreachable
+from polymerge.checkpoint.index import is_plain
+from polymerge.errors import CheckpointError
+
+__all__ = ["Remote", "companions", "head_of", "link", "listing", "missing_remote", "remote_of", "view"]
+
+_WANTED: Final = (
+    "*.safetensors",
+    "*.bin",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.py",
+    "*.jinja",
+    "*.tiktoken",
+    "*.pt",
+    "*.pth",
+)
+_UNWANTED: Final = ("consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*", "runs/*")
+_FIRST: Final = 1 << 16
+"""Bytes of a safetensors file that are asked for first; the headers of most end within."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file of a commit of a hub repository."""
+
+    repository: str
+    commit: str
+    name: str
+    """As a path in the repository."""
+
+
+def view(repository: str, snapshot: Path) -> Path:
+    """The folder of links for the commit that a snapshot in the hub's cache is of.
+
+    Where the hub cannot be asked and was not asked before, it is the snapshot itself: what is there is all there is.
+    """
+    commit = snapshot.name
+    if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
+        raise CheckpointError(f"{repository}: the hub calls its commit '{commit}', which is none. Try another endpoint")
+    names = listing(repository, commit, snapshot)
+    if names is None:
+        return snapshot.resolve()
+    folder = _root() / repository / commit
+    for name in names:
+        link(folder / name, snapshot / name)
+    return folder
+
+
+def remote_of(file: Path) -> Remote | None:
+    """Which file of the hub a path in a folder of links stands for, or the folder itself; None for any other path."""
+    root = _root()
+    if root not in file.parents:
+        return None
+    owner, name, commit, *rest = (*file.relative_to(root).parts, "", "")
+    return Remote(f"{owner}/{name}", commit, "/".join(filter(None, rest)))
+
+
+def missing_remote(file: Path) -> Remote | None:
+    """Which file of the hub a path stands for, as long as it is not here."""
+    return None if file.exists() else remote_of(file)
+
+
+def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]:
+    """What belongs to a checkpoint beside its weights, or what it has of `names`, as paths in its folder of links.
+
+    None for a local folder, where all that there is is there.
+    """
+    remote = remote_of(folder)
+    if remote is None:
+        return []
+    beside = (
+        name for name in listing(remote.repository, remote.commit) or () if PurePosixPath(name).suffix not in LAYOUTS
+    )
+    return [folder / name for name in beside if names is None or name in names]
+
+
+def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mapping[str, int] | None:
+    """The files of a commit that can matter, each with its size.
+
+    snapshot  what is here of it; only where there is none, a hub that cannot be asked is an error
+    """
+    note = _root() / repository / f"{commit}.json"
+    try:
+        kept = json.loads(note.read_bytes())
+        if isinstance(kept, dict) and all(is_plain(name) and isinstance(size, int) for name, size in kept.items()):
+            return kept
+    except (OSError, ValueError):
+        pass  # not asked yet, or nothing that we have written
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with hub_errors(repository, commit):
+        try:
+            tree = list(HfApi().list_repo_tree(repository, recursive=True, revision=commit))
+        except unreachable():
+            if snapshot is None:
+                raise
+            return None
+    sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile) and _matters(entry.path)}
+    if outside := [name for name in sizes if not is_plain(name)]:
+        raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
+    _write(note, json.dumps(sizes, indent=1).encode())
+    return sizes
+
+
+def head_of(file: Path, remote: Remote) -> Head:
+    """The header of a safetensors file that is not here, and the file's size; fetched once, in one request or two.
+
+    raises CheckpointError where the hub delivers something else than it lists.
+    """
+    kept = _root() / remote.repository / f"{remote.commit}.heads" / remote.name
+    if kept.is_file():
+        raw = kept.read_bytes()
+        return Head(raw[LENGTH_BYTES:], int.from_bytes(raw[:LENGTH_BYTES], "little"))
+    sizes = listing(remote.repository, remote.commit) or {}
+    if remote.name not in sizes:
+        raise CheckpointError(f"{file}: {remote.repository} has no such file on the hub. Its index is of another model")
+    size = sizes[remote.name]
+    text = _range(remote, 0, min(_FIRST, size), size)
+    length = int.from_bytes(text[:LENGTH_BYTES], "little")
+    end = min(LENGTH_BYTES + length, size)
+    if len(text) < end and length <= HEADER_LIMIT:
+        text += _range(remote, len(text), end, size)
+    head = Head(text[:end], size)
+    _write(kept, size.to_bytes(LENGTH_BYTES, "little") + head.text)
+    return head
+
+
+def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
+    """The bytes `start` to `stop` of a file of `size` bytes; no more are taken from a server that sends them all."""
+    if start >= stop:
+        return b""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+        http_stream_backoff,
+    )
+
+    url = hf_hub_url(remote.repository, remote.name, revision=remote.commit)
+    wanted = {**build_hf_headers(), "range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
+    found = bytearray()
+    with (
+        hub_errors(remote.repository, remote.commit, remote.name),
+        http_stream_backoff("GET", url, headers=wanted, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
+    ):
+        hf_raise_for_status(response)
+        partial = response.status_code == 206
+        said = response.headers.get("content-range" if partial else "content-length", "")
+        total = said.rpartition("/")[2]
+        if total.isdigit() and int(total) != size:
+            raise CheckpointError(
+                f"{remote.repository}: '{remote.name}' is {size} bytes long by the hub's list, {total} by what it "
+                "serves. Try again"
+            )
+        skipped = 0 if partial else start
+        for chunk in response.iter_bytes():
+            found += chunk
+            if len(found) >= skipped + stop - start:
+                break
+    text = bytes(found[skipped : skipped + stop - start])
+    if len(text) < stop - start or (partial and not said.startswith(f"bytes {start}-")):
+        raise CheckpointError(
+            f"{remote.repository}: '{remote.name}': asked for bytes {start} to {stop}, got {len(text)} ({said}). Try "
+            "again"
+        )
+    return text
+
+
+def link(place: Path, target: Path) -> None:
+    """Make `place` a link to `target`, whether that exists or not; raises CheckpointError where it cannot be made."""
+    try:
+        if place.is_symlink() and os.readlink(place) == str(target):  # noqa: PTH115 (a text, as it was written)
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f".{place.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.replace(place)
+    except OSError as error:
+        raise _no_room(place, error) from None
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f".{file.name}.{os.getpid()}")
+        fresh.write_bytes(data)
+        fresh.replace(file)
+    except OSError as error:
+        raise _no_room(file, error) from None
+
+
+def _no_room(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{file}: cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can")
+
+
+def _matters(name: str) -> bool:
+    return any(fnmatch(name, one) for one in _WANTED) and not any(fnmatch(name, one) for one in _UNWANTED)
+
+
+def _root() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches).resolve() / "polymerge" / "hub"

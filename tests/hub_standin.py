@@ -1,0 +1,236 @@
+"""A stand-in for the hub on this machine: it serves folders as repositories, and keeps an account of what it sent.
+
+standin.publish("owner/name", folder)            main is then this folder
+standin.publish("owner/name", other, "v2")       a tag; the commit of each is its own
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    range: str
+    sent: int
+    """Bytes of the answer, without its headers."""
+
+
+@dataclass
+class Repository:
+    revisions: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, Path] = field(default_factory=dict)
+    refused: tuple[int, str] | None = None
+    """Status and error code that everything of it is answered with."""
+
+
+class Standin(ThreadingHTTPServer):
+    """The server; `url` is what HF_ENDPOINT is set to."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[Request] = []
+        self.before: dict[str, Callable[[], None]] = {}
+        """By the name of a file, what is done before its bytes are sent."""
+        self.cut: dict[str, int] = {}
+        """By the name of a file, after how many bytes the connection breaks, once."""
+        self.reset: set[str] = set()
+        """Names of files, the connections of which are reset after a first part, once each."""
+        self.served: dict[str, bytes] = {}
+        """By the name of a file, what is served in its place."""
+        self.ranges = True
+        """Whether it serves parts of files, or always all of them."""
+
+    def publish(self, name: str, folder: Path, revision: str = "main") -> str:
+        """Serve a folder as a revision; returns the commit."""
+        repository = self.repositories.setdefault(name, Repository())
+        commit = hashlib.sha1(f"{name}{folder}".encode()).hexdigest()
+        repository.revisions[revision] = commit
+        repository.commits[commit] = folder
+        return commit
+
+    def refuse(self, name: str, status: int, code: str) -> None:
+        self.repositories.setdefault(name, Repository()).refused = status, code
+
+    def of(self, end: str, method: str = "GET") -> list[Request]:
+        """The requests for what ends so."""
+        return [request for request in self.requests if request.method == method and request.path.endswith(end)]
+
+    @property
+    def sent(self) -> int:
+        return sum(request.sent for request in self.requests)
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that has enough goes away."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Standin
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/(.+)", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        name, revision = (found[1], found[3]) if found else (file[1], file[2]) if file else ("", "")
+        repository = self.server.repositories.get(name)
+        if repository is None:
+            self._refuse(404, "RepoNotFound")
+        elif repository.refused:
+            self._refuse(*repository.refused)
+        elif (commit := repository.revisions.get(revision, revision)) not in repository.commits:
+            self._refuse(404, "RevisionNotFound")
+        elif found and found[2] == "revision":
+            self._json({"id": name, "sha": commit, "siblings": []})
+        elif found:
+            self._json(list(_tree(repository.commits[commit])))
+        elif file:
+            self._file(repository.commits[commit], file[3], commit)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, {"X-Error-Code": code} if code else {}, [])
+
+    def _json(self, value: object) -> None:
+        self._send(200, {"Content-Type": "application/json"}, [json.dumps(value).encode()])
+
+    def _file(self, folder: Path, name: str, commit: str) -> None:
+        if not (folder / name).is_file():
+            self._refuse(404, "EntryNotFound")
+            return
+        data = self.server.served.get(name)
+        size = (folder / name).stat().st_size if data is None else len(data)
+        headers = {"ETag": f'"{_etag(folder / name)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        start, stop, status = 0, size, 200
+        if asked and self.server.ranges:
+            start, stop, status = int(asked[1]), min(int(asked[2] or size - 1) + 1, size), 206
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        pieces = _pieces(folder / name, start, stop) if data is None else iter([data[start:stop]])
+        if self.command == "GET" and not asked and name in self.server.before:
+            self.server.before[name]()
+        if self.command == "GET" and name in self.server.reset:
+            self.server.reset.remove(name)
+            self._reset(status, headers, pieces, stop - start)
+            return
+        cut = self.server.cut.pop(name, None) if self.command == "GET" and stop - start > _CHUNK // 4 else None
+        self._send(status, headers, pieces, stop - start, cut)
+
+    def _reset(self, status: int, headers: dict[str, str], body: Iterator[bytes], length: int) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(next(body)[: length // 2])
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def _send(
+        self, status: int, headers: dict[str, str], body: Any, length: int | None = None, cut: int | None = None
+    ) -> None:
+        body = iter([b"".join(body)]) if length is None else body
+        first = b"" if length is not None else next(body)
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(first) if length is None else length)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        sent = 0
+        try:
+            if self.command == "GET":
+                for piece in (first, *()) if length is None else body:
+                    piece = piece if cut is None else piece[: cut - sent]
+                    self.wfile.write(piece)
+                    sent += len(piece)
+                    if cut is not None and sent >= cut:
+                        self.close_connection = True
+                        break
+        finally:
+            record = Request(self.command, unquote(urlsplit(self.path).path), self.headers.get("Range") or "", sent)
+            self.server.requests.append(record)
+
+
+def _tree(folder: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            name = file.relative_to(folder).as_posix()
+            large = {"lfs": {"oid": _etag(file), "size": file.stat().st_size, "pointerSize": 130}}
+            yield {
+                "type": "file",
+                "path": name,
+                "size": file.stat().st_size,
+                "oid": "0" * 40,
+                **(large if file.suffix in (".safetensors", ".bin") else {}),
+            }
+
+
+def _etag(file: Path) -> str:
+    """The sha256 of a file; of a large one, which only ever has a header, that of its beginning."""
+    with file.open("rb") as stream:
+        return hashlib.sha256(stream.read(1 << 22)).hexdigest()
+
+
+def _pieces(file: Path, start: int, stop: int) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        while start < stop:
+            piece = stream.read(min(_CHUNK, stop - start))
+            start += len(piece)
+            yield piece
+
+
+@contextmanager
+def serving() -> Iterator[Standin]:
+    server = Standin()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def environment(server: Standin, folder: Path) -> dict[str, str]:
+    """What a process needs to find the stand-in and nothing else."""
+    return {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_CACHE": str(folder / "hf"),
+        "HF_TOKEN_PATH": str(folder / "token"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
