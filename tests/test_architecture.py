@@ -28,9 +28,12 @@ LAYERS = {
     "planning": 7,
     "run": 8,
     "analysis": 9, "search": 9,
-    "": 10,
-    "demo": 11,
-    "cli": 12,
+    "knockout": 9.5,
+    "report": 9.7,
+    "examining": 10,
+    "": 11,
+    "demo": 12,
+    "cli": 13,
 }  # fmt: skip
 """The floor that each module or package is on; the package itself is its public names, which the demo uses."""
 

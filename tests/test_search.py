@@ -266,7 +266,9 @@ def test_a_trial_that_was_killed_under_way_is_done_again(prompts: Path, tmp_path
     journal = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(tmp_path / "parts" / "optuna.journal"))
     )
-    optuna.load_study(study_name="polymerge", storage=journal).ask()  # begun, and never told of
+    (name,) = optuna.get_all_study_names(journal)
+    study = optuna.load_study(study_name=name, storage=journal, sampler=optuna.samplers.RandomSampler(seed=3))
+    study.ask().suggest_float("weight", 0.0, 1.5)  # begun, and never told of
     assert cli(*words(tmp_path, prompts, *more, run="parts")).status == 0
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")
 
@@ -369,7 +371,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
         (("--scorer", "exact", "--vary", "weight=0:1"), "a grid needs a step"),
         (("--scorer", "exact", "--sampler", "tpee"), "Did you mean 'tpe'"),
         (("--scorer", "exact", "--sampler", "tpe", "--workers", "2"), "several are for a grid"),
-        (("--sampler", "tpe"), "need --scorer"),
+        (("--sampler", "tpe"), "--sampler needs --scorer"),
         (("--samples", "-1"), "no number of prompts"),
         (("--criterion", "onion"), "Did you mean 'union'"),
         (("--dtype", "bfloat"), "Did you mean 'bfloat16'"),

@@ -54,7 +54,23 @@ def test_values(text: str, values: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "0:1", "0:1:0", "0:1:-0.1", "1:0:0.1", "0:1:0.1:2", "0,,1", "nan", "0,inf", "0,0.0", "0:1:1e-9"]
+    "text",
+    [
+        "",
+        "a",
+        "0:1",
+        "0:1:0",
+        "0:1:-0.1",
+        "1:0:0.1",
+        "0:1:0.1:2",
+        "0,,1",
+        "nan",
+        "0,inf",
+        "0,0.0",
+        "0:1:1e-9",
+        "0:1e999999:1",
+        "0,1e400",
+    ],
 )
 def test_what_is_no_list_of_values(text: str) -> None:
     with pytest.raises(RecipeError, match="--values"):
@@ -138,8 +154,8 @@ def test_slerp_varies_t() -> None:
 def test_for_some_tensors_only(text: str, layers: Any, match: Any) -> None:
     made = recipe(overrides=[{"layers": "0-9", "parameters": {"density": 0.9}}])
     first, second = turn(made, {knob(text, made): 0.2}).overrides
-    assert (first.layers, first.match, first.parameters) == (layers, match, {"density": 0.2})
-    assert second.layers == (0, 9)
+    assert (second.layers, second.match, second.parameters) == (layers, match, {"density": 0.2})
+    assert first.layers == (0, 9)  # what the recipe says of some tensors goes before
 
 
 def test_weights_of_some_layers_are_those_of_all_models() -> None:
@@ -158,6 +174,30 @@ def test_weights_of_some_layers_are_those_of_all_models() -> None:
     (override,) = turned.overrides
     assert override.parameters == {"weight": [0.8, 0.2], "scale": 2.0}
     assert weights(turned) == [0.7, 0.3]
+
+
+def test_where_two_scopes_meet_both_are_turned() -> None:
+    made = recipe()
+    both = {knob("density@layers:0-5", made): 0.2, knob("scale@text", made): 2.0, knob("scale@layers:4-9", made): 3.0}
+    said = [(one.layers, one.match, dict(one.parameters)) for one in turn(made, both).overrides]
+    assert said == [
+        ((4, 5), "text.*", {"density": 0.2, "scale": 3.0}),
+        ((0, 5), "text.*", {"density": 0.2, "scale": 2.0}),
+        ((4, 5), None, {"density": 0.2, "scale": 3.0}),
+        ((4, 9), "text.*", {"scale": 3.0}),
+        ((0, 5), None, {"density": 0.2}),
+        (None, "text.*", {"scale": 2.0}),
+        ((4, 9), None, {"scale": 3.0}),
+    ]
+    apart = {knob("density@vision", made): 0.2, knob("density@text", made): 0.3}
+    assert [one.match for one in turn(made, apart).overrides] == ["vision.*", "text.*"]
+    with pytest.raises(RecipeError, match="may have tensors in common"):
+        turn(made, {knob("density@text", made): 0.2, knob("density@text.layers.*.mlp.*", made): 0.3})
+
+
+def test_several_weights_are_set_before_the_template_makes_up_for_them() -> None:
+    made = recipe("linear", models=3)
+    assert weights(turn(made, {knob("weight[1]", made): 0.2, knob("weight[2]", made): 0.3})) == [0.5, 0.2, 0.3]
 
 
 @pytest.mark.parametrize(

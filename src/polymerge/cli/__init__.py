@@ -10,8 +10,11 @@ from typing import NoReturn
 import click
 
 from polymerge.cli.demo import demo
+from polymerge.cli.evaluate import compare, evaluate
+from polymerge.cli.knockout import ablate, knockout
 from polymerge.cli.merge import fold, merge, plan, verify
 from polymerge.cli.overlap import overlap
+from polymerge.cli.report import report
 from polymerge.cli.score import score
 from polymerge.cli.search import search
 from polymerge.cli.show import families, inspect, methods
@@ -26,7 +29,10 @@ def polymerge() -> None:
     """Merge multimodal language models without training, into a checkpoint that loads as it is."""
 
 
-for command in (inspect, plan, merge, fold, verify, search, score, overlap, methods, families, demo):
+for command in (
+    inspect, plan, merge, fold, verify, search, evaluate, score, compare, overlap, knockout, ablate, report, methods,
+    families, demo,
+):  # fmt: skip
     polymerge.add_command(command)
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from polymerge.cli.options import recipe_of, recipe_options_without
 from polymerge.cli.progress import progress_bar
-from polymerge.errors import RecipeError
+from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 
 if TYPE_CHECKING:
     from polymerge.search.judging import Judging
 
 __all__ = ["search"]
+
+_FOR_LOGS = {"task", "value_pattern", "keep"}
+_FOR_PROMPTS = {
+    "question", "split", "fields", "image_folder", "values", "scorer", "choose_by", "sampler", "trials", "storage",
+    "device", "model_dtype", "max_new_tokens", "batch_size", "workers", "torch_threads", "ray", "trust_remote_code",
+}  # fmt: skip
+_WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 
 
 @click.command()
@@ -64,39 +74,59 @@ __all__ = ["search"]
 @click.option("--write", metavar="OUT", type=click.Path(), help="Merge with the chosen value.")
 @click.option("--force", is_flag=True, help="Drop what another search left in RUN; replace an existing OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON: what search.json holds.")
+@click.pass_context
 def search(
-    prompts: str | None, out: str | None, from_logs: str | None, write: str | None, as_json: bool, **options: Any
+    context: click.Context, /, prompts: str | None, from_logs: str | None, as_json: bool, **options: Any
 ) -> None:
     """Choose a merge coefficient by the merged models' own answers, without labels and without writing checkpoints.
 
     RECIPE is a YAML file; the options say the same without a file. With --from-logs it is needed for --write only.
     """
+    said = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+    problems = _out_of_place(said, options)
     if (prompts is None) == (from_logs is None):
-        raise RecipeError("say where answers come from: --prompts FILE, to generate them, or --from-logs DIR")
-    if from_logs is not None:
-        _from_logs(Path(from_logs), out, write, as_json, options)
-        return
-    if out is None:
-        raise click.UsageError("Missing option '-o': the folder of the search.")
-    _generate(str(prompts), out, write, as_json, options)
+        raise Refused([RecipeError("say where answers come from: --prompts FILE, or --from-logs DIR"), *problems])
+    try:
+        if from_logs is not None:
+            _from_logs(Path(from_logs), as_json, options, problems)
+        else:
+            _generate(str(prompts), as_json, options, problems)
+    except KeyboardInterrupt:
+        click.echo("polymerge: interrupted. The answers so far are kept: the same command goes on", err=True)
+        sys.exit(1)
 
 
-def _generate(prompts: str, out: str, write: str | None, as_json: bool, options: dict[str, Any]) -> None:
+def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeError]:
+    """Options that were given and would not do anything."""
+    problems: list[PolymergeError] = []
+    for names, reason in (
+        (_FOR_LOGS if "prompts" in said else set(), "is for --from-logs"),
+        (_FOR_PROMPTS if "from_logs" in said else set(), "is for --prompts"),
+        (set() if options["compare"] == "embedding" else {"embedding_model"}, "is for --compare embedding"),
+        (set() if options["sampler"] != "grid" else {"trials", "storage"}, "is for a --sampler other than grid"),
+        (set() if options["scorer"] else {"choose_by", "sampler"}, "needs --scorer"),
+    ):
+        written = [_WRITTEN.get(name, name).replace("_", "-") for name in sorted(names & said)]
+        problems += [RecipeError(f"--{name} {reason}") for name in written]
+    return problems
+
+
+def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
     from polymerge.search.options import Generation, PromptSource, Scoring
     from polymerge.search.search import search as run
     from polymerge.search.show import describe_search
 
-    unused = [name for name in ("task", "value_pattern", "keep") if options.pop(name) is not None]
-    if unused:
-        raise RecipeError(f"--{unused[0].replace('_', '-')} is for --from-logs")
+    out = options.pop("out")
+    if out is None:
+        problems.append(RecipeError("say -o RUN: the folder of the search"))
+    for name in _FOR_LOGS:
+        del options[name]
     scorer, choose_by = options.pop("scorer"), options.pop("choose_by")
     own = {name: options.pop(name) for name in ("sampler", "trials", "storage")}
-    if scorer is None and (choose_by == "score" or own["sampler"] != "grid"):
-        raise RecipeError("--choose-by score and --sampler need --scorer")
     scoring = Scoring(scorer, choose=choose_by != "criterion", **own) if scorer is not None else None
     source = PromptSource(
         prompts, samples=options.pop("samples"), seed=options.pop("sample_seed"), question=options.pop("question"),
-        split=options.pop("split"), fields=_fields(options.pop("fields")) or None,
+        split=options.pop("split"), fields=_fields(options.pop("fields"), problems),
         image_folder=options.pop("image_folder"),
     )  # fmt: skip
     generation = Generation(
@@ -108,45 +138,49 @@ def _generate(prompts: str, out: str, write: str | None, as_json: bool, options:
             )
         },
     )  # fmt: skip
-    judging, force = _judging(options), options.pop("force")
-    how = {name: options.pop(name) for name in ("vary", "values", "keep_template_weight")}
+    judging = _judging(options)
+    how = {name: options.pop(name) for name in ("vary", "values", "keep_template_weight", "write", "force")}
     with progress_bar("answers", unit="") as progress:
         searched = run(
-            recipe_of(options), source, out, judging=judging, scoring=scoring, generation=generation, force=force,
-            progress=progress, **how,
+            _recipe(options, problems), source, out or "", judging=judging, scoring=scoring, generation=generation,
+            progress=progress, problems=problems, **how,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps(searched.outcome, indent=1))
-    else:
-        click.echo(describe_search(searched.outcome))
-        click.echo(f"{searched.folder}: every answer, search.json and the plot")
-    if write is not None:
-        _write(searched.recipe, write, force, as_json)
+        return
+    click.echo(describe_search(searched.outcome))
+    click.echo(f"{searched.folder}: every answer, search.json and the plot")
+    if how["write"] is not None:
+        click.echo(f"{how['write']}: merged with the chosen value")
 
 
-def _from_logs(directory: Path, out: str | None, write: str | None, as_json: bool, options: dict[str, Any]) -> None:
+def _from_logs(directory: Path, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
+    from polymerge.search.chosen import Chosen
     from polymerge.search.fromlogs import choose_from_logs
     from polymerge.search.show import describe_search
 
-    judging = _judging(options)
-    found = choose_from_logs(
-        directory, task=options["task"], value_pattern=options["value_pattern"], keep=options["keep"],
-        samples=options["samples"], seed=options["sample_seed"], judging=judging, out=out,
-    )  # fmt: skip
+    judging, write, recipe = _judging(options), options["write"], None
+    asked = {name: options.pop(name) for name in ("task", "value_pattern", "keep", "samples", "out")}
+    vary, keep_template, force = options.pop("vary"), options.pop("keep_template_weight"), options.pop("force")
+    seed = options.pop("sample_seed")
+    if write is not None:
+        recipe = Chosen.of(_recipe(options, problems), directory, vary, keep_template, Path(write), force, problems)
+    refuse_if_any(problems)
+    found = choose_from_logs(directory, seed=seed, judging=judging, **asked)
     for note in found["notes"]:
         click.echo(f"note: {note}", err=True)
     click.echo(json.dumps(found, indent=1) if as_json else describe_search(found))
-    if write is not None:
-        from polymerge.errors import PolymergeError, refuse_if_any
-        from polymerge.recipe import read_recipe
-        from polymerge.search.candidates import read_space
+    if recipe is not None:
+        recipe.merge(found["chosen"], Path(write), force)
+        click.echo(f"{write}: merged with the chosen value", err=as_json)
 
-        force, vary, keep = options["force"], options["vary"], options["keep_template_weight"]
-        recipe = read_recipe(recipe_of(options))
-        problems: list[PolymergeError] = []
-        space = read_space(recipe, vary, repr(found["chosen"]), problems, keep_template=keep)
-        refuse_if_any(problems)
-        _write(space.turned(recipe, (found["chosen"],)), write, force, as_json)
+
+def _recipe(options: dict[str, Any], problems: list[PolymergeError]) -> Any:
+    try:
+        return recipe_of(options)
+    except RecipeError as error:
+        problems.append(error)
+        return {}
 
 
 def _judging(options: dict[str, Any]) -> Judging:
@@ -156,17 +190,11 @@ def _judging(options: dict[str, Any]) -> Judging:
     return Judging(**{name: value for name, value in said.items() if value is not None})
 
 
-def _write(recipe: Any, out: str, force: bool, as_json: bool) -> None:
-    from polymerge.run.merge import merge
-
-    with progress_bar("merging") as progress:
-        merged = merge(recipe, out, force=force, progress=progress)
-    click.echo(f"{merged.folder}: merged with the chosen value", err=as_json)
-
-
-def _fields(said: tuple[str, ...]) -> dict[str, str]:
+def _fields(said: tuple[str, ...], problems: list[PolymergeError]) -> dict[str, str] | None:
     pairs = [text.partition("=") for text in said]
-    wrong = [text for text, (_, equals, _) in zip(said, pairs, strict=True) if not equals]
-    if wrong:
-        raise RecipeError(f"--field: '{wrong[0]}' is not NAME=COLUMN")
-    return {name: column for name, _, column in pairs}
+    problems += [
+        RecipeError(f"--field: '{text}' is not NAME=COLUMN")
+        for text, (_, equals, _) in zip(said, pairs, strict=True)
+        if not equals
+    ]
+    return {name: column for name, equals, column in pairs if equals} or None

@@ -59,11 +59,11 @@ def report_choice(outcome: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
     lines = [
         f"\nChoosing the weight without labels, as AdaMMS does: {outcome['prompts']} of the questions, without their",
         "answers; the weight is taken where the fewest answers differ from those of either neighbouring weight.",
-        f"  {'weight':>6}{'answers that differ':>22}{'right, of these':>18}{'all questions, mean of the columns above':>43}",
+        f"  {'weight':>6}{'answers that differ':>22}{'right, of these':>18}{'all questions, mean of the columns':>37}",
     ]
     for weight, differ in zip(outcome["candidates"], outcome["differences"], strict=True):
         marks = f"{'  <- chosen' if weight == chosen else ''}{'  <- best by labels' if weight == best else ''}"
-        lines.append(f"  {weight:>6g}{differ:>22}{scores[weight]:>16.1f} %{100 * by_labels[weight]:>41.1f} %{marks}")
+        lines.append(f"  {weight:>6g}{differ:>22}{scores[weight]:>16.1f} %{100 * by_labels[weight]:>35.1f} %{marks}")
     lost = 100 * (by_labels[best] - by_labels[chosen])
     gained = 100 * (by_labels[chosen] - by_labels[0.0])
     lines.append(

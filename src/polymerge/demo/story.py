@@ -35,9 +35,9 @@ INTERPOLATIONS = (0.1, 0.2)  # the reasoning model's share where weights are ave
 EXCLUDED = ["text.embed_tokens.weight", "text.lm_head.weight"]
 
 LIMITS = """
-Mind the first and third column: what a weight gains on unseen pairs it may cost in perception and on seen pairs. This is
-one small world and one training run, and it was built for merging to matter: some of the language models' text is laid
-out as a picture's patches are, so words and pictures are read alike."""
+Mind the first and third column: what a weight gains on unseen pairs it may cost in perception and on seen pairs. This
+is one small world and one training run, and it was built for merging to matter: some of the language models' text is
+laid out as a picture's patches are, so words and pictures are read alike."""
 
 Row = dict[str, Any]
 Say = Callable[[str], None]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from polymerge.errors import RecipeError, did_you_mean
 
-__all__ = ["TASKS", "Task", "task_named"]
+__all__ = ["BENCHMARK", "TASKS", "Task", "task_named"]
 
 _LETTER = "Answer with the option's letter from the given choices directly."
 _SHORT = "Answer the question using a single word or phrase."
@@ -48,6 +48,11 @@ class Task:
     truth: tuple[str, ...] = ()
     form: Literal["text", "optional-image", "choices"] = "text"
     folders: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> Literal["seen", "unseen"]:
+        """Which of the benchmark's two averages it is in."""
+        return "seen" if self.seen else "unseen"
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -94,6 +99,13 @@ _ROWS = (
 
 TASKS: Mapping[str, Task] = {task.name: task for task in _ROWS}
 
+BENCHMARK: Mapping[str, tuple[str, ...]] = {
+    "mm-mergebench": tuple(TASKS),
+    "mm-mergebench-seen": tuple(name for name, task in TASKS.items() if task.seen),
+    "mm-mergebench-unseen": tuple(name for name, task in TASKS.items() if not task.seen),
+}
+"""What stands for several tasks."""
+
 
 def task_named(name: str) -> Task:
     """The task of that name or of a folder of that name, whatever the case.
@@ -103,4 +115,4 @@ def task_named(name: str) -> Task:
     for task in TASKS.values():
         if name.lower() in (known.lower() for known in (task.name, *task.folders)):
             return task
-    raise RecipeError(f"there is no task '{name}'.{did_you_mean(name, TASKS)}")
+    raise RecipeError(f"there is no task '{name}'.{did_you_mean(name, (*TASKS, *BENCHMARK))}")

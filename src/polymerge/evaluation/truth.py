@@ -83,9 +83,12 @@ def read_json(path: Path, problems: list[PolymergeError]) -> Any:
 
 
 def question_items(path: Path, problems: list[PolymergeError]) -> list[Item]:
-    """The questions of a file in the LLaVA format: a list of objects, each with a question_id of its own."""
+    """The questions of a file in the LLaVA format: a list of objects, each with a question_id of its own.
+
+    A file that is called .jsonl has an object a line instead.
+    """
     before = len(problems)
-    value = read_json(path, problems)
+    value = _lines(path, problems) if path.suffix == ".jsonl" else read_json(path, problems)
     if len(problems) > before:
         return []
     if not isinstance(value, list) or not value:
@@ -109,6 +112,23 @@ def question_items(path: Path, problems: list[PolymergeError]) -> list[Item]:
         items.append(Item(where, name, fields))
     problems += shortened(wrong, path)
     return items
+
+
+def _lines(path: Path, problems: list[PolymergeError]) -> list[Any]:
+    """The JSON value on each line of a file; blank lines are passed over."""
+    found: list[Any] = []
+    wrong: list[PolymergeError] = []
+    try:
+        for number, line in enumerate(text_of_file(path).split("\n"), 1):
+            if line.strip():
+                try:
+                    found.append(json_of(line))
+                except Broken as error:
+                    wrong.append(RecipeError(f"{path}:{number}: {error}"))
+    except RecipeError as error:
+        wrong.append(error)
+    problems += shortened(wrong, path)
+    return found
 
 
 def answers_in(item: Item, problems: list[PolymergeError]) -> list[str]:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoint.arrivals import arrive
+from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import ADAPTER, open_joined, split_source
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean
-from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
+from polymerge.families import FAMILIES, family_of, splits, text_tower
+from polymerge.families.config import why_quantized
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, map_names, text_layer
 from polymerge.planning.adapted import Parameters, changes
@@ -228,18 +230,17 @@ def _open(
     source: str, paths: tuple[Path, Path | None], label: str, family: str | None, problems: list[PolymergeError]
 ) -> Model:
     path, adapter = paths
+    if gguf := _gguf_in(path):
+        raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
     checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
+    dtypes = {name: entry.dtype for name, entry in _stored(checkpoint).items()}
+    if (why := why_quantized(checkpoint.config, dtypes)) is not None:
+        # and no more of it: what its packed tensors lack beside others is no problem of its own
+        raise RecipeError(f"'{label}' ({path}) {why}")
     if family is not None and family not in FAMILIES:
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     table = family_of(checkpoint.config, family)
-    how = quantization_method(checkpoint.config)
-    if how is not None:
-        problems.append(
-            RecipeError(
-                f"'{label}' ({path}) is quantized ({how}): its numbers cannot be merged. Use the unquantized checkpoint"
-            )
-        )
     names = map_names(table, _stored(checkpoint), f"'{label}' ({path})", splits(checkpoint.config))
     problems.extend(names.problems)
     for own, blocks in names.layout.items():
@@ -273,6 +274,17 @@ def _stored(checkpoint: Checkpoint) -> Mapping[str, Entry]:
     if checkpoint.adapter is None:
         return checkpoint.entries
     return {name: entry for name, entry in checkpoint.entries.items() if not name.startswith(ADAPTER)}
+
+
+def _gguf_in(path: Path) -> Path | None:
+    """The GGUF file that a path is, or the first one of a folder that has no weights that can be read."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+    except OSError:
+        return None  # which is said when it is opened
+    if any(file.suffix in LAYOUTS for file in files):
+        return None
+    return next((file for file in files if file.suffix == ".gguf"), None)
 
 
 def _first_multimodal(models: Sequence[Model]) -> Model:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,15 +20,47 @@ from polymerge.generation.models import load_model, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
+from polymerge.reads import Ranges
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution
 from polymerge.run.files import Files
-from polymerge.run.inputs import reopen
+from polymerge.run.inputs import fetch, reopen
 from polymerge.run.merge import merge
 
-__all__ = ["LiveModel"]
+__all__ = ["LiveModel", "Overwrite", "Overwritten"]
 
 _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Overwrite:
+    """Rows of a tensor, by its name on disk, whose numbers `fill` replaces; it is given those that a plan left there.
+
+    fill     of the rows stacked, in the output's dtype; it can be pickled, and its repr says all that it depends on
+    """
+
+    name: str
+    rows: Ranges
+    fill: Callable[[Tensor], Tensor]
+
+    def carry_out(self, tensor: Tensor) -> None:
+        """Replace the rows in place."""
+        blocks = [tensor[start:stop] for start, stop in self.rows]
+        filled = torch.split(self.fill(torch.cat(blocks)), [len(block) for block in blocks])
+        for block, numbers in zip(blocks, filled, strict=True):
+            block.copy_(numbers)
+
+
+@dataclass(frozen=True)
+class Overwritten(Plan):
+    """A plan after which some tensors get numbers that no checkpoint holds; for a `LiveModel`, not for `merge`."""
+
+    overwrites: tuple[Overwrite, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """sha256 of what a live model computes: that of the plan, and what is overwritten."""
+        return hashlib.sha256(f"{super().hash}\0{self.overwrites}".encode()).hexdigest()
 
 
 class LiveModel:
@@ -56,6 +89,7 @@ class LiveModel:
     ) -> None:
         self._device, self._threads = open_device(device), threads or default_threads()
         with self._folded(plan) as first:
+            fetch(first)
             self._template = _place(first)
             template = reopen(first.inputs[first.template]).entries
             steps = first.steps
@@ -93,13 +127,14 @@ class LiveModel:
             yield made
 
     def _carry_out(self, plan: Plan) -> None:
-        computed = {step.name for step in plan.steps if step.pieces}
+        overwrites = plan.overwrites if isinstance(plan, Overwritten) else ()
+        changed = {step.name for step in plan.steps if step.pieces} | {one.name for one in overwrites}
         steps = tuple(
-            step if step.name in computed else replace(step, fate="copied")
+            step if step.pieces else replace(step, fate="copied")
             for step in plan.steps
-            if step.name in computed | self._changed
+            if step.name in changed | self._changed
         )
-        self._changed |= computed
+        self._changed |= changed  # all of it, should this one fail
         staged = {step.name: self._target(step) for step in steps}
         views = {name: _bytes(tensor) for name, tensor in staged.items()}
 
@@ -112,12 +147,15 @@ class LiveModel:
             self.close()  # what is still queued is of a plan that failed
             raise
         with torch.no_grad():
+            for one in overwrites:
+                one.carry_out(staged[one.name])
             for name, tensor in staged.items():
                 live = self._live(name)
                 if live is not None and live.data_ptr() != tensor.data_ptr():
                     live.copy_(tensor)
             if self._held:
                 self._shadow.refill(self._held)
+        self._changed = changed
 
     def _executing(self, inputs: tuple[Input, ...]) -> Execution:
         """The execution of the last plan, where this one reads the same inputs, with all that it knows of them."""

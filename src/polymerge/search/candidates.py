@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
@@ -16,11 +17,12 @@ from polymerge.recipe import Recipe
 from polymerge.search.knobs import Knob, parse_knob, turn
 from polymerge.search.values import parse_span, parse_values
 
-__all__ = ["Point", "Space", "candidate_name", "plan_candidates", "read_space"]
+__all__ = ["DEFAULT_VALUES", "Point", "Space", "candidate_name", "plan_candidates", "read_space", "without_effect"]
 
 Value = float | bool | str
 Point = tuple[Value, ...]
 DEFAULT_VALUES = "0:0.6:0.1"  # of a weight, as AdaMMS searches it (section 4.4)
+MOST = 10_000
 _LONGEST = 100
 
 
@@ -35,6 +37,12 @@ class Space:
     def points(self) -> list[Point]:
         """Every combination of the listed values, in order."""
         return list(product(*self.values))
+
+    def sweeps(self) -> list[list[Point]]:
+        """For each knob all its values, of a span both ends, with the others at their first: each value stands once."""
+        each = [span or listed for span, listed in zip(self.spans, self.values, strict=True)]
+        first = tuple(values[0] for values in each)
+        return [[(*first[:place], value, *first[place + 1 :]) for value in values] for place, values in enumerate(each)]
 
     def turned(self, recipe: Recipe, point: Point) -> Recipe:
         """The recipe of a point."""
@@ -80,6 +88,9 @@ def read_space(
         knobs.append(knob)
         listed.append(points)
         spans.append(span)
+    count = prod(len(own) or 1 for own in listed)
+    if count > MOST:
+        problems.append(RecipeError(f"--vary: {count} combinations are more than {MOST}; take larger steps"))
     twice = sorted({knob.name for knob in knobs if sum(knob.name == other.name for other in knobs) > 1})
     problems += [RecipeError(f"--vary: {name} is said twice") for name in twice]
     return Space(tuple(knobs), tuple(listed), tuple(spans))
@@ -104,6 +115,32 @@ def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> di
         plans[candidate_name(space, point)] = plan
     refuse_if_any(problems)
     return plans
+
+
+def without_effect(recipe: Recipe, space: Space) -> list[PolymergeError]:
+    """What is varied without that anything which is merged changes: the recipe has no such free parameter.
+
+    raises Refused with everything that is wrong with the first and the last value.
+    """
+    problems: list[PolymergeError] = []
+    for knob, points in zip(space.knobs, space.sweeps(), strict=True):
+        plans = plan_candidates(recipe, space, {points[0], points[-1]}).values()
+        if len(points) > 1 and len({_effect(plan) for plan in plans}) == 1:
+            problems.append(
+                RecipeError(
+                    f"--vary {knob.name}: nothing that the recipe merges depends on it: parts and exclude leave those "
+                    "tensors out, or overrides say it themselves"
+                )
+            )
+    return problems
+
+
+def _effect(plan: Plan | AdapterPlan) -> str:
+    """What a plan merges, and by which settings."""
+    if isinstance(plan, Plan):
+        return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
+    own = [(step.canonical, plan.settings[step.setting]) for step in plan.pairs if step.setting is not None]
+    return repr((own, _effect(plan.extras) if plan.extras else ""))
 
 
 def candidate_name(space: Space, point: Point) -> str:
@@ -144,8 +181,6 @@ def _read(knob: Knob, text: str, where: str) -> tuple[tuple[float, float] | None
 
 def _place_of_template(recipe: Recipe) -> int | None:
     """Where the template stands among the recipe's models, as a plan finds it; None where only its layout is taken."""
-    if recipe.template is not None:
-        return next((place for place, one in enumerate(recipe.models) if one.model == recipe.template), None)
     said: dict[str, Any] = {}
     for parameter in METHODS[recipe.merge_method].parameters:
         if parameter.default is None and not parameter.optional:

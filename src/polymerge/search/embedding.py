@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from polymerge.errors import MissingExtraError, RecipeError
@@ -13,6 +14,7 @@ __all__ = ["DEFAULT_MODEL", "embedding_distance"]
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # AdaMMS's
 
 
+@cache
 def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Distance:
     """A distance of answers: 1 minus the cosine of their embeddings, in [0, 2]; 0 for equal answers.
 

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import RecipeError
+from polymerge.errors import OutputError, RecipeError, refuse_if_any
 from polymerge.generation.draw import draw
 from polymerge.search.criterion import CRITERIA
 from polymerge.search.judging import Judging, judge
 from polymerge.search.logs import read_logs
 from polymerge.search.plot import draw_search
-from polymerge.search.runs import Run
+from polymerge.search.runs import SETTINGS, Run, read_settings
 
 __all__ = ["choose_from_logs"]
 
@@ -50,20 +50,27 @@ def choose_from_logs(
     raises Refused or RecipeError with everything that is wrong: a candidate without answers or with other documents.
     """
     judging = judging or Judging()
+    problems = [*judging.problems()]
     if samples < 0:
-        raise RecipeError(f"--samples: {samples} is no number of documents; 0 takes all")
+        problems.append(RecipeError(f"--samples: {samples} is no number of documents; 0 takes all"))
+    if out is not None and (Path(out) / SETTINGS).is_file():
+        problems.append(OutputError(f"{out}: is the folder of a search, whose outcome stays. Name another one"))
+    refuse_if_any(problems)
     folder = Path(directory)
-    candidates = folder / "candidates"
-    if (folder / "run.json").is_file() and candidates.is_dir():
-        folder, value_pattern = candidates, value_pattern or _OWN
-    perception = task == "mme" and CRITERIA[judging.criterion].two_sided
-    field = None if keep == "all" else keep or (_PERCEPTION if perception else None)
+    searched = read_settings(folder)
+    if searched is not None:
+        folder, value_pattern = folder / "candidates", value_pattern or _OWN
+    two_sided = CRITERIA[judging.criterion].two_sided
+    field = None if keep == "all" else keep
     logs = read_logs(folder, task=task, value_pattern=value_pattern, keep=field)
+    if logs.task == "mme" and keep is None and two_sided:
+        field = _PERCEPTION
+        logs = read_logs(folder, task=task, value_pattern=value_pattern, keep=field)
     ids = draw(list(logs.answers[0]), samples, seed)
     choice = judge(logs.values, logs.answers, ids, judging)
     outcome: dict[str, Any] = {
         "polymerge": importlib.metadata.version("polymerge"),
-        "vary": "value",
+        "vary": ", ".join(searched["vary"]) if searched else "value",
         "values": list(logs.values),
         **judging.settings,
         **choice.to_json(),
@@ -71,7 +78,7 @@ def choose_from_logs(
         "prompts": len(ids),
         "samples": samples,
         "seed": seed,
-        "task": task,
+        "task": logs.task,
         "keep": field,
         "files": [str(file) for file in logs.files],
         "notes": list(logs.notes),

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polymerge.errors import RecipeError, did_you_mean
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.generation.prompts import Prompt
-from polymerge.search.criterion import CRITERIA, Choice, choose, exact
+from polymerge.search.criterion import CRITERIA, Choice, Distance, choose, exact
 from polymerge.search.embedding import DEFAULT_MODEL, embedding_distance
 
 __all__ = ["COMPARISONS", "Judging", "check_labels", "judge", "score"]
@@ -26,8 +26,6 @@ class Judging:
     compare          exact (differing in more than case), or embedding (cosine distance)
     embedding_model  a sentence-transformers model by path or id
     smooth           mean over so many candidates to either side
-
-    raises RecipeError for what is not there.
     """
 
     criterion: str = "union"
@@ -35,13 +33,27 @@ class Judging:
     embedding_model: str = DEFAULT_MODEL
     smooth: int = 0
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[PolymergeError]:
+        """What of it is not there."""
+        found: list[PolymergeError] = []
         if self.criterion not in CRITERIA:
-            raise RecipeError(f"criterion: there is no '{self.criterion}'.{did_you_mean(self.criterion, CRITERIA)}")
+            hint = did_you_mean(self.criterion, CRITERIA)
+            found.append(RecipeError(f"--criterion: there is no '{self.criterion}'.{hint}"))
         if self.compare not in COMPARISONS:
-            raise RecipeError(f"compare: exact or embedding, got '{self.compare}'")
+            hint = did_you_mean(self.compare, COMPARISONS)
+            found.append(RecipeError(f"--compare: there is no '{self.compare}'.{hint}"))
         if self.smooth < 0:
-            raise RecipeError(f"smooth: {self.smooth} is no number of neighbours")
+            found.append(RecipeError(f"--smooth: {self.smooth} is no number of neighbours"))
+        if not found and self.compare == "embedding":
+            try:
+                self.distance()
+            except PolymergeError as error:
+                found.append(error)
+        return found
+
+    def distance(self) -> Distance:
+        """How answers are compared."""
+        return embedding_distance(self.embedding_model) if self.compare == "embedding" else exact
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,9 +62,7 @@ class Judging:
         return {"criterion": self.criterion, "compare": self.compare, "smooth": self.smooth, **more}
 
 
-def judge(
-    values: Sequence[float], answers: Sequence[Answers], ids: Sequence[int | str], judging: Judging, device: str = "cpu"
-) -> Choice:
+def judge(values: Sequence[float], answers: Sequence[Answers], ids: Sequence[int | str], judging: Judging) -> Choice:
     """Choose among values by their answers to the prompts of these ids.
 
     raises RecipeError where an answer is missing: it never counts as anything.
@@ -65,10 +75,9 @@ def judge(
     ]
     if lacking:
         raise RecipeError(f"answers are missing: {'; '.join(lacking)}")
-    embedding = judging.compare == "embedding"
-    distance = embedding_distance(judging.embedding_model, device) if embedding else exact
     texts = [[given[one] for one in ids] for given in answers]
-    return choose(values, texts, judging.criterion, distance=distance, mean=embedding, smooth=judging.smooth)
+    mean = judging.compare == "embedding"
+    return choose(values, texts, judging.criterion, distance=judging.distance(), mean=mean, smooth=judging.smooth)
 
 
 def check_labels(scorer: str, prompts: Sequence[Prompt]) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import combinations
 from typing import Any
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
@@ -16,6 +17,7 @@ from polymerge.recipe import Override, Recipe
 __all__ = ["Knob", "parse_knob", "turn"]
 
 Value = float | bool | str
+Scope = tuple[tuple[int, int] | None, str | None]  # layers, match
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,16 @@ class Knob:
     template: int | None = None
     layers: tuple[int, int] | None = None
     match: str | None = None
+
+    @property
+    def scope(self) -> Scope:
+        """The tensors that it is for."""
+        return self.layers, self.match
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is for all tensors."""
+        return self.scope == (None, None)
 
     @property
     def numeric(self) -> bool:
@@ -108,56 +120,82 @@ def parse_knob(
 def turn(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
     """The recipe with each knob at its value.
 
-    raises RecipeError where the other models' weights, which the template's makes up for, are not said.
+    What the recipe's own overrides say of some tensors they go on saying; a knob that is for some tensors turns the
+    rest of them. Where two such knobs meet, both are turned.
+
+    raises RecipeError where the other models' weights, which the template's makes up for, are not said, and where it
+    cannot be told whether two knobs meet.
     """
+    whole = {knob: value for knob, value in values.items() if knob.everywhere}
+    scoped = {knob: value for knob, value in values.items() if not knob.everywhere}
+    turned = _turn_all(recipe, whole)
+    return replace(turned, overrides=(*recipe.overrides, *_overrides(turned, scoped)))
+
+
+def _turn_all(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
+    own: dict[int, dict[str, Any]] = {place: dict(one.parameters) for place, one in enumerate(recipe.models)}
+    general = dict(recipe.parameters)
     for knob, value in values.items():
-        if knob.layers is None and knob.match is None:
-            recipe = _turn_all(recipe, knob, value)
-    scoped = [knob for knob in values if knob.layers is not None or knob.match is not None]
-    first: list[Override] = []
-    for where in dict.fromkeys((knob.layers, knob.match) for knob in scoped):
-        own = {knob: values[knob] for knob in scoped if (knob.layers, knob.match) == where}
-        first.append(_override(recipe, where, own))
-    return replace(recipe, overrides=(*first, *recipe.overrides))
+        name = knob.parameter.name
+        if knob.model is None:
+            general[name] = value
+            for one in own.values():
+                one.pop(name, None)
+        else:
+            own[knob.model][name] = value
+            general.pop("t", None)  # slerp takes weights in its place
+    for knob in values:
+        if knob.template is not None:
+            said = [one.get("weight", general.get("weight")) for one in own.values()]
+            own[knob.template]["weight"] = _complement(said, knob)
+    models = tuple(replace(one, parameters=own[place]) for place, one in enumerate(recipe.models))
+    return replace(recipe, models=models, parameters=general)
 
 
-def _turn_all(recipe: Recipe, knob: Knob, value: Value) -> Recipe:
-    name = knob.parameter.name
-    if knob.model is None:
-        models = tuple(replace(one, parameters=_without(one.parameters, name)) for one in recipe.models)
-        return replace(recipe, models=models, parameters={**recipe.parameters, name: value})
-    own: dict[int, Value] = {knob.model: value}
-    if knob.template is not None:
-        own[knob.template] = _rest(recipe, knob, value)
-    models = tuple(
-        replace(one, parameters={**one.parameters, name: own[place]}) if place in own else one
-        for place, one in enumerate(recipe.models)
-    )
-    return replace(recipe, models=models, parameters=_without(recipe.parameters, "t"))
+def _overrides(recipe: Recipe, values: Mapping[Knob, Value]) -> tuple[Override, ...]:
+    """What is varied for some tensors only: first where several scopes meet, then each by itself."""
+    scopes = list(dict.fromkeys(knob.scope for knob in values))
+    made = []
+    for count in range(len(scopes), 0, -1):
+        for some in combinations(scopes, count):
+            where = _meeting(some)
+            if where is not None:
+                inside = {knob: value for knob, value in values.items() if knob.scope in some}
+                made.append(_override(recipe, where, inside))
+    return tuple(made)
 
 
-def _override(
-    recipe: Recipe, where: tuple[tuple[int, int] | None, str | None], values: Mapping[Knob, Value]
-) -> Override:
-    """What is varied for some tensors only, said before all that the recipe says of any."""
+def _meeting(scopes: Sequence[Scope]) -> Scope | None:
+    """The tensors that several scopes have in common, None where there are none."""
+    ranges = [layers for layers, _ in scopes if layers is not None]
+    globs = list(dict.fromkeys(match for _, match in scopes if match is not None))
+    layers = (max(first for first, _ in ranges), min(last for _, last in ranges)) if ranges else None
+    if layers is not None and layers[0] > layers[1]:
+        return None
+    if len(globs) > 1:
+        parts = {glob.partition(".")[0] for glob in globs}
+        if len(parts) == len(globs) and not any(set("*?[") & set(part) for part in parts):
+            return None  # of different parts
+        raise RecipeError(
+            f"--vary: '{globs[0]}' and '{globs[1]}' may have tensors in common. Say one of them by its layers"
+        )
+    return layers, globs[0] if globs else None
+
+
+def _override(recipe: Recipe, where: Scope, values: Mapping[Knob, Value]) -> Override:
     parameters: dict[str, Any] = {}
     for knob, value in values.items():
         name = knob.parameter.name
         if knob.model is None:
             parameters[name] = value
-            continue
-        said = parameters.get(name) or [_said(recipe, place, name) for place in range(len(recipe.models))]
-        said[knob.model] = value
+        else:
+            said = parameters.get(name) or [_said(recipe, place, name) for place in range(len(recipe.models))]
+            said[knob.model] = value
+            parameters[name] = said
+    for knob in values:
         if knob.template is not None:
-            said[knob.template] = _complement(said, knob)
-        parameters[name] = said
+            parameters["weight"][knob.template] = _complement(parameters["weight"], knob)
     return Override(layers=where[0], match=where[1], parameters=parameters)
-
-
-def _rest(recipe: Recipe, knob: Knob, value: Value) -> float:
-    said = [_said(recipe, place, "weight") for place in range(len(recipe.models))]
-    said[knob.model or 0] = value
-    return _complement(said, knob)
 
 
 def _complement(said: Sequence[Any], knob: Knob) -> float:
@@ -188,7 +226,3 @@ def _where(text: str | None, problems: list[PolymergeError]) -> tuple[tuple[int,
             return None, None
         return (int(said[1]), int(said[2] or said[1])), None
     return None, text
-
-
-def _without(parameters: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {own: value for own, value in parameters.items() if own != name}

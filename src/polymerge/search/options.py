@@ -10,10 +10,12 @@ from polymerge.errors import PolymergeError, RecipeError, Refused, did_you_mean
 from polymerge.generation.draw import draw
 from polymerge.generation.models import DTYPES
 from polymerge.generation.prompts import Prompt, check_images, read_prompts
+from polymerge.planning import AdapterPlan, Plan
 from polymerge.search.candidates import Space
 from polymerge.search.criterion import CRITERIA
 from polymerge.search.judging import Judging, check_labels
 from polymerge.search.trials import SAMPLERS
+from polymerge.search.workers import Job
 
 __all__ = ["Generation", "PromptSource", "Scoring", "draw_prompts", "misfits"]
 
@@ -54,6 +56,15 @@ class Generation:
     ray: str | None = None
     torch_threads: int | None = None
     trust_remote_code: bool = False
+
+    def job(self, plan: Plan | AdapterPlan | None, folder: str = "") -> Job:
+        """What its workers are told: the plan whose models they load, or the folder of a checkpoint."""
+        threads = self.torch_threads
+        if threads is None and (self.workers > 1 or self.ray is not None):
+            threads = max(1, (os.cpu_count() or 1) // self.workers)
+        return Job(
+            plan, self.device, self.dtype, self.max_new_tokens, threads, threads, self.trust_remote_code, folder
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ def misfits(
         for name in ("max_new_tokens", "batch_size", "workers")
         if getattr(generation, name) < 1
     ]
+    problems += judging.problems()
     if generation.dtype not in DTYPES:
         problems.append(RecipeError(f"--dtype: '{generation.dtype}'.{did_you_mean(generation.dtype, DTYPES)}"))
     if scoring is None:
@@ -141,7 +153,7 @@ def _without_labels(space: Space, judging: Judging) -> list[PolymergeError]:
         problems.append(RecipeError("--values: a range needs a step, such as 0:0.6:0.1"))
     if not all(knob.numeric for knob in space.knobs):
         problems.append(RecipeError("--vary: without labels a number is varied, for its neighbours are compared"))
-    least = CRITERIA[judging.criterion].least
+    least = CRITERIA[judging.criterion].least if judging.criterion in CRITERIA else 0
     if not problems and space.knobs and len(space.points()) < least:
         problems.append(
             RecipeError(

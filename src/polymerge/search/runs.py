@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from polymerge.errors import OutputError, PolymergeError, RecipeError
 from polymerge.generation.log import AnswerLog
 from polymerge.generation.prompts import Prompt, materialise
 
-__all__ = ["Run", "digest_of", "open_run"]
+__all__ = ["SETTINGS", "Run", "alone_in", "open_run", "read_settings"]
 
-_SETTINGS = "run.json"
+SETTINGS = "run.json"
 _CANDIDATES = "candidates"
+_OWN = ("prompts.jsonl", "search.json", "search.png", "search.svg", "optuna.journal", "optuna.journal.lock")
+_TOLD = 6
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,22 @@ class Run:
     prompts.jsonl                   the prompts that were drawn
     candidates/NAME/answers.jsonl   what each candidate answered, as it is generated
     search.json, search.png, search.svg   the outcome
+
+    An evaluation has its tasks in place of the candidates, in `parts`.
     """
 
     folder: Path
+    parts: str = _CANDIDATES
 
-    def log(self, candidate: str) -> AnswerLog:
-        """The answers of a candidate, such as `weight-0.3`."""
-        folder = self.folder / _CANDIDATES / candidate
+    def log(self, name: str) -> AnswerLog:
+        """The answers of a candidate, such as `weight-0.3`, or to a task."""
+        return AnswerLog(self.part(name) / "answers.jsonl")
+
+    def part(self, name: str) -> Path:
+        """The folder of a candidate or task, made where it is not there."""
+        folder = self.folder / self.parts / name
         folder.mkdir(parents=True, exist_ok=True)
-        return AnswerLog(folder / "answers.jsonl")
+        return folder
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
         """Write a file of the run at once: what was there before, or all of the new."""
@@ -54,55 +65,106 @@ class Run:
         return placed
 
 
-def open_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Run:
+def open_run(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    force: bool = False,
+    what: str = "a search",
+    parts: str = _CANDIDATES,
+) -> Run:
     """Begin a run, or go on with one whose answers depend on the same settings.
 
     force  drop what a run with other settings left in the folder
+    what   is run, as messages say it
+    parts  the folder of its parts
 
     raises RecipeError where the folder holds a run with other settings, OutputError where it holds something else.
     """
     asked = json.loads(json.dumps(settings))
-    path = folder / _SETTINGS
+    path = folder / SETTINGS
     if folder.exists() and not path.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: exists and is not the folder of a search. Name another one")
+        raise OutputError(f"{folder}: exists and is not the folder of {what}. Name another one")
     if path.is_file():
         try:
-            _refuse_others(folder, path, asked)
+            _refuse_others(folder, asked, what)
         except PolymergeError:
-            if not force:
-                raise
-            shutil.rmtree(folder)
+            if any(folder.glob(f"{parts}/*/answers.jsonl")):
+                if not force:
+                    raise
+                _drop(folder, parts)
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder)
-    run.write_json(_SETTINGS, asked)
+    run = Run(folder, parts)
+    run.write_json(SETTINGS, asked)
     return run
 
 
-def digest_of(prompts: Sequence[Prompt]) -> str:
-    """sha256 of prompts; of an image that is in memory, where it is from."""
-    text = json.dumps([[one.id, one.text, [str(image) for image in one.images], one.answer] for one in prompts])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _refuse_others(folder: Path, path: Path, asked: Mapping[str, Any]) -> None:
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run that a folder holds, None where it holds none; raises OutputError for a broken file."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
     try:
         had = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(had, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read: {error}. --force begins the run anew") from None
+    return had
+
+
+def _drop(folder: Path, parts: str) -> None:
+    """Remove what a run has left, and nothing else that may lie in its folder."""
+    shutil.rmtree(folder / parts, ignore_errors=True)
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    for name in _OWN:
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(run: Run) -> Iterator[None]:
+    """Keep other processes out of a run's folder; raises OutputError where one is in it."""
+    descriptor = os.open(run.folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{run.folder}: another process is at work in it. Wait for it, or name another folder"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_others(folder: Path, asked: Mapping[str, Any], what: str) -> None:
+    had = read_settings(folder)
+    before, now = dict(_leaves(had)), dict(_leaves(asked))
     differ = [
-        f"{name} was {_short(had.get(name))}, now {_short(asked.get(name))}"
-        for name in dict.fromkeys((*had, *asked))
-        if had.get(name) != asked.get(name)
+        f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}"
+        for name in dict.fromkeys((*before, *now))
+        if before.get(name) != now.get(name)
     ]
     if differ:
         raise RecipeError(
-            f"{folder}: holds a search with other settings: {'; '.join(differ)}. Its answers are no answers to these: "
-            "name another folder, or say --force to drop them"
+            f"{folder}: holds {what} with other settings: {'; '.join(differ[:_TOLD])}"
+            f"{f' and {len(differ) - _TOLD} more' if len(differ) > _TOLD else ''}. Its answers are no answers to "
+            "these: name another folder, or say --force to drop them"
         )
+
+
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Every plain value inside some settings, with its path."""
+    if isinstance(value, dict) and value:
+        for key, inside in value.items():
+            yield from _leaves(inside, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(inside, dict | list) for inside in value):
+        for place, inside in enumerate(value):
+            yield from _leaves(inside, f"{name}[{place}]")
+    else:
+        yield name, value
 
 
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import PolymergeError, Refused, refuse_if_any
+from polymerge.checkpoint.output import check_target
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.generation.prompts import Prompt
-from polymerge.planning import AdapterPlan, Input, Plan
+from polymerge.planning import AdapterPlan, Plan
 from polymerge.recipe import Recipe, parse_recipe, recipe_dict
-from polymerge.search.candidates import Point, Space, candidate_name, plan_candidates, read_space
+from polymerge.run.merge import merge
+from polymerge.search.candidates import (
+    DEFAULT_VALUES,
+    Point,
+    Space,
+    candidate_name,
+    plan_candidates,
+    read_space,
+    without_effect,
+)
+from polymerge.search.fingerprints import of_inputs, of_prompts
 from polymerge.search.generate import Asked, generate
 from polymerge.search.judging import Judging, judge, score
 from polymerge.search.options import Generation, PromptSource, Scoring, draw_prompts, misfits
 from polymerge.search.plot import draw_search
-from polymerge.search.runs import Run, digest_of, open_run
+from polymerge.search.runs import Run, alone_in, open_run
 from polymerge.search.trials import run_trials
-from polymerge.search.workers import Crew, Job, hire
+from polymerge.search.values import parse_values
+from polymerge.search.workers import Crew, hire
 
 __all__ = ["Searched", "search"]
 
@@ -53,8 +68,10 @@ def search(
     judging: Judging | None = None,
     scoring: Scoring | None = None,
     generation: Generation | None = None,
+    write: str | os.PathLike[str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    problems: Sequence[PolymergeError] = (),
 ) -> Searched:
     """Choose a merge coefficient by what the merged models answer, without writing a checkpoint.
 
@@ -66,58 +83,105 @@ def search(
     out      the folder of the run; a run that was stopped goes on, a finished one is judged again
     vary     NAME, or NAME=VALUES any number of times with scoring; by default the second model's weight
     values   FIRST:LAST:STEP or a list, for a vary that says none
-    force    drop an earlier run in `out` that had other settings
+    write    a folder to merge to with the chosen value
+    force    drop an earlier run in `out` that had other settings; replace what is at `write`
+    problems what the caller has found wrong, to be told with the rest
 
     raises Refused with everything that is wrong with recipe, prompts and values, before anything is generated;
     CheckpointError where a model does not load or values cannot be merged.
     """
     judging, generation = judging or Judging(), generation or Generation()
-    problems: list[PolymergeError] = []
-    recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
-    space = read_space(recipe, vary, values, problems, keep_template=keep_template_weight)
+    found = [*problems, *_unfit(Path(out), None if write is None else Path(write), force)]
+    recipe, space = _understood(source, vary, values, keep_template_weight, found)
     sampled = scoring is not None and scoring.sampler != "grid"
-    drawn = draw_prompts(prompts, problems)
-    problems += misfits(space, generation, judging, scoring, drawn)
-    points = [tuple(knob.neutral for knob in space.knobs)] if sampled else space.points()
+    drawn = draw_prompts(prompts, found)
+    found += misfits(space, generation, judging, scoring, drawn)
+    points = [] if sampled or found else space.points()
     plans: dict[str, Plan | AdapterPlan] = {}
     if space.knobs:
         try:
-            plans = plan_candidates(recipe, space, points)
-        except Refused as refused:
-            problems += refused.problems
-    refuse_if_any(problems)
+            if found:
+                plan_candidates(recipe, space, [space.sweeps()[0][0]])  # what else is wrong
+            else:
+                found += without_effect(recipe, space)
+                plans = plan_candidates(recipe, space, points or [one for sweep in space.sweeps() for one in sweep])
+        except PolymergeError as error:
+            found += error.problems if isinstance(error, Refused) else (error,)
+    refuse_if_any(found)
 
-    folder = Path(out)
     first = next(iter(plans.values()))
-    settings = _settings(recipe, space, first, drawn, generation)
-    run = open_run(folder, settings, force=force)
-    asked = Asked(run.keep_prompts(drawn), generation.batch_size)
+    settings = _settings(recipe, space, first, drawn, generation, keep_template_weight)
+    run = open_run(Path(out), settings, force=force)
     with ExitStack() as stack:
+        stack.enter_context(alone_in(run))
+        asked = Asked(run.keep_prompts(drawn), generation.batch_size)
         hired: list[Crew] = []
 
         def crew() -> Crew:
             if not hired:
-                hired.append(stack.enter_context(hire(_job(first, generation), generation.workers, generation.ray)))
+                hired.append(stack.enter_context(hire(generation.job(first), generation.workers, generation.ray)))
             return hired[0]
 
         if sampled and scoring is not None:
-            outcome, chosen = _sampled(run, recipe, space, asked, crew, scoring, prompts.seed, progress)
+            outcome, chosen = _sampled(run, recipe, space, asked, crew, scoring, prompts.seed, settings, progress)
         else:
             answers = generate(run, plans, asked, crew, progress)
             outcome, chosen = _grid(space, points, plans, asked, answers, judging, scoring)
-    about = {
-        "polymerge": importlib.metadata.version("polymerge"),
-        "vary": [knob.name for knob in space.knobs] if len(space.knobs) > 1 else space.knobs[0].name,
-        **outcome,
-        "prompts": len(drawn),
-        "samples": prompts.samples,
-        "seed": prompts.seed,
-        "settings": settings,
-    }
-    run.write_json("search.json", about)
-    if len(space.knobs) == 1 and space.knobs[0].numeric and not sampled:
-        draw_search(about, folder / "search")
-    return Searched(folder, about, space.turned(recipe, chosen))
+        about = {
+            "polymerge": importlib.metadata.version("polymerge"),
+            "vary": [knob.name for knob in space.knobs] if len(space.knobs) > 1 else space.knobs[0].name,
+            **outcome,
+            "prompts": len(drawn),
+            "samples": prompts.samples,
+            "seed": prompts.seed,
+            "settings": settings,
+        }
+        run.write_json("search.json", about)
+        if len(space.knobs) == 1 and space.knobs[0].numeric and not sampled:
+            draw_search(about, run.folder / "search")
+    turned = space.turned(recipe, chosen)
+    if write is not None:
+        merge(turned, write, force=force, device=generation.device)
+    return Searched(run.folder, about, turned)
+
+
+def _understood(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    vary: Sequence[str],
+    values: str | None,
+    keep_template: bool,
+    problems: list[PolymergeError],
+) -> tuple[Recipe, Space]:
+    """The recipe and what is varied in it; where there is no recipe, at least the values are looked at."""
+    try:
+        recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
+    except PolymergeError as error:
+        problems.append(error)
+        try:
+            parse_values(values or DEFAULT_VALUES)
+        except RecipeError as wrong:
+            problems.append(wrong)
+        return Recipe("copy", ()), Space((), (), ())
+    return recipe, read_space(recipe, vary, values, problems, keep_template=keep_template)
+
+
+def _unfit(out: Path, write: Path | None, force: bool) -> list[PolymergeError]:
+    """What would go wrong at the end, said at the start."""
+    problems: list[PolymergeError] = []
+    if find_spec("matplotlib") is None:
+        problems.append(MissingExtraError("the plot of a search needs matplotlib: pip install 'polymerge[search]'"))
+    if write is not None:
+        run, target = out.resolve(), write.resolve()
+        if run == target or run in target.parents or target in run.parents:
+            problems.append(
+                RecipeError(f"--write {write}: the folder of the search, {out}, is or holds it, or is in it")
+            )
+        else:
+            try:
+                check_target(write, (), force)
+            except PolymergeError as error:
+                problems.append(error)
+    return problems
 
 
 def _grid(
@@ -158,6 +222,7 @@ def _sampled(
     crew: Callable[[], Crew],
     scoring: Scoring,
     seed: int,
+    settings: Mapping[str, Any],
     progress: Progress | None,
 ) -> tuple[dict[str, Any], Point]:
     """Let a sampler draw points one after the other; the outcome, and the best of them."""
@@ -176,9 +241,13 @@ def _sampled(
         finished += 1
         return score(scoring.scorer, asked.prompts, next(iter(answers.values())))
 
+    # scores of another search in the same storage say nothing here
+    told = [settings, scoring.scorer, scoring.sampler, seed, space.spans, space.values]
+    name = f"polymerge-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}"
     trials = run_trials(
-        space, scoring.sampler, scoring.trials, objective, folder=run.folder, storage=scoring.storage, seed=seed
-    )
+        space, scoring.sampler, scoring.trials, objective, name=name, folder=run.folder, storage=scoring.storage,
+        seed=seed,
+    )  # fmt: skip
     best = max(trials, key=lambda trial: trial[1])
     return {
         "values": [_value(point) for point, _ in trials],
@@ -192,39 +261,27 @@ def _sampled(
     }, best[0]
 
 
-def _job(plan: Plan | AdapterPlan, generation: Generation) -> Job:
-    threads = generation.torch_threads
-    if threads is None and (generation.workers > 1 or generation.ray is not None):
-        threads = max(1, (os.cpu_count() or 1) // generation.workers)
-    return Job(
-        plan, generation.device, generation.dtype, generation.max_new_tokens, threads, threads,
-        generation.trust_remote_code,
-    )  # fmt: skip
-
-
 def _settings(
-    recipe: Recipe, space: Space, plan: Plan | AdapterPlan, drawn: Sequence[Prompt], generation: Generation
+    recipe: Recipe,
+    space: Space,
+    plan: Plan | AdapterPlan,
+    drawn: Sequence[Prompt],
+    generation: Generation,
+    keep_template_weight: bool,
 ) -> dict[str, Any]:
     """What the answers of any candidate depend on, besides the values of what is varied."""
     unsaid = space.turned(recipe, tuple(knob.neutral for knob in space.knobs))
     return {
         "recipe": recipe_dict(unsaid),
         "vary": [knob.name for knob in space.knobs],
-        "inputs": [{"path": entry.path, "headers": entry.headers, "written": _written(entry)} for entry in plan.inputs],
-        "prompts": digest_of(drawn),
+        "keep_template_weight": keep_template_weight,
+        "inputs": of_inputs(plan),
+        "prompts": of_prompts(drawn),
         "max_new_tokens": generation.max_new_tokens,
         "batch_size": generation.batch_size,
         "device": generation.device.partition(":")[0],
         "dtype": generation.dtype,
     }
-
-
-def _written(entry: Input) -> int:
-    """When the last of an input's files was written, in nanoseconds: weights change without a change of headers."""
-    folders = [Path(place) for place in (entry.path, entry.adapter) if place]
-    files = [file for place in folders for file in ([place] if place.is_file() else place.iterdir())]
-    # of a model on the hub, which its commit tells apart, what has not been fetched is not there
-    return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0)
 
 
 def _value(point: Point) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -25,6 +26,8 @@ SAMPLERS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Optuna's samplers by the name that --sampler takes."""
 
+_NEEDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"cmaes": ("cmaes",), "gp": ("scipy", "torch")})
+
 Trial = tuple[Point, float]
 
 
@@ -34,6 +37,7 @@ def run_trials(
     count: int,
     objective: Callable[[Point], float],
     *,
+    name: str,
     folder: Path,
     storage: str | None = None,
     seed: int = 2,
@@ -44,39 +48,49 @@ def run_trials(
     that was killed goes on as if it had not been.
 
     objective  the score of a point, which is to become large
+    name       of the study; another one for anything that makes scores hard to compare
     folder     of the run; the study is kept in it, as Optuna's journal
     storage    URL of another of Optuna's storages, such as sqlite:///search.db
 
-    raises MissingExtraError without Optuna.
+    raises MissingExtraError without Optuna, or what its sampler needs; RecipeError for a storage that cannot be opened.
     """
-    optuna: Any
-    try:
-        optuna = import_module("optuna")
-    except ImportError:
-        raise MissingExtraError(f"--sampler {sampler} needs Optuna: pip install 'polymerge[optuna]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kept: Any = storage or optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(folder / "optuna.journal"))
-    )
-    study = optuna.create_study(storage=kept, study_name="polymerge", direction="maximize", load_if_exists=True)
+    optuna = _optuna(sampler)
+    study = _study(optuna, storage, folder, name)
     states = optuna.trial.TrialState
-    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-        study.tell(trial.number, state=states.FAIL)  # of a run that was stopped; its answers are still there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for frozen in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            # of a run that was stopped: it is carried out as it was drawn, for what comes after depends on it
+            point = _point(frozen, space)
+            study.tell(frozen.number, objective(point)) if point else study.tell(frozen.number, state=states.FAIL)
         while len(done := study.get_trials(deepcopy=False, states=(states.COMPLETE,))) < count:
-            study.sampler = _sampler(optuna, sampler, seed + len(done))
+            study.sampler = getattr(optuna.samplers, SAMPLERS[sampler])(seed=seed + len(done))
             trial = study.ask()
             point = tuple(_draw(trial, space, place) for place in range(len(space.knobs)))
             study.tell(trial, objective(point))
-    return [(_point(trial, space), float(trial.value)) for trial in done[:count]]
+    points = [_point(trial, space) for trial in done[:count]]
+    return [(point, float(trial.value)) for point, trial in zip(points, done, strict=False) if point is not None]
 
 
-def _sampler(optuna: Any, name: str, seed: int) -> Any:
+def _optuna(sampler: str) -> Any:
+    for package in ("optuna", *_NEEDS.get(sampler, ())):
+        if find_spec(package) is None:
+            raise MissingExtraError(f"--sampler {sampler} needs {package}: pip install 'polymerge[optuna]'")
+    optuna = import_module("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _study(optuna: Any, storage: str | None, folder: Path, name: str) -> Any:
+    if storage is None:
+        backend = optuna.storages.journal.JournalFileBackend(str(folder / "optuna.journal"))
+        kept: Any = optuna.storages.JournalStorage(backend)
+        return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
     try:
-        return getattr(optuna.samplers, SAMPLERS[name])(seed=seed)
-    except ImportError as error:
-        raise MissingExtraError(f"--sampler {name} needs a package beside Optuna: {error}") from None
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    except Exception as error:  # whatever a database's driver raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"--storage {storage}: is none that Optuna can open: {reason}") from None
 
 
 def _draw(trial: Any, space: Space, place: int) -> Any:
@@ -89,19 +103,15 @@ def _draw(trial: Any, space: Space, place: int) -> Any:
     return trial.suggest_categorical(name, list(listed))
 
 
-def _point(trial: Any, space: Space) -> Point:
+def _point(trial: Any, space: Space) -> Point | None:
+    """The point that a trial drew; None where it was stopped before it had drawn all of it."""
     point = []
     for knob, span, listed in zip(space.knobs, space.spans, space.values, strict=True):
-        try:
-            if span is None and _numeric(listed):
-                point.append(listed[trial.params[_by_place(knob.name)]])
-            else:
-                point.append(trial.params[knob.name])
-        except (KeyError, IndexError):
-            raise RecipeError(
-                f"trial {trial.number} of the study has no such {knob.name}: it is of another search. Name another "
-                "folder or storage"
-            ) from None
+        by_place = span is None and _numeric(listed)
+        drawn = trial.params.get(_by_place(knob.name) if by_place else knob.name)
+        if drawn is None:
+            return None
+        point.append(listed[drawn] if by_place else drawn)
     return tuple(point)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, InvalidOperation
 
 from polymerge.errors import RecipeError
@@ -24,9 +25,9 @@ def parse_values(text: str, where: str = "--values") -> tuple[float, ...]:
         if len(numbers) != 3 or numbers[2] <= 0 or numbers[1] < numbers[0]:
             raise RecipeError(f"{where}: '{text}' is no range; write FIRST:LAST:STEP, such as 0:0.6:0.1")
         first, last, step = numbers
+        if (last - first) / step >= _MOST:
+            raise RecipeError(f"{where}: '{text}' are more than {_MOST} values; take a larger step")
         count = int((last - first) / step) + 1
-        if count > _MOST:
-            raise RecipeError(f"{where}: '{text}' are {count} values; take a larger step")
         return tuple(float(first + place * step) for place in range(count))
     values = [float(_number(part, where, text)) for part in text.split(",")]
     twice = sorted({value for value in values if values.count(value) > 1})
@@ -50,6 +51,6 @@ def _number(part: str, where: str, text: str) -> Decimal:
         number = Decimal(part.strip())
     except InvalidOperation:
         number = Decimal("NaN")
-    if not number.is_finite():
+    if not math.isfinite(float(number)):
         raise RecipeError(f"{where}: '{part.strip()}' in '{text}' is no number; write 0:0.6:0.1 or 0,0.1,0.3")
     return number

@@ -5,36 +5,55 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing import get_context, parent_process
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from polymerge.errors import MissingExtraError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError
+from polymerge.evaluation.attempts import Attempt
 from polymerge.generation.prompts import Prompt
 from polymerge.planning import AdapterPlan, Plan
 
-__all__ = ["Crew", "Job", "Worker", "hire"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from polymerge.generation.answering import Answerer
+    from polymerge.run.live import LiveModel
+
+__all__ = ["Crew", "How", "Job", "LazyWorker", "Worker", "WorkerError", "hire"]
+
+
+@dataclass(frozen=True)
+class How:
+    """How prompts are asked.
+
+    square  images are made square first, with the processor's mean colour around them
+    """
+
+    max_new_tokens: int
+    square: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
     """What every worker is told at the start.
 
-    plan            of any candidate: the models to load
+    plan            of any candidate: the models to load; None where `folder` is asked as it is
     torch_threads   of one worker; None for torch's own choice
     merge_threads   of one worker, for merging
+    folder          of a checkpoint, where there is no plan
     """
 
-    plan: Plan | AdapterPlan
+    plan: Plan | AdapterPlan | None
     device: str = "cpu"
     dtype: str = "auto"
     max_new_tokens: int = 16
     torch_threads: int | None = None
     merge_threads: int | None = None
     trust_remote_code: bool = False
+    folder: str = ""
 
 
 class Worker:
@@ -43,123 +62,88 @@ class Worker:
     def __init__(self, job: Job) -> None:
         import torch
 
-        from polymerge.generation.answering import Answerer
-        from polymerge.generation.models import load_processor
-        from polymerge.run.live import LiveModel
+        from polymerge.generation.models import load_model, load_processor
 
         if job.torch_threads is not None:
             torch.set_num_threads(job.torch_threads)
-        self._live = LiveModel(
-            job.plan, device=job.device, dtype=job.dtype, threads=job.merge_threads,
-            trust_remote_code=job.trust_remote_code,
-        )  # fmt: skip
-        processor = load_processor(self._live.folder, trust_remote_code=job.trust_remote_code)
-        self._answerer = Answerer(self._live.model, processor, max_new_tokens=job.max_new_tokens)
+        trusted = job.trust_remote_code
+        self._live: LiveModel | None = None
+        if job.plan is None:
+            folder: str | Path = job.folder
+            self._model = load_model(folder, device=job.device, dtype=job.dtype, trust_remote_code=trusted)
+        else:
+            from polymerge.run.live import LiveModel
 
-    def take(self, plan: Plan | AdapterPlan) -> None:
-        """Give the model the weights of a candidate."""
-        self._live.set(plan)
+            self._live = LiveModel(
+                job.plan, device=job.device, dtype=job.dtype, threads=job.merge_threads, trust_remote_code=trusted
+            )
+            folder, self._model = self._live.folder, self._live.model
+        self._processor = load_processor(folder, trust_remote_code=trusted)
+        self._usual = How(job.max_new_tokens)
+        self._answerers: dict[How, Answerer] = {}
+        self._asking(self._usual)  # so that a model that cannot be asked is found out now
+
+    def take(self, plan: Plan | AdapterPlan | None) -> None:
+        """Give the model the weights of a candidate; None leaves them as they were loaded."""
+        if plan is not None:
+            assert self._live is not None
+            self._live.set(plan)
 
     def answer(self, batch: Sequence[Prompt]) -> list[str]:
         """Answer a batch with the weights that it has."""
-        return self._answerer.answer(batch)
+        return self._asking(self._usual).answer(batch)
+
+    def attempt(self, batch: Sequence[Prompt], how: How) -> list[Attempt]:
+        """Answer a batch in some way; what fails is told in the answer's place."""
+        from polymerge.evaluation.attempts import attempted
+
+        return attempted(self._asking(how), batch)
+
+    def _asking(self, how: How) -> Answerer:
+        from polymerge.evaluation.squares import Squares
+        from polymerge.generation.answering import Answerer
+
+        if how not in self._answerers:
+            processor = Squares(self._processor) if how.square else self._processor
+            self._answerers[how] = Answerer(self._model, processor, max_new_tokens=how.max_new_tokens)
+        return self._answerers[how]
 
 
-class Crew(Protocol):
-    """Workers, each of which does one thing after the other."""
-
-    count: int
-
-    def take(self, worker: int, plan: Plan | AdapterPlan, /) -> Future[None]:
-        """Have a worker take the weights of a candidate."""
-
-    def answer(self, worker: int, batch: Sequence[Prompt], /) -> Future[list[str]]:
-        """Have a worker answer a batch."""
-
-
-class _Alone:
-    """This process."""
-
-    count = 1
+class LazyWorker:
+    """A worker that loads its model with the first thing it is asked, where an error reaches the one who asked."""
 
     def __init__(self, job: Job) -> None:
-        self._worker = Worker(job)
+        self._job = job
+        self._made: Worker | None = None
 
-    def take(self, _worker: int, plan: Plan | AdapterPlan) -> Future[None]:
-        return _done(lambda: self._worker.take(plan))
+    def do(self, what: str, *given: object) -> Any:
+        """Call a method of the worker."""
+        if self._made is None:
+            self._made = Worker(self._job)
+        return getattr(self._made, what)(*given)
 
-    def answer(self, _worker: int, batch: Sequence[Prompt]) -> Future[list[str]]:
-        return _done(lambda: self._worker.answer(batch))
 
+class Crew:
+    """Workers, each of which does one thing after the other.
 
-class _Processes:
-    """Processes on this machine, each with a model of its own."""
+    submit  hands a worker the name of a method of `Worker` and its arguments
+    """
 
-    def __init__(self, job: Job, count: int) -> None:
+    def __init__(self, count: int, submit: Callable[..., Future[Any]]) -> None:
         self.count = count
-        # started anew, not forked: torch's threads do not survive a fork
-        self._pools = [
-            ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(job,)) for _ in range(count)
-        ]
+        self._submit = submit
 
-    def take(self, worker: int, plan: Plan | AdapterPlan) -> Future[None]:
-        return self._pools[worker].submit(_take, plan)
+    def take(self, worker: int, plan: Plan | AdapterPlan | None) -> Future[None]:
+        """Have a worker take the weights of a candidate."""
+        return _plain(self._submit(worker, "take", plan))
 
     def answer(self, worker: int, batch: Sequence[Prompt]) -> Future[list[str]]:
-        return self._pools[worker].submit(_answer, batch)
+        """Have a worker answer a batch."""
+        return _plain(self._submit(worker, "answer", tuple(batch)))
 
-    def close(self) -> None:
-        for pool in self._pools:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_job: Job | None = None
-_worker: Worker | None = None
-
-
-def _begin(job: Job) -> None:
-    """Keep the job; the model is loaded with the first candidate, where an error reaches the one who asked."""
-    global _job
-    _job = job
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # nobody is left to answer to, and a killed parent closes no pool
-
-
-def _take(plan: Plan | AdapterPlan) -> None:
-    global _worker
-    if _worker is None:
-        assert _job is not None
-        _worker = Worker(_job)
-    _worker.take(plan)
-
-
-def _answer(batch: Sequence[Prompt]) -> list[str]:
-    assert _worker is not None
-    return _worker.answer(batch)
-
-
-class _Actors:
-    """Actors of a Ray cluster; checkpoints and images have to lie under the same paths on every machine."""
-
-    def __init__(self, ray: Any, job: Job, count: int) -> None:
-        self.count = count
-        needs = {"num_gpus": 1} if job.device.startswith("cuda") else {"num_cpus": job.torch_threads or 1}
-        actor = ray.remote(**needs)(Worker)
-        self._actors = [actor.remote(job) for _ in range(count)]
-
-    def take(self, worker: int, plan: Plan | AdapterPlan) -> Future[None]:
-        future: Future[None] = self._actors[worker].take.remote(plan).future()
-        return future
-
-    def answer(self, worker: int, batch: Sequence[Prompt]) -> Future[list[str]]:
-        future: Future[list[str]] = self._actors[worker].answer.remote(tuple(batch)).future()
-        return future
+    def attempt(self, worker: int, batch: Sequence[Prompt], how: How) -> Future[list[Attempt]]:
+        """Have a worker answer a batch, and tell what fails."""
+        return _plain(self._submit(worker, "attempt", tuple(batch), how))
 
 
 @contextmanager
@@ -170,40 +154,49 @@ def hire(job: Job, workers: int = 1, ray: str | None = None) -> Iterator[Crew]:
     ray      address of a Ray cluster (`auto` for the one of the environment), or `local` to start one on this machine;
              None for processes of this machine without Ray
 
-    raises MissingExtraError without Ray, RecipeError where its cluster cannot be reached.
+    raises MissingExtraError without Ray, RecipeError where its cluster cannot be reached or is too small.
     """
     if workers < 1:
         raise RecipeError(f"workers: {workers} are none")
     if ray is not None:
-        with _cluster(ray, workers) as package:
-            yield _Actors(package, job, workers)
+        from polymerge.search.cluster import actors
+
+        with actors(job, workers, ray) as submit:
+            yield Crew(workers, submit)
     elif workers == 1:
-        yield _Alone(job)
+        worker = Worker(job)
+        yield Crew(1, lambda _, what, *given: _done(lambda: getattr(worker, what)(*given)))
     else:
-        crew = _Processes(job, workers)
+        # started anew, not forked: torch's threads do not survive a fork
+        pools = [
+            ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(job,)) for _ in range(workers)
+        ]
         try:
-            yield crew
+            yield Crew(workers, lambda worker, what, *given: pools[worker].submit(_do, what, *given))
         finally:
-            crew.close()
+            for pool in pools:
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _cluster(address: str, workers: int) -> Iterator[Any]:
-    ray: Any
-    try:
-        ray = import_module("ray")
-    except ImportError:
-        raise MissingExtraError("--ray needs Ray: pip install 'polymerge[ray]'") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    more = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **more)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"--ray {address}: no cluster can be reached there: {error}") from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+_lazy: LazyWorker | None = None
+
+
+def _begin(job: Job) -> None:
+    global _lazy
+    _lazy = LazyWorker(job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nobody is left to answer to, and a killed parent closes no pool
+
+
+def _do(what: str, *given: object) -> Any:
+    assert _lazy is not None
+    return _lazy.do(what, *given)
 
 
 def _done(function: Callable[[], Any]) -> Future[Any]:
@@ -213,3 +206,29 @@ def _done(function: Callable[[], Any]) -> Future[Any]:
     except BaseException as error:
         future.set_exception(error)
     return future
+
+
+def _plain(future: Future[Any]) -> Future[Any]:
+    """The same, where an error is the one that was raised in the worker, or says that the worker is gone."""
+    told: Future[Any] = Future()
+
+    def tell(done: Future[Any]) -> None:
+        error = CancelledError() if done.cancelled() else done.exception()
+        cause = getattr(error, "cause", None)  # what Ray wraps in an error of its own
+        if isinstance(cause, Exception):
+            error = cause
+        if error is None:
+            told.set_result(done.result())
+        elif isinstance(error, BrokenExecutor) or type(error).__name__ in ("ActorDiedError", "RayActorError"):
+            told.set_exception(
+                WorkerError("a worker has died, perhaps for lack of memory. Answers are kept: run again to go on")
+            )
+        else:
+            told.set_exception(error)
+
+    future.add_done_callback(tell)
+    return told
+
+
+class WorkerError(PolymergeError):
+    """A worker is gone; nobody knows more than that."""

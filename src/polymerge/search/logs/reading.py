@@ -29,6 +29,7 @@ class Logs:
     answers  for each value the answer to each document, by its id, ascending; the ids are the same for all
     scores   for each value the mean of the score that the tool gave each document, None where there is not just one
     files    what was read for each value
+    task     that they answer; empty for answers of a search
     notes    what a person should know: an older run or a folder that was passed over
     """
 
@@ -38,6 +39,7 @@ class Logs:
     scores: tuple[float | None, ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    task: str = ""
 
 
 def read_logs(
@@ -99,6 +101,7 @@ def read_logs(
         scores=tuple(documents.score for _, documents in read),
         files=tuple(path for path, _ in read),
         notes=(*notes, *(note for _, documents in read for note in documents.notes)),
+        task=called,
     )
 
 

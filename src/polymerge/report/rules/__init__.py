@@ -1,0 +1,1 @@
+"""The rules of what to try next, by what they look at."""

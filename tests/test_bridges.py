@@ -1,0 +1,378 @@
+"""polymerge evaluate --with lmms-eval or vlmevalkit: the command, and what is read of the files that they write."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openpyxl import Workbook
+
+from mergebench_made import VLM, adapter, results_of, write
+from polymerge.errors import PolymergeError
+from polymerge.examining import lmmseval, vlmevalkit
+from polymerge.examining.wrappers import DATASETS, WRAPPERS
+from polymerge.families.table import FAMILIES
+from running import cli
+
+STAMP = "20261125_101500"
+
+
+def checkpoint(folder: Path, architecture: str) -> Path:
+    folder.mkdir(parents=True)
+    write(folder / "config.json", {"architectures": [architecture]})
+    return folder
+
+
+def environment(folder: Path, script: str) -> Path:
+    """A virtual environment whose Python runs a script in place of the tool."""
+    tool = folder / "tool.py"
+    tool.parent.mkdir(parents=True)
+    tool.write_text(script, encoding="utf-8")
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(tool))} "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def lmms_output(folder: Path, tasks: Mapping[str, Mapping[str, object]], samples: Mapping[str, Sequence[Any]]) -> None:
+    """What lmms-eval 0.7 writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = {name: {"original": len(rows), "effective": len(rows)} for name, rows in samples.items()}
+    write(folder / f"{STAMP}_results.json", {"results": tasks, "configs": {}, "n-samples": counts})
+    for name, rows in samples.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{STAMP}_samples_{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def row(number: int, **metrics: object) -> dict[str, object]:
+    return {"doc_id": number, "target": "yes", "filtered_resps": "yes", "input": "?", **metrics}
+
+
+EXACT = {"alias": "vqa", "exact_match,none": 0.75, "exact_match_stderr,none": 0.1, "exact_match_stderr_clt,none": "N/A"}
+ROWS = [row(number, exact_match=float(number < 3)) for number in range(4)]
+
+
+def test_the_command_of_lmms_eval(tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    told = ("evaluate", VLM, "--with", "lmms-eval", "--tasks", "mme,ok_vqa", "-o", run, "--print-command")
+    ran = cli(*told, "--", "--limit", "5")
+    assert ran.status == 0, ran.err
+    words = shlex.split(ran.out)
+    assert words[1:] == [
+        "-m", "lmms_eval", "--model", "llava_hf", "--force_simple", "--model_args",
+        f"pretrained={VLM},device_map=cpu", "--tasks", "mme,ok_vqa", "--batch_size", "1", "--device", "cpu",
+        "--log_samples", "--output_path", str(run / "lmms-eval"), "--limit", "5",
+    ]  # fmt: skip
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model", "arguments"),
+    [
+        ("Qwen2VLForConditionalGeneration", "qwen2_vl", "pretrained={},device_map=cuda"),
+        ("LlavaNextForConditionalGeneration", "llava_hf", "pretrained={},device_map=cuda"),
+        ("Phi3VForCausalLM", "phi3v", "model_id_name={}"),
+    ],
+)
+def test_each_family_has_its_wrapper(architecture: str, model: str, arguments: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", architecture)
+    ran = cli(
+        "evaluate", folder, "--with", "lmms-eval", "--tasks", "mme", "-o", tmp_path / "r", "--print-command",
+        "--device", "cuda", "--batch-size", "8", "--trust-remote-code",
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    words = shlex.split(ran.out)
+    assert words[words.index("--model") + 1] == model
+    assert words[words.index("--model_args") + 1] == arguments.format(folder)
+    assert words[words.index("--batch_size") + 1] == "8"
+    assert words[-1] == "--trust_remote_code"
+
+
+def test_the_table_names_families_that_are_there() -> None:
+    assert set(WRAPPERS) <= set(FAMILIES)
+    assert all(one.lmms or one.kit for one in WRAPPERS.values())
+
+
+def test_the_command_and_the_config_of_vlmevalkit(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "merged 1", "Qwen2_5_VLForConditionalGeneration")
+    kit = tmp_path / "VLMEvalKit"
+    kit.mkdir()
+    (kit / "run.py").touch()
+    run = tmp_path / "run"
+    ran = cli(
+        "evaluate", folder, "--with", "vlmevalkit", "--tasks", "MathVista_MINI,Own=OwnDataset", "-o", run, "--kit", kit,
+        "--print-command",
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    made, link, *text, last = ran.out.splitlines()
+    # Qwen2VLChat takes a checkpoint for Qwen2.5 by its path
+    place = run / "models" / "2.5"
+    assert shlex.split(link) == ["ln", "-sfn", str(folder), str(place)]
+    assert shlex.split(made)[:2] == ["mkdir", "-p"]
+    assert shlex.split(last)[1:] == [
+        str(kit / "run.py"), "--config", str(run / "vlmevalkit.json"), "--work-dir", str(run / "vlmevalkit"), "--reuse",
+    ]  # fmt: skip
+    config = json.loads("\n".join(text[1:-1]))
+    assert config == {
+        "model": {"merged-1": {"class": "Qwen2VLChat", "model_path": str(place)}},
+        "data": {
+            "MathVista_MINI": {"class": "MathVista", "dataset": "MathVista_MINI"},
+            "Own": {"class": "OwnDataset", "dataset": "Own"},
+        },
+    }
+    assert not run.exists()
+
+
+def test_a_path_that_would_be_misread(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "alpha-2.5", "Qwen2VLForConditionalGeneration")
+    row = WRAPPERS["qwen2_vl"]
+    assert vlmevalkit.place(row, folder, tmp_path / "run") == tmp_path / "run" / "model"
+    assert vlmevalkit.place(row, tmp_path / "alpha", tmp_path / "run") == tmp_path / "alpha"
+    ran = cli(
+        "evaluate", folder, "--with", "vlmevalkit", "--tasks", "MME", "-o", tmp_path / "run-2.5", "--print-command"
+    )  # fmt: skip
+    assert ran.status == 2
+    assert "must have none of omni, 2.5, 2_5, qwen25. Name another folder with -o" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--with", "vlmevalkit", "--tasks", "MME"), "vlmevalkit has no model that is known to run checkpoints of the"),
+        (("--with", "lmms-eval", "--tasks", "mme", "--data", "x"), "--data says nothing to lmms-eval"),
+        (("--with", "lmms-eval", "--tasks", "mme", "--kit", "x"), "--kit says nothing to lmms-eval"),
+        (("--with", "lmms-eval", "--tasks", ","), "--tasks: names none"),
+        (("--with", "lmms-eval", "--tasks", "mme", "--environment", "/nowhere"), "there is no /nowhere"),
+    ],
+)
+def test_what_cannot_be_bridged(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    ran = cli("evaluate", VLM, *words, "-o", tmp_path / "run")
+    assert ran.status == 2
+    assert told in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_family_without_a_wrapper_and_a_model_without_a_folder(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", "LlamaForCausalLM")
+    told = ("--with", "lmms-eval", "--tasks", "mme", "-o", tmp_path / "run")
+    ran = cli("evaluate", folder, *told)
+    assert ran.status == 2
+    assert "lmms-eval has no model that is known to run checkpoints of the family llama" in ran.err
+    assert "qwen2_vl" in ran.err
+    ran = cli("evaluate", f"{VLM}+{adapter(tmp_path / 'adapter', 1)}", *told)
+    assert ran.status == 2
+    assert "polymerge fold" in ran.err
+    kit = checkpoint(tmp_path / "kit", "Gemma3ForConditionalGeneration")
+    ran = cli("evaluate", kit, "--with", "vlmevalkit", "--tasks", "MNE", "-o", tmp_path / "run")
+    assert "the class of the data set 'MNE' is not known. Did you mean 'MME'?" in ran.err
+    ran = cli("evaluate", kit, "--with", "vlmevalkit", "--tasks", "MME", "-o", tmp_path / "run")
+    assert "say where it is with --kit PATH" in ran.err
+    ran = cli("evaluate", kit, "--with", "vlmevalkit", "--tasks", "MME", "-o", tmp_path / "run", "--kit", kit)
+    assert "has no run.py" in ran.err
+
+
+FAKE = """
+import json, pathlib, sys
+words = sys.argv[1:]
+out = pathlib.Path(words[words.index("--output_path") + 1]) / "work__vlm"
+out.mkdir(parents=True)
+print("Model Responding: 50%", end="\\r", flush=True)
+print("done", file=sys.stderr)
+(out / "20261125_101500_results.json").write_text(json.dumps({"results": {"vqa": RESULT}}))
+(out / "20261125_101500_samples_vqa.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in ROWS))
+"""
+
+
+def test_the_tool_is_run_shown_and_read(tmp_path: Path) -> None:
+    made = environment(tmp_path / "venv", FAKE.replace("RESULT", repr(EXACT)).replace("ROWS", repr(ROWS)))
+    run = tmp_path / "run"
+    told = ("evaluate", VLM, "--with", "lmms-eval", "--tasks", "vqa", "--environment", made, "-o", run)
+    ran = cli(*told, "--name", "mine")
+    assert ran.status == 0, ran.err
+    assert "Model Responding: 50%\rdone" in ran.err.replace("\n", "") or "50%" in ran.err
+    assert (run / "lmms-eval.log").read_bytes().count(b"done") == 1
+    found = results_of(run)
+    assert (found["tool"], found["model"]["name"]) == ("lmms-eval", "mine")
+    task = found["tasks"]["vqa"]
+    assert (task["score"], task["unit"], task["right"], task["total"]) == (75.0, "%", 3.0, 4)
+    assert task["samples"] == {"0": 1.0, "1": 1.0, "2": 1.0, "3": 0.0}
+    assert task["metrics"] == {"exact_match": 0.75}
+    assert "75.00" in ran.out
+    assert cli("compare", run).status == 0
+    ran = cli(*told, "--name", "mine", "--", "--limit", "3")
+    assert ran.status == 2
+    assert "holds results of another model or command" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("import sys; print('boom'); sys.exit(3)", "lmms-eval ended with exit status 3"),
+        ("print('an error that it only logs')", "lmms-eval wrote no results"),
+    ],
+)
+def test_a_tool_that_fails(script: str, told: str, tmp_path: Path) -> None:
+    made = environment(tmp_path / "venv", script)
+    ran = cli(
+        "evaluate", VLM, "--with", "lmms-eval", "--tasks", "vqa", "--environment", made, "-o", tmp_path / "run"
+    )  # fmt: skip
+    assert ran.status == 1
+    assert told in ran.err
+    assert "lmms-eval.log" in ran.err
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def read_lmms(folder: Path, *tasks: str) -> tuple[Mapping[str, Any], list[str]]:
+    problems: list[PolymergeError] = []
+    return lmmseval.read(folder, tasks, set(), problems), [str(problem) for problem in problems]
+
+
+def test_a_score_that_is_no_mean_of_its_documents_stays_as_it_is(tmp_path: Path) -> None:
+    marked = [row(n, mme_perception_score={"question_id": f"{n}", "category": "ocr", "score": 1.0}) for n in range(4)]
+    numbers = {"mme_cognition_score,none": 300.0, "mme_perception_score,none": 1400.5, "alias": "mme"}
+    lmms_output(tmp_path / "w__m", {"mme": numbers}, {"mme": marked})
+    found, problems = read_lmms(tmp_path, "mme")
+    assert problems == []
+    mme = found["mme"]
+    assert (mme.score, mme.unit, mme.samples, mme.total) == (300.0, "points", None, 4)
+    assert mme.metrics == {"mme_cognition_score": 300.0, "mme_perception_score": 1400.5}
+    assert mme.notes == ("the score is mme_cognition_score, the first of mme_cognition_score, mme_perception_score",)
+
+
+def test_the_newest_results_and_the_tasks_that_were_asked_for(tmp_path: Path) -> None:
+    lmms_output(
+        tmp_path / "w__m", {"vqa": EXACT, "group": {"alias": "g", " ": " "}, "b": {"acc,none": 1.0}}, {"vqa": ROWS}
+    )
+    write(tmp_path / "w__m" / "20240101_000000_results.json", {"results": {"vqa": {"exact_match,none": 0.1}}})
+    found, problems = read_lmms(tmp_path, "vqa")
+    assert (list(found), found["vqa"].score, problems) == (["vqa"], 75.0, [])
+    found, _ = read_lmms(tmp_path, "unknown_name")
+    assert list(found) == ["vqa", "b"]
+    assert (found["b"].score, found["b"].unit) == (1.0, "points")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has no 'results' by task"),
+        ('{"results": {"vqa": {"acc": "N/A"}}}', "not one number"),
+    ],
+)
+def test_results_of_lmms_eval_that_are_broken(content: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / f"{STAMP}_results.json").write_text(content)
+    found, problems = read_lmms(tmp_path, "vqa")
+    assert found == {}
+    assert told in problems[0]
+
+
+def test_a_broken_line_of_samples(tmp_path: Path) -> None:
+    lmms_output(tmp_path, {"vqa": EXACT}, {"vqa": ROWS})
+    file = tmp_path / f"{STAMP}_samples_vqa.jsonl"
+    file.write_text(file.read_text() + "{\n", encoding="utf-8")
+    _, problems = read_lmms(tmp_path, "vqa")
+    assert "line 5: not JSON" in problems[0]
+
+
+def sheet(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    book = Workbook()
+    page = book.active
+    assert page is not None
+    page.append(list(rows[0]))
+    for one in rows:
+        page.append(list(one.values()))
+    book.save(file)
+
+
+def read_kit(folder: Path, *names: str) -> tuple[Mapping[str, Any], str]:
+    problems: list[PolymergeError] = []
+    found = vlmevalkit.read(folder, "mine", names, set(), problems)
+    return found, "\n".join(map(str, problems))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A work folder of VLMEvalKit after five data sets."""
+    run = tmp_path / "T20261125_Gabcdef12"
+    run.mkdir()
+    hits = [{"index": n, "question": "?", "prediction": "A", "answer": "A", "hit": int(n < 3)} for n in range(4)]
+    answers = [{name: one[name] for name in ("index", "question", "prediction", "answer")} for one in hits]
+    for name in ("MMStar", "MathVista_MINI", "MME", "OCRBench", "ChartQA_TEST"):
+        sheet(run / f"mine_{name}.xlsx", answers)
+    sheet(run / "mine_MMStar_exact_matching_result.xlsx", hits)
+    (run / "mine_MMStar_acc.csv").write_text('"split","Overall","math"\n"none","0.75","0.5"\n')
+    (run / "mine_MathVista_MINI_gpt-4o-mini_score.csv").write_text(
+        '"Task&Skill","tot","prefetch","hit","prefetch_rate","acc"\n"Overall","1000","900","553","90.0","55.3"\n'
+        '"geometry","200","180","90","90.0","45.0"\n'
+    )
+    (run / "mine_MME_score.csv").write_text('"perception","reasoning","OCR"\n"1400.5","300.0","90.0"\n')
+    write(run / "mine_OCRBench_score.json", {"Text Recognition": 200, "Final Score": 700, "Final Score Norm": 70.0})
+    (run / "mine_ChartQA_TEST_acc.csv").write_text('"Overall","human"\n"61.2","50.0"\n')
+    return tmp_path
+
+
+def test_the_scores_of_vlmevalkit(work: Path) -> None:
+    names = ("MMStar", "MathVista_MINI", "MME", "OCRBench", "ChartQA_TEST")
+    found, problems = read_kit(work, *names)
+    assert problems == ""
+    assert [(found[name].score, found[name].unit) for name in names] == [
+        (75.0, "%"), (55.3, "%"), (None, "points"), (70.0, "%"), (61.2, "%"),
+    ]  # fmt: skip
+    assert found["MMStar"].samples == {"0": 1.0, "1": 1.0, "2": 1.0, "3": 0.0}
+    assert found["MathVista_MINI"].metrics["Task&Skill geometry: acc"] == 45.0
+    assert found["MME"].metrics == {"perception": 1400.5, "reasoning": 300.0, "OCR": 90.0}
+    assert "has no overall number" in found["MME"].reason
+    assert found["MMStar"].settings == {"scorer": "acc.csv: split none: Overall"}
+
+
+def test_a_data_set_whose_name_begins_another(work: Path) -> None:
+    run = work / "T20261125_Gabcdef12"
+    (run / "mine_MathVista_acc.csv").write_text('"Overall"\n"10.0"\n')
+    found, problems = read_kit(work, "MathVista", "MathVista_MINI")
+    assert problems == ""
+    assert [found[name].score for name in ("MathVista", "MathVista_MINI")] == [10.0, 55.3]
+
+
+def test_what_vlmevalkit_did_not_write_or_wrote_broken(work: Path) -> None:
+    run = work / "T20261125_Gabcdef12"
+    (run / "mine_OCRBench_score.json").write_text("{")
+    (run / "mine_ChartQA_TEST_acc.csv").write_text("")
+    found, problems = read_kit(work, "POPE", "OCRBench", "ChartQA_TEST")
+    assert found == {}
+    assert "wrote no score of POPE; it wrote nothing" in problems
+    assert "mine_OCRBench_score.json: cannot be read: is not JSON" in problems
+    assert "mine_ChartQA_TEST_acc.csv: holds no number" in problems
+
+
+def test_vlmevalkit_is_run_in_its_clone(tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    (kit / "run.py").write_text(
+        "import json, pathlib, sys\n"
+        "config = json.load(open(sys.argv[sys.argv.index('--config') + 1]))\n"
+        "name, = config['model']\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--work-dir') + 1]) / name / 'T20261125_Gabcdef12'\n"
+        "out.mkdir(parents=True)\n"
+        "assert pathlib.Path('run.py').exists()\n"
+        "assert pathlib.Path(config['model'][name]['model_path'], 'config.json').exists()\n"
+        '(out / f\'{name}_MMStar_acc.csv\').write_text(\'"split","Overall"\\n"none","0.5"\\n\')\n'
+    )
+    folder = checkpoint(tmp_path / "merged", "Qwen2_5_VLForConditionalGeneration")
+    ran = cli(
+        "evaluate", folder, "--with", "vlmevalkit", "--tasks", "MMStar", "-o", tmp_path / "run", "--kit", kit,
+        "--environment", sys.executable,
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    task = results_of(tmp_path / "run")["tasks"]["MMStar"]
+    assert (task["score"], task["unit"]) == (50.0, "%")
+    assert (tmp_path / "run" / "models" / "2.5").resolve() == folder
+
+
+def test_classes_of_data_sets_are_names() -> None:
+    assert all(name.isidentifier() for name in DATASETS.values())
