@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,12 @@ def test_a_short_run_of_the_story(tmp_path: Path) -> None:
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "demo.json").is_file()
     assert any("random delta" in line for line in said)
+    assert results["choice"]["chosen"] == 0.8  # of three weights the middle one is all that can be chosen
+    assert set(results["choice"]["by labels"]) == {"0", "0.8"}
+    assert (tmp_path / "search" / "search.json").is_file()
+    told = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert "Content-Security-Policy" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert {"merges", "searches", "scores", "knockouts"} <= told.keys(), sorted(told)
     _, held_out = load_handwriting(story.SHIPPED_SEED)
     exam = write_exam(split_pairs(story.SHIPPED_SEED), held_out, story.SHIPPED_SEED, pictures=1)
     folder = tmp_path / "reason-0.8"

@@ -111,7 +111,7 @@ def test_a_part_that_is_not_named_is_not_touched(kept: str, fine_tunes: tuple[Pa
 
 def test_the_first_override_that_matches_wins(fine_tunes: tuple[Path, Path], tmp_path: Path) -> None:
     """One layer of the text tower, the head kept, and the rest of the text by weights of their own."""
-    overrides = [
+    overrides: list[dict[str, Any]] = [
         {"match": "text.lm_head.weight", "merge_method": "copy"},
         {"layers": "1", "parameters": {"weight": [0.0, 1.0]}},
         override("text.*", 0.5, 0.5),

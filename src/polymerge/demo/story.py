@@ -22,6 +22,7 @@ from polymerge import merge
 
 from .choosing import choose_weight, report_choice
 from .models import load, load_processor, save_language_model
+from .page import make_page
 from .pictures import load_handwriting
 from .plot import plot
 from .score import GROUPS, Question, Share, examine_language_model, examine_vlm, share, write_exam
@@ -81,7 +82,8 @@ def run(
     results["seconds"] = round(time.perf_counter() - started, 1)
     (out / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(results, out / "demo.png")
-    say(f"\n{results['seconds']:.0f} s. Wrote {out / 'demo.json'}, {out / 'demo.png'} and the checkpoints beside them.")
+    say(f"\n{results['seconds']:.0f} s. {out / results['page']} tells it all, and what each layer contributes.")
+    say("Beside it lie demo.json, demo.png, the checkpoints, and every answer.")
     return results
 
 
@@ -135,6 +137,12 @@ def _tell(
     searched = choose_weight(_recipe(vlm, base, reason, 0.0), exam, (0.0, *weights, weights[-1] + step), out)
     results["choice"], told = report_choice(searched.outcome, results["rows"])
     say(told)
+    chosen = _recipe(vlm, base, reason, results["choice"]["chosen"])
+    merged = out / f"reason-{results['choice']['chosen']:g}"
+    page, told = make_page(Path(vlm), merged, chosen, exam, searched.folder, out)
+    say("\nThe merge with the chosen weight beside the VLM as it was, on a part of the questions:\n")
+    say(told)
+    results["page"] = page.name
     say(LIMITS)
     return results
 
