@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import polymerge
 from adapters_made import adapter, llama
@@ -23,6 +25,7 @@ from polymerge.generation.models import load_model, load_processor
 from polymerge.generation.prompts import read_prompts
 from polymerge.knockout.ablation import ablate, in_layers
 from polymerge.planning import make_plan
+from polymerge.planning.folding import fold_recipe
 from polymerge.recipe import read_recipe, recipe_dict
 from polymerge.search import generate
 from polymerge.search.options import Generation
@@ -201,9 +204,52 @@ def test_a_tower_of_two_layers_has_no_middle(prompts: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
-def test_adapters_are_not_merged_by_layers(prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
+def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_path: Path) -> None:
+    adapters = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        peft = get_peft_model(load_model(VLM), LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)"))
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        peft.save_pretrained(tmp_path / str(seed))
+        adapters.append(str(tmp_path / str(seed)))
+    made = {"merge_method": "robustmerge", "base_model": VLM, "models": adapters}
+    done = ablate(made, [f"all={prompts}"], tmp_path / "run", scorer="exact", layers="1-2", ranges="full", samples=8,
+                  generation=SHORT)  # fmt: skip
+    asked = read_prompts(tmp_path / "run" / "tasks" / "all" / "prompts.jsonl")
+    ranges = {entry["name"]: entry["layers"] for entry in done.outcome["ranges"]}
+    assert sorted(ranges.values()) == [[0, 1, 2, 3], [1, 2]]
+    for name, layers in ranges.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        polymerge.merge(made, folder / "adapter", check=False)
+        file = folder / "adapter" / "adapter_model.safetensors"
+        tensors = {
+            key: tensor
+            for key, tensor in load_file(file).items()
+            if int(re.findall(r"layers\.(\d+)", key)[0]) in layers
+        }
+        save_file(tensors, file, metadata={"format": "pt"})
+        polymerge.merge(fold_recipe(str(folder / "adapter"), VLM), folder / "folded", check=False)
+        answerer = Answerer(load_model(folder / "folded"), load_processor(folder / "folded"), max_new_tokens=3)
+        literal = {
+            prompt.id: answer
+            for batch in batches(asked, SHORT.batch_size)
+            for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
+        }
+        assert kept(tmp_path / "run", name) == literal
+    assert kept(tmp_path / "run", "full") != kept(tmp_path / "run", "nothing")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_adapters_without_a_base_or_without_a_module_in_a_range(prompts: Path, tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "base")
-    adapters = [str(adapter(tmp_path / str(n), n, target_modules=["q_proj"])) for n in (0, 1)]
-    made = {"merge_method": "robustmerge", "base_model": str(tmp_path / "base"), "models": adapters}
-    with pytest.raises(Refused, match="its models are adapters"):
-        ablate(made, [str(prompts)], tmp_path / "run", scorer="exact")
+    adapters = [str(adapter(tmp_path / str(n), n, target_modules=["q_proj"], layers_to_transform=[0])) for n in (0, 1)]
+    made = {"merge_method": "robustmerge", "models": adapters}
+    with pytest.raises(Refused, match="name no base"):
+        ablate(made, [f"all={prompts}"], tmp_path / "run", scorer="exact")
+    made["base_model"] = str(tmp_path / "base")
+    with pytest.raises(Refused, match="no adapter has a module in these layers"):
+        ablate(made, [f"all={prompts}"], tmp_path / "run", scorer="exact", layers="1")

@@ -11,12 +11,12 @@ from typing import Any
 
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.knockout.asking import Marks, Task, ask, begin, read_tasks
-from polymerge.knockout.intact import Intact, depth_of, open_intact
+from polymerge.knockout.intact import Intact, open_intact
 from polymerge.knockout.plots import draw_gains, where
 from polymerge.knockout.ranges import FULL, read_ranges
 from polymerge.knockout.summary import RESAMPLES, interval, resampled
 from polymerge.mapping import text_layer
-from polymerge.planning import Plan, make_plan
+from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.recipe import Override, Recipe, parse_recipe, recipe_dict
 from polymerge.search.fingerprints import of_inputs
 from polymerge.search.options import Generation
@@ -62,7 +62,9 @@ def ablate(
     Of a range only its layers are merged, as the recipe says; other layers are the template's, and so is all that is
     in no layer: embedding, final norm and head, projector and towers. Only `full` is the recipe as it stands.
 
-    source   a recipe of checkpoints (file, mapping or `Recipe`)
+    Of a recipe of adapters only the modules in a range are adapted; the rest of the model is their base as it is.
+
+    source   a recipe (file, mapping or `Recipe`)
     prompts  of each task FILE or NAME=FILE; each prompt has an answer
     out      the folder of the run; a run that was stopped goes on
     scorer   a row of the table of scorers
@@ -80,15 +82,21 @@ def ablate(
     recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
     drawn = read_tasks(prompts, scorer, samples, sample_seed, generation, problems)
     full, intact = _open(recipe, problems)
-    if full is not None and not depth_of({step.name: step.pieces for step in full.steps}):
+    if full is not None and not _layers_of(full):
         problems.append(
             RecipeError("recipe: it merges no layer of a text tower, so there is no range of them to merge")
         )
     depth = None if intact is None else intact.depth
     chosen = read_ranges(ranges, window, stride, layers, depth, problems)
     recipes: dict[str, Recipe] = {}
-    plans: dict[str, Plan] = {}
-    if full is not None and intact is not None:
+    plans: dict[str, Plan | AdapterPlan] = {}
+    if isinstance(full, AdapterPlan) and intact is not None:
+        for name, own in chosen.items():
+            recipes[name] = recipe
+            plans[name] = full if name == FULL else adapters_in_layers(full, own)
+            if not _layers_of(plans[name]):
+                problems.append(RecipeError(f"merging {name} ({where(own)}): no adapter has a module in these layers"))
+    elif isinstance(full, Plan) and intact is not None:
         for name, own in chosen.items():
             recipes[name] = recipe if name == FULL else in_layers(recipe, full, own, intact.depth)
             try:
@@ -143,26 +151,41 @@ def in_layers(recipe: Recipe, full: Plan, layers: Sequence[int], depth: int) -> 
     )
 
 
-def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | None, Intact | None]:
-    """The plan of the recipe, and its template as it is."""
+def adapters_in_layers(full: AdapterPlan, layers: Sequence[int]) -> AdapterPlan:
+    """The plan that merges the modules in some layers as `full` does, and leaves the others, and full weights, out."""
+    own = tuple(step for step in full.pairs if text_layer(step.canonical) in layers)
+    return replace(full, pairs=own, extras=None, inputs=full.inputs[: len(full.models)])
+
+
+def _layers_of(plan: Plan | AdapterPlan) -> set[int]:
+    """The layers of the text tower that a plan merges something in."""
+    names = (
+        [step.canonical for step in plan.pairs]
+        if isinstance(plan, AdapterPlan)
+        else [piece.canonical for _, piece, _ in plan.merged_pieces()]
+    )
+    return {layer for name in names if (layer := text_layer(name)) is not None}
+
+
+def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | AdapterPlan | None, Intact | None]:
+    """The plan of the recipe, and its template, or the base of its adapters, as it is."""
     try:
         full = make_plan(recipe)
     except PolymergeError as error:
         problems += error.problems if isinstance(error, Refused) else (error,)
         return None, None
-    if not isinstance(full, Plan):
-        problems.append(
-            RecipeError(
-                "recipe: its models are adapters, which are not merged by layers here. Say BASE+ADAPTER of each"
-            )
-        )
-        return None, None
+    if isinstance(full, AdapterPlan):
+        base = recipe.base_model or full.config.get("base_model_name_or_path")
+        if not base:
+            problems.append(RecipeError("recipe: its adapters name no base. Say base_model"))
+            return full, None
+        return full, open_intact(base, "recipe: base_model", problems)
     template = full.inputs[full.template].source
     family = next((one.family for one in recipe.models if one.model == template), None)
     return full, open_intact(template, "recipe: template", problems, family)
 
 
-def _settings(recipe: Recipe, full: Plan, generation: Generation) -> dict[str, Any]:
+def _settings(recipe: Recipe, full: Plan | AdapterPlan, generation: Generation) -> dict[str, Any]:
     """What the answers depend on besides the prompts and the layers."""
     return {
         "command": "ablate",
@@ -178,7 +201,7 @@ def _settings(recipe: Recipe, full: Plan, generation: Generation) -> dict[str, A
 def _measured(
     tasks: Sequence[Task],
     chosen: Mapping[str, Sequence[int]],
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, Plan | AdapterPlan],
     recipes: Mapping[str, Recipe],
     marks: Mapping[str, Mapping[str, Marks]],
     seed: int,

@@ -12,7 +12,7 @@ from typing import Any
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.evaluation.scorers import SCORERS, scorer_named
 from polymerge.generation.prompts import Prompt
-from polymerge.planning import Plan
+from polymerge.planning import AdapterPlan, Plan
 from polymerge.search.candidates import Space
 from polymerge.search.fingerprints import of_prompts
 from polymerge.search.generate import Asked, generate
@@ -102,7 +102,7 @@ def begin(
 def ask(
     run: Run,
     tasks: Sequence[Task],
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, Plan | AdapterPlan],
     generation: Generation,
     scorer: str,
     progress: Progress | None = None,
