@@ -33,9 +33,10 @@ from polymerge.demo.world import split_pairs
 from polymerge.generation.answering import Answerer, batches
 from polymerge.generation.models import load_model, load_processor
 from polymerge.generation.prompts import Prompt
+from polymerge.planning.variation import varied
 from polymerge.run.live import LiveModel
 
-VALUES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+VALUES = tuple(place / 20 for place in range(13))  # 0:0.6:0.05, the finer grid of the paper
 PROMPTS = 100
 DATA = Path(__file__).parent / "data"
 
@@ -97,7 +98,9 @@ def main() -> None:
 def in_memory(contest: Contest, values: Sequence[float]) -> Spent:
     """Plan each value, load the template once, and give it the weights of each."""
     spent, start = Spent(), time.perf_counter()
-    plans = [plan_of(contest, value) for value in values]
+    recipes = [polymerge.read_recipe(contest.recipe(value)) for value in values]
+    first = plan_of(contest, values[0])
+    plans = [varied(first, recipes[0], one) or polymerge.plan(one) for one in recipes]  # as the search does it
     live = LiveModel(plans[0])
     spent.once = time.perf_counter() - start
     for plan in plans:

@@ -26,6 +26,8 @@ from polymerge.settings import Setting
 __all__ = ["Execution", "execute"]
 
 COPY_BLOCK = 1 << 22
+ERRAND = 1 << 18
+"""Bytes of output that are worth waking a thread for."""
 T = TypeVar("T")
 
 
@@ -58,14 +60,20 @@ class _Pool:
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "polymerge")
         self._waiting: deque[tuple[Future[Any], int]] = deque()
+        self._gathered: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self._size = 0
         self._most = 4 * threads
         self.advance: Callable[[int], None] = _silent
 
     def submit(self, size: int, function: Callable[..., object], *arguments: object) -> None:
-        """Queue a call that produces `size` bytes of output; waits while the queue is full."""
-        while len(self._waiting) >= self._most:
-            self._finish_one()
-        self._waiting.append((self._executor.submit(function, *arguments), size))
+        """Queue a call that produces `size` bytes of output; waits while the queue is full.
+
+        Small calls go to a thread several at a time: to wake one takes longer than to merge a norm.
+        """
+        self._gathered.append((function, arguments))
+        self._size += size
+        if self._size >= ERRAND:
+            self._hand_over()
 
     def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
         """Call a function on every index, in any order and on any thread; the results in the order of indices."""
@@ -79,6 +87,8 @@ class _Pool:
 
     def finish(self) -> None:
         """Wait for everything that is queued."""
+        if self._gathered:
+            self._hand_over()
         while self._waiting:
             self._finish_one()
 
@@ -86,10 +96,21 @@ class _Pool:
         """Drop what has not begun, and wait for what has."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def _hand_over(self) -> None:
+        while len(self._waiting) >= self._most:
+            self._finish_one()
+        self._waiting.append((self._executor.submit(_call_each, self._gathered), self._size))
+        self._gathered, self._size = [], 0
+
     def _finish_one(self) -> None:
         future, size = self._waiting.popleft()
         future.result()
         self.advance(size)
+
+
+def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]) -> None:
+    for function, arguments in calls:
+        function(*arguments)
 
 
 def _silent(_: int) -> None:
@@ -100,12 +121,19 @@ class Execution:
     """Carries out plans of the same inputs, one after the other; what it had to find out of them it finds out once.
 
     entries, device, threads, block   as in `execute`
+    again    whether more plans will come, so that where their tensors lie is worth keeping
     """
 
     def __init__(
-        self, entries: Sequence[Mapping[str, Entry]], *, device: Device, threads: int, block: int = BLOCK
+        self,
+        entries: Sequence[Mapping[str, Entry]],
+        *,
+        device: Device,
+        threads: int,
+        block: int = BLOCK,
+        again: bool = False,
     ) -> None:
-        self.entries, self.device, self.block = entries, device, block
+        self.entries, self.device, self.block, self.again = entries, device, block, again
         self.pool = _Pool(threads)
         self.workspace = Workspace(device)
         self.files = Files()
@@ -155,6 +183,13 @@ class Execution:
         self.pool.finish()
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
+        size = block or self.block
+        if not self.again:
+            return self._laid_out(step, piece, size)
+        key = ("blocks", piece.canonical, size, self._of(step, piece))
+        return self._once(key, lambda: self._laid_out(step, piece, size))
+
+    def _laid_out(self, step: Step, piece: Piece, block: int) -> PieceBlocks:
         inputs = [
             *(piece.inputs or self.plan.models),
             *([self.plan.base] if piece.base is not None and self.plan.base is not None else []),
@@ -162,7 +197,7 @@ class Execution:
         labels = [self.plan.inputs[place].label for place in inputs]
         entries = [self.entries[place] for place in inputs]
         wide = is_wide(step) or piece.setting in self.wide
-        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block or self.block, wide)
+        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block, wide)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
         """One cutoff per model over everything that a setting merges, in the order of canonical names."""

@@ -162,7 +162,7 @@ class LiveModel:
         if self._execution is None or inputs != self._inputs:
             self.close()
             entries = [reopen(entry).entries for entry in inputs]
-            self._execution = Execution(entries, device=self._device, threads=self._threads)
+            self._execution = Execution(entries, device=self._device, threads=self._threads, again=True)
             self._inputs = inputs
         return self._execution
 

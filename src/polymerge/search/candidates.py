@@ -13,6 +13,7 @@ from typing import Any
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning.variation import varied
 from polymerge.recipe import Recipe
 from polymerge.search.knobs import Knob, parse_knob, turn
 from polymerge.search.values import parse_span, parse_values
@@ -103,9 +104,12 @@ def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> di
     """
     plans: dict[str, Plan | AdapterPlan] = {}
     problems: list[PolymergeError] = []
+    first: tuple[Plan, Recipe] | None = None
     for point in points:
         try:
-            plan = make_plan(space.turned(recipe, point))
+            turned = space.turned(recipe, point)
+            plan = (varied(*first, turned) if first else None) or make_plan(turned)
+            first = first or ((plan, turned) if isinstance(plan, Plan) else None)
         except Refused as refused:
             problems += refused.problems
             continue

@@ -1,0 +1,52 @@
+"""The plan of a recipe that differs from another one's in parameters only, without a look at the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from polymerge.errors import PolymergeError
+from polymerge.methods.table import COPY
+from polymerge.planning.data import Plan
+from polymerge.planning.inputs import labels_of, sources_of
+from polymerge.planning.overrides import Choice, choices_of
+from polymerge.recipe import Recipe, recipe_dict
+
+__all__ = ["varied"]
+
+
+def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
+    """What `make_plan` makes of `recipe`, made of the plan of `before`; None where only planning anew can tell.
+
+    A sweep of a coefficient makes a plan for each value, and they differ in their settings alone: unless something
+    other than parameters differs, a value is refused, or two settings that were one are two.
+    """
+    if _without_parameters(before) != _without_parameters(recipe) or len(plan.models) != len(recipe.models):
+        return None
+    problems: list[PolymergeError] = []
+    was, now = (_choices(one, problems) for one in (before, recipe))
+    if problems or _pattern(was) != _pattern(now):
+        return None
+    settings = {choice.key: choice.setting for choice in now}
+    return replace(plan, recipe=recipe_dict(recipe), settings=tuple(settings.values()))
+
+
+def _choices(recipe: Recipe, problems: list[PolymergeError]) -> list[Choice]:
+    named = labels_of(sources_of(recipe))
+    labels = [named[entry.model] for entry in recipe.models]
+    return [one for one in choices_of(recipe, labels, recipe.models, problems) if one.setting.method != COPY]
+
+
+def _pattern(choices: Sequence[Choice]) -> list[tuple[int, str, object, object]]:
+    """Which choices share a setting, the methods, and what they are for."""
+    keys = list(dict.fromkeys(choice.key for choice in choices))
+    return [(keys.index(one.key), one.setting.method, one.layers, one.match) for one in choices]
+
+
+def _without_parameters(recipe: Recipe) -> Recipe:
+    return replace(
+        recipe,
+        models=tuple(replace(entry, parameters={}) for entry in recipe.models),
+        overrides=tuple(replace(override, parameters={}) for override in recipe.overrides),
+        parameters={},
+    )

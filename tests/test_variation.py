@@ -1,0 +1,81 @@
+"""A plan that is varied is the plan of the varied recipe, or there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from polymerge.planning import Plan, make_plan
+from polymerge.planning.variation import varied
+from polymerge.recipe import Recipe, read_recipe
+from search_made import BASE, REASON, VLM, recipe
+
+SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "weights": ({}, {"models": [0.3, 0.7]}),
+    "weights of a method without a base": ({"merge_method": "linear"}, {"models": [0.3, 0.7]}),
+    "a parameter of the method": ({"merge_method": "ties"}, {"parameters": {"density": 0.3, "trim": "model"}}),
+    "random draws": ({"merge_method": "dare_ties"}, {"parameters": {"density": 0.3}}),
+    "an override": (
+        {"overrides": [{"layers": "0-1", "parameters": {"scale": 0.5}}, {"layers": "3", "merge_method": "copy"}]},
+        {"overrides": [{"layers": "0-1", "parameters": {"scale": 0.7}}, {"layers": "3", "merge_method": "copy"}]},
+    ),
+}
+ANEW: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "another layer": (
+        {"overrides": [{"layers": "0-1", "parameters": {"scale": 0.5}}]},
+        {"overrides": [{"layers": "0-2", "parameters": {"scale": 0.5}}]},
+    ),
+    "two settings become one": (
+        {"overrides": [{"layers": "0-1", "parameters": {"scale": 0.5}}]},
+        {"overrides": [{"layers": "0-1", "parameters": {"scale": 1.0}}]},
+    ),
+    "another method": ({}, {"merge_method": "ties"}),
+    "another seed": ({}, {"seed": 7}),
+    "a value that is refused": ({"merge_method": "ties"}, {"parameters": {"density": 3.0}}),
+    "the base among the models": (
+        {"models": [{"model": VLM, "parameters": {"weight": 1}}, {"model": BASE}, {"model": REASON,
+                    "parameters": {"weight": 0.5}}]},
+        {"models": [{"model": VLM, "parameters": {"weight": 1}}, {"model": BASE}, {"model": REASON,
+                    "parameters": {"weight": 0.7}}]},
+    ),
+}  # fmt: skip
+
+
+def both(before: dict[str, Any], after: dict[str, Any]) -> tuple[Recipe, Recipe]:
+    was = {**recipe(), **before}
+    now = {**was, **after}
+    if all(isinstance(weight, float) for weight in after.get("models", ())):
+        now["models"] = [
+            {**entry, "parameters": {"weight": weight}}
+            for entry, weight in zip(was["models"], after.get("models", (1.0, 0.5)), strict=True)
+        ]
+    return read_recipe(was), read_recipe(now)
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_it_is_the_plan_of_the_recipe(case: str) -> None:
+    was, now = both(*SAME[case])
+    plan, expected = make_plan(was), make_plan(now)
+    assert isinstance(plan, Plan)
+    found = varied(plan, was, now)
+    assert found == expected
+    assert found is not None
+    assert found.hash == expected.hash
+    assert found != plan
+
+
+@pytest.mark.parametrize("case", ANEW)
+def test_where_more_than_settings_may_differ_there_is_none(case: str) -> None:
+    was, now = both(*ANEW[case])
+    plan = make_plan(was)
+    assert isinstance(plan, Plan)
+    assert varied(plan, was, now) is None
+
+
+def test_a_recipe_varied_by_nothing_is_itself() -> None:
+    was, _ = both({}, {})
+    plan = make_plan(was)
+    assert isinstance(plan, Plan)
+    assert varied(plan, was, replace(was)) == plan
