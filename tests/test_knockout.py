@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from polymerge.planning import Plan
 from polymerge.run.live import LiveModel
 from polymerge.search import generate
 from polymerge.search.options import Generation
+from running import cli
 from search_made import BASE, VLM, prompts_file, recipe
 from tiny import as_2024, as_live, build, load, perturbed, related_llm
 
@@ -525,3 +527,22 @@ def test_experts_in_one_tensor_have_no_known_output(tmp_path: Path) -> None:
     knocked_out(intact, [Cell("mlp", (0,))], Replacement("uniform"), None, problems)
     assert "which of its dimensions" in str(problems[0])
     assert plan_of(intact, Cell("mlp", (0,)), Replacement("zero")).hash != intact.plan.hash
+
+
+def test_tasks_are_said_as_for_evaluate(prompts: Path, tmp_path: Path) -> None:
+    other = prompts.with_name("other.jsonl")
+    shutil.copy(prompts, other)
+    more = ("--samples", "4", "--max-new-tokens", "3", "--layers", "0", "--modules", "mlp")
+    ran = cli("knockout", VLM, "--tasks", f"{prompts}:exact,{other}:exact", "-o", tmp_path / "run", *more)
+    assert ran.status == 0, ran.err
+    found = json.loads((tmp_path / "run" / "knockout.json").read_text(encoding="utf-8"))
+    assert (set(found["tasks"]), found["scorer"]) == ({prompts.stem, "other"}, "exact")
+    for words, told in (
+        (("--tasks", f"{prompts}:exact,{other}:vqa"), "one for all tasks: they are exact, vqa"),
+        (("--tasks", "mm-mergebench"), "'mm-mergebench' is not FILE:SCORER"),
+        (("--prompts", prompts), "say --scorer NAME"),
+        ((), "say what to ask"),
+    ):
+        ran = cli("knockout", VLM, *words, "-o", tmp_path / "other", *more)
+        assert ran.status == 2
+        assert told in ran.err

@@ -10,6 +10,7 @@ import click
 
 from polymerge.cli.options import recipe_of, recipe_options_without
 from polymerge.cli.progress import progress_bar
+from polymerge.errors import RecipeError, refuse_if_any
 
 if TYPE_CHECKING:
     from polymerge.search.options import Generation
@@ -22,10 +23,13 @@ _GENERATION = ("max_new_tokens", "batch_size", "device", "workers", "torch_threa
 
 _PROMPTS = (
     click.option(
-        "--prompts", metavar="[NAME=]FILE", multiple=True, required=True,
+        "--prompts", metavar="[NAME=]FILE", multiple=True,
         help="Prompts with answers, of one task; repeatable. Its name is the file's unless it is said.",
     ),
-    click.option("--scorer", metavar="NAME", required=True, help="Scores the answers, such as exact."),
+    click.option("--scorer", metavar="NAME", help="Scores the answers, such as exact."),
+    click.option(
+        "--tasks", metavar="FILE:SCORER,...", help="The same, as `polymerge evaluate` takes it; one scorer for all."
+    ),
     click.option("-o", "--out", metavar="RUN", required=True, type=click.Path(), help="The folder of the run."),
 )  # fmt: skip
 
@@ -83,7 +87,7 @@ def knockout(model: str, prompts: tuple[str, ...], out: str, as_json: bool, forc
     from polymerge.knockout.running import knockout as run
     from polymerge.knockout.show import describe_knockout
 
-    generation = _generation(options)
+    generation, prompts = _generation(options), _tasks(prompts, options)
     with progress_bar("answers", unit="") as progress:
         done = run(model, prompts, out, generation=generation, force=force, progress=progress, **options)
     if as_json:
@@ -111,7 +115,7 @@ def ablate(prompts: tuple[str, ...], out: str, as_json: bool, force: bool, **opt
     from polymerge.knockout.ablation import ablate as run
     from polymerge.knockout.show import describe_ablation
 
-    generation = _generation(options)
+    generation, prompts = _generation(options), _tasks(prompts, options)
     own = {
         name: options.pop(name)
         for name in ("scorer", "ranges", "window", "stride", "layers", "seed", "samples", "sample_seed")
@@ -125,6 +129,27 @@ def ablate(prompts: tuple[str, ...], out: str, as_json: bool, force: bool, **opt
         return
     click.echo(describe_ablation(done.outcome))
     click.echo(f"{done.folder}: every answer, ablation.json and the plot")
+
+
+def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> tuple[str, ...]:
+    """The prompts of every task; leaves the one scorer of all in `options`."""
+    said = [text.rpartition(":") for text in (options.pop("tasks") or "").split(",") if text]
+    problems = [
+        RecipeError(
+            f"--tasks: '{file or scorer}' is not FILE:SCORER; tasks of a benchmark are for `polymerge evaluate`"
+        )
+        for file, colon, scorer in said
+        if not (file and colon)
+    ]
+    scorers = {scorer for _, _, scorer in said} | ({options["scorer"]} if options["scorer"] else set())
+    if not said and not prompts:
+        problems.append(RecipeError("say what to ask: --prompts FILE --scorer NAME, or --tasks FILE:SCORER"))
+    elif len(scorers) != 1 and not problems:
+        told = f"they are {', '.join(sorted(scorers))}" if scorers else "say --scorer NAME"
+        problems.append(RecipeError(f"--scorer: one for all tasks: {told}"))
+    refuse_if_any(problems)
+    (options["scorer"],) = scorers
+    return (*prompts, *(file for file, _, _ in said))
 
 
 def _generation(options: dict[str, Any]) -> Generation:
