@@ -103,7 +103,8 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int]
         file.unlink()
     least: dict[tuple[str, int, int], int] = {}
     for (_, size, case), peak in zip(measured, json.loads(done.stdout), strict=True):
-        least[*case, size] = min(peak, least.get((*case, size), peak))
+        key = (*case, size)
+        least[key] = min(peak, least.get(key, peak))
     return least
 
 
