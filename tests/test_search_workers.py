@@ -136,3 +136,41 @@ def test_several_problems_come_whole_out_of_another_process() -> None:
     assert again.exit_status == 2
     failed = pickle.loads(pickle.dumps(AnswerError("no answer", [3, "4"])))
     assert (str(failed), failed.ids) == ("no answer", (3, "4"))
+
+
+def test_a_worker_that_is_gone_is_said_in_a_line() -> None:
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+
+    from polymerge.search.workers import Crew, WorkerError
+
+    def gone(*_: object) -> Future[object]:
+        future: Future[object] = Future()
+        future.set_exception(BrokenProcessPool("terminated abruptly"))
+        return future
+
+    with pytest.raises(WorkerError, match="run again to go on"):
+        Crew(1, gone).take(0, None).result()
+
+
+def test_a_cluster_without_room_is_refused_and_not_waited_for() -> None:
+    from types import SimpleNamespace
+
+    from polymerge.search.cluster import _check_room
+
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": False, "Resources": {}}])
+    _check_room(ray, "host:1", 3, {"CPU": 1.0})
+    with pytest.raises(RecipeError, match="2 workers of 2 CPU each, and its 1 machines have room for 1"):
+        _check_room(ray, "host:1", 2, {"CPU": 2.0})
+
+
+def test_an_address_where_nobody_listens() -> None:
+    import socket
+
+    from polymerge.search.cluster import _probe
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(RecipeError, match="no cluster can be reached there"):
+            _probe(address)
