@@ -31,6 +31,11 @@ class PolymergeError(Exception):
 
     exit_status = 1
 
+    @property
+    def problems(self) -> tuple[PolymergeError, ...]:
+        """The single errors that it tells of: itself, but for `Refused`, which gathers several."""
+        return (self,)
+
 
 class RecipeError(PolymergeError):
     """The recipe or the command line asks for something that cannot be done."""
@@ -54,15 +59,20 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
     """Everything that was found wrong, at once; `problems` holds the single errors."""
 
     def __init__(self, problems: Iterable[PolymergeError]) -> None:
-        self.problems: tuple[PolymergeError, ...] = tuple({str(problem): problem for problem in problems}.values())
-        self.exit_status = max(problem.exit_status for problem in self.problems)
-        count = len(self.problems)
+        self._problems = tuple({str(problem): problem for problem in problems}.values())
+        self.exit_status = max(problem.exit_status for problem in self._problems)
+        count = len(self._problems)
         lines = [f"{count} problem{'s' if count > 1 else ''}, nothing was written:"]
-        lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
+        lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems, 1)]
         super().__init__("\n".join(lines))
 
+    @property
+    def problems(self) -> tuple[PolymergeError, ...]:
+        """Everything that was found wrong, each once."""
+        return self._problems
+
     def __reduce__(self) -> tuple[type[Refused], tuple[tuple[PolymergeError, ...]]]:
-        return Refused, (self.problems,)  # so that it comes whole out of another process
+        return Refused, (self._problems,)  # so that it comes whole out of another process
 
 
 def refuse_if_any(problems: Iterable[PolymergeError]) -> None:

@@ -20,7 +20,7 @@ from polymerge.checkpoint.hubfiles import head_of, missing_remote
 from polymerge.checkpoint.index import disagreements, read_index
 from polymerge.checkpoint.jsontext import parse_object
 from polymerge.checkpoint.torchfile import read_torch
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean, refuse_if_any
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 
 if TYPE_CHECKING:
     from polymerge.checkpoint.adapter import Adapter
@@ -118,10 +118,8 @@ def collected(problems: list[PolymergeError], file: Path) -> Iterator[None]:
     """Go on after what goes wrong with one file, so that all the others are looked at as well."""
     try:
         yield
-    except Refused as refused:
-        problems += refused.problems
     except PolymergeError as error:
-        problems.append(error)
+        problems += error.problems
     except OSError as error:
         problems.append(CheckpointError(f"{file}: cannot be read: {error.strerror}. Check its permissions."))
 

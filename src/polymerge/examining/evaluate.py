@@ -99,10 +99,8 @@ def _gathered(read: Callable[[], T], problems: list[PolymergeError]) -> T | None
     """What is read, or None and what is wrong with it."""
     try:
         return read()
-    except Refused as refused:
-        problems += refused.problems
-    except RecipeError as error:
-        problems.append(error)
+    except (Refused, RecipeError) as error:
+        problems += error.problems
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
+from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.knockout.asking import Marks, Task, ask, begin, read_tasks
 from polymerge.knockout.intact import Intact, open_intact
 from polymerge.knockout.plots import draw_gains, where
@@ -102,8 +102,7 @@ def ablate(
             try:
                 made = full if name == FULL else make_plan(recipes[name])
             except PolymergeError as error:
-                told = error.problems if isinstance(error, Refused) else (error,)
-                problems += [type(one)(f"merging {name} ({where(own)}): {one}") for one in told]
+                problems += [type(one)(f"merging {name} ({where(own)}): {one}") for one in error.problems]
                 continue
             assert isinstance(made, Plan)
             plans[name] = made
@@ -172,7 +171,7 @@ def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | Adapte
     try:
         full = make_plan(recipe)
     except PolymergeError as error:
-        problems += error.problems if isinstance(error, Refused) else (error,)
+        problems += error.problems
         return None, None
     if isinstance(full, AdapterPlan):
         base = recipe.base_model or full.config.get("base_model_name_or_path")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from polymerge.checkpoint.joined import split_source
-from polymerge.errors import PolymergeError, RecipeError, Refused
+from polymerge.errors import PolymergeError, RecipeError
 from polymerge.mapping import text_layer
 from polymerge.planning import Piece, Plan, Step, make_plan
 
@@ -76,10 +76,8 @@ def planned(recipe: Mapping[str, Any], problems: list[PolymergeError]) -> Any:
     """The plan of a recipe; None, with the problems said, where there is none."""
     try:
         return make_plan(recipe)
-    except Refused as refused:
-        problems += refused.problems
     except PolymergeError as error:
-        problems.append(error)
+        problems += error.problems
     return None
 
 

@@ -44,11 +44,8 @@ def names_adapters(recipe: Recipe, problems: list[PolymergeError]) -> bool:
             path = locate(name)
             if any(path.glob("adapter_model.*")):
                 open_adapter(name, path)  # says what it lacks
-        except Refused as refused:
-            problems.extend(refused.problems)
-            continue
         except PolymergeError as error:
-            problems.append(error)
+            problems += error.problems
             continue
         problems.append(
             RecipeError(

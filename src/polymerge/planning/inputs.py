@@ -14,7 +14,7 @@ from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import ADAPTER, open_joined, split_source
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, did_you_mean
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean
 from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.config import why_quantized
 from polymerge.families.generic import GENERIC
@@ -219,10 +219,8 @@ def _open_all(
             if path not in by_path:
                 by_path[path] = _open(source, path, labels[source], families.get(source), problems)
             opened[source] = by_path[path]
-        except Refused as refused:
-            problems.extend(refused.problems)
         except PolymergeError as error:
-            problems.append(error)
+            problems += error.problems
     return opened
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.jsontext import parse_object
-from polymerge.errors import PolymergeError, RecipeError, Refused
+from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import family_of
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family
@@ -51,10 +51,8 @@ def open_adapters(recipe: Recipe, labels: Sequence[str], problems: list[Polymerg
     for entry in recipe.models:
         try:
             adapters.append(open_adapter(entry.model, locate(entry.model)))
-        except Refused as refused:
-            problems.extend(refused.problems)
         except PolymergeError as error:
-            problems.append(error)
+            problems += error.problems
     sources = [entry.model for entry in recipe.models]
     template = 0
     if recipe.template is not None and recipe.template not in sources:

@@ -10,7 +10,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
+from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.variation import varied
@@ -110,11 +110,8 @@ def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> di
             turned = space.turned(recipe, point)
             plan = (varied(*first, turned) if first else None) or make_plan(turned)
             first = first or ((plan, turned) if isinstance(plan, Plan) else None)
-        except Refused as refused:
-            problems += refused.problems
-            continue
         except PolymergeError as error:
-            problems.append(error)
+            problems += error.problems
             continue
         plans[candidate_name(space, point)] = plan
     refuse_if_any(problems)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from polymerge.errors import PolymergeError, RecipeError, Refused, did_you_mean
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.generation.draw import draw
 from polymerge.generation.models import DTYPES
 from polymerge.generation.prompts import Prompt, check_images, read_prompts
@@ -97,11 +97,8 @@ def draw_prompts(source: PromptSource, problems: list[PolymergeError]) -> list[P
         by_id = {prompt.id: prompt for prompt in every}
         drawn = [by_id[one] for one in draw(list(by_id), source.samples, source.seed)]
         check_images(drawn)
-    except Refused as refused:
-        problems += refused.problems
-        return []
     except PolymergeError as error:
-        problems.append(error)
+        problems += error.problems
         return []
     return drawn
 

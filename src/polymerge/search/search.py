@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.output import check_target
-from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused, refuse_if_any
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse_if_any
 from polymerge.generation.prompts import Prompt
 from polymerge.planning import AdapterPlan, Plan
 from polymerge.recipe import Recipe, parse_recipe, recipe_dict
@@ -106,7 +106,7 @@ def search(
                 found += without_effect(recipe, space)
                 plans = plan_candidates(recipe, space, points or [one for sweep in space.sweeps() for one in sweep])
         except PolymergeError as error:
-            found += error.problems if isinstance(error, Refused) else (error,)
+            found += error.problems
     refuse_if_any(found)
 
     first = next(iter(plans.values()))

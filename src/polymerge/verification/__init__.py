@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import is_adapter
-from polymerge.errors import PolymergeError, Refused
+from polymerge.errors import PolymergeError
 from polymerge.verification.adapter import verify_adapter
 from polymerge.verification.checkpoint import verify_checkpoint
 from polymerge.verification.findings import Finding, Verification
@@ -23,7 +23,5 @@ def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verificati
         if is_adapter(path):
             return verify_adapter(folder)
         return verify_checkpoint(folder, trust_remote_code=trust_remote_code)
-    except Refused as refused:
-        return Verification(path, (Finding("files", False, "; ".join(map(str, refused.problems))),))
     except PolymergeError as error:
-        return Verification(path, (Finding("files", False, str(error)),))
+        return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))
