@@ -7,19 +7,16 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polymerge.errors import PolymergeError, RecipeError, Refused, did_you_mean, refuse_if_any
+from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
 from polymerge.examining.asking import Failures, ask
 from polymerge.examining.exams import Exam, read_exams
 from polymerge.examining.subjects import Subject, subject
-from polymerge.generation.models import DTYPES
 from polymerge.search.options import Generation
 from polymerge.search.runs import Run, alone_in, open_run
-from polymerge.search.workers import Crew, hire
 
 __all__ = ["ERRORS", "evaluate"]
 
@@ -60,23 +57,14 @@ def evaluate(
     where the model does not load.
     """
     generation = generation or Generation()
-    problems: list[PolymergeError] = _misfits(generation)
+    problems = generation.problems()
     asked = _gathered(lambda: subject(model, name), problems)
     exams = _gathered(lambda: read_exams(tasks, _path(data), _path(image_folder), max_new_tokens), problems)
     refuse_if_any(problems)
     assert asked is not None
     assert exams is not None
     run = open_run(Path(out), _settings(asked, exams, generation), force=force, what="an evaluation", parts="tasks")
-    with ExitStack() as stack:
-        stack.enter_context(alone_in(run))
-        hired: list[Crew] = []
-
-        def crew() -> Crew:
-            if not hired:
-                job = generation.job(asked.plan, str(asked.folder))
-                hired.append(stack.enter_context(hire(job, generation.workers, generation.ray)))
-            return hired[0]
-
+    with alone_in(run), generation.crew(asked.plan, str(asked.folder)) as crew:
         failures = ask(run, exams, generation.batch_size, asked.plan, crew, progress)
         _unasked(exams, failures)
         _write_errors(run, exams, failures)
@@ -106,17 +94,6 @@ def _gathered(read: Callable[[], T], problems: list[PolymergeError]) -> T | None
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
     return None if path is None else Path(path).expanduser()
-
-
-def _misfits(generation: Generation) -> list[PolymergeError]:
-    problems: list[PolymergeError] = [
-        RecipeError(f"--{option.replace('_', '-')}: {getattr(generation, option)} is too few")
-        for option in ("batch_size", "workers")
-        if getattr(generation, option) < 1
-    ]
-    if generation.dtype not in DTYPES:
-        problems.append(RecipeError(f"--dtype: '{generation.dtype}'.{did_you_mean(generation.dtype, DTYPES)}"))
-    return problems
 
 
 def _settings(asked: Subject, exams: Sequence[Exam], generation: Generation) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
@@ -13,13 +12,10 @@ from polymerge.errors import PolymergeError, RecipeError
 from polymerge.evaluation.scorers import SCORERS, scorer_named
 from polymerge.generation.prompts import Prompt
 from polymerge.planning import AdapterPlan, Plan
-from polymerge.search.candidates import Space
 from polymerge.search.fingerprints import of_prompts
 from polymerge.search.generate import Asked, generate
-from polymerge.search.judging import Judging
-from polymerge.search.options import Generation, PromptSource, draw_prompts, misfits
+from polymerge.search.options import Generation, PromptSource, draw_prompts
 from polymerge.search.runs import Run, alone_in, open_run
-from polymerge.search.workers import Crew, hire
 
 __all__ = ["Marks", "Task", "ask", "begin", "read_tasks"]
 
@@ -53,7 +49,7 @@ def read_tasks(
 
     samples  of each task; 0 for all
     """
-    problems += misfits(Space((), (), ()), generation, Judging(), None, ())
+    problems += generation.problems()
     try:
         scorer_named(scorer)
     except RecipeError as error:
@@ -113,18 +109,10 @@ def ask(
     plans    of one template
     kept_as  what stands between the task's name and the plan's where answers are kept: `candidates/TASK,NAME`
     """
-    job = generation.job(next(iter(plans.values())))
     total = len(plans) * sum(len(task.asked.prompts) for task in tasks)
     before = 0
     marks: dict[str, dict[str, Marks]] = {}
-    with ExitStack() as stack:
-        stack.enter_context(alone_in(run))
-        hired: list[Crew] = []
-
-        def crew() -> Crew:
-            if not hired:
-                hired.append(stack.enter_context(hire(job, generation.workers, generation.ray)))
-            return hired[0]
+    with alone_in(run), generation.crew(next(iter(plans.values()))) as crew:
 
         def tell(done: int, _: int) -> None:
             if progress is not None:

@@ -148,9 +148,9 @@ def candidate_name(space: Space, point: Point) -> str:
     """The name of a candidate, and of its folder: `weight-0.3`."""
     text = ",".join(f"{knob.name}-{_word(value)}" for knob, value in zip(space.knobs, point, strict=True))
     plain = re.sub(r"[^\w.,\-]+", "_", text)
-    if plain == text and len(text) <= _LONGEST:
-        return text
-    return f"{plain[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if len(plain) > _LONGEST else plain
+    if len(plain) <= _LONGEST:
+        return plain
+    return f"{plain[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _word(value: Value) -> str:

@@ -21,12 +21,7 @@ def of_prompts(prompts: Sequence[Prompt]) -> str:
     """sha256 of prompts and their pictures; what the right answers are does not matter to a model."""
     told = hashlib.sha256()
     for prompt in prompts:
-        pictures = [
-            hashlib.sha256(
-                encode_png(image) if isinstance(image, StoredImage) else Path(image).read_bytes()
-            ).hexdigest()
-            for image in prompt.images
-        ]
+        pictures = [hashlib.sha256(_bytes(image)).hexdigest() for image in prompt.images]
         told.update(json.dumps([prompt.id, prompt.text, pictures]).encode())
     return told.hexdigest()
 

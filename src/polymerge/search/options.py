@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.generation.draw import draw
@@ -15,7 +17,7 @@ from polymerge.search.candidates import Space
 from polymerge.search.criterion import CRITERIA
 from polymerge.search.judging import Judging, check_labels
 from polymerge.search.trials import SAMPLERS
-from polymerge.search.workers import Job
+from polymerge.search.workers import Crew, Job, hire
 
 __all__ = ["Generation", "PromptSource", "Scoring", "draw_prompts", "misfits"]
 
@@ -57,14 +59,31 @@ class Generation:
     torch_threads: int | None = None
     trust_remote_code: bool = False
 
-    def job(self, plan: Plan | AdapterPlan | None, folder: str = "") -> Job:
-        """What its workers are told: the plan whose models they load, or the folder of a checkpoint."""
+    def problems(self) -> list[PolymergeError]:
+        """What of it cannot be."""
+        found: list[PolymergeError] = [
+            RecipeError(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few")
+            for name in ("max_new_tokens", "batch_size", "workers")
+            if getattr(self, name) < 1
+        ]
+        if self.dtype not in DTYPES:
+            found.append(RecipeError(f"--dtype: '{self.dtype}'.{did_you_mean(self.dtype, DTYPES)}"))
+        return found
+
+    @contextmanager
+    def crew(self, plan: Plan | AdapterPlan | None, folder: str = "") -> Iterator[Callable[[], Crew]]:
+        """What hires its workers when it is first called, and sees them off at the end.
+
+        plan    whose models they load; None where they load the checkpoint in `folder`
+        """
         threads = self.torch_threads
         if threads is None and (self.workers > 1 or self.ray is not None):
             threads = max(1, (os.cpu_count() or 1) // self.workers)
-        return Job(
+        job = Job(
             plan, self.device, self.dtype, self.max_new_tokens, threads, threads, self.trust_remote_code, folder
         )  # fmt: skip
+        with ExitStack() as stack:
+            yield cache(lambda: stack.enter_context(hire(job, self.workers, self.ray)))
 
 
 @dataclass(frozen=True)
@@ -107,14 +126,7 @@ def misfits(
     space: Space, generation: Generation, judging: Judging, scoring: Scoring | None, drawn: Sequence[Prompt]
 ) -> list[PolymergeError]:
     """What of a search's parts does not fit together."""
-    problems: list[PolymergeError] = [
-        RecipeError(f"--{name.replace('_', '-')}: {getattr(generation, name)} is too few")
-        for name in ("max_new_tokens", "batch_size", "workers")
-        if getattr(generation, name) < 1
-    ]
-    problems += judging.problems()
-    if generation.dtype not in DTYPES:
-        problems.append(RecipeError(f"--dtype: '{generation.dtype}'.{did_you_mean(generation.dtype, DTYPES)}"))
+    problems = generation.problems() + judging.problems()
     if scoring is None:
         return problems + _without_labels(space, judging)
     if scoring.sampler == "grid":

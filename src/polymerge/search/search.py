@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +35,7 @@ from polymerge.search.plot import draw_search
 from polymerge.search.runs import Run, alone_in, open_run
 from polymerge.search.trials import run_trials
 from polymerge.search.values import parse_values
-from polymerge.search.workers import Crew, hire
+from polymerge.search.workers import Crew
 
 __all__ = ["Searched", "search"]
 
@@ -112,16 +111,8 @@ def search(
     first = next(iter(plans.values()))
     settings = _settings(recipe, space, first, drawn, generation, keep_template_weight)
     run = open_run(Path(out), settings, force=force)
-    with ExitStack() as stack:
-        stack.enter_context(alone_in(run))
+    with alone_in(run), generation.crew(first) as crew:
         asked = Asked(run.keep_prompts(drawn), generation.batch_size)
-        hired: list[Crew] = []
-
-        def crew() -> Crew:
-            if not hired:
-                hired.append(stack.enter_context(hire(generation.job(first), generation.workers, generation.ray)))
-            return hired[0]
-
         if sampled and scoring is not None:
             outcome, chosen = _sampled(run, recipe, space, asked, crew, scoring, prompts.seed, settings, progress)
         else:
