@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from polymerge.search.search import Searched, search
 
 from .score import LONGEST_ANSWER, Question
 
-__all__ = ["choose_weight", "report_choice"]
+__all__ = ["choose_weight", "report_choice", "write_questions"]
 
 PROMPTS = 100  # the paper's number
 BATCH = 50
@@ -24,12 +24,9 @@ def choose_weight(recipe: Mapping[str, Any], exam: Sequence[Question], values: S
     """Search the second model's weight on questions of the exam; their answers are scored, but do not choose."""
     folder = out / "questions"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
     for number, question in enumerate(exam):
         Image.fromarray(question.picture).save(folder / f"{number}.png")
-        lines.append({"id": number, "text": question.prompt, "image": f"{number}.png", "answer": question.answer})
-    file = folder / "questions.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    file = write_questions(exam, range(len(exam)), folder / "questions.jsonl")
     return search(
         recipe,
         PromptSource(file, samples=PROMPTS),
@@ -40,6 +37,16 @@ def choose_weight(recipe: Mapping[str, Any], exam: Sequence[Question], values: S
         generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=BATCH),
         force=True,
     )
+
+
+def write_questions(exam: Sequence[Question], numbers: Iterable[int], file: Path) -> Path:
+    """Write some questions of the exam; their pictures lie beside the file, each under its number in the exam."""
+    lines = [
+        {"question_id": number, "text": exam[number].prompt, "image": f"{number}.png", "answer": exam[number].answer}
+        for number in numbers
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
 
 
 def report_choice(outcome: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str]:

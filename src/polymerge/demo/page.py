@@ -15,6 +15,7 @@ from polymerge.knockout.running import knockout
 from polymerge.report.making import report
 from polymerge.search.options import Generation
 
+from .choosing import write_questions
 from .score import LONGEST_ANSWER, Question
 
 __all__ = ["make_page"]
@@ -55,12 +56,6 @@ def make_page(
 
 
 def _questions(exam: Sequence[Question], group: str, folder: Path) -> Path:
-    """Questions of one group as a file; their pictures lie beside it, each under its number in the exam."""
+    """Some questions of one group, spread over it, as a file beside the exam's pictures."""
     own = [number for number, question in enumerate(exam) if question.group == group]
-    lines = [
-        {"question_id": number, "text": exam[number].prompt, "image": f"{number}.png", "answer": exam[number].answer}
-        for number in own[:: max(1, len(own) // ASKED)][:ASKED]
-    ]
-    file = folder / f"{group}.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return file
+    return write_questions(exam, own[:: max(1, len(own) // ASKED)][:ASKED], folder / f"{group}.jsonl")
