@@ -21,7 +21,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = {
     "errors": 1, "dtypes": 1,
     "reads": 2, "kernels": 2,
-    "mapping": 3, "checkpoint": 3, "generation": 3,
+    "mapping": 3, "namemap": 3.5, "checkpoint": 3, "generation": 3,
     "methods": 4, "families": 4, "evaluation": 4,
     "settings": 5, "verification": 5,
     "recipe": 6,

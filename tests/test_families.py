@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
-from polymerge.mapping import Family, map_names
+from polymerge.mapping import Family
+from polymerge.namemap import Stack, map_names
 from tiny import LLMS, RUNNABLE, VLMS, as_2024, as_live, build, generate, load, perturbed, related_llm
 
 PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden/names.json").read_text(encoding="utf-8"))
@@ -22,11 +23,14 @@ FORMS = {"saved": (), "2024": (as_2024,), "live": (as_live,), "live in 4.5x": (a
 """The names that one checkpoint has had over the years, by what makes them of those that transformers 5 writes."""
 
 ALL_PARTS = ("text", "vision", "projector", "audio")
-SPLITS = splits({"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64})
+SPLITS = {
+    **splits({"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64}),
+    **dict.fromkeys(("experts_in", "experts_out"), Stack()),
+}
 """Where queries, keys and values, and gate and up, lie in fused tensors; names do not depend on it."""
 
-EXPERTS_IN_ONE = ("qwen3_vl_moe",)
-"""Families that hold all experts in one tensor, where the language models that they come from have them one by one."""
+EXPERTS = (128, 2, 2)
+"""The shape of a tensor that holds all experts, for names without shapes: of it, the first is their number."""
 
 NEVER_TIED = ("mllama", "qwen2_audio")
 """Families whose classes know no tied head."""
@@ -45,26 +49,33 @@ def unfolded(name: str) -> Iterator[str]:
             yield from (f"{before}{one}{tail}" for tail in unfolded(after))
 
 
-def names_of(published: dict[str, Any]) -> list[str]:
-    return [name for folded in published["names"] for name in unfolded(folded)]
+def names_of(published: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every name, with what a table may look at of a shape."""
+    names = [name for folded in published["names"] for name in unfolded(folded)]
+    assert len(set(names)) == len(names)
+    return dict.fromkeys(names, EXPERTS)
 
 
 @pytest.fixture(scope="session")
 def tiny_names(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tensor names of a family's tiny checkpoint in one of `FORMS`."""
+    """The tensor names of a family's tiny checkpoint in one of `FORMS`, each with its shape."""
 
     @cache
-    def names(family: str, form: str = "saved") -> tuple[str, ...]:
+    def names(family: str, form: str = "saved") -> dict[str, tuple[int, ...]]:
         folder = build(family, tmp_path_factory.mktemp("tiny") / family)
         for renaming in FORMS[form]:
             renaming(folder)
-        return tuple(load(folder))
+        return shapes_in(folder)
 
     return names
 
 
-def canonical(family: Family, names: Any) -> set[str]:
-    mapped = map_names(family, names, "here", SPLITS)
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in load(folder).items()}
+
+
+def canonical(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    mapped = map_names(family, shapes, "here", SPLITS, shapes)
     assert mapped.problems == ()
     return set(mapped.tensors)
 
@@ -75,8 +86,8 @@ def canonical(family: Family, names: Any) -> set[str]:
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda entry: entry["checkpoint"])
 def test_every_published_name_has_one_place(published: dict[str, Any]) -> None:
     family, names = family_in(published), names_of(published)
-    assert len(set(names)) == published["count"]
-    mapped = map_names(family, names, published["checkpoint"], SPLITS)
+    assert len(names) == published["count"]
+    mapped = map_names(family, names, published["checkpoint"], SPLITS, names)
     assert mapped.problems == ()
     assert len(mapped.layout) + len(mapped.buffers) == len(names)
     assert len(mapped.tensors) == sum(len(held) for held in mapped.layout.values())
@@ -88,7 +99,7 @@ def family_in(published: dict[str, Any]) -> Family:
     return family_of(published["config"] or {}, published["family"])
 
 
-def published_names(checkpoint: str) -> tuple[Family, list[str]]:
+def published_names(checkpoint: str) -> tuple[Family, dict[str, tuple[int, ...]]]:
     (entry,) = (entry for entry in PUBLISHED if checkpoint in entry["checkpoint"])
     return family_in(entry), names_of(entry)
 
@@ -111,7 +122,8 @@ def published_names(checkpoint: str) -> tuple[Family, list[str]]:
         ("Mixtral-8x7B", 995, 0, 0, 0),
         ("Llama-3.2-11B-Vision", 291, 509, 106, 0),
         ("Cosmos-Reason2-8B", 399, 327, 24, 0),
-        ("Qwen3-VL-30B-A3B", 531, 327, 24, 0),
+        # 128 experts of three matrices in each of 48 layers, which lie in two tensors
+        ("Qwen3-VL-30B-A3B", 531 + 48 * (128 * 3 - 2), 327, 24, 0),
         ("Molmo-7B-D", 339, 373, 13, 0),
         ("Qwen2.5-Omni-3B", 435, 513, 5, 489),
     ],
@@ -159,7 +171,7 @@ def test_experts_are_found_one_by_one() -> None:
     assert "text.layers.31.mlp.experts.7.down_proj.weight" in mixtral
     assert "text.layers.0.mlp.gate.weight" in mixtral
     live = FAMILIES["mixtral"].canonical("model.layers.3.mlp.experts.gate_up_proj")
-    assert live == ("text.layers.3.mlp.experts.gate_up_proj",)
+    assert live == tuple(f"text.layers.3.mlp.experts.{{e}}.{part}_proj.weight" for part in ("gate", "up"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -185,7 +197,7 @@ def test_all_spellings_of_a_checkpoint_mean_the_same(name: str, form: str, tiny_
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        *((name, None) for name in VLMS if name not in EXPERTS_IN_ONE),
+        *((name, None) for name in VLMS),
         ("llava_next", "mistral"),
         ("internvl_chat", "qwen2"),
         ("paligemma", "gemma2"),
@@ -195,8 +207,8 @@ def test_the_plain_llm_of_a_vlm_has_its_text_names(name: str, text: str | None, 
     vlm = build(name, tmp_path / "vlm", text=text)
     llm = related_llm(vlm, tmp_path / "llm")
     inside, outside = (family_of(config_of(folder)) for folder in (llm, vlm))
-    text = {tensor for tensor in canonical(outside, load(vlm)) if outside.part_of(tensor) == "text"}
-    assert canonical(inside, load(llm)) == text
+    text = {tensor for tensor in canonical(outside, shapes_in(vlm)) if outside.part_of(tensor) == "text"}
+    assert canonical(inside, shapes_in(llm)) == text
     assert text_tower(config_of(llm)).model_type == text_tower(config_of(vlm)).model_type == inside.name
 
 
@@ -215,20 +227,20 @@ def test_the_config_says_what_was_built(name: str, tie: bool, tmp_path: Path) ->
     assert family_of(config).name == name
     tower = text_tower(config)
     assert (tower.layers, tower.hidden_size, tower.vocab_size, tower.ties_head) == (3, 32, 72, tie)
-    assert ("text.lm_head.weight" in canonical(FAMILIES[name], load(folder))) != tie
+    assert ("text.lm_head.weight" in canonical(FAMILIES[name], shapes_in(folder))) != tie
     assert quantization_method(config) is None
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_tiny_checkpoints_say_the_same_under_all_their_names(name: str, tmp_path: Path) -> None:
     saved = build(name, tmp_path / "saved", seed=5)
-    logits, spellings = generate(saved), [set(load(saved))]
+    logits, spellings = generate(saved), [shapes_in(saved)]
     for form, renamings in FORMS.items():
         folder = build(name, tmp_path / form, seed=5, shard=True) if renamings else saved
         for renaming in renamings:
             renaming(folder)
-        if set(load(folder)) not in spellings:
-            spellings.append(set(load(folder)))
+        if shapes_in(folder) not in spellings:
+            spellings.append(shapes_in(folder))
             assert generate(folder).equal(logits), form
 
 
@@ -254,7 +266,7 @@ def test_a_tiny_llm_is_near_its_vlm(vocab: int, tmp_path: Path) -> None:
 def test_a_tiny_internvl_may_have_an_internlm2_decoder(tmp_path: Path) -> None:
     folder = build("internvl_chat", tmp_path / "vlm", text="internlm2")
     assert text_tower(config_of(folder)).model_type == "internlm2"
-    assert "text.layers.1.self_attn.k_proj.weight" in canonical(FAMILIES["internvl_chat"], load(folder))
+    assert "text.layers.1.self_attn.k_proj.weight" in canonical(FAMILIES["internvl_chat"], shapes_in(folder))
 
 
 def test_pixtral_is_a_llava_with_another_tower(tmp_path: Path) -> None:
@@ -266,7 +278,7 @@ def test_pixtral_is_a_llava_with_another_tower(tmp_path: Path) -> None:
     AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
     family = family_of(config_of(tmp_path))
     assert (family.name, text_tower(config_of(tmp_path)).model_type) == ("llava", "mistral")
-    assert "vision.transformer.layers.0.attention.k_proj.weight" in canonical(family, load(tmp_path))
+    assert "vision.transformer.layers.0.attention.k_proj.weight" in canonical(family, shapes_in(tmp_path))
 
 
 # --- which family
@@ -279,5 +291,5 @@ def test_published_configs_name_their_family(published: dict[str, Any]) -> None:
 
 def test_generic_names_stand_for_themselves() -> None:
     generic = FAMILIES["generic"]
-    assert canonical(generic, ["vision.w", "a.b.0.c"]) == {"vision.w", "a.b.0.c"}
+    assert canonical(generic, dict.fromkeys(["vision.w", "a.b.0.c"], (1,))) == {"vision.w", "a.b.0.c"}
     assert generic.parts == ()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polymerge.errors import CheckpointError, RecipeError
-from polymerge.mapping import Family, Rule, counterpart, map_names, text_layer
+from polymerge.mapping import Family, Rule, counterpart, text_layer
+from polymerge.namemap import map_names
 from polymerge.reads import (
     Adapted,
     Concat,
@@ -130,11 +131,11 @@ def test_a_fused_tensor_whose_split_is_not_known_is_an_error() -> None:
         assert set(mapped.layout) == {"eye.w"}
 
 
-def test_a_split_belongs_to_several_names_and_to_no_single_one() -> None:
-    with pytest.raises(ValueError, match="several canonical names need a split, and one has none"):
-        Rule("qkv", ("q", "k"))
-    with pytest.raises(ValueError, match="several canonical names need a split, and one has none"):
-        Rule("qkv", "q", split="qkv")
+def test_a_split_belongs_to_several_names_or_all_experts_and_to_no_single_one() -> None:
+    for pattern, canonical, split in (("qkv", ("q", "k"), ""), ("qkv", "q", "qkv"), ("all", "expert.{e}", "")):
+        with pytest.raises(ValueError, match="or all experts, need a split, and one name has none"):
+            Rule(pattern, canonical, split=split)
+    Rule("all", "expert.{e}", split="experts")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polymerge.planning.estimate import BLOCK
-from polymerge.run.execute import _Pool
+from polymerge.run.pool import Pool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 
@@ -134,7 +134,7 @@ def test_work_waits_in_line_and_not_in_memory() -> None:
             assert len(asked) - len(done) < 20
             yield index
 
-    pool = _Pool(2)
+    pool = Pool(2)
     try:
         for result in pool.run_all(lambda index: index * 2, indices()):
             done.append(result)

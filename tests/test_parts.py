@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from polymerge.families import family_of
-from polymerge.mapping import map_names
+from polymerge.namemap import map_names
 from running import cli, merged, raw, recipe_file
 from tiny import build, generate, load, perturbed
 

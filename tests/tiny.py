@@ -38,6 +38,7 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.utils import logging
 
+import tiny_experts
 import tiny_internvl_chat
 from tiny_configs import (
     ANYRES,
@@ -193,7 +194,7 @@ def related_llm(vlm: Path, folder: Path, *, seed: int = 0, size: float = 0.02, v
     between = CROSS if family == "mllama" else ()
     own = [layer for layer in range(inside["num_hidden_layers"]) if layer not in between]
     rows, layers = vocab or inside["vocab_size"], len(own)
-    weights = load(vlm)
+    weights = tiny_experts.apart(load(vlm))
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     build(kind, folder, seed=seed, dtype=dtype, layers=layers, tie=tie, vocab=rows)
     body, head = TEXT_PREFIX.get(family, ("language_model.model.", "language_model.lm_head."))
@@ -228,12 +229,16 @@ def perturbed(checkpoint: Path, folder: Path, *, seed: int, size: float = 0.02) 
 
 
 def as_2024(folder: Path) -> Path:
-    """Give a checkpoint that transformers 5 wrote the names of 2024, in place."""
+    """Give a checkpoint that transformers 5 wrote the names of 2024, in place; experts lie transposed there."""
+    if family_in(folder) == "qwen3_vl_moe":
+        return tiny_experts.in_one(folder, transposed=True)
     return _renamed(folder, OLD)
 
 
 def as_live(folder: Path) -> Path:
     """Give a checkpoint that transformers 5 wrote the names that it has in memory, in place: such files exist too."""
+    if family_in(folder) in ("qwen3_moe", "mixtral"):
+        return tiny_experts.in_one(folder)
     return _renamed(folder, LIVE)
 
 

@@ -1,28 +1,22 @@
-"""Find the tensors of two checkpoints that belong together: names on disk to canonical names.
+"""What joins the tensors of two checkpoints: canonical names, which tables give to names on disk.
 
 A `Family` is a table of `Rule`s. Names are translated in one direction only, from the names of a checkpoint to
-canonical ones, and what is found there is a read expression (see `polymerge.reads`) that says how to get the tensor.
-Nothing here looks at a value.
+canonical ones; what is found there, `namemap` says. Nothing here looks at a value.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
-from polymerge.errors import CheckpointError
-from polymerge.reads import Expr, Ranges, Read, names_read, rows_of
-
 __all__ = [
     "PARTS",
     "Family",
-    "NameMap",
     "Rule",
     "counterpart",
-    "map_names",
     "text_layer",
     "without_branch",
 ]
@@ -42,8 +36,9 @@ class Rule:
     `without` layers is for all but those, and they are not counted.
 
     A fused tensor holds several canonical ones in its rows: then `canonical` is all of their names, and `split` says
-    which split of its rows that is (see `map_names`). A name may end in a branch, `@text` or `@image`, where a model
-    has one tensor for its text tokens and another for its image tokens.
+    which split of its rows that is (see `namemap.Split`). One that holds all experts has an `{e}` on the right alone. A
+    name may end in a branch, `@text` or `@image`, where a model has one tensor for its text tokens and another for its
+    image tokens.
     """
 
     pattern: str
@@ -55,12 +50,13 @@ class Rule:
     def __post_init__(self) -> None:
         have = re.findall(r"{(.*?)}", self.pattern)
         want = {field for name in self.names for field in re.findall(r"{(.*?)}", name)}
-        if len(set(have)) < len(have) or not want <= set(have) <= {"i", "e", "rest"}:
+        experts = {"e"} & (want - set(have))
+        if len(set(have)) < len(have) or not want - experts <= set(have) <= {"i", "e", "rest"}:
             raise ValueError(
                 f"{self}: `{{i}}`, `{{e}}`, `{{rest}}` may stand once each, on the right only if on the left"
             )
-        if bool(self.split) != (len(self.names) > 1):
-            raise ValueError(f"{self}: several canonical names need a split, and one has none")
+        if bool(self.split) != (len(self.names) > 1 or bool(experts)):
+            raise ValueError(f"{self}: several canonical names, or all experts, need a split, and one name has none")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,11 +64,14 @@ class Rule:
         return (self.canonical,) if isinstance(self.canonical, str) else self.canonical
 
     def apply(self, name: str) -> tuple[str, ...] | None:
-        """The canonical names of what `name` holds, or None where the rule is not for it."""
+        """The canonical names of what `name` holds, or None where the rule is not for it.
+
+        Where it holds all experts, `{e}` is left in them.
+        """
         found = _compiled(self.pattern).fullmatch(name)
         if found is None:
             return None
-        fields = found.groupdict()
+        fields = {"e": "{e}", **found.groupdict()}
         if self.only or self.without:
             layer = int(fields["i"])
             if layer in self.without or (self.only and layer not in self.only):
@@ -164,78 +163,3 @@ def text_layer(canonical: str) -> int | None:
     """The decoder layer that a canonical name belongs to, or None outside the text tower's layers."""
     found = _compiled("text.layers.{i}.{rest}").fullmatch(canonical)
     return int(found["i"]) if found else None
-
-
-@dataclass(frozen=True)
-class NameMap:
-    """Where the canonical tensors of one checkpoint are read from, and what could not be placed.
-
-    tensors   canonical name -> read expression
-    layout    name on disk -> the canonical names that it holds, each with its rows; no rows stand for all of them
-    buffers   names on disk that are recognised and never merged
-    problems  names that no rule explains, and canonical names that two tensors claim
-    """
-
-    tensors: Mapping[str, Expr]
-    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
-    buffers: tuple[str, ...]
-    problems: tuple[CheckpointError, ...]
-
-
-def map_names(
-    family: Family, names: Iterable[str], checkpoint: str, splits: Mapping[str, tuple[Ranges, ...]] | None = None
-) -> NameMap:
-    """Give every tensor name of a checkpoint its canonical name; `checkpoint` is what errors call it.
-
-    splits   for each way of fusing tensors that this checkpoint's config settles, the rows of each one in it
-    """
-    tensors: dict[str, Expr] = {}
-    layout: dict[str, tuple[tuple[str, Ranges], ...]] = {}
-    buffers: list[str] = []
-    unknown: list[str] = []
-    fused: dict[str, list[str]] = {}
-    problems: list[CheckpointError] = []
-    for name in names:
-        rule = family.rule(name)
-        if rule is None:
-            (buffers if family.is_buffer(name) else unknown).append(name)
-            continue
-        rows = (splits or {}).get(rule.split) if rule.split else ((),)
-        if rows is None:
-            fused.setdefault(rule.split, []).append(name)
-            continue
-        layout[name] = tuple(zip(rule.apply(name) or (), rows, strict=True))
-        for canonical, ranges in layout[name]:
-            if canonical in tensors:
-                problems.append(
-                    CheckpointError(
-                        f"{checkpoint}: '{names_read(tensors[canonical])[0]}' and '{name}' both mean {canonical} in "
-                        f"family '{family.name}'. Keep one of them in the checkpoint."
-                    )
-                )
-            else:
-                tensors[canonical] = rows_of(Read(name), ranges) if ranges else Read(name)
-    problems += [
-        CheckpointError(
-            f"{checkpoint}: '{first}'{f' ({len(more)} more like it)' if more else ''} is fused by '{split}', and "
-            "config.json does not say how many heads, or how wide an MLP, it holds. Complete config.json"
-        )
-        for split, (first, *more) in fused.items()
-    ]
-    problems += _unexplained(family, unknown, checkpoint)
-    return NameMap(tensors, layout, tuple(buffers), tuple(problems))
-
-
-def _unexplained(family: Family, names: Iterable[str], checkpoint: str) -> list[CheckpointError]:
-    """One error for all names that differ in their numbers only, so that 40 layers are not 40 errors."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(re.sub(r"(?<=\.)[0-9]+(?=\.)", "{i}", name), []).append(name)
-    return [
-        CheckpointError(
-            f"{checkpoint}: no rule of family '{family.name}' explains tensor '{first}'"
-            + (f" ({len(more)} more like it)" if more else "")
-            + f". Say which part it belongs to: add a Rule to polymerge/families/{family.name}.py."
-        )
-        for first, *more in alike.values()
-    ]

@@ -1,7 +1,8 @@
 """Read expressions: how to get one tensor from those that a checkpoint has on disk; nothing here looks at a value.
 
-Layouts that differ are joined by blocks of rows (`Rows`, `Concat`); a checkpoint that stands with an adapter has
-tensors of the two together (`Adapted`).
+Layouts that differ are joined by blocks of rows (`Rows`, `Concat`), and matrices that lie in one tensor of three
+dimensions are seen one below the other (`Stacked`); a checkpoint that stands with an adapter has tensors of the two
+together (`Adapted`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ __all__ = [
     "Ranges",
     "Read",
     "Rows",
+    "Shape",
+    "Stacked",
     "expr_from_json",
     "expr_to_json",
     "names_read",
@@ -52,6 +55,14 @@ class Concat:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """The matrices of a tensor one below the other: [n, a, b] as [n * a, b], or each transposed, as [n * b, a]."""
+
+    of: Read
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class Adapted:
     """An expression plus `scale` times what an adapter learned of it.
 
@@ -66,7 +77,7 @@ class Adapted:
     transposed: bool = False
 
 
-Expr: TypeAlias = Read | Rows | Concat | Adapted
+Expr: TypeAlias = Read | Rows | Concat | Stacked | Adapted
 Shape: TypeAlias = tuple[int, ...]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 """Blocks of rows, each from its first to the one past its last."""
@@ -87,6 +98,11 @@ def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
             return Rows(replace_reads(of, change), start, stop)
         case Concat(of):
             return Concat(tuple(replace_reads(block, change) for block in of))
+        case Stacked(Read(name), transposed):
+            changed = change(name)
+            if not isinstance(changed, Read):
+                raise CheckpointError(f"{name}: holds several matrices, and no adapter can be added to one of them")
+            return Stacked(changed, transposed)
         case Adapted(of, a, b, scale, transposed):
             return Adapted(replace_reads(of, change), a, b, scale, transposed)
 
@@ -96,7 +112,7 @@ def names_read(expr: Expr) -> tuple[str, ...]:
     match expr:
         case Read(name):
             return (name,)
-        case Rows(of):
+        case Rows(of) | Stacked(of):
             return names_read(of)
         case Concat(of):
             return tuple(dict.fromkeys(name for block in of for name in names_read(block)))
@@ -122,12 +138,18 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
                 listed = ", ".join(str(list(block)) for block in blocks)
                 raise CheckpointError(f"{', '.join(names_read(expr))}: shapes {listed} do not stack along dim 0")
             return (sum(block[0] for block in blocks), *blocks[0][1:])
+        case Stacked(of, transposed):
+            whole = shape_of(of, shapes)
+            if len(whole) != 3:
+                raise CheckpointError(f"{of.name}: shape {list(whole)} is not one of several matrices")
+            count, first, second = whole
+            return (count * second, first) if transposed else (count * first, second)
         case Adapted(of):
             return shape_of(of, shapes)
 
 
 def expr_to_json(expr: Expr) -> object:
-    """An expression as JSON: a name, or a mapping with one of the keys `rows`, `concat` and `adapted`."""
+    """An expression as JSON: a name, or a mapping with one of the keys `rows`, `concat`, `stacked` and `adapted`."""
     match expr:
         case Read(name):
             return name
@@ -135,6 +157,8 @@ def expr_to_json(expr: Expr) -> object:
             return {"rows": [start, stop], "of": expr_to_json(of)}
         case Concat(of):
             return {"concat": [expr_to_json(block) for block in of]}
+        case Stacked(of, transposed):
+            return {"stacked": of.name, "transposed": transposed}
         case Adapted(of, a, b, scale, transposed):
             return {"adapted": expr_to_json(of), "a": a, "b": b, "scale": scale, "transposed": transposed}
 
@@ -148,6 +172,8 @@ def expr_from_json(value: object) -> Expr:
             return Rows(expr_from_json(of), start, stop)
         case {"concat": [_, *_] as blocks, **rest} if not rest:
             return Concat(tuple(expr_from_json(block) for block in blocks))
+        case {"stacked": str(name), "transposed": bool(flip), **rest} if not rest:
+            return Stacked(Read(name), flip)
         case {
             "adapted": of,
             "a": str() | None as a,
@@ -159,5 +185,5 @@ def expr_from_json(value: object) -> Expr:
             return Adapted(expr_from_json(of), a, b, scale, flip)
         case _:
             raise RecipeError(
-                f"not a read expression: {value!r}. It is a name, {{rows, of}}, {{concat}} or {{adapted}}."
+                f"not a read expression: {value!r}. It is a name, {{rows, of}}, {{concat}}, {{stacked}} or {{adapted}}."
             )

@@ -18,7 +18,6 @@ from polymerge.errors import CheckpointError, RecipeError
 from polymerge.kernels import CELL
 from polymerge.methods.factors import Factors
 from polymerge.planning import AdapterPlan, PairStep, Piece, Plan, Step
-from polymerge.reads import Read, rows_of
 from polymerge.run.blocks import PieceBlocks, Workspace
 from polymerge.run.execute import is_wide
 from polymerge.run.files import Files
@@ -90,7 +89,7 @@ class _Stored:
         self.reference: Reference = "base"
         self._rows = piece.rows
         rows = sum(stop - start for start, stop in piece.rows)
-        self.shape: Shape = (rows, *step.shape[1:]) if step.shape else ()
+        self.shape: Shape = (rows, *step.row_shape) if step.shape else ()
         self.count = prod(self.shape)
         if piece.base is not None and plan.base is not None:
             origin, base = plan.base, piece.base
@@ -106,7 +105,7 @@ class _Stored:
                     f"'{plan.inputs[origin].label}' stands with an adapter and is not among models. Name it there, or "
                     "say base_model and a method on deltas"
                 )
-            base = own[0] if own else rows_of(Read(step.name), piece.rows)
+            base = own[0] if own else step.rows(piece.rows)
             others = [(place, read) for place, read in zip(places, piece.reads, strict=True) if place != origin]
         self.models = tuple(plan.inputs[place].label for place, _ in others)
         self._labels = (*self.models, plan.inputs[origin].label)

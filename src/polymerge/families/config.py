@@ -13,7 +13,7 @@ from typing import Final
 from polymerge.dtypes import MERGEABLE
 from polymerge.families.table import FAMILIES, claimed
 from polymerge.mapping import Family, Rule
-from polymerge.reads import Ranges
+from polymerge.namemap import Split, Stack
 
 __all__ = [
     "TextTower",
@@ -144,20 +144,21 @@ def _ties_head(config: Config) -> bool | None:
     return any(flags) if flags else None
 
 
-def splits(config: Config) -> dict[str, tuple[Ranges, ...]]:
-    """The rows of each tensor in those that a decoder of this config may hold fused.
+def splits(config: Config) -> dict[str, Split]:
+    """Where each tensor lies in those that a decoder of this config may hold fused.
 
     qkv      queries, keys and values one below the other, the last two with fewer heads where queries share them
     wqkv     the same, but each head of keys with the queries that share it before it and its values after it
     gate_up  gate and up, each as high as the MLP is wide
     halves   the same where the config counts both as the MLP's width
+    experts_in, experts_out   all experts of a layer, what they read and what they write
     """
     text = text_config(config)
 
     def number(*keys: str) -> int:
         return next((value for key in keys if isinstance(value := text.get(key), int) and value > 0), 0)
 
-    found: dict[str, tuple[Ranges, ...]] = {}
+    found: dict[str, Split] = {}
     heads = number("num_attention_heads")
     shared = number("num_key_value_heads", "num_multi_query_heads") or heads
     width = number("head_dim") or (number("hidden_size") // heads if heads else 0)
@@ -176,6 +177,10 @@ def splits(config: Config) -> dict[str, tuple[Ranges, ...]]:
     if inner:
         found["gate_up"] = (((0, inner),), ((inner, 2 * inner),))
         found["halves"] = (((0, inner // 2),), ((inner // 2, inner),))
+    hidden = _said(config, "hidden_size")
+    if hidden:
+        experts = number("num_experts", "num_local_experts") or None
+        found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polymerge.mapping import Rule
 
-__all__ = ["GATE_AND_UP", "QUERIES_KEYS_VALUES", "decoder", "fused", "internlm2_decoder"]
+__all__ = ["GATE_AND_UP", "QUERIES_KEYS_VALUES", "decoder", "experts_in_one", "fused", "internlm2_decoder"]
 
 QUERIES_KEYS_VALUES = tuple(f"self_attn.{part}_proj" for part in "qkv")
 GATE_AND_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -26,6 +26,15 @@ def decoder(prefix: str) -> tuple[Rule, ...]:
 def fused(pattern: str, parts: tuple[str, ...], split: str) -> Rule:
     """The rule of a tensor of a layer that holds several parts of a plain decoder one below the other."""
     return Rule(f"{pattern}.{{rest}}", tuple(f"text.layers.{{i}}.{part}.{{rest}}" for part in parts), split=split)
+
+
+def experts_in_one(prefix: str) -> tuple[Rule, ...]:
+    """The rules of a decoder that has all experts of a layer in one tensor, which transformers 5 does in memory."""
+    layer, expert = prefix + "layers.{i}.mlp.experts.", "text.layers.{i}.mlp.experts.{e}."
+    return (
+        Rule(layer + "gate_up_proj", (expert + "gate_proj.weight", expert + "up_proj.weight"), split="experts_in"),
+        Rule(layer + "down_proj", expert + "down_proj.weight", split="experts_out"),
+    )
 
 
 def internlm2_decoder(prefix: str) -> tuple[Rule, ...]:

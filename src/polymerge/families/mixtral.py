@@ -1,11 +1,12 @@
 """Mixtral: Mistral with experts, one by one on disk under names of its own.
 
 transformers 5 calls the router `mlp.gate` in memory, and has all experts of a layer in one tensor; files that were
-written like that are known too, and can be merged with their like alone.
+written like that are known too.
 """
 
 from __future__ import annotations
 
+from polymerge.families.decoder import experts_in_one
 from polymerge.families.llama import LLAMA
 from polymerge.mapping import Family, Rule
 
@@ -19,6 +20,7 @@ MIXTRAL = Family(
         Rule(_MOE + "experts.{e}.w2.weight", _EXPERT + "down_proj.weight"),
         Rule(_MOE + "experts.{e}.w3.weight", _EXPERT + "up_proj.weight"),
         Rule(_MOE + "gate.weight", "text.layers.{i}.mlp.gate.weight"),
+        *experts_in_one("model."),
         *LLAMA.rules,
     ),
     model_types=("mixtral",),

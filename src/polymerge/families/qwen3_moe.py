@@ -1,17 +1,18 @@
 """Qwen3 with experts: one by one on disk, `mlp.experts.0.gate_proj.weight`.
 
 transformers 5 has all experts of a layer in one tensor in memory, `mlp.experts.gate_up_proj`; files that were written
-like that are known too, and can be merged with their like alone.
+like that are known too.
 """
 
 from __future__ import annotations
 
+from polymerge.families.decoder import experts_in_one
 from polymerge.families.llama import LLAMA
 from polymerge.mapping import Family
 
 QWEN3_MOE = Family(
     "qwen3_moe",
-    rules=LLAMA.rules,
+    rules=(*experts_in_one("model."), *LLAMA.rules),
     model_types=("qwen3_moe",),
     architectures=("Qwen3MoeForCausalLM",),
     decoders=("qwen3_moe",),

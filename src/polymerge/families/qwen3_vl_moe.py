@@ -1,17 +1,17 @@
 """Qwen3-VL with experts: all experts of a layer are one tensor, on disk too.
 
-So it can be merged with its like, and with a Qwen3 whose experts lie one by one only where its experts are excluded.
-Published files have each expert transposed against those that transformers 5 writes; their shapes tell them apart.
+Published files have each expert transposed against what transformers 5 has in memory; shapes tell the two apart.
 """
 
 from __future__ import annotations
 
+from polymerge.families.decoder import experts_in_one
 from polymerge.families.qwen3_vl import QWEN3_VL
 from polymerge.mapping import Family
 
 QWEN3_VL_MOE = Family(
     "qwen3_vl_moe",
-    rules=QWEN3_VL.rules,
+    rules=(*experts_in_one("model.language_model."), *QWEN3_VL.rules),
     model_types=("qwen3_vl_moe",),
     architectures=("Qwen3VLMoeForConditionalGeneration",),
     decoders=("qwen3_moe",),

@@ -101,17 +101,18 @@ def knocked_out(
     except ImportError as error:
         raise MissingExtraError(f"running a model needs {error.name}: pip install 'polymerge[transformers]'") from None
     own = {name: getattr(intact.plan, name) for name in intact.plan.__dataclass_fields__}
-    shapes = {step.name: step.shape for step in intact.plan.steps}
+    steps = {step.name: step for step in intact.plan.steps}
     plans: dict[str, Plan] = {}
     odd: dict[str, tuple[int, ...]] = {}
     for cell in cells:
         overwrites = []
         for name, pieces in intact.pieces.items():
             for piece in pieces:
-                if len(shapes[name]) >= 2 and cell.covers(piece.canonical):
-                    if replacement.kind == "uniform" and len(shapes[name]) > 2:
-                        odd[name] = shapes[name]
-                    overwrites.append(Overwrite(name, piece.rows, _fill(replacement, piece.canonical)))
+                shape, view = steps[name].shape, steps[name].view
+                if len(shape) >= 2 and cell.covers(piece.canonical):
+                    if replacement.kind == "uniform" and len(shape) > 2 and view is None:
+                        odd[name] = shape
+                    overwrites.append(Overwrite(name, piece.rows, _fill(replacement, piece.canonical), view))
         plans[cell.name] = Overwritten(**own, overwrites=tuple(overwrites))
     if odd:
         name, shape = next(iter(odd.items()))

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 from polymerge.dtypes import byte_count
 from polymerge.errors import RecipeError
-from polymerge.reads import Expr, Ranges, expr_from_json, expr_to_json
+from polymerge.reads import Expr, Ranges, Read, Stacked, expr_from_json, expr_to_json, rows_of, shape_of
 from polymerge.settings import Setting
 
 __all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
@@ -18,7 +18,7 @@ __all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Piece:
     """Rows of an output tensor that come from one place: merged by a setting, or copied.
 
     canonical  the name that joins the models' tensors, and that random draws are keyed by
-    rows       blocks of rows of the output tensor, stacked in this order; ((0, 1),) for a tensor without dimensions
+    rows       blocks of rows of the output tensor, stacked in this order; ((0, 1),) for a tensor without dimensions.
+               Where its step has a view, they are rows of that
     setting    which of the plan's settings merges it; None where the rows are the template's
     reads      where each model's rows are, in the models' order; without a setting, what the rows are instead of the
                template's own bytes
@@ -72,6 +73,7 @@ class Step:
             tied (the same storage as tensor `same_as`)
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
     reason  why it is not merged, or what a merged tensor's copied rows are
+    view    how pieces see it, where that is not as it lies
     """
 
     name: str
@@ -83,6 +85,21 @@ class Step:
     reason: str = ""
     pieces: tuple[Piece, ...] = ()
     same_as: str = ""
+    view: Stacked | None = None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether what pieces see as a row is a column of a matrix in it."""
+        return self.view is not None and self.view.transposed
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of a row of it."""
+        return shape_of(self.view or Read(self.name), {self.name: self.shape})[1:]
+
+    def rows(self, ranges: Ranges) -> Expr:
+        """What the template has in some rows of it."""
+        return rows_of(self.view or Read(self.name), ranges)
 
     @property
     def size(self) -> int:
@@ -208,6 +225,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
         "shape": list(step.shape),
         "reason": step.reason,
         "same_as": step.same_as,
+        "view": None if step.view is None else expr_to_json(step.view),
     }
     data["pieces"] = [
         {
@@ -235,7 +253,8 @@ def _step_from_json(data: Mapping[str, Any]) -> Step:
         )
         for entry in data["pieces"]
     )
-    return Step(**{**data, "shape": tuple(data["shape"]), "pieces": pieces})
+    view = None if data["view"] is None else expr_from_json(data["view"])
+    return Step(**{**data, "shape": tuple(data["shape"]), "pieces": pieces, "view": view})
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,8 @@ class _Planner:
         whole = ((0, entry.shape[0] if entry.shape else 1),)
 
         def step(fate: Fate, reason: str, **more: Any) -> Step:
-            return Step(name, canonical, fate, more.pop("dtype", entry.dtype), entry.dtype, entry.shape, reason, **more)
+            dtype, view = more.pop("dtype", entry.dtype), self.template.views.get(name)
+            return Step(name, canonical, fate, dtype, entry.dtype, entry.shape, reason, view=view, **more)
 
         first = self.template.checkpoint.aliases.get(name)
         if first is not None and self.template.ties_head:

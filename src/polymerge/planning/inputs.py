@@ -18,10 +18,11 @@ from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_y
 from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.config import why_quantized
 from polymerge.families.generic import GENERIC
-from polymerge.mapping import Family, counterpart, map_names, text_layer
+from polymerge.mapping import Family, counterpart, text_layer
+from polymerge.namemap import map_names
 from polymerge.planning.adapted import Parameters, changes
 from polymerge.planning.data import Input
-from polymerge.reads import Adapted, Expr, Ranges, Read, names_read, replace_reads, shape_of
+from polymerge.reads import Adapted, Expr, Ranges, Read, Stacked, names_read, replace_reads, shape_of
 from polymerge.recipe import Recipe
 
 __all__ = [
@@ -48,6 +49,7 @@ class Model:
 
     tensors  canonical name -> expression over its own names
     layout   its own name -> the canonical names that it holds, each with its rows
+    views    its own name -> what those are the rows of, where it is not the tensor as it lies
     buffers  its names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
     adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
@@ -59,6 +61,7 @@ class Model:
     family: Family
     tensors: Mapping[str, Expr]
     layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
+    views: Mapping[str, Stacked]
     buffers: frozenset[str]
     borrowed: frozenset[str]
     adapted: Mapping[str, Expr] = field(default_factory=dict)
@@ -239,12 +242,14 @@ def _open(
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     table = family_of(checkpoint.config, family)
-    names = map_names(table, _stored(checkpoint), f"'{label}' ({path})", splits(checkpoint.config))
+    stored = _stored(checkpoint)
+    shapes = {name: entry.shape for name, entry in stored.items()}
+    names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
     problems.extend(names.problems)
     for own, blocks in names.layout.items():
         rows = sum(stop - start for _, ranges in blocks for start, stop in ranges)
-        shape = checkpoint.entries[own].shape
-        if rows and rows != shape[0]:
+        shape = shapes[own]
+        if rows and rows != shape[0] and own not in names.views:
             problems.append(
                 CheckpointError(
                     f"'{label}' ({path}): {own} has {shape[0]} rows, the heads or the MLP in its config.json make "
@@ -263,8 +268,9 @@ def _open(
         tensors[HEAD] = tensors[EMBEDDING]
         borrowed.add(HEAD)
     return Model(
-        label, path, checkpoint, table, tensors, names.layout, frozenset(names.buffers), frozenset(borrowed), adapted
-    )
+        label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
+        frozenset(borrowed), adapted,
+    )  # fmt: skip
 
 
 def _stored(checkpoint: Checkpoint) -> Mapping[str, Entry]:

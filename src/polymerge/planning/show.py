@@ -12,7 +12,7 @@ from polymerge.planning.fit import layer_pattern
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.showpairs import describe_adapters
 from polymerge.planning.words import by_reason, human_size, ranges, setting_words
-from polymerge.reads import Adapted, Concat, Expr, Read, Rows, names_read
+from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_read
 
 __all__ = ["describe"]
 
@@ -113,6 +113,8 @@ def expression(expr: Expr) -> str:
             return f"{expression(of)}[{start}:{stop}]"
         case Concat(of):
             return f"cat({', '.join(map(expression, of))})"
+        case Stacked(of, transposed):
+            return f"{of.name}{'.T' if transposed else ''}"
         case Adapted(of):
             return f"{expression(of)} + adapter"
 

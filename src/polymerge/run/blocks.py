@@ -112,7 +112,7 @@ class PieceBlocks:
         for place, runs in enumerate(self._runs):
             done = 0
             for run in clip(runs, start, start + count, self._beginnings[place]):
-                self._files.read(run.file, run.offset, raw[place, done : done + 2 * run.count].data)
+                self._files.fill(run, raw[place, done : done + 2 * run.count].data)
                 if not kernels.finite(rows[place, done // 2 : done // 2 + run.count]):
                     raise self._not_finite(run.file, place, start, count)
                 done += 2 * run.count
@@ -142,7 +142,7 @@ class PieceBlocks:
         for run in clip(runs, start, start + count, self._beginnings[place]):
             size = run.count * BITS[run.dtype] // 8
             raw = self._workspace.raw("read", size)
-            self._files.read(run.file, run.offset, self._workspace.device.view(raw))
+            self._files.fill(run, self._workspace.device.view(raw))
             target = out[done : done + run.count]
             if not kernels.decode(self._workspace.device.upload(raw), run.dtype, target):
                 raise self._not_finite(run.file, place, start, count)

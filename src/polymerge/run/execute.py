@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from polymerge import kernels
@@ -16,18 +14,18 @@ from polymerge.kernels import CELL, Cutoff
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK
-from polymerge.reads import Ranges, Read, rows_of
+from polymerge.reads import Ranges
 from polymerge.run.blocks import Block, PieceBlocks, Workspace
 from polymerge.run.device import Device
-from polymerge.run.files import Files, begins
+from polymerge.run.files import Extent, Files, begins, extents
+from polymerge.run.pool import Pool, silent
 from polymerge.run.statistics import cutoffs, draw_keys, gram
+from polymerge.run.turning import Turning
 from polymerge.settings import Setting
 
 __all__ = ["Execution", "execute"]
 
 COPY_BLOCK = 1 << 22
-ERRAND = 1 << 18
-"""Bytes of output that are worth waking a thread for."""
 T = TypeVar("T")
 
 
@@ -54,69 +52,6 @@ def execute(
         execution.run(plan, write, advance)
 
 
-class _Pool:
-    """Threads with a bounded queue, so that a plan of any size waits in line instead of in memory."""
-
-    def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, "polymerge")
-        self._waiting: deque[tuple[Future[Any], int]] = deque()
-        self._gathered: list[tuple[Callable[..., object], tuple[object, ...]]] = []
-        self._size = 0
-        self._most = 4 * threads
-        self.advance: Callable[[int], None] = _silent
-
-    def submit(self, size: int, function: Callable[..., object], *arguments: object) -> None:
-        """Queue a call that produces `size` bytes of output; waits while the queue is full.
-
-        Small calls go to a thread several at a time: to wake one takes longer than to merge a norm.
-        """
-        self._gathered.append((function, arguments))
-        self._size += size
-        if self._size >= ERRAND:
-            self._hand_over()
-
-    def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
-        """Call a function on every index, in any order and on any thread; the results in the order of indices."""
-        waiting: deque[Future[T]] = deque()
-        for index in indices:
-            if len(waiting) >= self._most:
-                yield waiting.popleft().result()
-            waiting.append(self._executor.submit(function, index))
-        while waiting:
-            yield waiting.popleft().result()
-
-    def finish(self) -> None:
-        """Wait for everything that is queued."""
-        if self._gathered:
-            self._hand_over()
-        while self._waiting:
-            self._finish_one()
-
-    def close(self) -> None:
-        """Drop what has not begun, and wait for what has."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def _hand_over(self) -> None:
-        while len(self._waiting) >= self._most:
-            self._finish_one()
-        self._waiting.append((self._executor.submit(_call_each, self._gathered), self._size))
-        self._gathered, self._size = [], 0
-
-    def _finish_one(self) -> None:
-        future, size = self._waiting.popleft()
-        future.result()
-        self.advance(size)
-
-
-def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]) -> None:
-    for function, arguments in calls:
-        function(*arguments)
-
-
-def _silent(_: int) -> None:
-    """Tell nobody how far it is."""
-
-
 class Execution:
     """Carries out plans of the same inputs, one after the other; what it had to find out of them it finds out once.
 
@@ -134,7 +69,7 @@ class Execution:
         again: bool = False,
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
-        self.pool = _Pool(threads)
+        self.pool = Pool(threads)
         self.workspace = Workspace(device)
         self.files = Files()
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
@@ -153,8 +88,8 @@ class Execution:
 
     def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> None:
         """Compute or copy every tensor of a plan; see `execute`."""
-        self.pool.advance = advance or _silent
-        self.plan, self.write = plan, write
+        self.pool.advance = advance or silent
+        self.plan, self.write, self.turning = plan, write, Turning(write)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             piece.setting
@@ -175,19 +110,21 @@ class Execution:
                 if piece.setting is not None:
                     self._merge(step, piece, plan.settings[piece.setting])
                 elif step.dtype == step.source_dtype and not piece.reads:
-                    width = byte_count(step.dtype, step.shape[1:])
-                    for start, stop in piece.rows:
-                        self._copy(step, start * width, stop * width)
+                    self._copy_rows(step, piece.rows)
                 else:
                     self._convert(step, piece)
         self.pool.finish()
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
-        size = block or self.block
+        size = block or self._block(step)
         if not self.again:
             return self._laid_out(step, piece, size)
         key = ("blocks", piece.canonical, size, self._of(step, piece))
         return self._once(key, lambda: self._laid_out(step, piece, size))
+
+    def _block(self, step: Step) -> int:
+        """Elements of a block: whole rows, where they become columns."""
+        return self.block if not step.transposed else max(self.block // step.shape[1], 1) * step.shape[1]
 
     def _laid_out(self, step: Step, piece: Piece, block: int) -> PieceBlocks:
         inputs = [
@@ -283,16 +220,16 @@ class Execution:
     def _convert(self, step: Step, piece: Piece) -> None:
         """Write rows of one input: the template's in another dtype, or what an adapter makes of them."""
         (place,) = piece.inputs or (self.plan.template,)
-        reads = piece.reads or (rows_of(Read(step.name), piece.rows),)
+        reads = piece.reads or (step.rows(piece.rows),)
         whole = Piece(piece.canonical, piece.rows, reads=reads)
         labels, entries = [self.plan.inputs[place].label], [self.entries[place]]
-        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self.block, is_wide(step))
+        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self._block(step), is_wide(step))
         self._write_blocks(step, piece, blocks, lambda block: kernels.weighted_sum(block.models, [1.0]))
 
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
         """Queue every block of a piece: read, compute, round once, write."""
         width = BITS[step.dtype] // 8
-        row_size = byte_count(step.dtype, step.shape[1:])
+        row_size = byte_count(step.dtype, step.row_shape)
         beginnings = begins(stop - start for start, stop in piece.rows)
 
         def write_block(index: int) -> None:
@@ -304,11 +241,32 @@ class Execution:
             self.device.download(encoded, raw)
             view, done = self.device.view(raw), 0
             for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
-                self.write(step.name, view[done : done + stop - start], start)
+                part = view[done : done + stop - start]
+                if step.transposed:
+                    self.turning.put(step, start // row_size, part)
+                else:
+                    self.write(step.name, part, start)
                 done += stop - start
 
         for index, size in enumerate(blocks.sizes):
             self.pool.submit(size * width, write_block, index)
+
+    def _copy_rows(self, step: Step, rows: Ranges) -> None:
+        """Copy rows of a template tensor as they are."""
+        width = byte_count(step.dtype, step.row_shape)
+        for start, stop in rows:
+            if not step.transposed:
+                self._copy(step, start * width, stop * width)
+                continue
+            for run in extents(step.rows(((start, stop),)), self.entries[self.plan.template]):
+                self.pool.submit(run.count // step.shape[1] * width, self._copy_turned, step, start, run)
+                start += run.count // step.shape[1]
+
+    def _copy_turned(self, step: Step, row: int, run: Extent) -> None:
+        """Copy rows of one matrix, from row `row` of the tensor on."""
+        view = self.device.view(self.workspace.raw("read", byte_count(run.dtype, (run.count,))))
+        self.files.fill(run, view)
+        self.turning.put(step, row, view)
 
     def _copy(self, step: Step, first: int, last: int) -> None:
         """Copy a template tensor's bytes `first` to `last` as they are."""

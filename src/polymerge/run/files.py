@@ -6,28 +6,47 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from polymerge.checkpoint import Entry
 from polymerge.checkpoint.arrivals import arrive
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.reads import Adapted, Concat, Expr, Read, Rows, names_read, shape_of
+from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
 
-__all__ = ["Extent", "Files", "begins", "clip", "extents", "shape_in"]
+__all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "shape_in"]
+
+_SPARSE: Final = 8
+"""How many times as much as is wanted is read at once, before it is read bit by bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A matrix [rows, columns] that lies transposed in a file, and how many of its elements come before a run."""
+
+    rows: int
+    columns: int
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A run of `count` elements of one dtype that lies contiguously in a file, from byte `offset` on."""
+    """A run of `count` elements of one dtype that lies contiguously in a file, from byte `offset` on.
+
+    turned   the matrix that begins there, where the run is of its rows and those are columns in the file
+    """
 
     file: Path
     offset: int
     dtype: str
     count: int
+    turned: Turned | None = None
 
 
 def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
@@ -36,13 +55,30 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
         case Read(name):
             entry = entries[name]
             return (Extent(entry.file, entry.start, entry.dtype, prod(entry.shape)),)
+        case Rows(Stacked(of, True), start, stop):
+            return tuple(_turned(entries[of.name], start, stop))
         case Rows(of, start, stop):
             width = prod(shape_in(of, entries)[1:])
             return tuple(clip(extents(of, entries), start * width, stop * width))
         case Concat(of):
             return tuple(extent for block in of for extent in extents(block, entries))
-        case Adapted(of):
+        case Stacked(of, True):
+            count, _, rows = entries[of.name].shape
+            return tuple(_turned(entries[of.name], 0, count * rows))
+        case Stacked(of) | Adapted(of):
             return extents(of, entries)
+
+
+def _turned(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
+    """The rows `start` to `stop` of the matrices of a tensor [n, columns, rows], seen one below the other."""
+    _, columns, rows = entry.shape
+    size = rows * columns * BITS[entry.dtype] // 8
+    while start < stop:
+        matrix, first = divmod(start, rows)
+        height = min(stop - start, rows - first)
+        turned = Turned(rows, columns, first * columns)
+        yield Extent(entry.file, entry.start + matrix * size, entry.dtype, height * columns, turned)
+        start += height
 
 
 def begins(counts: Iterable[int]) -> list[int]:
@@ -62,8 +98,12 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
             return
         first, last = max(start, position), min(stop, position + run.count)
         if first < last:
-            width = BITS[run.dtype] // 8
-            yield Extent(run.file, run.offset + (first - position) * width, run.dtype, last - first)
+            skipped = first - position
+            if run.turned is None:
+                yield Extent(run.file, run.offset + skipped * BITS[run.dtype] // 8, run.dtype, last - first)
+            else:
+                turned = replace(run.turned, skipped=run.turned.skipped + skipped)
+                yield replace(run, count=last - first, turned=turned)
 
 
 def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
@@ -77,6 +117,30 @@ class Files:
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
+
+    def fill(self, run: Extent, buffer: memoryview) -> None:
+        """Fill a buffer with a run; raises as `read` does."""
+        if run.turned is None:
+            self.read(run.file, run.offset, buffer)
+            return
+        bits = np.dtype(f"u{BITS[run.dtype] // 8}")
+        rows, columns, skipped = run.turned.rows, run.turned.columns, run.turned.skipped
+        first, last = skipped // columns, -(-(skipped + run.count) // columns)
+        wanted, pitch, offset = last - first, rows * bits.itemsize, run.offset + first * bits.itemsize
+        if rows <= _SPARSE * wanted:
+            raw = np.empty((columns - 1) * pitch + wanted * bits.itemsize, "u1")
+            self.read(run.file, offset, raw.data)
+            lying = np.ndarray((columns, wanted), bits, raw.data, strides=(pitch, bits.itemsize))
+        else:
+            lying = np.empty((columns, wanted), bits)
+            for column, row in enumerate(lying):
+                self.read(run.file, offset + column * pitch, row.view("u1").data)
+        out = np.frombuffer(buffer, bits)
+        if run.count == wanted * columns:
+            out.reshape(wanted, columns)[...] = lying.T
+        else:
+            begin = skipped - first * columns
+            out[...] = lying.T.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""

@@ -20,7 +20,7 @@ from polymerge.generation.models import load_model, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
-from polymerge.reads import Ranges
+from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution
 from polymerge.run.files import Files
@@ -36,19 +36,29 @@ _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F
 class Overwrite:
     """Rows of a tensor, by its name on disk, whose numbers `fill` replaces; it is given those that a plan left there.
 
+    rows     as the pieces of its step have them, each block of one matrix where the step has a view
+    view     that of the step
     fill     of the rows stacked, in the output's dtype; it can be pickled, and its repr says all that it depends on
     """
 
     name: str
     rows: Ranges
     fill: Callable[[Tensor], Tensor]
+    view: Stacked | None = None
 
     def carry_out(self, tensor: Tensor) -> None:
         """Replace the rows in place."""
-        blocks = [tensor[start:stop] for start, stop in self.rows]
+        blocks = [self._block(tensor, start, stop) for start, stop in self.rows]
         filled = torch.split(self.fill(torch.cat(blocks)), [len(block) for block in blocks])
         for block, numbers in zip(blocks, filled, strict=True):
             block.copy_(numbers)
+
+    def _block(self, tensor: Tensor, start: int, stop: int) -> Tensor:
+        if self.view is None:
+            return tensor[start:stop]
+        matrices = tensor.mT if self.view.transposed else tensor
+        matrix, first = divmod(start, matrices.shape[1])
+        return matrices[matrix, first : first + stop - start]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.families import family_of, text_tower
 from polymerge.generation.models import PROCESSOR_FILES, model_class, quiet
-from polymerge.mapping import map_names
+from polymerge.namemap import map_names
 from polymerge.reads import names_read
 from polymerge.verification.findings import Finding, Verification
 from polymerge.verification.values import BLOCK, blocks_of, finite

@@ -1,0 +1,77 @@
+"""Threads that work through what a merge queues, a few blocks ahead of them at most."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+__all__ = ["Pool", "silent"]
+
+ERRAND: Final = 1 << 18
+"""Bytes of output that are worth waking a thread for."""
+T = TypeVar("T")
+
+
+class Pool:
+    """Threads with a bounded queue, so that a plan of any size waits in line instead of in memory."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, "polymerge")
+        self._waiting: deque[tuple[Future[Any], int]] = deque()
+        self._gathered: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self._size = 0
+        self._most = 4 * threads
+        self.advance: Callable[[int], None] = silent
+
+    def submit(self, size: int, function: Callable[..., object], *arguments: object) -> None:
+        """Queue a call that produces `size` bytes of output; waits while the queue is full.
+
+        Small calls go to a thread several at a time: to wake one takes longer than to merge a norm.
+        """
+        self._gathered.append((function, arguments))
+        self._size += size
+        if self._size >= ERRAND:
+            self._hand_over()
+
+    def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
+        """Call a function on every index, in any order and on any thread; the results in the order of indices."""
+        waiting: deque[Future[T]] = deque()
+        for index in indices:
+            if len(waiting) >= self._most:
+                yield waiting.popleft().result()
+            waiting.append(self._executor.submit(function, index))
+        while waiting:
+            yield waiting.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for everything that is queued."""
+        if self._gathered:
+            self._hand_over()
+        while self._waiting:
+            self._finish_one()
+
+    def close(self) -> None:
+        """Drop what has not begun, and wait for what has."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _hand_over(self) -> None:
+        while len(self._waiting) >= self._most:
+            self._finish_one()
+        self._waiting.append((self._executor.submit(_call_each, self._gathered), self._size))
+        self._gathered, self._size = [], 0
+
+    def _finish_one(self) -> None:
+        future, size = self._waiting.popleft()
+        future.result()
+        self.advance(size)
+
+
+def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]) -> None:
+    for function, arguments in calls:
+        function(*arguments)
+
+
+def silent(_: int) -> None:
+    """Tell nobody how far it is."""
