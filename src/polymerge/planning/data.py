@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 from polymerge.dtypes import byte_count
 from polymerge.errors import RecipeError
-from polymerge.reads import Expr, Ranges, Read, Stacked, expr_from_json, expr_to_json, rows_of, shape_of
+from polymerge.reads import Expr, Ranges, Read, Rows, Stacked, expr_from_json, expr_to_json, rows_of, shape_of
 from polymerge.settings import Setting
 
 __all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
@@ -96,6 +96,10 @@ class Step:
     def row_shape(self) -> tuple[int, ...]:
         """The shape of a row of it."""
         return shape_of(self.view or Read(self.name), {self.name: self.shape})[1:]
+
+    def turns(self, piece: Piece) -> bool:
+        """Whether what is a row of a piece is a column in the file of an input, or of the output."""
+        return self.transposed or any(map(_transposed, (*piece.reads, piece.base)))
 
     def rows(self, ranges: Ranges) -> Expr:
         """What the template has in some rows of it."""
@@ -213,6 +217,10 @@ class Plan:
             warnings=tuple(data["warnings"]),
             version=data["version"],
         )
+
+
+def _transposed(expr: Expr | None) -> bool:
+    return _transposed(expr.of) if isinstance(expr, Rows) else isinstance(expr, Stacked) and expr.transposed
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import prod
 
 from polymerge.planning.data import Plan
 
@@ -14,6 +15,7 @@ BLOCK = 1 << 19
 _MOST_THREADS = 8
 _COPY_BUFFER = 4 << 20
 _SELECTION = 64 << 20
+_MATRICES = 4
 
 
 def default_threads() -> int:
@@ -28,5 +30,8 @@ def memory_estimate(plan: Plan, threads: int | None = None) -> int:
     wide = any(step.dtype == "F64" for step in plan.steps if step.fate in ("merged", "folded"))
     rows = len(plan.models) + (plan.base is not None)
     per_thread = BLOCK * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER
+    turned = [step for step in plan.steps if any(map(step.turns, step.pieces))]
+    # the matrices that its blocks lie among in the inputs, and those that they are put into in the output
+    per_thread += max((_MATRICES * prod(step.shape[-2:]) * (8 if wide else 4) for step in turned), default=0)
     selecting = any("density" in setting.parameters and setting.method == "ties" for setting in plan.settings)
     return threads * per_thread + (_SELECTION if selecting else 0)

@@ -16,13 +16,14 @@ __all__ = ["VOCABULARY", "Misfits", "common_parts", "joinable", "layer_pattern"]
 VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 """Canonical tensors whose rows are the vocabulary."""
 
-_NUMBER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)|(?<=\bexperts\.)\d+(?=\.)")
+_LAYER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
 _NORM = "text.norm.weight"
 
 
 def layer_pattern(name: str) -> str:
-    """The name with its layer numbers blanked: `text.layers.3.mlp.up_proj.weight` -> `text.layers.{i}.mlp...`."""
-    return _NUMBER.sub("{i}", name)
+    """The name with its layer and expert numbers blanked: `text.layers.3.mlp.up_proj.weight` -> `text.layers.{i}...`."""
+    return _EXPERT.sub("{e}", _LAYER.sub("{i}", name))
 
 
 @dataclass

@@ -17,6 +17,10 @@ from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_re
 __all__ = ["describe"]
 
 
+_SHOWN = 12
+"""Tensors that one line names at most."""
+
+
 def describe(plan: Plan | AdapterPlan, *, full: bool = False) -> str:
     """The plan as text, by kinds of tensors (`full`: tensor by tensor)."""
     if isinstance(plan, AdapterPlan):
@@ -111,6 +115,8 @@ def expression(expr: Expr) -> str:
             return f"({expression(of)})[{start}:{stop}]"
         case Rows(of, start, stop):
             return f"{expression(of)}[{start}:{stop}]"
+        case Concat(of) if len(of) > _SHOWN:
+            return f"cat({', '.join(map(expression, of[:2]))}, ..., {expression(of[-1])}: {len(of)} in all)"
         case Concat(of):
             return f"cat({', '.join(map(expression, of))})"
         case Stacked(of, transposed):

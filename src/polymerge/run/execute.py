@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, TypeVar
 
 from polymerge import kernels
@@ -116,15 +117,18 @@ class Execution:
         self.pool.finish()
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
-        size = block or self._block(step)
+        size = block or self._size(step, piece)
         if not self.again:
             return self._laid_out(step, piece, size)
         key = ("blocks", piece.canonical, size, self._of(step, piece))
         return self._once(key, lambda: self._laid_out(step, piece, size))
 
-    def _block(self, step: Step) -> int:
-        """Elements of a block: whole rows, where they become columns."""
-        return self.block if not step.transposed else max(self.block // step.shape[1], 1) * step.shape[1]
+    def _size(self, step: Step, piece: Piece) -> int:
+        """Elements of a block: whole rows, where they are columns of a file on either side."""
+        if not step.turns(piece):
+            return self.block
+        width = prod(step.row_shape)
+        return max(self.block // width, 1) * width
 
     def _laid_out(self, step: Step, piece: Piece, block: int) -> PieceBlocks:
         inputs = [
@@ -223,7 +227,7 @@ class Execution:
         reads = piece.reads or (step.rows(piece.rows),)
         whole = Piece(piece.canonical, piece.rows, reads=reads)
         labels, entries = [self.plan.inputs[place].label], [self.entries[place]]
-        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self._block(step), is_wide(step))
+        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self._size(step, piece), is_wide(step))
         self._write_blocks(step, piece, blocks, lambda block: kernels.weighted_sum(block.models, [1.0]))
 
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:

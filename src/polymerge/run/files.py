@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polymerge.checkpoint import Entry
 from polymerge.checkpoint.arrivals import arrive
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
+from polymerge.kernels.cpu.turning import turn
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
 
 __all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "shape_in"]
@@ -117,6 +119,7 @@ class Files:
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self._local = threading.local()
 
     def fill(self, run: Extent, buffer: memoryview) -> None:
         """Fill a buffer with a run; raises as `read` does."""
@@ -128,19 +131,20 @@ class Files:
         first, last = skipped // columns, -(-(skipped + run.count) // columns)
         wanted, pitch, offset = last - first, rows * bits.itemsize, run.offset + first * bits.itemsize
         if rows <= _SPARSE * wanted:
-            raw = np.empty((columns - 1) * pitch + wanted * bits.itemsize, "u1")
+            raw = self._scratch((columns - 1) * pitch + wanted * bits.itemsize)
             self.read(run.file, offset, raw.data)
             lying = np.ndarray((columns, wanted), bits, raw.data, strides=(pitch, bits.itemsize))
         else:
-            lying = np.empty((columns, wanted), bits)
+            lying = self._scratch(columns * wanted * bits.itemsize).view(bits).reshape(columns, wanted)
             for column, row in enumerate(lying):
                 self.read(run.file, offset + column * pitch, row.view("u1").data)
         out = np.frombuffer(buffer, bits)
         if run.count == wanted * columns:
-            out.reshape(wanted, columns)[...] = lying.T
+            turn(lying, out.reshape(wanted, columns))
         else:
-            begin = skipped - first * columns
-            out[...] = lying.T.reshape(-1)[begin : begin + run.count]
+            begin, whole = skipped - first * columns, np.empty((wanted, columns), bits)
+            turn(lying, whole)
+            out[...] = whole.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""
@@ -154,6 +158,13 @@ class Files:
             if not count:
                 raise CheckpointError(f"{file}: ends at byte {offset + done}; it became shorter since it was planned")
             done += count
+
+    def _scratch(self, size: int) -> NDArray[np.uint8]:
+        """Bytes of this thread, which the next call gives again: new ones would cost a fault for each page."""
+        have: NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
+        if have is None or have.size < size:
+            have = self._local.scratch = np.empty(size, np.uint8)
+        return have[:size]
 
     def close(self) -> None:
         """Close every file."""

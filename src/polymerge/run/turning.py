@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from polymerge.checkpoint.shards import Write
 from polymerge.dtypes import BITS
+from polymerge.kernels.cpu.turning import turn
 from polymerge.planning import Step
 
 __all__ = ["Turning"]
@@ -35,6 +36,7 @@ class Turning:
     def __init__(self, write: Write) -> None:
         self._write, self._lock = write, Lock()
         self._begun: dict[tuple[str, int], _Begun] = {}
+        self._done: list[NDArray[Any]] = []
 
     def put(self, step: Step, row: int, raw: memoryview) -> None:
         """Take whole rows of one matrix of a transposed tensor, the first of them row `row` of the tensor's view."""
@@ -45,11 +47,21 @@ class Turning:
         with self._lock:
             begun = self._begun.get((step.name, matrix))
             if begun is None:
-                begun = self._begun[step.name, matrix] = _Begun(np.empty((columns, rows), bits), rows)
-        begun.lying[:, first : first + len(block)] = block.T
+                begun = self._begun[step.name, matrix] = _Begun(self._matrix(columns, rows, bits), rows)
+        turn(block, begun.lying[:, first : first + len(block)])
         with self._lock:
             begun.missing -= len(block)
             if begun.missing:
                 return
             del self._begun[step.name, matrix]
         self._write(step.name, begun.lying.reshape(-1).view("u1").data, matrix * begun.lying.nbytes)
+        with self._lock:
+            self._done.append(begun.lying)
+
+    def _matrix(self, columns: int, rows: int, bits: np.dtype[Any]) -> NDArray[Any]:
+        """Room for a matrix: that of one which is written, if it was of this size."""
+        while self._done:
+            again = self._done.pop()
+            if again.size == columns * rows and again.dtype == bits:
+                return again.reshape(columns, rows)
+        return np.empty((columns, rows), bits)
