@@ -22,7 +22,7 @@ _NORM = "text.norm.weight"
 
 
 def layer_pattern(name: str) -> str:
-    """The name with its layer and expert numbers blanked: `text.layers.3.norm.weight` -> `text.layers.{i}.norm.weight`."""
+    """The name with its layer and expert numbers blanked: `text.layers.3.norm.weight` -> `text.layers.{i}.norm...`."""
     return _EXPERT.sub("{e}", _LAYER.sub("{i}", name))
 
 
