@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headers_only import checkpoint, decoder, llm, vlm
-from polymerge.families.config import packed_tensor, quantization_method
+from polymerge.families.quantization import packed_tensor, quantization_method
 from running import cli, recipe_file
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
 
-from polymerge.dtypes import MERGEABLE
 from polymerge.families.table import FAMILIES, claimed
 from polymerge.mapping import Family, Rule
 from polymerge.namemap import Split, Stack
@@ -18,12 +16,9 @@ from polymerge.namemap import Split, Stack
 __all__ = [
     "TextTower",
     "family_of",
-    "packed_tensor",
-    "quantization_method",
     "splits",
     "text_config",
     "text_tower",
-    "why_quantized",
 ]
 
 Config = Mapping[str, object]
@@ -182,87 +177,3 @@ def splits(config: Config) -> dict[str, Split]:
         experts = number("num_experts", "num_local_experts") or None
         found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)
     return found
-
-
-def quantization_method(config: Config) -> str | None:
-    """How the stored weights are quantized, such as `bitsandbytes`, or None if the config does not say that they are.
-
-    The config of a part may say it, which may stand in the config of another one.
-    """
-    parts = layer = [config]
-    for _ in range(2):
-        layer = [inside for part in layer for inside in part.values() if isinstance(inside, Mapping)]
-        parts = parts + layer
-    for part in parts:
-        for key in ("quantization_config", "compression_config"):
-            settings = part.get(key)
-            if isinstance(settings, Mapping) and settings:
-                method = settings.get("quant_method")
-                old = settings.get("load_in_4bit") is True or settings.get("load_in_8bit") is True
-                return method if isinstance(method, str) else "bitsandbytes" if old else "unknown"
-    settings = config.get("quantization")
-    return "mlx" if isinstance(settings, Mapping) and "bits" in settings else None
-
-
-_PACKED: Final = (
-    ("gptq", ".g_idx"),
-    ("awq or gptq", ".qweight"),
-    ("bitsandbytes", ".quant_state.bitsandbytes__nf4"),
-    ("bitsandbytes", ".quant_state.bitsandbytes__fp4"),
-    ("bitsandbytes", ".SCB"),
-    ("compressed-tensors", ".weight_packed"),
-    ("hqq", ".W_q"),
-    ("quanto", ".weight._data"),
-    ("torchao", ".weight_qdata"),
-    ("torchao", "._weight_qdata"),
-    ("aqlm", ".codebooks"),
-    ("mxfp4", "_proj_blocks"),
-)
-"""Endings of names that only one way of quantizing gives."""
-
-_SCALES: Final = (("_scale_inv", ""), ("_scales", ""), ("_scale", ""), (".scales", ".weight"))
-"""Endings of the names of scales, and what stands in their place in the name of what they scale."""
-
-_SCALED: Final = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "U32": "mlx"}
-
-
-def packed_tensor(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
-    """How weights are quantized, as their names and dtypes show, and the tensor that shows it; None if none does.
-
-    dtypes   safetensors dtype of each tensor by its name; one of few bits that has no scale is only of another type
-
-    Configs are silent about it where a tool wrote the files alone, or where the config was replaced.
-    """
-    for method, ending in _PACKED:
-        found = next((name for name in dtypes if name.endswith(ending)), None)
-        if found is not None:
-            return method, found
-    for scale in dtypes:
-        for ending, instead in _SCALES:
-            name = scale.removesuffix(ending) + instead
-            if scale.endswith(ending) and (dtype := dtypes.get(name, "F32")) not in MERGEABLE:
-                special = {("I8", "_scales"): "eetq", ("U8", "_scale"): "nvfp4" if f"{scale}_2" in dtypes else "packed"}
-                return special.get((dtype, ending)) or _SCALED.get(dtype, "packed"), name
-    return None
-
-
-_LOADED: Final = "what transformers saves of it after loading it with {}(dequantize=True)"
-_DEQUANTIZED: Final = {
-    "bitsandbytes": "what transformers saves of it after model.dequantize()",
-    "gguf": "what transformers saves of it after from_pretrained(FOLDER, gguf_file=FILE)",
-    "fp8": _LOADED.format("FineGrainedFP8Config"),
-    "mxfp4": _LOADED.format("Mxfp4Config"),
-    "compressed-tensors": _LOADED.format("CompressedTensorsConfig"),
-}
-"""By method, what else can be merged than the checkpoint that was quantized, with the rounding of the quantization."""
-
-
-def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
-    """What keeps a quantized checkpoint from being merged and what to use in its place; None for plain weights."""
-    said, packed = quantization_method(config), packed_tensor(dtypes)
-    if said is None and packed is None:
-        return None
-    method = packed[0] if packed and said in (None, "unknown") else said or "unknown"
-    shown = f"; {packed[1]} is {dtypes[packed[1]]}" if packed else ""
-    other = f", or {_DEQUANTIZED[said]}" if said in _DEQUANTIZED else ""  # transformers goes by the config alone
-    return f"is quantized ({method}{shown}): its numbers cannot be merged. Use the unquantized checkpoint{other}"

@@ -11,7 +11,8 @@ from polymerge.errors import PolymergeError, refuse_if_any
 from polymerge.families import text_tower
 from polymerge.mapping import counterpart, without_branch
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
-from polymerge.planning.inputs import Model, open_each, part_of
+from polymerge.planning.inputs import open_each
+from polymerge.planning.model import Model, part_of
 
 __all__ = ["Joint", "Portrait", "inspect_models"]
 

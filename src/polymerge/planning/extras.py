@@ -11,7 +11,7 @@ from polymerge.dtypes import dtype_code
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
-from polymerge.planning.inputs import Model
+from polymerge.planning.model import Model
 from polymerge.planning.overrides import matches
 from polymerge.reads import Read
 from polymerge.recipe import Recipe, recipe_dict

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.mapping import counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.data import Fate, LeftOut, Piece, Plan, Step
+from polymerge.planning.data import Fate, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
-from polymerge.planning.inputs import (
-    EMBEDDING,
-    HEAD,
-    Model,
-    Models,
-    labels_of,
-    open_models,
-    own_name,
-    part_of,
-    sources_of,
-)
+from polymerge.planning.inputs import Models, labels_of, open_models, sources_of
+from polymerge.planning.leavings import Leavings, notes
+from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
 from polymerge.planning.overrides import Choice, choices_of, matches
 from polymerge.planning.vocabulary import TokenJoin, outside
 from polymerge.reads import Ranges, names_read, rows_of
@@ -79,12 +71,11 @@ class _Planner:
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings: list[str] = []
-        self.reasons: dict[tuple[str, str], str] = {}
         self.settings = list(dict.fromkeys(choice.key for choice in choices if choice.setting.method != COPY))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         self.joined = TokenJoin(self.template, problems)
-        self.kept: dict[str, str] = {}
+        self.leavings = Leavings(self.template, self.parts)
 
     def plan(self) -> Plan:
         for model in dict.fromkeys(self.readers):
@@ -123,8 +114,8 @@ class _Planner:
             seed=self.recipe.seed,
             settings=tuple(by_key[key] for key in self.settings),
             steps=steps,
-            left_out=self._left_out(inputs, steps),
-            warnings=tuple(dict.fromkeys((*self.warnings, *self._notes()))),
+            left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
+            warnings=tuple(dict.fromkeys((*self.warnings, *notes(self.recipe, self.models, self.base)))),
         )
 
     def _parts(self) -> frozenset[str] | None:
@@ -192,7 +183,7 @@ class _Planner:
         if not reason:
             pieces, reason = self._pieces(canonical, rows, choice, readers)
         if not pieces:
-            self.kept[canonical] = reason
+            self.leavings.kept[canonical] = reason
             return [self._kept(canonical, rows)], reason
         return pieces, reason
 
@@ -323,66 +314,4 @@ class _Planner:
                 else:
                     self.misfits.note_extra(model, name)
                     continue
-                self.reasons[model.label, name] = reason
-
-    def _left_out(self, inputs: Sequence[Model], steps: Sequence[Step]) -> tuple[LeftOut, ...]:
-        """Every tensor of an input that no step reads, each with its reason."""
-        used: set[tuple[int, str]] = {(inputs.index(self.template), step.name) for step in steps}
-        indexes = [inputs.index(model) for model in self.models.merged]
-        for step in steps:
-            for piece in step.pieces:
-                reads = list(zip(piece.inputs or indexes, piece.reads, strict=True)) if piece.reads else []
-                reads += [(inputs.index(self.base), piece.base)] if self.base and piece.base else []
-                used.update((place, own) for place, expr in reads for own in names_read(expr))
-        left_out: list[LeftOut] = []
-        for place, model in enumerate(inputs):
-            kept = {model.find(canonical): why for canonical, why in reversed(self.kept.items())}
-            left_out += [
-                LeftOut(place, own, self._why_left_out(model, own, kept))
-                for own in model.entries
-                if (place, own) not in used
-            ]
-        return tuple(left_out)
-
-    def _why_left_out(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
-        """Why no step reads a tensor; `kept` are the names whose place the template's own tensor has, each with why."""
-        if own in model.adapted and own not in names_read(model.adapted[own]):
-            return "its adapter has another in its place"
-        if own in model.buffers:
-            return "a buffer that is computed from the config, never merged"
-        reasons = []
-        for name in model.held(own):
-            if (model.label, name) in self.reasons:
-                reasons.append(self.reasons[model.label, name])
-            elif name in kept:
-                reasons.append(f"the template's is kept: {kept[name]}")
-            elif name == HEAD and self.template.ties_head:
-                reasons.append("the template ties its head to its embedding")
-            elif self.parts is not None and part_of(name) not in self.parts:
-                reasons.append(f"part {part_of(name)} is not merged")
-        return "; ".join(dict.fromkeys(reasons)) or "the method does not read it"
-
-    def _notes(self) -> list[str]:
-        """What a person should know although nothing forbids it."""
-        notes = []
-        if self.template.generic:
-            notes.append("family: generic (no table covers this model_type): tensors are joined by identical names")
-        if self.models.base is not None and self.base is None:
-            notes.append(f"base_model '{self.models.base.label}' is not read: {self.recipe.merge_method} needs none")
-        if self.template.changes_tied_head:
-            notes.append(
-                f"'{self.template.label}': its adapter changes the embedding, and its base ties the head to that, so "
-                "the head changes too. Where the head stayed as it was in training, as PEFT has it unless "
-                "ensure_weight_tying is set, this is another model"
-            )
-        said = [self.recipe.parameters, *(entry.parameters for entry in self.recipe.models)]
-        said += [override.parameters for override in self.recipe.overrides]
-        if any("int8_mask" in parameters for parameters in said):
-            notes.append("int8_mask has no effect")
-        for model in self.models.merged:
-            if self.template.ties_head and HEAD in model.tensors and not model.ties_head:
-                notes.append(f"'{model.label}' has a head of its own, which the tied template '{self.template.label}' "
-                             "has no place for")  # fmt: skip
-        if not self.template.generic and self.template not in self.models.merged:
-            notes.append(f"template '{self.template.label}' gives the layout only: it is not among models")
-        return notes
+                self.leavings.extras[model.label, name] = reason

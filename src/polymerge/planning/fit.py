@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import text_tower
-from polymerge.planning.inputs import EMBEDDING, HEAD, Model, own_name
+from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name
 
 __all__ = ["VOCABULARY", "Misfits", "common_parts", "joinable", "layer_pattern"]
 

@@ -2,143 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
-from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoint import open_checkpoint
 from polymerge.checkpoint.arrivals import arrive
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.hubfiles import companions
-from polymerge.checkpoint.joined import ADAPTER, open_joined, split_source
+from polymerge.checkpoint.joined import open_joined, split_source
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean
 from polymerge.families import FAMILIES, family_of, splits, text_tower
-from polymerge.families.config import why_quantized
-from polymerge.families.generic import GENERIC
-from polymerge.mapping import Family, counterpart, text_layer
+from polymerge.families.quantization import why_quantized
 from polymerge.namemap import map_names
 from polymerge.planning.adapted import Parameters, changes
-from polymerge.planning.data import Input
-from polymerge.reads import Adapted, Expr, Ranges, Read, Stacked, names_read, replace_reads, shape_of
+from polymerge.planning.model import EMBEDDING, HEAD, Model, stored_in
+from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
 
-__all__ = [
-    "Model",
-    "Models",
-    "headers_digest",
-    "labels_of",
-    "open_each",
-    "open_models",
-    "own_name",
-    "part_of",
-    "sources_of",
-    "tensors_digest",
-]
+__all__ = ["Models", "labels_of", "open_each", "open_models", "sources_of"]
 
-HEAD = "text.lm_head.weight"
-EMBEDDING = "text.embed_tokens.weight"
 TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """An opened input: its headers, its family, and where each canonical tensor lies in it.
-
-    tensors  canonical name -> expression over its own names
-    layout   its own name -> the canonical names that it holds, each with its rows
-    views    its own name -> what those are the rows of, where it is not the tensor as it lies
-    buffers  its names that are never merged (rotary frequencies and the like)
-    borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
-    adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
-    """
-
-    label: str
-    path: Path
-    checkpoint: Checkpoint
-    family: Family
-    tensors: Mapping[str, Expr]
-    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
-    views: Mapping[str, Stacked]
-    buffers: frozenset[str]
-    borrowed: frozenset[str]
-    adapted: Mapping[str, Expr] = field(default_factory=dict)
-
-    @property
-    def entries(self) -> Mapping[str, Entry]:
-        """Its tensors by their own names, and those of its adapter."""
-        return self.checkpoint.entries
-
-    @cached_property
-    def stored(self) -> Mapping[str, Entry]:
-        """Its tensors by their own names, without those of its adapter."""
-        return _stored(self.checkpoint)
-
-    @property
-    def generic(self) -> bool:
-        """Whether its family is not known, so that names have to be equal."""
-        return self.family is GENERIC
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """The parts it has tensors of; none for a generic model."""
-        return frozenset() if self.generic else frozenset(map(part_of, self.tensors))
-
-    @property
-    def depth(self) -> int:
-        """How many layers its text tower has, counted in its tensors."""
-        return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
-
-    @property
-    def ties_head(self) -> bool:
-        """Whether the head is the embedding: its config says so, or is silent and no head is stored."""
-        said = text_tower(self.checkpoint.config).ties_head
-        return HEAD in self.borrowed if said is None else said
-
-    @property
-    def changes_tied_head(self) -> bool:
-        """Whether an adapter changes an embedding that is the head too, other than by rows, which PEFT ties as well."""
-        match self.tensors.get(EMBEDDING):
-            case Read(name):
-                return self.ties_head and name not in self.stored
-            case Adapted():
-                return self.ties_head
-            case _:
-                return False
-
-    def find(self, canonical: str) -> str | None:
-        """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""
-        return counterpart(canonical, self.tensors)
-
-    def held(self, own: str) -> tuple[str, ...]:
-        """The canonical names of what a tensor holds, by its own name; for one of its adapter, of what that changes."""
-        changed = (
-            [own] if own in self.layout else [name for name, expr in self.adapted.items() if own in names_read(expr)]
-        )
-        return tuple(dict.fromkeys(canonical for name in changed for canonical, _ in self.layout.get(name, ())))
-
-    def shape(self, canonical: str) -> tuple[int, ...]:
-        """Shape of a canonical tensor."""
-        return shape_of(self.tensors[canonical], self._shapes)
-
-    @cached_property
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self.entries.items()}
-
-    def summary(self) -> Input:
-        """What the plan records of it."""
-        return Input(
-            label=self.label,
-            source=self.checkpoint.source,
-            path=str(self.path),
-            adapter=str(self.checkpoint.adapter.folder) if self.checkpoint.adapter else "",
-            family=self.family.name,
-            tensors=len(self.entries),
-            size=sum(entry.nbytes for entry in self.entries.values()),
-            headers=headers_digest(self.checkpoint),
-        )
 
 
 @dataclass(frozen=True)
@@ -234,7 +119,7 @@ def _open(
     if gguf := _gguf_in(path):
         raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
     checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
-    dtypes = {name: entry.dtype for name, entry in _stored(checkpoint).items()}
+    dtypes = {name: entry.dtype for name, entry in stored_in(checkpoint).items()}
     if (why := why_quantized(checkpoint.config, dtypes)) is not None:
         # and no more of it: what its packed tensors lack beside others is no problem of its own
         raise RecipeError(f"'{label}' ({path}) {why}")
@@ -242,7 +127,7 @@ def _open(
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     table = family_of(checkpoint.config, family)
-    stored = _stored(checkpoint)
+    stored = stored_in(checkpoint)
     shapes = {name: entry.shape for name, entry in stored.items()}
     names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
     problems.extend(names.problems)
@@ -273,13 +158,6 @@ def _open(
     )  # fmt: skip
 
 
-def _stored(checkpoint: Checkpoint) -> Mapping[str, Entry]:
-    """A checkpoint's tensors without those of the adapter beside it."""
-    if checkpoint.adapter is None:
-        return checkpoint.entries
-    return {name: entry for name, entry in checkpoint.entries.items() if not name.startswith(ADAPTER)}
-
-
 def _gguf_in(path: Path) -> Path | None:
     """The GGUF file that a path is, or the first one of a folder that has no weights that can be read."""
     try:
@@ -297,26 +175,3 @@ def _first_multimodal(models: Sequence[Model]) -> Model:
 
 def _parts(source: str) -> tuple[str, ...]:
     return Path(source).expanduser().absolute().parts
-
-
-def headers_digest(checkpoint: Checkpoint) -> str:
-    """sha256 over the names, dtypes, shapes and order of a checkpoint's tensors."""
-    return tensors_digest(checkpoint.entries.values())
-
-
-def tensors_digest(entries: Iterable[Entry]) -> str:
-    """sha256 over the names, dtypes, shapes and order of tensors."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry.name}\0{entry.dtype}\0{entry.shape}\n".encode())
-    return digest.hexdigest()
-
-
-def part_of(canonical: str) -> str:
-    """The part of a canonical name."""
-    return canonical.partition(".")[0]
-
-
-def own_name(expr: Expr) -> str:
-    """The tensor that an expression reads first, by its own name."""
-    return names_read(expr)[0]

@@ -16,7 +16,8 @@ from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapted import Parameters
 from polymerge.planning.data import Input, LeftOut
-from polymerge.planning.inputs import Model, open_each, tensors_digest
+from polymerge.planning.inputs import open_each
+from polymerge.planning.model import Model, tensors_digest
 from polymerge.recipe import Recipe
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from polymerge.checkpoint.tokens import read_tokens
 from polymerge.errors import PolymergeError
-from polymerge.planning.inputs import Model
+from polymerge.planning.model import Model
 from polymerge.reads import Ranges
 
 __all__ = ["TokenJoin", "outside", "runs"]

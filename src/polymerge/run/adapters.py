@@ -24,7 +24,7 @@ from polymerge.methods.factors import Factors
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, PairRead, PairStep
 from polymerge.planning.extras import PREFIX
-from polymerge.planning.inputs import tensors_digest
+from polymerge.planning.model import tensors_digest
 from polymerge.run.device import Device
 from polymerge.run.execute import execute
 from polymerge.run.files import Files

@@ -13,7 +13,7 @@ from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined
 from polymerge.errors import CheckpointError
 from polymerge.planning import AdapterPlan, Input, Plan, Step
-from polymerge.planning.inputs import headers_digest
+from polymerge.planning.model import headers_digest
 from polymerge.reads import names_read
 
 __all__ = ["beside_template", "fetch", "files_read", "reopen"]

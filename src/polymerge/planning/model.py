@@ -1,0 +1,150 @@
+"""An opened input of a plan: its headers, its family, and where each canonical tensor lies in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from polymerge.checkpoint import Checkpoint, Entry
+from polymerge.checkpoint.joined import ADAPTER
+from polymerge.families import text_tower
+from polymerge.families.generic import GENERIC
+from polymerge.mapping import Family, counterpart, text_layer
+from polymerge.planning.data import Input
+from polymerge.reads import Adapted, Expr, Ranges, Read, Stacked, names_read, shape_of
+
+__all__ = ["EMBEDDING", "HEAD", "Model", "headers_digest", "own_name", "part_of", "stored_in", "tensors_digest"]
+
+HEAD = "text.lm_head.weight"
+EMBEDDING = "text.embed_tokens.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An opened input: its headers, its family, and where each canonical tensor lies in it.
+
+    tensors  canonical name -> expression over its own names
+    layout   its own name -> the canonical names that it holds, each with its rows
+    views    its own name -> what those are the rows of, where it is not the tensor as it lies
+    buffers  its names that are never merged (rotary frequencies and the like)
+    borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
+    adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
+    """
+
+    label: str
+    path: Path
+    checkpoint: Checkpoint
+    family: Family
+    tensors: Mapping[str, Expr]
+    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
+    views: Mapping[str, Stacked]
+    buffers: frozenset[str]
+    borrowed: frozenset[str]
+    adapted: Mapping[str, Expr] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Its tensors by their own names, and those of its adapter."""
+        return self.checkpoint.entries
+
+    @cached_property
+    def stored(self) -> Mapping[str, Entry]:
+        """Its tensors by their own names, without those of its adapter."""
+        return stored_in(self.checkpoint)
+
+    @property
+    def generic(self) -> bool:
+        """Whether its family is not known, so that names have to be equal."""
+        return self.family is GENERIC
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The parts it has tensors of; none for a generic model."""
+        return frozenset() if self.generic else frozenset(map(part_of, self.tensors))
+
+    @property
+    def depth(self) -> int:
+        """How many layers its text tower has, counted in its tensors."""
+        return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding: its config says so, or is silent and no head is stored."""
+        said = text_tower(self.checkpoint.config).ties_head
+        return HEAD in self.borrowed if said is None else said
+
+    @property
+    def changes_tied_head(self) -> bool:
+        """Whether an adapter changes an embedding that is the head too, other than by rows, which PEFT ties as well."""
+        match self.tensors.get(EMBEDDING):
+            case Read(name):
+                return self.ties_head and name not in self.stored
+            case Adapted():
+                return self.ties_head
+            case _:
+                return False
+
+    def find(self, canonical: str) -> str | None:
+        """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""
+        return counterpart(canonical, self.tensors)
+
+    def held(self, own: str) -> tuple[str, ...]:
+        """The canonical names of what a tensor holds, by its own name; for one of its adapter, of what that changes."""
+        changed = (
+            [own] if own in self.layout else [name for name, expr in self.adapted.items() if own in names_read(expr)]
+        )
+        return tuple(dict.fromkeys(canonical for name in changed for canonical, _ in self.layout.get(name, ())))
+
+    def shape(self, canonical: str) -> tuple[int, ...]:
+        """Shape of a canonical tensor."""
+        return shape_of(self.tensors[canonical], self._shapes)
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def summary(self) -> Input:
+        """What the plan records of it."""
+        return Input(
+            label=self.label,
+            source=self.checkpoint.source,
+            path=str(self.path),
+            adapter=str(self.checkpoint.adapter.folder) if self.checkpoint.adapter else "",
+            family=self.family.name,
+            tensors=len(self.entries),
+            size=sum(entry.nbytes for entry in self.entries.values()),
+            headers=headers_digest(self.checkpoint),
+        )
+
+
+def stored_in(checkpoint: Checkpoint) -> Mapping[str, Entry]:
+    """A checkpoint's tensors without those of the adapter beside it."""
+    if checkpoint.adapter is None:
+        return checkpoint.entries
+    return {name: entry for name, entry in checkpoint.entries.items() if not name.startswith(ADAPTER)}
+
+
+def headers_digest(checkpoint: Checkpoint) -> str:
+    """sha256 over the names, dtypes, shapes and order of a checkpoint's tensors."""
+    return tensors_digest(checkpoint.entries.values())
+
+
+def tensors_digest(entries: Iterable[Entry]) -> str:
+    """sha256 over the names, dtypes, shapes and order of tensors."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{entry.name}\0{entry.dtype}\0{entry.shape}\n".encode())
+    return digest.hexdigest()
+
+
+def part_of(canonical: str) -> str:
+    """The part of a canonical name."""
+    return canonical.partition(".")[0]
+
+
+def own_name(expr: Expr) -> str:
+    """The tensor that an expression reads first, by its own name."""
+    return names_read(expr)[0]
