@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from polymerge.checkpoint import hub as hub_module
 
 _CHUNK = 1 << 16
 
@@ -59,6 +65,13 @@ class Standin(ThreadingHTTPServer):
         """Names of files, the connections of which are reset after a first part, once each."""
         self.served: dict[str, bytes] = {}
         """By the name of a file, what is served in its place."""
+        self.held: dict[str, tuple[int, threading.Event]] = {}
+        """By the name of a file, after how many bytes what is sent waits, and for what."""
+        self.unsatisfiable: set[str] = set()
+        """Names of files that are served whole only: 416 for every part that is not their beginning."""
+        self.xet: dict[str, str] = {}
+        """By the name of a file, its hash in the Xet storage that `xet_endpoint` names."""
+        self.xet_endpoint = ""
         self.ranges = True
         """Whether it serves parts of files, or always all of them."""
 
@@ -104,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         name, revision = (found[1], found[3]) if found else (file[1], file[2]) if file else ("", "")
         repository = self.server.repositories.get(name)
-        if repository is None:
+        if path == "/xet-token":
+            self._json({"casUrl": self.server.xet_endpoint, "accessToken": "none", "exp": int(time.time()) + 3600})
+        elif repository is None:
             self._refuse(404, "RepoNotFound")
         elif repository.refused:
             self._refuse(*repository.refused)
@@ -130,12 +145,19 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.server.served.get(name)
         size = (folder / name).stat().st_size if data is None else len(data)
         headers = {"ETag": f'"{_etag(folder / name)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if name in self.server.xet:
+            headers |= {"X-Xet-Hash": self.server.xet[name], "Link": f'<{self.server.url}/xet-token>; rel="xet-auth"'}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         start, stop, status = 0, size, 200
+        if asked and int(asked[1]) and name in self.server.unsatisfiable:
+            self._send(416, {"Content-Range": f"bytes */{size}"}, [])
+            return
         if asked and self.server.ranges:
             start, stop, status = int(asked[1]), min(int(asked[2] or size - 1) + 1, size), 206
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         pieces = _pieces(folder / name, start, stop) if data is None else iter([data[start:stop]])
+        if self.command == "GET" and not asked and name in self.server.held:
+            pieces = _held(pieces, *self.server.held[name])
         if self.command == "GET" and not asked and name in self.server.before:
             self.server.before[name]()
         if self.command == "GET" and name in self.server.reset:
@@ -208,6 +230,17 @@ def _pieces(file: Path, start: int, stop: int) -> Iterator[bytes]:
             yield piece
 
 
+def _held(pieces: Iterator[bytes], after: int, until: threading.Event) -> Iterator[bytes]:
+    for piece in pieces:
+        if 0 <= after < len(piece):
+            yield piece[:after]
+            until.wait(60)
+            yield piece[after:]
+        else:
+            yield piece
+        after -= len(piece)
+
+
 @contextmanager
 def serving() -> Iterator[Standin]:
     server = Standin()
@@ -219,6 +252,29 @@ def serving() -> Iterator[Standin]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def empty_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Standin]:
+    """The stand-in is the hub of this process, nothing is in its cache, and nobody is logged in."""
+    with serving() as server:
+        places = environment(server, folder)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", places["HF_HUB_CACHE"])
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", places["HF_TOKEN_PATH"])
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name in ("XDG_CACHE_HOME", "NO_PROXY"):
+            monkeypatch.setenv(name, places[name])
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        hub_module._seen.clear()
+        close_session()
+        yield server
+        hub_module._seen.clear()
+        close_session()
 
 
 def environment(server: Standin, folder: Path) -> dict[str, str]:

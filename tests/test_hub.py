@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import polymerge
 from headers_only import llm, vlm
-from hub_standin import Standin, environment, serving
+from hub_standin import Standin, empty_cache, environment
 from polymerge.checkpoint import hub as hub_module
 from polymerge.checkpoint.hub import locate
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
@@ -36,24 +36,8 @@ NAMES = list(small_llama(0))
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     """The stand-in, an empty cache, and nobody logged in."""
-    with serving() as server:
-        places = environment(server, tmp_path)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", places["HF_HUB_CACHE"])
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", places["HF_TOKEN_PATH"])
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        for name in ("XDG_CACHE_HOME", "NO_PROXY"):
-            monkeypatch.setenv(name, places[name])
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        hub_module._seen.clear()
-        close_session()
+    with empty_cache(monkeypatch, tmp_path) as server:
         yield server
-        hub_module._seen.clear()
-        close_session()
 
 
 def sharded(folder: Path, seed: int, rows: int = 7) -> Path:

@@ -12,15 +12,16 @@ from types import TracebackType
 from typing import Final
 
 from polymerge.checkpoint.headers import Head
-from polymerge.checkpoint.hubbar import bar_class
+from polymerge.checkpoint.hubbar import Received
+from polymerge.checkpoint.hubdownload import DamagedError, already_here, download, tidy
 from polymerge.checkpoint.huberrors import hub_errors
-from polymerge.checkpoint.hubfiles import Remote, head_of, link, listing, missing_remote
+from polymerge.checkpoint.hubfiles import Listed, Remote, head_of, link, listing, missing_remote, remote_of
 from polymerge.errors import CheckpointError, RecipeError
 
 __all__ = ["Arrivals", "arrive"]
 
 _AT_ONCE: Final = 3
-_TRIES: Final = 3  # huggingface_hub takes up a download that was cut short by itself, but not after every error
+_TRIES: Final = 3  # huggingface_hub takes up a connection that broke by itself, but not after every error
 _LOOK: Final = 0.2  # seconds after which whoever waits for a file looks whether it is still wanted
 
 _coming: dict[Path, tuple[Future[None], threading.Event]] = {}
@@ -35,22 +36,25 @@ class Arrivals:
     """Files that a merge needs, fetched beside it; `arrive` waits for one of them.
 
     files    in the order in which they are wanted; those that are here, and local ones, need nothing
-    advance  told how many more bytes are here, from any thread, but never from two at once
+    advance  told how many more bytes are here, from any thread, but never from two at once; what an earlier process
+             left of a file is told when its turn comes, and a number below zero says that it is fetched again
 
     raises RecipeError at once where they cannot come: the offline switch is set, or the disk has no room.
     """
 
     def __init__(self, files: Iterable[Path], advance: Callable[[int], None] = lambda _: None) -> None:
-        missing = {file: remote for file in dict.fromkeys(files) if (remote := missing_remote(file))}
-        self._sizes = {
-            file: (listing(one.repository, one.commit) or {}).get(one.name, 0) for file, one in missing.items()
-        }
+        of_hub = {file: remote for file in dict.fromkeys(files) if (remote := remote_of(file))}
+        missing = {file: remote for file, remote in of_hub.items() if missing_remote(file)}
+        for file in of_hub.keys() - missing:
+            tidy(file)
+        self._sizes = {file: listed.size if (listed := _listed(one)) else 0 for file, one in missing.items()}
         self._missing, self._advance = missing, advance
         self._stop, self._one_at_a_time = threading.Event(), threading.Lock()
         self._pool = ThreadPoolExecutor(_AT_ONCE, "polymerge-fetch")
         if missing:
             _refuse_offline(missing.values())
-            _check_room(self.size)
+            here = (already_here(one, listed) for one in missing.values() if (listed := _listed(one)))
+            _check_room(self.size - sum(here))
 
     @property
     def size(self) -> int:
@@ -92,21 +96,19 @@ class Arrivals:
             _coming.pop(file, None)
 
     def _fetch(self, file: Path, remote: Remote) -> None:
-        counted = 0
-
-        def count(more: int) -> None:
-            nonlocal counted
-            if self._stop.is_set():
-                raise _StoppedError
-            counted += more
-            with self._one_at_a_time:
-                self._advance(more)
-
+        received = Received(self._tell)
         if self._stop.is_set():
             raise _gave_up(file)
-        _download(file, remote, bar_class(count), self._stop)
+        _download(file, remote, received, self._stop)
         with suppress(_StoppedError):
-            count(self._sizes[file] - counted)
+            received.stands_at(self._sizes[file])
+
+    def _tell(self, more: int) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+        if more:
+            with self._one_at_a_time:
+                self._advance(more)
 
 
 def arrive(file: Path) -> None:
@@ -120,7 +122,7 @@ def arrive(file: Path) -> None:
     coming = _coming.get(file)
     if coming is None:
         _refuse_offline([remote])
-        _download(file, remote, None)
+        _download(file, remote, Received(lambda _: None))
         return
     future, given_up = coming
     while not wait([future], _LOOK).done:
@@ -132,21 +134,22 @@ def arrive(file: Path) -> None:
         raise _gave_up(file) from None
 
 
-def _download(file: Path, remote: Remote, bar: type | None, stop: threading.Event | None = None) -> None:
+def _download(file: Path, remote: Remote, received: Received, stop: threading.Event | None = None) -> None:
     """Bring a file into the hub's cache, and see that it is the one that was planned with."""
-    from huggingface_hub import hf_hub_download
-
+    listed = _listed(remote)
     for again in reversed(range(_TRIES)):
         try:
             with hub_errors(remote.repository, remote.commit, remote.name):
-                found = Path(hf_hub_download(remote.repository, remote.name, revision=remote.commit, tqdm_class=bar))
+                found = download(remote, listed, received)
             break
         except _StoppedError:
             raise _gave_up(file) from None
+        except DamagedError:
+            raise
         except CheckpointError:  # what the hub refuses is a RecipeError, and would be refused again
             if not again or (stop is not None and stop.is_set()):
                 raise
-    size = (listing(remote.repository, remote.commit) or {}).get(remote.name)
+    size = listed.size if listed else None
     head = head_of(file, remote) if file.suffix == ".safetensors" else None
     delivered = found.stat().st_size
     if delivered != size or (head and not _begins_with(found, head)):
@@ -157,6 +160,10 @@ def _download(file: Path, remote: Remote, bar: type | None, stop: threading.Even
             "planned with, so it is removed again. Try again"
         )
     link(file, found)
+
+
+def _listed(remote: Remote) -> Listed | None:
+    return (listing(remote.repository, remote.commit) or {}).get(remote.name)
 
 
 def _begins_with(file: Path, head: Head) -> bool:

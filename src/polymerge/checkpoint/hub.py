@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoint.hubbar import bar_class
+from polymerge.checkpoint.hubbar import Received, bar_class
 from polymerge.checkpoint.huberrors import hub_errors
 from polymerge.checkpoint.hubfiles import remote_of, view
 from polymerge.errors import RecipeError, did_you_mean
@@ -64,7 +64,7 @@ def _look_up(repository: str, revision: str | None) -> Path:
 
     with hub_errors(repository, revision):
         snapshot = snapshot_download(
-            repository, revision=revision, allow_patterns=_FOR_A_PLAN, tqdm_class=bar_class(lambda _: None)
+            repository, revision=revision, allow_patterns=_FOR_A_PLAN, tqdm_class=bar_class(Received(lambda _: None))
         )
         return view(repository, Path(snapshot))
 

@@ -3,7 +3,7 @@
 A commit is seen as a folder of links into the hub's own cache, in the user's cache folder:
 
     polymerge/hub/owner/name/<commit>/         a link for every file that can matter; it dangles until the file is here
-    polymerge/hub/owner/name/<commit>.json     the size of each
+    polymerge/hub/owner/name/<commit>.json     the size of each, and the sha256 where the hub says it
     polymerge/hub/owner/name/<commit>.heads/   of each safetensors file its size and its header
 
 So a repository that is not here looks as a folder does, and is one as soon as its files have arrived.
@@ -26,7 +26,7 @@ from polymerge.checkpoint.huberrors import hub_errors, unreachable
 from polymerge.checkpoint.index import is_plain
 from polymerge.errors import CheckpointError
 
-__all__ = ["Remote", "companions", "head_of", "link", "listing", "missing_remote", "remote_of", "view"]
+__all__ = ["Listed", "Remote", "companions", "head_of", "link", "listing", "missing_remote", "remote_of", "view"]
 
 _WANTED: Final = (
     "*.safetensors",
@@ -53,6 +53,15 @@ class Remote:
     commit: str
     name: str
     """As a path in the repository."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the hub says of a file before it is here."""
+
+    size: int
+    sha256: str | None = None
+    """None for a file that lies in git itself, as small ones do."""
 
 
 def view(repository: str, snapshot: Path) -> Path:
@@ -100,17 +109,17 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
     return [folder / name for name in beside if names is None or name in names]
 
 
-def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mapping[str, int] | None:
-    """The files of a commit that can matter, each with its size.
+def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mapping[str, Listed] | None:
+    """The files of a commit that can matter, each with what the hub says of it.
 
     snapshot  what is here of it; only where there is none, a hub that cannot be asked is an error
     """
     note = _root() / repository / f"{commit}.json"
     try:
-        kept = json.loads(note.read_bytes())
-        if isinstance(kept, dict) and all(is_plain(name) and isinstance(size, int) for name, size in kept.items()):
+        kept = {name: Listed(size, sha256) for name, (size, sha256) in json.loads(note.read_bytes()).items()}
+        if all(is_plain(name) and isinstance(one.size, int) and _is_hash(one.sha256) for name, one in kept.items()):
             return kept
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):
         pass  # not asked yet, or nothing that we have written
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -122,11 +131,15 @@ def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mappi
             if snapshot is None:
                 raise
             return None
-    sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile) and _matters(entry.path)}
-    if outside := [name for name in sizes if not is_plain(name)]:
+    found = {
+        entry.path: Listed(entry.size, entry.lfs.sha256 if entry.lfs and _is_hash(entry.lfs.sha256) else None)
+        for entry in tree
+        if isinstance(entry, RepoFile) and _matters(entry.path)
+    }
+    if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
-    _write(note, json.dumps(sizes, indent=1).encode())
-    return sizes
+    _write(note, json.dumps({name: [one.size, one.sha256] for name, one in found.items()}, indent=1).encode())
+    return found
 
 
 def head_of(file: Path, remote: Remote) -> Head:
@@ -138,10 +151,10 @@ def head_of(file: Path, remote: Remote) -> Head:
     if kept.is_file():
         raw = kept.read_bytes()
         return Head(raw[LENGTH_BYTES:], int.from_bytes(raw[:LENGTH_BYTES], "little"))
-    sizes = listing(remote.repository, remote.commit) or {}
-    if remote.name not in sizes:
+    listed = (listing(remote.repository, remote.commit) or {}).get(remote.name)
+    if listed is None:
         raise CheckpointError(f"{file}: {remote.repository} has no such file on the hub. Its index is of another model")
-    size = sizes[remote.name]
+    size = listed.size
     text = _range(remote, 0, min(_FIRST, size), size)
     length = int.from_bytes(text[:LENGTH_BYTES], "little")
     end = min(LENGTH_BYTES + length, size)
@@ -219,6 +232,10 @@ def _write(file: Path, data: bytes) -> None:
 
 def _no_room(file: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{file}: cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can")
+
+
+def _is_hash(text: object) -> bool:
+    return text is None or (isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) is not None)
 
 
 def _matters(name: str) -> bool:
