@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_config, text_tower
+from polymerge.namemap import Stack
 
 
 @pytest.mark.parametrize(
@@ -143,8 +144,15 @@ def test_the_width_of_the_mlp_says_where_gate_and_up_lie() -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"hidden_size": 12}, {"num_attention_heads": 3}, {"num_attention_heads": "3"}])
-def test_without_heads_nothing_is_split(config: dict[str, Any]) -> None:
-    assert splits(config) == {}
+def test_without_heads_no_rows_are_split(config: dict[str, Any]) -> None:
+    assert not any(isinstance(split, tuple) for split in splits(config).values())
+
+
+@pytest.mark.parametrize("count", ["num_experts", "num_local_experts"])
+def test_the_width_of_the_model_says_where_experts_lie(count: str) -> None:
+    found = splits({"text_config": {"hidden_size": 6, count: 4}})
+    assert found == {"experts_in": Stack(4, columns=6), "experts_out": Stack(4, rows=6)}
+    assert splits({"hidden_size": 6})["experts_in"] == Stack(None, columns=6)
 
 
 def test_the_text_config_is_nested_or_flat() -> None:
