@@ -76,7 +76,7 @@ def test_ctrl_c_ends_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("polymerge.run.merge.execute", interrupt)
     ran = cli("merge", asked, "-o", tmp_path / "out")
     assert (ran.status, ran.out) == (1, "")
-    assert ran.err.strip() == "polymerge: interrupted; no output is left half written, and what was fetched or answered is kept"  # click ends the line of a ^C
+    assert ran.err.strip() == "polymerge: interrupted; nothing half written is left"  # click ends the line of a ^C
     nothing_is_left(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
         running.terminate()
         _, said = running.communicate(timeout=30)
     assert running.returncode == 1
-    assert said.strip() == "polymerge: interrupted; no output is left half written, and what was fetched or answered is kept"
+    assert said.strip() == "polymerge: interrupted; nothing half written is left"
     nothing_is_left(tmp_path)
 
 
