@@ -24,7 +24,10 @@ Tensors = dict[str, Tensor]
 ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
 MLP = tuple(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
+BIASES = tuple(f"self_attn.{part}_proj.bias" for part in "qkv")
 KEYS_AND_VALUES = ATTENTION[1:3]
+QUERIES_KEYS_VALUES: Mapping[str, tuple[str, ...]] = {"weight": ATTENTION[:3], "bias": BIASES}
+OUTER = ("embed_tokens.weight", "norm.weight", "lm_head.weight")
 
 TWICE: Mapping[str, tuple[str, ...]] = {"cogvlm": (*ATTENTION, *MLP), "mplug_owl2": (*NORMS, *KEYS_AND_VALUES)}
 """By layout, what a layer has for image tokens too."""
@@ -123,7 +126,8 @@ class Sizes:
             "down_proj": (self.hidden, self.inner),
         }
         other = (self.inner, self.hidden) if name in MLP else (self.keys, self.hidden)
-        return shapes.get(name.split(".")[1], other)
+        shape = shapes.get(name.split(".")[1], other)
+        return shape[:1] if name in BIASES else shape
 
 
 def config_of(layout: str, sizes: Sizes) -> dict[str, Any]:
@@ -149,6 +153,13 @@ def config_of(layout: str, sizes: Sizes) -> dict[str, Any]:
 
 def random_tower(sizes: Sizes, seed: int, twice: tuple[str, ...] = (), dtype: torch.dtype = torch.bfloat16) -> Tensors:
     """A decoder by plain canonical names; what is in `twice` has `@image` beside it."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = tower_shapes(sizes, twice)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def tower_shapes(sizes: Sizes, twice: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
+    """The shapes of such a decoder; `more` is what its layers have beyond a Llama's, such as biases."""
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens.weight": (sizes.rows, sizes.hidden),
         "norm.weight": (sizes.hidden,),
@@ -159,8 +170,8 @@ def random_tower(sizes: Sizes, seed: int, twice: tuple[str, ...] = (), dtype: to
             shapes[f"layers.{layer}.{name}"] = sizes.shape(name)
             if name in twice:
                 shapes[f"layers.{layer}.{name}@image"] = sizes.shape(name)
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+        shapes |= {f"layers.{layer}.{name}": sizes.shape(name.partition("@")[0]) for name in more}
+    return shapes
 
 
 def write(layout: str, folder: Path, tower: Tensors, sizes: Sizes, *, seed: int = 0) -> Path:
@@ -181,12 +192,14 @@ def write(layout: str, folder: Path, tower: Tensors, sizes: Sizes, *, seed: int 
 
 def stored(layout: str, tower: Tensors, sizes: Sizes) -> Tensors:
     """The text tower under its names on disk."""
-    found = {_own_name(layout, name): tower[name] for name in ("embed_tokens.weight", "norm.weight", "lm_head.weight")}
+    found = {_own_name(layout, name): tower[name] for name in OUTER if name in tower}
     for layer in range(sizes.layers):
         for way, branch in enumerate(("", "@image")):
             own = {
-                name: tower.get(f"layers.{layer}.{name}{branch}", tower[f"layers.{layer}.{name}"])
-                for name in (*ATTENTION, *MLP, *NORMS)
+                name: tower[f"layers.{layer}.{name}{held}"]
+                for name in (*ATTENTION, *MLP, *NORMS, *BIASES)
+                for held in ("", branch)  # that of the branch, where there is one
+                if f"layers.{layer}.{name}{held}" in tower
             }
             prefix = f"{_own_name(layout, 'layers')}.{layer}."
             found |= {prefix + name: tensor for name, tensor in _layer(layout, own, way, sizes).items()}
@@ -205,9 +218,13 @@ def _layer(layout: str, own: Tensors, way: int, sizes: Sizes) -> Tensors:
         return _fused_layer(layout, own, sizes) if way == 0 else {}
     if layout == "cogvlm":
         expert = ("language", "vision")[way]
-        fused = torch.cat([own[name] for name in ATTENTION[:3]])
+        fused = {kind: [own[name] for name in names if name in own] for kind, names in QUERIES_KEYS_VALUES.items()}
         return {
-            f"self_attn.{expert}_expert_query_key_value.weight": fused,
+            **{
+                f"self_attn.{expert}_expert_query_key_value.{kind}": torch.cat(blocks)
+                for kind, blocks in fused.items()
+                if blocks
+            },
             f"self_attn.{expert}_expert_dense.weight": own[ATTENTION[3]],
             **{name.replace("mlp.", f"mlp.{expert}_mlp."): own[name] for name in MLP},
             **{name: own[name] for name in NORMS if way == 0},
@@ -221,16 +238,20 @@ def _layer(layout: str, own: Tensors, way: int, sizes: Sizes) -> Tensors:
 
 def _fused_layer(layout: str, own: Tensors, sizes: Sizes) -> Tensors:
     names, left = OWN_NAMES[layout], dict(own)
-    q, k, v = (left.pop(name) for name in ATTENTION[:3])
-    blocks = [q, k, v]
-    if layout == "internlm2":  # each head of keys after the queries that share it, and before its values
-        share = sizes.queries // sizes.keys * sizes.width
-        blocks = [
-            part
-            for group in zip(q.split(share), *(t.split(sizes.width) for t in (k, v)), strict=True)
-            for part in group
-        ]
-    fused = {names["qkv"]: torch.cat(blocks)}
+    fused = {}
+    for kind, parts in QUERIES_KEYS_VALUES.items():
+        if parts[0] not in left:
+            continue
+        q, k, v = (left.pop(name) for name in parts)
+        blocks = [q, k, v]
+        if layout == "internlm2":  # each head of keys after the queries that share it, and before its values
+            share = sizes.queries // sizes.keys * sizes.width
+            blocks = [
+                part
+                for group in zip(q.split(share), *(t.split(sizes.width) for t in (k, v)), strict=True)
+                for part in group
+            ]
+        fused[names["qkv"].replace("weight", kind)] = torch.cat(blocks)
     if "mlp" in names:
         gate, up = (left.pop(name) for name in MLP[:2])
         fused[names["mlp"]] = torch.cat([up, gate] if layout == "molmo" else [gate, up])
@@ -239,45 +260,53 @@ def _fused_layer(layout: str, own: Tensors, sizes: Sizes) -> Tensors:
 
 def text_of(layout: str, folder: Path, sizes: Sizes) -> Tensors:
     """A checkpoint's text tower by canonical names, as `random_tower` has it."""
-    disk = load(folder)
-    tower = {name: disk[_own_name(layout, name)] for name in ("embed_tokens.weight", "norm.weight", "lm_head.weight")}
+    return tower_of(layout, load(folder), sizes)
+
+
+def tower_of(layout: str, disk: Tensors, sizes: Sizes) -> Tensors:
+    """The text tower among the tensors of a checkpoint, cut apart."""
+    tower = {name: disk[_own_name(layout, name)] for name in OUTER if _own_name(layout, name) in disk}
     for layer in range(sizes.layers):
         own = f"{_own_name(layout, 'layers')}.{layer}."
-        for name in (*ATTENTION, *MLP, *NORMS):
-            for way, branch in enumerate(("", "@image") if name in TWICE.get(layout, ()) else ("",)):
-                tower[f"layers.{layer}.{name}{branch}"] = _cut(layout, disk, own, name, way, sizes)
+        for name in (*ATTENTION, *MLP, *NORMS, *BIASES):
+            twice = name in TWICE.get(layout, ()) or (layout == "cogvlm" and name in BIASES)
+            for way, branch in enumerate(("", "@image") if twice else ("",)):
+                held = own + _held_in(layout, name, way)
+                if name not in BIASES or held in disk:
+                    tower[f"layers.{layer}.{name}{branch}"] = _cut(layout, disk[held], name, sizes)
     return tower
 
 
-def _cut(layout: str, disk: Tensors, own: str, name: str, way: int, sizes: Sizes) -> Tensor:
+def _held_in(layout: str, name: str, way: int) -> str:
+    """The tensor of a layer that one of a branch lies in."""
+    kind = name.rpartition(".")[2]
+    joined = name in QUERIES_KEYS_VALUES[kind]
     if layout in FUSED:
-        return _cut_fused(layout, disk, own, name, sizes)
+        names = OWN_NAMES[layout]
+        if name in MLP[:2] and "mlp" in names:
+            return names["mlp"]
+        return names["qkv"].replace("weight", kind) if joined else names.get(name, name)
     if layout == "mplug_owl2" and name in TWICE[layout]:
-        return disk[own + name.replace(".weight", f".multiway.{way}.weight")]
+        return name.replace(".weight", f".multiway.{way}.weight")
     if layout != "cogvlm" or name in NORMS:
-        return disk[own + name]
+        return name
     expert = ("language", "vision")[way]
     if name in MLP:
-        return disk[own + name.replace("mlp.", f"mlp.{expert}_mlp.")]
-    if name == ATTENTION[3]:
-        return disk[f"{own}self_attn.{expert}_expert_dense.weight"]
-    blocks = disk[f"{own}self_attn.{expert}_expert_query_key_value.weight"].split(
-        [sizes.queries, sizes.keys, sizes.keys]
-    )
-    return blocks[ATTENTION.index(name)]
+        return name.replace("mlp.", f"mlp.{expert}_mlp.")
+    return f"self_attn.{expert}_expert_{'query_key_value' if joined else 'dense'}.{kind}"
 
 
-def _cut_fused(layout: str, disk: Tensors, own: str, name: str, sizes: Sizes) -> Tensor:
-    names = OWN_NAMES[layout]
-    if name in MLP[:2] and "mlp" in names:
-        return disk[own + names["mlp"]].chunk(2)[MLP.index(name) ^ (layout == "molmo")]
-    if name not in ATTENTION[:3]:
-        return disk[own + names.get(name, name)]
-    whole, place = disk[own + names["qkv"]], ATTENTION.index(name)
+def _cut(layout: str, whole: Tensor, name: str, sizes: Sizes) -> Tensor:
+    """One tensor out of that which holds it."""
+    if layout in FUSED and name in MLP[:2] and "mlp" in OWN_NAMES[layout]:
+        return whole.chunk(2)[MLP.index(name) ^ (layout == "molmo")]
+    place = next((parts.index(name) for parts in QUERIES_KEYS_VALUES.values() if name in parts), None)
+    if place is None or layout not in (*FUSED, "cogvlm"):
+        return whole
     if layout != "internlm2":
         return whole.split([sizes.queries, sizes.keys, sizes.keys])[place]
-    groups = whole.reshape(sizes.keys // sizes.width, -1, sizes.width, whole.shape[-1])
-    return (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])[place].reshape(-1, whole.shape[-1])
+    groups = whole.reshape(sizes.keys // sizes.width, -1, sizes.width, *whole.shape[1:])
+    return (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])[place].reshape(-1, *whole.shape[1:])
 
 
 def load(folder: Path) -> Tensors:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
 from polymerge.mapping import Family
 from polymerge.namemap import Stack, map_names
-from tiny import LLMS, RUNNABLE, VLMS, as_2024, as_live, build, generate, load, perturbed, related_llm
+from tiny import as_2024, as_live, build, generate, load, perturbed, related_llm
+from tiny_configs import CLASSLESS, LLMS, RUNNABLE, TEXT, VLMS
+from tiny_trees import TREES
 
 PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden/names.json").read_text(encoding="utf-8"))
 """Tensor names of published checkpoints, with the first number of each name folded into a range."""
@@ -186,6 +190,32 @@ def test_every_rule_is_needed_by_a_name_that_exists(name: str, tiny_names: Any) 
 # --- tiny checkpoints
 
 
+@pytest.mark.parametrize(
+    ("family", "text"), [(family, text) for family in TREES for text, tree in TREES[family].items() if tree.published]
+)
+def test_a_tiny_checkpoint_without_a_class_has_all_published_names_and_no_others(
+    family: str, text: str, tmp_path: Path
+) -> None:
+    """Whatever the number of layers and blocks; all other numbers count."""
+    (published,) = (entry for entry in PUBLISHED if entry["checkpoint"] == TREES[family][text].published)
+    folder = build(family, tmp_path / "vlm", text=text)
+    wanted, found = (
+        {re.sub(r"\b(layers|blocks|resblocks)\.\d+", r"\1.{i}", name) for name in names}
+        for names in (names_of(published), load(folder))
+    )
+    assert found == wanted
+    assert published["family"] == family_of(config_of(folder)).name == family
+
+
+def test_every_family_is_built_and_those_without_a_class_are_known() -> None:
+    assert {*VLMS, *LLMS} == {name for name in FAMILIES if name != "generic"}
+    assert {name for name in (*VLMS, *LLMS) if name in TREES} == set(CLASSLESS)
+    assert all(TEXT.get(name, name) == next(iter(TREES[name])) for name in CLASSLESS)
+    for name in CLASSLESS:  # as soon as transformers has a class, it is to be built with that
+        for tree in TREES[name].values():
+            assert not hasattr(transformers, tree.config["architectures"][0])
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [*VLMS, *LLMS])
 def test_all_spellings_of_a_checkpoint_mean_the_same(name: str, form: str, tiny_names: Any) -> None:
@@ -199,17 +229,21 @@ def test_all_spellings_of_a_checkpoint_mean_the_same(name: str, form: str, tiny_
     [
         *((name, None) for name in VLMS),
         ("llava_next", "mistral"),
-        ("internvl_chat", "qwen2"),
         ("paligemma", "gemma2"),
+        # of all decoders that have a family of their own; the first is that of the line above
+        *((name, text) for name in CLASSLESS if name in VLMS for text in list(TREES[name])[1:] if text in LLMS),
     ],
 )
 def test_the_plain_llm_of_a_vlm_has_its_text_names(name: str, text: str | None, tmp_path: Path) -> None:
     vlm = build(name, tmp_path / "vlm", text=text)
     llm = related_llm(vlm, tmp_path / "llm")
     inside, outside = (family_of(config_of(folder)) for folder in (llm, vlm))
-    text = {tensor for tensor in canonical(outside, shapes_in(vlm)) if outside.part_of(tensor) == "text"}
-    assert canonical(inside, shapes_in(llm)) == text
-    assert text_tower(config_of(llm)).model_type == text_tower(config_of(vlm)).model_type == inside.name
+    named = {tensor for tensor in canonical(outside, shapes_in(vlm)) if outside.part_of(tensor) == "text"}
+    assert canonical(inside, shapes_in(llm)) == {tensor.partition("@")[0] for tensor in named}
+    assert {tensor.partition("@")[2] for tensor in named} <= {"", "text", "image"}
+    assert text_tower(config_of(llm)).model_type == inside.name
+    # one model type for three decoders, and nothing in its config that tells them apart
+    assert text_tower(config_of(vlm)).model_type == (None if name == "minicpm_v" else inside.name)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from transformers import AutoConfig
 
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_config, text_tower
 from polymerge.namemap import Stack
+from tiny_classless import config_of, sizes_of
+from tiny_configs import CLASSLESS, decoder
+from tiny_trees import TREES
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,18 @@ def test_without_a_list_of_layers_all_are_the_decoder_s(listed: Any) -> None:
 )
 def test_the_lineage_of_the_text_tower(config: dict[str, Any], kind: str | None) -> None:
     assert text_tower(config).model_type == kind
+
+
+@pytest.mark.parametrize(("family", "text"), [(family, text) for family in CLASSLESS for text in TREES[family]])
+def test_the_configs_of_families_without_a_class_say_what_is_fused(family: str, text: str) -> None:
+    tree = TREES[family][text]
+    config = config_of(tree, decoder(tree.kind, layers=3, rows=72, tie=False), "bfloat16")
+    tower, sizes = text_tower(config), sizes_of(tree, config)
+    assert (tower.layers, tower.hidden_size, tower.vocab_size, tower.ties_head) == (3, 32, 72, False)
+    assert tower.model_type == (None if family == "minicpm_v" else tree.kind)
+    q, k, inner = sizes.queries, sizes.keys, sizes.inner
+    assert splits(config)["qkv"] == (((0, q),), ((q, q + k),), ((q + k, q + 2 * k),))
+    assert splits(config)["halves" if family == "molmo" else "gate_up"] == (((0, inner),), ((inner, 2 * inner),))
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,11 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.utils import logging
 
+import tiny_classless
 import tiny_experts
-import tiny_internvl_chat
 from tiny_configs import (
     ANYRES,
+    CLASSLESS,
     CROSS,
     IMAGE,
     LLMS,
@@ -54,9 +55,11 @@ from tiny_configs import (
     WITH_PROCESSOR,
     WORDS,
     config_of,
+    decoder,
     image_settings,
 )
 from tiny_questions import question as _question
+from tiny_trees import FAMILY_OF, TREES
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -66,9 +69,6 @@ CLASSES = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
 }
 """The classes of the families that no Auto class for images and text knows."""
-
-RUNNABLE = tuple(family for family in (*VLMS, *LLMS) if family != "internvl_chat")
-"""The families that `generate` can run: InternVL as first published has no class in transformers."""
 
 LLAVA_LIVE = {"language_model.lm_head.": "lm_head.", "language_model.model.": "model.language_model.",
               "vision_tower.": "model.vision_tower.", "multi_modal_projector.": "model.multi_modal_projector.",
@@ -107,24 +107,27 @@ def build(
     layers: int = 2,
     tie: bool = False,
     vocab: int = ROWS,
+    keys: int = 2,
     shard: bool = False,
 ) -> Path:
     """Write a checkpoint with random weights, its tokenizer and its image processor, and return its folder.
 
-    `text` names the decoder where the family leaves a choice (`internlm2` too for internvl_chat); `vocab` is the number
-    of rows of the embedding.
+    `text` names the decoder where the family leaves a choice (of those in `tiny_trees.TREES` for one without a
+    class); `vocab` is the number of rows of the embedding, `keys` that of heads of keys and values.
     """
     kind = text or TEXT.get(family, family)
     size = "20KB" if shard else "5GB"
-    if family == "internvl_chat":
-        shapes = tiny_internvl_chat.shapes(kind, layers, vocab, tie)
-        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    if family in TREES:
+        tree = TREES[family][kind]
+        settings = tiny_classless.config_of(tree, decoder(tree.kind, layers, vocab, tie, keys), dtype)
+        tiny_classless.write_config(folder, settings)
+        tensors = tiny_classless.blank(tree, settings)
         _fill(tensors, seed)
-        tiny_internvl_chat.write_config(folder, tiny_internvl_chat.config(kind, layers, vocab, tie, dtype))
-        cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+        cast = {name: tensor if is_buffer(name) else tensor.to(getattr(torch, dtype))
+                for name, tensor in tensors.items()}  # fmt: skip
         save_torch_state_dict(cast, folder, max_shard_size=size)
     else:
-        config = config_of(family, kind, layers, vocab, tie)
+        config = config_of(family, decoder(kind, layers, vocab, tie, keys))
         with torch.random.fork_rng():
             model = _class_of(family)(config) if family in CLASSES else _class_of(family).from_config(config)
         _fill(dict(model.named_parameters()), seed)
@@ -135,6 +138,11 @@ def build(
     elif family in VLMS:
         _write_json(folder / "preprocessor_config.json", image_settings(family))
     return folder
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor follows from the config: stored in float32, and the same in all fine-tunes."""
+    return name.endswith("inv_freq")
 
 
 def _class_of(family: str) -> Any:
@@ -186,38 +194,50 @@ def related_llm(vlm: Path, folder: Path, *, seed: int = 0, size: float = 0.02, v
 
     `vocab` is its number of rows where it differs: rows of the tower are left out, or random ones follow them.
     """
+    family, weights = family_in(vlm), tiny_experts.apart(load(vlm))
     outside = _read_json(vlm / "config.json")
-    inside = outside.get("text_config") or outside["llm_config"]
-    family = family_in(vlm)
-    tie = bool(outside.get("tie_word_embeddings") or inside.get("tie_word_embeddings"))
-    kind = inside["model_type"] if inside["model_type"] in (*LLMS, "internlm2") else TEXT[family]
+    if family in CLASSLESS:
+        tree, sizes = tiny_classless.tree_in(vlm)
+        inside: dict[str, Any] = outside.get(tree.nested, outside)
+        kind, keys = tree.kind, sizes.keys // sizes.width
+    else:
+        inside = outside["text_config"]
+        kind, keys = inside["model_type"] if inside["model_type"] in LLMS else TEXT[family], 2
     between = CROSS if family == "mllama" else ()
     own = [layer for layer in range(inside["num_hidden_layers"]) if layer not in between]
-    rows, layers = vocab or inside["vocab_size"], len(own)
-    weights = tiny_experts.apart(load(vlm))
+    tie = bool(outside.get("tie_word_embeddings") or inside.get("tie_word_embeddings"))
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    build(kind, folder, seed=seed, dtype=dtype, layers=layers, tie=tie, vocab=rows)
+    rows = vocab or inside["vocab_size"]
+    build(kind, folder, seed=seed, dtype=dtype, layers=len(own), tie=tie, vocab=rows, keys=keys)
     body, head = TEXT_PREFIX.get(family, ("language_model.model.", "language_model.lm_head."))
 
-    def placed(name: str, tensor: Tensor) -> Tensor:
+    def name_in_vlm(name: str) -> str:
         inner = name.removeprefix("model.").split(".")
         if inner[0] == "layers":
             inner[1] = str(own[int(inner[1])])
-        seen = weights[head + name.removeprefix("lm_head.") if name.startswith("lm_head.") else body + ".".join(inner)]
-        common = min(len(seen), len(tensor))
-        return torch.cat([seen[:common], tensor[common:]])
+        return head + name.removeprefix("lm_head.") if name.startswith("lm_head.") else body + ".".join(inner)
+
+    names = load(folder)
+    near = tiny_classless.plain_llm(vlm) if family in CLASSLESS else {n: weights[name_in_vlm(n)] for n in names}
+    assert near.keys() == names.keys()
+
+    def placed(name: str, tensor: Tensor) -> Tensor:
+        common = min(len(near[name]), len(tensor))
+        return torch.cat([near[name][:common], tensor[common:]])
 
     _rewrite(folder, lambda name: name, placed)
     return perturbed(folder, folder, seed=seed + 1, size=size)
 
 
 def perturbed(checkpoint: Path, folder: Path, *, seed: int, size: float = 0.02) -> Path:
-    """Write a copy of a checkpoint whose every tensor has moved by normal steps of `size`: a fine-tune of it."""
+    """Write a copy of a checkpoint whose every weight has moved by normal steps of `size`: a fine-tune of it."""
     if folder != checkpoint:
         shutil.copytree(checkpoint, folder)
     generator = torch.Generator().manual_seed(seed)
 
-    def moved(_: str, tensor: Tensor) -> Tensor:
+    def moved(name: str, tensor: Tensor) -> Tensor:
+        if is_buffer(name):
+            return tensor
         step = torch.empty(tensor.shape).normal_(0.0, size, generator=generator)
         return (tensor.float() + step).to(tensor.dtype)
 
@@ -275,7 +295,11 @@ def load(folder: Path) -> dict[str, Tensor]:
 
 def family_in(folder: Path) -> str:
     """The family that a checkpoint was built as."""
-    said = _read_json(folder / "config.json")["model_type"]
+    config = _read_json(folder / "config.json")
+    for architecture in config.get("architectures") or ():
+        if architecture in FAMILY_OF:
+            return FAMILY_OF[architecture]
+    said = config["model_type"]
     return next((family for family, model_type in MODEL_TYPES.items() if model_type == said), said)
 
 

@@ -6,16 +6,26 @@ from typing import Any
 
 from transformers import AutoConfig
 
-LLMS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi3", "mixtral")
+LLMS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi3", "mixtral",
+        "internlm2")  # fmt: skip
 
 TEXT = {"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2", "idefics2": "mistral",
         "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "internvl": "qwen2", "internvl_chat": "llama",
         "idefics3": "llama", "qwen3_vl": "qwen3", "qwen3_vl_moe": "qwen3_moe", "gemma3": "gemma3_text",
         "paligemma": "gemma", "mistral3": "mistral", "mllama": "llama", "qwen2_audio": "qwen2",
-        "qwen2_5_omni": "qwen2", "deepseek_vl": "llama"}  # fmt: skip
+        "qwen2_5_omni": "qwen2", "deepseek_vl": "llama", "llava_original": "qwen2", "mplug_owl2": "llama",
+        "cogvlm": "llama", "minicpm_v": "qwen2", "cambrian": "llama", "phi3_v": "phi3",
+        "deepseek_vl_original": "llama", "molmo": "qwen2"}  # fmt: skip
 """The decoder that each multimodal family has when none is asked for."""
 
 VLMS = tuple(TEXT)
+
+CLASSLESS = ("internvl_chat", "llava_original", "mplug_owl2", "cogvlm", "minicpm_v", "cambrian", "phi3_v",
+             "deepseek_vl_original", "molmo", "internlm2")  # fmt: skip
+"""The families that transformers has no class of: `tiny_classless` has their tensors, and nothing can run them."""
+
+RUNNABLE = tuple(family for family in (*VLMS, *LLMS) if family not in CLASSLESS)
+"""All others: transformers builds, loads and runs them."""
 
 WITH_PROCESSOR = ("llava", "llava_next", "idefics2")
 """The families whose processor works without torchvision; the others get the settings of their image processor."""
@@ -86,11 +96,11 @@ def token_id(family: str, role: str) -> int:
     return len(WORDS) + list(SPECIALS[family]).index(role)
 
 
-def decoder(kind: str, layers: int, rows: int, tie: bool) -> dict[str, Any]:
-    """The config of a plain language model, which is also that of a text tower."""
+def decoder(kind: str, layers: int, rows: int, tie: bool, keys: int = 2) -> dict[str, Any]:
+    """The config of a plain language model, which is also that of a text tower; `keys` heads of keys and values."""
     return {
         "model_type": kind, "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": rows, "max_position_embeddings": 512,
+        "num_attention_heads": 4, "num_key_value_heads": keys, "vocab_size": rows, "max_position_embeddings": 512,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": tie, **MORE.get(kind, {}),
     }  # fmt: skip
 
@@ -145,9 +155,8 @@ def indexed(image: dict[str, int]) -> dict[str, int]:
     return {"image_token_index": image["image_token_id"]}
 
 
-def config_of(family: str, kind: str, layers: int, rows: int, tie: bool) -> Any:
-    """The transformers config of a tiny checkpoint of any family that has a class there."""
-    text = decoder(kind, layers, rows, tie)
+def config_of(family: str, text: dict[str, Any]) -> Any:
+    """The transformers config of a tiny checkpoint of any family that has a class there, with the decoder `text`."""
     if family in LLMS:
         return AutoConfig.for_model(**text)
     if family.startswith("qwen") and family != "qwen2_audio":
@@ -155,9 +164,10 @@ def config_of(family: str, kind: str, layers: int, rows: int, tie: bool) -> Any:
         text["rope_parameters"] = MROPE
     if family == "mllama":
         rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
-        own = {"model_type": "mllama_text_model", "num_hidden_layers": layers + len(CROSS)}
+        own = {"model_type": "mllama_text_model", "num_hidden_layers": text["num_hidden_layers"] + len(CROSS)}
         text |= {**own, "cross_attention_layers": list(CROSS), **rope}
     name = MODEL_TYPES.get(family, family)
+    tie = text["tie_word_embeddings"]
     return AutoConfig.for_model(name, text_config=text, tie_word_embeddings=tie, **vision(family))
 
 
