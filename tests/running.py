@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import transformers
 import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -57,13 +56,6 @@ def merged(recipe: Mapping[str, Any], out: Path, *words: object) -> Path:
     ran = cli("merge", recipe_file(recipe, out.with_name(f"{out.name}.yaml")), "-o", out, *words)
     assert ran.status == 0, ran.err
     return out
-
-
-def unchecked(model: Path) -> tuple[str, ...]:
-    """The option that keeps a merge from loading its output, where neither transformers nor the folder has a class."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    known = any(hasattr(transformers, name) for name in config.get("architectures") or ())
-    return () if known or "auto_map" in config else ("--no-verify",)
 
 
 def recipe_file(recipe: Mapping[str, Any], file: Path) -> Path:

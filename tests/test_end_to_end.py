@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from polymerge.reads import expr_from_json, names_read
-from running import cli, merged, raw, recipe_file, unchecked
+from running import cli, merged, raw, recipe_file
 from tiny import as_2024, as_live, build, family_in, generate, is_buffer, load, open_model, perturbed, related_llm
 from tiny_classless import joined
 from tiny_configs import CLASSLESS, LLMS, RUNNABLE, TEXT, VLMS
@@ -141,7 +141,7 @@ def test_an_llm_joins_the_text_tower_of_every_family_without_a_class(family: str
     outer, inner = ALSO_SAID.get((family, text), ({}, {}))
     said = {**recipe(vlm, llm, **inner), **outer}
     made = json.loads(cli("plan", recipe_file(said, tmp_path / "recipe.yaml"), "--json", "-").out)
-    out = merged(said, tmp_path / "out", *unchecked(vlm))
+    out = merged(said, tmp_path / "out")
     check_fates(made, {0: vlm, 1: llm}, out)
     expected, before = joined(vlm, llm, average), load(vlm)
     assert same(load(out), expected)
@@ -162,7 +162,7 @@ def check_companions(template: Path, out: Path) -> None:
 def test_fine_tunes_of_one_model_merge_in_all_parts(family: str, text: str | None, tmp_path: Path) -> None:
     model = build(family, tmp_path / "model", text=text)
     tuned = perturbed(model, tmp_path / "tuned", seed=5)
-    out = merged(recipe(model, tuned), tmp_path / "out", *unchecked(model))
+    out = merged(recipe(model, tuned), tmp_path / "out")
     ours, theirs = load(model), load(tuned)
     buffers = [name for name in ours if is_buffer(name)]
     assert same(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polymerge.families import family_of, splits
 from polymerge.namemap import map_names
-from running import cli, merged, raw, recipe_file, unchecked
+from running import cli, merged, raw, recipe_file
 from tiny import build, family_in, generate, load, perturbed
 from tiny_configs import CLASSLESS, RUNNABLE, VLMS
 
@@ -79,10 +79,9 @@ def fine_tunes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 def test_the_vision_tower_has_weights_of_its_own(fine_tunes: tuple[Path, Path], tmp_path: Path) -> None:
     asked = recipe(*fine_tunes, parts=["text", "vision", "projector"], overrides=[override("vision.*", 0.5, 0.5)])
-    words = unchecked(fine_tunes[0])
-    out = merged(asked, tmp_path / "out", *words)
+    out = merged(asked, tmp_path / "out")
     check(out, *fine_tunes, {"vision.": (0.5, 0.5), "text.": GENERAL, "projector.": GENERAL})
-    assert raw(out) == raw(merged({**asked, "parts": None}, tmp_path / "by default", *words))
+    assert raw(out) == raw(merged({**asked, "parts": None}, tmp_path / "by default"))
     if family_in(out) in RUNNABLE:
         assert not torch.equal(generate(out, tokens=1), generate(fine_tunes[0], tokens=1))
 
@@ -101,7 +100,7 @@ def test_the_recipe_in_the_documentation_is_that_one(fine_tunes: tuple[Path, Pat
 
 def test_every_part_has_weights_of_its_own(fine_tunes: tuple[Path, Path], tmp_path: Path) -> None:
     overrides = [override("projector.*", 0.25, 0.75), override("vision.*", 0.5, 0.5)]
-    out = merged(recipe(*fine_tunes, parts=None, overrides=overrides), tmp_path / "out", *unchecked(fine_tunes[0]))
+    out = merged(recipe(*fine_tunes, parts=None, overrides=overrides), tmp_path / "out")
     check(out, *fine_tunes, {"projector.": (0.25, 0.75), "vision.": (0.5, 0.5), "text.": GENERAL})
 
 

@@ -236,3 +236,29 @@ def test_a_merge_of_a_merge_is_checked_against_its_own_template(good: Path, tmp_
     out = merged(linear(good, tuned), tmp_path / "out")
     assert findings(cli("verify", out))["parameters"].startswith("ok: ")
     assert len(json.loads((out / "polymerge.json").read_text())["inputs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        # transformers takes it for its own LLaVA, whose names are others
+        ("llava_original", "transformers has no class LlavaQwenForCausalLM, and AutoModel"),
+        ("mplug_owl2", "transformers has no class MPLUGOwl2LlamaForCausalLM, and no code lies in the folder"),
+        ("cambrian", "transformers has no class"),
+        ("deepseek_vl_original", "transformers has no class"),
+        ("molmo", "its model is code that lies in the folder"),
+    ],
+)
+def test_a_model_that_transformers_has_no_class_of_is_not_said_to_be_broken(
+    family: str, said: str, tmp_path: Path
+) -> None:
+    ran = cli("verify", build(family, tmp_path / "model"))
+    assert ran.status == 0, ran.err
+    assert findings(ran)["loads"].startswith(f"not checked: {said}")
+
+
+def test_a_class_with_a_name_of_its_own_is_loaded_by_its_model_type(good: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(good, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "architectures": ["OurLlava"]}))
+    assert "no key missing" in findings(cli("verify", copy))["loads"]

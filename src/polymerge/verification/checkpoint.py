@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +95,10 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
     if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING and not trust_remote_code:
         return Finding("loads", None, "its model is code that lies in the folder; --trust-remote-code runs it")
     loader = model_class(config)
+    # a class that only its authors' program has: transformers may take it for another one by its model type
+    foreign = "auto_map" not in config and _without_class(config)
+    if foreign and config.get("model_type") not in transformers.CONFIG_MAPPING:
+        return Finding("loads", None, f"{foreign}, and no code lies in the folder")
     try:
         _, info = loader.from_pretrained(
             str(checkpoint.folder),
@@ -103,12 +109,25 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
             ignore_mismatched_sizes=True,  # so that they are listed, not raised one by one
         )
     except Exception as error:  # whatever a model's class raises means that the folder does not load
+        if foreign:
+            return Finding("loads", None, f"{foreign}, and {loader.__name__} cannot load it")
         return Finding("loads", False, f"{loader.__name__}: {type(error).__name__}: {error}")
     wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):
         told = "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items() if keys)
+        if foreign:
+            return Finding("loads", None, f"{foreign}, and {loader.__name__} has other names ({told})")
         return Finding("loads", False, f"{loader.__name__}: {told}")
     return Finding("loads", True, f"{loader.__name__}: no key missing, unexpected or mismatched")
+
+
+def _without_class(config: Mapping[str, Any]) -> str:
+    """That transformers has none of the classes that a config names; empty where it has one, or none is named."""
+    import transformers
+
+    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    missing = bool(named) and not any(hasattr(transformers, name) for name in named)
+    return f"transformers has no class {named[0]}" if missing else ""
 
 
 def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
@@ -131,5 +150,7 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
             return Finding("processor", None, f"a package that it needs is not installed: {detail}")
         if "auto_map" in checkpoint.config and not trust_remote_code:
             return Finding("processor", None, "it is code that lies in the folder; --trust-remote-code runs it")
+        if foreign := _without_class(checkpoint.config):
+            return Finding("processor", None, f"{foreign}, and {loader.__name__} cannot load what it reads with")
         return Finding("processor", False, f"{loader.__name__}: {detail}")
     return Finding("processor", True, type(loaded).__name__)
