@@ -55,8 +55,8 @@ shows, with few of their vision towers. Where code is published beside the weigh
 takes everything stands for it here, which mergekit asks to run; the code of the others is in packages of their authors,
 which mergekit's environment does not have.
 
-qwen3_vl_moe holds all experts in one tensor, the language model that it grows from has them one by one. That model is
-drawn anew here. polymerge merges the two if the recipe excludes the experts.
+qwen3_vl_moe holds all experts of a layer in one tensor, the language model that it grows from has them one by one. As
+published each expert lies transposed against what transformers writes; those who load it see by its shape which it is.
 
 The vision tower of qwen3_vl and qwen3_vl_moe has three layers with a merger each, as many mergers as published ones
 have, since mergekit looks for them whatever the config says.
