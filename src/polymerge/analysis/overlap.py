@@ -127,7 +127,7 @@ def overlap(
 
 def _deltas(plan: Plan | AdapterPlan, files: Files, block: int) -> list[DeltaTensor]:
     """Every tensor that the plan merges; nothing of it is read yet."""
-    fetch(plan)
+    fetch(plan, merged_only=True)
     workspace = Workspace(open_device("cpu"))
     if isinstance(plan, Plan):
         entries = [reopen(entry).entries for entry in plan.inputs]

@@ -94,6 +94,7 @@ def _by_tool(
         trust_remote_code=options["trust_remote_code"], more=more, force=options["force"],
     )  # fmt: skip
     if options["print_command"]:
+        job.asked.fetch()  # what is printed can be run
         click.echo(job.printed())
         return
     _report(run_tool(job, show=lambda text: click.echo(text, err=True, nl=False)), out, as_json)

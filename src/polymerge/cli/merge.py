@@ -126,7 +126,7 @@ def _report(merged: Merged, as_json: bool) -> None:
 @click.option("--trust-remote-code", is_flag=True, help="Run Python files that lie in the checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def verify(folder: str, trust_remote_code: bool, as_json: bool) -> None:
-    """Check that a checkpoint folder loads as it is, without memory for its weights."""
+    """Check that a checkpoint folder, or one on the hub, loads as it is, without memory for its weights."""
     from polymerge.verification import verify as run
 
     result = run(folder, trust_remote_code=trust_remote_code)

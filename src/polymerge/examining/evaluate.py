@@ -64,6 +64,7 @@ def evaluate(
     assert asked is not None
     assert exams is not None
     run = open_run(Path(out), _settings(asked, exams, generation), force=force, what="an evaluation", parts="tasks")
+    asked.fetch()
     with alone_in(run), generation.crew(asked.plan, str(asked.folder)) as crew:
         failures = ask(run, exams, generation.batch_size, asked.plan, crew, progress)
         _unasked(exams, failures)

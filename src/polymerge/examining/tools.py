@@ -125,6 +125,7 @@ def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
     _check_installed(job)
     settings = {"kind": f"evaluation by {job.tool}", "model": job.asked.identity(), "command": list(job.command)}
     _refuse_others(job, settings)
+    job.asked.fetch()
     run = open_run(
         job.run,
         settings,

@@ -17,6 +17,7 @@ from polymerge.knockout.ranges import FULL, read_ranges
 from polymerge.knockout.summary import RESAMPLES, interval, resampled
 from polymerge.mapping import text_layer
 from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning.folding import base_named
 from polymerge.recipe import Override, Recipe, parse_recipe, recipe_dict
 from polymerge.search.fingerprints import of_inputs
 from polymerge.search.options import Generation
@@ -174,7 +175,7 @@ def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | Adapte
         problems += error.problems
         return None, None
     if isinstance(full, AdapterPlan):
-        base = recipe.base_model or full.config.get("base_model_name_or_path")
+        base = recipe.base_model or base_named(full.config)
         if not base:
             problems.append(RecipeError("recipe: its adapters name no base. Say base_model"))
             return full, None

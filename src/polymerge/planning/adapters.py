@@ -11,7 +11,7 @@ from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.planning.extras import plan_extras
 from polymerge.planning.inputs import labels_of
-from polymerge.planning.loraoutput import foreign_names, output_config
+from polymerge.planning.loraoutput import base_said, foreign_names, output_config
 from polymerge.planning.openedadapters import (
     base_of,
     check_bases,
@@ -103,7 +103,7 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
         seed=recipe.seed,
         settings=tuple(planner.settings),
         config=output_config(template, opened.adapters, pairs, full)
-        | ({"base_model_name_or_path": recipe.base_model} if recipe.base_model else {}),
+        | (base_said(recipe.base_model, template.config) if recipe.base_model else {}),
         pairs=tuple(pairs),
         extras=extras,
         left_out=(*planner.left_out, *(extras.left_out if extras else ()), *skipped(opened)),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.adapter import is_adapter, open_adapter
 from polymerge.checkpoint.hub import locate
 from polymerge.errors import RecipeError
 
-__all__ = ["fold_recipe"]
+__all__ = ["base_named", "fold_recipe"]
 
 
 def fold_recipe(adapter: str, base: str | None) -> dict[str, Any]:
@@ -19,7 +21,15 @@ def fold_recipe(adapter: str, base: str | None) -> dict[str, Any]:
     path = locate(adapter)
     if not is_adapter(path):
         raise RecipeError(f"{adapter}: is no adapter, for it has no adapter_config.json. Name the adapter to be folded")
-    named = base or open_adapter(adapter, path).config.get("base_model_name_or_path")
+    named = base or base_named(open_adapter(adapter, path).config)
     if not named:
         raise RecipeError(f"{adapter}: its config names no base. Say which model it was trained on with --base")
     return {"merge_method": "copy", "models": [f"{named}+{adapter}"]}
+
+
+def base_named(config: Mapping[str, Any]) -> str | None:
+    """The base that an adapter's config names, at the revision that it names; None where it names none."""
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if base and revision and not Path(str(base)).expanduser().exists():
+        return f"{base}@{revision}"
+    return base or None

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.adapter import Adapter
@@ -13,7 +14,7 @@ from polymerge.errors import RecipeError
 from polymerge.planning.data import Step
 from polymerge.planning.pairs import PairStep
 
-__all__ = ["alpha_of", "foreign_names", "output_config"]
+__all__ = ["alpha_of", "base_said", "foreign_names", "output_config"]
 
 
 def alpha_of(scaling: float, rank: int) -> float | None:
@@ -51,6 +52,13 @@ def output_config(
     if with_tokens:
         config["trainable_token_indices"] = with_tokens[0].config.get("trainable_token_indices")
     return config | {"inference_mode": True}
+
+
+def base_said(base: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a config like `config` names another base: PEFT wants the revision of a hub id apart from it."""
+    name, _, revision = (base, "", "") if Path(base).expanduser().exists() else base.partition("@")
+    said = {"base_model_name_or_path": name}
+    return said | ({"revision": revision or None} if revision or "revision" in config else {})
 
 
 def foreign_names(

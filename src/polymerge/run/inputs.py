@@ -31,13 +31,16 @@ def reopen(recorded: Input) -> Checkpoint:
     return checkpoint
 
 
-def fetch(plan: Plan | AdapterPlan, progress: Callable[[int, int], None] | None = None) -> None:
+def fetch(
+    plan: Plan | AdapterPlan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False
+) -> None:
     """Bring here all that a plan needs of models on the hub; nothing happens where they are local.
 
     After that the path of each input is a folder that holds what is read of it; that of the template is complete, with
     its tokenizer, processor and remote code, and can be loaded.
 
-    progress   called with bytes done and bytes in all
+    progress     called with bytes done and bytes in all
+    merged_only  bring only what is read of the tensors that are merged; the template can then not be loaded
 
     raises CheckpointError or RecipeError where something cannot be had.
     """
@@ -50,7 +53,8 @@ def fetch(plan: Plan | AdapterPlan, progress: Callable[[int, int], None] | None 
         files = [file for adapter in adapters for file in adapter.files]
         files += files_read(plan.extras, [*entries, *(base.entries for base in bases)]) if plan.extras else []
     else:
-        files = files_read(plan, [reopen(entry).entries for entry in plan.inputs])
+        stored = [reopen(entry).entries for entry in plan.inputs]
+        files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
     done = 0
 
     def advance(count: int) -> None:
@@ -59,7 +63,8 @@ def fetch(plan: Plan | AdapterPlan, progress: Callable[[int, int], None] | None 
         if progress is not None:
             progress(done, arrivals.size)
 
-    with Arrivals([*beside_template(plan), *files], advance) as arrivals:
+    arrivals = Arrivals([*([] if merged_only else beside_template(plan)), *files], advance)
+    with arrivals:
         arrivals.finish()
 
 
@@ -78,6 +83,13 @@ def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]
         left_out = {entry.name for entry in plan.left_out if entry.input == place}
         reads += [entry.file for name, entry in stored.items() if name not in left_out]
     return list(dict.fromkeys(reads))
+
+
+def _files_merged(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+    """The weight files that hold what is merged, and what the template has in its place."""
+    steps = dict.fromkeys(step for step, _, _ in plan.merged_pieces())
+    reads = [place for step in steps for place in (*_reads(plan, step), (plan.template, step.name))]
+    return list(dict.fromkeys(entries[place][name].file for place, name in reads))
 
 
 def _reads(plan: Plan, step: Step) -> Iterator[tuple[int, str]]:

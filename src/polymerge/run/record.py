@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoint.whole import pinned
 from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.planning.data import Step
 from polymerge.settings import Setting
@@ -54,6 +55,7 @@ def provenance(
                 "source": entry.source,
                 "path": entry.path,
                 **({"adapter": entry.adapter} if entry.adapter else {}),
+                **({"pinned": commits} if (commits := _pinned(entry)) else {}),
                 "family": entry.family,
                 "role": roles(plan, place),
                 "sha256": {name: digest for name, digest in sorted(digests.items()) if _within(name, entry)},
@@ -172,6 +174,11 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _pinned(entry: Input) -> str:
+    """What a recipe says to have this input again where it came from the hub, whatever its branch is by then."""
+    return pinned(Path(entry.path), Path(entry.adapter) if entry.adapter else None)
 
 
 def _within(file: str, entry: Input) -> bool:

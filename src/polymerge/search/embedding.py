@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from polymerge.errors import MissingExtraError, RecipeError
@@ -20,7 +21,7 @@ def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Dista
 
     AdaMMS (Du et al. 2025), appendix G. Each answer is embedded once, whatever the number of comparisons.
 
-    model  a sentence-transformers model by path or hub id
+    model  a sentence-transformers model by path or hub id, which may be followed by @revision
 
     raises MissingExtraError without sentence-transformers, RecipeError where the model cannot be loaded.
     """
@@ -30,8 +31,9 @@ def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Dista
         raise MissingExtraError(
             "--compare embedding needs sentence-transformers: pip install 'polymerge[embeddings]'"
         ) from None
+    name, _, revision = (model, "", "") if Path(model).exists() else model.partition("@")
     try:
-        encoder: Any = SentenceTransformer(model, device=device)
+        encoder: Any = SentenceTransformer(name, device=device, revision=revision or None)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"--embedding-model {model}: is no sentence-transformers model: {reason}") from None

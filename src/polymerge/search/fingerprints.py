@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from polymerge.checkpoint.hubfiles import remote_of
 from polymerge.generation.images import ImageSource, StoredImage, encode_png
 from polymerge.generation.prompts import Prompt
 from polymerge.planning import AdapterPlan, Input, Plan
@@ -35,10 +36,14 @@ def _of_input(entry: Input) -> str:
     """A digest of a model's files: of each its name, its size, and some blocks of its content spread over it.
 
     Any training changes nearly every number of the tensors that it changes, so that the blocks tell, and copying or
-    touching a file changes nothing. What lies on the hub and is not here is told by its commit, which is in the path.
+    touching a file changes nothing. What lies on the hub is told by its commit, whether its files are here or not.
     """
     told = hashlib.sha256()
     for place in (Path(place) for place in (entry.path, entry.adapter) if place):
+        remote = remote_of(place)
+        if remote is not None:
+            told.update(f"{remote.repository}\0{remote.commit}\0".encode())
+            continue
         files = [place] if place.is_file() else sorted(place.iterdir())
         for file in files:
             if file.is_file() and file.suffix in _SUFFIXES and file.name != "polymerge.json":

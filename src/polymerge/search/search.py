@@ -132,7 +132,8 @@ def search(
             draw_search(about, run.folder / "search")
     turned = space.turned(recipe, chosen)
     if write is not None:
-        merge(turned, write, force=force, device=generation.device)
+        # the plan that was asked, where there is one: a branch of the hub may have moved since
+        merge(plans.get(candidate_name(space, chosen), turned), write, force=force, device=generation.device)
     return Searched(run.folder, about, turned)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import is_adapter
+from polymerge.checkpoint.hub import locate
+from polymerge.checkpoint.whole import bring
 from polymerge.errors import PolymergeError
 from polymerge.verification.adapter import verify_adapter
 from polymerge.verification.checkpoint import verify_checkpoint
@@ -16,12 +18,18 @@ __all__ = ["Finding", "Verification", "verify"]
 def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
     """Check that a checkpoint folder, or an adapter, loads as it is, without taking memory for its weights.
 
+    folder             or a hub id, all of which is fetched
     trust_remote_code  run Python files that lie in the folder, where its model needs them
+
+    raises RecipeError or CheckpointError where a hub id cannot be had; all else that is wrong is a finding.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
+    if not (path.exists() or path.is_absolute() or path.parent.is_dir()):
+        path = locate(str(folder))
+        bring(str(folder), path)
     try:
         if is_adapter(path):
-            return verify_adapter(folder)
-        return verify_checkpoint(folder, trust_remote_code=trust_remote_code)
+            return verify_adapter(path)
+        return verify_checkpoint(path, trust_remote_code=trust_remote_code)
     except PolymergeError as error:
         return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))

@@ -1,0 +1,61 @@
+"""A model that is to be loaded as it lies: all of it here, where it comes from the hub; and which commit that is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from polymerge.checkpoint.adapter import is_adapter, open_adapter
+from polymerge.checkpoint.arrivals import Arrivals
+from polymerge.checkpoint.discovery import find_weights
+from polymerge.checkpoint.hubfiles import companions, listing, remote_of
+from polymerge.checkpoint.index import read_index
+
+__all__ = ["bring", "pinned"]
+
+_BESIDE: Final = (".pt", ".pth")
+"""Ends of files that are weights in some repositories, and in others belong beside them, such as a speaker's voice."""
+
+
+def bring(source: str, folder: Path) -> None:
+    """Fetch all that loading a model takes: the weights that are read, and what lies beside them.
+
+    folder  what `locate` gave for `source`; nothing happens for a local one
+
+    raises RecipeError where there are no weights, or they cannot be had, CheckpointError where the hub fails.
+    """
+    remote = remote_of(folder)
+    if remote is None:
+        return
+    if is_adapter(folder):
+        weights = list(open_adapter(source, folder).files)
+    else:
+        chosen = find_weights(folder)
+        names = {*chosen.files, *([chosen.whole] if chosen.whole else [])}
+        if chosen.index:
+            names |= set(read_index(folder / chosen.index).values())
+        weights = [folder / name for name in sorted(names)]
+    if all(file.suffix not in _BESIDE for file in weights):
+        there = listing(remote.repository, remote.commit) or ()
+        weights += [folder / name for name in there if name.endswith(_BESIDE)]
+    with Arrivals([*companions(folder), *weights]) as arrivals:
+        arrivals.finish()
+
+
+def pinned(folder: Path, adapter: Path | None = None) -> str:
+    """What a recipe says to have these very files again, `owner/name@commit`; empty where nothing is of the hub.
+
+    adapter  of a base that stands with one
+    """
+    places = [folder, *([adapter] if adapter else [])]
+    commits = [_commit(place) for place in places]
+    return "+".join(commit or str(place) for commit, place in zip(commits, places, strict=True)) if any(commits) else ""
+
+
+def _commit(folder: Path) -> str:
+    remote = remote_of(folder)
+    if remote is not None:
+        return f"{remote.repository}@{remote.commit}"
+    snapshot = re.fullmatch(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40,64})", "/".join(folder.parts[-3:]))
+    return f"{snapshot[1]}/{snapshot[2]}@{snapshot[3]}" if snapshot else ""
