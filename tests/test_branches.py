@@ -94,7 +94,8 @@ def test_of_a_fused_tensor_only_the_rows_are_retained_that_have_no_branch(
         (0, ((12, 16),)),
         (0, ((16, 20),)),
     ]
-    assert step.reason == "'mplug_owl2' has no branch @image of it, and branches: retain"
+    kept = "text.layers.1.self_attn.q_proj.weight@image is the template's"
+    assert step.reason == f"{kept}: 'mplug_owl2' has no branch @image of it, and branches: retain"
 
 
 def test_a_base_without_branches_retains_nothing(folders: dict[str, Path]) -> None:

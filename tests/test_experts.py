@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
 from polymerge.checkpoint import open_checkpoint
-from polymerge.errors import CheckpointError
+from polymerge.errors import CheckpointError, Refused
 from polymerge.knockout.cells import Cell
 from polymerge.knockout.intact import open_intact
 from polymerge.knockout.replacing import Replacement, knocked_out
@@ -28,7 +29,7 @@ from polymerge.run.live import LiveModel
 from running import checkpoint, cli, merged, raw, recipe_file
 from test_live import same_bits
 from tiny import as_2024, as_live, build, generate, load, open_model, perturbed, related_llm
-from tiny_experts import apart
+from tiny_experts import apart, fused
 
 Models = Mapping[str, Path]
 
@@ -62,7 +63,9 @@ def shapes(inner: tuple[int, ...], outer: tuple[int, ...]) -> dict[str, tuple[in
     [
         ((2, 10, 4), (2, 4, 5), (False, False)),
         ((2, 4, 10), (2, 5, 4), (True, True)),
-        # square: as a linear layer has it
+        # what is square is as the others are, and as a linear layer has it where all are
+        ((2, 4, 4), (2, 5, 4), (True, True)),
+        ((2, 4, 4), (2, 4, 5), (False, False)),
         ((2, 4, 4), (2, 4, 4), (False, False)),
     ],
 )
@@ -94,13 +97,31 @@ def test_the_shape_tells_which_way_up_an_expert_is(
         ((10, 4), Stack(columns=4), r"is \[10, 4\], .* asks for experts x"),
         # gate and up are equally many rows
         ((2, 9, 4), Stack(2, columns=4), r"is \[2, 9, 4\]"),
+        ((0, 10, 4), Stack(columns=4), r"is \[0, 10, 4\]"),
+        ((2, 0, 4), Stack(columns=4), r"is \[2, 0, 4\]"),
     ],
 )
 def test_a_shape_that_no_expert_has_is_an_error(shape: tuple[int, ...], stack: Stack, said: str) -> None:
     (problem,) = map_names(ALL, ["layers.0.in"], "here", {"experts_in": stack}, {"layers.0.in": shape}).problems
     assert isinstance(problem, CheckpointError)
-    with pytest.raises(CheckpointError, match=rf"here: layers.0.in {said}.*Mend config.json"):
+    with pytest.raises(CheckpointError, match=rf"here: 'layers.0.in' {said}.*Mend config.json or the file"):
         raise problem
+
+
+def test_experts_lie_one_way_in_all_of_a_checkpoint() -> None:
+    found = {f"layers.{layer}.{end}": (2, 10, 4) if layer else (2, 4, 10) for layer in range(3) for end in ("in",)}
+    mapped = map_names(ALL, found, "here", {"experts_in": Stack(columns=4)}, found)
+    (problem,) = mapped.problems
+    assert "'layers.0.in' [2, 4, 10] lie transposed, those of 'layers.1.in' [2, 10, 4] do not" in str(problem)
+    assert mapped.lost == ("layers.0.in",)
+
+
+def test_experts_that_are_there_twice_are_one_problem(tmp_path: Path) -> None:
+    llm, other = build("qwen3_moe", tmp_path / "llm"), build("qwen3_moe", tmp_path / "other")
+    save_file({**load(llm), **fused(load(llm))}, llm / "model.safetensors", metadata={"format": "pt"})
+    ran = cli("plan", recipe_file(plain(llm, other), tmp_path / "recipe.yaml"))
+    assert "2 problems" in ran.err
+    assert "experts.gate_up_proj' both mean text.layers.0.mlp.experts.1.up_proj.weight" in ran.err
 
 
 # --- bytes
@@ -258,6 +279,26 @@ def test_what_the_recipe_keeps_is_kept_to_the_last_byte(vlm: str, models: Models
     assert reasons == {"excluded by the recipe"}
 
 
+def test_a_plan_says_which_experts_are_kept(models: Models) -> None:
+    def reasons(setting: str) -> list[str]:
+        steps = polymerge.plan(recipe(models, setting, "vlm", "tuned")).steps
+        return sorted(step.reason for step in steps if ".experts." in step.name and step.reason)
+
+    kept = "is the template's: excluded by the recipe"
+    more = "and 1 more are the template's: excluded by the recipe"
+    first, second = (f"text.layers.{layer}.mlp.experts" for layer in (0, 1))
+    assert reasons("one expert apart") == [
+        f"{first}.1.down_proj.weight {kept}",
+        f"{first}.1.gate_proj.weight {more}",
+        f"{second}.0.up_proj.weight {kept}",
+    ]
+    assert f"{first}.1.gate_proj.weight {more} (as F32, like the rest)" in reasons("another dtype")
+    with pytest.raises(Refused, match=r"Did you mean 'text.layers.\*.mlp.experts.\*.gate_proj.weight'"):
+        polymerge.plan(
+            {**recipe(models, "linear", "vlm", "tuned"), "exclude": ["text.layers.*.mlp.experts.gate_proj.weight"]}
+        )
+
+
 def test_a_plan_shows_how_experts_are_read(models: Models, tmp_path: Path) -> None:
     said = recipe(models, "linear", "vlm the other way", "tuned the other way")
     ran = cli("plan", recipe_file(said, tmp_path / "recipe.yaml"), "--full")
@@ -265,7 +306,7 @@ def test_a_plan_shows_how_experts_are_read(models: Models, tmp_path: Path) -> No
     (line,) = (line for line in ran.out.splitlines() if "layers.0.mlp.experts.gate_up_proj [0]" in line)
     assert "tuned the other way cat(model.layers.0.mlp.experts.gate_up_proj[0:24]," in line
     twenty = Concat(tuple(Read(f"experts.{expert}") for expert in range(20)))
-    assert expression(twenty) == "cat(experts.0, experts.1, ..., experts.19: 20 in all)"
+    assert expression(twenty) == "cat(experts.0, ..., experts.19: 20 blocks)"
     assert expression(Rows(Stacked(Read("all"), True), 0, 8)) == "all.T[0:8]"
 
 
@@ -279,12 +320,13 @@ def test_a_config_that_counts_other_experts_is_refused(models: Models, tmp_path:
     (folder / "config.json").write_text(json.dumps(config))
     ran = cli("plan", recipe_file(plain(folder, models["base"]), tmp_path / "recipe.yaml"))
     assert ran.status != 0
-    assert "experts.down_proj is [2, 32, 24], its config.json asks for 3 x [32, ...]" in ran.err
+    assert "experts.down_proj' (1 more like it) is [2, 32, 24], its config.json asks for 3 x [32, ...]" in ran.err
+    assert "2 problems" in ran.err
     del config["text_config"]["hidden_size"]
     del config["text_config"]["num_experts"]
     (folder / "config.json").write_text(json.dumps(config))
     said = cli("inspect", folder)
-    assert "experts.down_proj is [2, 32, 24]" in said.err + said.out
+    assert "experts.down_proj' (1 more like it) is [2, 32, 24]" in said.err
 
 
 # --- models in memory
@@ -332,3 +374,63 @@ def test_overlap_is_the_same_either_way(models: Models, tmp_path: Path) -> None:
         found.append({entry["name"]: entry for entry in told})
     assert found[0] == found[1]
     assert sum(".experts." in name for name in found[0]) == 12
+
+
+# --- adapters
+
+
+def adapter(folder: Path, base: Path, seed: int) -> Path:
+    """Factors of one module, and the experts of a layer in full, as they lie in memory."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    layer = "base_model.model.model.layers.0."
+    tensors = {
+        f"{layer}self_attn.q_proj.lora_A.weight": torch.randn(2, 32, generator=generator),
+        f"{layer}self_attn.q_proj.lora_B.weight": torch.randn(32, 2, generator=generator),
+        f"{layer}mlp.experts.gate_up_proj": torch.randn(2, 48, 32, generator=generator).bfloat16(),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["experts"]}
+    config = {**said, "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    return folder
+
+
+def test_adapters_with_experts_in_full_are_merged_against_a_base(models: Models, tmp_path: Path) -> None:
+    base = models["base the other way"]
+    pair = [adapter(tmp_path / str(seed), base, seed) for seed in (1, 2)]
+    said = {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [{"model": str(one), "parameters": {"weight": 0.5}} for one in pair],
+        "parameters": {"extra": "task_arithmetic"},
+    }
+    name = "base_model.model.model.layers.0.mlp.experts.gate_up_proj"
+    out = load_file(merged(said, tmp_path / "out") / "adapter_model.safetensors")
+    own, *theirs = [
+        load(base)["model.layers.0.mlp.experts.gate_up_proj"].float(),
+        *(load_file(one / "adapter_model.safetensors")[name].float() for one in pair),
+    ]
+    expected = own + 0.5 * (theirs[0] - own) + 0.5 * (theirs[1] - own)
+    assert torch.allclose(out[name].float(), expected, rtol=2**-7)
+    plan = polymerge.plan({**said, "exclude": ["*.mlp.experts.*"]})
+    assert plan.extras is not None
+    assert [step.canonical for step in plan.extras.steps] == [
+        "text.layers.0.mlp.experts.gate_proj.weight+text.layers.0.mlp.experts.up_proj.weight"
+    ]
+    assert [step.fate for step in plan.extras.steps] == ["copied"]
+
+
+def test_an_adapter_of_a_language_model_finds_its_experts_in_a_vlm(models: Models, tmp_path: Path) -> None:
+    one = adapter(tmp_path / "one", models["base"], 1)
+    out = tmp_path / "out"
+    ran = cli("fold", one, "--base", models["vlm"], "-o", out)
+    assert ran.status == 0, ran.err
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    held = load_file(one / "adapter_model.safetensors")[f"base_model.model.{name}"]
+    assert torch.equal(load(out)[name.replace("model.", "model.language_model.", 1)], held)
+    for other in ("base", "vlm the other way"):
+        ran = cli("fold", one, "--base", models[other], "-o", tmp_path / "none")
+        assert ran.status == 2
+        assert "experts.gate_up_proj" in ran.err

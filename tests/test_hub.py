@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +261,20 @@ def test_a_revision_is_a_tag_a_branch_or_a_commit(hub: Standin, tmp_path: Path) 
     for source in ("a/one@v1", f"a/one@{commit}"):
         assert locate(source).name == commit
     assert locate("a/one").name == hub.repositories["a/one"].revisions["main"] != commit
+
+
+def test_a_branch_stays_what_it_was_as_long_as_a_run_takes(
+    hub: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(hub_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    first = hub.publish("a/one", sharded(tmp_path / "first", 1))
+    with hub_module.one_commit():
+        assert locate("a/one").name == first
+        second = hub.publish("a/one", sharded(tmp_path / "second", 2))
+        now[0] += 3600
+        assert locate("a/one").name == first
+    assert locate("a/one").name == second != first
 
 
 @pytest.mark.parametrize("lost", ["cache", "hf"])

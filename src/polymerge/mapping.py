@@ -136,6 +136,10 @@ class Family:
         rule = self.rule(name)
         return (rule.apply(name) or ()) if rule else ()
 
+    def joint(self, name: str) -> str:
+        """One name for all that a tensor on disk holds, whatever it is called; empty where no rule explains it."""
+        return "+".join(self.canonical(name)).replace(".{e}.", ".")
+
     def rule(self, name: str) -> Rule | None:
         """The rule that a tensor on disk is read by: the first that matches, and none for a buffer."""
         if self.is_buffer(name):

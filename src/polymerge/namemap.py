@@ -7,7 +7,7 @@ at here, and no value.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,21 +26,22 @@ class NameMap:
     layout    name on disk -> the canonical names that it holds, each with its rows; no rows stand for all of them
     views     name on disk -> what those are the rows of, where it is not the tensor as it lies
     buffers   names on disk that are recognised and never merged
-    problems  names that no rule explains, and canonical names that two tensors claim
+    lost      names on disk that hold what is known to the family, but not where in them
+    problems  names that no rule explains, canonical names that two tensors claim, and fused tensors that a config does
+              not explain
     """
 
     tensors: Mapping[str, Expr]
     layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
     views: Mapping[str, Stacked]
     buffers: tuple[str, ...]
+    lost: tuple[str, ...]
     problems: tuple[CheckpointError, ...]
 
 
 @dataclass(frozen=True)
 class Stack:
     """How all experts lie in a tensor of three dimensions: one matrix each, as a linear layer has it or transposed.
-
-    The shape tells which it is. A square matrix is taken as a linear layer's, which is how transformers reads it.
 
     experts        how many there are, or None where the config does not say
     rows, columns  of each matrix as a linear layer has it; None where anything may be
@@ -50,13 +51,16 @@ class Stack:
     rows: int | None = None
     columns: int | None = None
 
-    def view(self, name: str, shape: Shape) -> Stacked | None:
-        """The matrices of a tensor of that shape, as linear layers have them; None where it cannot hold them."""
-        if len(shape) == 3 and self.experts in (None, shape[0]):
-            for transposed, (rows, columns) in ((False, shape[1:]), (True, shape[:0:-1])):
-                if self.rows in (None, rows) and self.columns in (None, columns):
-                    return Stacked(Read(name), transposed)
-        return None
+    def ways(self, shape: Shape, parts: int) -> frozenset[bool]:
+        """Whether a tensor of that shape can hold them as they are (False) or transposed (True), `parts` in each."""
+        if len(shape) != 3 or 0 in shape or self.experts not in (None, shape[0]):
+            return frozenset()
+        found = {False: shape[1:], True: shape[:0:-1]}
+        return frozenset(
+            transposed
+            for transposed, (rows, columns) in found.items()
+            if self.rows in (None, rows) and self.columns in (None, columns) and rows % parts == 0
+        )
 
     def __str__(self) -> str:
         one = f"[{self.rows or '...'}, {self.columns or '...'}]"
@@ -79,73 +83,94 @@ def map_names(
     splits   for each way of fusing tensors that this checkpoint's config settles, where each one lies in it
     shapes   of the tensors, which tell how experts lie in theirs
     """
+    rules = {name: family.rule(name) for name in names}
+    buffers = tuple(name for name, rule in rules.items() if rule is None and family.is_buffer(name))
+    unknown = [name for name, rule in rules.items() if rule is None and not family.is_buffer(name)]
+    ruled = {name: (rule, (splits or {}).get(rule.split)) for name, rule in rules.items() if rule is not None}
+    unsettled = {name: rule.split for name, (rule, split) in ruled.items() if rule.split and split is None}
+    stacks = {name: (split, len(rule.names)) for name, (rule, split) in ruled.items() if isinstance(split, Stack)}
+    views, problems = _views(stacks, shapes or {}, checkpoint)
+
     tensors: dict[str, Expr] = {}
     layout: dict[str, tuple[tuple[str, Ranges], ...]] = {}
-    views: dict[str, Stacked] = {}
-    buffers: list[str] = []
-    unknown: list[str] = []
-    fused: dict[str, list[str]] = {}
-    problems: list[CheckpointError] = []
-    for name in names:
-        rule = family.rule(name)
-        if rule is None:
-            (buffers if family.is_buffer(name) else unknown).append(name)
-            continue
-        split = (splits or {}).get(rule.split) if rule.split else ((),)
-        if split is None:
-            fused.setdefault(rule.split, []).append(name)
-            continue
+    twice: dict[str, str] = {}
+    for name, (rule, split) in ruled.items():
         held = rule.apply(name) or ()
-        whole: Expr = Read(name)
-        if isinstance(split, Stack):
-            shape = (shapes or {}).get(name, ())
-            view = split.view(name, shape)
-            height = shape_of(view, {name: shape})[0] // shape[0] if view is not None else 0
-            if view is None or height % len(held):
-                said = f"{name} is {list(shape)}, its config.json asks for {split}"
-                problems.append(CheckpointError(f"{checkpoint}: {said}. Mend config.json"))
-                continue
-            whole = views[name] = view
-            layout[name] = _experts(held, shape[0], height // len(held))
-        else:
-            layout[name] = tuple(zip(held, split, strict=True))
-        for canonical, ranges in layout[name]:
+        if name in views:
+            layout[name] = _experts(held, views[name], (shapes or {})[name])
+        elif name not in stacks and name not in unsettled:
+            layout[name] = tuple(zip(held, split if isinstance(split, tuple) else ((),), strict=True))
+        for canonical, ranges in layout.get(name, ()):
             if canonical in tensors:
-                problems.append(
-                    CheckpointError(
-                        f"{checkpoint}: '{names_read(tensors[canonical])[0]}' and '{name}' both mean {canonical} in "
-                        f"family '{family.name}'. Keep one of them in the checkpoint."
-                    )
-                )
+                first = names_read(tensors[canonical])[0]
+                twice[name] = f"'{first}' and '{name}' both mean {canonical} in family '{family.name}'"
             else:
+                whole = views.get(name, Read(name))
                 tensors[canonical] = rows_of(whole, ranges) if ranges else whole
     problems += [
-        CheckpointError(
-            f"{checkpoint}: '{first}'{f' ({len(more)} more like it)' if more else ''} is fused by '{split}', and "
-            "config.json does not say how many heads, or how wide an MLP, it holds. Complete config.json"
-        )
-        for split, (first, *more) in fused.items()
+        CheckpointError(f"{checkpoint}: {twice[first]}{more}. Keep one of them in the checkpoint.")
+        for first, more in _alike(twice)
     ]
-    problems += _unexplained(family, unknown, checkpoint)
-    return NameMap(tensors, layout, views, tuple(buffers), tuple(problems))
+    problems += [
+        CheckpointError(
+            f"{checkpoint}: '{first}'{more} is fused by '{unsettled[first]}', and config.json does not say how many "
+            "heads it holds, how wide an MLP, or how wide the model is. Complete config.json"
+        )
+        for first, more in _alike(unsettled, unsettled.get)
+    ]
+    problems += [
+        CheckpointError(
+            f"{checkpoint}: no rule of family '{family.name}' explains tensor '{first}'{more}. Say which part it "
+            f"belongs to: add a Rule to polymerge/families/{family.name}.py."
+        )
+        for first, more in _alike(unknown)
+    ]
+    lost = tuple(name for name in ruled if name not in layout)
+    return NameMap(tensors, layout, views, buffers, lost, tuple(problems))
 
 
-def _experts(held: tuple[str, ...], experts: int, height: int) -> tuple[tuple[str, Ranges], ...]:
-    """What lies one below the other in a tensor of all experts: each of `held`, `height` rows, of the first, ..."""
-    names = [name.replace("{e}", str(expert)) for expert in range(experts) for name in held]
+def _views(
+    stacks: Mapping[str, tuple[Stack, int]], shapes: Mapping[str, Shape], checkpoint: str
+) -> tuple[dict[str, Stacked], list[CheckpointError]]:
+    """How the tensors are seen that hold all experts: one way in all of a checkpoint.
+
+    A matrix may be square; then the others tell. Where all are, they are a linear layer's, as transformers reads them.
+    """
+    ways = {name: stack.ways(shapes.get(name, ()), parts) for name, (stack, parts) in stacks.items()}
+    problems = [
+        CheckpointError(
+            f"{checkpoint}: '{first}'{more} is {list(shapes.get(first, ()))}, its config.json asks for "
+            f"{stacks[first][0]}. Mend config.json or the file"
+        )
+        for first, more in _alike(name for name, found in ways.items() if not found)
+    ]
+    common = {False, True}.intersection(*(found for found in ways.values() if found))
+    if not common:
+        plain, turned = (next(name for name, found in ways.items() if found == {way}) for way in (False, True))
+        problems.append(
+            CheckpointError(
+                f"{checkpoint}: the experts of '{turned}' {list(shapes[turned])} lie transposed, those of '{plain}' "
+                f"{list(shapes[plain])} do not. Write all of them alike"
+            )
+        )
+    transposed = common == {True}
+    return {name: Stacked(Read(name), transposed) for name, found in ways.items() if transposed in found}, problems
+
+
+def _experts(held: tuple[str, ...], view: Stacked, shape: Shape) -> tuple[tuple[str, Ranges], ...]:
+    """What lies one below the other in a tensor of all experts: each of `held`, first those of the first expert."""
+    height = shape_of(view, {view.of.name: shape})[0] // (shape[0] * len(held))
+    names = [name.replace("{e}", str(expert)) for expert in range(shape[0]) for name in held]
     return tuple((name, ((place * height, (place + 1) * height),)) for place, name in enumerate(names))
 
 
-def _unexplained(family: Family, names: Iterable[str], checkpoint: str) -> list[CheckpointError]:
-    """One error for all names that differ in their numbers only, so that 40 layers are not 40 errors."""
-    alike: dict[str, list[str]] = {}
+def _without_numbers(name: str) -> str:
+    return re.sub(r"(?<=\.)[0-9]+(?=\.)", "{i}", name)
+
+
+def _alike(names: Iterable[str], kind: Callable[[str], object] = _without_numbers) -> list[tuple[str, str]]:
+    """The first name of each kind, and how many more there are: 40 layers are one error."""
+    kinds: dict[object, list[str]] = {}
     for name in names:
-        alike.setdefault(re.sub(r"(?<=\.)[0-9]+(?=\.)", "{i}", name), []).append(name)
-    return [
-        CheckpointError(
-            f"{checkpoint}: no rule of family '{family.name}' explains tensor '{first}'"
-            + (f" ({len(more)} more like it)" if more else "")
-            + f". Say which part it belongs to: add a Rule to polymerge/families/{family.name}.py."
-        )
-        for first, *more in alike.values()
-    ]
+        kinds.setdefault(kind(name), []).append(name)
+    return [(first, f" ({len(more)} more like it)" if more else "") for first, *more in kinds.values()]

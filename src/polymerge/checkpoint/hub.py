@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
@@ -13,7 +15,7 @@ from polymerge.checkpoint.huberrors import hub_errors
 from polymerge.checkpoint.hubfiles import remote_of, view
 from polymerge.errors import RecipeError, did_you_mean
 
-__all__ = ["locate", "restore"]
+__all__ = ["locate", "one_commit", "restore"]
 
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
@@ -21,6 +23,18 @@ _FRESH: Final = 60.0
 """Seconds for which a branch stays the commit it was, so that a plan, which asks more than once, sees one commit."""
 
 _seen: dict[str, tuple[float, Path]] = {}
+_held: list[float] = []
+"""Since when branches stay what they are, for each `one_commit` that has not ended."""
+
+
+@contextmanager
+def one_commit() -> Iterator[None]:
+    """Whatever is located inside stays the commit that it is found to be, however long it takes."""
+    _held.append(time.monotonic())
+    try:
+        yield
+    finally:
+        _held.pop()
 
 
 def locate(source: str) -> Path:
@@ -40,7 +54,7 @@ def locate(source: str) -> Path:
     if found is None or path.is_symlink() or path.parent.is_dir():
         raise RecipeError(f"{source}: there is no such file or folder.{_neighbours(path)}")
     since, folder = _seen.get(source, (0.0, path))
-    if time.monotonic() - since > _FRESH or not folder.is_dir():
+    if since < min([time.monotonic(), *_held]) - _FRESH or not folder.is_dir():
         folder = _look_up(found["id"], found["revision"])
         _seen[source] = (time.monotonic(), folder)
     return folder

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from polymerge.checkpoint.hub import one_commit
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
 from polymerge.examining.asking import Failures, ask
@@ -25,6 +26,7 @@ ERRORS = "errors.jsonl"
 T = TypeVar("T")
 
 
+@one_commit()
 def evaluate(
     model: str,
     tasks: Sequence[str],

@@ -79,6 +79,8 @@ def family_of(config: Config, name: str | None = None) -> Family:
     for rule in family.rules:
         if rule.canonical == _LAYERS:
             rules += [replace(rule, without=between), replace(rule, canonical=_BETWEEN, only=between)]
+        elif rule.names[0].startswith("text.layers.{i}."):
+            rules.append(replace(rule, without=between))
         else:
             rules.append(rule)
     return replace(family, rules=tuple(rules))
@@ -102,7 +104,7 @@ def _said(config: Config, key: str) -> int | None:
         plain = FAMILIES.get(_lineage(config) or "")
         implied = {**(plain.defaults if plain else {}), **claimed(config).defaults}
         value = implied.get(key)
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and value > 0 else None
 
 
 def _lineage(config: Config) -> str | None:
@@ -151,7 +153,7 @@ def splits(config: Config) -> dict[str, Split]:
     text = text_config(config)
 
     def number(*keys: str) -> int:
-        return next((value for key in keys if isinstance(value := text.get(key), int) and value > 0), 0)
+        return next((value for key in keys if type(value := text.get(key)) is int and value > 0), 0)
 
     found: dict[str, Split] = {}
     heads = number("num_attention_heads")

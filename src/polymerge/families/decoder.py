@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polymerge.mapping import Rule
 
-__all__ = ["GATE_AND_UP", "QUERIES_KEYS_VALUES", "decoder", "experts_in_one", "fused", "internlm2_decoder"]
+__all__ = ["GATE_AND_UP", "QUERIES_KEYS_VALUES", "decoder", "fused", "internlm2_decoder"]
 
 QUERIES_KEYS_VALUES = tuple(f"self_attn.{part}_proj" for part in "qkv")
 GATE_AND_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -18,6 +18,7 @@ def decoder(prefix: str) -> tuple[Rule, ...]:
     """
     return (
         Rule(prefix + "embed_tokens.weight", "text.embed_tokens.weight"),
+        *_experts_in_one(prefix),
         Rule(prefix + "layers.{i}.{rest}", "text.layers.{i}.{rest}"),
         Rule(prefix + "norm.weight", "text.norm.weight"),
     )
@@ -28,7 +29,7 @@ def fused(pattern: str, parts: tuple[str, ...], split: str) -> Rule:
     return Rule(f"{pattern}.{{rest}}", tuple(f"text.layers.{{i}}.{part}.{{rest}}" for part in parts), split=split)
 
 
-def experts_in_one(prefix: str) -> tuple[Rule, ...]:
+def _experts_in_one(prefix: str) -> tuple[Rule, ...]:
     """The rules of a decoder that has all experts of a layer in one tensor, which transformers 5 does in memory."""
     layer, expert = prefix + "layers.{i}.mlp.experts.", "text.layers.{i}.mlp.experts.{e}."
     return (

@@ -6,7 +6,6 @@ written like that are known too.
 
 from __future__ import annotations
 
-from polymerge.families.decoder import experts_in_one
 from polymerge.families.llama import LLAMA
 from polymerge.mapping import Family, Rule
 
@@ -20,7 +19,6 @@ MIXTRAL = Family(
         Rule(_MOE + "experts.{e}.w2.weight", _EXPERT + "down_proj.weight"),
         Rule(_MOE + "experts.{e}.w3.weight", _EXPERT + "up_proj.weight"),
         Rule(_MOE + "gate.weight", "text.layers.{i}.mlp.gate.weight"),
-        *experts_in_one("model."),
         *LLAMA.rules,
     ),
     model_types=("mixtral",),

@@ -6,13 +6,12 @@ like that are known too.
 
 from __future__ import annotations
 
-from polymerge.families.decoder import experts_in_one
 from polymerge.families.llama import LLAMA
 from polymerge.mapping import Family
 
 QWEN3_MOE = Family(
     "qwen3_moe",
-    rules=(*experts_in_one("model."), *LLAMA.rules),
+    rules=LLAMA.rules,
     model_types=("qwen3_moe",),
     architectures=("Qwen3MoeForCausalLM",),
     decoders=("qwen3_moe",),

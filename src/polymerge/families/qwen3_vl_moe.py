@@ -5,13 +5,12 @@ Published files have each expert transposed against what transformers 5 has in m
 
 from __future__ import annotations
 
-from polymerge.families.decoder import experts_in_one
 from polymerge.families.qwen3_vl import QWEN3_VL
 from polymerge.mapping import Family
 
 QWEN3_VL_MOE = Family(
     "qwen3_vl_moe",
-    rules=(*experts_in_one("model.language_model."), *QWEN3_VL.rules),
+    rules=QWEN3_VL.rules,
     model_types=("qwen3_vl_moe",),
     architectures=("Qwen3VLMoeForConditionalGeneration",),
     decoders=("qwen3_moe",),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoint.hub import one_commit
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.knockout.asking import Marks, Task, ask, begin, read_tasks
 from polymerge.knockout.intact import Intact, open_intact
@@ -41,6 +42,7 @@ class Ablated:
     recipes: Mapping[str, Recipe]
 
 
+@one_commit()
 def ablate(
     source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     prompts: Sequence[str],

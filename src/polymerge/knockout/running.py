@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoint.hub import one_commit
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.generation.prompts import Prompt
 from polymerge.knockout.asking import Marks, Task, ask, begin, read_tasks
@@ -40,6 +41,7 @@ class KnockedOut:
     outcome: Mapping[str, Any]
 
 
+@one_commit()
 def knockout(
     model: str | os.PathLike[str],
     prompts: Sequence[str],

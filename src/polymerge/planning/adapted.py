@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from polymerge.checkpoint import Checkpoint
 from polymerge.checkpoint.adapter import Adapter, Pair
@@ -25,15 +26,18 @@ class Parameters:
     family: Family
     layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
 
+    @cached_property
+    def joint(self) -> Mapping[str, str]:
+        """Its own names by what they hold."""
+        return {self.family.joint(own): own for own in self.layout}
+
     def find(self, parameter: str, adapter: Adapter) -> str | None:
         """The name on disk of a parameter that the adapter calls `parameter`, or None."""
         if parameter in self.layout:
             return parameter
         for table in (self.family, family_of(adapter.model_config)):
-            canonical = table.canonical(parameter)
-            for own, blocks in self.layout.items() if canonical else ():
-                if tuple(name for name, _ in blocks) == canonical:
-                    return own
+            if (joint := table.joint(parameter)) in self.joint:
+                return self.joint[joint]
         return None
 
 
@@ -95,11 +99,16 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
         )
     if missing:
         few = ", ".join(list(missing)[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        way = (
+            " (or a copy in which experts lie as they did there)"
+            if any(".experts." in name for name in missing)
+            else ""
+        )
         problems.append(
             RecipeError(
                 f"'{label}': the adapter ({adapter.folder}) has weights for {few}, which its base "
                 f"({parameters.checkpoint.folder}, family {parameters.family.name}) does not have. Name the base that "
-                "it was trained on"
+                f"it was trained on{way}"
             )
         )
     return found

@@ -10,7 +10,19 @@ from typing import Any, Final, Literal, get_args
 
 from polymerge.dtypes import byte_count
 from polymerge.errors import RecipeError
-from polymerge.reads import Expr, Ranges, Read, Rows, Stacked, expr_from_json, expr_to_json, rows_of, shape_of
+from polymerge.reads import (
+    Adapted,
+    Concat,
+    Expr,
+    Ranges,
+    Read,
+    Rows,
+    Stacked,
+    expr_from_json,
+    expr_to_json,
+    rows_of,
+    shape_of,
+)
 from polymerge.settings import Setting
 
 __all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
@@ -220,7 +232,15 @@ class Plan:
 
 
 def _transposed(expr: Expr | None) -> bool:
-    return _transposed(expr.of) if isinstance(expr, Rows) else isinstance(expr, Stacked) and expr.transposed
+    match expr:
+        case Stacked(_, transposed):
+            return transposed
+        case Concat(of):
+            return any(map(_transposed, of))
+        case Rows(of) | Adapted(of):
+            return _transposed(of)
+        case _:
+            return False
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:
@@ -262,6 +282,8 @@ def _step_from_json(data: Mapping[str, Any]) -> Step:
         for entry in data["pieces"]
     )
     view = None if data["view"] is None else expr_from_json(data["view"])
+    if view is not None and not isinstance(view, Stacked):
+        raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is none. Plan again")
     return Step(**{**data, "shape": tuple(data["shape"]), "pieces": pieces, "view": view})
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from math import prod
+from typing import Final
 
 from polymerge.planning.data import Plan
 
-__all__ = ["BLOCK", "default_threads", "memory_estimate"]
+__all__ = ["BLOCK", "TURNED", "default_threads", "memory_estimate"]
 
 BLOCK = 1 << 19
 """Elements that are merged at a time: enough that a call costs little, few enough to stay in a core's cache."""
+
+TURNED: Final = 4
+"""How many blocks are one where rows are columns of a file."""
 
 _MOST_THREADS = 8
 _COPY_BUFFER = 4 << 20
@@ -29,8 +33,9 @@ def memory_estimate(plan: Plan, threads: int | None = None) -> int:
     threads = threads or default_threads()
     wide = any(step.dtype == "F64" for step in plan.steps if step.fate in ("merged", "folded"))
     rows = len(plan.models) + (plan.base is not None)
-    per_thread = BLOCK * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER
     turned = [step for step in plan.steps if any(map(step.turns, step.pieces))]
+    block = BLOCK * (TURNED if turned else 1)
+    per_thread = block * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER
     # the matrices that its blocks lie among in the inputs, and those that they are put into in the output
     per_thread += max((_MATRICES * prod(step.shape[-2:]) * (8 if wide else 4) for step in turned), default=0)
     selecting = any("density" in setting.parameters and setting.method == "ties" for setting in plan.settings)

@@ -13,7 +13,7 @@ from polymerge.methods.table import METHODS
 from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
 from polymerge.planning.model import Model
 from polymerge.planning.overrides import matches
-from polymerge.reads import Read
+from polymerge.reads import Read, shape_of
 from polymerge.recipe import Recipe, recipe_dict
 from polymerge.settings import Setting, resolve
 
@@ -106,11 +106,10 @@ def plan_extras(
             settings.append(own_setting)
         origin = None
         if row is not None and row.on == "deltas" and base is not None:
-            there = base.find(canonical)
-            if there is None or base.shape(there) != entry.shape:
+            origin = base.whole(canonical)
+            if origin is None or shape_of(origin, base.shapes) != entry.shape:
                 problems.append(RecipeError(f"{canonical}: base_model '{base.label}' has no such tensor of this shape"))
                 continue
-            origin = base.tensors[there]
         piece = Piece(
             canonical, whole, settings.index(own_setting), tuple(Read(found[n][1].name) for n in places), origin,
             tuple(places),

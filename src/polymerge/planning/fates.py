@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import Fate, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
 from polymerge.planning.inputs import Models, labels_of, open_models, sources_of
-from polymerge.planning.leavings import Leavings, notes
+from polymerge.planning.leavings import Leavings, notes, partly_kept
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
 from polymerge.planning.overrides import Choice, choices_of, matches
 from polymerge.planning.vocabulary import TokenJoin, outside
@@ -170,7 +171,11 @@ class _Planner:
                     )
                 )
             return step("copied", reason)
-        return step("merged", reason, dtype=self.dtype or entry.dtype, pieces=pieces)
+        dtype = self.dtype or entry.dtype
+        if len(made) > 1:
+            kept = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
+            reason = partly_kept(kept, dtype if dtype != entry.dtype else "")
+        return step("merged", reason, dtype=dtype, pieces=pieces)
 
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
         """What becomes of one canonical tensor in the template: its pieces, and why where it is not merged."""
@@ -279,7 +284,7 @@ class _Planner:
             *(("overrides", choice.match) for choice in self.choices if choice.match),
         ]:
             if not any(matches(name, glob) for name in every):
-                hint = did_you_mean(glob, every)
+                hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
                 self.problems.append(
                     RecipeError(
                         f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole canonical names"

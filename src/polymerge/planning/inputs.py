@@ -12,7 +12,7 @@ from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined, split_source
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.quantization import why_quantized
 from polymerge.namemap import map_names
@@ -130,6 +130,8 @@ def _open(
     stored = stored_in(checkpoint)
     shapes = {name: entry.shape for name, entry in stored.items()}
     names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
+    if names.lost:  # how the rest fits is not told, since what is lost would seem to be missing
+        refuse_if_any(names.problems)
     problems.extend(names.problems)
     for own, blocks in names.layout.items():
         rows = sum(stop - start for _, ranges in blocks for start, stop in ranges)

@@ -11,7 +11,7 @@ from polymerge.planning.model import HEAD, Model, part_of
 from polymerge.reads import Expr, names_read
 from polymerge.recipe import Recipe
 
-__all__ = ["Leavings", "notes"]
+__all__ = ["Leavings", "notes", "partly_kept"]
 
 
 @dataclass
@@ -70,6 +70,19 @@ def _reads(piece: Piece, models: Sequence[int], base: int | None) -> Iterator[tu
     yield from zip(piece.inputs or models, piece.reads, strict=True) if piece.reads else ()
     if base is not None and piece.base is not None:
         yield base, piece.base
+
+
+def partly_kept(kept: Mapping[str, str], dtype: str) -> str:
+    """What a merged tensor says of the parts that stay the template's.
+
+    kept   their canonical names, each with why
+    dtype  in which they are written, if it is another one than the template's
+    """
+    reasons = []
+    for reason in dict.fromkeys(kept.values()):
+        first, *more = (name for name, why in kept.items() if why == reason)
+        reasons.append(f"{first}{f' and {len(more)} more are' if more else ' is'} the template's: {reason}")
+    return "; ".join(reasons) + (f" (as {dtype}, like the rest)" if reasons and dtype else "")
 
 
 def notes(recipe: Recipe, models: Models, base: Model | None) -> list[str]:

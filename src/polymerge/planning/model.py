@@ -98,12 +98,20 @@ class Model:
         )
         return tuple(dict.fromkeys(canonical for name in changed for canonical, _ in self.layout.get(name, ())))
 
+    def whole(self, joint: str) -> Expr | None:
+        """How the tensor is read that has one canonical name, or several together: see `Family.joint`."""
+        if (found := self.find(joint)) is not None:
+            return self.tensors[found]
+        own = next((own for own in self.layout if self.family.joint(own) == joint), None)
+        return None if own is None else self.adapted.get(own, Read(own))
+
     def shape(self, canonical: str) -> tuple[int, ...]:
         """Shape of a canonical tensor."""
-        return shape_of(self.tensors[canonical], self._shapes)
+        return shape_of(self.tensors[canonical], self.shapes)
 
     @cached_property
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor by its own name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def summary(self) -> Input:

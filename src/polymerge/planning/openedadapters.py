@@ -43,7 +43,7 @@ class Opened:
 
     def key(self, parameter: str) -> str:
         """What joins the parameter `parameter` of one adapter with that of another: its canonical name."""
-        return "+".join(self.family.canonical(parameter)) or parameter
+        return self.family.joint(parameter) or parameter
 
 
 def open_adapters(recipe: Recipe, labels: Sequence[str], problems: list[PolymergeError]) -> Opened | None:

@@ -18,7 +18,7 @@ __all__ = ["describe"]
 
 
 _SHOWN = 12
-"""Tensors that one line names at most."""
+"""Blocks of one tensor that a line names at most."""
 
 
 def describe(plan: Plan | AdapterPlan, *, full: bool = False) -> str:
@@ -116,7 +116,7 @@ def expression(expr: Expr) -> str:
         case Rows(of, start, stop):
             return f"{expression(of)}[{start}:{stop}]"
         case Concat(of) if len(of) > _SHOWN:
-            return f"cat({', '.join(map(expression, of[:2]))}, ..., {expression(of[-1])}: {len(of)} in all)"
+            return f"cat({expression(of[0])}, ..., {expression(of[-1])}: {len(of)} blocks)"
         case Concat(of):
             return f"cat({', '.join(map(expression, of))})"
         case Stacked(of, transposed):

@@ -124,7 +124,7 @@ class PieceBlocks:
     def _not_finite(self, file: Path, place: int, start: int, count: int) -> CheckpointError:
         return CheckpointError(
             f"{file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements {start} to "
-            f"{start + count}). A merge would spread it: mend the checkpoint, or name it in exclude"
+            f"{start + count}). A merge would spread it: mend the checkpoint, or name all of its tensor in exclude"
         )
 
     def _load(self, entry: Entry) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any, TypeVar
 
 from polymerge import kernels
@@ -14,7 +14,7 @@ from polymerge.dtypes import BITS, byte_count
 from polymerge.kernels import CELL, Cutoff
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.planning import Piece, Plan, Step
-from polymerge.planning.estimate import BLOCK
+from polymerge.planning.estimate import BLOCK, TURNED
 from polymerge.reads import Ranges
 from polymerge.run.blocks import Block, PieceBlocks, Workspace
 from polymerge.run.device import Device
@@ -115,6 +115,7 @@ class Execution:
                 else:
                     self._convert(step, piece)
         self.pool.finish()
+        self.turning.finish()
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
         size = block or self._size(step, piece)
@@ -124,11 +125,15 @@ class Execution:
         return self._once(key, lambda: self._laid_out(step, piece, size))
 
     def _size(self, step: Step, piece: Piece) -> int:
-        """Elements of a block: whole rows, where they are columns of a file on either side."""
-        if not step.turns(piece):
+        """Elements of a block: more of them, in whole rows, where these are columns of a file on either side.
+
+        Of such a file a block reads all that lies between its first column and its last.
+        """
+        rows, width = sum(stop - start for start, stop in piece.rows), prod(step.row_shape)
+        if not step.turns(piece) or not rows * width:
             return self.block
-        width = prod(step.row_shape)
-        return max(self.block // width, 1) * width
+        blocks = ceil(rows / max(TURNED * self.block // width, 1))
+        return ceil(rows / blocks) * width
 
     def _laid_out(self, step: Step, piece: Piece, block: int) -> PieceBlocks:
         inputs = [

@@ -39,9 +39,9 @@ class Turned:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A run of `count` elements of one dtype that lies contiguously in a file, from byte `offset` on.
+    """A run of `count` elements of one dtype in a file, one after the other from byte `offset` on.
 
-    turned   the matrix that begins there, where the run is of its rows and those are columns in the file
+    turned   where they are rows of a matrix that lies transposed, which matrix that is; it begins at `offset`
     """
 
     file: Path

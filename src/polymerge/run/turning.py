@@ -58,6 +58,10 @@ class Turning:
         with self._lock:
             self._done.append(begun.lying)
 
+    def finish(self) -> None:
+        """Make sure that every matrix that was begun has been written."""
+        assert not self._begun, f"rows are missing in {sorted(self._begun)[:3]}"
+
     def _matrix(self, columns: int, rows: int, bits: np.dtype[Any]) -> NDArray[Any]:
         """Room for a matrix: that of one which is written, if it was of this size."""
         while self._done:

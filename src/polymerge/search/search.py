@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoint.hub import one_commit
 from polymerge.checkpoint.output import check_target
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse_if_any
 from polymerge.generation.prompts import Prompt
@@ -56,6 +57,7 @@ class Searched:
     recipe: Recipe
 
 
+@one_commit()
 def search(
     source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     prompts: PromptSource,
