@@ -300,7 +300,8 @@ def family_in(folder: Path) -> str:
         if architecture in FAMILY_OF:
             return FAMILY_OF[architecture]
     said = config["model_type"]
-    return next((family for family, model_type in MODEL_TYPES.items() if model_type == said), said)
+    names = {"smolvlm": "idefics3", **{model_type: family for family, model_type in MODEL_TYPES.items()}}
+    return names.get(said, said)
 
 
 def open_model(folder: Path, **options: Any) -> Any:

@@ -11,10 +11,13 @@ from typing import Final
 from polymerge.checkpoint.entry import listed
 from polymerge.errors import CheckpointError, RecipeError
 
-__all__ = ["INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights"]
+__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights"]
 
 LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch"}
 """How a weight file is read, by the end of its name."""
+
+COMPANIONS: Final = ("spk_dict.pt",)
+"""What ends like weights and is none, and a model does not load without it: the voices of Qwen2.5-Omni."""
 
 INDEX_SUFFIX: Final = ".index.json"
 

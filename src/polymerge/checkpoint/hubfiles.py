@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from polymerge.checkpoint.discovery import LAYOUTS
+from polymerge.checkpoint.discovery import COMPANIONS, LAYOUTS
 from polymerge.checkpoint.headers import HEADER_LIMIT, LENGTH_BYTES, Head
 from polymerge.checkpoint.huberrors import hub_errors, unreachable
 from polymerge.checkpoint.index import is_plain
@@ -104,7 +104,9 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
     if remote is None:
         return []
     beside = (
-        name for name in listing(remote.repository, remote.commit) or () if PurePosixPath(name).suffix not in LAYOUTS
+        name
+        for name in listing(remote.repository, remote.commit) or ()
+        if PurePosixPath(name).suffix not in LAYOUTS or name in COMPANIONS
     )
     return [folder / name for name in beside if names is None or name in names]
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from polymerge.checkpoint.discovery import COMPANIONS
 from polymerge.errors import OutputError
 
 __all__ = ["check_target", "copy_companions", "output_folder"]
@@ -110,7 +111,7 @@ def copy_companions(template: Path, folder: Path, *, deep: bool = True, without:
         name = path.relative_to(template)
         if any(part.startswith(".") for part in name.parts) or not path.is_file():
             continue
-        if path.name.endswith(_WEIGHTS) or str(name) in _OURS or path.name in without:
+        if (path.name.endswith(_WEIGHTS) and path.name not in COMPANIONS) or str(name) in _OURS or path.name in without:
             continue
         if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
             continue

@@ -11,7 +11,17 @@ from typing import Any
 
 from polymerge.errors import CheckpointError, MissingExtraError, RecipeError, did_you_mean
 
-__all__ = ["DTYPES", "PROCESSOR_FILES", "load_model", "load_processor", "model_class", "quiet", "tokenizer_of"]
+__all__ = [
+    "DTYPES",
+    "PROCESSOR_FILES",
+    "load_model",
+    "load_processor",
+    "load_told",
+    "model_class",
+    "plain_loading",
+    "quiet",
+    "tokenizer_of",
+]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """The words for the precision a model runs in; `auto` is that of its weights."""
@@ -66,12 +76,11 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", 
             config, _ = transformers.PreTrainedConfig.get_config_dict(str(folder), **local)
             loader = model_class(config)
             name = loader.__name__
-            model, info = loader.from_pretrained(
+            model, wrong = load_told(
+                loader,
                 str(folder),
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 device_map=None if device == "cpu" else device,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that they are listed, not raised one by one
                 **local,
             )
     except ImportError as error:
@@ -80,11 +89,33 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", 
         raise CheckpointError(
             f"{folder}: {name} cannot load it: {type(error).__name__}: {_first(error)}{_remote(trust_remote_code)}"
         ) from error
-    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
-    if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items() if keys)
-        raise CheckpointError(f"{folder}: {name} cannot load it whole: {told}. `polymerge verify` says more.")
+    if wrong:
+        raise CheckpointError(f"{folder}: {name} cannot load it whole: {wrong}. `polymerge verify` says more.")
     return model.eval()
+
+
+def load_told(loader: Any, folder: str, **options: Any) -> tuple[Any, str]:
+    """What `from_pretrained` gives, and in a few words the keys that it finds missing, unexpected or mismatched.
+
+    loader   a class of a model, or an Auto class; one that has a `from_pretrained` of its own, such as Qwen2.5-Omni's,
+             which loads voices too, does not hand on what is asked for here, so that it loads twice
+    """
+    plain = plain_loading(loader)
+    more = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are listed, not raised one by one
+    model, info = plain(folder, **options, **more)
+    if plain != loader.from_pretrained:
+        model = loader.from_pretrained(folder, **options)
+    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    return model, "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items() if keys)
+
+
+def plain_loading(loader: Any) -> Any:
+    """`from_pretrained` as transformers has it for all models, whatever else a class does in its own."""
+    import transformers
+
+    if not issubclass(loader, transformers.PreTrainedModel):
+        return loader.from_pretrained
+    return transformers.PreTrainedModel.from_pretrained.__func__.__get__(loader)  # type: ignore[attr-defined]
 
 
 def load_processor(folder: str | Path, trust_remote_code: bool = False) -> Any:

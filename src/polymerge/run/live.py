@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
-from polymerge.generation.models import load_model, quiet
+from polymerge.generation.models import load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
@@ -240,7 +240,7 @@ class _Shadow:
 
     def _load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         with quiet():
-            loaded: Any = type(self._model).from_pretrained(
+            loaded: Any = plain_loading(type(self._model))(
                 None, config=copy.deepcopy(self._model.config), state_dict=dict(tensors), dtype=self._model.dtype
             )
         found: Mapping[str, Tensor] = loaded.state_dict()

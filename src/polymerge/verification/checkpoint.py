@@ -12,7 +12,7 @@ import numpy as np
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.families import family_of, text_tower
-from polymerge.generation.models import PROCESSOR_FILES, model_class, quiet
+from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, quiet
 from polymerge.namemap import map_names
 from polymerge.reads import names_read
 from polymerge.verification.findings import Finding, Verification
@@ -100,24 +100,21 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
     if foreign and config.get("model_type") not in transformers.CONFIG_MAPPING:
         return Finding("loads", None, f"{foreign}, and no code lies in the folder")
     try:
-        _, info = loader.from_pretrained(
+        _, wrong = load_told(
+            loader,
             str(checkpoint.folder),
-            output_loading_info=True,
             device_map="meta",
             local_files_only=True,
             trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # so that they are listed, not raised one by one
         )
     except Exception as error:  # whatever a model's class raises means that the folder does not load
         if foreign:
             return Finding("loads", None, f"{foreign}, and {loader.__name__} cannot load it")
         return Finding("loads", False, f"{loader.__name__}: {type(error).__name__}: {error}")
-    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
-    if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items() if keys)
-        if foreign:
-            return Finding("loads", None, f"{foreign}, and {loader.__name__} has other names ({told})")
-        return Finding("loads", False, f"{loader.__name__}: {told}")
+    if wrong and foreign:
+        return Finding("loads", None, f"{foreign}, and {loader.__name__} has other names ({wrong})")
+    if wrong:
+        return Finding("loads", False, f"{loader.__name__}: {wrong}")
     return Finding("loads", True, f"{loader.__name__}: no key missing, unexpected or mismatched")
 
 
