@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import subprocess
@@ -261,6 +262,26 @@ def test_a_revision_is_a_tag_a_branch_or_a_commit(hub: Standin, tmp_path: Path) 
     for source in ("a/one@v1", f"a/one@{commit}"):
         assert locate(source).name == commit
     assert locate("a/one").name == hub.repositories["a/one"].revisions["main"] != commit
+
+
+def test_a_terminal_shows_what_is_fetched(hub: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = []
+    for kind in (Terminal, io.StringIO):
+        hub.publish(f"a/{kind.__name__}", sharded(tmp_path / kind.__name__, 1))
+        monkeypatch.setattr(sys, "stderr", kind())
+        fetch(polymerge.plan(linear(f"a/{kind.__name__}", f"a/{kind.__name__}")))
+        shown.append(sys.stderr.getvalue())
+    assert "fetching:   0%" in shown[0]
+    assert shown[1] == ""
+
+
+def test_an_id_without_an_owner_is_told_what_an_id_is() -> None:
+    with pytest.raises(RecipeError, match="A model of the hub is owner/name"):
+        locate("gpt2")
 
 
 def test_a_branch_stays_what_it_was_as_long_as_a_run_takes(

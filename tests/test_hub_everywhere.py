@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import close_session, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from safetensors.torch import save_file
 from transformers import dynamic_module_utils
 
 import polymerge
-from hub_standin import Standin, environment, serving
+from hub_standin import Standin, empty_cache, environment
 from mergebench_made import adapter, benchmark, results_of
 from polymerge.checkpoint import hub as hub_module
 from polymerge.demo.story import EXCLUDED
@@ -51,31 +51,15 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def hub(made: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     """The stand-in with all of them as a/NAME, an empty cache, and nobody logged in; processes find it too."""
-    with serving() as server:
+    with empty_cache(monkeypatch, tmp_path) as server:
         places = environment(server, tmp_path)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_CACHE": places["HF_HUB_CACHE"],
-            "HF_TOKEN_PATH": places["HF_TOKEN_PATH"],
-            "HF_HUB_DISABLE_TELEMETRY": True,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_OFFLINE": False,
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        for name in places.keys() - os.environ.keys() | {"XDG_CACHE_HOME", "NO_PROXY", "HF_HUB_CACHE", "HF_ENDPOINT"}:
+        for name in places.keys() - os.environ.keys() | {"HF_HUB_CACHE", "HF_ENDPOINT"}:
             monkeypatch.setenv(name, places[name])
-        monkeypatch.delenv("HF_TOKEN", raising=False)
         for name, folder in made.items():
             server.publish(f"a/{name}", Path(folder))
         for name in ("vlm", "base"):
             server.publish(f"a/{name}", Path(made[name]), "v1")
-        hub_module._seen.clear()
-        close_session()
         yield server
-        hub_module._seen.clear()
-        close_session()
 
 
 def whole(hub: Standin) -> list[str]:

@@ -18,7 +18,7 @@ from polymerge.checkpoint.huberrors import hub_errors
 from polymerge.checkpoint.hubfiles import Listed, Remote, head_of, link, listing, missing_remote, remote_of
 from polymerge.errors import CheckpointError, RecipeError
 
-__all__ = ["Arrivals", "arrive"]
+__all__ = ["Arrivals", "arrive", "bring_all"]
 
 _AT_ONCE: Final = 3
 _TRIES: Final = 3  # huggingface_hub takes up a connection that broke by itself, but not after every error
@@ -109,6 +109,33 @@ class Arrivals:
         if more:
             with self._one_at_a_time:
                 self._advance(more)
+
+
+def bring_all(files: Iterable[Path], advance: Callable[[int, int], None] | None = None) -> None:
+    """Have files here before anything goes on.
+
+    advance  told bytes done and bytes in all; without it a bar is drawn, if standard error is a terminal
+
+    raises what `Arrivals` and `arrive` raise.
+    """
+    from tqdm import tqdm
+
+    done = 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        bar.update(more)
+        if advance is not None:
+            advance(done, arrivals.size)
+
+    arrivals = Arrivals(files, told)
+    hidden = True if advance is not None or not arrivals.size else None  # None: where there is no terminal
+    with (
+        tqdm(desc="fetching", total=arrivals.size, unit="B", unit_scale=True, leave=False, disable=hidden) as bar,
+        arrivals,
+    ):
+        arrivals.finish()
 
 
 def arrive(file: Path) -> None:

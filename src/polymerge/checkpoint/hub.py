@@ -52,7 +52,8 @@ def locate(source: str) -> Path:
         return path.resolve() if path.is_dir() else path.absolute()
     found = _HUB_ID.fullmatch(source)
     if found is None or path.is_symlink() or path.parent.is_dir():
-        raise RecipeError(f"{source}: there is no such file or folder.{_neighbours(path)}")
+        named = "" if found or "/" in source else " A model of the hub is owner/name"
+        raise RecipeError(f"{source}: there is no such file or folder.{_neighbours(path)}{named}")
     since, folder = _seen.get(source, (0.0, path))
     if since < min([time.monotonic(), *_held]) - _FRESH or not folder.is_dir():
         folder = _look_up(found["id"], found["revision"])

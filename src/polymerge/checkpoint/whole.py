@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoint.adapter import is_adapter, open_adapter
-from polymerge.checkpoint.arrivals import Arrivals
+from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.discovery import COMPANIONS, find_weights
 from polymerge.checkpoint.hubfiles import companions, listing, remote_of
 from polymerge.checkpoint.index import read_index
@@ -39,8 +39,7 @@ def bring(source: str, folder: Path) -> None:
     if all(file.suffix not in _BESIDE for file in weights):
         there = listing(remote.repository, remote.commit) or ()
         weights += [folder / name for name in there if name.endswith(_BESIDE) and name not in COMPANIONS]
-    with Arrivals([*companions(folder), *weights]) as arrivals:
-        arrivals.finish()
+    bring_all([*companions(folder), *weights])
 
 
 def pinned(folder: Path, adapter: Path | None = None) -> str:

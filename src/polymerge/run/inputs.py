@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoint.adapter import open_adapter
-from polymerge.checkpoint.arrivals import Arrivals
+from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.hub import restore
 from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined
@@ -39,7 +39,7 @@ def fetch(
     After that the path of each input is a folder that holds what is read of it; that of the template is complete, with
     its tokenizer, processor and remote code, and can be loaded.
 
-    progress     called with bytes done and bytes in all
+    progress     called with bytes done and bytes in all; without it, a bar on a terminal
     merged_only  bring only what is read of the tensors that are merged; the template can then not be loaded
 
     raises CheckpointError or RecipeError where something cannot be had.
@@ -55,17 +55,7 @@ def fetch(
     else:
         stored = [reopen(entry).entries for entry in plan.inputs]
         files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, arrivals.size)
-
-    arrivals = Arrivals([*([] if merged_only else beside_template(plan)), *files], advance)
-    with arrivals:
-        arrivals.finish()
+    bring_all([*([] if merged_only else beside_template(plan)), *files], progress)
 
 
 def beside_template(plan: Plan | AdapterPlan) -> list[Path]:
