@@ -305,6 +305,7 @@ def test_a_plan_shows_how_experts_are_read(models: Models, tmp_path: Path) -> No
     assert ran.status == 0, ran.err
     (line,) = (line for line in ran.out.splitlines() if "layers.0.mlp.experts.gate_up_proj [0]" in line)
     assert "tuned the other way cat(model.layers.0.mlp.experts.gate_up_proj[0:24]," in line
+    assert "normalize true): 33 tensors, in 25 that are stored" in ran.out
     twenty = Concat(tuple(Read(f"experts.{expert}") for expert in range(20)))
     assert expression(twenty) == "cat(experts.0, ..., experts.19: 20 blocks)"
     assert expression(Rows(Stacked(Read("all"), True), 0, 8)) == "all.T[0:8]"

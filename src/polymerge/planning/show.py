@@ -56,8 +56,10 @@ def _inputs(plan: Plan) -> Iterator[str]:
 def _settings(plan: Plan) -> Iterator[str]:
     labels = [plan.inputs[place].label for place in plan.models]
     for number, setting in enumerate(plan.settings):
-        count = sum(piece.setting == number for step in plan.steps for piece in step.pieces)
-        yield f"[{number}] {setting_words(setting, labels)}: {count} tensors"
+        counts = [sum(piece.setting == number for piece in step.pieces) for step in plan.steps]
+        stored = sum(map(bool, counts))
+        held = f", in {stored} that are stored" if stored < sum(counts) else ""
+        yield f"[{number}] {setting_words(setting, labels)}: {sum(counts)} tensors{held}"
 
 
 def _fates(plan: Plan, full: bool) -> Iterator[str]:
