@@ -62,9 +62,9 @@ def exact_cutoffs(source: Source, keep: Sequence[int], run_all: RunAll) -> list[
     returns  [model] cutoffs; positions count from the beginning of the first block
     raises   ValueError where there are NaNs among the deltas
     """
-    if len(source.sizes) == 1:
-        return find_cutoffs(source.read(0), keep)
     n = sum(source.sizes)
+    if len(source.sizes) == 1 and n <= 4 * SAMPLED:  # to rank all of it costs less than a search
+        return find_cutoffs(source.read(0), keep)
     cutoffs = [Cutoff.everything(n) if count >= n else Cutoff.nothing() for count in keep]
     models = [model for model, count in enumerate(keep) if 0 < count < n]
     searches = _searches(_sample(source, models, run_all), models, keep, n) if models else []
