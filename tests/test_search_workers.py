@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from polymerge.errors import RecipeError, Refused
 from polymerge.generation.answering import AnswerError
-from polymerge.search.workers import hire
+from polymerge.search.workers import hire, own_device
 from running import cli, recipe_file
 from search_made import VLM, prompts_file, recipe, words
 
@@ -34,6 +34,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> bytes:
     ran = cli(*words(folder, prompts, *HOW))
     assert ran.status == 0, ran.err
     return (folder / "run" / "search.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "given"),
+    [("cuda", 2, ["cuda:0", "cuda:1", "cuda:0"]), ("cuda:1", 2, ["cuda:1"] * 3), ("cpu", 0, ["cpu"] * 3)],
+)
+def test_each_worker_has_the_next_gpu(
+    device: str, gpus: int, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert [own_device(device, number) for number in range(3)] == given
 
 
 def test_two_processes(prompts: Path, alone: bytes, tmp_path: Path) -> None:

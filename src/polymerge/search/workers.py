@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polymerge.generation.answering import Answerer
     from polymerge.run.live import LiveModel
 
-__all__ = ["Crew", "How", "Job", "LazyWorker", "Worker", "WorkerError", "hire"]
+__all__ = ["Crew", "How", "Job", "LazyWorker", "Worker", "WorkerError", "hire", "own_device"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ def hire(job: Job, workers: int = 1, ray: str | None = None) -> Iterator[Crew]:
     else:
         # started anew, not forked: torch's threads do not survive a fork
         pools = [
-            ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(job,)) for _ in range(workers)
+            ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(job, number))
+            for number in range(workers)
         ]
         try:
             yield Crew(workers, lambda worker, what, *given: pools[worker].submit(_do, what, *given))
@@ -178,12 +179,21 @@ def hire(job: Job, workers: int = 1, ray: str | None = None) -> Iterator[Crew]:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
+def own_device(device: str, number: int) -> str:
+    """The device of one of several workers: each has the next GPU in turn, where no GPU is named by its number."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{number % max(torch.cuda.device_count(), 1)}"
+
+
 _lazy: LazyWorker | None = None
 
 
-def _begin(job: Job) -> None:
+def _begin(job: Job, number: int) -> None:
     global _lazy
-    _lazy = LazyWorker(job)
+    _lazy = LazyWorker(replace(job, device=own_device(job.device, number)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
