@@ -146,7 +146,7 @@ def spelled(words: Words, names: Mapping[str, str], remote: bool, more: Mapping[
 
 def plain(text: str, names: Mapping[str, str], *outs: Path) -> str:
     """A text without what says where models and outputs lie, and at which revision."""
-    text = re.sub(r'[^"\s]*/polymerge/hub/(a/\w+)/[0-9a-f]{40}', r"\1", text)
+    text = re.sub(r'[^"\s]*/polymerge/views/\w+/(a/\w+)/[0-9a-f]{40}', r"\1", text)
     text = re.sub(r"@(v1|main)\b", "", text)
     for name, folder in names.items():
         text = re.sub(rf"{re.escape(folder)}(?![\w/])", f"a/{name}", text)

@@ -18,7 +18,7 @@ from polymerge.checkpoint.huberrors import hub_errors
 from polymerge.checkpoint.hubfiles import Listed, Remote, head_of, link, listing, missing_remote, remote_of
 from polymerge.errors import CheckpointError, RecipeError
 
-__all__ = ["Arrivals", "arrive", "bring_all"]
+__all__ = ["Arrivals", "arrive", "arriving_on", "bring_all"]
 
 _AT_ONCE: Final = 3
 _TRIES: Final = 3  # huggingface_hub takes up a connection that broke by itself, but not after every error
@@ -51,10 +51,13 @@ class Arrivals:
         self._missing, self._advance = missing, advance
         self._stop, self._one_at_a_time = threading.Event(), threading.Lock()
         self._pool = ThreadPoolExecutor(_AT_ONCE, "polymerge-fetch")
+        self.to_come = 0
+        """Bytes that were not here yet at the start."""
         if missing:
             _refuse_offline(missing.values())
             here = (already_here(one, listed) for one in missing.values() if (listed := _listed(one)))
-            _check_room(self.size - sum(here))
+            self.to_come = self.size - sum(here)
+            _check_room(self.to_come)
 
     @property
     def size(self) -> int:
@@ -210,11 +213,21 @@ def _refuse_offline(missing: Iterable[Remote]) -> None:
         )
 
 
-def _check_room(size: int) -> None:
+def arriving_on(folder: Path) -> bool:
+    """Whether what is fetched goes to the disk that a folder is on."""
+    return _cache()[1].stat().st_dev == folder.stat().st_dev
+
+
+def _cache() -> tuple[Path, Path]:
+    """The hub's cache, and the first folder on the way to it that is there."""
     from huggingface_hub import constants
 
-    cache = Path(constants.HF_HUB_CACHE)
-    place = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    return cache, next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+
+
+def _check_room(size: int) -> None:
+    cache, place = _cache()
     free = shutil.disk_usage(place).free
     if size > free:
         raise RecipeError(

@@ -11,7 +11,7 @@ from typing import Final
 from polymerge.checkpoint.entry import listed
 from polymerge.errors import CheckpointError, RecipeError
 
-__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights"]
+__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights", "of_training"]
 
 LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch"}
 """How a weight file is read, by the end of its name."""
@@ -31,6 +31,9 @@ _KINDS: Final = (
 _NOT_WEIGHTS: Final = re.compile(
     r"adapter_model\..+|non_lora_trainables\.bin|(?:training_args|optimizer|scheduler|scaler|rng_state).*\.(?:bin|pth?)"
 )
+_TRAINING: Final = re.compile(
+    r"(?:.*/)?(?:(?:checkpoint-\d+|last-checkpoint|global_step\d+|runs|wandb)/.+|trainer_state\.json|rng_state.*)"
+)
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.\w+")
 
 
@@ -42,6 +45,11 @@ class Weights:
     index: str | None = None
     whole: str | None = None
     """A file beside the index whose usual content is the whole model; the index has to list it."""
+
+
+def of_training(name: str) -> bool:
+    """Whether a file, by its path in a checkpoint's folder, is of the training that left it there and of no model."""
+    return _TRAINING.fullmatch(name) is not None
 
 
 def find_weights(folder: Path) -> Weights:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from polymerge.checkpoint.arrivals import arrive
+from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.headers import read_safetensors
@@ -153,7 +153,7 @@ def read_file(file: Path) -> Contents:
         return Contents(read_safetensors(file, head_of(file, remote)))
     if remote:
         log.warning("%s: '%s' is no safetensors file, so it has to be fetched whole", remote.repository, remote.name)
-        arrive(file)
+        bring_all([file])
     check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))
 

@@ -23,18 +23,19 @@ _FRESH: Final = 60.0
 """Seconds for which a branch stays the commit it was, so that a plan, which asks more than once, sees one commit."""
 
 _seen: dict[str, tuple[float, Path]] = {}
-_held: list[float] = []
+_held: dict[object, float] = {}
 """Since when branches stay what they are, for each `one_commit` that has not ended."""
 
 
 @contextmanager
 def one_commit() -> Iterator[None]:
     """Whatever is located inside stays the commit that it is found to be, however long it takes."""
-    _held.append(time.monotonic())
+    mine = object()
+    _held[mine] = time.monotonic()
     try:
         yield
     finally:
-        _held.pop()
+        del _held[mine]
 
 
 def locate(source: str) -> Path:
@@ -55,7 +56,7 @@ def locate(source: str) -> Path:
         named = "" if found or "/" in source else " A model of the hub is owner/name"
         raise RecipeError(f"{source}: there is no such file or folder.{_neighbours(path)}{named}")
     since, folder = _seen.get(source, (0.0, path))
-    if since < min([time.monotonic(), *_held]) - _FRESH or not folder.is_dir():
+    if since < min([time.monotonic(), *_held.values()]) - _FRESH or not folder.is_dir():
         folder = _look_up(found["id"], found["revision"])
         _seen[source] = (time.monotonic(), folder)
     return folder

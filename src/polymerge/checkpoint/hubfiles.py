@@ -2,15 +2,16 @@
 
 A commit is seen as a folder of links into the hub's own cache, in the user's cache folder:
 
-    polymerge/hub/owner/name/<commit>/         a link for every file that can matter; it dangles until the file is here
-    polymerge/hub/owner/name/<commit>.json     the size of each, and the sha256 where the hub says it
-    polymerge/hub/owner/name/<commit>.heads/   of each safetensors file its size and its header
+    polymerge/views/<cache>/owner/name/<commit>/   a link for every file that can matter; it dangles until that is here
+    polymerge/hub/owner/name/<commit>.json         the size of each, and the sha256 where the hub says it
+    polymerge/hub/owner/name/<commit>.heads/       of each safetensors file its size and its header
 
 So a repository that is not here looks as a folder does, and is one as soon as its files have arrived.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from polymerge.checkpoint.discovery import COMPANIONS, LAYOUTS
+from polymerge.checkpoint.discovery import COMPANIONS, LAYOUTS, of_training
 from polymerge.checkpoint.headers import HEADER_LIMIT, LENGTH_BYTES, Head
 from polymerge.checkpoint.huberrors import hub_errors, unreachable
 from polymerge.checkpoint.index import is_plain
@@ -75,7 +76,8 @@ def view(repository: str, snapshot: Path) -> Path:
     names = listing(repository, commit, snapshot)
     if names is None:
         return snapshot.resolve()
-    folder = _root() / repository / commit
+    # of each cache its own: who uses another one must not turn the links of a merge that is running
+    folder = _views() / hashlib.sha256(str(snapshot.parents[2]).encode()).hexdigest()[:8] / repository / commit
     for name in names:
         link(folder / name, snapshot / name)
     return folder
@@ -83,10 +85,10 @@ def view(repository: str, snapshot: Path) -> Path:
 
 def remote_of(file: Path) -> Remote | None:
     """Which file of the hub a path in a folder of links stands for, or the folder itself; None for any other path."""
-    root = _root()
-    if root not in file.parents:
+    views = _views()
+    if views not in file.parents:
         return None
-    owner, name, commit, *rest = (*file.relative_to(root).parts, "", "")
+    _, owner, name, commit, *rest = (*file.relative_to(views).parts, "", "", "")
     return Remote(f"{owner}/{name}", commit, "/".join(filter(None, rest)))
 
 
@@ -118,7 +120,7 @@ def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mappi
     """
     note = _root() / repository / f"{commit}.json"
     try:
-        kept = {name: Listed(size, sha256) for name, (size, sha256) in json.loads(note.read_bytes()).items()}
+        kept = {name: Listed(*said) for name, said in json.loads(note.read_bytes()).items()}
         if all(is_plain(name) and isinstance(one.size, int) and _is_hash(one.sha256) for name, one in kept.items()):
             return kept
     except (OSError, ValueError, TypeError, AttributeError):
@@ -241,9 +243,18 @@ def _is_hash(text: object) -> bool:
 
 
 def _matters(name: str) -> bool:
-    return any(fnmatch(name, one) for one in _WANTED) and not any(fnmatch(name, one) for one in _UNWANTED)
+    wanted = any(fnmatch(name, one) for one in _WANTED) and not any(fnmatch(name, one) for one in _UNWANTED)
+    return wanted and not of_training(name)
 
 
 def _root() -> Path:
+    return _own_cache() / "hub"
+
+
+def _views() -> Path:
+    return _own_cache() / "views"
+
+
+def _own_cache() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches).resolve() / "polymerge" / "hub"
+    return Path(caches).resolve() / "polymerge"

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoint.discovery import COMPANIONS
-from polymerge.errors import OutputError
+from polymerge.checkpoint.discovery import COMPANIONS, of_training
+from polymerge.errors import CheckpointError, OutputError, refuse_if_any
 
 __all__ = ["check_target", "copy_companions", "output_folder"]
 
@@ -101,21 +101,28 @@ def copy_companions(template: Path, folder: Path, *, deep: bool = True, without:
     """Copy what belongs to a checkpoint beside its weights: config, tokenizer, processor, chat template, remote code.
 
     Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
-    behind. The names of the files that were copied, relative to the folder.
+    behind, and what training left. The names of the files that were copied, relative to the folder.
 
     deep     whether to look into folders
     without  names of files that stay behind as well
+
+    raises CheckpointError where one of them is a link to nothing: an output without it would be another model.
     """
-    copied = []
+    copied: list[str] = []
+    gone: list[CheckpointError] = []
     for path in sorted(template.rglob("*") if deep else template.glob("*")):
         name = path.relative_to(template)
-        if any(part.startswith(".") for part in name.parts) or not path.is_file():
+        if any(part.startswith(".") for part in name.parts) or path.is_dir() or of_training(name.as_posix()):
             continue
         if (path.name.endswith(_WEIGHTS) and path.name not in COMPANIONS) or str(name) in _OURS or path.name in without:
             continue
         if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
             continue
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / name)
-        copied.append(str(name))
+        if not path.exists():
+            gone.append(CheckpointError(f"{path}: is a link to nothing. Have the file there, or remove the link"))
+        elif path.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+            copied.append(str(name))
+    refuse_if_any(gone)
     return copied

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
 
 from polymerge.checkpoint.adapter import is_adapter, open_adapter
 from polymerge.checkpoint.arrivals import bring_all
-from polymerge.checkpoint.discovery import COMPANIONS, find_weights
-from polymerge.checkpoint.hubfiles import companions, listing, remote_of
+from polymerge.checkpoint.discovery import find_weights
+from polymerge.checkpoint.hubfiles import companions, remote_of
 from polymerge.checkpoint.index import read_index
 
 __all__ = ["bring", "pinned"]
-
-_BESIDE: Final = (".pt", ".pth")
-"""Ends of files that are weights in some repositories, and in others belong beside them, such as a speaker's voice."""
 
 
 def bring(source: str, folder: Path) -> None:
@@ -36,9 +32,6 @@ def bring(source: str, folder: Path) -> None:
         if chosen.index:
             names |= set(read_index(folder / chosen.index).values())
         weights = [folder / name for name in sorted(names)]
-    if all(file.suffix not in _BESIDE for file in weights):
-        there = listing(remote.repository, remote.commit) or ()
-        weights += [folder / name for name in there if name.endswith(_BESIDE) and name not in COMPANIONS]
     bring_all([*companions(folder), *weights])
 
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoint.arrivals import Arrivals, arrive
+from polymerge.checkpoint.arrivals import Arrivals, arrive, arriving_on
 from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
@@ -112,10 +112,10 @@ def merge(
         raise RecipeError("layout: is for adapters, and these models are checkpoints")
     checkpoints = [reopen(plan.inputs[place]) for place in range(len(plan.inputs))]
     shards = lay_out(((step.name, step.dtype, step.shape) for step in plan.steps if step.fate != "tied"), size)
-    _check_room(target, sum(shards.sizes))
     entries = [checkpoint.entries for checkpoint in checkpoints]
     files = files_read(plan, entries)
     arrivals = Arrivals([*beside_template(plan), *files], advance)
+    _check_room(target, sum(shards.sizes), arrivals.to_come)
     total += arrivals.size
     with output_folder(target) as folder, arrivals, _digests(files) as digests, arrivals.wanted():
         with shards.create(folder) as write:
@@ -205,10 +205,13 @@ def _digest(file: Path) -> str:
     return file_digest(file)
 
 
-def _check_room(out: Path, size: int) -> None:
-    free = shutil.disk_usage(out.resolve().parent).free
-    if size > free:
-        raise OutputError(f"{out}: needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+def _check_room(out: Path, size: int, to_come: int = 0) -> None:
+    """Raise OutputError where the disk has no room for an output, and for what is fetched if that goes there too."""
+    place = out.resolve().parent
+    free, beside = shutil.disk_usage(place).free, to_come if to_come and arriving_on(place) else 0
+    if size + beside > free:
+        fetched = f" and {beside / 1e9:.1f} GB for what is fetched to the same disk" if beside else ""
+        raise OutputError(f"{out}: needs {size / 1e9:.1f} GB{fetched}, the disk has {free / 1e9:.1f} GB free")
 
 
 def _require(*packages: str, to: str, instead: str) -> None:
