@@ -65,6 +65,12 @@ class Standin(ThreadingHTTPServer):
         """Names of files, the connections of which are reset after a first part, once each."""
         self.served: dict[str, bytes] = {}
         """By the name of a file, what is served in its place."""
+        self.next: dict[str, list[bytes | int | None]] = {}
+        """By the name of a file, how its next downloads are answered: by other bytes, a status, or as they should."""
+        self.etags: dict[str, str] = {}
+        """By the name of a file, an ETag that is not the listed one."""
+        self.nameless = False
+        """Whether ranges are served without the length of the whole."""
         self.held: dict[str, tuple[int, threading.Event]] = {}
         """By the name of a file, after how many bytes what is sent waits, and for what."""
         self.unsatisfiable: set[str] = set()
@@ -143,8 +149,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
             return
         data = self.server.served.get(name)
+        if self.command == "GET" and self.server.next.get(name):
+            answer = self.server.next[name].pop(0)
+            if isinstance(answer, int):
+                self._send(answer, {}, [b""])
+                return
+            data = data if answer is None else answer
         size = (folder / name).stat().st_size if data is None else len(data)
-        headers = {"ETag": f'"{_etag(folder / name)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{self.server.etags.get(name) or _etag(folder / name)}"',
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+        }
         if name in self.server.xet:
             headers |= {"X-Xet-Hash": self.server.xet[name], "Link": f'<{self.server.url}/xet-token>; rel="xet-auth"'}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -154,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if asked and self.server.ranges:
             start, stop, status = int(asked[1]), min(int(asked[2] or size - 1) + 1, size), 206
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{'*' if self.server.nameless else size}"
         pieces = _pieces(folder / name, start, stop) if data is None else iter([data[start:stop]])
         if self.command == "GET" and not asked and name in self.server.held:
             pieces = _held(pieces, *self.server.held[name])

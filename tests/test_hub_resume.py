@@ -216,7 +216,7 @@ def test_two_that_no_lock_holds_apart_leave_a_whole_file(
     hub: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
-    monkeypatch.setattr(hubdownload, "_locked", lambda *_: nullcontext())
+    monkeypatch.setattr(hubdownload, "locked", lambda *_: nullcontext())
     file = tmp_path / "one" / FIRST
     remote = Remote("a/one", locate("a/one").name, FIRST)
     listed = Listed(file.stat().st_size, sha256(file))
@@ -387,9 +387,9 @@ def test_a_file_in_xet_storage_is_taken_up_too(
     begun: list[int] = []
     pieces = hubdownload._xet_pieces
 
-    def seen(xet: Any, start: int, size: int) -> Any:
+    def seen(xet: Any, start: int, size: int, received: Received) -> Any:
         begun.append(start)
-        return pieces(xet, start, size)
+        return pieces(xet, start, size, received)
 
     monkeypatch.setattr(hubdownload, "_xet_pieces", seen)
     if left:

@@ -5,27 +5,31 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from polymerge.checkpoint.headers import Head
 from polymerge.checkpoint.hubbar import Received
-from polymerge.checkpoint.hubdownload import DamagedError, already_here, download, tidy
-from polymerge.checkpoint.huberrors import hub_errors
+from polymerge.checkpoint.hubdownload import already_here, download, tidy
+from polymerge.checkpoint.huberrors import LastingError, hub_errors
 from polymerge.checkpoint.hubfiles import Listed, Remote, head_of, link, listing, missing_remote, remote_of
+from polymerge.checkpoint.hubworkers import Workers
 from polymerge.errors import CheckpointError, RecipeError
 
 __all__ = ["Arrivals", "arrive", "arriving_on", "bring_all"]
 
 _AT_ONCE: Final = 3
-_TRIES: Final = 3  # huggingface_hub takes up a connection that broke by itself, but not after every error
+_TRIES: Final = 6  # that brought nothing new, one after the other
+_PAUSE: Final = 1.0  # seconds after the first of them, twice as many after each further one
+_LONGEST: Final = 30.0
 _LOOK: Final = 0.2  # seconds after which whoever waits for a file looks whether it is still wanted
 
-_coming: dict[Path, tuple[Future[None], threading.Event]] = {}
-"""Files that somebody fetches already, or is about to, and what is set when that is given up."""
+_coming: dict[Path, tuple[Future[None], Arrivals]] = {}
+"""Files that somebody fetches already, or is about to."""
 
 
 class _StoppedError(Exception):
@@ -37,7 +41,10 @@ class Arrivals:
 
     files    in the order in which they are wanted; those that are here, and local ones, need nothing
     advance  told how many more bytes are here, from any thread, but never from two at once; what an earlier process
-             left of a file is told when its turn comes, and a number below zero says that it is fetched again
+             left of a file is told when its turn comes, and a number below zero says that it is fetched again;
+             what it raises is raised to whoever waits for a file
+
+    What keeps one of them from coming ends the wait for all.
 
     raises RecipeError at once where they cannot come: the offline switch is set, or the disk has no room.
     """
@@ -50,7 +57,9 @@ class Arrivals:
         self._sizes = {file: listed.size if (listed := _listed(one)) else 0 for file, one in missing.items()}
         self._missing, self._advance = missing, advance
         self._stop, self._one_at_a_time = threading.Event(), threading.Lock()
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "polymerge-fetch")
+        self._error: BaseException | None = None
+        self._receiving: set[Received] = set()
+        self._workers = Workers(_AT_ONCE)
         self.to_come = 0
         """Bytes that were not here yet at the start."""
         if missing:
@@ -66,7 +75,7 @@ class Arrivals:
 
     def __enter__(self) -> Arrivals:
         for file, remote in self._missing.items():
-            _coming[file] = self._pool.submit(self._fetch, file, remote), self._stop
+            _coming[file] = self._workers.submit(partial(self._fetch, file, remote)), self
         return self
 
     def finish(self) -> None:
@@ -88,30 +97,65 @@ class Arrivals:
         for file in self._missing:
             if file in _coming:
                 _coming[file][0].cancel()
+        for received in list(self._receiving):
+            received.let_go()
+
+    def _fail(self, error: BaseException) -> None:
+        """The first error is what all others come of."""
+        if not self._stop.is_set():
+            self._error = error
+            self._give_up()
+
+    def wait_for(self, file: Path, future: Future[None]) -> None:
+        """Wait for one of them; raises what kept it, or another one, from coming."""
+        while not wait([future], _LOOK).done:
+            if self._stop.is_set():
+                raise self._error or _gave_up(file)
+        if future.cancelled():
+            raise self._error or _gave_up(file)
+        if error := future.exception():
+            raise self._error or error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
             self._give_up()
-        self._pool.shutdown(wait=kind is None)  # a server that has fallen silent would hold up what has failed
-        for file in self._missing:
-            _coming.pop(file, None)
+        try:
+            # a server that has fallen silent would hold up what has failed
+            self._workers.close(wait=not self._stop.is_set())
+        except BaseException:
+            self._give_up()
+            raise
+        finally:
+            for file in self._missing:
+                _coming.pop(file, None)
 
     def _fetch(self, file: Path, remote: Remote) -> None:
-        received = Received(self._tell)
-        if self._stop.is_set():
-            raise _gave_up(file)
-        _download(file, remote, received, self._stop)
-        with suppress(_StoppedError):
-            received.stands_at(self._sizes[file])
+        received = Received(self._tell, self._sizes[file])
+        self._receiving.add(received)
+        try:
+            if self._stop.is_set():
+                raise _gave_up(file)
+            _download(file, remote, received, self._stop)
+            with suppress(_StoppedError):
+                received.stands_at(self._sizes[file])
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            self._receiving.discard(received)
 
     def _tell(self, more: int) -> None:
         if self._stop.is_set():
             raise _StoppedError
         if more:
             with self._one_at_a_time:
-                self._advance(more)
+                try:
+                    self._advance(more)
+                except BaseException as error:  # else it would pass for something that the hub has done
+                    self._fail(error)
+                    raise _StoppedError from None
 
 
 def bring_all(files: Iterable[Path], advance: Callable[[int, int], None] | None = None) -> None:
@@ -154,30 +198,26 @@ def arrive(file: Path) -> None:
         _refuse_offline([remote])
         _download(file, remote, Received(lambda _: None))
         return
-    future, given_up = coming
-    while not wait([future], _LOOK).done:
-        if given_up.is_set():
-            raise _gave_up(file)
-    try:
-        future.result()
-    except CancelledError:
-        raise _gave_up(file) from None
+    future, arrivals = coming
+    arrivals.wait_for(file, future)
 
 
 def _download(file: Path, remote: Remote, received: Received, stop: threading.Event | None = None) -> None:
     """Bring a file into the hub's cache, and see that it is the one that was planned with."""
-    listed = _listed(remote)
-    for again in reversed(range(_TRIES)):
+    listed, stop, tries = _listed(remote), stop or threading.Event(), 0
+    while True:
+        most = received.most
         try:
             with hub_errors(remote.repository, remote.commit, remote.name):
                 found = download(remote, listed, received)
             break
         except _StoppedError:
             raise _gave_up(file) from None
-        except DamagedError:
+        except LastingError:
             raise
         except CheckpointError:  # what the hub refuses is a RecipeError, and would be refused again
-            if not again or (stop is not None and stop.is_set()):
+            tries = 1 if received.most > most else tries + 1
+            if tries == _TRIES or stop.wait(min(_PAUSE * 2 ** (tries - 1), _LONGEST)):
                 raise
     size = listed.size if listed else None
     head = head_of(file, remote) if file.suffix == ".safetensors" else None

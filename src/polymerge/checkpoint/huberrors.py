@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
 
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 
-__all__ = ["hub_errors", "unreachable"]
+__all__ = ["LastingError", "hub_errors", "unreachable"]
+
+_LOCAL: Final = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE")
+    if hasattr(errno, name)
+}
+"""What no server is to blame for."""
+
+
+class LastingError(CheckpointError):
+    """What the hub delivers is not to be used, and would be the same if it were asked once more."""
 
 
 @contextmanager
 def hub_errors(repository: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
     """Raise RecipeError for what the hub does not have or give, CheckpointError where it fails to deliver.
+
+    What this machine fails at, a full disk say, is a RecipeError too; an answer that makes no sense a LastingError.
 
     revision  as the user has it
     file      of the repository, where one is asked for
@@ -51,12 +68,35 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
         here = "" if file else " there is no such folder here, and"
         raise RecipeError(f"{what}{here} what is needed is not in the hub's cache, and {why}") from None
     except (*unreachable(), OSError) as error:
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            raise _local(what, error) from None
         if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
             raise RecipeError(
                 f"{what} the hub does not let you read it ({_reason(error)}). Log in with `hf auth login`, or set "
                 "HF_TOKEN, as somebody who may"
             ) from None
         raise CheckpointError(f"{what} the hub did not deliver it: {_reason(error)}. Try again") from None
+    except ValueError as error:
+        if "hf_xet" in str(error):
+            raise LastingError(
+                f"{what} is larger than what the hub serves by plain HTTP. Install hf_xet, and unset HF_HUB_DISABLE_XET"
+            ) from None
+        raise LastingError(
+            f"{what} the hub did not deliver it: huggingface_hub makes nothing of its answer ({_reason(error)}). Try "
+            "another endpoint, or fetch it with `hf download`"
+        ) from None
+
+
+def _local(what: str, error: OSError) -> RecipeError:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+    room = f" ({shutil.disk_usage(place).free} bytes are free)" if error.errno == errno.ENOSPC else ""
+    return RecipeError(
+        f"{what} cannot be written to the hub's cache {cache}: {error.strerror}{room}. Set HF_HUB_CACHE to a folder "
+        "that can be written and has room"
+    )
 
 
 def unreachable() -> tuple[type[Exception], type[Exception]]:

@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 from polymerge.checkpoint.discovery import COMPANIONS, LAYOUTS, of_training
 from polymerge.checkpoint.headers import HEADER_LIMIT, LENGTH_BYTES, Head
@@ -44,6 +45,8 @@ _WANTED: Final = (
 _UNWANTED: Final = ("consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*", "runs/*")
 _FIRST: Final = 1 << 16
 """Bytes of a safetensors file that are asked for first; the headers of most end within."""
+_TRIES: Final = 3
+_PAUSE: Final = 1.0  # seconds before a header is asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +173,21 @@ def head_of(file: Path, remote: Remote) -> Head:
 
 
 def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
-    """The bytes `start` to `stop` of a file of `size` bytes; no more are taken from a server that sends them all."""
+    """The bytes `start` to `stop` of a file of `size` bytes; asked for again where the connection breaks."""
     if start >= stop:
         return b""
+    broken, _ = unreachable()
+    with hub_errors(remote.repository, remote.commit, remote.name):
+        for _ in range(_TRIES - 1):
+            try:
+                return _asked(remote, start, stop, size)
+            except broken:
+                time.sleep(_PAUSE)
+        return _asked(remote, start, stop, size)
+
+
+def _asked(remote: Remote, start: int, stop: int, size: int) -> bytes:
+    """What a server sends for a range; no more is taken from one that sends all of the file."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -183,10 +198,9 @@ def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
     url = hf_hub_url(remote.repository, remote.name, revision=remote.commit)
     wanted = {**build_hf_headers(), "range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
     found = bytearray()
-    with (
-        hub_errors(remote.repository, remote.commit, remote.name),
-        http_stream_backoff("GET", url, headers=wanted, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
-    ):
+    # what it would retry by itself includes a body that breaks, and for that it has no second answer
+    more: dict[str, Any] = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "retry_on_exceptions": ()}
+    with http_stream_backoff("GET", url, headers=wanted, **more) as response:
         hf_raise_for_status(response)
         partial = response.status_code == 206
         said = response.headers.get("content-range" if partial else "content-length", "")
