@@ -293,6 +293,22 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Stand
         close_session()
 
 
+def xet_storage(server: Standin, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
+    """A Xet storage that the stand-in sends one to, and what puts a file into it as what a shard is."""
+    hf_xet = pytest.importorskip("hf_xet")
+    monkeypatch.setenv("HF_XET_CACHE", str(folder / "xet"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    (folder / "cas").mkdir()
+    server.xet_endpoint = f"local://{folder / 'cas'}"
+
+    def put(name: str, file: Path) -> None:
+        with hf_xet.XetSession().new_upload_commit(endpoint=server.xet_endpoint) as commit:
+            upload = commit.start_upload_file(str(file))
+        server.xet[name] = upload.result().xet_info.hash
+
+    return put
+
+
 def environment(server: Standin, folder: Path) -> dict[str, str]:
     """What a process needs to find the stand-in and nothing else."""
     return {

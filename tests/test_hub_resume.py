@@ -22,7 +22,7 @@ from huggingface_hub import constants, scan_cache_dir
 from safetensors.torch import save_file
 
 import polymerge
-from hub_standin import Standin, empty_cache, environment
+from hub_standin import Standin, empty_cache, environment, xet_storage
 from polymerge.checkpoint import hubdownload
 from polymerge.checkpoint.arrivals import Arrivals
 from polymerge.checkpoint.hub import locate
@@ -375,15 +375,8 @@ def test_what_another_program_has_fetched_since_is_used(
 def test_a_file_in_xet_storage_is_taken_up_too(
     hub: Standin, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
-    hf_xet = pytest.importorskip("hf_xet")
-    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hubdownload._xet_session.cache_clear()
-    (tmp_path / "cas").mkdir()
-    hub.xet_endpoint = f"local://{tmp_path / 'cas'}"
-    with hf_xet.XetSession().new_upload_commit(endpoint=hub.xet_endpoint) as commit:
-        stored = commit.start_upload_file(str(tmp_path / "one" / FIRST))
-    hub.xet[FIRST] = stored.result().xet_info.hash
+    xet_storage(hub, tmp_path, monkeypatch)(FIRST, tmp_path / "one" / FIRST)
     begun: list[int] = []
     pieces = hubdownload._xet_pieces
 

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 import polymerge
-from hub_standin import Standin, empty_cache
+from hub_standin import Standin, empty_cache, xet_storage
 from polymerge.checkpoint import arrivals, hubdownload, hubfiles, hubparts
 from polymerge.checkpoint.arrivals import Arrivals, bring_all
 from polymerge.checkpoint.hub import locate
@@ -144,19 +145,8 @@ def test_more_than_is_listed_is_not_taken(hub: Standin, file: Path) -> None:
 @pytest.fixture
 def stored(hub: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     """Puts a file into a Xet storage, as what the hub has of the first shard."""
-    hf_xet = pytest.importorskip("hf_xet")
-    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hubdownload._xet_session.cache_clear()
-    (tmp_path / "cas").mkdir()
-    hub.xet_endpoint = f"local://{tmp_path / 'cas'}"
-
-    def put(file: Path) -> None:
-        with hf_xet.XetSession().new_upload_commit(endpoint=hub.xet_endpoint) as commit:
-            upload = commit.start_upload_file(str(file))
-        hub.xet[FIRST] = upload.result().xet_info.hash
-
-    yield put
+    yield partial(xet_storage(hub, tmp_path, monkeypatch), FIRST)
     hubdownload._xet_session.cache_clear()
 
 
