@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,3 +123,16 @@ def tensor(folder: Path, name: str) -> Tensor:
 def leftovers(folder: Path) -> list[str]:
     """What lies in a folder under a hidden name, as an unfinished output would."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def killed_in_the_middle(command: Sequence[object], begun: Callable[[], bool]) -> None:
+    """Start a command, and kill it as soon as what it does has begun."""
+    started = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 240
+        while not begun() and started.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+    finally:
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+    assert started.returncode == -signal.SIGKILL, "it was done before it could be killed"

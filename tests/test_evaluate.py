@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from polymerge.evaluation.scorers.java import has_java
 from polymerge.evaluation.squares import Squares, squared
 from polymerge.evaluation.tasks import TASKS
 from polymerge.examining import asking
-from running import Ran, cli, merged
+from running import Ran, cli, killed_in_the_middle, merged
 
 FEW = ("--max-new-tokens", "4")
 COMMAND = [sys.executable, "-c", "from polymerge.cli import main; main()"]
@@ -251,17 +248,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
     told = ["evaluate", VLM, "--tasks", f"{file}:exact", *FEW, "--batch-size", "1", "--torch-threads", "1"]
     assert cli(*told, "-o", tmp_path / "whole").status == 0
     log = tmp_path / "run/tasks/questions-exact/answers.jsonl"
-    started = subprocess.Popen(
-        [*COMMAND, *told, "-o", str(tmp_path / "run")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 240
-        while not log.exists() and started.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-    finally:
-        started.send_signal(signal.SIGKILL)
-        started.wait()
-    assert started.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    killed_in_the_middle([*COMMAND, *told, "-o", tmp_path / "run"], log.exists)
     assert not (tmp_path / "run/results.json").exists()
     kept = log.read_bytes()
     assert cli(*told, "-o", tmp_path / "run").status == 0

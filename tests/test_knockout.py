@@ -6,10 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +35,7 @@ from polymerge.planning import Plan
 from polymerge.run.live import LiveModel
 from polymerge.search import generate
 from polymerge.search.options import Generation
-from running import cli
+from running import cli, killed_in_the_middle
 from search_made import BASE, VLM, prompts_file, recipe
 from tiny import as_2024, as_live, build, load, perturbed, related_llm
 
@@ -344,15 +341,7 @@ def test_killed_in_the_middle_and_resumed(finished: Path, prompts: Path, merged:
     words = [merged, "--prompts", f"all={prompts}", "--scorer", "exact", "--against", VLM, "--layers", "0-1",
              "--max-new-tokens", "3", "--torch-threads", "1", "-o", tmp_path / "run"]  # fmt: skip
     logs = tmp_path / "run" / "candidates"
-    started = subprocess.Popen([*LINE, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 240
-        while len(list(logs.glob("*/answers.jsonl"))) < 2 and started.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        started.send_signal(signal.SIGKILL)
-        started.wait()
-    assert started.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    killed_in_the_middle([*LINE, *words], lambda: len(list(logs.glob("*/answers.jsonl"))) >= 2)
     assert not (tmp_path / "run" / "knockout.json").exists()
     ran = CliRunner().invoke(command, [*map(str, words), "--json"], catch_exceptions=False)
     assert ran.exit_code == 0

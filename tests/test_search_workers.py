@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from polymerge.errors import RecipeError, Refused
 from polymerge.generation.answering import AnswerError
 from polymerge.search.workers import hire, own_device
-from running import cli, recipe_file
+from running import cli, killed_in_the_middle, recipe_file
 from search_made import VLM, prompts_file, recipe, words
 
 COMMAND = [sys.executable, "-c", "from polymerge.cli import main; main()"]
@@ -64,15 +63,7 @@ def test_a_local_ray_cluster_with_two_workers(prompts: Path, alone: bytes, tmp_p
 def test_killed_in_the_middle_and_resumed(prompts: Path, alone: bytes, tmp_path: Path) -> None:
     told = list(map(str, words(tmp_path, prompts, *HOW)))
     logs = tmp_path / "run" / "candidates"
-    started = subprocess.Popen([*COMMAND, *told], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 240
-        while len(list(logs.glob("*/answers.jsonl"))) < 2 and started.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        started.send_signal(signal.SIGKILL)
-        started.wait()
-    assert started.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    killed_in_the_middle([*COMMAND, *told], lambda: len(list(logs.glob("*/answers.jsonl"))) >= 2)
     assert not (tmp_path / "run" / "search.json").exists()
     kept = {file: file.read_bytes() for file in logs.glob("*/answers.jsonl")}
     ran = cli(*words(tmp_path, prompts, *HOW))

@@ -7,7 +7,7 @@ canonical ones; what is found there, `namemap` says. Nothing here looks at a val
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
@@ -139,6 +139,10 @@ class Family:
     def joint(self, name: str) -> str:
         """One name for all that a tensor on disk holds, whatever it is called; empty where no rule explains it."""
         return "+".join(self.canonical(name)).replace(".{e}.", ".")
+
+    def by_joint(self, names: Iterable[str]) -> dict[str, str]:
+        """The names on disk by what they hold: see `joint`."""
+        return {self.joint(name): name for name in names}
 
     def rule(self, name: str) -> Rule | None:
         """The rule that a tensor on disk is read by: the first that matches, and none for a buffer."""

@@ -14,6 +14,7 @@ from typing import Final
 
 from polymerge.checkpoint.headers import Head
 from polymerge.checkpoint.hubbar import Received
+from polymerge.checkpoint.hubcache import hub_cache, hub_disk
 from polymerge.checkpoint.hubdownload import already_here, download, tidy
 from polymerge.checkpoint.huberrors import LastingError, hub_errors
 from polymerge.checkpoint.hubfiles import Listed, Remote, head_of, link, listing, missing_remote, remote_of
@@ -255,24 +256,15 @@ def _refuse_offline(missing: Iterable[Remote]) -> None:
 
 def arriving_on(folder: Path) -> bool:
     """Whether what is fetched goes to the disk that a folder is on."""
-    return _cache()[1].stat().st_dev == folder.stat().st_dev
-
-
-def _cache() -> tuple[Path, Path]:
-    """The hub's cache, and the first folder on the way to it that is there."""
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
-    return cache, next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+    return hub_disk().stat().st_dev == folder.stat().st_dev
 
 
 def _check_room(size: int) -> None:
-    cache, place = _cache()
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(hub_disk()).free
     if size > free:
         raise RecipeError(
-            f"{cache}: {size / 1e9:.1f} GB have to be fetched from the hub, the disk has {free / 1e9:.1f} GB free. Set "
-            "HF_HUB_CACHE to a folder with more room"
+            f"{hub_cache()}: {size / 1e9:.1f} GB have to be fetched from the hub, the disk has {free / 1e9:.1f} GB "
+            "free. Set HF_HUB_CACHE to a folder with more room"
         )
 
 

@@ -15,7 +15,7 @@ from polymerge.checkpoint.huberrors import hub_errors
 from polymerge.checkpoint.hubfiles import remote_of, view
 from polymerge.errors import RecipeError, did_you_mean
 
-__all__ = ["locate", "one_commit", "restore"]
+__all__ = ["locate", "one_commit", "restore", "split_revision"]
 
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
@@ -60,6 +60,14 @@ def locate(source: str) -> Path:
         folder = _look_up(found["id"], found["revision"])
         _seen[source] = (time.monotonic(), folder)
     return folder
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """A hub id and the revision that it carries, for what takes the two apart; a path that exists is one as it is."""
+    if Path(source).expanduser().exists():
+        return source, None
+    name, _, revision = source.partition("@")
+    return name, revision or None
 
 
 def restore(path: Path) -> Path:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.hubbar import Received, bar_class
+from polymerge.checkpoint.hubcache import hub_cache
 from polymerge.checkpoint.huberrors import LastingError
 from polymerge.checkpoint.hubfiles import Listed, Remote
 from polymerge.checkpoint.hubparts import Part, TakenOverError, TooLongError, left, locked, sha256_of, take_over
@@ -242,8 +243,6 @@ def _xet_session(_process: int) -> Any:
 
 
 def _storage(repository: str) -> Path:
-    from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
-    return cache / repo_folder_name(repo_id=repository, repo_type="model")
+    return hub_cache() / repo_folder_name(repo_id=repository, repo_type="model")

@@ -7,9 +7,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
+from polymerge.checkpoint.hubcache import hub_cache, hub_disk
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 
 __all__ = ["LastingError", "hub_errors", "unreachable"]
@@ -88,14 +88,10 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
 
 
 def _local(what: str, error: OSError) -> RecipeError:
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    place = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
-    room = f" ({shutil.disk_usage(place).free} bytes are free)" if error.errno == errno.ENOSPC else ""
+    room = f" ({shutil.disk_usage(hub_disk()).free} bytes are free)" if error.errno == errno.ENOSPC else ""
     return RecipeError(
-        f"{what} cannot be written to the hub's cache {cache}: {error.strerror}{room}. Set HF_HUB_CACHE to a folder "
-        "that can be written and has room"
+        f"{what} cannot be written to the hub's cache {hub_cache()}: {error.strerror}{room}. Set HF_HUB_CACHE to a "
+        "folder that can be written and has room"
     )
 
 

@@ -58,6 +58,11 @@ class Remote:
     name: str
     """As a path in the repository."""
 
+    @property
+    def pinned(self) -> str:
+        """The repository as a recipe names this commit of it."""
+        return f"{self.repository}@{self.commit}"
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:

@@ -48,6 +48,6 @@ def pinned(folder: Path, adapter: Path | None = None) -> str:
 def _commit(folder: Path) -> str:
     remote = remote_of(folder)
     if remote is not None:
-        return f"{remote.repository}@{remote.commit}"
+        return remote.pinned
     snapshot = re.fullmatch(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40,64})", "/".join(folder.parts[-3:]))
     return f"{snapshot[1]}/{snapshot[2]}@{snapshot[3]}" if snapshot else ""

@@ -96,7 +96,7 @@ def _digest(places: list[Path]) -> str:
     for place in places:
         remote = remote_of(place)
         if remote is not None:
-            lines.append(f"{remote.repository}@{remote.commit}")
+            lines.append(remote.pinned)
             continue
         for file in sorted(place.iterdir()) if place.is_dir() else [place]:
             if file.is_file():

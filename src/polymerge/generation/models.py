@@ -18,6 +18,7 @@ __all__ = [
     "load_processor",
     "load_told",
     "model_class",
+    "named_class",
     "plain_loading",
     "quiet",
     "tokenizer_of",
@@ -42,9 +43,8 @@ def model_class(config: Mapping[str, Any]) -> Any:
     """
     import transformers
 
-    for name in config.get("architectures") or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
+    if (named := named_class(config)) is not None:
+        return named
     code = config.get("auto_map")
     if isinstance(code, Mapping):
         for name in _AUTO:
@@ -52,6 +52,14 @@ def model_class(config: Mapping[str, Any]) -> Any:
                 return getattr(transformers, name)
     multimodal = any(key in config for key in ("vision_config", "audio_config", "auto_map"))
     return transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
+
+
+def named_class(config: Mapping[str, Any]) -> Any:
+    """The first of the architectures that a config names which transformers has; None where it has none of them."""
+    import transformers
+
+    names = (name for name in config.get("architectures") or () if isinstance(name, str))
+    return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
 
 
 def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False) -> Any:

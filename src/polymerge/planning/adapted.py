@@ -29,7 +29,7 @@ class Parameters:
     @cached_property
     def joint(self) -> Mapping[str, str]:
         """Its own names by what they hold."""
-        return {self.family.joint(own): own for own in self.layout}
+        return self.family.by_joint(self.layout)
 
     def find(self, parameter: str, adapter: Adapter) -> str | None:
         """The name on disk of a parameter that the adapter calls `parameter`, or None."""

@@ -119,7 +119,8 @@ def _open(
     if gguf := _gguf_in(path):
         raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
     checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
-    dtypes = {name: entry.dtype for name, entry in stored_in(checkpoint).items()}
+    stored = stored_in(checkpoint)
+    dtypes = {name: entry.dtype for name, entry in stored.items()}
     if (why := why_quantized(checkpoint.config, dtypes)) is not None:
         # and no more of it: what its packed tensors lack beside others is no problem of its own
         raise RecipeError(f"'{label}' ({path}) {why}")
@@ -127,7 +128,6 @@ def _open(
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     table = family_of(checkpoint.config, family)
-    stored = stored_in(checkpoint)
     shapes = {name: entry.shape for name, entry in stored.items()}
     names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
     if names.lost:  # how the rest fits is not told, since what is lost would seem to be missing

@@ -6,10 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.adapter import Adapter
+from polymerge.checkpoint.hub import split_revision
 from polymerge.errors import RecipeError
 from polymerge.planning.data import Step
 from polymerge.planning.pairs import PairStep
@@ -56,9 +56,9 @@ def output_config(
 
 def base_said(base: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """How a config like `config` names another base: PEFT wants the revision of a hub id apart from it."""
-    name, _, revision = (base, "", "") if Path(base).expanduser().exists() else base.partition("@")
+    name, revision = split_revision(base)
     said = {"base_model_name_or_path": name}
-    return said | ({"revision": revision or None} if revision or "revision" in config else {})
+    return said | ({"revision": revision} if revision or "revision" in config else {})
 
 
 def foreign_names(

@@ -98,11 +98,16 @@ class Model:
         )
         return tuple(dict.fromkeys(canonical for name in changed for canonical, _ in self.layout.get(name, ())))
 
+    @cached_property
+    def joint(self) -> Mapping[str, str]:
+        """Its own names by what they hold: see `Family.joint`."""
+        return self.family.by_joint(self.layout)
+
     def whole(self, joint: str) -> Expr | None:
         """How the tensor is read that has one canonical name, or several together: see `Family.joint`."""
         if (found := self.find(joint)) is not None:
             return self.tensors[found]
-        own = next((own for own in self.layout if self.family.joint(own) == joint), None)
+        own = self.joint.get(joint)
         return None if own is None else self.adapted.get(own, Read(own))
 
     def shape(self, canonical: str) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoint.hub import split_revision
 from polymerge.errors import MissingExtraError, RecipeError
 from polymerge.search.criterion import Distance
 
@@ -31,9 +31,9 @@ def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Dista
         raise MissingExtraError(
             "--compare embedding needs sentence-transformers: pip install 'polymerge[embeddings]'"
         ) from None
-    name, _, revision = (model, "", "") if Path(model).exists() else model.partition("@")
+    name, revision = split_revision(model)
     try:
-        encoder: Any = SentenceTransformer(name, device=device, revision=revision or None)
+        encoder: Any = SentenceTransformer(name, device=device, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"--embedding-model {model}: is no sentence-transformers model: {reason}") from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.families import family_of, text_tower
-from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, quiet
+from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, named_class, quiet
 from polymerge.namemap import map_names
 from polymerge.reads import names_read
 from polymerge.verification.findings import Finding, Verification
@@ -120,11 +120,8 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
 
 def _without_class(config: Mapping[str, Any]) -> str:
     """That transformers has none of the classes that a config names; empty where it has one, or none is named."""
-    import transformers
-
     named = [name for name in config.get("architectures") or () if isinstance(name, str)]
-    missing = bool(named) and not any(hasattr(transformers, name) for name in named)
-    return f"transformers has no class {named[0]}" if missing else ""
+    return f"transformers has no class {named[0]}" if named and named_class(config) is None else ""
 
 
 def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
