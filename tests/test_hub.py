@@ -515,7 +515,7 @@ def test_another_file_than_was_planned_with(hub: Standin, pair: tuple[Path, Path
     plan = polymerge.plan(linear("a/one", pair[1]))
     name = shard("model.norm.weight")
     hub.served[name] = (pair[0] / name).read_bytes().replace(b"model.norm", b"model.morn")
-    with pytest.raises(CheckpointError, match="is not what it listed"):
+    with pytest.raises(CheckpointError, match="as delivered is not what the hub lists"):
         polymerge.merge(plan, tmp_path / "out", check=False)
     assert not (tmp_path / "out").exists()
 

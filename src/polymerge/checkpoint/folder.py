@@ -12,13 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.headers import read_safetensors
 from polymerge.checkpoint.hubfiles import head_of, missing_remote
 from polymerge.checkpoint.index import disagreements, read_index
 from polymerge.checkpoint.jsontext import parse_object
+from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.checkpoint.torchfile import read_torch
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 
@@ -153,7 +153,7 @@ def read_file(file: Path) -> Contents:
         return Contents(read_safetensors(file, head_of(file, remote)))
     if remote:
         log.warning("%s: '%s' is no safetensors file, so it has to be fetched whole", remote.repository, remote.name)
-        bring_all([file])
+        fetch_all([file])
     check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polymerge.checkpoint import open_checkpoint
-from polymerge.checkpoint.arrivals import arrive
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined, split_source
+from polymerge.checkpoint.prefetch import fetched
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.quantization import why_quantized
@@ -81,7 +81,7 @@ def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -
     for model in models:
         try:
             for file in companions(model.checkpoint.folder, TOKENIZER):
-                arrive(file)
+                fetched(file)
         except PolymergeError as error:
             problems.append(error)
 

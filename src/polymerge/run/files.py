@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.checkpoint import Entry
-from polymerge.checkpoint.arrivals import arrive
+from polymerge.checkpoint.prefetch import fetched
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.kernels.cpu.turning import turn
@@ -175,7 +175,7 @@ class Files:
     def _descriptor(self, file: Path) -> int:
         found = self._descriptors.get(file)
         if found is None:
-            arrive(file)  # not under the lock: others go on with what is here
+            fetched(file)  # not under the lock: others go on with what is here
             with self._lock:
                 if file not in self._descriptors:
                     try:

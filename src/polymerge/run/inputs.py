@@ -7,10 +7,10 @@ from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoint.adapter import open_adapter
-from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.hub import restore
 from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined
+from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.errors import CheckpointError
 from polymerge.planning import AdapterPlan, Input, Plan, Step
 from polymerge.planning.model import headers_digest
@@ -55,7 +55,7 @@ def fetch(
     else:
         stored = [reopen(entry).entries for entry in plan.inputs]
         files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
-    bring_all([*([] if merged_only else beside_template(plan)), *files], progress)
+    fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
 
 
 def beside_template(plan: Plan | AdapterPlan) -> list[Path]:

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoint.arrivals import Arrivals, arrive, arriving_on
 from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
+from polymerge.checkpoint.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
 from polymerge.planning import AdapterPlan, Plan, make_plan
@@ -114,15 +114,15 @@ def merge(
     shards = lay_out(((step.name, step.dtype, step.shape) for step in plan.steps if step.fate != "tied"), size)
     entries = [checkpoint.entries for checkpoint in checkpoints]
     files = files_read(plan, entries)
-    arrivals = Arrivals([*beside_template(plan), *files], advance)
-    _check_room(target, sum(shards.sizes), arrivals.to_come)
-    total += arrivals.size
-    with output_folder(target) as folder, arrivals, _digests(files) as digests, arrivals.wanted():
+    prefetch = Prefetch([*beside_template(plan), *files], advance)
+    _check_room(target, sum(shards.sizes), prefetch.size)
+    total += prefetch.size
+    with output_folder(target) as folder, prefetch, _digests(files) as digests, prefetch.wanted():
         with shards.create(folder) as write:
             running = Execution(entries, device=machine, threads=workers, block=block)
-            execute(running, arrivals, plan, write, advance)
+            execute(running, prefetch, plan, write, advance)
         shards.write_index(folder)
-        arrivals.finish()
+        prefetch.finish()
         template = checkpoints[plan.template]
         if template.config:
             copy_companions(template.folder, folder)
@@ -141,9 +141,9 @@ def merge(
     return Merged(target, plan, verification)
 
 
-def execute(running: Execution, arrivals: Arrivals, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
+def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
     """Carry out the steps; where one fails, threads that wait for a file are let go before they are waited for."""
-    with running, arrivals.wanted():
+    with running, prefetch.wanted():
         running.run(plan, write, advance)
 
 
@@ -201,14 +201,14 @@ def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
 
 
 def _digest(file: Path) -> str:
-    arrive(file)
+    fetched(file)
     return file_digest(file)
 
 
 def _check_room(out: Path, size: int, to_come: int = 0) -> None:
     """Raise OutputError where the disk has no room for an output, and for what is fetched if that goes there too."""
     place = out.resolve().parent
-    free, beside = shutil.disk_usage(place).free, to_come if to_come and arriving_on(place) else 0
+    free, beside = shutil.disk_usage(place).free, to_come if to_come and fetches_to(place) else 0
     if size + beside > free:
         fetched = f" and {beside / 1e9:.1f} GB for what is fetched to the same disk" if beside else ""
         raise OutputError(f"{out}: needs {size / 1e9:.1f} GB{fetched}, the disk has {free / 1e9:.1f} GB free")
