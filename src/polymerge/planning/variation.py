@@ -24,17 +24,27 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     if _without_parameters(before) != _without_parameters(recipe) or len(plan.models) != len(recipe.models):
         return None
     problems: list[PolymergeError] = []
-    was, now = (_choices(one, problems) for one in (before, recipe))
+    base = _base(plan, recipe)
+    if recipe.base_model is not None and plan.base is None and not base:
+        return None  # it may be a model by another name
+    was, now = (_choices(one, base, problems) for one in (before, recipe))
     if problems or _pattern(was) != _pattern(now):
         return None
     settings = {choice.key: choice.setting for choice in now}
     return replace(plan, recipe=recipe_dict(recipe), settings=tuple(settings.values()))
 
 
-def _choices(recipe: Recipe, problems: list[PolymergeError]) -> list[Choice]:
+def _base(plan: Plan, recipe: Recipe) -> list[int]:
+    """The places of models that are base_model: by what the plan reads as the base, or by name where it reads none."""
+    if plan.base is not None:
+        return [place for place, model in enumerate(plan.models) if model == plan.base]
+    return [place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model]
+
+
+def _choices(recipe: Recipe, base: Sequence[int], problems: list[PolymergeError]) -> list[Choice]:
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
-    return [one for one in choices_of(recipe, labels, recipe.models, problems) if one.setting.method != COPY]
+    return [one for one in choices_of(recipe, labels, recipe.models, problems, base) if one.setting.method != COPY]
 
 
 def _pattern(choices: Sequence[Choice]) -> list[tuple[int, str, object, object]]:
