@@ -14,7 +14,7 @@ from polymerge.reads import Expr, names_read
 from polymerge.recipe import Recipe
 from polymerge.settings import Setting
 
-__all__ = ["Leavings", "notes", "partly_kept", "told_beside"]
+__all__ = ["Leavings", "drops_at_random", "measures_tensors", "notes", "partly_kept", "told_beside"]
 
 
 @dataclass
@@ -159,16 +159,27 @@ def _beside_mergekit(
         step.name for step in steps if len({piece.canonical for piece in step.pieces if piece.setting is not None}) > 1
     ]
     for setting in settings:
-        row, said = METHODS[setting.method], setting.parameters
-        thinned = min(said.get("density", (1.0,))) < 1
+        row = METHODS[setting.method]
         if row.models == 2 and models.base in models.merged[1:] and models.base is not models.merged[0]:
             assert models.base is not None
             yield f"t is counted from base_model '{models.base.label}'; the plan has it from '{models.merged[0].label}'"
-        if row.random and thinned:
+        if drops_at_random(setting):
             yield f"{row.name} drops entries at random: the same ones for a seed, but other ones than mergekit drops"
-        whole = (row.statistic == "gram" and row.span == "tensor") or (thinned and said.get("trim") == "tensor")
-        if fused and whole:
+        if fused and measures_tensors(setting):
             yield (
                 f"{row.name} takes the parts of fused tensors ({fused[0]}{', ...' if fused[1:] else ''}) one by one, "
                 "where mergekit takes each stored tensor as a whole"
             )
+
+
+def drops_at_random(setting: Setting) -> bool:
+    """Whether what a setting keeps is drawn."""
+    return METHODS[setting.method].random and min(setting.parameters["density"]) < 1
+
+
+def measures_tensors(setting: Setting) -> bool:
+    """Whether what a setting makes of an entry depends on what else is in the tensor."""
+    row, said = METHODS[setting.method], setting.parameters
+    if row.statistic == "gram":
+        return row.span == "tensor"
+    return row.statistic == "cutoff" and said["trim"] == "tensor" and min(said["density"]) < 1

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from polymerge.errors import PolymergeError
-from polymerge.methods.table import COPY
+from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import Plan
 from polymerge.planning.inputs import labels_of, sources_of
+from polymerge.planning.leavings import drops_at_random, measures_tensors
 from polymerge.planning.overrides import Choice, choices_of
 from polymerge.recipe import Recipe, recipe_dict
 
@@ -25,8 +26,9 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
         return None
     problems: list[PolymergeError] = []
     base = _base(plan, recipe)
-    if recipe.base_model is not None and plan.base is None and not base:
-        return None  # it may be a model by another name
+    methods = {recipe.merge_method, *(one.merge_method for one in recipe.overrides if one.merge_method)}
+    if any(METHODS[method].models for method in methods) and recipe.base_model is not None and not base:
+        return None  # it may be one of the two by another name
     was, now = (_choices(one, base, problems) for one in (before, recipe))
     if problems or _pattern(was) != _pattern(now):
         return None
@@ -47,10 +49,14 @@ def _choices(recipe: Recipe, base: Sequence[int], problems: list[PolymergeError]
     return [one for one in choices_of(recipe, labels, recipe.models, problems, base) if one.setting.method != COPY]
 
 
-def _pattern(choices: Sequence[Choice]) -> list[tuple[int, str, object, object]]:
-    """Which choices share a setting, the methods, and what they are for."""
+def _pattern(choices: Sequence[Choice]) -> list[tuple[object, ...]]:
+    """Which choices share a setting, the methods, what they are for, and what a plan notes of them."""
     keys = list(dict.fromkeys(choice.key for choice in choices))
-    return [(keys.index(one.key), one.setting.method, one.layers, one.match) for one in choices]
+    noted = [(drops_at_random(one.setting), measures_tensors(one.setting)) for one in choices]
+    return [
+        (keys.index(one.key), one.setting.method, one.layers, one.match, note)
+        for one, note in zip(choices, noted, strict=True)
+    ]
 
 
 def _without_parameters(recipe: Recipe) -> Recipe:
