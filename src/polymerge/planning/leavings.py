@@ -95,6 +95,8 @@ def told_beside(
     template = models.template
     if recipe.template is not None:
         why = "template"
+    elif {*models.merged, models.base or template} == {template}:
+        why = "the only model"
     elif template is models.base:
         why = "base_model, as the recipe names no template"
     else:
