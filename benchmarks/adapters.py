@@ -85,6 +85,7 @@ class Case:
 
 FULL = len(ARITHMETIC) * RANK  # a rank at which nothing is lost of a sum
 TRIMMED = {"density": 0.2}
+AVERAGED = {**TRIMMED, "normalize": "weight"}
 
 CASES = {
     "robustmerge": Case("robustmerge", TRIMMED, None),
@@ -99,9 +100,9 @@ CASES = {
     "ties, space: core": Case("ties", {**TRIMMED, "space": "core", "rank": FULL}),
     "dare_linear": Case("dare_linear", {**TRIMMED, "rank": FULL}),
     "dare_linear, space: factors": Case("dare_linear", {**TRIMMED, "space": "factors"}),
-    "dare_ties": Case("dare_ties", {**TRIMMED, "rank": FULL}),
-    "dare_ties, space: knots": Case("dare_ties", {**TRIMMED, "space": "knots", "rank": FULL}),
-    "dare_ties, space: core": Case("dare_ties", {**TRIMMED, "space": "core", "rank": FULL}),
+    "dare_ties, normalize: weight": Case("dare_ties", {**AVERAGED, "rank": FULL}),
+    "dare_ties, normalize: weight, space: knots": Case("dare_ties", {**AVERAGED, "space": "knots", "rank": FULL}),
+    "dare_ties, normalize: weight, space: core": Case("dare_ties", {**AVERAGED, "space": "core", "rank": FULL}),
     "cat": Case("cat"),
     "cat, weight 0.5": Case("cat", weight=0.5),
     f"svd, rank {RANK}": Case("svd", {"rank": RANK}),

@@ -178,7 +178,7 @@ def test_slerp(t: float | None, tmp_path: Path) -> None:
 
 
 def test_overrides_by_layer_and_by_name(family: dict[str, Path], tmp_path: Path) -> None:
-    asked = recipe(family, "task_arithmetic", (0.5, 0.5))
+    asked = recipe(family, "task_arithmetic", (0.5, 0.5)) | {"template": str(family["a"])}
     asked["overrides"] = [
         {"layers": 0, "merge_method": "copy"},
         {"match": "text.layers.*.mlp.*", "parameters": {"weight": [0.2, 0.9], "scale": 2.0}},

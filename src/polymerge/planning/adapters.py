@@ -10,7 +10,7 @@ from polymerge.checkpoint.joined import split_source
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.planning.extras import plan_extras
-from polymerge.planning.inputs import labels_of
+from polymerge.planning.inputs import files_beside, labels_of
 from polymerge.planning.loraoutput import base_said, foreign_names, output_config
 from polymerge.planning.openedadapters import (
     base_of,
@@ -108,6 +108,12 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
         extras=extras,
         left_out=(*planner.left_out, *(extras.left_out if extras else ()), *skipped(opened)),
         warnings=tuple(dict.fromkeys(warnings)),
+        beside=files_beside(
+            template.folder,
+            names[opened.template],
+            "template" if recipe.template else "first adapter, as the recipe names no template",
+            "adapter_config.json",
+        ),
     )
 
 

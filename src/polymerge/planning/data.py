@@ -30,7 +30,7 @@ __all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ class Plan:
     steps      one per tensor of the template, in its order
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
+    beside     whose files the output has beside its weights: see `planning.inputs.files_beside`
     """
 
     recipe: Mapping[str, Any]
@@ -156,6 +157,7 @@ class Plan:
     steps: tuple[Step, ...]
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    beside: Mapping[str, str | None] = field(default_factory=dict)
     version: int = field(default=FORMAT)
 
     @property
@@ -167,7 +169,7 @@ class Plan:
     def hash(self) -> str:
         """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
         data = self.to_json()
-        del data["recipe"], data["warnings"]
+        del data["recipe"], data["warnings"], data["beside"]
         for entry in data["inputs"]:
             for place in ("label", "source", "path", "adapter"):
                 del entry[place]
@@ -205,6 +207,7 @@ class Plan:
             "steps": [_step_to_json(step) for step in self.steps],
             "left_out": [vars(entry).copy() for entry in self.left_out],
             "warnings": list(self.warnings),
+            "beside": dict(self.beside),
         }
 
     @classmethod
@@ -227,6 +230,7 @@ class Plan:
             steps=tuple(_step_from_json(entry) for entry in data["steps"]),
             left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
             warnings=tuple(data["warnings"]),
+            beside=data["beside"],
             version=data["version"],
         )
 

@@ -100,6 +100,13 @@ def plan_extras(
             ]
             continue
         own_setting = setting.of(places)
+        if own_setting.divides_by_nothing and len(places) < len(adapters):
+            problems.append(
+                RecipeError(
+                    f"{canonical}: {some}, and their weights add up to about 0: say normalize: false, or other weights"
+                )
+            )
+            continue
         if extra == "released":
             own_setting = Setting("linear", {**own_setting.parameters, "stepwise": entry.dtype})
         if own_setting not in settings:

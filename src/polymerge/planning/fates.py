@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
@@ -12,13 +13,13 @@ from polymerge.mapping import counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import Fate, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
-from polymerge.planning.inputs import Models, labels_of, open_models, sources_of
-from polymerge.planning.leavings import Leavings, notes, partly_kept
+from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
+from polymerge.planning.leavings import Leavings, notes, partly_kept, told_beside
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
 from polymerge.planning.overrides import Choice, choices_of, matches
 from polymerge.planning.vocabulary import TokenJoin, outside
 from polymerge.reads import Ranges, names_read, rows_of
-from polymerge.recipe import Recipe, recipe_dict
+from polymerge.recipe import ModelEntry, Recipe, recipe_dict
 
 __all__ = ["plan_checkpoints"]
 
@@ -28,13 +29,15 @@ def plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
 
     raises Refused with every problem of the recipe, of the checkpoints, and of how they fit together.
     """
+    recipe = _with_base(recipe)
     models = open_models(recipe, problems)
-    if models is not None:
-        models = _without_base(recipe, models)
-    own = models.own if models is not None else tuple(range(len(recipe.models)))
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
-    choices = choices_of(recipe, [labels[place] for place in own], [recipe.models[place] for place in own], problems)
+    base = bases_among(recipe, models)
+    choices = choices_of(recipe, labels, recipe.models, problems, base)
+    if models is not None:
+        models = _without_base(models, choices, base)
+        choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
     if models is None or not models.merged:
         refuse_if_any(problems or [RecipeError("recipe: models names nothing but the base")])
         raise AssertionError("unreachable: a recipe without models is a problem")
@@ -43,21 +46,21 @@ def plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
     return plan
 
 
-def _without_base(recipe: Recipe, models: Models) -> Models:
+def _with_base(recipe: Recipe) -> Recipe:
+    """A recipe that names one model, of a method that takes two: base_model is the other one, as in mergekit."""
+    wanted, base = METHODS[recipe.merge_method].models, recipe.base_model
+    if base is None or wanted != len(recipe.models) + 1 or base in [entry.model for entry in recipe.models]:
+        return recipe
+    return replace(recipe, models=(*recipe.models, ModelEntry(base)))
+
+
+def _without_base(models: Models, choices: Sequence[Choice], base: Collection[int]) -> Models:
     """Drop the base from models where it stands among them, as mergekit's recipes have it: its delta is zero."""
-    if METHODS[recipe.merge_method].on != "deltas" or models.base is None:
+    kinds = {METHODS[choice.setting.method].on for choice in choices}
+    if "deltas" not in kinds or "weights" in kinds:
         return models
-    kept = [
-        (place, model)
-        for place, model in zip(models.own, models.merged, strict=True)
-        if model is not models.base or "weight" in recipe.models[place].parameters
-    ]
-    return Models(
-        models.template,
-        tuple(model for _, model in kept),
-        tuple(place for place, _ in kept),
-        models.base,
-    )
+    own = tuple(place for place in models.own if place not in base)
+    return replace(models, merged=tuple(models.merged[place] for place in own), own=own)
 
 
 class _Planner:
@@ -105,6 +108,8 @@ class _Planner:
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         by_key = {choice.key: choice.setting for choice in self.choices}
         draws = any(METHODS[setting.method].random for setting in by_key.values())
+        beside, silent = told_beside(self.recipe, self.models, self.problems)
+        self.warnings += silent
         return Plan(
             recipe=recipe_dict(self.recipe),
             inputs=tuple(model.summary() for model in inputs),
@@ -116,7 +121,10 @@ class _Planner:
             settings=tuple(by_key[key] for key in self.settings),
             steps=steps,
             left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
-            warnings=tuple(dict.fromkeys((*self.warnings, *notes(self.recipe, self.models, self.base)))),
+            warnings=tuple(
+                dict.fromkeys((*self.warnings, *notes(self.recipe, self.models, self.base, by_key.values(), steps)))
+            ),
+            beside=beside,
         )
 
     def _parts(self) -> frozenset[str] | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polymerge.errors import PolymergeError
+from polymerge.methods.table import METHODS
 from polymerge.planning.data import LeftOut, Piece, Step
-from polymerge.planning.inputs import Models
+from polymerge.planning.inputs import Models, chat_template_in, files_beside
 from polymerge.planning.model import HEAD, Model, part_of
 from polymerge.reads import Expr, names_read
 from polymerge.recipe import Recipe
+from polymerge.settings import Setting
 
-__all__ = ["Leavings", "notes", "partly_kept"]
+__all__ = ["Leavings", "drops_at_random", "measures_tensors", "notes", "partly_kept", "told_beside"]
 
 
 @dataclass
@@ -85,12 +88,46 @@ def partly_kept(kept: Mapping[str, str], dtype: str) -> str:
     return "; ".join(reasons) + (f" (as {dtype}, like the rest)" if reasons and dtype else "")
 
 
-def notes(recipe: Recipe, models: Models, base: Model | None) -> list[str]:
+def told_beside(
+    recipe: Recipe, models: Models, problems: list[PolymergeError]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Whose config, tokenizer and chat template the output has, and a warning where models would lose their own."""
+    template = models.template
+    if recipe.template is not None:
+        why = "template"
+    elif {*models.merged, models.base or template} == {template}:
+        why = "the only model"
+    elif template is models.base:
+        why = "base_model, as the recipe names no template"
+    else:
+        kind = "multimodal model" if template.multimodal else "model"
+        why = f"first {kind}, as the recipe names no template"
+    if not template.checkpoint.config:
+        return {"config": None, "tokenizer": None, "chat_template": None, "why": f"{why}: a file without a config"}, []
+    try:
+        beside = files_beside(template.checkpoint.folder, template.label, why)
+        alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
+        silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_in(one.checkpoint.folder)]
+    except PolymergeError as error:
+        problems += error.problems
+        return {}, []
+    if not silenced:
+        return beside, []
+    labels = ", ".join(f"'{model.label}'" for model in silenced)
+    return beside, [
+        f"'{template.label}' has no chat template, so the output will have none; there is one in {labels}. Say "
+        f"`template: {silenced[0].checkpoint.source}` for the config, tokenizer and chat template of that"
+    ]
+
+
+def notes(
+    recipe: Recipe, models: Models, base: Model | None, settings: Collection[Setting], steps: Sequence[Step]
+) -> list[str]:
     """What a person should know of a plan although nothing forbids it; `base` is read, that of the models is named."""
     found = []
     if models.template.generic:
         found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
-    if models.base is not None and base is None:
+    if models.base is not None and base is None and models.base not in models.merged:
         found.append(f"base_model '{models.base.label}' is not read: {recipe.merge_method} needs none")
     if models.template.changes_tied_head:
         found.append(
@@ -106,6 +143,45 @@ def notes(recipe: Recipe, models: Models, base: Model | None) -> list[str]:
         if models.template.ties_head and HEAD in model.tensors and not model.ties_head:
             found.append(f"'{model.label}' has a head of its own, which the tied template '{models.template.label}' "
                          "has no place for")  # fmt: skip
-    if not models.template.generic and models.template not in models.merged:
+    if not models.template.generic and models.template not in (*models.merged, base):
         found.append(f"template '{models.template.label}' gives the layout only: it is not among models")
+    found += _beside_mergekit(recipe, models, base, settings, steps)
     return found
+
+
+def _beside_mergekit(
+    recipe: Recipe, models: Models, base: Model | None, settings: Collection[Setting], steps: Sequence[Step]
+) -> Iterator[str]:
+    """Where what mergekit's readers expect of a recipe needs a word."""
+    if base is not None:
+        own = [entry.parameters for entry in recipe.models if entry.model == recipe.base_model]
+        if any("weight" in given or "density" in given for given in own):
+            yield f"'{base.label}' is base_model, so its delta is zero and what it says of itself counts for nothing"
+    fused = [
+        step.name for step in steps if len({piece.canonical for piece in step.pieces if piece.setting is not None}) > 1
+    ]
+    for setting in settings:
+        row = METHODS[setting.method]
+        if row.models == 2 and models.base in models.merged[1:] and models.base is not models.merged[0]:
+            assert models.base is not None
+            yield f"t is counted from base_model '{models.base.label}'; the plan has it from '{models.merged[0].label}'"
+        if drops_at_random(setting):
+            yield f"{row.name} drops entries at random: the same ones for a seed, but other ones than mergekit drops"
+        if fused and measures_tensors(setting):
+            yield (
+                f"{row.name} takes the parts of fused tensors ({fused[0]}{', ...' if fused[1:] else ''}) one by one, "
+                "where mergekit takes each stored tensor as a whole"
+            )
+
+
+def drops_at_random(setting: Setting) -> bool:
+    """Whether what a setting keeps is drawn."""
+    return METHODS[setting.method].random and min(setting.parameters["density"]) < 1
+
+
+def measures_tensors(setting: Setting) -> bool:
+    """Whether what a setting makes of an entry depends on what else is in the tensor."""
+    row, said = METHODS[setting.method], setting.parameters
+    if row.statistic == "gram":
+        return row.span == "tensor"
+    return row.statistic == "cutoff" and said["trim"] == "tensor" and min(said["density"]) < 1

@@ -66,6 +66,11 @@ class Model:
         return frozenset() if self.generic else frozenset(map(part_of, self.tensors))
 
     @property
+    def multimodal(self) -> bool:
+        """Whether it has more than a text tower, as far as its family tells."""
+        return bool(self.parts - {"text"})
+
+    @property
     def depth(self) -> int:
         """How many layers its text tower has, counted in its tensors."""
         return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)

@@ -77,6 +77,13 @@ class PairPlanner:
             )
         )
         setting = choice.setting.of(list(pairs))
+        if reason and setting.divides_by_nothing:
+            self.problems.append(
+                RecipeError(
+                    f"{key}: {reason}, and their weights add up to about 0: say normalize: false, or other weights"
+                )
+            )
+            return None
         if len(pairs) == 1 and _is_identity(setting):
             place, pair = next(iter(pairs.items()))
             if pair.rank <= (setting.parameters.get("rank") or pair.rank):

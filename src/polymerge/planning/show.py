@@ -11,7 +11,7 @@ from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.showpairs import describe_adapters
-from polymerge.planning.words import by_reason, human_size, ranges, setting_words
+from polymerge.planning.words import beside_words, by_reason, human_size, ranges, setting_words
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_read
 
 __all__ = ["describe"]
@@ -51,6 +51,7 @@ def _inputs(plan: Plan) -> Iterator[str]:
             f"  {entry.label:<{width}}  {', '.join(roles)}: family {entry.family}, {entry.tensors} tensors, "
             f"{human_size(entry.size)}, {entry.source}"
         )
+    yield from beside_words(plan.beside)
 
 
 def _settings(plan: Plan) -> Iterator[str]:

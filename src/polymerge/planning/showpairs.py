@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from polymerge.mapping import text_layer
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.pairs import AdapterPlan, PairStep
-from polymerge.planning.words import by_reason, human_size, ranges, setting_words
+from polymerge.planning.words import beside_words, by_reason, human_size, ranges, setting_words
 
 __all__ = ["describe_adapters"]
 
@@ -35,6 +35,7 @@ def _inputs(plan: AdapterPlan) -> Iterator[str]:
         role = "base" if place == plan.base else "template" if place == plan.template else f"model {place}"
         size = f"{entry.tensors} tensors, {human_size(entry.size)}"
         yield f"  {entry.label}  {role}: names of {entry.family}, {size}, {entry.source}"
+    yield from beside_words(plan.beside)
 
 
 def _settings(plan: AdapterPlan) -> Iterator[str]:
