@@ -100,11 +100,15 @@ def _report(merged: Merged, as_json: bool) -> None:
     """Say what was made, for people or as JSON."""
     from polymerge.planning import AdapterPlan
 
+    for warning in merged.warnings:
+        click.echo(f"note: {warning}", err=True)
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
         report = {"out": str(merged.folder), "plan_hash": plan.hash, "tensors": counts}
-        more = {"relative_error": dict(merged.errors)} if merged.errors else {}
+        more: dict[str, Any] = {"relative_error": dict(merged.errors)} if merged.errors else {}
+        more |= {"update_norm": merged.norms.to_json()} if merged.norms else {}
+        more |= {"warnings": list(merged.warnings)} if merged.warnings else {}
         click.echo(json.dumps({**report, **more, "verification": [vars(finding) for finding in findings]}, indent=1))
         return
     merged_count = counts.pop("merged")
@@ -117,6 +121,12 @@ def _report(merged: Merged, as_json: bool) -> None:
         click.echo(
             f"  cut to rank: {mean:.2%} of the merged update's norm left out on average, "
             f"{merged.errors[worst]:.2%} at most ({worst})"
+        )
+    if merged.norms and merged.norms.ratio is not None:
+        worst = max(merged.norms.modules, key=merged.norms.modules.__getitem__)
+        click.echo(
+            f"  norm of the merged update: {merged.norms.ratio:.2f} of the adapters' (root mean square), "
+            f"{merged.norms.modules[worst]:.2f} at most ({worst})"
         )
     click.echo(str(merged.verification) if merged.verification else "  not verified (--no-verify)")
 

@@ -26,6 +26,7 @@ from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import Execution
 from polymerge.run.inputs import beside_template, fetch, files_read, reopen
+from polymerge.run.norms import UpdateNorms
 from polymerge.run.record import RECORD, adapter_outcome, command_line, outcome, provenance
 from polymerge.verification import Verification, verify
 
@@ -39,12 +40,16 @@ class Merged:
     """What `merge` made: the folder, the plan that was carried out, and what the check at the end found.
 
     errors   of adapters: for each merged module the share of its norm that the output's rank has no room for
+    norms    of adapters: how large the merged update is beside theirs
+    warnings what a person should know of what was made; what the plan knew is in its own
     """
 
     folder: Path
     plan: Plan | AdapterPlan
     verification: Verification | None
     errors: Mapping[str, float] = field(default_factory=dict)
+    norms: UpdateNorms | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def merge(
@@ -167,7 +172,7 @@ def _merge_adapters(
     _check_room(target, plan.size)
     files = list(dict.fromkeys([file for adapter in adapters for file in adapter.files]))
     with output_folder(target) as folder, _digests(files) as digests:
-        errors = write_adapter(
+        errors, norms = write_adapter(
             plan, adapters, bases[0].entries if bases else None, folder, layout=layout,
             as_torch=file_format == "torch", threads=threads, device=device, block=block, advance=advance,
         )  # fmt: skip
@@ -177,12 +182,12 @@ def _merge_adapters(
             if path.suffix in (".safetensors", ".bin")
         }
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), adapter_outcome(plan, written, errors))
+        record = provenance(plan, digest_of, command or command_line(), adapter_outcome(plan, written, errors, norms))
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(adapter_card(plan, target.resolve().name, errors), encoding="utf-8")
         verification = verify(folder) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification, errors)
+    return Merged(target, plan, verification, errors, norms, norms.warnings)
 
 
 def _refuse_failed(target: Path, verification: Verification | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from polymerge.checkpoint.whole import pinned
 from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.planning.data import Step
+from polymerge.run.norms import UpdateNorms
 from polymerge.settings import Setting
 
 __all__ = ["PLAN_VERSION", "RECORD", "adapter_outcome", "command_line", "outcome", "plan_table", "provenance", "roles"]
@@ -116,7 +117,9 @@ def outcome(plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def adapter_outcome(plan: AdapterPlan, files: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, Any]:
+def adapter_outcome(
+    plan: AdapterPlan, files: Mapping[str, int], errors: Mapping[str, float], norms: UpdateNorms
+) -> dict[str, Any]:
     """What an adapter that was written holds; `errors` is what its ranks have no room for, by module."""
     return {
         "files": dict(files),
@@ -124,6 +127,8 @@ def adapter_outcome(plan: AdapterPlan, files: Mapping[str, int], errors: Mapping
         "full_weights": [step.name for step in plan.extras.steps] if plan.extras else [],
         "ranks": sorted({step.rank for step in plan.pairs}),
         "relative_error": dict(errors),
+        "update_norm": norms.to_json(),
+        "warnings": list(norms.warnings),
     }
 
 
