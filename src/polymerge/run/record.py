@@ -129,7 +129,8 @@ def adapter_outcome(plan: AdapterPlan, files: Mapping[str, int], errors: Mapping
 
 def command_line() -> list[str]:
     """The command that is running."""
-    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    path = Path(sys.argv[0] if sys.argv and sys.argv[0] else "python")
+    program = path.parent.name if path.name == "__main__.py" else path.name  # python -m polymerge
     return [program, *sys.argv[1:]]
 
 
