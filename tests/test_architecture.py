@@ -34,6 +34,7 @@ LAYERS = {
     "": 11,
     "demo": 12,
     "cli": 13,
+    "__main__": 14,
 }  # fmt: skip
 """The floor that each module or package is on; the package itself is its public names, which the demo uses."""
 

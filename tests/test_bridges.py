@@ -210,6 +210,23 @@ def test_the_tool_is_run_shown_and_read(tmp_path: Path) -> None:
     assert "holds results of another model or command" in ran.err
 
 
+def test_requests_that_failed_are_counted(tmp_path: Path) -> None:
+    rows = [dict(one) for one in ROWS]
+    rows[1]["filtered_resps"] = ["[LMMS_EVAL_REQUEST_FAILED after 3 retries] timeout"]
+    lmms_output(tmp_path / "lmms", {"vqa": EXACT}, {"vqa": rows})
+    task = lmmseval.read(tmp_path / "lmms", ["vqa"], set(), [])["vqa"]
+    assert (task.score, task.failed, task.total) == (75.0, 1, 4)
+    said = "1 of the answers is a message of a failed request, and is scored as if the model had said it"
+    assert task.notes == (said,)
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    (kit / "m_OWN_acc.csv").write_text('"split","Overall"\n"none","0.5"\n', encoding="utf-8")
+    table = "index\tprediction\thit\n1\tA\t1\n2\tFailed to obtain answer via API. \t0\n"
+    (kit / "m_OWN_openai_result.tsv").write_text(table, encoding="utf-8")
+    task = vlmevalkit.read(kit, "m", ["OWN"], set(), [])["OWN"]
+    assert (task.score, task.failed, task.total, task.notes) == (50.0, 1, 2, (said,))
+
+
 @pytest.mark.parametrize(
     ("script", "told"),
     [

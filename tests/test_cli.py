@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,26 @@ def test_help_is_no_error(words: list[str]) -> None:
 )
 def test_a_wrong_command_line_is_2(words: list[str], said: str) -> None:
     assert said in only_error(cli(*words), 2)
+
+
+def test_python_m_polymerge_is_polymerge(models: tuple[Path, Path], tmp_path: Path) -> None:
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "polymerge", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    for words in (["--help"], ["--version"], ["merge", "--help"], ["merg"], ["plan", tmp_path / "none.yaml"]):
+        by_module, by_script = run(*words), cli(*words)
+        assert (by_module.returncode, by_module.stdout, by_module.stderr) == (
+            by_script.status, by_script.out, by_script.err,
+        )  # fmt: skip
+    assert "Usage: polymerge merge [OPTIONS]" in run("merge", "--help").stdout
+    assert run("merg").returncode == 2
+    recipe = recipe_file(linear(*models), tmp_path / "r.yaml")
+    assert run("merge", recipe, "-o", tmp_path / "out", "--no-verify").returncode == 0
+    by_script = merged(linear(*models), tmp_path / "out2", "--no-verify")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (by_script / "model.safetensors").read_bytes()
+    record = json.loads((tmp_path / "out" / "polymerge.json").read_text(encoding="utf-8"))
+    assert record["command"][:2] == ["polymerge", "merge"]
 
 
 def test_every_problem_of_a_recipe_is_listed_at_once(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 import polymerge
 from polymerge.checkpoint.digests import file_digest
-from polymerge.checkpoint.output import output_folder
+from polymerge.checkpoint.output import copy_companions, output_folder
 from polymerge.errors import OutputError
 from running import checkpoint, cli, leftovers, linear, merged, raw, recipe_file, small_llama, two_llamas, weights
 from tiny import build, generate, related_llm
@@ -65,6 +65,46 @@ def test_everything_beside_the_weights_comes_along_as_real_files(pair: tuple[Pat
     assert all(found[name].read_bytes() == (template / name).read_bytes() for name in kept)
     assert "the template's own card" not in (out / "README.md").read_text()
     generate(out, tokens=1)
+
+
+NEEDED = (
+    "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "chat_template.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer.model", "tekken.json", "qwen.tiktoken", "modeling_x.py", "sub/modeling_y.py", "logger.py", "LICENSE",
+    "LICENSE.txt", "NOTICE", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "1_Pooling/config.json", "scheduler/scheduler_config.json", "args.json", "spk_dict.pt", "glossary.txt",
+    "selected_tags.csv", "dataset_statistics.json", "catalog.json", "changelog.txt", "checkpoint.py",
+)  # fmt: skip
+TRAINED = (
+    "trainer_state.json", "trainer_log.jsonl", "running_log.txt", "train.log", "log.txt", "logs.json", "nohup.out",
+    "slurm-17.err", "logging.jsonl", "generated_predictions.jsonl", "events.out.tfevents.1.h", "all_results.json",
+    "train_results.json", "eval_results.txt", "metrics.json", "training_loss.png", "training_eval_loss.png",
+    "training_args.bin", "training_args.yaml", "llamaboard_config.yaml", "ds_config.json", "ds_z3_offload_config.json",
+    "deepspeed_zero3.json", "zero2.json", "accelerate_config.yaml", "hparams.yaml", "latest", "latest_checkpointed.txt",
+    "zero_to_fp32.py", "optimizer.pt", "optimizer.bin", "optimizer_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata",
+    "pytorch_model_fsdp_0/a.json", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth",
+    "random_states_0.pkl",
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step5/mp_rank_00_model_states.pt", "global_step5/a.json",
+    "checkpoint-100/config.json", "checkpoint-100/tokenizer.json", "last-checkpoint/a.json",
+    "checkpoints/e1/config.json",
+    "runs/Sep01/a.txt", "wandb/run-1/files/config.json", "swanlog/a.json", "logs/a.txt", "tensorboard/a.json",
+    "lightning_logs/version_0/hparams.txt", "__pycache__/a.py",
+)  # fmt: skip
+
+
+def test_what_training_left_stays_behind_and_what_loading_needs_does_not(tmp_path: Path) -> None:
+    model, folder = tmp_path / "model", tmp_path / "out"
+    folder.mkdir()
+    for name in (*NEEDED, *TRAINED):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(name, encoding="utf-8")
+    copied = copy_companions(model, folder)
+    assert sorted(copied) == sorted(NEEDED)
+    assert all((folder / name).read_text(encoding="utf-8") == name for name in NEEDED)
+    shallow = tmp_path / "adapter"
+    shallow.mkdir()
+    assert sorted(copy_companions(model, shallow, deep=False)) == sorted(name for name in NEEDED if "/" not in name)
 
 
 def test_the_card_can_be_read_by_the_hub(tmp_path: Path) -> None:

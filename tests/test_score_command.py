@@ -11,7 +11,7 @@ from polymerge.cli.score import score
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.jsonfiles import MOST_SHOWN
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.evaluation.scoring import score_predictions
+from polymerge.evaluation.scoring import score_predictions, score_questions
 from polymerge.evaluation.tasks import TASKS, task_named
 from test_scores_golden import NEEDS_JAVA, written
 
@@ -54,6 +54,20 @@ def test_json(task, tmp_path):
     published = expected["reference"]
     assert report["as_published"] == pytest.approx(published.get("printed", published.get("Average")), abs=1e-6)
     assert len(report["samples"]) == len(report["ids"]) == report["total"]
+
+
+def test_a_message_of_a_failure_is_wrong_and_told(tmp_path):
+    # the scorer takes what contains an answer, and the message contains "API"
+    failed = {"question_id": 1, "text": "Failed to obtain answer via API."}
+    questions = [{"question_id": 1, "answer": "api"}, {"question_id": 2, "answer": "two"}]
+    predictions, _ = files(tmp_path, [failed, {"question_id": 2, "text": "It is two"}], questions, "q.json")
+    found = score_questions("containment", predictions, tmp_path / "q.json")
+    assert (found.score, found.samples) == (50.0, (0.0, 1.0))
+    assert found.notes == (
+        f"{predictions}: 1 line with a tool's message of a failure for a text: no answer, and wrong: 1",
+    )
+    task = score_predictions("VQAv2", *files(tmp_path, [failed, {"question_id": 2, "text": "two"}], questions))
+    assert (task.score, task.metrics["answered"], task.metrics["accuracy_over_answered"]) == (50.0, 1, 100.0)
 
 
 def test_both_scores_are_shown_where_they_differ(tmp_path):

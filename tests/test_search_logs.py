@@ -14,6 +14,7 @@ import pytest
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused
 from polymerge.generation.draw import draw
+from polymerge.search.fromlogs import choose_from_logs
 from polymerge.search.logs import Logs, read_logs
 from polymerge.search.logs.values import values_of
 
@@ -274,8 +275,9 @@ def test_the_exact_name_of_a_task_comes_first(tmp_path: Path) -> None:
     [
         {"filtered_resps": ["yes"]},
         {"filtered_resps": "yes"},
-        {"filtered_resps": ["YES"], "resps": [["yes"]]},
-        {"filtered_resps": "YES", "resps": ["yes"]},
+        {"filtered_resps": ["yes"], "resps": [["YES"]]},
+        {"filtered_resps": "yes", "resps": ["<think>YES?</think>yes"]},
+        {"filtered_resps": None, "resps": [["yes"]]},
         {"filtered_resps": [["yes"]], "resps": None},
     ],
 )
@@ -287,6 +289,73 @@ def test_lines_of_today(tmp_path: Path, fields: dict[str, Any]) -> None:
     logs = read_logs(tmp_path)
     assert logs.answers == ({0: "yes", 1: "yes"},) * 3
     assert logs.scores == (None,) * 3
+
+
+def test_what_was_scored_is_compared(tmp_path: Path) -> None:
+    # by hand, of ten documents: 8 change around 0.1, 5 around 0.2, 1 around 0.4; the thoughts change everywhere
+    changed = {"0.0": 0, "0.1": 4, "0.2": 8, "0.4": 9, "0.6": 9}
+    for value, count in changed.items():
+        said = ["no" if place < count else "yes" for place in range(10)]
+        rows = [
+            {"doc_id": place, "resps": [f"<think>{value}: {place}</think>{text}"], "filtered_resps": [text]}
+            for place, text in enumerate(said)
+        ]
+        put(tmp_path / f"alpha_{value}" / "s_samples_gqa.jsonl", lines(*rows))
+    found = choose_from_logs(tmp_path)
+    assert found["chosen"] == 0.4
+    assert dict(zip(found["candidates"], found["differences"], strict=True)) == {0.1: 8, 0.2: 5, 0.4: 1}
+
+
+FAILED = "Failed to obtain answer via API."
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        FAILED,
+        "Failed to obtain answer via API. : Failed with all possible conversation turns.",
+        "Failed to obtain answer: RuntimeError CUDA error: device-side assert triggered",
+        "Fail to obtain answer via API.",
+        "[LMMS_EVAL_REQUEST_FAILED after 3 retries] Connection reset by peer",
+        "Video /data/7.mp4 generate failed, check the source",
+    ],
+)
+def test_a_message_of_a_failure_is_no_answer(message: str, tmp_path: Path) -> None:
+    said = {"0.1": ["a", message, "c", ""], "0.2": ["a", "b", "c", ""], "0.3": [f" {message}\n", "b", "c", ""]}
+    for value, answers in said.items():
+        rows = "".join(f'{place}\t"{text}"\n' for place, text in enumerate(answers))
+        put(tmp_path / f"alpha-{value}" / f"alpha-{value}_MME.tsv", f"index\tprediction\n{rows}")
+    logs = read_logs(tmp_path, task="MME")
+    assert logs.answers == ({2: "c", 3: ""},) * 3
+    assert logs.notes == (
+        "2 of 4 documents are left out, for a tool's message of a failed request is no answer: alpha-0.1 1 (1); "
+        "alpha-0.3 1 (0)",
+    )
+
+
+def test_a_request_that_failed_is_no_change(tmp_path: Path) -> None:
+    # a candidate whose API broke down twice answers otherwise as its neighbours do
+    for value, answers in {"0": "aaaa", "0.2": "FaaF", "0.4": "aabb", "0.6": "aaaa"}.items():
+        rows = [{"doc_id": n, "filtered_resps": FAILED if one == "F" else one} for n, one in enumerate(answers)]
+        put(tmp_path / f"alpha-{value}" / "s_samples_gqa.jsonl", lines(*rows))
+    found = choose_from_logs(tmp_path)
+    assert dict(zip(found["candidates"], found["differences"], strict=True)) == {0.2: 1, 0.4: 1}
+    assert found["prompts"] == 2
+    assert "2 of 4 documents are left out" in found["notes"][0]
+
+
+def test_a_run_that_failed_altogether(tmp_path: Path) -> None:
+    everywhere(tmp_path, "s_samples_gqa.jsonl", lines({"doc_id": 0, "filtered_resps": "a"}))
+    put(tmp_path / "alpha-0.2" / "s_samples_gqa.jsonl", lines({"doc_id": 0, "filtered_resps": FAILED}))
+    message = refused(tmp_path)
+    assert "of 1 documents there is none that every candidate has an answer to" in message
+    assert "alpha-0.2 1 (0). Generate these answers again" in message
+
+
+def test_an_answer_that_speaks_of_failing_is_one(tmp_path: Path) -> None:
+    said = "The student failed to obtain an answer."
+    everywhere(tmp_path, "s_samples_gqa.jsonl", lines({"doc_id": 0, "filtered_resps": said}))
+    assert read_logs(tmp_path).answers[0] == {0: said}
 
 
 def test_mmmu_is_read_through_its_filter(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["BITS", "MERGEABLE", "NAMES", "byte_count", "dtype_code"]
+__all__ = ["BITS", "MERGEABLE", "NAMES", "byte_count", "dtype_code", "dtype_name", "holding", "holds"]
 
 BITS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -33,6 +33,21 @@ NAMES: Final[Mapping[str, str]] = MappingProxyType(
 def dtype_code(name: str) -> str | None:
     """The safetensors dtype that a recipe's `dtype` names (`bfloat16` -> `BF16`), or None if it names none."""
     return NAMES.get(name)
+
+
+def dtype_name(code: str) -> str:
+    """What a recipe, or a config, calls one of `MERGEABLE` (`BF16` -> `bfloat16`)."""
+    return next(name for name, known in NAMES.items() if known == code)
+
+
+def holds(dtype: str, other: str) -> bool:
+    """Whether every value of the dtype `other` is one of `dtype`; both are among `MERGEABLE`."""
+    return dtype == other or dtype == "F64" or (dtype == "F32" and other != "F64")
+
+
+def holding(dtypes: Collection[str]) -> str:
+    """The narrowest dtype that holds all of some of `MERGEABLE`: F32 for F16 with BF16."""
+    return next(code for code in reversed(MERGEABLE) if all(holds(code, other) for other in dtypes))
 
 
 def byte_count(dtype: str, shape: tuple[int, ...]) -> int:

@@ -31,8 +31,23 @@ _KINDS: Final = (
 _NOT_WEIGHTS: Final = re.compile(
     r"adapter_model\..+|non_lora_trainables\.bin|(?:training_args|optimizer|scheduler|scaler|rng_state).*\.(?:bin|pth?)"
 )
-_TRAINING: Final = re.compile(
-    r"(?:.*/)?(?:(?:checkpoint-\d+|last-checkpoint|global_step\d+|runs|wandb)/.+|trainer_state\.json|rng_state.*)"
+# what a training run leaves in the folder of its model, by kind: earlier states, the states of optimizer, scheduler,
+# random numbers and of each rank, logs and their plots, results, and the settings of trainers and their launchers
+_TRAINING_FOLDERS: Final = re.compile(
+    r"(?:tmp-|last-)?checkpoint(?:s|-.+)?|(?:global_?step|iter|step|epoch)[_-]?\d+|runs|logs?|.*_logs|tensorboard|wandb"
+    r"|swanlog|mlruns|mlflow|(?:optimizer|pytorch_model_fsdp)_\d+"
+    r"|__pycache__",
+    re.IGNORECASE,
+)
+_TRAINING_FILES: Final = re.compile(
+    r"(?:trainer_state|log_history|train(?:er|ing)?_(?:args|arguments|config|params|metrics|history)"
+    r"|hparams|llamaboard_config|zero_?[0-3].*|(?:ds|deepspeed|accelerate|fsdp)(?:_.*)?(?:config|z(?:ero)?_?\d).*)\.(?:json|ya?ml|txt)"
+    r"|(?:rng_state|random_states?|optimizer|optim_state|scheduler|scaler|sampler|zero_pp_rank|bf16_zero_pp_rank"
+    r"|mp_rank)(?:[_-].*)?\.(?:pth?|bin|pkl|pickle|safetensors)"
+    r"|.*\.(?:distcp|jsonl|log|out|err|lock)|(?:.*[_-])?logs?\.(?:txt|json|csv)|nohup.*|events\.out\.tfevents\..*"
+    r"|.*_results\.(?:json|txt|csv)|metrics\.(?:json|csv)|(?:.*[_-])?loss(?:[_-].*)?\.(?:png|jpe?g|svg|pdf|csv|txt)"
+    r"|latest(?:_.*)?|zero_to_fp32\.py",
+    re.IGNORECASE,
 )
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.\w+")
 
@@ -49,7 +64,8 @@ class Weights:
 
 def of_training(name: str) -> bool:
     """Whether a file, by its path in a checkpoint's folder, is of the training that left it there and of no model."""
-    return _TRAINING.fullmatch(name) is not None
+    *folders, file = name.split("/")
+    return any(map(_TRAINING_FOLDERS.fullmatch, folders)) or _TRAINING_FILES.fullmatch(file) is not None
 
 
 def find_weights(folder: Path) -> Weights:

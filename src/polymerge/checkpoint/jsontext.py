@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 from polymerge.checkpoint.entry import listed
 from polymerge.errors import CheckpointError
 
-__all__ = ["parse_object"]
+__all__ = ["parse_object", "strings_at"]
+
+_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]')
 
 
 def parse_object(text: bytes, where: str, *, unique_keys: bool = True) -> dict[str, Any]:
@@ -49,3 +53,28 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         raise ValueError(f"{listed(twice)} appears twice in one object")
     return found
+
+
+def strings_at(text: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
+    """Where the strings of a JSON object stand in its text: the keys that lead to each, its first place and its end.
+
+    text  JSON, as `parse_object` takes it; what lies in arrays has no such keys and is passed over
+    """
+    path: list[str | None] = []  # the key of each object that is open, None for an array and what lies in one
+    key: str | None = ""
+    tokens = list(_TOKEN.finditer(text))
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        match token[0]:
+            case "{" | "[":
+                path.append(key if token[0] == "{" else None)
+                key = None
+            case "}" | "]":
+                path.pop()
+            case ",":
+                key = None
+            case ":":
+                pass
+            case string if following is not None and following[0] == ":":
+                key = json.loads(string)
+            case _ if key is not None and None not in path:
+                yield (*filter(None, path), key), token.start(), token.end()

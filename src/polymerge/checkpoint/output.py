@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -97,14 +97,13 @@ def _lock(path: Path, out: Path) -> int:
         os.close(descriptor)  # a run that has just ended took the file away: what is locked is no longer the name
 
 
-def copy_companions(template: Path, folder: Path, *, deep: bool = True, without: Collection[str] = ()) -> list[str]:
+def copy_companions(template: Path, folder: Path, *, deep: bool = True) -> list[str]:
     """Copy what belongs to a checkpoint beside its weights: config, tokenizer, processor, chat template, remote code.
 
     Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
     behind, and what training left. The names of the files that were copied, relative to the folder.
 
-    deep     whether to look into folders
-    without  names of files that stay behind as well
+    deep  whether to look into folders
 
     raises CheckpointError where one of them is a link to nothing: an output without it would be another model.
     """
@@ -114,7 +113,7 @@ def copy_companions(template: Path, folder: Path, *, deep: bool = True, without:
         name = path.relative_to(template)
         if any(part.startswith(".") for part in name.parts) or path.is_dir() or of_training(name.as_posix()):
             continue
-        if (path.name.endswith(_WEIGHTS) and path.name not in COMPANIONS) or str(name) in _OURS or path.name in without:
+        if (path.name.endswith(_WEIGHTS) and path.name not in COMPANIONS) or str(name) in _OURS:
             continue
         if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
             continue

@@ -40,7 +40,7 @@ def main() -> NoReturn:
     """Run the command line; exit status 2 for a bad recipe or command line, 1 for anything else that fails."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        polymerge(standalone_mode=False)
+        polymerge(prog_name="polymerge", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.evaluation.jsonfiles import Broken, json_of, kind_of, shortened, text_of_file
 
-__all__ = ["Line", "Predictions", "read_predictions", "some_of"]
+__all__ = ["Line", "Predictions", "failures_note", "is_failure", "read_predictions", "some_of"]
+
+# VLMEvalKit's begin so, whatever its API's name and the error behind; of lmms-eval, those of its API models, of Oryx
+# and of models that go on from a video
+_FAILURE: Final = re.compile(
+    r"fail(?:ed)? to obtain answer\b.*|\[LMMS_EVAL_REQUEST_FAILED\b.*|video .* generate failed, check the source"
+    r"|\[ERROR\] conditioning video not found .*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,11 @@ class Line:
     text: str | None
     prompt: object = None
     has_prompt: bool = False
+
+    @property
+    def answer(self) -> str | None:
+        """Its text; None where that is null or a tool's message that there is none."""
+        return None if self.text is None or is_failure(self.text) else self.text
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,15 @@ class Predictions:
         repeated = [line for line in self.lines if by_id[str(line.id)] is not line]
         unknown = [line for line in self.lines if str(line.id) not in annotated]
         null = [line for line in by_id.values() if line.text is None and str(line.id) in annotated]
+        failed = [line for line in by_id.values() if line.text is not None and line.answer is None]
+        failed = [line for line in failed if str(line.id) in annotated]
         missing = [name for name in known if name not in by_id]
         found = [
             (self.blank, "blank, passed over"),
             (_numbers(repeated), "of a question_id that comes again below, where the last line counts"),
             (_numbers(unknown), "of a question_id that is not annotated, ignored"),
             (_numbers(null), "with null for a text: no answer, and wrong"),
+            (_numbers(failed), "with a tool's message of a failure for a text: no answer, and wrong"),
         ]
         notes = [f"{self.file}: {_lines(lines)} {what}: {_numbered(lines)}" for lines, what in found if lines]
         if missing:
@@ -76,6 +93,17 @@ def some_of(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many are left out."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def is_failure(text: str) -> bool:
+    """Whether a text is what VLMEvalKit or lmms-eval writes in an answer's place where a request has failed."""
+    return _FAILURE.fullmatch(text.strip()) is not None
+
+
+def failures_note(count: int) -> str:
+    """What to say of answers that a tool scored although they are its own message of a failure."""
+    verb = "is" if count == 1 else "are"
+    return f"{count} of the answers {verb} a message of a failed request, and {verb} scored as if the model had said it"
 
 
 def read_predictions(file: Path, problems: list[PolymergeError]) -> Predictions:

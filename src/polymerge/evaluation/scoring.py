@@ -67,7 +67,8 @@ def score_predictions(task: str, predictions_file: str | Path, annotations_folde
     """Score the predictions for one of the twelve tasks against the files in its annotation folder.
 
     Lines are matched by question_id, read as text; the last line of an id counts, ids that are not annotated are
-    ignored, and a question without a line, or with a blank or null text, is wrong. Each of these is in the notes.
+    ignored, and a question without a line, or whose text is blank, null or a tool's message of a failure, is wrong.
+    Each of these is in the notes.
 
     raises RecipeError for an unknown task, Refused with everything that is wrong with the files, MissingExtraError
     for captions without pycocoevalcap.
@@ -85,7 +86,7 @@ def score_predictions(task: str, predictions_file: str | Path, annotations_folde
     metrics: dict[str, float | None] = {}
     if row.kind != "captions":
         annotated = set(truth.ids)
-        answered = sum(line.text is not None and name in annotated for name, line in predictions.by_id().items())
+        answered = sum(line.answer is not None and name in annotated for name, line in predictions.by_id().items())
         metrics |= {"answered": answered, "accuracy_over_answered": 100 * scored.right / answered if answered else None}
     if row.scorer in ("exact", "exact_lower"):
         metrics["normalised_accuracy"] = SCORERS["exact_normalised"].score(texts, truth.references).score
@@ -122,7 +123,7 @@ def score_questions(scorer: str, predictions_file: str | Path, questions_file: s
 def _texts(predictions: Predictions, truth: Truth) -> list[str]:
     """The text for each annotated question; nothing where there is none."""
     by_id = predictions.by_id()
-    return [(by_id[name].text or "") if name in by_id else "" for name in truth.ids]
+    return [(by_id[name].answer or "") if name in by_id else "" for name in truth.ids]
 
 
 def _task_score(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import fsum, isfinite
 from pathlib import Path
 from typing import Any
 
 from polymerge.errors import OutputError, PolymergeError
 from polymerge.evaluation.jsonfiles import Broken, json_of, text_of_file
+from polymerge.evaluation.predictions import failures_note, is_failure
 from polymerge.evaluation.results import TaskResult
 from polymerge.examining.wrappers import Wrapper
+from polymerge.search.logs.lmms_eval import response
 from polymerge.search.logs.rows import Complaints, json_lines
 
 __all__ = ["command", "read"]
@@ -97,28 +100,33 @@ def _count(counts: Any, task: str) -> int:
 def _task(metrics: Mapping[str, float], file: Path, count: int, problems: list[PolymergeError]) -> TaskResult:
     """The first number is the score. It is one in percent where it is the mean of shares of single documents."""
     name, score = next(iter(metrics.items()))
-    samples = _samples(file, name.partition(",")[0], problems) if file.is_file() else {}
+    samples, failed = _samples(file, name.partition(",")[0], problems) if file.is_file() else ({}, 0)
     notes = [f"the score is {name}, the first of {', '.join(metrics)}"] if len(metrics) > 1 else []
+    if failed:
+        notes.append(failures_note(failed))
     mean = fsum(samples.values()) / len(samples) if samples else None
     if mean is not None and abs(mean - score) < 1e-6 and all(0 <= share <= 1 for share in samples.values()):
         return TaskResult(
-            100 * score, right=score * len(samples), total=len(samples), samples=samples, metrics=metrics,
-            notes=tuple(notes), settings={"scorer": name},
+            100 * score, right=score * len(samples), total=len(samples), failed=failed, samples=samples,
+            metrics=metrics, notes=tuple(notes), settings={"scorer": name},
         )  # fmt: skip
     if samples:
         notes.append("the score is no mean over the documents, so their marks are left out")
     return TaskResult(
-        score, "points", total=len(samples) or count, metrics=metrics, notes=tuple(notes), settings={"scorer": name}
-    )
+        score, "points", total=len(samples) or count, failed=failed, metrics=metrics, notes=tuple(notes),
+        settings={"scorer": name},
+    )  # fmt: skip
 
 
-def _samples(file: Path, metric: str, problems: list[PolymergeError]) -> dict[str, float]:
-    """A metric of each document; none where not every document has it as a number."""
+def _samples(file: Path, metric: str, problems: list[PolymergeError]) -> tuple[dict[str, float], int]:
+    """A metric of each document, none where not every document has it as a number; and how many requests failed."""
     complaints = Complaints(file)
     found: dict[str, float] = {}
-    whole = True
+    whole, failed = True, 0
     for place, fields in json_lines(complaints):
         value, name = fields.get(metric), str(fields.get("doc_id"))
+        with suppress(ValueError):  # no text, such as a log-likelihood
+            failed += is_failure(response(fields)[0])
         value = value.get("score") if isinstance(value, dict) else value
         if name in found:
             complaints.add("the same 'doc_id' twice", place, "Did two runs write into one file?")
@@ -127,4 +135,4 @@ def _samples(file: Path, metric: str, problems: list[PolymergeError]) -> dict[st
         else:
             whole = False
     problems += complaints.errors()
-    return found if whole else {}
+    return (found if whole else {}), failed

@@ -17,6 +17,7 @@ from typing import Any
 
 from polymerge.errors import OutputError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.evaluation.jsonfiles import Broken, json_of, text_of_file
+from polymerge.evaluation.predictions import failures_note, is_failure
 from polymerge.evaluation.results import TaskResult
 from polymerge.examining.wrappers import DATASETS, Wrapper
 from polymerge.search.logs.rows import Complaints
@@ -115,17 +116,18 @@ def read(
             continue
         metrics = _numbers(scores[0], problems)
         if metrics:
-            results[name] = _task(metrics, scores[0], _hits(files, problems))
+            results[name] = _task(metrics, scores[0], *_hits(files, problems))
         elif metrics is not None:
             problems.append(OutputError(f"{scores[0]}: holds no number"))
     return results
 
 
-def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float]) -> TaskResult:
+def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float], failed: int) -> TaskResult:
     chosen = _chosen(metrics)
+    notes: tuple[str, ...] = (failures_note(failed),) if failed else ()
     if chosen is None:
         return TaskResult(
-            None, "points", total=len(hits), metrics=metrics,
+            None, "points", total=len(hits), failed=failed, metrics=metrics, notes=notes,
             reason=f"{file.name} has no overall number; all of its numbers are in metrics",
         )  # fmt: skip
     score = metrics[chosen]
@@ -136,13 +138,15 @@ def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float]) -
     for factor in (100, 1):
         if mean is not None and abs(factor * score - 100 * mean) < 1e-4 and all(0 <= hit <= 1 for hit in hits.values()):
             return TaskResult(
-                100 * mean, right=fsum(hits.values()), total=len(hits), samples=hits, metrics=metrics, settings=settings
-            )
-    notes = ("the score is no mean of the rows' hits, so they are left out",) if hits else ()
+                100 * mean, right=fsum(hits.values()), total=len(hits), failed=failed, samples=hits, metrics=metrics,
+                notes=notes, settings=settings,
+            )  # fmt: skip
+    if hits:
+        notes = (*notes, "the score is no mean of the rows' hits, so they are left out")
     percent = share or chosen.rpartition(": ")[2] in ("acc", "aAcc", "accuracy", "Final Score Norm", "Overall")
     return TaskResult(
         100 * score if share else score, "%" if percent and score <= 100 else "points", total=len(hits),
-        metrics=metrics, notes=notes, settings=settings,
+        failed=failed, metrics=metrics, notes=notes, settings=settings,
     )  # fmt: skip
 
 
@@ -197,8 +201,8 @@ def _number(value: Any) -> float | None:
     return number if isfinite(number) else None
 
 
-def _hits(files: Sequence[Path], problems: list[PolymergeError]) -> dict[str, float]:
-    """Whether each question was right, from the first table that says so."""
+def _hits(files: Sequence[Path], problems: list[PolymergeError]) -> tuple[dict[str, float], int]:
+    """Whether each question was right, from the first table that says so, and how many requests for it failed."""
     for file in files:
         if not re.search(r"(_result|_auxmatch|_judge)\.(xlsx|tsv|json)$", file.name):
             continue
@@ -214,8 +218,9 @@ def _hits(files: Sequence[Path], problems: list[PolymergeError]) -> dict[str, fl
         problems += complaints.errors()
         marks = {str(fields.get("index")): _mark(fields) for _, fields in rows}
         if marks and all(mark is not None for mark in marks.values()):
-            return {name: mark for name, mark in marks.items() if mark is not None}
-    return {}
+            failed = sum(is_failure(str(fields.get("prediction", ""))) for _, fields in rows)
+            return {name: mark for name, mark in marks.items() if mark is not None}, failed
+    return {}, 0
 
 
 def _mark(fields: Mapping[str, Any]) -> float | None:

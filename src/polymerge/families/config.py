@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from polymerge.dtypes import dtype_code
 from polymerge.families.table import FAMILIES, claimed
 from polymerge.mapping import Family, Rule
 from polymerge.namemap import Split, Stack
 
 __all__ = [
+    "CONFIG_DTYPES",
+    "QUANTIZATION",
     "TextTower",
+    "config_dtype",
     "family_of",
     "splits",
     "text_config",
@@ -25,6 +29,12 @@ Config = Mapping[str, object]
 
 NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
 """Where configs have what describes the text tower; the first may hold another one."""
+
+CONFIG_DTYPES = ("dtype", "torch_dtype")
+"""What transformers 5 and 4 call the dtype that a model is loaded in."""
+
+QUANTIZATION = "quantization_config"
+"""Where a config says how weights are packed; a dtype in it is not that of the model."""
 
 
 @dataclass(frozen=True)
@@ -179,3 +189,14 @@ def splits(config: Config) -> dict[str, Split]:
         experts = number("num_experts", "num_local_experts") or None
         found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)
     return found
+
+
+def config_dtype(config: Config) -> str | None:
+    """The dtype that a config has its model loaded in, by its safetensors name; None where it says none.
+
+    What stands at the top counts for all of the model, as in transformers; without it, the first of its parts'.
+    """
+    named = [value for key in CONFIG_DTYPES if isinstance(value := config.get(key), str)]
+    found = [code for name in named if (code := dtype_code(name.removeprefix("torch."))) is not None]
+    parts = (part for key, part in config.items() if isinstance(part, Mapping) and key != QUANTIZATION)
+    return found[0] if found else next(filter(None, map(config_dtype, parts)), None)

@@ -17,6 +17,7 @@ from polymerge.planning.inputs import Models, bases_among, labels_of, open_model
 from polymerge.planning.leavings import Leavings, notes, partly_kept, told_beside
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
 from polymerge.planning.overrides import Choice, choices_of, matches
+from polymerge.planning.stored import stored_dtypes
 from polymerge.planning.vocabulary import TokenJoin, outside
 from polymerge.reads import Ranges, names_read, rows_of
 from polymerge.recipe import ModelEntry, Recipe, recipe_dict
@@ -105,6 +106,8 @@ class _Planner:
             )
         if comparable and not self.problems and not any(step.fate in ("merged", "folded") for step in steps):
             self.problems.append(RecipeError("nothing would be merged: every tensor of the template is a copy"))
+        config = self.template.checkpoint.config
+        self.warnings += stored_dtypes(steps, config, self.dtype is not None).warnings(config, self.template.label)
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         by_key = {choice.key: choice.setting for choice in self.choices}
         draws = any(METHODS[setting.method].random for setting in by_key.values())

@@ -10,6 +10,7 @@ from typing import Any
 
 from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.hub import split_revision
+from polymerge.dtypes import dtype_code, dtype_name, holding, holds
 from polymerge.errors import RecipeError
 from polymerge.planning.data import Step
 from polymerge.planning.pairs import PairStep
@@ -43,6 +44,10 @@ def output_config(
         config |= _ranks(steps)
     if any(step.bias for step in steps):
         config["lora_bias"] = True
+    loaded = dtype_code(str(config.get("lora_dtype")))  # what ms-swift loads factors in; PEFT has none of it
+    written = {dtype for step in steps for dtype in step.dtypes}
+    if loaded is not None and not all(holds(loaded, dtype) for dtype in written):
+        config["lora_dtype"] = dtype_name(holding(written))
     saved = [name for adapter in adapters for name in adapter.config.get("modules_to_save") or ()]
     config["modules_to_save"] = sorted(name for name in set(saved) if _holds(name, extras)) or None
     trained = [adapter.config["bias"] for adapter in adapters if adapter.config.get("bias", "none") != "none"]

@@ -35,7 +35,6 @@ from polymerge.run.statistics import draw_keys
 __all__ = ["AdapterLayout", "reopen_adapters", "write_adapter"]
 
 AdapterLayout = Literal["peft", "llava"]
-_NOT_COMPANIONS = ("trainer_state.json", "training_args.bin", "all_results.json", "train_results.json")
 Floats = Any
 
 
@@ -96,7 +95,7 @@ def write_adapter(
             if plan.extras is not None and (files.extras is None or not does):
                 inputs = [*entries, *([base] if base is not None else [])]
                 execute(plan.extras, inputs, write, device=device, threads=threads, block=block, advance=advance)
-    copy_companions(adapters[plan.template].folder, folder, deep=False, without=_NOT_COMPANIONS)
+    copy_companions(adapters[plan.template].folder, folder, deep=False)
     config = {**plan.config, "modules_to_save": _saved_modules(plan, adapters, layout)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if as_torch or layout == "llava":

@@ -42,6 +42,10 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
         "",
         f"{fates['merged']} tensors are merged, {folded}{fates['copied']} are copied from the template unchanged.",
     ]
+    dtypes = Counter(step.dtype for step in plan.steps if step.fate != "tied")
+    if len(dtypes) > 1:
+        held = ", ".join(f"{count} are {dtype}" for dtype, count in dtypes.most_common())
+        lines[-1] += f" They are stored in several dtypes: {held}."
     return _card(front, lines, plan.recipe)
 
 

@@ -20,6 +20,7 @@ from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
+from polymerge.planning.stored import Stored, stored_dtypes
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
 from polymerge.run.cards import adapter_card, model_card
@@ -129,8 +130,10 @@ def merge(
         shards.write_index(folder)
         prefetch.finish()
         template = checkpoints[plan.template]
+        stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
         if template.config:
             copy_companions(template.folder, folder)
+            _name_dtypes(folder / "config.json", stored)
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
 
@@ -138,7 +141,7 @@ def merge(
         pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written))
+        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written, stored))
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, target.resolve().name, template.config), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
@@ -150,6 +153,14 @@ def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, ad
     """Carry out the steps; where one fails, threads that wait for a file are let go before they are waited for."""
     with running, prefetch.wanted():
         running.run(plan, write, advance)
+
+
+def _name_dtypes(file: Path, stored: Stored) -> None:
+    """Have a config.json name the dtype of what was written; not a byte of it changes where it does."""
+    before = file.read_bytes()
+    after = stored.written_in(before.decode("utf-8")).encode("utf-8")
+    if after != before:
+        file.write_bytes(after)
 
 
 def _merge_adapters(

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.whole import pinned
+from polymerge.dtypes import dtype_name
 from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.planning.data import Step
+from polymerge.planning.stored import Stored
 from polymerge.run.norms import UpdateNorms
 from polymerge.settings import Setting
 
@@ -107,10 +109,12 @@ def plan_table(plan: Plan | AdapterPlan) -> dict[str, Any]:
     return {"version": PLAN_VERSION, "settings": settings, "columns": columns, **rows, "warnings": [*plan.warnings]}
 
 
-def outcome(plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
+def outcome(plan: Plan, files: Mapping[str, int], stored: Stored) -> dict[str, Any]:
     """What a checkpoint that was written holds; `files` are its shards, each with its size."""
     return {
         "files": dict(files),
+        "dtypes": {dtype_name(code): count for code, count in stored.tensors.items()},
+        "rounded_by_template": list(stored.rounded),
         "tensors": dict(Counter(step.fate for step in plan.steps)),
         "parameters": sum(prod(step.shape) for step in plan.steps if step.fate != "tied"),
         "merged": [step.name for step in plan.steps if step.fate == "merged"],
@@ -134,7 +138,8 @@ def adapter_outcome(
 
 def command_line() -> list[str]:
     """The command that is running."""
-    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    path = Path(sys.argv[0] if sys.argv and sys.argv[0] else "python")
+    program = path.parent.name if path.name == "__main__.py" else path.name  # python -m polymerge
     return [program, *sys.argv[1:]]
 
 

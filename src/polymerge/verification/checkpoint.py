@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
+from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.families import family_of, text_tower
+from polymerge.families.config import config_dtype
 from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, named_class, quiet
 from polymerge.namemap import map_names
 from polymerge.reads import names_read
@@ -27,8 +30,9 @@ def verify_checkpoint(folder: str | Path, *, trust_remote_code: bool = False) ->
     """Check that a checkpoint folder loads as it is, without taking memory for its weights.
 
     Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
-    config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched; the processor
-    or tokenizer is loaded; tied tensors must agree; the number of parameters must be that of the template.
+    config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
+    value; the processor or tokenizer is loaded; tied tensors must agree; the number of parameters must be that of the
+    template.
 
     trust_remote_code  run Python files that lie in the folder, where its model needs them
 
@@ -41,12 +45,14 @@ def verify_checkpoint(folder: str | Path, *, trust_remote_code: bool = False) ->
         "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
     )
     with quiet():
+        loads, model = _loads(checkpoint, trust_remote_code)
         findings = (
             files,
             finite(checkpoint.entries.values()),
             _parameters(checkpoint),
             _ties(checkpoint),
-            _loads(checkpoint, trust_remote_code),
+            loads,
+            _dtypes(checkpoint, model),
             _processor(checkpoint, trust_remote_code),
         )
     return Verification(path, findings)
@@ -84,38 +90,91 @@ def _ties(checkpoint: Checkpoint) -> Finding:
     return Finding("ties", same, f"{embedding.name} and {head.name} {detail}")
 
 
-def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
+def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, Any]:
+    """Whether it loads, and the model on the meta device where it does."""
     try:
         import transformers
     except ImportError as error:
-        return Finding("loads", None, f"transformers cannot be imported: {error}")
+        return Finding("loads", None, f"transformers cannot be imported: {error}"), None
     config = checkpoint.config
     if not config:
-        return Finding("loads", None, "there is no config.json, so no class can be asked to load it")
+        return Finding("loads", None, "there is no config.json, so no class can be asked to load it"), None
     if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING and not trust_remote_code:
-        return Finding("loads", None, "its model is code that lies in the folder; --trust-remote-code runs it")
+        return Finding("loads", None, "its model is code that lies in the folder; --trust-remote-code runs it"), None
     loader = model_class(config)
     # a class that only its authors' program has: transformers may take it for another one by its model type
     foreign = "auto_map" not in config and _without_class(config)
     if foreign and config.get("model_type") not in transformers.CONFIG_MAPPING:
-        return Finding("loads", None, f"{foreign}, and no code lies in the folder")
+        return Finding("loads", None, f"{foreign}, and no code lies in the folder"), None
     try:
-        _, wrong = load_told(
+        model, wrong = load_told(
             loader,
             str(checkpoint.folder),
             device_map="meta",
+            dtype="auto",
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
     except Exception as error:  # whatever a model's class raises means that the folder does not load
         if foreign:
-            return Finding("loads", None, f"{foreign}, and {loader.__name__} cannot load it")
-        return Finding("loads", False, f"{loader.__name__}: {type(error).__name__}: {error}")
+            return Finding("loads", None, f"{foreign}, and {loader.__name__} cannot load it"), None
+        return Finding("loads", False, f"{loader.__name__}: {type(error).__name__}: {error}"), None
     if wrong and foreign:
-        return Finding("loads", None, f"{foreign}, and {loader.__name__} has other names ({wrong})")
+        return Finding("loads", None, f"{foreign}, and {loader.__name__} has other names ({wrong})"), None
     if wrong:
-        return Finding("loads", False, f"{loader.__name__}: {wrong}")
-    return Finding("loads", True, f"{loader.__name__}: no key missing, unexpected or mismatched")
+        return Finding("loads", False, f"{loader.__name__}: {wrong}"), None
+    return Finding("loads", True, f"{loader.__name__}: no key missing, unexpected or mismatched"), model
+
+
+def _dtypes(checkpoint: Checkpoint, model: Any) -> Finding:
+    """Whether values are rounded when the folder is loaded as it is.
+
+    A model is loaded in one dtype. What is stored in one that it does not hold is rounded; that is a fault of most of
+    the tensors, or of any that polymerge wrote. It is none of the few that a published checkpoint stores with more
+    digits than its own config asks for, such as its norms; nor of modules that a family keeps in float32 anyway.
+
+    model  on the meta device; None where it could not be loaded, and the config alone can say
+    """
+    stored = Counter[str]()
+    for entry in checkpoint.entries.values():
+        if entry.dtype in MERGEABLE:
+            stored[entry.dtype] += prod(entry.shape)
+    loaded = config_dtype(checkpoint.config)
+    if model is not None:
+        found = Counter[str]()
+        for parameter in model.parameters():
+            found[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+        loaded = dtype_code(found.most_common(1)[0][0]) if found else None
+    held = " and ".join(map(dtype_name, (code for code, _ in stored.most_common())))
+    if loaded is None:
+        return Finding("dtypes", None, f"stored as {held or 'integers'}, and no dtype is known that it is loaded in")
+    name = dtype_name(loaded)
+    rounded = {
+        own: entry.dtype
+        for own, entry in checkpoint.entries.items()
+        if entry.dtype in MERGEABLE and not holds(loaded, entry.dtype)
+    }
+    if not rounded:
+        return Finding("dtypes", True, f"stored as {held}, loaded as {name}")
+    known = _rounded_by_template(checkpoint)
+    few = known is None and stored.most_common(1)[0][0] not in rounded.values()
+    wrong = [] if few else [own for own in rounded if own not in (known or ())]
+    detail = f"{len(wrong or rounded)} tensors stored as {' and '.join(sorted({*map(dtype_name, rounded.values())}))}"
+    if wrong:
+        first = f"first {wrong[0]}"
+        return Finding("dtypes", False, f"{detail} are rounded to {name} when it is loaded, {first}. Mend config.json")
+    whose = "as in the template" if known is not None else "beside most of its tensors"
+    return Finding("dtypes", True, f"{detail}, {whose}; all is loaded as {name}")
+
+
+def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
+    """Tensors that the template's own config rounds as well, going by the record of the merge; None without one."""
+    try:
+        record = json.loads((checkpoint.folder / "polymerge.json").read_text(encoding="utf-8"))
+        names = record["output"]["rounded_by_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _without_class(config: Mapping[str, Any]) -> str:

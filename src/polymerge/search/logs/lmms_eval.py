@@ -3,6 +3,8 @@
 2024: `<task>.json`, {"args": ..., "logs": [{"doc_id": 0, "resps": [["yes"]], "filtered_resps": ["yes"], ...}]}.
 Since: `<stamp>_samples_<task>.jsonl`, a document a line, where `resps` is left out if it says no more than
 `filtered_resps`, and what holds one response may be that response instead of a list.
+
+What is scored is `filtered_resps`: `resps` without a model's thoughts, or what a task's filter found in it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 from polymerge.search.logs.rows import Complaints, Documents, Row, documents, json_lines, kept
 
-__all__ = ["log_rows", "read_lmms_eval"]
+__all__ = ["log_rows", "read_lmms_eval", "response"]
 
 _NO_METRICS = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
 
@@ -31,22 +33,17 @@ def log_rows(value: Mapping[str, Any], complaints: Complaints) -> list[Row]:
     return [row for row in rows if isinstance(row[1], dict)]
 
 
-def read_lmms_eval(task: str, rows: Sequence[Row] | None, keep: str | None, complaints: Complaints) -> Documents:
-    """The documents of a log.
+def read_lmms_eval(rows: Sequence[Row] | None, keep: str | None, complaints: Complaints) -> Documents:
+    """The documents of a log, each with the response that was scored.
 
-    task  as the file's name has it: MMMU asks for long answers and is compared by what the filter found in them
     rows  of a file of 2024; None reads a file of today
     """
     chosen = kept(json_lines(complaints) if rows is None else rows, keep, complaints)
-    fields = ("filtered_resps", "resps") if task.startswith("mmmu") else ("resps", "filtered_resps")
     several = 0
 
     def answer(row: Mapping[str, Any]) -> str:
         nonlocal several
-        field = next((name for name in fields if row.get(name) is not None), None)
-        if field is None:
-            raise ValueError("no response")
-        text, more = _first(row[field], field)
+        text, more = response(row)
         several += more
         return text
 
@@ -57,6 +54,17 @@ def read_lmms_eval(task: str, rows: Sequence[Row] | None, keep: str | None, comp
         else ()
     )
     return Documents(answers, _score(chosen), notes)
+
+
+def response(row: Mapping[str, Any]) -> tuple[str, bool]:
+    """The response that was scored, and whether there are more of which it is the first.
+
+    raises ValueError that says why there is none.
+    """
+    field = next((name for name in ("filtered_resps", "resps") if row.get(name) is not None), None)
+    if field is None:
+        raise ValueError("no response")
+    return _first(row[field], field)
 
 
 def _first(value: Any, field: str) -> tuple[str, bool]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from polymerge.checkpoint.entry import listed
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.evaluation.predictions import is_failure
 from polymerge.search.logs.folders import AnswerFile, answer_files, newest, of_task, tasks_there
 from polymerge.search.logs.lmms_eval import log_rows, read_lmms_eval
 from polymerge.search.logs.own import NAME, read_own
@@ -26,11 +27,12 @@ class Logs:
 
     values   of the coefficient, ascending
     names    each value as the folder's name writes it
-    answers  for each value the answer to each document, by its id, ascending; the ids are the same for all
+    answers  for each value the answer to each document, by its id, ascending; the ids are the same for all. A document
+             to which one of them has a tool's message of a failure is left out of all
     scores   for each value the mean of the score that the tool gave each document, None where there is not just one
     files    what was read for each value
     task     that they answer; empty for answers of a search
-    notes    what a person should know: an older run or a folder that was passed over
+    notes    what a person should know: an older run or a folder that was passed over, requests that had failed
     """
 
     values: tuple[float, ...]
@@ -84,7 +86,7 @@ def read_logs(
         try:
             chosen, older = newest(files)
             complaints = Complaints(chosen.path)
-            read.append((chosen.path, _documents(chosen, called, keep, complaints)))
+            read.append((chosen.path, _documents(chosen, keep, complaints)))
             notes += _passed_over(folder, chosen, older)
         except RecipeError as error:
             problems.append(error)
@@ -93,7 +95,10 @@ def read_logs(
         problems += complaints.errors()
     refuse_if_any(problems)
     answers = _alike([documents.answers for _, documents in read])
-    _check_alignment([root / one.folder for one in named], answers)
+    places = [root / one.folder for one in named]
+    _check_alignment(places, answers)
+    answers, failures = _without_failures(places, answers)
+    notes += failures
     return Logs(
         values=tuple(one.value for one in named),
         names=tuple(one.text for one in named),
@@ -105,17 +110,17 @@ def read_logs(
     )
 
 
-def _documents(file: AnswerFile, task: str, keep: str | None, complaints: Complaints) -> Documents:
+def _documents(file: AnswerFile, keep: str | None, complaints: Complaints) -> Documents:
     if file.kind == "own":
         return read_own(keep, complaints)
     if file.kind == "lines":
-        return read_lmms_eval(task, None, keep, complaints)
+        return read_lmms_eval(None, keep, complaints)
     if file.kind == "table":
         rows = tsv_rows if file.path.suffix == ".tsv" else sheet_rows
         return read_vlmevalkit(rows(complaints), keep, complaints)
     value = json_value(file.path.read_bytes(), "", complaints)
     if isinstance(value, dict) and "logs" in value:
-        return read_lmms_eval(task, log_rows(value, complaints), keep, complaints)
+        return read_lmms_eval(log_rows(value, complaints), keep, complaints)
     if not isinstance(value, list | dict) and value is not BROKEN:
         complaints.add("neither a log of lmms-eval nor a table of VLMEvalKit", "", "Move it away if it is neither.")
     return read_vlmevalkit(json_rows(value, complaints), keep, complaints)
@@ -156,6 +161,31 @@ def _check_alignment(folders: Sequence[Path], answers: Sequence[Mapping[int | st
             f"the candidates do not answer the same {len(usual)} documents: {'; '.join(odd)}. "
             "Generate the answers that are missing, or move the folder away."
         )
+
+
+def _without_failures(
+    folders: Sequence[Path], answers: Sequence[Mapping[int | str, str]]
+) -> tuple[tuple[dict[int | str, str], ...], list[str]]:
+    """The answers to the documents that every candidate has an answer to, and what to say of the others."""
+    failed = [[number for number, text in one.items() if is_failure(text)] for one in answers]
+    lost = {number for numbers in failed for number in numbers}
+    if not lost:
+        return tuple(map(dict, answers)), []
+    said = "; ".join(
+        f"{folder.name} {_some(list(map(str, numbers)))}"
+        for folder, numbers in zip(folders, failed, strict=True)
+        if numbers
+    )
+    if len(lost) == len(answers[0]):
+        raise RecipeError(
+            f"of {len(lost)} documents there is none that every candidate has an answer to; the others hold a tool's "
+            f"message of a failed request: {said}. Generate these answers again."
+        )
+    note = (
+        f"{len(lost)} of {len(answers[0])} documents are left out, for a tool's message of a failed request is no "
+        f"answer: {said}"
+    )
+    return tuple({number: text for number, text in one.items() if number not in lost} for one in answers), [note]
 
 
 def _some(ids: Sequence[str]) -> str:

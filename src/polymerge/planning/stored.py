@@ -1,0 +1,122 @@
+"""In which dtypes an output is stored, and in which one its config.json has it loaded.
+
+A folder is loaded in the one dtype that its config names, whatever its tensors are stored in. So the config has to
+name one that holds what was written; and what a template itself has rounded whenever it is loaded, such as the norms of
+a bfloat16 checkpoint that are stored as float32, stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from polymerge.checkpoint.jsontext import strings_at
+from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holding, holds
+from polymerge.families.config import CONFIG_DTYPES, QUANTIZATION, config_dtype
+from polymerge.planning.data import Step
+
+__all__ = ["Stored", "stored_dtypes"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The dtypes of an output, by their safetensors names; integers are left out.
+
+    tensors  how many tensors are stored in each, in the order of their elements
+    loaded   the narrowest dtype that loses nothing of what was written
+    needed   the dtypes that it has to hold
+    rounded  tensors, by name, that are no part of that: the template's own config rounds them
+    asked    whether the recipe asks for a dtype
+    mixed    whether there are several of them because this merge writes another dtype than the template's
+    """
+
+    tensors: Mapping[str, int]
+    loaded: str | None
+    needed: frozenset[str]
+    rounded: tuple[str, ...]
+    asked: bool
+    mixed: bool
+
+    def named(self, code: str) -> str:
+        """What stands in a config in place of a dtype: itself, unless it would lose something or another was asked."""
+        if self.loaded is not None and (self.asked or not all(holds(code, other) for other in self.needed)):
+            return self.loaded
+        return code
+
+    def written_in(self, text: str) -> str:
+        """The text of a config.json with its dtypes, nested ones too, as `named` says; nothing else of it changes.
+
+        A config that says none has its model loaded in the dtype of the first tensor, so a mixture has it said.
+        """
+        made, end = [], 0
+        if self.mixed and self.loaded is not None and not any(key in json.loads(text) for key in CONFIG_DTYPES):
+            opening = re.match(r"\s*\{(\s*)", text)
+            assert opening is not None
+            # the key that every version of transformers reads
+            made, end = [f'{opening[0]}"torch_dtype": "{dtype_name(self.loaded)}",{opening[1]}'], opening.end()
+        for start, stop, code in _dtypes_in(text):
+            if self.named(code) != code:
+                made += [text[end:start], json.dumps(dtype_name(self.named(code)))]
+                end = stop
+        return "".join([*made, text[end:]])
+
+    def warnings(self, config: Mapping[str, Any], template: str) -> Iterator[str]:
+        """What a person should know of the dtypes: a mixture, and a config that does not fit its own tensors."""
+        own = config_dtype(config)
+        if self.mixed and self.loaded is not None:
+            held = " and ".join(f"{dtype_name(code)} ({count})" for code, count in self.tensors.items())
+            yield (
+                f"dtype: the output's tensors are of {held}, since what is copied keeps its dtype; config.json says "
+                f"{dtype_name(self.loaded if own is None else self.named(own))}, in which nothing of them is lost"
+            )
+        elif own is not None and not self.asked and self.named(own) != own:
+            named = dtype_name(self.named(own))
+            yield (
+                f"'{template}': its config.json says {dtype_name(own)}, which rounds its tensors of {named}; the "
+                f"output's says {named}, as they are stored. `dtype: {dtype_name(own)}` stores them so"
+            )
+
+
+def stored_dtypes(steps: Sequence[Step], config: Mapping[str, Any], asked: bool) -> Stored:
+    """The dtypes of an output.
+
+    config  the template's
+    asked   whether the recipe asks for a dtype
+    """
+    floats = [step for step in steps if step.dtype in MERGEABLE and step.fate != "tied"]
+    before, after = Counter[str](), Counter[str]()
+    for step in floats:
+        before[step.source_dtype] += prod(step.shape)
+        after[step.dtype] += prod(step.shape)
+    most = {counts.most_common(1)[0][0] for counts in (before, after) if counts}
+    own = config_dtype(config)
+    rounded = tuple(
+        step.name
+        for step in floats
+        if step.dtype == step.source_dtype and step.dtype not in most and own and not holds(own, step.dtype)
+    )
+    left = set(rounded)
+    needed = frozenset(step.dtype for step in floats if step.name not in left)
+    tensors = Counter(step.dtype for step in floats)
+    return Stored(
+        tensors={code: tensors[code] for code, _ in after.most_common()},
+        loaded=holding(needed) if needed else None,
+        needed=needed,
+        rounded=rounded,
+        asked=asked,
+        mixed=len(needed) > 1 and any(step.dtype != step.source_dtype for step in floats),
+    )
+
+
+def _dtypes_in(text: str) -> Iterator[tuple[int, int, str]]:
+    """Where a config's text names a dtype, and which one."""
+    for (*parts, key), start, stop in strings_at(text):
+        if key in CONFIG_DTYPES and QUANTIZATION not in parts:
+            code = dtype_code(json.loads(text[start:stop]).removeprefix("torch."))
+            if code is not None:
+                yield start, stop, code
