@@ -9,7 +9,7 @@ otherwise. So every weight file of the folder is read, but for those that are kn
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -91,6 +91,11 @@ class Adapter:
         """Every tensor of the adapter, under its name in the file."""
         factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
         return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
+
+    def where(self, parameters: Iterable[str]) -> str:
+        """Where full weights of these names lie: in files beside PEFT's own, or somewhere in the folder."""
+        files = [self.extras[name].file for name in parameters if name in self.extras]
+        return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
 
 def is_adapter(path: Path) -> bool:

@@ -25,7 +25,7 @@ from polymerge.reads import (
 )
 from polymerge.settings import Setting
 
-__all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
+__all__ = ["FATES", "Companions", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
@@ -43,6 +43,7 @@ class Input:
     family       name of the family its tensor names were read with
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
+    files        of an adapter, what became of each weight file in its folder
     """
 
     label: str
@@ -53,6 +54,7 @@ class Input:
     size: int
     headers: str
     adapter: str = ""
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,24 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Companions:
+    """Files of one kind that lie beside the weights, which the output takes from another folder than the template's.
+
+    kind     what they are together: tokenizer, chat template, processor, generation config
+    folder   where they lie
+    files    their names in it
+    dropped  those of the template's files that stay behind, for they belong to what these stand for
+    why      in words
+    """
+
+    kind: str
+    folder: str
+    files: tuple[str, ...]
+    dropped: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `merge` will do, tensor by tensor.
 
@@ -143,6 +163,7 @@ class Plan:
     steps      one per tensor of the template, in its order
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
+    companions what lies beside the weights and is not the template's own, but its adapter's
     """
 
     recipe: Mapping[str, Any]
@@ -156,6 +177,7 @@ class Plan:
     steps: tuple[Step, ...]
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    companions: tuple[Companions, ...] = ()
     version: int = field(default=FORMAT)
 
     @property
@@ -167,9 +189,9 @@ class Plan:
     def hash(self) -> str:
         """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
         data = self.to_json()
-        del data["recipe"], data["warnings"]
+        del data["recipe"], data["warnings"], data["companions"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "files"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
@@ -193,7 +215,7 @@ class Plan:
         return {
             "version": self.version,
             "recipe": dict(self.recipe),
-            "inputs": [vars(entry).copy() for entry in self.inputs],
+            "inputs": [{**vars(entry), "files": dict(entry.files)} for entry in self.inputs],
             "template": self.template,
             "models": list(self.models),
             "places": list(self.places),
@@ -205,6 +227,9 @@ class Plan:
             "steps": [_step_to_json(step) for step in self.steps],
             "left_out": [vars(entry).copy() for entry in self.left_out],
             "warnings": list(self.warnings),
+            "companions": [
+                {**vars(one), "files": list(one.files), "dropped": list(one.dropped)} for one in self.companions
+            ],
         }
 
     @classmethod
@@ -227,6 +252,10 @@ class Plan:
             steps=tuple(_step_from_json(entry) for entry in data["steps"]),
             left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
             warnings=tuple(data["warnings"]),
+            companions=tuple(
+                Companions(**{**one, "files": tuple(one["files"]), "dropped": tuple(one["dropped"])})
+                for one in data.get("companions", ())
+            ),
             version=data["version"],
         )
 

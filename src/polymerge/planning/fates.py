@@ -10,7 +10,8 @@ from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.mapping import counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.data import Fate, Piece, Plan, Step
+from polymerge.planning.companions import adapter_companions, files_left_out
+from polymerge.planning.data import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
 from polymerge.planning.inputs import Models, labels_of, open_models, sources_of
 from polymerge.planning.leavings import Leavings, notes, partly_kept
@@ -91,6 +92,8 @@ class _Planner:
         for model in dict.fromkeys((self.template, *self.readers)):
             for name, why in model.checkpoint.skipped.items():
                 self.warnings.append(f"'{model.label}': '{name}' in its file is left out: {why}")
+            self.warnings += files_left_out(model.label, model.checkpoint.folder, model.checkpoint.adapter)
+        companions = self._companions()
         self.problems.extend(self.misfits.problems(self.template.label))
         if self.template.generic and (self.misfits.missing or self.misfits.extra):
             self.problems.append(
@@ -117,7 +120,18 @@ class _Planner:
             steps=steps,
             left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
             warnings=tuple(dict.fromkeys((*self.warnings, *notes(self.recipe, self.models, self.base)))),
+            companions=companions,
         )
+
+    def _companions(self) -> tuple[Companions, ...]:
+        """What the output takes from the folder of the template's adapter; said, and so is what cannot be read."""
+        try:
+            companions, said = adapter_companions(self.template.checkpoint)
+        except PolymergeError as error:
+            self.problems += error.problems
+            return ()
+        self.warnings += said
+        return companions
 
     def _parts(self) -> frozenset[str] | None:
         """The parts that are merged; None where names have no parts because the family is not known."""

@@ -17,6 +17,7 @@ from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.quantization import why_quantized
 from polymerge.namemap import map_names
 from polymerge.planning.adapted import Parameters, changes
+from polymerge.planning.companions import tokenizer_folder
 from polymerge.planning.model import EMBEDDING, HEAD, Model, stored_in
 from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
@@ -80,7 +81,7 @@ def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -
     """Of models on the hub, bring the files that say which token a row is."""
     for model in models:
         try:
-            for file in companions(model.checkpoint.folder, TOKENIZER):
+            for file in companions(tokenizer_folder(model.checkpoint), TOKENIZER):
                 arrive(file)
         except PolymergeError as error:
             problems.append(error)

@@ -116,7 +116,7 @@ class AdapterPlan:
         data["extras"] = self.extras.hash if self.extras else None
         del data["recipe"], data["warnings"], data["left_out"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "files"):
                 del entry[place]
         for step in data["pairs"]:
             del step["reason"]

@@ -104,7 +104,12 @@ def _saved_modules(plan: AdapterPlan, adapters: Sequence[Adapter], layout: Adapt
     if layout == "llava":
         return None
     kept = {step.name for step in plan.extras.steps} if plan.extras else set()
-    brought = [name for one in adapters if one.layout == "llava" for name in one.extras if f"{PREFIX}{name}" in kept]
+    brought = [
+        name
+        for one in adapters
+        for name, entry in one.extras.items()
+        if entry.file in one.beside and f"{PREFIX}{name}" in kept
+    ]
     modules = {*(plan.config.get("modules_to_save") or ()), *(name.rpartition(".")[0] for name in brought)}
     return sorted(modules) or None
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from polymerge.checkpoint.arrivals import Arrivals, arrive, arriving_on
 from polymerge.checkpoint.digests import file_digest
-from polymerge.checkpoint.output import check_target, copy_companions, output_folder
+from polymerge.checkpoint.output import check_target, output_folder
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
 from polymerge.planning import AdapterPlan, Plan, make_plan
@@ -25,7 +25,7 @@ from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import Execution
-from polymerge.run.inputs import beside_template, fetch, files_read, reopen
+from polymerge.run.inputs import beside_template, copy_beside, fetch, files_read, reopen
 from polymerge.run.record import RECORD, adapter_outcome, command_line, outcome, provenance
 from polymerge.verification import Verification, verify
 
@@ -125,7 +125,7 @@ def merge(
         arrivals.finish()
         template = checkpoints[plan.template]
         if template.config:
-            copy_companions(template.folder, folder)
+            copy_beside(plan, template.folder, folder)
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
 
