@@ -104,9 +104,12 @@ def _report(merged: Merged, as_json: bool) -> None:
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
         report = {"out": str(merged.folder), "plan_hash": plan.hash, "tensors": counts}
-        more = {"relative_error": dict(merged.errors)} if merged.errors else {}
+        more: dict[str, Any] = {"relative_error": dict(merged.errors)} if merged.errors else {}
+        more |= {"notes": list(merged.notes)} if merged.notes else {}
         click.echo(json.dumps({**report, **more, "verification": [vars(finding) for finding in findings]}, indent=1))
         return
+    for note in merged.notes:
+        click.echo(f"note: {note}", err=True)
     merged_count = counts.pop("merged")
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if isinstance(plan, AdapterPlan) else "tensors"

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.arrivals import Arrivals, arrive, arriving_on
 from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, output_folder
@@ -21,7 +22,7 @@ from polymerge.errors import MissingExtraError, OutputError, RecipeError
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.recipe import Recipe
-from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
+from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter, zero_update
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import Execution
@@ -39,12 +40,14 @@ class Merged:
     """What `merge` made: the folder, the plan that was carried out, and what the check at the end found.
 
     errors   of adapters: for each merged module the share of its norm that the output's rank has no room for
+    notes    what the values of the inputs tell a person, and their headers did not
     """
 
     folder: Path
     plan: Plan | AdapterPlan
     verification: Verification | None
     errors: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def merge(
@@ -133,12 +136,13 @@ def merge(
         pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written))
+        notes = _zero_updates(plan, [checkpoint.adapter for checkpoint in checkpoints])
+        record = provenance(plan, digest_of, command or command_line(), {**outcome(plan, written), "notes": notes})
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, target.resolve().name, template.config), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification)
+    return Merged(target, plan, verification, notes=notes)
 
 
 def execute(running: Execution, arrivals: Arrivals, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
@@ -177,12 +181,21 @@ def _merge_adapters(
             if path.suffix in (".safetensors", ".bin")
         }
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), adapter_outcome(plan, written, errors))
+        notes = _zero_updates(plan, adapters)
+        made = {**adapter_outcome(plan, written, errors), "notes": notes}
+        record = provenance(plan, digest_of, command or command_line(), made)
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(adapter_card(plan, target.resolve().name, errors), encoding="utf-8")
         verification = verify(folder) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification, errors)
+    return Merged(target, plan, verification, errors, notes)
+
+
+def _zero_updates(plan: Plan | AdapterPlan, adapters: Sequence[Adapter | None]) -> tuple[str, ...]:
+    """What to say of the adapters among a plan's inputs whose update is all zeros."""
+    labelled = zip(plan.inputs, adapters, strict=False)
+    said = (zero_update(entry.label, adapter) for entry, adapter in labelled if adapter is not None)
+    return tuple(filter(None, said))
 
 
 def _refuse_failed(target: Path, verification: Verification | None) -> None:
