@@ -115,12 +115,12 @@ def test_everything_is_said_at_once(base: Path, tmp_path: Path) -> None:
 
 def no_adapter(folder: Path) -> str:
     (folder / "adapter_config.json").unlink()
-    return f"{folder}: is no adapter, for it has no adapter_config.json. Name the adapter to be folded"
+    return f"{folder}: has no adapter_config.json, so it is no adapter. It holds 'adapter_model.safetensors'"
 
 
 def a_checkpoint(folder: Path) -> str:
     checkpoint(folder, small_llama(2))
-    return f"{folder}: is no adapter"
+    return f"{folder}: holds an adapter ('adapter_model.safetensors') and a whole model ('model.safetensors'), and"
 
 
 def not_there(folder: Path) -> str:

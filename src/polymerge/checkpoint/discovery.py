@@ -11,7 +11,7 @@ from typing import Final
 from polymerge.checkpoint.entry import listed
 from polymerge.errors import CheckpointError, RecipeError
 
-__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights", "of_training"]
+__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights", "of_training", "shards_of"]
 
 LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch"}
 """How a weight file is read, by the end of its name."""
@@ -91,7 +91,7 @@ def find_weights(folder: Path) -> Weights:
             return Weights((usual,))
         candidates = [name for name in candidates if not name.startswith("consolidated")] or candidates
         if candidates:
-            return Weights(_shards(folder, candidates) or (_only(folder, candidates, "weight files and no index"),))
+            return Weights(shards_of(folder, candidates) or (_only(folder, candidates, "weight files and no index"),))
     if "adapter_config.json" in names:
         raise RecipeError(
             f"{folder}: is an adapter, not a model. Write BASE+{folder} to take it together with its base, or fold it "
@@ -112,7 +112,7 @@ def _only(folder: Path, names: Sequence[str], what: str) -> str:
     return names[0]
 
 
-def _shards(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+def shards_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The names, in order, where they are the shards of one model and nothing else; () where they are not."""
     matches = [_SHARD.fullmatch(name) for name in names]
     series = {(match["stem"], match["total"]) if match else None for match in matches}

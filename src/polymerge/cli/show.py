@@ -98,6 +98,7 @@ def _show_adapters(sources: Sequence[str], as_json: bool) -> None:
                 "ranks": sorted({pair.rank for pair in adapter.pairs.values()}),
                 "scalings": sorted({pair.scaling for pair in adapter.pairs.values()}),
                 "full_weights": sorted(adapter.extras),
+                "files": dict(adapter.became),
                 "size": sum(entry.nbytes for entry in adapter.entries),
             }
         )
@@ -110,6 +111,8 @@ def _show_adapters(sources: Sequence[str], as_json: bool) -> None:
         click.echo(
             f"  {one['modules']} modules, rank {ranks}, times {scalings}; {len(one['full_weights'])} full weights"
         )
+        for name, became in one["files"].items():
+            click.echo(f"  {name}: {became}")
 
 
 def _show_robustness(merged: str, against: Sequence[str], largest: int | None, as_json: bool) -> None:

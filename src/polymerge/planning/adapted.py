@@ -106,7 +106,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
         )
         problems.append(
             RecipeError(
-                f"'{label}': the adapter ({adapter.folder}) has weights for {few}, which its base "
+                f"'{label}': the adapter ({adapter.where(missing)}) has weights for {few}, which its base "
                 f"({parameters.checkpoint.folder}, family {parameters.family.name}) does not have. Name the base that "
                 f"it was trained on{way}"
             )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from polymerge.checkpoint.adapter import is_adapter, open_adapter
+from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.joined import split_source
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.methods.table import ADAPTERS, METHODS
+from polymerge.planning.companions import files_left_out, has_tokenizer
 from polymerge.planning.extras import plan_extras
 from polymerge.planning.inputs import files_beside, labels_of
 from polymerge.planning.loraoutput import base_said, foreign_names, output_config
@@ -93,6 +95,13 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     warnings = list(planner.warnings)
     for label, adapter in zip(names, opened.adapters, strict=True):
         warnings += [f"'{label}': '{name}' in its files is left out: {why}" for name, why in adapter.skipped.items()]
+        warnings += files_left_out(label, adapter.folder, adapter)
+    with_tokenizer = [label for label, one in zip(names, opened.adapters, strict=True) if has_tokenizer(one.folder)]
+    if with_tokenizer and names[opened.template] not in with_tokenizer:
+        warnings.append(
+            f"the output has no tokenizer, for the template '{names[opened.template]}' has none; "
+            f"{listed(with_tokenizer)} has one: name it as template to have that"
+        )
     if recipe.base_model is not None and base is None and not local:
         warnings.append(f"base_model '{recipe.base_model}' is recorded, not read")
     return AdapterPlan(

@@ -25,7 +25,7 @@ from polymerge.reads import (
 )
 from polymerge.settings import Setting
 
-__all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
+__all__ = ["FATES", "Companions", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
@@ -43,6 +43,7 @@ class Input:
     family       name of the family its tensor names were read with
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
+    files        of an adapter, what became of each weight file in its folder
     """
 
     label: str
@@ -53,6 +54,7 @@ class Input:
     size: int
     headers: str
     adapter: str = ""
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,24 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Companions:
+    """Files of one kind that lie beside the weights, which the output takes from another folder than the template's.
+
+    kind     what they are together: tokenizer, chat template, processor, generation config
+    folder   where they lie
+    files    their names in it
+    dropped  those of the template's files that stay behind, for they belong to what these stand for
+    why      in words
+    """
+
+    kind: str
+    folder: str
+    files: tuple[str, ...]
+    dropped: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `merge` will do, tensor by tensor.
 
@@ -144,6 +164,7 @@ class Plan:
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
     beside     whose files the output has beside its weights: see `planning.inputs.files_beside`
+    companions what lies beside the weights and is not the template's own, but its adapter's
     """
 
     recipe: Mapping[str, Any]
@@ -158,6 +179,7 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
     beside: Mapping[str, str | None] = field(default_factory=dict)
+    companions: tuple[Companions, ...] = ()
     version: int = field(default=FORMAT)
 
     @property
@@ -169,9 +191,9 @@ class Plan:
     def hash(self) -> str:
         """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
         data = self.to_json()
-        del data["recipe"], data["warnings"], data["beside"]
+        del data["recipe"], data["warnings"], data["beside"], data["companions"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "files"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
@@ -195,7 +217,7 @@ class Plan:
         return {
             "version": self.version,
             "recipe": dict(self.recipe),
-            "inputs": [vars(entry).copy() for entry in self.inputs],
+            "inputs": [{**vars(entry), "files": dict(entry.files)} for entry in self.inputs],
             "template": self.template,
             "models": list(self.models),
             "places": list(self.places),
@@ -208,6 +230,9 @@ class Plan:
             "left_out": [vars(entry).copy() for entry in self.left_out],
             "warnings": list(self.warnings),
             "beside": dict(self.beside),
+            "companions": [
+                {**vars(one), "files": list(one.files), "dropped": list(one.dropped)} for one in self.companions
+            ],
         }
 
     @classmethod
@@ -231,6 +256,10 @@ class Plan:
             left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
             warnings=tuple(data["warnings"]),
             beside=data["beside"],
+            companions=tuple(
+                Companions(**{**one, "files": tuple(one["files"]), "dropped": tuple(one["dropped"])})
+                for one in data.get("companions", ())
+            ),
             version=data["version"],
         )
 

@@ -11,7 +11,8 @@ from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.mapping import counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.data import Fate, Piece, Plan, Step
+from polymerge.planning.companions import adapter_companions, files_left_out
+from polymerge.planning.data import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
 from polymerge.planning.leavings import Leavings, notes, partly_kept, told_beside
@@ -95,6 +96,8 @@ class _Planner:
         for model in dict.fromkeys((self.template, *self.readers)):
             for name, why in model.checkpoint.skipped.items():
                 self.warnings.append(f"'{model.label}': '{name}' in its file is left out: {why}")
+            self.warnings += files_left_out(model.label, model.checkpoint.folder, model.checkpoint.adapter)
+        companions = self._companions()
         self.problems.extend(self.misfits.problems(self.template.label))
         if self.template.generic and (self.misfits.missing or self.misfits.extra):
             self.problems.append(
@@ -113,6 +116,7 @@ class _Planner:
         draws = any(METHODS[setting.method].random for setting in by_key.values())
         beside, silent = told_beside(self.recipe, self.models, self.problems)
         self.warnings += silent
+        beside |= {kind: Path(one.folder).name for one in companions if (kind := one.kind.replace(" ", "_")) in beside}
         return Plan(
             recipe=recipe_dict(self.recipe),
             inputs=tuple(model.summary() for model in inputs),
@@ -128,7 +132,18 @@ class _Planner:
                 dict.fromkeys((*self.warnings, *notes(self.recipe, self.models, self.base, by_key.values(), steps)))
             ),
             beside=beside,
+            companions=companions,
         )
+
+    def _companions(self) -> tuple[Companions, ...]:
+        """What the output takes from the folder of the template's adapter; said, and so is what cannot be read."""
+        try:
+            companions, said = adapter_companions(self.template.checkpoint)
+        except PolymergeError as error:
+            self.problems += error.problems
+            return ()
+        self.warnings += said
+        return companions
 
     def _parts(self) -> frozenset[str] | None:
         """The parts that are merged; None where names have no parts because the family is not known."""

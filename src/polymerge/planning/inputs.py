@@ -19,6 +19,7 @@ from polymerge.families.quantization import why_quantized
 from polymerge.methods.table import METHODS
 from polymerge.namemap import map_names
 from polymerge.planning.adapted import Parameters, changes
+from polymerge.planning.companions import tokenizer_folder
 from polymerge.planning.model import EMBEDDING, HEAD, Model, stored_in
 from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
@@ -101,7 +102,7 @@ def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -
     """Of models on the hub, bring the files that say which token a row is."""
     for model in models:
         try:
-            for file in companions(model.checkpoint.folder, TOKENIZER):
+            for file in companions(tokenizer_folder(model.checkpoint), TOKENIZER):
                 fetched(file)
         except PolymergeError as error:
             problems.append(error)
@@ -129,7 +130,7 @@ def chat_template_in(folder: Path) -> bool:
     if any(_listed(folder / name) for name in CHAT_TEMPLATE):
         return True
     for file in [folder / name for name in MAY_HOLD_CHAT_TEMPLATE if _listed(folder / name)]:
-        arrive(file)
+        fetched(file)
         if parse_object(file.read_bytes(), str(file), unique_keys=False).get("chat_template"):
             return True
     return False

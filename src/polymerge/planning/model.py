@@ -135,6 +135,7 @@ class Model:
             tensors=len(self.entries),
             size=sum(entry.nbytes for entry in self.entries.values()),
             headers=headers_digest(self.checkpoint),
+            files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
         )
 
 

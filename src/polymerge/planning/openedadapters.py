@@ -171,6 +171,7 @@ def summaries(opened: Opened) -> list[Input]:
             tensors=len(adapter.entries),
             size=sum(entry.nbytes for entry in adapter.entries),
             headers=tensors_digest(adapter.entries),
+            files=dict(adapter.became),
         )
         for label, adapter in zip(opened.labels, opened.adapters, strict=True)
     ]

@@ -118,7 +118,7 @@ class AdapterPlan:
         data["extras"] = self.extras.hash if self.extras else None
         del data["recipe"], data["warnings"], data["left_out"], data["beside"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "files"):
                 del entry[place]
         for step in data["pairs"]:
             del step["reason"]

@@ -51,6 +51,7 @@ def _inputs(plan: Plan) -> Iterator[str]:
             f"  {entry.label:<{width}}  {', '.join(roles)}: family {entry.family}, {entry.tensors} tensors, "
             f"{human_size(entry.size)}, {entry.source}"
         )
+        yield from (f"    {name}: {became}" for name, became in entry.files.items())
     yield from beside_words(plan.beside)
 
 

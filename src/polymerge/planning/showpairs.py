@@ -35,6 +35,7 @@ def _inputs(plan: AdapterPlan) -> Iterator[str]:
         role = "base" if place == plan.base else "template" if place == plan.template else f"model {place}"
         size = f"{entry.tensors} tensors, {human_size(entry.size)}"
         yield f"  {entry.label}  {role}: names of {entry.family}, {size}, {entry.source}"
+        yield from (f"    {name}: {became}" for name, became in entry.files.items())
     yield from beside_words(plan.beside)
 
 

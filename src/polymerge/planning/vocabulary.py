@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from polymerge.checkpoint.tokens import read_tokens
 from polymerge.errors import PolymergeError
+from polymerge.planning.companions import tokenizer_folder
 from polymerge.planning.model import Model
 from polymerge.reads import Ranges
 
@@ -41,7 +42,7 @@ class TokenJoin:
     def _of(self, model: Model) -> Mapping[int, str]:
         if model not in self._tokens:
             try:
-                self._tokens[model] = read_tokens(model.checkpoint.folder)
+                self._tokens[model] = read_tokens(tokenizer_folder(model.checkpoint))
             except PolymergeError as error:
                 self._problems.append(error)
                 self._tokens[model] = {}

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from polymerge import kernels
 from polymerge.checkpoint import Entry
-from polymerge.checkpoint.adapter import Adapter, open_adapter
+from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoint.output import copy_companions
 from polymerge.checkpoint.shards import Shards, Write, lay_out
 from polymerge.dtypes import byte_count
@@ -32,7 +32,7 @@ from polymerge.run.norms import ModuleNorms, UpdateNorms, module_norms, update_n
 from polymerge.run.pairs import merge_pairs, model_weights
 from polymerge.run.statistics import draw_keys
 
-__all__ = ["AdapterLayout", "reopen_adapters", "write_adapter"]
+__all__ = ["AdapterLayout", "reopen_adapters", "write_adapter", "zero_update"]
 
 AdapterLayout = Literal["peft", "llava"]
 Floats = Any
@@ -106,12 +106,50 @@ def write_adapter(
     return {one.norms.module: one.error for one in made}, update_norms([one.norms for one in made], plan.settings)
 
 
+def zero_update(label: str, adapter: Adapter) -> str | None:
+    """What to say of an adapter whose update is all zeros, as one is that was not trained or not gathered; else None.
+
+    Values are read until the first that is not zero.
+    """
+    files = Files()
+    try:
+        if not adapter.pairs or not all(_is_zero(pair, files) for pair in adapter.pairs.values()):
+            return None
+    finally:
+        files.close()
+    full = len(adapter.extras) + len(adapter.tokens)
+    rest = f"only its {full} full weights do" if full else "the output has nothing of it"
+    return (
+        f"'{label}': the update of its {len(adapter.pairs)} modules is all zeros, so that nothing of it comes into the "
+        f"output; {rest}. If it was trained, its lora_B were not saved as they were then"
+    )
+
+
+def _is_zero(pair: Pair, files: Files) -> bool:
+    """Whether the product of a pair's factors is zero because one of them is, and so is its bias."""
+    product = (pair.b, pair.a)
+    bias = pair.bias
+    return any(_all_zero(entry, files) for entry in product) and (bias is None or _all_zero(bias, files))
+
+
+def _all_zero(entry: Entry, files: Files) -> bool:
+    raw: Floats = np.empty(entry.nbytes, np.uint8)
+    files.read(entry.file, entry.start, raw.data)
+    values: Floats = np.empty(prod(entry.shape), np.float32)
+    return kernels.decode(raw, entry.dtype, values) and not values.any()
+
+
 def _saved_modules(plan: AdapterPlan, adapters: Sequence[Adapter], layout: AdapterLayout) -> list[str] | None:
     """Which modules PEFT has to replace by full weights; LLaVA's loader does that itself."""
     if layout == "llava":
         return None
     kept = {step.name for step in plan.extras.steps} if plan.extras else set()
-    brought = [name for one in adapters if one.layout == "llava" for name in one.extras if f"{PREFIX}{name}" in kept]
+    brought = [
+        name
+        for one in adapters
+        for name, entry in one.extras.items()
+        if entry.file in one.beside and f"{PREFIX}{name}" in kept
+    ]
     modules = {*(plan.config.get("modules_to_save") or ()), *(name.rpartition(".")[0] for name in brought)}
     return sorted(modules) or None
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoint.adapter import open_adapter
+from polymerge.checkpoint.adapterfiles import CONFIG
+from polymerge.checkpoint.folder import check_file
 from polymerge.checkpoint.hub import restore
 from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined
+from polymerge.checkpoint.output import copy_companions
 from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.errors import CheckpointError
 from polymerge.planning import AdapterPlan, Input, Plan, Step
 from polymerge.planning.model import headers_digest
 from polymerge.reads import names_read
 
-__all__ = ["beside_template", "fetch", "files_read", "reopen"]
+__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "reopen"]
 
 
 def reopen(recorded: Input) -> Checkpoint:
@@ -59,8 +63,29 @@ def fetch(
 
 
 def beside_template(plan: Plan | AdapterPlan) -> list[Path]:
-    """What comes along with the template's weights and is not here yet."""
-    return companions(Path(plan.inputs[plan.template].path))
+    """What comes along with the template's weights and is on the hub; of its adapter, where it has one, as well."""
+    found = companions(Path(plan.inputs[plan.template].path))
+    for taken in plan.companions if isinstance(plan, Plan) else ():
+        found += companions(restore(Path(taken.folder)), taken.files)
+    return found
+
+
+def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
+    """Copy what belongs beside the weights of an output: the template's, and what its adapter has in the place of it.
+
+    template  its folder
+
+    raises CheckpointError where a file is a link to nothing.
+    """
+    copy_companions(template, folder)
+    (folder / CONFIG).unlink(missing_ok=True)  # with it transformers would look for an adapter there
+    for taken in plan.companions:
+        for name in taken.dropped:
+            (folder / name).unlink(missing_ok=True)
+        for name in taken.files:
+            check_file(Path(taken.folder) / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(taken.folder) / name, folder / name)
 
 
 def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:

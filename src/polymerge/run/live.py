@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
@@ -24,7 +27,7 @@ from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution
 from polymerge.run.files import Files
-from polymerge.run.inputs import fetch, reopen
+from polymerge.run.inputs import copy_beside, fetch, reopen
 from polymerge.run.merge import merge
 
 __all__ = ["LiveModel", "Overwrite", "Overwritten"]
@@ -103,8 +106,11 @@ class LiveModel:
             self._template = _place(first)
             template = reopen(first.inputs[first.template]).entries
             steps = first.steps
-        self.folder = Path(self._template[0])
+            self.folder = Path(self._template[0])
+            self.processor_folder = self._processor_folder(first)
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        if any(taken.kind == "generation config" for taken in first.companions):
+            self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
         self._shadow = _Shadow(self.model, {step.name: template[step.name].shape for step in steps})
         self._held = {
             step.name: _stored(template[step.name]) for step in steps if step.name not in self._shadow.live_names
@@ -112,6 +118,15 @@ class LiveModel:
         self._changed: set[str] = set()
         self._inputs: tuple[Input, ...] = ()
         self._execution: Execution | None = None
+
+    def _processor_folder(self, plan: Plan) -> Path:
+        """Where to load the processor from: the template's folder, or one with what its adapter has in place of it."""
+        if not plan.companions:
+            return self.folder
+        folder = Path(mkdtemp(prefix="polymerge-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        copy_beside(plan, self.folder, folder)
+        return folder
 
     def set(self, plan: Plan | AdapterPlan) -> None:
         """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.

@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.digests import file_digest
-from polymerge.checkpoint.output import check_target, copy_companions, output_folder
+from polymerge.checkpoint.output import check_target, output_folder
 from polymerge.checkpoint.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
@@ -22,11 +23,11 @@ from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.stored import Stored, stored_dtypes
 from polymerge.recipe import Recipe
-from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
+from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter, zero_update
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import Execution
-from polymerge.run.inputs import beside_template, fetch, files_read, reopen
+from polymerge.run.inputs import beside_template, copy_beside, fetch, files_read, reopen
 from polymerge.run.norms import UpdateNorms
 from polymerge.run.record import RECORD, adapter_outcome, command_line, outcome, provenance
 from polymerge.verification import Verification, verify
@@ -132,7 +133,7 @@ def merge(
         template = checkpoints[plan.template]
         stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
         if template.config:
-            copy_companions(template.folder, folder)
+            copy_beside(plan, template.folder, folder)
             _name_dtypes(folder / "config.json", stored)
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
@@ -141,12 +142,14 @@ def merge(
         pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written, stored))
+        warnings = _zero_updates(plan, [checkpoint.adapter for checkpoint in checkpoints])
+        made = {**outcome(plan, written, stored), "warnings": warnings}
+        record = provenance(plan, digest_of, command or command_line(), made)
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, target.resolve().name, template.config), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification)
+    return Merged(target, plan, verification, warnings=warnings)
 
 
 def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
@@ -193,12 +196,21 @@ def _merge_adapters(
             if path.suffix in (".safetensors", ".bin")
         }
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), adapter_outcome(plan, written, errors, norms))
+        warnings = (*norms.warnings, *_zero_updates(plan, adapters))
+        made = {**adapter_outcome(plan, written, errors, norms), "warnings": warnings}
+        record = provenance(plan, digest_of, command or command_line(), made)
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(adapter_card(plan, target.resolve().name, errors), encoding="utf-8")
         verification = verify(folder) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification, errors, norms, norms.warnings)
+    return Merged(target, plan, verification, errors, norms, warnings)
+
+
+def _zero_updates(plan: Plan | AdapterPlan, adapters: Sequence[Adapter | None]) -> tuple[str, ...]:
+    """What to say of the adapters among a plan's inputs whose update is all zeros."""
+    labelled = zip(plan.inputs, adapters, strict=False)
+    said = (zero_update(entry.label, adapter) for entry, adapter in labelled if adapter is not None)
+    return tuple(filter(None, said))
 
 
 def _refuse_failed(target: Path, verification: Verification | None) -> None:
