@@ -154,5 +154,5 @@ def test_every_tensor_has_the_fate_that_the_recipe_asks_for(folders: dict[str, s
 
 def test_a_plan_of_another_version_is_refused(folders: dict[str, str]) -> None:
     data = polymerge.plan(recipe_of(folders, "linear")).to_json()
-    with pytest.raises(RecipeError, match="this plan has format 0, this polymerge reads 4: plan again"):
+    with pytest.raises(RecipeError, match="this plan has format 0, this polymerge reads 5: plan again"):
         Plan.from_json(data | {"version": 0})

@@ -30,7 +30,7 @@ __all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Piece:
                template's own bytes
     inputs     the inputs that `reads` are of, where that is not every model in order
     base       where the base's rows are, for methods on deltas
+    twin       the canonical tensor that this one may be a copy of: the embedding, for a head that is stored beside it
+               although the config ties the two. Random draws are keyed by that name, so that copies stay copies, and
+               what holds the same numbers counts once
     """
 
     canonical: str
@@ -75,12 +78,15 @@ class Piece:
     reads: tuple[Expr, ...] = ()
     base: Expr | None = None
     inputs: tuple[int, ...] = ()
+    twin: str = ""
 
 
 @dataclass(frozen=True)
 class Step:
     """One tensor of the output, under the template's name, and what becomes of it.
 
+    name    the template's own; or, where its adapter parts a head from the embedding that it was tied to, the name that
+            the template's layout has for the one that it does not store
     fate    merged (at least one piece is), folded (the template's, changed by its adapter), copied byte for byte, or
             tied (the same storage as tensor `same_as`)
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
@@ -143,6 +149,7 @@ class Plan:
     steps      one per tensor of the template, in its order
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
+    unties     whether the template's config ties its head to its embedding, and that of the output must not
     """
 
     recipe: Mapping[str, Any]
@@ -156,6 +163,7 @@ class Plan:
     steps: tuple[Step, ...]
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    unties: bool = False
     version: int = field(default=FORMAT)
 
     @property
@@ -205,6 +213,7 @@ class Plan:
             "steps": [_step_to_json(step) for step in self.steps],
             "left_out": [vars(entry).copy() for entry in self.left_out],
             "warnings": list(self.warnings),
+            "unties": self.unties,
         }
 
     @classmethod
@@ -227,6 +236,7 @@ class Plan:
             steps=tuple(_step_from_json(entry) for entry in data["steps"]),
             left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
             warnings=tuple(data["warnings"]),
+            unties=data["unties"],
             version=data["version"],
         )
 
@@ -263,6 +273,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
             "reads": [expr_to_json(expr) for expr in piece.reads],
             "base": None if piece.base is None else expr_to_json(piece.base),
             "inputs": list(piece.inputs),
+            "twin": piece.twin,
         }
         for piece in step.pieces
     ]
@@ -278,6 +289,7 @@ def _step_from_json(data: Mapping[str, Any]) -> Step:
             reads=tuple(expr_from_json(expr) for expr in entry["reads"]),
             base=None if entry["base"] is None else expr_from_json(entry["base"]),
             inputs=tuple(entry["inputs"]),
+            twin=entry["twin"],
         )
         for entry in data["pieces"]
     )
