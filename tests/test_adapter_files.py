@@ -262,7 +262,7 @@ def test_an_update_of_zeros_is_said(case: Trained, tmp_path: Path) -> None:
     assert ran.status == 0, ran.err
     says = "is all zeros, so that nothing of it comes into the output; the output has nothing of it"
     assert says in ran.err
-    assert says in json.loads((tmp_path / "out" / "polymerge.json").read_text())["output"]["notes"][0]
+    assert says in json.loads((tmp_path / "out" / "polymerge.json").read_text())["output"]["warnings"][0]
     for name, tensor in loaded(tmp_path / "out").state_dict().items():
         assert torch.equal(tensor, case.before[name])
     one = next(name for name in factors if ".lora_B." in name)

@@ -102,6 +102,7 @@ class Family:
                  nothing but the weights says which
     defaults     sizes that a config leaves out where they are those of its class
     interleaved  the key in the text config that lists layers which stand between those that a plain decoder has
+    ties         whether its class ties the head to the embedding where a config does not say
     """
 
     name: str
@@ -115,6 +116,7 @@ class Family:
     lineages: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     interleaved: str = ""
+    ties: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:

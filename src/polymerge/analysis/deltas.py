@@ -18,7 +18,7 @@ from polymerge.errors import CheckpointError, RecipeError
 from polymerge.kernels import CELL
 from polymerge.methods.factors import Factors, dot
 from polymerge.planning import AdapterPlan, PairStep, Piece, Plan, Step
-from polymerge.run.blocks import PieceBlocks, Workspace
+from polymerge.run.blocks import PieceBlocks, Workspace, repeats
 from polymerge.run.execute import is_wide
 from polymerge.run.files import Files
 
@@ -58,6 +58,8 @@ def stored_deltas(
     """
     merged = {piece.canonical: (step, piece) for step, piece, _ in plan.merged_pieces()}
     for step, piece in merged.values():
+        if piece.twin in merged and repeats(plan, piece, merged[piece.twin][1], entries, files):
+            continue  # one tensor of the model, stored twice
         found = _Stored(plan, step, piece, entries, files, workspace, max(block // CELL, 1) * CELL)
         if found.models and found.count:
             yield found

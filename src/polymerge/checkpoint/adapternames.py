@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.hubfiles import missing_remote
+from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.errors import CheckpointError
 
 __all__ = ["Sorted", "sort_names"]

@@ -23,6 +23,7 @@ __all__ = [
     "splits",
     "text_config",
     "text_tower",
+    "untied",
 ]
 
 Config = Mapping[str, object]
@@ -42,7 +43,7 @@ class TextTower:
     """The text tower as the config describes it; None is what the config does not say.
 
     model_type   the decoder's lineage, such as `qwen2`: towers of one lineage can be joined
-    ties_head    whether the head is the embedding; where it is None, a head that is not stored is tied
+    ties_head    whether a head that is not stored is the embedding; where it is None, nothing says that it is not
     """
 
     model_type: str | None
@@ -139,7 +140,8 @@ def _ties_head(config: Config) -> bool | None:
 
     transformers 4 goes by the nested flag and does not write an outer one that is true, since that is its default;
     5 goes by the outer flag, and takes over a nested one that is true in some families and not in others. So one true
-    is enough, whoever wrote it, unless an outer one says otherwise: then a head that is stored is a head.
+    is enough, whoever wrote it, unless an outer one says otherwise. A config that is silent means what its class does.
+    A head that is stored is a head all the same: transformers 5 ties the two only where they are equal.
     """
     levels = [config]
     while (inside := _nested(levels[-1])) is not None:
@@ -148,7 +150,13 @@ def _ties_head(config: Config) -> bool | None:
     if inner is True and False in outer:
         return None
     flags = [flag for flag in (*outer, inner) if isinstance(flag, bool)]
-    return any(flags) if flags else None
+    return any(flags) if flags else (claimed(config).ties or None)
+
+
+def untied(config: Config) -> dict[str, object]:
+    """A config that says, wherever it describes a text tower, that the head is not the embedding."""
+    nested = {key: untied(inside) for key in NESTED if isinstance(inside := config.get(key), Mapping)}
+    return {**config, **nested, "tie_word_embeddings": False}
 
 
 def splits(config: Config) -> dict[str, Split]:

@@ -69,6 +69,9 @@ class Piece:
                template's own bytes
     inputs     the inputs that `reads` are of, where that is not every model in order
     base       where the base's rows are, for methods on deltas
+    twin       the canonical tensor that this one may be a copy of: the embedding, for a head that is stored beside it
+               although the config ties the two. Random draws are keyed by that name, so that copies stay copies, and
+               what holds the same numbers counts once
     """
 
     canonical: str
@@ -77,12 +80,15 @@ class Piece:
     reads: tuple[Expr, ...] = ()
     base: Expr | None = None
     inputs: tuple[int, ...] = ()
+    twin: str = ""
 
 
 @dataclass(frozen=True)
 class Step:
     """One tensor of the output, under the template's name, and what becomes of it.
 
+    name    the template's own; or, where its adapter parts a head from the embedding that it was tied to, the name that
+            the template's layout has for the one that it does not store
     fate    merged (at least one piece is), folded (the template's, changed by its adapter), copied byte for byte, or
             tied (the same storage as tensor `same_as`)
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
@@ -165,6 +171,7 @@ class Plan:
     warnings   what a person should know although nothing forbids it
     beside     whose files the output has beside its weights: see `planning.inputs.files_beside`
     companions what lies beside the weights and is not the template's own, but its adapter's
+    unties     whether the template's config ties its head to its embedding, and that of the output must not
     """
 
     recipe: Mapping[str, Any]
@@ -180,6 +187,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     beside: Mapping[str, str | None] = field(default_factory=dict)
     companions: tuple[Companions, ...] = ()
+    unties: bool = False
     version: int = field(default=FORMAT)
 
     @property
@@ -233,6 +241,7 @@ class Plan:
             "companions": [
                 {**vars(one), "files": list(one.files), "dropped": list(one.dropped)} for one in self.companions
             ],
+            "unties": self.unties,
         }
 
     @classmethod
@@ -260,6 +269,7 @@ class Plan:
                 Companions(**{**one, "files": tuple(one["files"]), "dropped": tuple(one["dropped"])})
                 for one in data.get("companions", ())
             ),
+            unties=data["unties"],
             version=data["version"],
         )
 
@@ -296,6 +306,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
             "reads": [expr_to_json(expr) for expr in piece.reads],
             "base": None if piece.base is None else expr_to_json(piece.base),
             "inputs": list(piece.inputs),
+            "twin": piece.twin,
         }
         for piece in step.pieces
     ]
@@ -311,6 +322,7 @@ def _step_from_json(data: Mapping[str, Any]) -> Step:
             reads=tuple(expr_from_json(expr) for expr in entry["reads"]),
             base=None if entry["base"] is None else expr_from_json(entry["base"]),
             inputs=tuple(entry["inputs"]),
+            twin=entry["twin"],
         )
         for entry in data["pieces"]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
@@ -90,7 +91,9 @@ class _Planner:
                 self.warnings += [warning] if warning else []
         self._check_globs()
         comparable = all(model.generic == self.template.generic for model in self.readers)
-        steps = tuple(self._step(name) for name in self.template.stored) if comparable else ()
+        # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
+        names = [*self.template.stored, *([self.template.parted_name] if self.template.parted_name else [])]
+        steps = tuple(self._step(name) for name in names) if comparable else ()
         if comparable:
             self._note_extras()
         for model in dict.fromkeys((self.template, *self.readers)):
@@ -133,6 +136,7 @@ class _Planner:
             ),
             beside=beside,
             companions=companions,
+            unties=self.template.parted,
         )
 
     def _companions(self) -> tuple[Companions, ...]:
@@ -165,9 +169,9 @@ class _Planner:
 
     def _step(self, name: str) -> Step:
         """The fate of one tensor of the template, by its own name."""
-        entry = self.template.entries[name]
+        entry = self.template.entries[name if name in self.template.stored else self._beside(name)]
         blocks = self.template.layout.get(name, ())
-        if self.template.ties_head:  # stored twice, one tensor once it is loaded: both have to come out the same
+        if self.template.ties_head:  # one storage, whichever of its names is stored
             blocks = tuple((EMBEDDING if block == HEAD else block, rows) for block, rows in blocks)
         canonical = blocks[0][0] if blocks else name
         whole = ((0, entry.shape[0] if entry.shape else 1),)
@@ -189,19 +193,17 @@ class _Planner:
         if all(piece.setting is None for piece in pieces):
             if any(piece.reads for piece in pieces):
                 return step("folded", "" if self.recipe.merge_method == COPY else reason, pieces=pieces)
-            if name in self.template.adapted:
-                self.problems.append(
-                    RecipeError(
-                        f"'{self.template.label}': its adapter changes {name}, which is one with the embedding "
-                        f"({canonical}): what it does to one of them alone has no place in a checkpoint that ties them"
-                    )
-                )
             return step("copied", reason)
         dtype = self.dtype or entry.dtype
         if len(made) > 1:
             kept = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
             reason = partly_kept(kept, dtype if dtype != entry.dtype else "")
         return step("merged", reason, dtype=dtype, pieces=pieces)
+
+    def _beside(self, name: str) -> str:
+        """The tensor that `name`, which its adapter parts from it, is one with in the template's files."""
+        canonical = EMBEDDING if self.template.layout[name][0][0] == HEAD else HEAD
+        return next(own for own, held in self.template.layout.items() if held == ((canonical, ()),))
 
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
         """What becomes of one canonical tensor in the template: its pieces, and why where it is not merged."""
@@ -224,7 +226,9 @@ class _Planner:
         of   which rows of the canonical tensor they are; all of them, unless it is said
         """
         expr = self.template.tensors.get(canonical)
-        if expr is None or all(name in self.template.stored for name in names_read(expr)):
+        own = self.template.parted_name
+        apart = bool(own) and self.template.layout[own][0][0] == canonical
+        if expr is None or (not apart and all(name in self.template.stored for name in names_read(expr))):
             return Piece(canonical, rows)
         return Piece(canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=(0,))
 
@@ -295,7 +299,9 @@ class _Planner:
             reason = "; ".join(dict.fromkeys(reasons))
         deltas = METHODS[choice.setting.method].on == "deltas"
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
-        pieces = [Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)] if rows else []
+        twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
+        merged = Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base, twin=twin)
+        pieces = [merged] if rows else []
         if rest:
             pieces.append(self._kept(canonical, rest, rest))
         return (pieces, reason) if rows else ([], "no token is in every vocabulary")

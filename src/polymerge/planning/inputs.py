@@ -16,11 +16,12 @@ from polymerge.checkpoint.prefetch import fetched
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.quantization import why_quantized
+from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
 from polymerge.namemap import map_names
-from polymerge.planning.adapted import Parameters, changes
+from polymerge.planning.adapted import Parameters, Ties, changes, parted
 from polymerge.planning.companions import tokenizer_folder
-from polymerge.planning.model import EMBEDDING, HEAD, Model, stored_in
+from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
 from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
 
@@ -198,21 +199,60 @@ def _open(
                     f"{rows}. Mend config.json"
                 )
             )
+    ties = _ties(checkpoint.config, table, names.tensors)
     adapted: dict[str, Expr] = {}
+    apart = False
     if checkpoint.adapter is not None:
-        adapted = changes(label, Parameters(checkpoint, table, names.layout), checkpoint.adapter, problems)
+        adapted = changes(label, Parameters(checkpoint, table, names.layout, ties), checkpoint.adapter, problems)
+        apart = parted(ties, adapted, checkpoint.adapter)
     tensors = {
         canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
         for canonical, expr in names.tensors.items()
     }
-    borrowed = set()
-    if HEAD not in tensors and EMBEDDING in tensors and text_tower(checkpoint.config).ties_head in (True, None):
-        tensors[HEAD] = tensors[EMBEDDING]
-        borrowed.add(HEAD)
+    layout, borrowed = dict(names.layout), set[str]()
+    if ties is not None and ties.virtual:
+        canonical, same = (HEAD, EMBEDDING) if ties.virtual == ties.head else (EMBEDDING, HEAD)
+        tensors[canonical] = adapted.get(ties.virtual, tensors[same])
+        if apart:
+            layout[ties.virtual] = ((canonical, ()),)
+        else:
+            borrowed.add(canonical)
     return Model(
-        label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
-        frozenset(borrowed), adapted,
+        label, path, checkpoint, table, tensors, layout, names.views, frozenset(names.buffers),
+        frozenset(borrowed), adapted, apart,
     )  # fmt: skip
+
+
+def _ties(config: Mapping[str, object], family: Family, tensors: Mapping[str, Expr]) -> Ties | None:
+    """Head and embedding of a checkpoint, where its config ties them or one of the two is not stored for it to be."""
+    said = text_tower(config).ties_head
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
+    if said is False or (embedding is None and head is None):
+        return None
+    if embedding is not None and head is not None:
+        return Ties(own_name(embedding), own_name(head)) if said else None
+    if embedding is not None:
+        beside = _beside(family, own_name(embedding), HEAD)
+        return Ties(own_name(embedding), beside, beside)
+    assert head is not None
+    beside = _beside(family, own_name(head), EMBEDDING)
+    return Ties(beside, own_name(head), beside)
+
+
+def _beside(family: Family, own: str, canonical: str) -> str:
+    """The name that `canonical` has in a layout in which another tensor is called `own`: that of the nearest rule.
+
+    Tables have a layout's embedding, its layers and its head in this order, one layout after the other.
+    """
+    names = [rule.pattern for rule in family.rules]
+    wanted = [
+        place for place, rule in enumerate(family.rules) if rule.names == (canonical,) and "{" not in rule.pattern
+    ]
+    if own not in names or not wanted:
+        return canonical
+    place = names.index(own)
+    after, before = [one for one in wanted if one > place], [one for one in wanted if one < place]
+    return names[min(after) if canonical == HEAD and after else max(before) if before else min(after)]
 
 
 def _gguf_in(path: Path) -> Path | None:

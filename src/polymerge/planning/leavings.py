@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polymerge.checkpoint.joined import ADAPTER
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.data import LeftOut, Piece, Step
 from polymerge.planning.inputs import Models, chat_template_in, files_beside
-from polymerge.planning.model import HEAD, Model, part_of
+from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
+from polymerge.planning.overrides import matches
 from polymerge.reads import Expr, names_read
 from polymerge.recipe import Recipe
 from polymerge.settings import Setting
@@ -55,6 +57,10 @@ class Leavings:
             return "its adapter has another in its place"
         if own in model.buffers:
             return "a buffer that is computed from the config, never merged"
+        if own.startswith(ADAPTER) and not model.held(own):
+            return (
+                "its base ties head and embedding and its adapter keeps them so (ensure_weight_tying): it is the other"
+            )
         reasons = []
         for name in model.held(own):
             if (model.label, name) in self.extras:
@@ -120,6 +126,10 @@ def told_beside(
     ]
 
 
+def _one_is_excluded(recipe: Recipe) -> bool:
+    return len({any(matches(name, glob) for glob in recipe.exclude) for name in (EMBEDDING, HEAD)}) == 2
+
+
 def notes(
     recipe: Recipe, models: Models, base: Model | None, settings: Collection[Setting], steps: Sequence[Step]
 ) -> list[str]:
@@ -129,11 +139,16 @@ def notes(
         found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
     if models.base is not None and base is None and models.base not in models.merged:
         found.append(f"base_model '{models.base.label}' is not read: {recipe.merge_method} needs none")
-    if models.template.changes_tied_head:
+    if models.template.parted:
         found.append(
-            f"'{models.template.label}': its adapter changes the embedding, and its base ties the head to that, so "
-            "the head changes too. Where the head stayed as it was in training, as PEFT has it unless "
-            "ensure_weight_tying is set, this is another model"
+            f"'{models.template.label}': its adapter parts the head from the embedding, which its base ties. As in "
+            "PEFT they are two tensors then, so the output has a head of its own, and its config.json says so "
+            "(tie_word_embeddings: false)"
+        )
+    if models.template.ties_head and _one_is_excluded(recipe):
+        found.append(
+            f"exclude names one of {EMBEDDING} and {HEAD}: the template '{models.template.label}' has one tensor for "
+            f"both, which goes by {EMBEDDING}"
         )
     said = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
     said += [override.parameters for override in recipe.overrides]
@@ -141,8 +156,12 @@ def notes(
         found.append("int8_mask has no effect")
     for model in models.merged:
         if models.template.ties_head and HEAD in model.tensors and not model.ties_head:
-            found.append(f"'{model.label}' has a head of its own, which the tied template '{models.template.label}' "
-                         "has no place for")  # fmt: skip
+            what = "stores a head beside the embedding that its config ties it to" if model.config_ties else ""
+            found.append(
+                f"'{model.label}' {what or 'has a head of its own'}, which the tied template "
+                f"'{models.template.label}' has no place for: {'if the two differ, ' if what else ''}nothing of that "
+                f"head is in the output. Make '{model.label}' the template to merge heads"
+            )
     if not models.template.generic and models.template not in (*models.merged, base):
         found.append(f"template '{models.template.label}' gives the layout only: it is not among models")
     found += _beside_mergekit(recipe, models, base, settings, steps)

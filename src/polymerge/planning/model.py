@@ -14,7 +14,7 @@ from polymerge.families import text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, text_layer
 from polymerge.planning.data import Input
-from polymerge.reads import Adapted, Expr, Ranges, Read, Stacked, names_read, shape_of
+from polymerge.reads import Expr, Ranges, Read, Stacked, names_read, shape_of
 
 __all__ = ["EMBEDDING", "HEAD", "Model", "headers_digest", "own_name", "part_of", "stored_in", "tensors_digest"]
 
@@ -32,6 +32,7 @@ class Model:
     buffers  its names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
     adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
+    parted   whether its adapter makes two tensors of the head and the embedding that its base's config ties
     """
 
     label: str
@@ -44,6 +45,7 @@ class Model:
     buffers: frozenset[str]
     borrowed: frozenset[str]
     adapted: Mapping[str, Expr] = field(default_factory=dict)
+    parted: bool = False
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -76,21 +78,29 @@ class Model:
         return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
 
     @property
-    def ties_head(self) -> bool:
-        """Whether the head is the embedding: its config says so, or is silent and no head is stored."""
-        said = text_tower(self.checkpoint.config).ties_head
-        return HEAD in self.borrowed if said is None else said
+    def config_ties(self) -> bool:
+        """Whether its config ties the head to the embedding, whatever is stored."""
+        return text_tower(self.checkpoint.config).ties_head is True
 
     @property
-    def changes_tied_head(self) -> bool:
-        """Whether an adapter changes an embedding that is the head too, other than by rows, which PEFT ties as well."""
-        match self.tensors.get(EMBEDDING):
-            case Read(name):
-                return self.ties_head and name not in self.stored
-            case Adapted():
-                return self.ties_head
-            case _:
-                return False
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding: one of them is not stored, or both are one storage of a torch file.
+
+        A head that is stored beside the embedding is one of its own, whatever the config says: transformers 5 ties the
+        two only if all their numbers are equal.
+        """
+        if self.borrowed & {HEAD, EMBEDDING}:
+            return True
+        if self.parted or not self.config_ties or not {HEAD, EMBEDDING} <= self.tensors.keys():
+            return False
+        own = {canonical: name for name, held in self.layout.items() for canonical, _ in held}
+        head, embedding = (self.checkpoint.aliases.get(own[name], own[name]) for name in (HEAD, EMBEDDING))
+        return head == embedding
+
+    @property
+    def parted_name(self) -> str:
+        """The name that it has no tensor of, of the head or embedding that its adapter parts from the other."""
+        return next((name for name in self.layout if name not in self.stored), "")
 
     def find(self, canonical: str) -> str | None:
         """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""

@@ -16,7 +16,7 @@ from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
 from polymerge.reads import Ranges
-from polymerge.run.blocks import Block, PieceBlocks, Workspace
+from polymerge.run.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.run.device import Device
 from polymerge.run.files import Extent, Files, begins, extents
 from polymerge.run.pool import Pool, silent
@@ -154,10 +154,19 @@ class Execution:
         )
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """What a setting merges, by name: a tied head that is stored beside its embedding counts once."""
-        return {
+        """What a setting merges, by name; what is stored twice counts once."""
+        found = {
             piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
         }
+        return {
+            name: (step, piece)
+            for name, (step, piece) in found.items()
+            if piece.twin not in found or not self._repeats(piece, found[piece.twin][1])
+        }
+
+    def _repeats(self, piece: Piece, twin: Piece) -> bool:
+        key = ("repeats", piece, twin, self.plan.models, self.plan.base)
+        return self._once(key, lambda: repeats(self.plan, piece, twin, self.entries, self.files))
 
     def _measure_whole_models(self, number: int) -> None:
         """Dot products of the models over everything that a setting merges."""
@@ -205,7 +214,7 @@ class Execution:
                 known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))
             arguments["gram"] = known_gram
         if row.random:
-            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.canonical)
+            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical)
         function = method_function(row)
         scale = float(setting.parameters.get("scale", 1.0))
 

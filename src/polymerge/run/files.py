@@ -22,10 +22,13 @@ from polymerge.errors import CheckpointError
 from polymerge.kernels.cpu.turning import turn
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
 
-__all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "shape_in"]
+__all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
 _SPARSE: Final = 8
 """How many times as much as is wanted is read at once, before it is read bit by bit."""
+
+_COMPARED: Final = 1 << 20
+"""Elements that are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,42 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
 def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
     """The shape of what an expression reads from these tensors."""
     return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
+
+
+def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Files) -> bool:
+    """Whether two expressions over one input read the same bytes, which are then the same numbers.
+
+    What an adapter adds is compared by its factors' names alone.
+    """
+    if one == other:
+        return True
+    if _adapted(one) or _adapted(other):
+        return False
+    left, right = extents(one, entries), extents(other, entries)
+    if [(run.dtype, run.count) for run in left] != [(run.dtype, run.count) for run in right]:
+        return False
+    for ours, theirs in zip(left, right, strict=True):
+        for start in range(0, ours.count, _COMPARED):
+            block = []
+            for run in (ours, theirs):
+                (part,) = clip([run], start, min(start + _COMPARED, run.count))
+                block.append(bytearray(part.count * BITS[part.dtype] // 8))
+                files.fill(part, memoryview(block[-1]))
+            if block[0] != block[1]:
+                return False
+    return True
+
+
+def _adapted(expr: Expr) -> bool:
+    match expr:
+        case Adapted():
+            return True
+        case Rows(of):
+            return _adapted(of)
+        case Concat(of):
+            return any(map(_adapted, of))
+        case Read() | Stacked():
+            return False
 
 
 class Files:

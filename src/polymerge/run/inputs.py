@@ -104,7 +104,8 @@ def _files_merged(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Pa
     """The weight files that hold what is merged, and what the template has in its place."""
     steps = dict.fromkeys(step for step, _, _ in plan.merged_pieces())
     reads = [place for step in steps for place in (*_reads(plan, step), (plan.template, step.name))]
-    return list(dict.fromkeys(entries[place][name].file for place, name in reads))
+    # a tensor that the template does not store has no file of its own
+    return list(dict.fromkeys(entries[place][name].file for place, name in reads if name in entries[place]))
 
 
 def _reads(plan: Plan, step: Step) -> Iterator[tuple[int, str]]:

@@ -23,6 +23,7 @@ from polymerge.generation.models import load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
+from polymerge.planning.model import HEAD
 from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution
@@ -105,13 +106,15 @@ class LiveModel:
             fetch(first)
             self._template = _place(first)
             template = reopen(first.inputs[first.template]).entries
-            steps = first.steps
+            steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
             self.folder = Path(self._template[0])
             self.processor_folder = self._processor_folder(first)
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         if any(taken.kind == "generation config" for taken in first.companions):
             self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
-        self._shadow = _Shadow(self.model, {step.name: template[step.name].shape for step in steps})
+        if unties:
+            _untie(self.model)
+        self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
         self._held = {
             step.name: _stored(template[step.name]) for step in steps if step.name not in self._shadow.live_names
         }
@@ -260,6 +263,15 @@ class _Shadow:
             )
         found: Mapping[str, Tensor] = loaded.state_dict()
         return found
+
+
+def _untie(model: Any) -> None:
+    """Give a model whose head transformers tied to its embedding one of its own, which a plan has a tensor for."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -19,6 +20,7 @@ from polymerge.checkpoint.output import check_target, output_folder
 from polymerge.checkpoint.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
+from polymerge.families import untied
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.stored import Stored, stored_dtypes
@@ -134,6 +136,9 @@ def merge(
         stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
         if template.config:
             copy_beside(plan, template.folder, folder)
+            if plan.unties:
+                config = json.dumps(untied(template.config), indent=2, ensure_ascii=False)
+                (folder / "config.json").write_text(f"{config}\n", encoding="utf-8")
             _name_dtypes(folder / "config.json", stored)
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not

@@ -31,8 +31,8 @@ def verify_checkpoint(folder: str | Path, *, trust_remote_code: bool = False) ->
 
     Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
     config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
-    value; the processor or tokenizer is loaded; tied tensors must agree; the number of parameters must be that of the
-    template.
+    value; the processor or tokenizer is loaded; of a head that is stored although the config ties it, it is said
+    whether it is the embedding; the number of parameters must be that of the template.
 
     trust_remote_code  run Python files that lie in the folder, where its model needs them
 
@@ -84,10 +84,13 @@ def _ties(checkpoint: Checkpoint) -> Finding:
         np.array_equal(one, other)
         for one, other in zip(blocks_of(embedding, BLOCK), blocks_of(head, BLOCK), strict=True)
     )
+    if same:
+        return Finding("ties", True, f"{embedding.name} and {head.name} are stored twice with the same values")
     detail = (
-        "are stored twice with the same values" if same else "are tied by the config and stored with different values"
+        f"{head.name} is a head of its own: transformers 5 takes it although the config ties it to {embedding.name}; "
+        "what goes by the config alone (vLLM, transformers 4) needs tie_word_embeddings: false there"
     )
-    return Finding("ties", same, f"{embedding.name} and {head.name} {detail}")
+    return Finding("ties", True, detail)
 
 
 def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, Any]:
