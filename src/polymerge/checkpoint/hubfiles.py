@@ -28,7 +28,18 @@ from polymerge.checkpoint.huberrors import hub_errors, unreachable
 from polymerge.checkpoint.index import is_plain
 from polymerge.errors import CheckpointError
 
-__all__ = ["Listed", "Remote", "companions", "head_of", "link", "listing", "missing_remote", "remote_of", "view"]
+__all__ = [
+    "Listed",
+    "Remote",
+    "companions",
+    "head_of",
+    "link",
+    "listed_alike",
+    "listing",
+    "missing_remote",
+    "remote_of",
+    "view",
+]
 
 _WANTED: Final = (
     "*.safetensors",
@@ -71,6 +82,8 @@ class Listed:
     size: int
     sha256: str | None = None
     """None for a file that lies in git itself, as small ones do."""
+    blob: str | None = None
+    """What git calls its content, or that of what stands for it there; None where it was not noted."""
 
 
 def view(repository: str, snapshot: Path) -> Path:
@@ -121,6 +134,18 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
     return [folder / name for name in beside if names is None or name in names]
 
 
+def listed_alike(one: Path, other: Path) -> bool:
+    """Whether two files are of the hub and it says that their content is the same, so that neither has to come."""
+    remotes = [remote_of(file) for file in (one, other)]
+    blobs = [
+        listed.blob
+        if remote and (listed := (listing(remote.repository, remote.commit) or {}).get(remote.name))
+        else None
+        for remote in remotes
+    ]
+    return None not in blobs and blobs[0] == blobs[1]
+
+
 def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mapping[str, Listed] | None:
     """The files of a commit that can matter, each with what the hub says of it.
 
@@ -144,13 +169,15 @@ def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mappi
                 raise
             return None
     found = {
-        entry.path: Listed(entry.size, entry.lfs.sha256 if entry.lfs and _is_hash(entry.lfs.sha256) else None)
+        entry.path: Listed(
+            entry.size, entry.lfs.sha256 if entry.lfs and _is_hash(entry.lfs.sha256) else None, entry.blob_id
+        )
         for entry in tree
         if isinstance(entry, RepoFile) and _matters(entry.path)
     }
     if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
-    _write(note, json.dumps({name: [one.size, one.sha256] for name, one in found.items()}, indent=1).encode())
+    _write(note, json.dumps({name: [one.size, one.sha256, one.blob] for name, one in found.items()}, indent=1).encode())
     return found
 
 

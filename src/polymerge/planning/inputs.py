@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polymerge.checkpoint import open_checkpoint
-from polymerge.checkpoint.arrivals import arrive
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined, split_source
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, family_of, splits, text_tower
@@ -22,8 +20,6 @@ from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
 
 __all__ = ["Models", "labels_of", "open_each", "open_models", "sources_of"]
-
-TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,6 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
     opened = _open_all(sources, families, problems)
     if len(opened) < len(sources) or not recipe.models:
         return None
-    if recipe.vocab == "by-token":
-        _fetch_tokenizers(opened.values(), problems)
     merged = tuple(opened[entry.model] for entry in recipe.models)
     return Models(
         template=opened[recipe.template] if recipe.template else _first_multimodal(merged),
@@ -74,16 +68,6 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
         own=tuple(range(len(merged))),
         base=opened[recipe.base_model] if recipe.base_model else None,
     )
-
-
-def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -> None:
-    """Of models on the hub, bring the files that say which token a row is."""
-    for model in models:
-        try:
-            for file in companions(model.checkpoint.folder, TOKENIZER):
-                arrive(file)
-        except PolymergeError as error:
-            problems.append(error)
 
 
 def open_each(sources: Sequence[str], problems: list[PolymergeError]) -> list[Model]:

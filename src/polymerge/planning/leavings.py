@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polymerge.planning.data import LeftOut, Piece, Step
@@ -11,7 +11,7 @@ from polymerge.planning.model import HEAD, Model, part_of
 from polymerge.reads import Expr, names_read
 from polymerge.recipe import Recipe
 
-__all__ = ["Leavings", "notes", "partly_kept"]
+__all__ = ["Leavings", "left_out_of_files", "notes", "partly_kept"]
 
 
 @dataclass
@@ -85,9 +85,9 @@ def partly_kept(kept: Mapping[str, str], dtype: str) -> str:
     return "; ".join(reasons) + (f" (as {dtype}, like the rest)" if reasons and dtype else "")
 
 
-def notes(recipe: Recipe, models: Models, base: Model | None) -> list[str]:
+def notes(recipe: Recipe, models: Models, base: Model | None, inputs: Sequence[Model]) -> list[str]:
     """What a person should know of a plan although nothing forbids it; `base` is read, that of the models is named."""
-    found = []
+    found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
     if models.template.generic:
         found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
     if models.base is not None and base is None:
@@ -102,10 +102,26 @@ def notes(recipe: Recipe, models: Models, base: Model | None) -> list[str]:
     said += [override.parameters for override in recipe.overrides]
     if any("int8_mask" in parameters for parameters in said):
         found.append("int8_mask has no effect")
-    for model in models.merged:
-        if models.template.ties_head and HEAD in model.tensors and not model.ties_head:
-            found.append(f"'{model.label}' has a head of its own, which the tied template '{models.template.label}' "
-                         "has no place for")  # fmt: skip
+    merged = dict.fromkeys(models.merged)
+    own = [f"'{model.label}'" for model in merged if HEAD in model.tensors and not model.ties_head]
+    if models.template.ties_head and own:
+        have = "have heads of their own" if len(own) > 1 else "has a head of its own"
+        found.append(f"{' and '.join(own)} {have}, which the tied template '{models.template.label}' has no place for")
     if not models.template.generic and models.template not in models.merged:
         found.append(f"template '{models.template.label}' gives the layout only: it is not among models")
+    return found
+
+
+def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """A sentence for each model and reason, of what lies in its files and is no part of it.
+
+    skipped   labels of models, each with names and why they are left out
+    """
+    found = []
+    for label, names in skipped:
+        for reason in dict.fromkeys(names.values()):
+            listed = [f"'{name}'" for name, why in names.items() if why == reason]
+            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+            verb = "is" if len(listed) == 1 else "are"
+            found.append(f"'{label}': {', '.join(listed[:3])}{more} in its file {verb} left out: {reason}")
     return found

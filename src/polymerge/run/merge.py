@@ -22,6 +22,7 @@ from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
+from polymerge.run.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import Execution
@@ -39,12 +40,16 @@ class Merged:
     """What `merge` made: the folder, the plan that was carried out, and what the check at the end found.
 
     errors   of adapters: for each merged module the share of its norm that the output's rank has no room for
+    deltas   of methods on deltas: how far each model is from the base, by its label, in a sample of what is merged
+    warnings what the values made plain and no plan could foresee
     """
 
     folder: Path
     plan: Plan | AdapterPlan
     verification: Verification | None
     errors: Mapping[str, float] = field(default_factory=dict)
+    deltas: Mapping[str, DeltaNorm] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def merge(
@@ -123,6 +128,8 @@ def merge(
             execute(running, arrivals, plan, write, advance)
         shards.write_index(folder)
         arrivals.finish()
+        deltas = delta_norms(plan, entries)
+        warnings = tuple(ancestry_warnings(deltas, plan.inputs[plan.base].label)) if plan.base is not None else ()
         template = checkpoints[plan.template]
         if template.config:
             copy_companions(template.folder, folder)
@@ -133,12 +140,12 @@ def merge(
         pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written))
+        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written, deltas, warnings))
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, target.resolve().name, template.config), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification)
+    return Merged(target, plan, verification, deltas=deltas, warnings=warnings)
 
 
 def execute(running: Execution, arrivals: Arrivals, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:

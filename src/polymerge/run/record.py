@@ -9,13 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.whole import pinned
 from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.planning.data import Step
+from polymerge.run.ancestry import DeltaNorm
 from polymerge.settings import Setting
 
 __all__ = ["PLAN_VERSION", "RECORD", "adapter_outcome", "command_line", "outcome", "plan_table", "provenance", "roles"]
@@ -106,13 +107,22 @@ def plan_table(plan: Plan | AdapterPlan) -> dict[str, Any]:
     return {"version": PLAN_VERSION, "settings": settings, "columns": columns, **rows, "warnings": [*plan.warnings]}
 
 
-def outcome(plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
-    """What a checkpoint that was written holds; `files` are its shards, each with its size."""
+def outcome(
+    plan: Plan, files: Mapping[str, int], deltas: Mapping[str, DeltaNorm], warnings: Sequence[str]
+) -> dict[str, Any]:
+    """What a checkpoint that was written holds, and what was found while it was made.
+
+    files     its shards, each with its size
+    deltas    how far each model is from the base
+    """
+    norms = {label: norm.ratio if isfinite(norm.ratio) else None for label, norm in deltas.items()}
     return {
         "files": dict(files),
         "tensors": dict(Counter(step.fate for step in plan.steps)),
         "parameters": sum(prod(step.shape) for step in plan.steps if step.fate != "tied"),
         "merged": [step.name for step in plan.steps if step.fate == "merged"],
+        **({"delta_norms": norms} if norms else {}),
+        **({"warnings": list(warnings)} if warnings else {}),
     }
 
 
