@@ -136,13 +136,10 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
 
 def listed_alike(one: Path, other: Path) -> bool:
     """Whether two files are of the hub and it says that their content is the same, so that neither has to come."""
-    remotes = [remote_of(file) for file in (one, other)]
-    blobs = [
-        listed.blob
-        if remote and (listed := (listing(remote.repository, remote.commit) or {}).get(remote.name))
-        else None
-        for remote in remotes
-    ]
+    blobs = []
+    for remote in map(remote_of, (one, other)):
+        listed = (listing(remote.repository, remote.commit) or {}).get(remote.name) if remote else None
+        blobs.append(listed.blob if listed else None)
     return None not in blobs and blobs[0] == blobs[1]
 
 
