@@ -238,7 +238,7 @@ def _tree(folder: Path) -> Iterator[dict[str, Any]]:
                 "type": "file",
                 "path": name,
                 "size": file.stat().st_size,
-                "oid": "0" * 40,
+                "oid": hashlib.sha1(f"{file.stat().st_size} {_etag(file)}".encode()).hexdigest(),
                 **(large if file.suffix in (".safetensors", ".bin") else {}),
             }
 

@@ -138,6 +138,22 @@ def test_tokens_are_fetched_where_they_are_joined(hub: Standin, tmp_path: Path) 
     assert plan.hash == polymerge.plan(linear(*folders, template=folders[0], vocab="by-token")).hash
 
 
+def test_tokenizers_come_where_their_rows_are_merged_by_number_and_they_differ(hub: Standin, tmp_path: Path) -> None:
+    for name, tokens in (("one", "abcdefg"), ("same", "abcdefg"), ("two", "abcdefx")):
+        folder = sharded(tmp_path / name, 1, rows=7)
+        words = {token: place for place, token in enumerate(tokens)}
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}), encoding="utf-8")
+        hub.publish(f"a/{name}", folder)
+    assert polymerge.plan(linear("a/one", "a/same")).warnings == ()
+    kept = ["text.lm_head.weight", "text.embed_tokens.weight"]
+    assert polymerge.plan(linear("a/one", "a/two", exclude=kept)).warnings == ()
+    assert not hub.of("tokenizer.json")
+    (warning,) = polymerge.plan(linear("a/one", "a/two")).warnings
+    assert "1 of 7 rows" in warning
+    assert "(6: 'g'/'x')" in warning
+    assert len(hub.of("tokenizer.json")) == 2
+
+
 def test_a_local_path_asks_nobody(hub: Standin, pair: tuple[Path, Path], tmp_path: Path) -> None:
     merged(linear(*pair), tmp_path / "out", "--no-verify")
     assert hub.requests == []

@@ -32,8 +32,8 @@ def test_vocabularies_that_differ_are_kept_with_a_warning(folders: dict[str, str
     step = step_of(plan, "language_model.lm_head.weight")
     assert (step.fate, step.reason) == ("copied", "vocabularies differ")
     assert (
-        f"{HEAD}: 'wide' has 20 rows, template 'vlm' 16: vocabularies differ, so the template's is kept "
-        "(vocab: overlap or by-token merges)"
+        f"{EMBEDDING} and {HEAD}: 'wide' has 20 rows, template 'vlm' 16: vocabularies differ, so the template's is "
+        "kept (vocab: overlap or by-token merges)"
     ) in plan.warnings
     reasons = {(entry.input, entry.name): entry.reason for entry in plan.left_out}
     assert reasons[1, "lm_head.weight"] == "the template's is kept: vocabularies differ"

@@ -30,7 +30,17 @@ from polymerge.checkpoint.huberrors import hub_errors, unreachable
 from polymerge.checkpoint.index import is_plain
 from polymerge.errors import CheckpointError
 
-__all__ = ["Listed", "Remote", "companions", "head_of", "listing", "missing_remote", "remote_of", "view"]
+__all__ = [
+    "Listed",
+    "Remote",
+    "companions",
+    "head_of",
+    "listed_alike",
+    "listing",
+    "missing_remote",
+    "remote_of",
+    "view",
+]
 
 _WANTED: Final = (
     "*.safetensors",
@@ -73,6 +83,8 @@ class Listed:
     size: int
     sha256: str | None = None
     """None for a file that lies in git itself, as small ones do."""
+    blob: str | None = None
+    """What git calls its content, or that of what stands for it there; None where it was not noted."""
 
 
 def view(repository: str, snapshot: Path) -> Path:
@@ -134,6 +146,15 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
     ]
 
 
+def listed_alike(one: Path, other: Path) -> bool:
+    """Whether two files are of the hub and it says that their content is the same, so that neither has to come."""
+    blobs = []
+    for remote in map(remote_of, (one, other)):
+        listed = listing(remote.repository, remote.commit).get(remote.name) if remote else None
+        blobs.append(listed.blob if listed else None)
+    return None not in blobs and blobs[0] == blobs[1]
+
+
 def listing(repository: str, commit: str) -> Mapping[str, Listed]:
     """The files of a commit that can matter, each with what the hub says of it; asked once in a process."""
     with hub_errors(repository, commit):
@@ -146,7 +167,9 @@ def _ask(repository: str, commit: str) -> Mapping[str, Listed]:
 
     info = HfApi().model_info(repository, revision=commit, files_metadata=True)
     found = {
-        file.rfilename: Listed(file.size or 0, file.lfs.sha256 if file.lfs and _is_hash(file.lfs.sha256) else None)
+        file.rfilename: Listed(
+            file.size or 0, file.lfs.sha256 if file.lfs and _is_hash(file.lfs.sha256) else None, file.blob_id
+        )
         for file in info.siblings or ()
         if _matters(file.rfilename)
     }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -13,9 +14,24 @@ from polymerge.cli.options import output_options, recipe_of, recipe_options
 from polymerge.cli.progress import progress_bar
 
 if TYPE_CHECKING:
+    from polymerge.planning.words import Paint
     from polymerge.run.merge import Merged
 
 __all__ = ["fold", "merge", "plan", "verify"]
+
+
+_COLOURS = {
+    "note": "yellow", "merged": "green", "folded": "magenta", "copied": "blue", "tied": "cyan", "left out": "red",
+}  # fmt: skip
+
+
+def _paint_for(stream: TextIO) -> Paint:
+    """Colours for a plan on a terminal, unless NO_COLOR says none; elsewhere text as it is."""
+    from polymerge.planning.words import plain
+
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return plain
+    return lambda what, text: click.style(text, fg=_COLOURS[what])
 
 
 @click.command()
@@ -37,7 +53,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
             click.echo(text, nl=False)
             return
         Path(json_file).write_text(text, encoding="utf-8")
-    click.echo(describe(made, full=full))
+    click.echo(describe(made, full=full, paint=_paint_for(sys.stdout)))
 
 
 @click.command()
@@ -80,19 +96,26 @@ def _carry_out(
     """Plan, and make what is planned unless only the plan is wanted."""
     from polymerge.planning import make_plan
     from polymerge.planning.show import describe
+    from polymerge.planning.words import note_lines
 
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o': the folder to make.")
     made = make_plan(recipe)
     if dry_run or out is None:
-        click.echo(json.dumps({**made.to_json(), "hash": made.hash}) if as_json else describe(made))
+        click.echo(
+            json.dumps({**made.to_json(), "hash": made.hash})
+            if as_json
+            else describe(made, paint=_paint_for(sys.stdout))
+        )
         return
     from polymerge.run.merge import merge as run
 
-    for warning in made.warnings:
-        click.echo(f"note: {warning}", err=True)
+    for line in note_lines(made.warnings, _paint_for(sys.stderr)):
+        click.echo(line, err=True)
     with progress_bar(what) as progress:
         merged = run(made, out, check=not no_verify, progress=progress, **options)
+    for line in note_lines(merged.warnings, _paint_for(sys.stderr)):
+        click.echo(line, err=True)
     _report(merged, as_json)
 
 

@@ -10,9 +10,12 @@ from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.joined import split_source
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.methods.table import ADAPTERS, METHODS
-from polymerge.planning.companions import files_left_out, has_tokenizer
+from polymerge.planning.companions import files_beside, files_left_out, has_tokenizer
+from polymerge.planning.compatibility import config_warnings
 from polymerge.planning.extras import plan_extras
-from polymerge.planning.inputs import files_beside, labels_of
+from polymerge.planning.fit import merged_routers
+from polymerge.planning.inputs import labels_of
+from polymerge.planning.leavings import left_out_of_files
 from polymerge.planning.loraoutput import base_said, foreign_names, output_config
 from polymerge.planning.openedadapters import (
     base_of,
@@ -92,16 +95,20 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     problems.extend(foreign_names(opened.adapters, names, opened.template, opened.key, pairs, full))
     refuse_if_any(problems)
     template = opened.adapters[opened.template]
-    warnings = list(planner.warnings)
-    for label, adapter in zip(names, opened.adapters, strict=True):
-        warnings += [f"'{label}': '{name}' in its files is left out: {why}" for name, why in adapter.skipped.items()]
+    labelled = list(zip(names, opened.adapters, strict=True))
+    warnings = [*planner.warnings, *left_out_of_files((label, adapter.skipped) for label, adapter in labelled)]
+    for label, adapter in labelled:
         warnings += files_left_out(label, adapter.folder, adapter)
-    with_tokenizer = [label for label, one in zip(names, opened.adapters, strict=True) if has_tokenizer(one.folder)]
+    with_tokenizer = [label for label, adapter in labelled if has_tokenizer(adapter.folder)]
     if with_tokenizer and names[opened.template] not in with_tokenizer:
         warnings.append(
             f"the output has no tokenizer, for the template '{names[opened.template]}' has none; "
             f"{listed(with_tokenizer)} has one: name it as template to have that"
         )
+    configs = [(label, adapter.model_config) for label, adapter in labelled]
+    warnings += config_warnings(configs[opened.template], configs, ("text",))
+    if len(names) > 1:
+        warnings += merged_routers(f"{step.canonical}.weight" for step in pairs if step.fate == "merged")
     if recipe.base_model is not None and base is None and not local:
         warnings.append(f"base_model '{recipe.base_model}' is recorded, not read")
     return AdapterPlan(

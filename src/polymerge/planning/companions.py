@@ -17,10 +17,14 @@ from polymerge.checkpoint.adapterfiles import CONFIG
 from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.folder import read_config
 from polymerge.checkpoint.hubfiles import missing_remote
-from polymerge.checkpoint.prefetch import fetch_all
+from polymerge.checkpoint.jsontext import parse_object
+from polymerge.checkpoint.prefetch import fetch_all, fetched
+from polymerge.errors import PolymergeError
 from polymerge.planning.data import Companions
+from polymerge.planning.inputs import Models
+from polymerge.recipe import Recipe
 
-__all__ = ["TOKENIZER", "adapter_companions", "files_left_out", "has_tokenizer", "tokenizer_folder"]
+__all__ = ["adapter_companions", "files_beside", "files_left_out", "has_tokenizer", "tokenizer_folder", "told_beside"]
 
 _VOCABULARY: Final = (
     "tokenizer.json", "tokenizer.model*", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json", "spiece.model",
@@ -28,10 +32,12 @@ _VOCABULARY: Final = (
 )  # fmt: skip
 """A folder with one of these has a whole tokenizer."""
 
-TOKENIZER: Final = (
+_TOKENIZER: Final = (
     *_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
 )  # fmt: skip
 _TEMPLATE: Final = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
+_CHAT_TEMPLATE: Final = ("chat_template.jinja", "chat_template.json")
+_MAY_HOLD_CHAT_TEMPLATE: Final = ("tokenizer_config.json", "processor_config.json")
 _PROCESSOR: Final = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _NESTED: Final = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
 """What processor_config.json may hold itself, and transformers then reads before the file that is for it."""
@@ -70,10 +76,10 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
         notes.append(f"{kind}: {listed(files, 5)} of the adapter '{own.name}', {why}{left}")
 
     whole = has_tokenizer(own)
-    settings = _matching(here, TOKENIZER)
+    settings = _matching(here, _TOKENIZER)
     said = _object(own / "tokenizer_config.json") if whole else {}
     if whole:
-        take("tokenizer", settings, _matching(there, TOKENIZER), "whose folder has a whole tokenizer")
+        take("tokenizer", settings, _matching(there, _TOKENIZER), "whose folder has a whole tokenizer")
     elif settings:
         notes.append(
             f"tokenizer: the base's; {listed(settings, 5)} of the adapter '{own.name}' is left out, for its folder has "
@@ -97,6 +103,71 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
     if generation := _matching(here, _GENERATION):
         take("generation config", generation, (), "whose folder has one")
     return tuple(taken), tuple(notes)
+
+
+def told_beside(
+    recipe: Recipe, models: Models, problems: list[PolymergeError]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Whose config, tokenizer and chat template the output has, and a warning where models would lose their own."""
+    template = models.template
+    if recipe.template is not None:
+        why = "template"
+    elif {*models.merged, models.base or template} == {template}:
+        why = "the only model"
+    elif template is models.base:
+        why = "base_model, as the recipe names no template"
+    else:
+        kind = "multimodal model" if template.multimodal else "model"
+        why = f"first {kind}, as the recipe names no template"
+    if not template.checkpoint.config:
+        return {"config": None, "tokenizer": None, "chat_template": None, "why": f"{why}: a file without a config"}, []
+    try:
+        beside = files_beside(template.checkpoint.folder, template.label, why)
+        alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
+        silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_in(one.checkpoint.folder)]
+    except PolymergeError as error:
+        problems += error.problems
+        return {}, []
+    if not silenced:
+        return beside, []
+    labels = ", ".join(f"'{model.label}'" for model in silenced)
+    return beside, [
+        f"'{template.label}' has no chat template, so the output will have none; there is one in {labels}. Say "
+        f"`template: {silenced[0].checkpoint.source}` for the config, tokenizer and chat template of that"
+    ]
+
+
+def files_beside(folder: Path, label: str, why: str, config: str = "config.json") -> dict[str, str | None]:
+    """Whose config, tokenizer and chat template an output has that takes those in a folder: the label, or None.
+
+    why   the reason, which is kept beside them
+    """
+    tokenizer = has_tokenizer(folder)
+    return {
+        "config": label if _listed(folder / config) else None,
+        "tokenizer": label if tokenizer else None,
+        "chat_template": label if chat_template_in(folder) else None,
+        "why": why,
+    }
+
+
+def chat_template_in(folder: Path) -> bool:
+    """Whether a checkpoint says how a chat is written for it: in a file of its own, or in another one's JSON.
+
+    raises CheckpointError where such JSON cannot be read, or does not come from the hub.
+    """
+    if any(_listed(folder / name) for name in _CHAT_TEMPLATE):
+        return True
+    for file in [folder / name for name in _MAY_HOLD_CHAT_TEMPLATE if _listed(folder / name)]:
+        fetched(file)
+        if parse_object(file.read_bytes(), str(file), unique_keys=False).get("chat_template"):
+            return True
+    return False
+
+
+def _listed(file: Path) -> bool:
+    """Whether a file is in a folder, also where it is still on the hub and the folder has a link for it."""
+    return file.is_file() or file.is_symlink()
 
 
 def files_left_out(label: str, folder: Path, adapter: Adapter | None) -> Iterator[str]:

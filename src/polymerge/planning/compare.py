@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 from polymerge.errors import PolymergeError, refuse_if_any
 from polymerge.families import text_tower
-from polymerge.mapping import counterpart, without_branch
-from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
+from polymerge.mapping import PARTS, counterpart, without_branch
+from polymerge.planning.compatibility import config_warnings
+from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable, other_lineages
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import Model, part_of
 
@@ -90,7 +91,7 @@ def _joint(template: Model, other: Model) -> Joint:
     misfits = Misfits()
     common = common_parts((template, other))
     parts = None if template.generic else common
-    warning = joinable(template, other, parts, misfits, problems)
+    joinable(template, other, parts, misfits, problems)
     joined, kept = 0, list[str]()
     unread: Counter[str] = Counter()
     for name in template.tensors if template.generic == other.generic else ():
@@ -127,6 +128,16 @@ def _joint(template: Model, other: Model) -> Joint:
         other.label,
         tuple(sorted(common)),
         joined,
-        (*kept, *([warning] if warning else [])),
+        (*kept, *_warnings(template, other, parts)),
         tuple(obstacles),
     )
+
+
+def _warnings(template: Model, other: Model, parts: frozenset[str] | None) -> Iterator[str]:
+    """What a merge of two models would be warned of by their configs."""
+    if template.generic != other.generic:
+        return
+    if parts is not None and "text" in parts:
+        yield from other_lineages(template, [other])
+    ours, theirs = ((one.label, one.checkpoint.config) for one in (template, other))
+    yield from config_warnings(ours, [theirs], PARTS if parts is None else parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,22 @@ from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.mapping import counterpart, without_branch
+from polymerge.families import text_tower
+from polymerge.mapping import PARTS, counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.companions import adapter_companions, files_left_out
+from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
+from polymerge.planning.compatibility import config_warnings
 from polymerge.planning.data import Companions, Fate, Piece, Plan, Step
-from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
+from polymerge.planning.fit import (
+    VOCABULARY,
+    Misfits,
+    common_parts,
+    joinable,
+    merged_routers,
+    other_lineages,
+)
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
-from polymerge.planning.leavings import Leavings, notes, partly_kept, told_beside
+from polymerge.planning.leavings import Leavings, notes, partly_kept
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
 from polymerge.planning.overrides import Choice, choices_of, matches
 from polymerge.planning.stored import stored_dtypes
@@ -83,12 +93,14 @@ class _Planner:
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         self.joined = TokenJoin(self.template, problems)
         self.leavings = Leavings(self.template, self.parts)
+        # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
+        self.by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
+        self.unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
 
     def plan(self) -> Plan:
         for model in dict.fromkeys(self.readers):
             if model is not self.template:
-                warning = joinable(self.template, model, self.parts, self.misfits, self.problems)
-                self.warnings += [warning] if warning else []
+                joinable(self.template, model, self.parts, self.misfits, self.problems)
         self._check_globs()
         comparable = all(model.generic == self.template.generic for model in self.readers)
         # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
@@ -96,9 +108,8 @@ class _Planner:
         steps = tuple(self._step(name) for name in names) if comparable else ()
         if comparable:
             self._note_extras()
+            self._note_differences(steps)
         for model in dict.fromkeys((self.template, *self.readers)):
-            for name, why in model.checkpoint.skipped.items():
-                self.warnings.append(f"'{model.label}': '{name}' in its file is left out: {why}")
             self.warnings += files_left_out(model.label, model.checkpoint.folder, model.checkpoint.adapter)
         companions = self._companions()
         self.problems.extend(self.misfits.problems(self.template.label))
@@ -120,6 +131,7 @@ class _Planner:
         beside, silent = told_beside(self.recipe, self.models, self.problems)
         self.warnings += silent
         beside |= {kind: Path(one.folder).name for one in companions if (kind := one.kind.replace(" ", "_")) in beside}
+        told = notes(self.recipe, self.models, self.base, by_key.values(), steps, inputs)
         return Plan(
             recipe=recipe_dict(self.recipe),
             inputs=tuple(model.summary() for model in inputs),
@@ -131,9 +143,7 @@ class _Planner:
             settings=tuple(by_key[key] for key in self.settings),
             steps=steps,
             left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
-            warnings=tuple(
-                dict.fromkeys((*self.warnings, *notes(self.recipe, self.models, self.base, by_key.values(), steps)))
-            ),
+            warnings=tuple(dict.fromkeys((*self.warnings, *told))),
             beside=beside,
             companions=companions,
             unties=self.template.parted,
@@ -274,11 +284,8 @@ class _Planner:
         if canonical in VOCABULARY and (self.recipe.vocab == "by-token" or set(counts) != {total}):
             other = next((model for model, count in zip(readers, counts, strict=True) if count != total), None)
             if other is not None and self.recipe.vocab == "template":
-                self.warnings.append(
-                    f"{canonical}: '{other.label}' has {counts[readers.index(other)]} rows, template "
-                    f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: "
-                    "overlap or by-token merges)"
-                )
+                theirs_count = counts[readers.index(other)]
+                self.unequal[other, theirs_count, total].append(canonical)
                 return [], "vocabularies differ"
             if self.recipe.vocab == "overlap":
                 taken: list[Ranges] = [((0, min(total, *counts)),)] * (len(readers) + 1)
@@ -297,6 +304,10 @@ class _Planner:
                 if unread and model is not self.template:
                     reasons.append(f"{unread} of the {count} rows of '{model.label}' are not read")
             reason = "; ".join(dict.fromkeys(reasons))
+        if self.recipe.vocab != "by-token" and self._is_vocabulary(canonical):
+            for model in readers:
+                if model is not self.template:
+                    self.by_number[model, min(total, *counts)].append(canonical)
         deltas = METHODS[choice.setting.method].on == "deltas"
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
@@ -305,6 +316,34 @@ class _Planner:
         if rest:
             pieces.append(self._kept(canonical, rest, rest))
         return (pieces, reason) if rows else ([], "no token is in every vocabulary")
+
+    def _is_vocabulary(self, canonical: str) -> bool:
+        """Whether the rows of a tensor are the vocabulary: by its name, or its height where names have no meaning."""
+        if not self.template.generic:
+            return canonical in VOCABULARY
+        shape = self.template.shape(canonical)
+        return len(shape) == 2 and shape[0] == text_tower(self.template.checkpoint.config).vocab_size
+
+    def _note_differences(self, steps: Sequence[Step]) -> None:
+        """Note where models do not mean the same by weights of equal shape, each cause once."""
+        others = [model for model in dict.fromkeys(self.readers) if model is not self.template]
+        merged = {piece.canonical for step in steps for piece in step.pieces if piece.setting is not None}
+        parts = PARTS if self.template.generic else {part_of(canonical) for canonical in merged}
+        if not self.template.generic and (self.parts is None or "text" in self.parts):
+            self.warnings += other_lineages(self.template, others)
+        configs = [(model.label, model.checkpoint.config) for model in others]
+        self.warnings += config_warnings((self.template.label, self.template.checkpoint.config), configs, parts)
+        if len(set(self.models.merged)) > 1:
+            self.warnings += merged_routers(merged, self.template.tensors)
+        for (model, count, total), names in self.unequal.items():
+            self.warnings.append(
+                f"{' and '.join(dict.fromkeys(names))}: '{model.label}' has {count} rows, template "
+                f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: overlap or "
+                "by-token merges)"
+            )
+        for (model, count), names in self.by_number.items():
+            warning = self.joined.unlike(model, count, list(dict.fromkeys(names)))
+            self.warnings += [warning] if warning else []
 
     def _excluded(self, canonical: str) -> bool:
         return any(matches(canonical, glob) for glob in self.recipe.exclude)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import text_tower
+from polymerge.mapping import without_branch
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name
 
-__all__ = ["VOCABULARY", "Misfits", "common_parts", "joinable", "layer_pattern"]
+__all__ = [
+    "VOCABULARY",
+    "Misfits",
+    "common_parts",
+    "joinable",
+    "layer_pattern",
+    "merged_routers",
+    "other_lineages",
+]
 
 VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 """Canonical tensors whose rows are the vocabulary."""
@@ -95,8 +105,8 @@ def common_parts(models: Sequence[Model]) -> frozenset[str]:
 
 def joinable(
     template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits, problems: list[PolymergeError]
-) -> str | None:
-    """Check what is wrong between two models as wholes; returns a warning where something is only unusual."""
+) -> None:
+    """Check what is wrong between two models as wholes."""
     if template.generic != model.generic:
         stranger, other = (template, model) if template.generic else (model, template)
         kind = stranger.checkpoint.config.get("model_type")
@@ -108,9 +118,9 @@ def joinable(
                 "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/"
             )
         )
-        return None
+        return
     if template.generic or (parts is not None and "text" not in parts):
-        return None
+        return
     if template.depth != model.depth:
         misfits.deep.add(model.label)
         problems.append(
@@ -127,13 +137,47 @@ def joinable(
                 f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of one width can be merged"
             )
         )
-    ours, theirs = (text_tower(one.checkpoint.config).model_type for one in (template, model))
-    if ours and theirs and ours != theirs:
-        return (
-            f"the text tower of template '{template.label}' is a {ours}, that of '{model.label}' a {theirs}: their "
-            "tensors have the same names, but a merge only means something if they come from one base"
+
+
+def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
+    """A sentence for each lineage that text towers come from and the template's does not."""
+    ours = text_tower(template.checkpoint.config).model_type
+    others: dict[str, list[str]] = defaultdict(list)
+    for model in models:
+        theirs = text_tower(model.checkpoint.config).model_type
+        if ours and theirs and ours != theirs:
+            others[theirs].append(f"'{model.label}'")
+    for kind, labels in others.items():
+        yield (
+            f"the text tower of template '{template.label}' is a {ours}, that of {' and of '.join(labels)} a {kind}: "
+            "their tensors have the same names, but a merge only means something if they come from one base"
         )
-    return None
+
+
+_ROUTER = re.compile(
+    r".+\.(router(\.layer|\.classifier)?|shared_expert_gate|gate(\.wg)?)\.(weight|bias|e_score_correction_bias)"
+    r"|.+\.(e_score_correction_bias|expert_bias)"
+)
+
+
+def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
+    """A sentence with globs for the routers of experts that are merged, if there are any.
+
+    merged   canonical names of what is merged
+    names    all canonical names of the template, where they are known: a gate is a router if experts are beside it
+    """
+    beside = None if names is None else {name.partition(".experts.")[0] for name in names if ".experts." in name}
+    found: dict[str, int] = defaultdict(int)
+    for name in sorted(merged):
+        plain = without_branch(name)
+        module, gate, _ = plain.partition(".gate.")
+        if _ROUTER.fullmatch(plain) and (not gate or beside is None or module in beside):
+            found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
+    if found:
+        yield (
+            f"the routers of experts are merged ({sum(found.values())} tensors): one that is averaged sends tokens to "
+            f"other experts than those trained for them. To keep the template's, say exclude: {json.dumps(list(found))}"
+        )
 
 
 def _count(found: list[str]) -> str:

@@ -9,10 +9,7 @@ from pathlib import Path
 from polymerge.checkpoint import open_checkpoint
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.joined import open_joined, split_source
-from polymerge.checkpoint.jsontext import parse_object
-from polymerge.checkpoint.prefetch import fetched
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.quantization import why_quantized
@@ -20,7 +17,6 @@ from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
 from polymerge.namemap import map_names
 from polymerge.planning.adapted import Parameters, Ties, changes, parted
-from polymerge.planning.companions import tokenizer_folder
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
 from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
@@ -28,17 +24,11 @@ from polymerge.recipe import Recipe
 __all__ = [
     "Models",
     "bases_among",
-    "chat_template_in",
-    "files_beside",
     "labels_of",
     "open_each",
     "open_models",
     "sources_of",
 ]
-
-TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
-CHAT_TEMPLATE = ("chat_template.jinja", "chat_template.json")
-MAY_HOLD_CHAT_TEMPLATE = ("tokenizer_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -80,8 +70,6 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
     opened = _open_all(sources, families, problems)
     if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
-    if recipe.vocab == "by-token":
-        _fetch_tokenizers(opened.values(), problems)
     merged = tuple(opened[entry.model] for entry in recipe.models)
     base = opened[recipe.base_model] if recipe.base_model else None
     return Models(
@@ -97,49 +85,6 @@ def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
     if models is None:
         return tuple(place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model)
     return tuple(place for place, model in enumerate(models.merged) if model is models.base)
-
-
-def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -> None:
-    """Of models on the hub, bring the files that say which token a row is."""
-    for model in models:
-        try:
-            for file in companions(tokenizer_folder(model.checkpoint), TOKENIZER):
-                fetched(file)
-        except PolymergeError as error:
-            problems.append(error)
-
-
-def files_beside(folder: Path, label: str, why: str, config: str = "config.json") -> dict[str, str | None]:
-    """Whose config, tokenizer and chat template an output has that takes those in a folder: the label, or None.
-
-    why   the reason, which is kept beside them
-    """
-    tokenizer = any(_listed(folder / name) for name in TOKENIZER[:3])
-    return {
-        "config": label if _listed(folder / config) else None,
-        "tokenizer": label if tokenizer else None,
-        "chat_template": label if chat_template_in(folder) else None,
-        "why": why,
-    }
-
-
-def chat_template_in(folder: Path) -> bool:
-    """Whether a checkpoint says how a chat is written for it: in a file of its own, or in another one's JSON.
-
-    raises CheckpointError where such JSON cannot be read, or does not come from the hub.
-    """
-    if any(_listed(folder / name) for name in CHAT_TEMPLATE):
-        return True
-    for file in [folder / name for name in MAY_HOLD_CHAT_TEMPLATE if _listed(folder / name)]:
-        fetched(file)
-        if parse_object(file.read_bytes(), str(file), unique_keys=False).get("chat_template"):
-            return True
-    return False
-
-
-def _listed(file: Path) -> bool:
-    """Whether a file is in a folder, also where it is still on the hub and the folder has a link for it."""
-    return file.is_file() or file.is_symlink()
 
 
 def open_each(sources: Sequence[str], problems: list[PolymergeError]) -> list[Model]:

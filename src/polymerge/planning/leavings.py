@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polymerge.checkpoint.joined import ADAPTER
-from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.data import LeftOut, Piece, Step
-from polymerge.planning.inputs import Models, chat_template_in, files_beside
+from polymerge.planning.inputs import Models
 from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
 from polymerge.planning.overrides import matches
 from polymerge.reads import Expr, names_read
 from polymerge.recipe import Recipe
 from polymerge.settings import Setting
 
-__all__ = ["Leavings", "drops_at_random", "measures_tensors", "notes", "partly_kept", "told_beside"]
+__all__ = ["Leavings", "drops_at_random", "left_out_of_files", "measures_tensors", "notes", "partly_kept"]
 
 
 @dataclass
@@ -94,47 +93,20 @@ def partly_kept(kept: Mapping[str, str], dtype: str) -> str:
     return "; ".join(reasons) + (f" (as {dtype}, like the rest)" if reasons and dtype else "")
 
 
-def told_beside(
-    recipe: Recipe, models: Models, problems: list[PolymergeError]
-) -> tuple[dict[str, str | None], list[str]]:
-    """Whose config, tokenizer and chat template the output has, and a warning where models would lose their own."""
-    template = models.template
-    if recipe.template is not None:
-        why = "template"
-    elif {*models.merged, models.base or template} == {template}:
-        why = "the only model"
-    elif template is models.base:
-        why = "base_model, as the recipe names no template"
-    else:
-        kind = "multimodal model" if template.multimodal else "model"
-        why = f"first {kind}, as the recipe names no template"
-    if not template.checkpoint.config:
-        return {"config": None, "tokenizer": None, "chat_template": None, "why": f"{why}: a file without a config"}, []
-    try:
-        beside = files_beside(template.checkpoint.folder, template.label, why)
-        alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
-        silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_in(one.checkpoint.folder)]
-    except PolymergeError as error:
-        problems += error.problems
-        return {}, []
-    if not silenced:
-        return beside, []
-    labels = ", ".join(f"'{model.label}'" for model in silenced)
-    return beside, [
-        f"'{template.label}' has no chat template, so the output will have none; there is one in {labels}. Say "
-        f"`template: {silenced[0].checkpoint.source}` for the config, tokenizer and chat template of that"
-    ]
-
-
 def _one_is_excluded(recipe: Recipe) -> bool:
     return len({any(matches(name, glob) for glob in recipe.exclude) for name in (EMBEDDING, HEAD)}) == 2
 
 
 def notes(
-    recipe: Recipe, models: Models, base: Model | None, settings: Collection[Setting], steps: Sequence[Step]
+    recipe: Recipe,
+    models: Models,
+    base: Model | None,
+    settings: Collection[Setting],
+    steps: Sequence[Step],
+    inputs: Sequence[Model],
 ) -> list[str]:
     """What a person should know of a plan although nothing forbids it; `base` is read, that of the models is named."""
-    found = []
+    found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
     if models.template.generic:
         found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
     if models.base is not None and base is None and models.base not in models.merged:
@@ -154,14 +126,15 @@ def notes(
     said += [override.parameters for override in recipe.overrides]
     if any("int8_mask" in parameters for parameters in said):
         found.append("int8_mask has no effect")
-    for model in models.merged:
-        if models.template.ties_head and HEAD in model.tensors and not model.ties_head:
-            what = "stores a head beside the embedding that its config ties it to" if model.config_ties else ""
-            found.append(
-                f"'{model.label}' {what or 'has a head of its own'}, which the tied template "
-                f"'{models.template.label}' has no place for: {'if the two differ, ' if what else ''}nothing of that "
-                f"head is in the output. Make '{model.label}' the template to merge heads"
-            )
+    merged = dict.fromkeys(models.merged)
+    own = [model for model in merged if HEAD in model.tensors and not model.ties_head]
+    if models.template.ties_head and own:
+        labels = " and ".join(f"'{model.label}'" for model in own)
+        have = "have heads of their own" if len(own) > 1 else "has a head of its own"
+        found.append(
+            f"{labels} {have}, which the tied template '{models.template.label}' has no place for: unless it equals "
+            f"the embedding, nothing of it is in the output. Make '{own[0].label}' the template to merge heads"
+        )
     if not models.template.generic and models.template not in (*models.merged, base):
         found.append(f"template '{models.template.label}' gives the layout only: it is not among models")
     found += _beside_mergekit(recipe, models, base, settings, steps)
@@ -204,3 +177,18 @@ def measures_tensors(setting: Setting) -> bool:
     if row.statistic == "gram":
         return row.span == "tensor"
     return row.statistic == "cutoff" and said["trim"] == "tensor" and min(said["density"]) < 1
+
+
+def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """A sentence for each model and reason, of what lies in its files and is no part of it.
+
+    skipped   labels of models, each with names and why they are left out
+    """
+    found = []
+    for label, names in skipped:
+        for reason in dict.fromkeys(names.values()):
+            listed = [f"'{name}'" for name, why in names.items() if why == reason]
+            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+            verb = "is" if len(listed) == 1 else "are"
+            found.append(f"'{label}': {', '.join(listed[:3])}{more} in its file {verb} left out: {reason}")
+    return found

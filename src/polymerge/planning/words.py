@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from polymerge.settings import Setting
 
-__all__ = ["beside_words", "by_reason", "human_size", "ranges", "setting_words"]
+__all__ = ["Paint", "beside_words", "by_reason", "human_size", "note_lines", "plain", "ranges", "setting_words"]
+
+Paint = Callable[[str, str], str]
+"""How some text is shown: given what it is, a fate or `note`, and the text."""
+
 
 _FEW = 4
+
+
+def plain(_: str, text: str) -> str:
+    """Text as it is, for `Paint`."""
+    return text
+
+
+def note_lines(warnings: Iterable[str], paint: Paint = plain) -> Iterator[str]:
+    """The warnings of a plan, a line each."""
+    yield from (f"{paint('note', 'note:')} {warning}" for warning in warnings)
 
 
 def human_size(size: float) -> str:

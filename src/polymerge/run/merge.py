@@ -26,6 +26,7 @@ from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.stored import Stored, stored_dtypes
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter, zero_update
+from polymerge.run.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import Execution
@@ -45,7 +46,8 @@ class Merged:
 
     errors   of adapters: for each merged module the share of its norm that the output's rank has no room for
     norms    of adapters: how large the merged update is beside theirs
-    warnings what a person should know of what was made; what the plan knew is in its own
+    deltas   of methods on deltas: how far each model is from the base, by its label, in a sample of what is merged
+    warnings what the values made plain and no plan could foresee
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Merged:
     verification: Verification | None
     errors: Mapping[str, float] = field(default_factory=dict)
     norms: UpdateNorms | None = None
+    deltas: Mapping[str, DeltaNorm] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -132,6 +135,10 @@ def merge(
             execute(running, prefetch, plan, write, advance)
         shards.write_index(folder)
         prefetch.finish()
+        deltas = delta_norms(plan, entries)
+        warnings = _zero_updates(plan, [checkpoint.adapter for checkpoint in checkpoints])
+        if plan.base is not None:
+            warnings += tuple(ancestry_warnings(deltas, plan.inputs[plan.base].label))
         template = checkpoints[plan.template]
         stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
         if template.config:
@@ -147,14 +154,14 @@ def merge(
         pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        warnings = _zero_updates(plan, [checkpoint.adapter for checkpoint in checkpoints])
-        made = {**outcome(plan, written, stored), "warnings": warnings}
-        record = provenance(plan, digest_of, command or command_line(), made)
+        record = provenance(
+            plan, digest_of, command or command_line(), outcome(plan, written, stored, deltas, warnings)
+        )
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, target.resolve().name, template.config), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification, warnings=warnings)
+    return Merged(target, plan, verification, deltas=deltas, warnings=warnings)
 
 
 def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
@@ -208,7 +215,7 @@ def _merge_adapters(
         (folder / "README.md").write_text(adapter_card(plan, target.resolve().name, errors), encoding="utf-8")
         verification = verify(folder) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification, errors, norms, warnings)
+    return Merged(target, plan, verification, errors, norms, warnings=warnings)
 
 
 def _zero_updates(plan: Plan | AdapterPlan, adapters: Sequence[Adapter | None]) -> tuple[str, ...]:

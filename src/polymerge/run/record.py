@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from polymerge.dtypes import dtype_name
 from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.planning.data import Step
 from polymerge.planning.stored import Stored
+from polymerge.run.ancestry import DeltaNorm
 from polymerge.run.norms import UpdateNorms
 from polymerge.settings import Setting
 
@@ -109,8 +110,16 @@ def plan_table(plan: Plan | AdapterPlan) -> dict[str, Any]:
     return {"version": PLAN_VERSION, "settings": settings, "columns": columns, **rows, "warnings": [*plan.warnings]}
 
 
-def outcome(plan: Plan, files: Mapping[str, int], stored: Stored) -> dict[str, Any]:
-    """What a checkpoint that was written holds; `files` are its shards, each with its size."""
+def outcome(
+    plan: Plan, files: Mapping[str, int], stored: Stored, deltas: Mapping[str, DeltaNorm], warnings: Sequence[str]
+) -> dict[str, Any]:
+    """What a checkpoint that was written holds, and what was found while it was made.
+
+    files     its shards, each with its size
+    stored    the dtypes in them
+    deltas    how far each model is from the base
+    """
+    norms = {label: norm.ratio if isfinite(norm.ratio) else None for label, norm in deltas.items()}
     return {
         "files": dict(files),
         "dtypes": {dtype_name(code): count for code, count in stored.tensors.items()},
@@ -118,6 +127,8 @@ def outcome(plan: Plan, files: Mapping[str, int], stored: Stored) -> dict[str, A
         "tensors": dict(Counter(step.fate for step in plan.steps)),
         "parameters": sum(prod(step.shape) for step in plan.steps if step.fate != "tied"),
         "merged": [step.name for step in plan.steps if step.fate == "merged"],
+        **({"delta_norms": norms} if norms else {}),
+        **({"warnings": list(warnings)} if warnings else {}),
     }
 
 
@@ -132,7 +143,6 @@ def adapter_outcome(
         "ranks": sorted({step.rank for step in plan.pairs}),
         "relative_error": dict(errors),
         "update_norm": norms.to_json(),
-        "warnings": list(norms.warnings),
     }
 
 
