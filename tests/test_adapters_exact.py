@@ -272,7 +272,7 @@ def flat_method(method: str, weight: Sequence[float], density: float, name: str)
         thin = [literal.drawn(row, density, True, 7, n, name) for n, row in enumerate(rows)]
         if method == "dare_linear":
             return literal.weighted(thin, weight, False)
-        return literal.elected(thin, weight, "weighted", "weight")
+        return literal.elected(thin, weight, "weighted", "none")
 
     return join
 
