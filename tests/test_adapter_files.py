@@ -20,6 +20,8 @@ import adapters_made
 from adapters_made import PREFIX
 from polymerge import plan as make_plan
 from polymerge.checkpoint.adapter import is_adapter, open_adapter
+from polymerge.errors import CheckpointError
+from polymerge.generation.models import load_model
 from polymerge.planning import Plan
 from polymerge.run.live import LiveModel
 from running import checkpoint, cli, merged, raw, recipe_file, small_llama
@@ -173,6 +175,19 @@ def test_a_file_with_names_that_the_base_has_not(case: Trained, tmp_path: Path) 
     refused(case, tmp_path / "adapter", "new_embeddings.safetensors) has weights for input_embeddings, which its base")
 
 
+def test_a_file_with_names_that_no_model_has_in_a_merge(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        adapters_made.adapter(tmp_path / str(seed), seed)
+    (tmp_path / "1" / "config.json").write_text('{"model_type": "llama"}')
+    save_file({"input_embeddings": torch.zeros(2, 2)}, tmp_path / "2" / "new_embeddings.safetensors")
+    ran = cli(
+        "plan", recipe_file(adapters_made.recipe("linear", [tmp_path / "1", tmp_path / "2"]), tmp_path / "r.yaml")
+    )
+    assert ran.status == 2
+    assert "1 problem" in ran.err
+    assert f"'2': {tmp_path / '2' / 'new_embeddings.safetensors'}: 'input_embeddings' have names that no" in ran.err
+
+
 def test_a_second_lora_beside_the_first(case: Trained, tmp_path: Path) -> None:
     copytree(case.adapter, tmp_path / "adapter")
     copied = (tmp_path / "adapter" / MODEL).read_bytes()
@@ -203,6 +218,8 @@ def test_an_adapter_beside_a_whole_model(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     mean = (small_llama(1)[name].float() + small_llama(2)[name].float()) / 2
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], mean.bfloat16())
+    with pytest.raises(CheckpointError, match="lies beside the model, and transformers would load both"):
+        load_model(both)
 
 
 # --- what wrappers put into names

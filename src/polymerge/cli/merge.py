@@ -77,7 +77,8 @@ def fold(
 ) -> None:
     """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
 
-    The full weights that travel with the adapter, such as a projector, take the place of the base's.
+    The full weights that travel with the adapter, such as a projector, take the place of the base's, and so do a
+    tokenizer, chat template, processor or generation config in its folder.
     """
     from polymerge.planning.folding import fold_recipe
 

@@ -20,6 +20,7 @@ from polymerge.planning.loraoutput import base_said, foreign_names, output_confi
 from polymerge.planning.openedadapters import (
     base_of,
     check_bases,
+    check_beside,
     check_both_kinds,
     check_local_base,
     open_adapters,
@@ -47,7 +48,7 @@ def names_adapters(recipe: Recipe, problems: list[PolymergeError]) -> bool:
     for name in (name for name, kind in kinds.items() if not kind):
         try:
             path = locate(name)
-            if any(path.glob("adapter_model.*")):
+            if any(path.glob("adapter_model*")):
                 open_adapter(name, path)  # says what it lacks
         except PolymergeError as error:
             problems += error.problems
@@ -88,6 +89,7 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     pairs = planner.steps()
     adapted = {step.canonical for step in pairs}
     check_both_kinds(opened, problems)
+    check_beside(opened, problems)
     extra = choices[-1].setting.parameters.get("extra", "mean")
     inputs = summaries(opened)
     extras = plan_extras(recipe, opened.adapters, inputs, opened.template, opened.key, extra, base, adapted, problems)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.jsontext import parse_object
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.families import family_of
+from polymerge.families import FAMILIES, family_of
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
@@ -24,6 +25,7 @@ __all__ = [
     "Opened",
     "base_of",
     "check_bases",
+    "check_beside",
     "check_both_kinds",
     "check_local_base",
     "open_adapters",
@@ -156,6 +158,24 @@ def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
                     RecipeError(
                         f"{canonical}: '{label}' has trained it in full, '{factors[canonical]}' has LoRA on it. Fold "
                         "both into their base and merge the models"
+                    )
+                )
+
+
+def check_beside(opened: Opened, problems: list[PolymergeError]) -> None:
+    """Full weights in a file that is not PEFT's own have to be of a model, whose names some family has."""
+    if opened.family is GENERIC:
+        return  # its names are not known
+    tables = [opened.family, *(table for table in FAMILIES.values() if table is not GENERIC)]
+    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
+        for file in adapter.beside:
+            held = [parameter for parameter, entry in adapter.extras.items() if entry.file == file]
+            unknown = [name for name in held if not any(table.joint(name) or table.is_buffer(name) for table in tables)]
+            if unknown:
+                problems.append(
+                    RecipeError(
+                        f"'{label}': {file}: {listed(unknown)} have names that no family of models has, so what they "
+                        "are is not known. Move the file out of the folder if it is no part of the adapter"
                     )
                 )
 

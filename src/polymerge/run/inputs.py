@@ -82,6 +82,8 @@ def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
     for taken in plan.companions:
         for name in taken.dropped:
             (folder / name).unlink(missing_ok=True)
+            if (inside := (folder / name).parent) != folder and inside.is_dir() and not any(inside.iterdir()):
+                inside.rmdir()
         for name in taken.files:
             check_file(Path(taken.folder) / name)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
