@@ -83,6 +83,13 @@ class Adapter:
         factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
         return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What it changes, as the model that it was trained on calls it, each once."""
+        weights = (f"{module}.weight" for module in self.pairs)
+        biases = (f"{module}.bias" for module, pair in self.pairs.items() if pair.bias)
+        return tuple(dict.fromkeys((*self.extras, *self.tokens, *weights, *biases)))
+
 
 def is_adapter(path: Path) -> bool:
     """Whether `path` is a folder with an adapter_config.json and without a full model's weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoint import open_checkpoint
@@ -16,14 +16,14 @@ from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_y
 from polymerge.families import FAMILIES, family_of, splits, text_tower
 from polymerge.families.quantization import why_quantized
 from polymerge.namemap import map_names
-from polymerge.planning.adapted import Parameters, changes
+from polymerge.planning.adapted import changes
 from polymerge.planning.model import EMBEDDING, HEAD, Model, stored_in
+from polymerge.planning.parameters import Parameters
+from polymerge.planning.vocabulary import TOKENIZER, tokenizer_folder
 from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
 
 __all__ = ["Models", "labels_of", "open_each", "open_models", "sources_of"]
-
-TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -
     """Of models on the hub, bring the files that say which token a row is."""
     for model in models:
         try:
-            for file in companions(model.checkpoint.folder, TOKENIZER):
+            for file in companions(tokenizer_folder(model), TOKENIZER):
                 arrive(file)
         except PolymergeError as error:
             problems.append(error)
@@ -145,7 +145,10 @@ def _open(
             )
     adapted: dict[str, Expr] = {}
     if checkpoint.adapter is not None:
-        adapted = changes(label, Parameters(checkpoint, table, names.layout), checkpoint.adapter, problems)
+        parameters = Parameters(checkpoint, table, names.layout, names.views)
+        made = changes(label, parameters, checkpoint.adapter, problems)
+        adapted = dict(made.found)
+        checkpoint = replace(checkpoint, skipped={**checkpoint.skipped, **made.left_out})
     tensors = {
         canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
         for canonical, expr in names.tensors.items()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
+from polymerge.checkpoint.arrivals import arrive
+from polymerge.checkpoint.hubfiles import companions
 from polymerge.checkpoint.tokens import read_tokens
-from polymerge.errors import PolymergeError
-from polymerge.planning.model import Model
+from polymerge.errors import CheckpointError, PolymergeError
+from polymerge.planning.model import EMBEDDING, Model
 from polymerge.reads import Ranges
 
-__all__ = ["TokenJoin", "outside", "runs"]
+__all__ = ["TOKENIZER", "TokenJoin", "outside", "runs", "tokenizer_folder", "vocabulary_notes"]
+
+TOKENIZER: Final = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
+"""The files that say which token a row is."""
+
+_VOCABULARIES: Final = TOKENIZER[:3]
 
 
 class TokenJoin:
@@ -41,7 +50,7 @@ class TokenJoin:
     def _of(self, model: Model) -> Mapping[int, str]:
         if model not in self._tokens:
             try:
-                self._tokens[model] = read_tokens(model.checkpoint.folder)
+                self._tokens[model] = read_tokens(tokenizer_folder(model))
             except PolymergeError as error:
                 self._problems.append(error)
                 self._tokens[model] = {}
@@ -67,3 +76,42 @@ def outside(rows: Ranges, total: int) -> Ranges:
             gaps.append((end, start))
         end = stop
     return tuple(gaps)
+
+
+def tokenizer_folder(model: Model) -> Path:
+    """Where the tokenizer of a model lies: beside its adapter where that has one, for it is the one trained with."""
+    adapter = model.checkpoint.adapter
+    own = adapter is not None and any((adapter.folder / name).exists() for name in _VOCABULARIES)
+    return adapter.folder if adapter is not None and own else model.checkpoint.folder
+
+
+def vocabulary_notes(model: Model) -> Iterator[str]:
+    """What to say of a model whose adapter resized its vocabulary, or has a tokenizer that does not fit its rows."""
+    own = next((name for name, held in model.layout.items() if held[0][0] == EMBEDDING), None)
+    if model.checkpoint.adapter is None or own is None:
+        return
+    before, rows = model.entries[own].shape[0], model.shape(EMBEDDING)[0]
+    folder = tokenizer_folder(model)
+    if before != rows:
+        yield f"'{model.label}': its adapter resized the vocabulary: {rows} rows, {before} in its base"
+        if rows > before and folder == model.checkpoint.folder:
+            yield (
+                f"'{model.label}': no tokenizer lies beside the adapter, so that no token may have the new rows. Copy "
+                "it there from where the adapter was trained"
+            )
+    if before == rows and folder == model.checkpoint.folder:
+        return
+    for file in companions(folder, TOKENIZER):
+        arrive(file)
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        return
+    try:
+        last = max(read_tokens(folder), default=-1)
+    except CheckpointError as error:
+        yield f"'{model.label}': whether its tokens fit its rows is not checked: {error}"
+        return
+    if last >= rows:
+        yield (
+            f"'{model.label}': the tokenizer in {folder} has tokens up to number {last}, the embedding {rows} rows: "
+            "the model fails at the tokens beyond them. Put the tokenizer that it was trained with beside the adapter"
+        )

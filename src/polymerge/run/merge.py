@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -13,13 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from polymerge.checkpoint import Checkpoint
 from polymerge.checkpoint.arrivals import Arrivals, arrive, arriving_on
 from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
+from polymerge.families import with_rows
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
+from polymerge.planning.model import EMBEDDING
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
 from polymerge.run.cards import adapter_card, model_card
@@ -126,6 +130,10 @@ def merge(
         template = checkpoints[plan.template]
         if template.config:
             copy_companions(template.folder, folder)
+            config = _config(plan, template)
+            if template.brought or config != template.config:
+                text = json.dumps(dict(config), indent=2, ensure_ascii=False)
+                (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
 
@@ -139,6 +147,15 @@ def merge(
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
     return Merged(target, plan, verification)
+
+
+def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
+    """The template's config, with as many rows in its vocabulary as the output has."""
+    for step in plan.steps:
+        stored = template.entries.get(step.name)
+        if step.canonical == EMBEDDING and stored is not None and stored.shape != step.shape:
+            return with_rows(template.config, stored.shape[0], step.shape[0])
+    return template.config
 
 
 def execute(running: Execution, arrivals: Arrivals, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
