@@ -107,7 +107,7 @@ class _Joining:
         self.problems = problems
         self.missing: dict[str, None] = {}
         self._state: dict[Block, Expr] = {}
-        self._wrong: dict[tuple[str, Shape, Shape], list[tuple[str, Place]]] = {}
+        self._wrong: dict[tuple[str, Shape, Shape], list[tuple[str, Place, Shape, Shape]]] = {}
 
     @cached_property
     def _shapes(self) -> Mapping[str, Shape]:
@@ -155,7 +155,8 @@ class _Joining:
         have = self.shape(place)
         if have == shape or (resizing and self._of_tokens(place) and have[1:] == shape[1:]):
             return True
-        self._wrong.setdefault((layer_pattern(what), shape, have), []).append((what, place))
+        kind = ("projector", (), ()) if self._of_projector(place) else (layer_pattern(what), shape, have)
+        self._wrong.setdefault(kind, []).append((what, place, shape, have))
         return False
 
     def _of_tokens(self, place: Place) -> bool:
@@ -163,12 +164,17 @@ class _Joining:
         ((name, _), *more) = place
         return not more and any(canonical in VOCABULARY for canonical, _ in self.parameters.layout[name])
 
+    def _of_projector(self, place: Place) -> bool:
+        """Whether a place is in the projector."""
+        return any(
+            canonical.startswith("projector.") for name, _ in place for canonical, _ in self.parameters.layout[name]
+        )
+
     def misshapen(self) -> Iterable[PolymergeError]:
         """What to say of the changes that do not fit, one message for all layers that are alike."""
-        for (_, shape, have), found in self._wrong.items():
-            what, place = found[0]
+        for found in self._wrong.values():
+            what, place, shape, have = found[0]
             names = " with ".join(dict.fromkeys(name for name, _ in place))
-            held = {canonical for name, _ in place for canonical, _ in self.parameters.layout[name]}
             more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
             if self._of_tokens(place) and have[1:] == shape[1:]:
                 way = (
@@ -176,7 +182,7 @@ class _Joining:
                     f"it with the whole embedding (save_embedding_layers=True), or name the base with "
                     f"{shape[0]} rows, as it was trained"
                 )
-            elif any(canonical.startswith("projector.") for canonical in held):
+            elif self._of_projector(place):
                 way = f"The projectors are not of one kind. {_other_projector(self.adapter)}"
             else:
                 way = _name_the_base(self.parameters.checkpoint, self.adapter)
