@@ -257,6 +257,9 @@ def test_a_base_with_a_projector_of_another_kind_is_told_so(tmp_path: Path) -> N
         assert "1 problem" in ran.err
         assert words in ran.err
         assert "or the language model whose module names the adapter has" in ran.err
+    other = checkpoint(tmp_path / "other", tower | linear, config | {"architectures": ["LlavaMistralForCausalLM"]})
+    ran = cli("fold", learned, "--base", other, "--dry-run")  # no second projector beside its own
+    assert of_linear in ran.err
     (learned / "config.json").unlink()
     vicuna = checkpoint(tmp_path / "vicuna", tower, config_of("llama", SIZES))
     ran = cli("fold", learned, "--base", vicuna, "--dry-run")

@@ -18,6 +18,9 @@ ADAPTER: Final = "adapter/"
 
 _PLUS: Final = "+"
 
+_EYES: Final = ("vision_config", "mm_vision_tower", "mm_projector_type", "img_processor")
+"""What only the configs of multimodal models say."""
+
 
 def split_source(source: str) -> tuple[str, str | None]:
     """What a recipe calls a base and its adapter, `BASE+ADAPTER`; None where the source is one model.
@@ -62,13 +65,14 @@ def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
 def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, Entry]:
     """The full weights of an adapter that make another model of its base, by the names that they have there.
 
-    None unless a config.json beside the adapter is of another model than the base's, and every module that the adapter
-    changes has its name in the base: then the two lay out what they share alike.
+    None unless the base is a model without eyes, a config.json beside the adapter is of another one, and every module
+    that the adapter changes has its name in the base: then the two lay out what they share alike. A head is the base's.
     """
     ours, theirs = (
         (config.get("architectures"), config.get("model_type")) for config in (checkpoint.config, adapter.model_config)
     )
     shared = all(f"{module}.weight" in checkpoint.entries for module in adapter.pairs)
-    if not adapter.model_config or ours == theirs or not shared:
+    if not adapter.model_config or ours == theirs or not shared or any(key in checkpoint.config for key in _EYES):
         return {}
-    return {name: entry for name, entry in adapter.extras.items() if name not in checkpoint.entries}
+    new = {name: entry for name, entry in adapter.extras.items() if name not in checkpoint.entries}
+    return {name: entry for name, entry in new.items() if not name.endswith("lm_head.weight")}
