@@ -64,7 +64,7 @@ def test_modules_that_the_base_does_not_have(base: Path, tmp_path: Path) -> None
     few = ", ".join(f"model.layers.{layer}.mlp.up_proj.weight" for layer in (10, 7, 8))
     assert "1 problem, nothing was written" in said
     assert f"'adapter': the adapter ({learned}) has weights for {few} and 1 more, which its base ({base}, " in said
-    assert "family llama) does not have. Name the base that it was trained on" in said
+    assert "family llama) does not have: its text tower has 2 layers. Name the base that it was trained on" in said
 
 
 SHAPES: dict[str, tuple[dict[str, Tensor], str]] = {
@@ -80,8 +80,13 @@ SHAPES: dict[str, tuple[dict[str, Tensor], str]] = {
         "model.embed_tokens of the adapter is for [8, 6], model.embed_tokens.weight of its base is [7, 6]",
     ),
     "an extra": (
+        FACTORS | {"model.norm.weight": torch.ones(8)},
+        "model.norm.weight of the adapter is for [8], model.norm.weight of its base is [6]. Name the base that it was",
+    ),
+    "a head without its embedding": (
         FACTORS | {"lm_head.weight": torch.ones(8, 6)},
-        "lm_head.weight of the adapter is for [8, 6], lm_head.weight of its base is [7, 6]",
+        "the adapter has lm_head.weight with 8 rows, its base 7, and model.embed_tokens.weight would have 7: a "
+        "vocabulary has as many in both",
     ),
     "an extra of another rank": (
         FACTORS | {"model.norm.weight": torch.ones(6, 1)},

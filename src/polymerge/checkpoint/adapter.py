@@ -97,6 +97,13 @@ class Adapter:
         files = [self.extras[name].file for name in parameters if name in self.extras]
         return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What it changes, as the model that it was trained on calls it, each once."""
+        weights = (f"{module}.weight" for module in self.pairs)
+        biases = (f"{module}.bias" for module, pair in self.pairs.items() if pair.bias)
+        return tuple(dict.fromkeys((*self.extras, *self.tokens, *weights, *biases)))
+
 
 def is_adapter(path: Path) -> bool:
     """Whether `path` is a folder with an adapter_config.json and without a whole model's weights."""

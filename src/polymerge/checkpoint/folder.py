@@ -55,6 +55,8 @@ class Checkpoint:
     """In torch files, what is no tensor of the model -> why it is left out."""
     adapter: Adapter | None = None
     """The adapter that stands beside it, whose tensors are then in `entries` as well (see `checkpoint.joined`)."""
+    brought: tuple[str, ...] = ()
+    """Tensors in `entries` that it has from the adapter alone, whose config is then its own."""
 
 
 def open_checkpoint(source: str, path: Path) -> Checkpoint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymerge.families.config import TextTower, family_of, splits, text_config, text_tower, untied
+from polymerge.families.config import TextTower, family_of, splits, text_config, text_tower, untied, with_rows
 from polymerge.families.quantization import quantization_method
 from polymerge.families.table import FAMILIES
 
@@ -15,4 +15,5 @@ __all__ = [
     "text_config",
     "text_tower",
     "untied",
+    "with_rows",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "text_config",
     "text_tower",
     "untied",
+    "with_rows",
 ]
 
 Config = Mapping[str, object]
@@ -57,6 +58,27 @@ def text_config(config: Config) -> Config:
     """The part of a config that describes the text tower: one of `NESTED`, or all of a flat config."""
     nested = _nested(config)
     return config if nested is None else text_config(nested)
+
+
+def with_rows(config: Config, before: int, after: int) -> dict[str, object]:
+    """The config of a model whose embedding has `after` rows and had `before`.
+
+    Every level that says a vocabulary is changed alike, since some classes have rows beyond it; one that has the new
+    one already stays, and the innermost level says one in any case.
+    """
+    changed, said = dict(config), config.get("vocab_size")
+    inside = next((key for key in NESTED if isinstance(config.get(key), Mapping)), None)
+    if type(said) is int and said != after:
+        changed["vocab_size"] = said + after - before
+    if inside is not None:
+        nested = config[inside]
+        assert isinstance(nested, Mapping)
+        if _nested(nested) is None and "vocab_size" not in nested:
+            nested = {**nested, "vocab_size": _said(config, "vocab_size") or before}
+        changed[inside] = with_rows(nested, before, after)
+    elif "vocab_size" not in config:
+        changed["vocab_size"] = after
+    return changed
 
 
 def _nested(config: Config) -> Config | None:

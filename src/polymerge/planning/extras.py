@@ -34,7 +34,7 @@ def plan_extras(
     adapters: Sequence[Adapter],
     inputs: Sequence[Input],
     template: int,
-    key: Callable[[str], str],
+    key: Callable[[int, str], str],
     extra: str,
     base: Model | None,
     adapted: Collection[str],
@@ -52,12 +52,12 @@ def plan_extras(
     held: dict[str, dict[int, tuple[str, Entry]]] = defaultdict(dict)
     for place in (template, *(n for n in range(len(adapters)) if n != template)):
         for parameter, entry in adapters[place].extras.items():
-            module = key(f"{parameter.rpartition('.')[0]}.weight").removesuffix(".weight")
-            held[key(parameter)][place] = (stored_name(parameter, module in adapted), entry)
+            module = key(place, f"{parameter.rpartition('.')[0]}.weight").removesuffix(".weight")
+            held[key(place, parameter)][place] = (stored_name(parameter, module in adapted), entry)
         for parameter, (_, entry) in adapters[place].tokens.items():
             module = parameter.removesuffix(".weight")
             name = f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"
-            held[f"{key(parameter)} (trained tokens)"][place] = (name, entry)
+            held[f"{key(place, parameter)} (trained tokens)"][place] = (name, entry)
     _check_tokens(adapters, labels, problems)
     if not held:
         return None

@@ -184,11 +184,12 @@ class _Planner:
         if self.template.ties_head:  # one storage, whichever of its names is stored
             blocks = tuple((EMBEDDING if block == HEAD else block, rows) for block, rows in blocks)
         canonical = blocks[0][0] if blocks else name
-        whole = ((0, entry.shape[0] if entry.shape else 1),)
+        shape = self.template.shape(canonical) if canonical in VOCABULARY and len(blocks) == 1 else entry.shape
+        whole = ((0, shape[0] if shape else 1),)
 
         def step(fate: Fate, reason: str, **more: Any) -> Step:
             dtype, view = more.pop("dtype", entry.dtype), self.template.views.get(name)
-            return Step(name, canonical, fate, dtype, entry.dtype, entry.shape, reason, view=view, **more)
+            return Step(name, canonical, fate, dtype, entry.dtype, shape, reason, view=view, **more)
 
         first = self.template.checkpoint.aliases.get(name)
         if first is not None and self.template.ties_head:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoint import open_checkpoint
@@ -16,8 +16,9 @@ from polymerge.families.quantization import why_quantized
 from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
 from polymerge.namemap import map_names
-from polymerge.planning.adapted import Parameters, Ties, changes, parted
+from polymerge.planning.adapted import changes, parted
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
+from polymerge.planning.parameters import Parameters, Ties
 from polymerge.reads import Expr, Read, replace_reads
 from polymerge.recipe import Recipe
 
@@ -148,8 +149,14 @@ def _open(
     adapted: dict[str, Expr] = {}
     apart = False
     if checkpoint.adapter is not None:
-        adapted = changes(label, Parameters(checkpoint, table, names.layout, ties), checkpoint.adapter, problems)
+        layout = dict(names.layout)
+        if ties is not None and ties.virtual:
+            layout[ties.virtual] = ((HEAD if ties.virtual == ties.head else EMBEDDING, ()),)
+        parameters = Parameters(checkpoint, table, layout, names.views, ties)
+        made = changes(label, parameters, checkpoint.adapter, problems)
+        adapted = dict(made.found)
         apart = parted(ties, adapted, checkpoint.adapter)
+        checkpoint = replace(checkpoint, skipped={**checkpoint.skipped, **made.left_out})
     tensors = {
         canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
         for canonical, expr in names.tensors.items()

@@ -11,6 +11,7 @@ from polymerge.planning.data import LeftOut, Piece, Step
 from polymerge.planning.inputs import Models
 from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
 from polymerge.planning.overrides import matches
+from polymerge.planning.vocabulary import vocabulary_notes
 from polymerge.reads import Expr, names_read
 from polymerge.recipe import Recipe
 from polymerge.settings import Setting
@@ -54,6 +55,8 @@ class Leavings:
         """Why no step reads a tensor; `kept` by the names that the model has for it."""
         if own in model.adapted and own not in names_read(model.adapted[own]):
             return "its adapter has another in its place"
+        if own in model.checkpoint.skipped:
+            return model.checkpoint.skipped[own]
         if own in model.buffers:
             return "a buffer that is computed from the config, never merged"
         if own.startswith(ADAPTER) and not model.held(own):
@@ -122,6 +125,7 @@ def notes(
             f"exclude names one of {EMBEDDING} and {HEAD}: the template '{models.template.label}' has one tensor for "
             f"both, which goes by {EMBEDDING}"
         )
+    found += [*_brought(models.template), *vocabulary_notes(models.template)]
     said = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
     said += [override.parameters for override in recipe.overrides]
     if any("int8_mask" in parameters for parameters in said):
@@ -192,3 +196,22 @@ def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[
             verb = "is" if len(listed) == 1 else "are"
             found.append(f"'{label}': {', '.join(listed[:3])}{more} in its file {verb} left out: {reason}")
     return found
+
+
+def _brought(model: Model) -> Iterator[str]:
+    """What to say of a model that its adapter makes of another one."""
+    brought, config = model.checkpoint.brought, model.checkpoint.config
+    if not brought:
+        return
+    kind = (config.get("architectures") or [config.get("model_type")])[0]
+    tower = config.get("mm_vision_tower")
+    without = (
+        f"; its vision tower, {tower}, is not in it, and whoever loads it fetches that, as LLaVA has it"
+        if tower and "vision" not in model.parts
+        else ""
+    )
+    yield (
+        f"'{model.label}': the config.json beside the adapter is of another model than its base, {kind}, and the "
+        f"adapter has {len(brought)} tensors of that ({brought[0]}, ...): the output is that model, in its own "
+        f"layout{without}. For transformers' layout, fold onto a checkpoint in that layout"
+    )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from polymerge.checkpoint.hubfiles import companions, listed_alike
 from polymerge.checkpoint.prefetch import fetched
 from polymerge.checkpoint.tokens import TOKENIZER, read_tokens
-from polymerge.errors import PolymergeError
+from polymerge.errors import CheckpointError, PolymergeError
 from polymerge.planning.companions import tokenizer_folder
-from polymerge.planning.model import Model
+from polymerge.planning.model import EMBEDDING, Model
 from polymerge.reads import Ranges
 
-__all__ = ["TokenJoin", "outside", "runs"]
+__all__ = ["TokenJoin", "outside", "runs", "vocabulary_notes"]
+
+_VOCABULARIES: Final = TOKENIZER[:3]
 
 _SHOWN: Final = 2
 """Rows that stand for other tokens that a warning shows."""
@@ -133,3 +135,35 @@ def outside(rows: Ranges, total: int) -> Ranges:
             gaps.append((end, start))
         end = stop
     return tuple(gaps)
+
+
+def vocabulary_notes(model: Model) -> Iterator[str]:
+    """What to say of a model whose adapter resized its vocabulary, or has a tokenizer that does not fit its rows."""
+    own = next((name for name, held in model.layout.items() if held[0][0] == EMBEDDING), None)
+    if model.checkpoint.adapter is None or own is None:
+        return
+    before, rows = model.entries[own].shape[0], model.shape(EMBEDDING)[0]
+    folder = tokenizer_folder(model.checkpoint)
+    if before != rows:
+        yield f"'{model.label}': its adapter resized the vocabulary: {rows} rows, {before} in its base"
+        if rows > before and folder == model.checkpoint.folder:
+            yield (
+                f"'{model.label}': no tokenizer lies beside the adapter, so that no token may have the new rows. Copy "
+                "it there from where the adapter was trained"
+            )
+    if before == rows and folder == model.checkpoint.folder:
+        return
+    for file in companions(folder, TOKENIZER):
+        fetched(file)
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        return
+    try:
+        last = max(read_tokens(folder), default=-1)
+    except CheckpointError as error:
+        yield f"'{model.label}': whether its tokens fit its rows is not checked: {error}"
+        return
+    if last >= rows:
+        yield (
+            f"'{model.label}': the tokenizer in {folder} has tokens up to number {last}, the embedding {rows} rows: "
+            "the model fails at the tokens beyond them. Put the tokenizer that it was trained with beside the adapter"
+        )

@@ -14,15 +14,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from polymerge.checkpoint import Checkpoint
 from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, output_folder
 from polymerge.checkpoint.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
-from polymerge.families import untied
+from polymerge.families import untied, with_rows
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
+from polymerge.planning.model import EMBEDDING
 from polymerge.planning.stored import Stored, stored_dtypes
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter, zero_update
@@ -143,9 +145,10 @@ def merge(
         stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
         if template.config:
             copy_beside(plan, template.folder, folder)
-            if plan.unties:
-                config = json.dumps(untied(template.config), indent=2, ensure_ascii=False)
-                (folder / "config.json").write_text(f"{config}\n", encoding="utf-8")
+            config = _config(plan, template)
+            if template.brought or config != template.config:
+                text = json.dumps(dict(config), indent=2, ensure_ascii=False)
+                (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
             _name_dtypes(folder / "config.json", stored)
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
@@ -162,6 +165,16 @@ def merge(
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
     return Merged(target, plan, verification, deltas=deltas, warnings=warnings)
+
+
+def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
+    """The template's config, with as many rows in its vocabulary as the output has, and untied where the output is."""
+    config = untied(template.config) if plan.unties else template.config
+    for step in plan.steps:
+        stored = template.entries.get(step.name)
+        if step.canonical == EMBEDDING and stored is not None and stored.shape != step.shape:
+            return with_rows(config, stored.shape[0], step.shape[0])
+    return config
 
 
 def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
