@@ -328,7 +328,8 @@ def test_a_template_that_is_not_among_models(family: dict[str, Path]) -> None:
 
 def test_a_recipe_with_both_references_keeps_them_apart(family: dict[str, Path]) -> None:
     overrides = [{"match": "text.layers.*.mlp.*", "merge_method": "linear"}]
-    found = overlap(on_deltas(family["base"], family["a"], family["b"], overrides=overrides), svd=False)
+    recipe = on_deltas(family["base"], family["a"], family["b"], overrides=overrides, template=str(family["a"]))
+    found = overlap(recipe, svd=False)
     assert [(row.reference, [delta.model for delta in row.deltas]) for row in found.totals] == [
         ("base", ["a", "b"]),
         ("template", ["b"]),
@@ -377,7 +378,8 @@ def test_a_fused_layout_gives_the_numbers_of_a_split_one(tmp_path: Path) -> None
             write(layout, folder / str(place), tower, sizes)
             for place, (layout, tower) in enumerate(zip(layouts, towers, strict=True))
         )
-        return {row.name: row for row in overlap(on_deltas(base, *models)).tensors if row.part == "text"}
+        found = overlap(on_deltas(base, *models, template=str(models[0])))
+        return {row.name: row for row in found.tensors if row.part == "text"}
 
     split = rows("llama", "llama", "llama")
     assert split["text.layers.0.self_attn.k_proj.weight"].shape == (4, 12)
