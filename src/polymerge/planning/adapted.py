@@ -12,6 +12,7 @@ from polymerge.checkpoint.joined import ADAPTER
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 from polymerge.families import family_of
+from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family
 from polymerge.reads import Adapted, Concat, Expr, Ranges, Read, Rows, replace_reads
 
@@ -140,6 +141,19 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
                 "checkpoint of it has no place for one. Keep the adapter apart, or untie the base first"
             )
         )
+    if parameters.family is GENERIC and not any(name.endswith("lm_head.weight") for name in parameters.layout):
+        alone = [
+            *(name for name in adapter.extras if name.endswith(".embed_tokens.weight")),
+            *(f"{pair.module}.weight" for pair in adapter.pairs.values() if pair.embedding),
+        ]
+        if alone and parameters.checkpoint.config.get("tie_word_embeddings") is not False:
+            problems.append(
+                RecipeError(
+                    f"'{label}': the adapter changes {alone[0]} alone, which may be the head as well: its base stores "
+                    "no lm_head.weight, and its family is not known, so nothing says what that one becomes. Fold it "
+                    "with PEFT's merge_and_unload(), or say `family:` beside the model"
+                )
+            )
     if missing:
         few = ", ".join(list(missing)[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         way = (
