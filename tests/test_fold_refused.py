@@ -205,17 +205,17 @@ def test_a_base_whose_numbers_nothing_can_be_added_to(
     assert f"1. 'adapter': {UP}.weight is held as {code}: an adapter cannot be added to it" in said
 
 
-def test_a_head_that_is_its_embedding_cannot_change_alone(base: Path, tmp_path: Path) -> None:
-    """Stored or not, the two are one tensor once the model is loaded."""
-    (base / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
-    learned = adapter(tmp_path / "adapter", FACTORS | {"lm_head.weight": torch.ones(7, 6)})
-    assert "'adapter': its adapter changes lm_head.weight, which is one with the embedding" in refused(
-        learned, tmp_path, base
-    )
+def test_a_tied_head_of_a_family_that_is_not_known_cannot_change_alone(base: Path, tmp_path: Path) -> None:
+    (base / "config.json").write_text('{"model_type": "unheard", "tie_word_embeddings": true}')
     tensors = load_file(base / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, base / "model.safetensors")
+    learned = adapter(tmp_path / "adapter", FACTORS | {"lm_head.weight": torch.ones(7, 6)})
     assert "its base ties the head to the embedding, so a checkpoint of it has no place" in refused(
+        learned, tmp_path, base
+    )
+    learned = adapter(tmp_path / "other", FACTORS | {"model.embed_tokens.weight": torch.ones(7, 6)})
+    assert "the adapter changes model.embed_tokens.weight alone, which may be the head as well" in refused(
         learned, tmp_path, base
     )
 

@@ -90,6 +90,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     problems += _why_missing(label, parameters, adapter, reading, tuple(missing))
     problems += joining.misshapen()
     problems += _unequal_rows(label, parameters, found)
+    problems += _unknown_head(label, parameters, adapter)
     return Changed(found, left_out)
 
 
@@ -341,6 +342,23 @@ def _unequal_rows(label: str, parameters: Parameters, found: Mapping[str, Expr])
         '(modules_to_save: ["embed_tokens", "lm_head"], or save_embedding_layers=True), or name the base as it was '
         "resized for training"
     )
+
+
+def _unknown_head(label: str, parameters: Parameters, adapter: Adapter) -> Iterable[PolymergeError]:
+    """Refuse what changes an embedding that may be the head as well, where no family says whether it is."""
+    heads = any(name.endswith("lm_head.weight") for name in parameters.layout)
+    if parameters.family is not GENERIC or heads or parameters.checkpoint.config.get("tie_word_embeddings") is False:
+        return
+    alone = [
+        *(name for name in adapter.extras if name.endswith(".embed_tokens.weight")),
+        *(f"{pair.module}.weight" for pair in adapter.pairs.values() if pair.embedding),
+    ]
+    if alone:
+        yield RecipeError(
+            f"'{label}': the adapter changes {alone[0]} alone, which may be the head as well: its base stores no "
+            "lm_head.weight, and its family is not known, so nothing says what that one becomes. Fold it with PEFT's "
+            "merge_and_unload(), or say `family:` beside the model"
+        )
 
 
 def _with_rows(expr: Expr, total: int, indices: tuple[int, ...], rows: str) -> Expr:
