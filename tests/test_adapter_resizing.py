@@ -158,6 +158,17 @@ def test_as_one_model_of_a_merge(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["vocab_size"] == ROWS + 4
 
 
+def test_adapters_whose_vocabularies_were_resized_apart_are_told_so(tmp_path: Path) -> None:
+    base = build("llama", tmp_path / "base", dtype="float32")
+    for more in (2, 4):
+        resized(base, tmp_path / f"plus {more}", ROWS + more, **WHOLE)
+    recipe = {"merge_method": "linear", "models": [str(tmp_path / "plus 2"), str(tmp_path / "plus 4")]}
+    with pytest.raises(
+        polymerge.PolymergeError, match=rf"'plus 2' is \[{ROWS + 2}, 32\].*were resized apart: fold each"
+    ):
+        polymerge.plan(recipe | {"parameters": {"weight": 0.5}, "base_model": str(base)})
+
+
 def test_every_level_of_a_config_that_says_a_vocabulary_says_the_new_one() -> None:
     assert with_rows({"vocab_size": 64}, 64, 68) == {"vocab_size": 68}
     assert with_rows({"vocab_size": 68}, 64, 68) == {"vocab_size": 68}

@@ -11,6 +11,7 @@ from polymerge.dtypes import dtype_code
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
+from polymerge.planning.fit import VOCABULARY
 from polymerge.planning.model import Model
 from polymerge.planning.overrides import matches
 from polymerge.reads import Read, shape_of
@@ -80,7 +81,13 @@ def plan_extras(
         shapes = {found[n][1].shape for n in places}
         if len(shapes) > 1:
             listed = ", ".join(f"'{labels[n]}' is {list(found[n][1].shape)}" for n in places)
-            problems.append(RecipeError(f"{canonical}: {listed}. These adapters are not of one base"))
+            way = (
+                "Their vocabularies were resized apart: fold each into its base (BASE+ADAPTER), and merge the models "
+                "with vocab: by-token"
+                if canonical in VOCABULARY and len({shape[1:] for shape in shapes}) == 1
+                else "These adapters are not of one base"
+            )
+            problems.append(RecipeError(f"{canonical}: {listed}. {way}"))
             continue
         some = "" if len(places) == len(adapters) else f"only {', '.join(labels[n] for n in places)} of the adapters"
         whole = ((0, entry.shape[0] if entry.shape else 1),)
