@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, inf, sqrt
-from typing import Final
-
-import numpy as np
+from typing import Any, Final
 
 from polymerge import kernels
 from polymerge.checkpoint import Entry
@@ -111,7 +109,7 @@ def _is_matrix(step: Step) -> bool:
     return len(step.row_shape) > 0
 
 
-def _square(values: np.ndarray) -> float:
+def _square(values: Any) -> float:
     """The squared norm of float64 numbers [n], summed in a fixed order."""
     return float(kernels.gram_of(values[None])[0, 0])
 
