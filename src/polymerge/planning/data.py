@@ -43,6 +43,7 @@ class Input:
     family       name of the family its tensor names were read with
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
+    wrappers     what is taken off their names as stored (see `checkpoint.wrappers`); all other names here are without
     """
 
     label: str
@@ -53,6 +54,12 @@ class Input:
     size: int
     headers: str
     adapter: str = ""
+    wrappers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Input:
+        """The input of a plan that was written as JSON."""
+        return cls(**{**data, "wrappers": tuple(data.get("wrappers", ()))})
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ class Plan:
         data = self.to_json()
         del data["recipe"], data["warnings"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "wrappers"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
@@ -214,7 +221,7 @@ class Plan:
             raise RecipeError(f"this plan has format {data.get('version')}, this polymerge reads {FORMAT}: plan again")
         return cls(
             recipe=data["recipe"],
-            inputs=tuple(Input(**entry) for entry in data["inputs"]),
+            inputs=tuple(Input.from_json(entry) for entry in data["inputs"]),
             template=data["template"],
             models=tuple(data["models"]),
             places=tuple(data["places"]),

@@ -11,7 +11,7 @@ from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_i
 from polymerge.mapping import counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import Fate, Piece, Plan, Step
-from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
+from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable, needed_all_the_same
 from polymerge.planning.inputs import Models, labels_of, open_models, sources_of
 from polymerge.planning.leavings import Leavings, notes, partly_kept
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
@@ -84,6 +84,7 @@ class _Planner:
                 warning = joinable(self.template, model, self.parts, self.misfits, self.problems)
                 self.warnings += [warning] if warning else []
         self._check_globs()
+        self.problems += needed_all_the_same(self.template, self.readers)
         comparable = all(model.generic == self.template.generic for model in self.readers)
         steps = tuple(self._step(name) for name in self.template.stored) if comparable else ()
         if comparable:
@@ -278,12 +279,21 @@ class _Planner:
         return any(matches(canonical, glob) for glob in self.recipe.exclude)
 
     def _check_globs(self) -> None:
-        every = {name for model in (self.template, *self.readers) for name in model.tensors} | {EMBEDDING, HEAD}
+        models = (self.template, *self.readers)
+        every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
         for where, glob in [
             *(("exclude", glob) for glob in self.recipe.exclude),
             *(("overrides", choice.match) for choice in self.choices if choice.match),
         ]:
             if not any(matches(name, glob) for name in every):
+                if any(matches(name, glob) for model in models for name in model.entries):
+                    self.problems.append(
+                        RecipeError(
+                            f"recipe: {where}: '{glob}' matches names as stored, and no canonical one. What is not of "
+                            f'a model is left out by `ignore: ["{glob}"]`'
+                        )
+                    )
+                    continue
                 hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
                 self.problems.append(
                     RecipeError(

@@ -116,7 +116,7 @@ class AdapterPlan:
         data["extras"] = self.extras.hash if self.extras else None
         del data["recipe"], data["warnings"], data["left_out"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "wrappers"):
                 del entry[place]
         for step in data["pairs"]:
             del step["reason"]
@@ -145,7 +145,7 @@ class AdapterPlan:
             raise RecipeError(f"no plan of adapters of format {FORMAT}: plan again")
         return cls(
             recipe=data["recipe"],
-            inputs=tuple(Input(**entry) for entry in data["inputs"]),
+            inputs=tuple(Input.from_json(entry) for entry in data["inputs"]),
             template=data["template"],
             models=tuple(data["models"]),
             seed=data["seed"],

@@ -10,7 +10,7 @@ from polymerge.checkpoint.adapter import open_adapter
 from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.hub import restore
 from polymerge.checkpoint.hubfiles import companions
-from polymerge.checkpoint.joined import open_joined
+from polymerge.checkpoint.joined import open_joined, renamed
 from polymerge.errors import CheckpointError
 from polymerge.planning import AdapterPlan, Input, Plan, Step
 from polymerge.planning.model import headers_digest
@@ -26,6 +26,7 @@ def reopen(recorded: Input) -> Checkpoint:
         checkpoint = open_joined(recorded.source, path, restore(Path(recorded.adapter)))
     else:
         checkpoint = open_checkpoint(recorded.source, path)
+    checkpoint = renamed(checkpoint, recorded.wrappers)
     if headers_digest(checkpoint) != recorded.headers:
         raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
     return checkpoint

@@ -104,6 +104,11 @@ class LiveModel:
             template = reopen(first.inputs[first.template]).entries
             steps = first.steps
         self.folder = Path(self._template[0])
+        if around := first.inputs[first.template].wrappers:
+            raise CheckpointError(
+                f"{self.folder}: transformers cannot load it: {around[0].strip('.')}. stands in its tensor names. "
+                "Merge it alone first (linear, weight 1): the output has the names that its class loads"
+            )
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         self._shadow = _Shadow(self.model, {step.name: template[step.name].shape for step in steps})
         self._held = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from polymerge.checkpoint.digests import file_digest
 from polymerge.checkpoint.output import check_target, copy_companions, output_folder
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
+from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.recipe import Recipe
@@ -126,6 +128,9 @@ def merge(
         template = checkpoints[plan.template]
         if template.config:
             copy_companions(template.folder, folder)
+        if quantization_method(template.config) is not None:  # the plan has found that they are not
+            plain = json.dumps(without_quantization(template.config), indent=2, ensure_ascii=False)
+            (folder / "config.json").write_text(f"{plain}\n", encoding="utf-8")
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
 
