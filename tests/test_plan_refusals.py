@@ -129,7 +129,8 @@ def test_unknown_families_merge_by_identical_names(tmp_path: Path) -> None:
 
 
 def test_quantized_models_are_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    packed = llm(tmp_path / "packed", config={"quantization_config": {"quant_method": "gptq"}})
+    method, numbers = {"quantization_config": {"quant_method": "gptq"}}, {f"model.layers.0.{Q}": ("I32", (8, 1))}
+    packed = llm(tmp_path / "packed", config=method, more=numbers)
     assert refusal(recipe_of(pair[0], packed)) == [
         f"'packed' ({packed}) is quantized (gptq): its numbers cannot be merged. Use the unquantized checkpoint"
     ]

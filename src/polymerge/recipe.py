@@ -25,10 +25,12 @@ Branches = Literal["fill", "retain"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches",
+    "dtype", "seed", "branches", "ignore",
 )  # fmt: skip
-_MODEL_FIELDS: Final = ("model", "parameters", "family")
+_MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
+
+_IGNORE: Final = "ignore is a list of globs on names of tensors as stored"
 
 _MERGEKIT: Final[Mapping[str, str]] = {
     "slices": "layers are always taken in place; use overrides with layers to treat some of them differently",
@@ -55,11 +57,15 @@ _IN_PLACE_OF: Final = {"slices": "models", "modules": "models"}
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model to merge: folder, file or hub id, its own parameters, and its family where config.json is silent."""
+    """One model to merge: folder, file or hub id, its own parameters, and its family where config.json is silent.
+
+    ignore   globs on the names of its tensors as stored: what is left out of it
+    """
 
     model: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     family: str | None = None
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Recipe:
     dtype: str | None = None
     seed: int = 42
     branches: Branches = "fill"
+    ignore: tuple[str, ...] = ()
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
@@ -139,12 +146,13 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any], problems: l
         base_model=base_model,
         parameters=parameters,
         parts=_parts(data.get("parts"), problems),
-        exclude=_globs(data.get("exclude"), problems),
+        exclude=_globs(data.get("exclude"), "recipe: exclude is a list of globs on canonical names", problems),
         overrides=_overrides(data.get("overrides"), problems, judged=known),
         vocab=_vocab(data.get("vocab", "template"), problems),
         dtype=_dtype(data.get("dtype"), problems),
         seed=_seed(data.get("seed", 42), problems),
         branches=_branches(data.get("branches", "fill"), problems),
+        ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}", problems),
         unread=frozenset(unread),
     )
 
@@ -159,14 +167,16 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
         {"model": entry.model}
         | ({"parameters": dict(entry.parameters)} if entry.parameters else {})
         | ({"family": entry.family} if entry.family else {})
+        | ({"ignore": list(entry.ignore)} if entry.ignore else {})
         for entry in recipe.models
     ]
     if recipe.parameters:
         data["parameters"] = dict(recipe.parameters)
     if recipe.parts is not None:
         data["parts"] = list(recipe.parts)
-    if recipe.exclude:
-        data["exclude"] = list(recipe.exclude)
+    for name in ("exclude", "ignore"):
+        if getattr(recipe, name):
+            data[name] = list(getattr(recipe, name))
     if recipe.overrides:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
@@ -253,7 +263,8 @@ def _models(value: object, problems: list[PolymergeError], *, judged: bool) -> t
             problems.append(RecipeError(f"{where}: family is a name, got {_kind(family)}"))
             family = None
         parameters = read_parameters(item.get("parameters"), f"{where}: parameters", problems, judged=judged)
-        entries.append(ModelEntry(os.fspath(item["model"]), {**meant, **parameters}, family))
+        ignore = _globs(item.get("ignore"), f"{where}: {_IGNORE}", problems)
+        entries.append(ModelEntry(os.fspath(item["model"]), {**meant, **parameters}, family, ignore))
     return tuple(entries), len(entries) == len(value)
 
 
@@ -312,10 +323,10 @@ def _parts(value: object, problems: list[PolymergeError]) -> tuple[str, ...] | N
     return tuple(name for name in names if name in PARTS)
 
 
-def _globs(value: object, problems: list[PolymergeError]) -> tuple[str, ...]:
+def _globs(value: object, what: str, problems: list[PolymergeError]) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else ([] if value is None else value)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        problems.append(RecipeError(f"recipe: exclude is a list of globs on canonical names, got {_kind(value)}"))
+        problems.append(RecipeError(f"{what}, got {_kind(value)}"))
         return ()
     return tuple(names)
 

@@ -137,6 +137,8 @@ def read_config(file: Path) -> dict[str, Any]:
 def _read_index(folder: Path, index: str, whole: str | None) -> dict[str, str]:
     check_file(folder / index)
     weight_map = read_index(folder / index)
+    if inside := index.rpartition("/")[0]:
+        weight_map = {name: f"{inside}/{file}" for name, file in weight_map.items()}
     if whole and whole not in weight_map.values():
         raise RecipeError(
             f"{folder}: has both '{whole}' and '{index}', which does not list it. Remove one of them, or name "

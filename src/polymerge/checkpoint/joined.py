@@ -1,7 +1,11 @@
-"""A checkpoint that stands with an adapter, `BASE+ADAPTER`: the tensors of both, under names that tell them apart."""
+"""A checkpoint as it is merged: beside its adapter, `BASE+ADAPTER`, and without what trainers put around its names.
+
+The tensors of an adapter have names that tell them apart from those of its base.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -10,8 +14,10 @@ from typing import Final
 from polymerge.checkpoint.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoint.entry import Entry
 from polymerge.checkpoint.folder import Checkpoint, open_checkpoint
+from polymerge.checkpoint.wrappers import unwrapped
+from polymerge.errors import CheckpointError, refuse_if_any
 
-__all__ = ["ADAPTER", "open_joined", "split_source"]
+__all__ = ["ADAPTER", "open_joined", "renamed", "split_source"]
 
 ADAPTER: Final = "adapter/"
 """What the names of an adapter's tensors begin with, once they stand beside those of the base."""
@@ -76,3 +82,29 @@ def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, Entry]:
         return {}
     new = {name: entry for name, entry in adapter.extras.items() if name not in checkpoint.entries}
     return {name: entry for name, entry in new.items() if not name.endswith("lm_head.weight")}
+
+
+def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
+    """A checkpoint whose tensors have their names without what trainers put around them; those of an adapter stay.
+
+    wrappers  as `checkpoint.wrappers.unwrapped` takes them
+
+    raises Refused where two tensors then have one name.
+    """
+    if not wrappers:
+        return checkpoint
+    plain = {name: name if name.startswith(ADAPTER) else unwrapped(name, wrappers) for name in checkpoint.entries}
+    first: dict[str, str] = {}
+    refuse_if_any(
+        CheckpointError(
+            f"{checkpoint.folder}: '{first[name]}' and '{own}' are one tensor, '{name}', without what a trainer put "
+            "around their names. Keep one of them in the checkpoint."
+        )
+        for own, name in plain.items()
+        if first.setdefault(name, own) != own
+    )
+    return replace(
+        checkpoint,
+        entries=MappingProxyType({plain[own]: replace(e, name=plain[own]) for own, e in checkpoint.entries.items()}),
+        aliases=MappingProxyType({plain[name]: plain[earlier] for name, earlier in checkpoint.aliases.items()}),
+    )

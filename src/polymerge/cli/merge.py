@@ -71,9 +71,17 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
 @click.command()
 @click.argument("adapter", metavar="ADAPTER")
 @click.option("--base", metavar="MODEL", help="The model it was trained on; default: the one that its config names.")
+@click.option("--ignore", metavar="GLOB", multiple=True, help="Names as stored to leave out; may be repeated.")
 @output_options
 def fold(
-    adapter: str, base: str | None, out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any
+    adapter: str,
+    base: str | None,
+    ignore: tuple[str, ...],
+    out: str | None,
+    dry_run: bool,
+    no_verify: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
 
@@ -82,7 +90,7 @@ def fold(
     """
     from polymerge.planning.folding import fold_recipe
 
-    _carry_out("folding", fold_recipe(adapter, base), out, dry_run, no_verify, as_json, options)
+    _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, no_verify, as_json, options)
 
 
 def _carry_out(

@@ -167,6 +167,8 @@ def _choices(recipe: Recipe, labels: Sequence[str], problems: list[PolymergeErro
 
 
 def _refuse_fields(recipe: Recipe, problems: list[PolymergeError]) -> None:
+    if recipe.ignore or any(entry.ignore for entry in recipe.models):
+        problems.append(RecipeError("recipe: ignore is for checkpoints; name what adapters leave out in exclude"))
     for name, default in (("parts", None), ("vocab", "template"), ("branches", "fill")):
         if getattr(recipe, name) != default:
             problems.append(RecipeError(f"recipe: {name} is for checkpoints; name modules of adapters in exclude"))

@@ -44,6 +44,7 @@ class Input:
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
     files        of an adapter, what became of each weight file in its folder
+    wrappers     what is taken off their names as stored (see `checkpoint.wrappers`); all other names here are without
     """
 
     label: str
@@ -55,6 +56,12 @@ class Input:
     headers: str
     adapter: str = ""
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    wrappers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Input:
+        """The input of a plan that was written as JSON."""
+        return cls(**{**data, "wrappers": tuple(data.get("wrappers", ()))})
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,7 @@ class Plan:
         data = self.to_json()
         del data["recipe"], data["warnings"], data["beside"], data["companions"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter", "files"):
+            for place in ("label", "source", "path", "adapter", "files", "wrappers"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
@@ -251,7 +258,7 @@ class Plan:
             raise RecipeError(f"this plan has format {data.get('version')}, this polymerge reads {FORMAT}: plan again")
         return cls(
             recipe=data["recipe"],
-            inputs=tuple(Input(**entry) for entry in data["inputs"]),
+            inputs=tuple(Input.from_json(entry) for entry in data["inputs"]),
             template=data["template"],
             models=tuple(data["models"]),
             places=tuple(data["places"]),

@@ -23,6 +23,7 @@ from polymerge.planning.fit import (
     common_parts,
     joinable,
     merged_routers,
+    needed_all_the_same,
     other_lineages,
 )
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
@@ -102,6 +103,7 @@ class _Planner:
             if model is not self.template:
                 joinable(self.template, model, self.parts, self.misfits, self.problems)
         self._check_globs()
+        self.problems += needed_all_the_same(self.template, self.readers)
         comparable = all(model.generic == self.template.generic for model in self.readers)
         # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
         names = [*self.template.stored, *([self.template.parted_name] if self.template.parted_name else [])]
@@ -350,12 +352,21 @@ class _Planner:
         return any(matches(canonical, glob) for glob in self.recipe.exclude)
 
     def _check_globs(self) -> None:
-        every = {name for model in (self.template, *self.readers) for name in model.tensors} | {EMBEDDING, HEAD}
+        models = (self.template, *self.readers)
+        every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
         for where, glob in [
             *(("exclude", glob) for glob in self.recipe.exclude),
             *(("overrides", choice.match) for choice in self.choices if choice.match),
         ]:
             if not any(matches(name, glob) for name in every):
+                if any(matches(name, glob) for model in models for name in model.entries):
+                    self.problems.append(
+                        RecipeError(
+                            f"recipe: {where}: '{glob}' matches names as stored, and no canonical one. What is not of "
+                            f'a model is left out by `ignore: ["{glob}"]`'
+                        )
+                    )
+                    continue
                 hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
                 self.problems.append(
                     RecipeError(

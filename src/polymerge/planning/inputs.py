@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from polymerge.checkpoint import open_checkpoint
+from polymerge.checkpoint import Checkpoint, open_checkpoint
+from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.joined import open_joined, split_source
+from polymerge.checkpoint.joined import ADAPTER, open_joined, renamed, split_source
+from polymerge.checkpoint.wrappers import LORA, unwrapped, wrappers_in
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.families import FAMILIES, family_of, splits, text_tower
+from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
+from polymerge.families.generic import GENERIC
 from polymerge.families.quantization import why_quantized
 from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
@@ -20,7 +25,7 @@ from polymerge.planning.adapted import changes, parted
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
 from polymerge.planning.parameters import Parameters, Ties
 from polymerge.reads import Expr, Read, replace_reads
-from polymerge.recipe import Recipe
+from polymerge.recipe import ModelEntry, Recipe
 
 __all__ = [
     "Models",
@@ -68,7 +73,7 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
     """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used."""
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, families, problems)
+    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), problems)
     if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
@@ -88,14 +93,57 @@ def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
     return tuple(place for place, model in enumerate(models.merged) if model is models.base)
 
 
-def open_each(sources: Sequence[str], problems: list[PolymergeError]) -> list[Model]:
-    """Open checkpoints that stand in no recipe."""
-    return list(_open_all(sources, {}, problems).values())
+def open_each(sources: Sequence[str], problems: list[PolymergeError], ignore: Sequence[str] = ()) -> list[Model]:
+    """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match."""
+    return list(_open_all(sources, {}, _Ignored(ignore), problems).values())
+
+
+class _Ignored:
+    """The globs on names as stored that say what is left out: of all inputs, or of one model."""
+
+    def __init__(self, general: Sequence[str], models: Iterable[ModelEntry] = ()) -> None:
+        self.general = tuple(general)
+        self.own = {entry.model: entry.ignore for entry in models if entry.ignore}
+        self._names: dict[str, frozenset[str]] = {}
+
+    def of(self, source: str, names: Collection[str]) -> set[str]:
+        """The names of a source that are left out, of those that it stores."""
+        globs = (*self.general, *self.own.get(source, ()))
+        if not globs:
+            return set()
+        wrappers = wrappers_in([name for name in names if not _matched(name, globs)])
+        plain = {name: unwrapped(name, wrappers) for name in names}
+        self._names[source] = frozenset((*names, *plain.values()))
+        return {name for name in names if _matched(name, globs) or _matched(plain[name], globs)}
+
+    def problems(self) -> Iterator[RecipeError]:
+        """The globs that match no name where they should."""
+        every = frozenset[str]().union(*self._names.values())
+        said = [("ignore", glob, every) for glob in self.general]
+        said += [
+            (f"'{source}': ignore", glob, self._names[source])
+            for source, globs in self.own.items()
+            if source in self._names
+            for glob in globs
+        ]
+        for where, glob, names in said:
+            if not any(_matched(name, (glob,)) for name in names):
+                near = get_close_matches(glob, names, n=1, cutoff=0.6)
+                hint = f". Did you mean '{near[0]}'?" if near else f", such as {min(names, default='none')}"
+                yield RecipeError(
+                    f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole names as stored"
+                    f"{hint}"
+                )
+
+
+def _matched(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
 
 
 def _open_all(
     sources: Sequence[str],
     families: Mapping[str, str | None],
+    ignored: _Ignored,
     problems: list[PolymergeError],
 ) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
@@ -107,15 +155,22 @@ def _open_all(
             base, adapter = split_source(source)
             path = (locate(base), None if adapter is None else locate(adapter))
             if path not in by_path:
-                by_path[path] = _open(source, path, labels[source], families.get(source), problems)
+                by_path[path] = _open(source, path, labels[source], families.get(source), ignored, problems)
             opened[source] = by_path[path]
         except PolymergeError as error:
             problems += error.problems
+    if len(opened) == len(set(sources)):
+        problems += ignored.problems()
     return opened
 
 
 def _open(
-    source: str, paths: tuple[Path, Path | None], label: str, family: str | None, problems: list[PolymergeError]
+    source: str,
+    paths: tuple[Path, Path | None],
+    label: str,
+    family: str | None,
+    ignored: _Ignored,
+    problems: list[PolymergeError],
 ) -> Model:
     path, adapter = paths
     if gguf := _gguf_in(path):
@@ -129,9 +184,22 @@ def _open(
     if family is not None and family not in FAMILIES:
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
-    table = family_of(checkpoint.config, family)
+    unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
+    reading = read_names(checkpoint.config, [name for name in stored if name not in unread], family)
+    table = reading.family
+    checkpoint = renamed(checkpoint, reading.wrappers)
+    gone = {unwrapped(name, reading.wrappers) for name in stored if name in unread}
+    if checkpoint.adapter is not None:
+        before = _adapters_own(checkpoint)
+        checkpoint = replace(checkpoint, adapter=_without(checkpoint.adapter, unread))
+        gone |= {ADAPTER + name for name in before if name not in _adapters_own(checkpoint)}
+    stored = {name: entry for name, entry in stored_in(checkpoint).items() if name not in gone}
     shapes = {name: entry.shape for name, entry in stored.items()}
+    known = table is not GENERIC or nearest(checkpoint.config) is not GENERIC
+    _refuse_unfinished(f"'{label}' ({path})", shapes, table, known)
     names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
+    if 2 * len(names.unknown) > len(stored):  # it is another model: nothing else that is said of it would be true
+        refuse_if_any(names.problems)
     if names.lost:  # how the rest fits is not told, since what is lost would seem to be missing
         refuse_if_any(names.problems)
     problems.extend(names.problems)
@@ -145,7 +213,7 @@ def _open(
                     f"{rows}. Mend config.json"
                 )
             )
-    ties = _ties(checkpoint.config, table, names.tensors)
+    ties = _ties(text_tower(checkpoint.config, table).ties_head, table, names.tensors)
     adapted: dict[str, Expr] = {}
     apart = False
     if checkpoint.adapter is not None:
@@ -171,13 +239,12 @@ def _open(
             borrowed.add(canonical)
     return Model(
         label, path, checkpoint, table, tensors, layout, names.views, frozenset(names.buffers),
-        frozenset(borrowed), adapted, apart,
+        frozenset(borrowed), adapted, apart, frozenset(gone), reading.wrappers, reading.other,
     )  # fmt: skip
 
 
-def _ties(config: Mapping[str, object], family: Family, tensors: Mapping[str, Expr]) -> Ties | None:
+def _ties(said: bool | None, family: Family, tensors: Mapping[str, Expr]) -> Ties | None:
     """Head and embedding of a checkpoint, where its config ties them or one of the two is not stored for it to be."""
-    said = text_tower(config).ties_head
     embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
     if said is False or (embedding is None and head is None):
         return None
@@ -205,6 +272,45 @@ def _beside(family: Family, own: str, canonical: str) -> str:
     place = names.index(own)
     after, before = [one for one in wanted if one > place], [one for one in wanted if one < place]
     return names[min(after) if canonical == HEAD and after else max(before) if before else min(after)]
+
+
+def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family: Family, known: bool) -> None:
+    """Refuse what was saved too early: with LoRA that is not merged, or with shards that were not gathered.
+
+    known  whether the model is of a kind that has no such modules of its own
+    """
+    lora = [name for name in shapes if known and any(mark in name for mark in LORA)]
+    if lora:
+        raise CheckpointError(
+            f"{where}: has LoRA in it that is not merged, in {len(lora)} of its {len(shapes)} tensors, such as "
+            f"'{lora[0]}'. Load it with PEFT, and save what merge_and_unload() gives; or save its adapter alone "
+            "(PeftModel.save_pretrained), and `polymerge fold` it into its base"
+        )
+    empty = [name for name, shape in shapes.items() if shape == (0,) and not family.is_buffer(name)]
+    if empty:
+        raise CheckpointError(
+            f"{where}: {len(empty)} of its {len(shapes)} tensors are empty, of shape [0], such as '{empty[0]}': "
+            "DeepSpeed's ZeRO-3 keeps them in shards, and they were saved without being gathered. Gather them from the "
+            "checkpoint of the training (python zero_to_fp32.py CHECKPOINT OUT), or save again with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+
+
+def _adapters_own(checkpoint: Checkpoint) -> list[str]:
+    """The names of the tensors of the adapter that stands with a checkpoint, as its files have them."""
+    return [entry.name for entry in checkpoint.adapter.entries] if checkpoint.adapter else []
+
+
+def _without(adapter: Adapter, names: Collection[str]) -> Adapter:
+    """An adapter without some of its tensors; a module loses both factors where one of them is named."""
+    pairs = {
+        module: pair
+        for module, pair in adapter.pairs.items()
+        if not any(entry is not None and entry.name in names for entry in (pair.a, pair.b, pair.bias))
+    }
+    extras = {parameter: entry for parameter, entry in adapter.extras.items() if entry.name not in names}
+    tokens = {parameter: found for parameter, found in adapter.tokens.items() if found[1].name not in names}
+    return replace(adapter, pairs=pairs, extras=extras, tokens=tokens)
 
 
 def _gguf_in(path: Path) -> Path | None:

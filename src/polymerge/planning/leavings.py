@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polymerge.checkpoint.joined import ADAPTER
+from polymerge.families import quantization_method
 from polymerge.methods.table import METHODS
 from polymerge.planning.data import LeftOut, Piece, Step
 from polymerge.planning.inputs import Models
@@ -53,6 +54,8 @@ class Leavings:
 
     def _why(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
         """Why no step reads a tensor; `kept` by the names that the model has for it."""
+        if own in model.ignored:
+            return "ignored by the recipe"
         if own in model.adapted and own not in names_read(model.adapted[own]):
             return "its adapter has another in its place"
         if own in model.checkpoint.skipped:
@@ -126,6 +129,16 @@ def notes(
             f"both, which goes by {EMBEDDING}"
         )
     found += [*_brought(models.template), *vocabulary_notes(models.template)]
+    for model in inputs:
+        found += model.remarks()
+    if models.template.other:
+        found.append(
+            f"the output has the config.json of '{models.template.label}', and loads only if {models.template.other} "
+            f"is a class of these tensors; if it is not, name one of family {models.template.family.name} there before "
+            f"merging: {' or '.join(models.template.family.architectures) or 'none is published'}"
+        )
+    if quantization_method(models.template.checkpoint.config) is not None:
+        found.append("the output's config.json is without that entry: its weights are plain")
     said = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
     said += [override.parameters for override in recipe.overrides]
     if any("int8_mask" in parameters for parameters in said):

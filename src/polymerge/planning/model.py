@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry
 from polymerge.checkpoint.joined import ADAPTER
-from polymerge.families import text_tower
+from polymerge.checkpoint.wrappers import LORA
+from polymerge.families import TextTower, quantization_method, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, text_layer
 from polymerge.planning.data import Input
@@ -33,6 +34,9 @@ class Model:
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
     adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
     parted   whether its adapter makes two tensors of the head and the embedding that its base's config ties
+    ignored  its own names that the recipe leaves out, which no rule is asked about
+    wrappers what is taken off its names as stored, its own names being without
+    other    what its config.json names instead of a class of its family; empty where it names one
     """
 
     label: str
@@ -46,6 +50,9 @@ class Model:
     borrowed: frozenset[str]
     adapted: Mapping[str, Expr] = field(default_factory=dict)
     parted: bool = False
+    ignored: frozenset[str] = frozenset()
+    wrappers: tuple[str, ...] = ()
+    other: str = ""
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -54,13 +61,18 @@ class Model:
 
     @cached_property
     def stored(self) -> Mapping[str, Entry]:
-        """Its tensors by their own names, without those of its adapter."""
-        return stored_in(self.checkpoint)
+        """Its tensors by their own names, without those of its adapter and what is ignored."""
+        return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in self.ignored}
+
+    @cached_property
+    def tower(self) -> TextTower:
+        """Its text tower as its config describes it."""
+        return text_tower(self.checkpoint.config, self.family)
 
     @property
     def generic(self) -> bool:
         """Whether its family is not known, so that names have to be equal."""
-        return self.family is GENERIC
+        return self.family.name == GENERIC.name
 
     @property
     def parts(self) -> frozenset[str]:
@@ -80,7 +92,7 @@ class Model:
     @property
     def config_ties(self) -> bool:
         """Whether its config ties the head to the embedding, whatever is stored."""
-        return text_tower(self.checkpoint.config).ties_head is True
+        return self.tower.ties_head is True
 
     @property
     def ties_head(self) -> bool:
@@ -134,6 +146,31 @@ class Model:
         """The shape of each tensor by its own name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
+    @cached_property
+    def unread(self) -> frozenset[str]:
+        """The canonical names of what the recipe has it leave out, as far as rules explain it."""
+        return frozenset(canonical for name in self.ignored for canonical in self.family.canonical(name))
+
+    def remarks(self) -> Iterator[str]:
+        """What was read in another way than its config or its names say."""
+        if self.wrappers:
+            around = " and ".join(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers)
+            yield f"'{self.label}': {around} of its tensor names is a trainer's; they are read and written without"
+        if self.family.inside:
+            yield f"'{self.label}' has the names of the body alone: '{self.family.inside}' is read before each"
+        if self.other:
+            yield (
+                f"'{self.label}': its config.json names {self.other}, its tensors are those of family "
+                f"{self.family.name}, and are read as such"
+            )
+        if (method := quantization_method(self.checkpoint.config)) is not None:
+            yield (
+                f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
+                "that entry is out of date and is not believed"
+            )
+        if any(mark in name for name in self.stored for mark in LORA):
+            yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
+
     def summary(self) -> Input:
         """What the plan records of it."""
         return Input(
@@ -146,6 +183,7 @@ class Model:
             size=sum(entry.nbytes for entry in self.entries.values()),
             headers=headers_digest(self.checkpoint),
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
+            wrappers=self.wrappers,
         )
 
 

@@ -118,7 +118,7 @@ class AdapterPlan:
         data["extras"] = self.extras.hash if self.extras else None
         del data["recipe"], data["warnings"], data["left_out"], data["beside"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter", "files"):
+            for place in ("label", "source", "path", "adapter", "files", "wrappers"):
                 del entry[place]
         for step in data["pairs"]:
             del step["reason"]
@@ -147,7 +147,7 @@ class AdapterPlan:
             raise RecipeError(f"no plan of adapters of format {FORMAT}: plan again")
         return cls(
             recipe=data["recipe"],
-            inputs=tuple(Input(**entry) for entry in data["inputs"]),
+            inputs=tuple(Input.from_json(entry) for entry in data["inputs"]),
             template=data["template"],
             models=tuple(data["models"]),
             seed=data["seed"],

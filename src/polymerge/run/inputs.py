@@ -12,7 +12,7 @@ from polymerge.checkpoint.adapterfiles import CONFIG
 from polymerge.checkpoint.folder import check_file
 from polymerge.checkpoint.hub import restore
 from polymerge.checkpoint.hubfiles import companions
-from polymerge.checkpoint.joined import open_joined
+from polymerge.checkpoint.joined import open_joined, renamed
 from polymerge.checkpoint.output import copy_companions
 from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.errors import CheckpointError
@@ -30,6 +30,7 @@ def reopen(recorded: Input) -> Checkpoint:
         checkpoint = open_joined(recorded.source, path, restore(Path(recorded.adapter)))
     else:
         checkpoint = open_checkpoint(recorded.source, path)
+    checkpoint = renamed(checkpoint, recorded.wrappers)
     if headers_digest(checkpoint) != recorded.headers:
         raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
     return checkpoint

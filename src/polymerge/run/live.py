@@ -108,6 +108,11 @@ class LiveModel:
             template = reopen(first.inputs[first.template]).entries
             steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
             self.folder = Path(self._template[0])
+            if around := first.inputs[first.template].wrappers:
+                raise CheckpointError(
+                    f"{self.folder}: transformers cannot load it: {around[0].strip('.')}. stands in its tensor names. "
+                    "Merge it alone first (linear, weight 1): the output has the names that its class loads"
+                )
             self.processor_folder = self._processor_folder(first)
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         if any(taken.kind == "generation config" for taken in first.companions):

@@ -22,6 +22,7 @@ from polymerge.checkpoint.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
 from polymerge.families import untied, with_rows
+from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.model import EMBEDDING
@@ -168,8 +169,10 @@ def merge(
 
 
 def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
-    """The template's config, with as many rows in its vocabulary as the output has, and untied where the output is."""
+    """The template's config as the output is: rows of the vocabulary, a head of its own, plain weights."""
     config = untied(template.config) if plan.unties else template.config
+    if quantization_method(config) is not None:  # the plan has found that the weights are not
+        config = without_quantization(config)
     for step in plan.steps:
         stored = template.entries.get(step.name)
         if step.canonical == EMBEDDING and stored is not None and stored.shape != step.shape:

@@ -59,6 +59,7 @@ def provenance(
                 "source": entry.source,
                 "path": entry.path,
                 **({"adapter": entry.adapter} if entry.adapter else {}),
+                **({"wrappers": list(entry.wrappers)} if entry.wrappers else {}),
                 **({"pinned": commits} if (commits := _pinned(entry)) else {}),
                 "family": entry.family,
                 "role": roles(plan, place),

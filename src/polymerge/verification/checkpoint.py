@@ -13,7 +13,7 @@ import numpy as np
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
-from polymerge.families import family_of, text_tower
+from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype
 from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, named_class, quiet
 from polymerge.namemap import map_names
@@ -73,9 +73,10 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
 
 
 def _ties(checkpoint: Checkpoint) -> Finding:
-    tensors = map_names(family_of(checkpoint.config), checkpoint.entries, str(checkpoint.folder)).tensors
+    family = read_names(checkpoint.config, checkpoint.entries).family
+    tensors = map_names(family, checkpoint.entries, str(checkpoint.folder)).tensors
     pair = [tensors.get(name) for name in ("text.embed_tokens.weight", "text.lm_head.weight")]
-    if text_tower(checkpoint.config).ties_head is not True:
+    if text_tower(checkpoint.config, family).ties_head is not True:
         return Finding("ties", True, "the config ties nothing")
     if pair[0] is None or pair[1] is None:
         return Finding("ties", True, "head and embedding are one tensor")
