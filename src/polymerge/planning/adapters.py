@@ -76,6 +76,9 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     if opened is None:
         refuse_if_any(problems)
         raise AssertionError("unreachable: adapters that cannot be opened are a problem")
+    renamed = ""
+    if recipe.template is None:
+        opened, renamed = opened.with_names_of_today()
     base = base_of(recipe, problems)
     check_bases(recipe, opened, problems)
     local = check_local_base(recipe, opened, problems)
@@ -90,7 +93,7 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     problems.extend(foreign_names(opened.adapters, names, opened.template, opened.key, pairs, full))
     refuse_if_any(problems)
     template = opened.adapters[opened.template]
-    warnings = list(planner.warnings)
+    warnings = [*([renamed] if renamed else []), *planner.warnings]
     for label, adapter in zip(names, opened.adapters, strict=True):
         warnings += [f"'{label}': '{name}' in its files is left out: {why}" for name, why in adapter.skipped.items()]
     if recipe.base_model is not None and base is None and not local:
