@@ -165,13 +165,16 @@ def _report(merged: Merged, as_json: bool) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path())
+@click.option(
+    "--base", metavar="MODEL", help="Of an adapter, where its base is; its config is read, none of its values."
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run Python files that lie in the checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def verify(folder: str, trust_remote_code: bool, as_json: bool) -> None:
-    """Check that a checkpoint folder, or one on the hub, loads as it is, without memory for its weights."""
+def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
+    """Check that a checkpoint or adapter folder, or one on the hub, loads as it is, without memory for its weights."""
     from polymerge.verification import verify as run
 
-    result = run(folder, trust_remote_code=trust_remote_code)
+    result = run(folder, base=base, trust_remote_code=trust_remote_code)
     if as_json:
         report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
         click.echo(json.dumps(report, indent=1))

@@ -82,6 +82,9 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     if opened is None:
         refuse_if_any(problems)
         raise AssertionError("unreachable: adapters that cannot be opened are a problem")
+    renamed = ""
+    if recipe.template is None:
+        opened, renamed = opened.with_names_of_today()
     base = base_of(recipe, problems)
     check_bases(recipe, opened, problems)
     local = check_local_base(recipe, opened, problems)
@@ -98,7 +101,8 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     refuse_if_any(problems)
     template = opened.adapters[opened.template]
     labelled = list(zip(names, opened.adapters, strict=True))
-    warnings = [*planner.warnings, *left_out_of_files((label, adapter.skipped) for label, adapter in labelled)]
+    warnings = [*([renamed] if renamed else []), *planner.warnings]
+    warnings += left_out_of_files((label, adapter.skipped) for label, adapter in labelled)
     for label, adapter in labelled:
         warnings += files_left_out(label, adapter.folder, adapter)
     with_tokenizer = [label for label, adapter in labelled if has_tokenizer(adapter.folder)]

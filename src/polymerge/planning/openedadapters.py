@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
@@ -47,6 +47,44 @@ class Opened:
     def key(self, place: int, parameter: str) -> str:
         """What joins the parameter of the adapter at `place` with that of another: its canonical name."""
         return self.readings[place].joint(parameter) or parameter
+
+    def names(self, place: int) -> dict[str, str]:
+        """What an adapter calls each parameter that it changes, by canonical name."""
+        return {self.key(place, name): name for name in self.adapters[place].parameters}
+
+    def with_names_of_today(self) -> tuple[Opened, str]:
+        """With the template whose names PEFT finds, and a word on it, where the first adapter is of an older layout.
+
+        transformers 4.52 put what a multimodal model holds under `model.`, its text tower under
+        `model.language_model.`. Of an adapter with the names of before, as of Qwen2.5-VL, PEFT may load nothing today,
+        and says so in a warning only. The template stays the first where another one lacks anything, for names are not
+        translated back.
+        """
+        first = self.names(self.template)
+        if _of_today(first):
+            return self, ""
+        every = {name for place in range(len(self.adapters)) for name in self.names(place)}
+        for place in range(len(self.adapters)):
+            names = self.names(place)
+            other = next((name for name in names if first.get(name, names[name]) != names[name]), None)
+            if other is not None and _of_today(names) and set(names) == every:
+                said = (
+                    f"'{self.labels[self.template]}' names modules as transformers did before 4.52 ({first[other]}), "
+                    f"which PEFT may not find today; the output has the names, the config and the files of "
+                    f"'{self.labels[place]}' ({names[other]}). To have the others, say template: "
+                    f"'{self.adapters[self.template].source}'"
+                )
+                return replace(self, template=place), said
+        return self, ""
+
+
+def _of_today(names: Mapping[str, str]) -> bool:
+    """Whether the parameters of a multimodal model, by canonical name, have the names of transformers since 4.52."""
+    return all(
+        own.startswith("model.language_model." if canonical.startswith("text.") else "model.")
+        for canonical, own in names.items()
+        if not canonical.startswith("text.lm_head.")
+    )
 
 
 def open_adapters(recipe: Recipe, labels: Sequence[str], problems: list[PolymergeError]) -> Opened | None:

@@ -122,7 +122,9 @@ def merge(
 
     if isinstance(plan, AdapterPlan):
         fetch(plan, progress)  # they are small: all that is on the hub first
-        return _merge_adapters(plan, target, file_format, layout, workers, machine, check, block, advance, command)
+        return _merge_adapters(
+            plan, target, file_format, layout, workers, machine, check, trust_remote_code, block, advance, command
+        )
     if layout is not None:
         raise RecipeError("layout: is for adapters, and these models are checkpoints")
     checkpoints = [reopen(plan.inputs[place]) for place in range(len(plan.inputs))]
@@ -202,6 +204,7 @@ def _merge_adapters(
     threads: int,
     device: Device,
     check: bool,
+    trust_remote_code: bool,
     block: int,
     advance: Callable[[int], None],
     command: Sequence[str] | None,
@@ -229,7 +232,7 @@ def _merge_adapters(
         record = provenance(plan, digest_of, command or command_line(), made)
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(adapter_card(plan, target.resolve().name, errors), encoding="utf-8")
-        verification = verify(folder) if check else None
+        verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
     return Merged(target, plan, verification, errors, norms, warnings=warnings)
 

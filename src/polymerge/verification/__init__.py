@@ -7,7 +7,7 @@ from pathlib import Path
 from polymerge.checkpoint.adapter import is_adapter
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.whole import bring
-from polymerge.errors import PolymergeError
+from polymerge.errors import PolymergeError, RecipeError
 from polymerge.verification.adapter import verify_adapter
 from polymerge.verification.checkpoint import verify_checkpoint
 from polymerge.verification.findings import Finding, Verification
@@ -15,10 +15,11 @@ from polymerge.verification.findings import Finding, Verification
 __all__ = ["Finding", "Verification", "verify"]
 
 
-def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verification:
+def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
     """Check that a checkpoint folder, or an adapter, loads as it is, without taking memory for its weights.
 
     folder             or a hub id, all of which is fetched
+    base               of an adapter: where its base is, if that is not where its config says
     trust_remote_code  run Python files that lie in the folder, where its model needs them
 
     raises RecipeError or CheckpointError where a hub id cannot be had; all else that is wrong is a finding.
@@ -29,7 +30,9 @@ def verify(folder: str | Path, *, trust_remote_code: bool = False) -> Verificati
         bring(str(folder), path)
     try:
         if is_adapter(path):
-            return verify_adapter(path)
+            return verify_adapter(path, base=base, trust_remote_code=trust_remote_code)
+        if base is not None:
+            raise RecipeError(f"{path}: is a checkpoint, and --base is for adapters")
         return verify_checkpoint(path, trust_remote_code=trust_remote_code)
     except PolymergeError as error:
         return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))
