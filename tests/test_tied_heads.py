@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import polymerge
 import tiny
+from polymerge.errors import Refused
 from polymerge.families import FAMILIES
 from polymerge.planning.inputs import _beside
 from polymerge.planning.model import EMBEDDING, HEAD
@@ -217,14 +218,14 @@ def test_the_name_of_what_is_not_stored_is_that_of_the_same_layout(name: str) ->
 # --- adapters
 
 
-def trained(base: Path, adapter: Path, **settings: Any) -> Tensor:
+def trained(base: Path, adapter: Path, seed: int = 7, **settings: Any) -> Tensor:
     """Put an adapter on `base`, change all that is trainable, and save it; what PEFT's model says with it."""
     given = {"r": 3, "lora_alpha": 5, "target_modules": r".*(q_proj|v_proj)"} | settings
     model = loaded(base)
     with torch.random.fork_rng():
-        torch.manual_seed(7)
+        torch.manual_seed(seed)
         peft = get_peft_model(model, LoraConfig(**given)).eval()
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(peft.named_parameters()):
             if parameter.requires_grad:
@@ -386,3 +387,43 @@ def test_a_plan_that_parts_them_can_be_stored(tmp_path: Path) -> None:
     again = type(plan).from_json(json.loads(json.dumps(plan.to_json())))
     assert (again, again.hash) == (plan, plan.hash)
     assert polymerge.plan(linear(base, base)).unties is False
+
+
+# --- adapters that are merged
+
+
+def peft_says(base: Path, adapter: Path) -> Tensor:
+    return says(PeftModel.from_pretrained(loaded(base), adapter).eval(), base)
+
+
+@pytest.mark.parametrize("settings", [*APART, *TIED])
+def test_a_merged_adapter_is_the_mean_of_what_peft_loads(settings: str, tmp_path: Path) -> None:
+    """Folded as well as by PEFT: head and embedding are the means of those of the two."""
+    base = build("llama", tmp_path / "base", dtype="float32", tie=True)
+    given = (APART | TIED)[settings]
+    for number in (1, 2):
+        trained(base, tmp_path / f"adapter{number}", number, **given)
+    adapters = [tmp_path / f"adapter{number}" for number in (1, 2)]
+    out = merged(linear(*adapters) | {"merge_method": "cat"}, tmp_path / "out")
+    there = [pair(folded(base, one, tmp_path / f"folded{place}")) for place, one in enumerate(adapters)]
+    made = pair(folded(base, out, tmp_path / "folded"))
+    for one, other, mean in zip(*there, made, strict=True):
+        assert torch.allclose(mean, (one + other) / 2, rtol=0, atol=2e-5)
+    torch.testing.assert_close(says(loaded(tmp_path / "folded"), base), peft_says(base, out), **SAME_LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "said"),
+    [
+        ("linear", (True, False), "'a' keeps head and embedding tied (ensure_weight_tying), 'b' does not"),
+        ("dare_linear", (True, True), "dare_linear draws for each module anew"),
+    ],
+)
+def test_adapters_that_cannot_stay_tied(method: str, kept: tuple[bool, bool], said: str, tmp_path: Path) -> None:
+    base = build("llama", tmp_path / "base", dtype="float32", tie=True)
+    for name, ensure in zip("ab", kept, strict=True):
+        settings = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": ensure}
+        trained(base, tmp_path / name, **settings)
+    with pytest.raises(Refused) as refused:
+        polymerge.plan(linear(tmp_path / "a", tmp_path / "b") | {"merge_method": method})
+    assert said in str(refused.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from polymerge.checkpoint.adapter import is_adapter, open_adapter
 from polymerge.checkpoint.entry import listed
@@ -18,6 +18,7 @@ from polymerge.planning.inputs import labels_of
 from polymerge.planning.leavings import left_out_of_files
 from polymerge.planning.loraoutput import base_said, foreign_names, output_config
 from polymerge.planning.openedadapters import (
+    Opened,
     base_of,
     check_bases,
     check_beside,
@@ -31,7 +32,7 @@ from polymerge.planning.overrides import Choice
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.pairsteps import PairPlanner
 from polymerge.recipe import Recipe, recipe_dict
-from polymerge.settings import resolve
+from polymerge.settings import Setting, resolve
 
 __all__ = ["names_adapters", "plan_adapters"]
 
@@ -98,6 +99,19 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
     extras = plan_extras(recipe, opened.adapters, inputs, opened.template, opened.key, extra, base, adapted, problems)
     full = extras.steps if extras else ()
     problems.extend(foreign_names(opened.adapters, names, opened.template, opened.key, pairs, full))
+    _check_ties(
+        opened,
+        [
+            {step.canonical: None if step.setting is None else planner.settings[step.setting] for step in pairs},
+            {
+                step.canonical.removesuffix(".weight"): None if place is None else extras.settings[place]
+                for step in full
+                for place in [step.pieces[0].setting]
+                if extras
+            },
+        ],
+        problems,
+    )
     refuse_if_any(problems)
     template = opened.adapters[opened.template]
     labelled = list(zip(names, opened.adapters, strict=True))
@@ -137,6 +151,45 @@ def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan
             "adapter_config.json",
         ),
     )
+
+
+def _check_ties(opened: Opened, merged: Sequence[Mapping[str, Setting | None]], problems: list[PolymergeError]) -> None:
+    """An adapter that keeps head and embedding tied has each twice; PEFT loads one of them, so they have to be equal.
+
+    merged  the setting of each module with factors by its canonical name, and that of each full weight; None for a copy
+    """
+
+    def held(names: Iterable[str], *modules: str) -> list[str]:
+        return [name for name in names if name.removesuffix(".weight").rpartition(".")[2] in modules]
+
+    pairs = [(held(found, "embed_tokens"), held(found, "lm_head"), found) for found in merged]
+    both = [(found[one[0]], found[other[0]]) for one, other, found in pairs if one and other]
+    touching = {
+        label: adapter.config.get("ensure_weight_tying") is True
+        for label, adapter in zip(opened.labels, opened.adapters, strict=True)
+        if held((*adapter.pairs, *adapter.extras, *adapter.tokens), "embed_tokens", "lm_head")
+    }
+    if not both or not any(touching.values()):
+        return
+    whole = "write BASE+ADAPTER to merge them as whole models"
+    if not all(touching.values()):
+        tied, apart = (next(label for label, kept in touching.items() if kept is wanted) for wanted in (True, False))
+        problems.append(
+            RecipeError(
+                f"'{tied}' keeps head and embedding tied (ensure_weight_tying), '{apart}' does not: one adapter cannot "
+                f"do both; {whole}"
+            )
+        )
+        return
+    random = [one.method for one, _ in both if one is not None and METHODS[one.method].random]
+    if random or any(one != other for one, other in both):
+        what = f"{random[0]} draws for each module anew" if random else "the recipe does not treat the two alike"
+        problems.append(
+            RecipeError(
+                "these adapters keep head and embedding tied (ensure_weight_tying), so the two have to come out equal, "
+                f"and {what}. Give both one setting that draws nothing, or {whole}"
+            )
+        )
 
 
 def _choices(recipe: Recipe, labels: Sequence[str], problems: list[PolymergeError]) -> list[Choice]:
