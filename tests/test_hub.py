@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import polymerge
 from headers_only import llm, vlm
@@ -378,7 +378,9 @@ def test_adapters_come_from_the_hub_too(hub: Standin, tmp_path: Path) -> None:
         save_file(factors, folder / "adapter_model.safetensors")
         said = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["up_proj"]}
         (folder / "adapter_config.json").write_text(json.dumps(said | {"base_model_name_or_path": "a/base"}))
+        save_file({"lm_head.weight": torch.full((7, 6), float(seed))}, folder / "trainable_params.safetensors")
         (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text('{"chat_template": "inline"}')
         hub.publish(f"a/{folder.name}", folder)
         names.append(folder.name)
     hub.publish("a/base", base)
@@ -392,6 +394,9 @@ def test_adapters_come_from_the_hub_too(hub: Standin, tmp_path: Path) -> None:
     for name in ("merged", "folded"):
         assert raw(tmp_path / "remote" / name) == raw(tmp_path / "local" / name)
     assert (tmp_path / "remote/merged/tokenizer.json").is_file()
+    assert (load_file(tmp_path / "remote/folded/model.safetensors")["lm_head.weight"] == 3).all()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "remote/folded" / name).read_text() == (tmp_path / "lora3" / name).read_text()
 
 
 # --- offline

@@ -66,7 +66,7 @@ def test_an_output_is_not_made_without_a_file_that_is_gone(
         place.symlink_to(tmp_path / "nowhere")
         return copy(*arguments, **options)
 
-    monkeypatch.setattr("polymerge.run.merge.copy_companions", late)
+    monkeypatch.setattr("polymerge.run.inputs.copy_companions", late)
     with pytest.raises(PolymergeError, match=r"tokenizer.json: is a link to nothing"):
         polymerge.merge(plan, tmp_path / "out", check=False)
     assert not (tmp_path / "out").exists()
