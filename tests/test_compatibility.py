@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 import polymerge
@@ -425,6 +426,36 @@ def test_a_router_that_is_merged_is_said_with_what_keeps_the_template_s(tmp_path
     assert torch.equal(tensor(out, name), tensor(one, name))
     # one model alone is not averaged with another
     assert polymerge.plan(linear(two)).warnings == ()
+
+
+def lora(folder: Path, seed: int, module: str, **config: Any) -> Path:
+    """An adapter of one module, with the config of what it is for beside it."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"lora_A": (2, 6), "lora_B": (4, 2)}
+    folder.mkdir()
+    save_file(
+        {
+            f"base_model.model.{module}.{factor}.weight": torch.randn(shape, generator=generator)
+            for factor, shape in shapes.items()
+        },
+        folder / "adapter_model.safetensors",
+    )
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [module.rpartition(".")[2]]}
+    (folder / "adapter_config.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_adapters_are_compared_by_the_configs_beside_them(tmp_path: Path) -> None:
+    module = "model.layers.0.mlp.gate"
+    one = lora(tmp_path / "one", 1, module, model_type="qwen3_moe", rope_theta=1e6)
+    two = lora(tmp_path / "two", 2, module, model_type="qwen3_moe", rope_theta=1e4)
+    configs, routers = polymerge.plan(linear(one, two)).warnings
+    assert configs.startswith("the configs of template 'one' and 'two' differ in what they compute with the text ")
+    assert "(rope_theta: 1000000/10000)" in configs
+    assert routers.endswith('say exclude: ["text.layers.*.mlp.gate.weight"]')
+    kept = polymerge.plan(linear(one, two, exclude=["text.layers.*.mlp.gate.weight"]))
+    assert kept.warnings == (configs,)
 
 
 # --- how a plan is shown
