@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoint.entry import Contents, Entry, listed
+from polymerge.checkpoint.wrappers import unwrapped, wrappers_in
 from polymerge.errors import CheckpointError
 
 __all__ = ["Sorted", "sort_names"]
@@ -55,9 +56,9 @@ def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[So
     for contents, beside in files:
         found.skipped.update(contents.skipped)
         keys = [entry.name for entry in contents.entries]
-        short = _llava_names(keys) if beside else {key: key.removeprefix(_PREFIX) for key in keys}
+        short = _llava_names(keys) if beside else _peft_names(keys)
         for entry in contents.entries:
-            if not beside and (short[entry.name] in ("", entry.name)):
+            if not short[entry.name]:
                 misnamed.append(entry.name)
             else:
                 named.append((short[entry.name], entry))
@@ -69,6 +70,15 @@ def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[So
     for name, entry in named:
         sorting.put(name, entry)
     return found, sorting.problems(folder, adapters)
+
+
+def _peft_names(keys: Collection[str]) -> dict[str, str]:
+    """Names in the base model, by names in PEFT's file, without what a trainer put around them; "" without a prefix."""
+    wrappers = wrappers_in(keys)
+    plain = {key: unwrapped(key, wrappers) for key in keys}
+    if _PREFIX in wrappers:
+        return plain
+    return {key: name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else "" for key, name in plain.items()}
 
 
 def _llava_names(keys: Collection[str]) -> dict[str, str]:
@@ -156,6 +166,13 @@ class _Sorting:
             )
             for first, second in self.twice
         ]
+        if empty := [entry.name for entry in self.found.extras.values() if entry.shape == (0,)]:
+            problems.append(
+                CheckpointError(
+                    f"{folder}: {listed(empty)} are empty, of shape [0]: one shard of a weight, or none. Gather them "
+                    "(ZeRO-3, FSDP) before they are saved."
+                )
+            )
         if len(adapters) > 1:
             problems.append(
                 CheckpointError(
