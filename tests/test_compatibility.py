@@ -280,7 +280,8 @@ def test_a_merge_says_what_does_not_fit_and_inspect_too(tmp_path: Path) -> None:
         "has the template's config, under which the others' weights were not trained"
     )
     assert only(polymerge.plan(linear(one, two)).warnings) == said
-    assert only(polymerge.plan(linear(one, merge_method="ties", base_model=str(two), template=str(one))).warnings) == said
+    asked = linear(one, merge_method="ties", base_model=str(two), template=str(one))
+    assert only(polymerge.plan(asked).warnings) == said
     assert polymerge.plan(linear(one, llama(tmp_path / "near", 3))).warnings == ()
     asked = recipe_file(linear(one, two), tmp_path / "r.yaml")
     ran = cli("merge", asked, "-o", tmp_path / "out")

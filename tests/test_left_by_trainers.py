@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
@@ -124,6 +124,41 @@ def test_a_wrapped_base_of_an_adapter(tmp_path: Path) -> None:
     assert set(load(tmp_path / "out")) == set(load(tmp_path / "base"))
     for name, tensor in load(tmp_path / "out").items():
         assert torch.allclose(tensor, wanted[name], rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda name: f"_orig_mod.{name}",
+        lambda name: name.replace(".self_attn", "._orig_mod.self_attn"),
+        lambda name: name.replace("model.layers", "_fsdp_wrapped_module.model.layers"),
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"module.{name}",
+    ],
+)
+def test_a_wrapped_adapter_folds_as_the_plain_one(rename: Rename, tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "base")
+    plain = adapter(tmp_path / "plain", modules_to_save=["lm_head"])
+    wrapped = shutil.copytree(plain, tmp_path / "wrapped")
+    tensors = {rename(name): tensor for name, tensor in load_file(plain / "adapter_model.safetensors").items()}
+    save_file(tensors, wrapped / "adapter_model.safetensors")
+    for name in ("plain", "wrapped"):
+        ran = cli("fold", tmp_path / name, "--base", tmp_path / "base", "-o", tmp_path / f"{name} folded")
+        assert ran.status == 0, ran.err
+    assert raw(tmp_path / "wrapped folded") == raw(tmp_path / "plain folded") != raw(tmp_path / "base")
+
+
+def test_full_weights_of_an_adapter_that_were_not_gathered(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "base")
+    folder = adapter(tmp_path / "adapter", modules_to_save=["lm_head"])
+    file = folder / "adapter_model.safetensors"
+    tensors = {name: torch.zeros(0) if "lm_head" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file)
+    ran = cli("fold", folder, "--base", tmp_path / "base", "--dry-run")
+    assert ran.status == 1
+    assert "'base_model.model.lm_head.weight' are empty, of shape [0]: one shard of a weight, or none" in ran.err
+    assert "1 problem" in ran.err
 
 
 def test_wrappers_of_names_alone() -> None:

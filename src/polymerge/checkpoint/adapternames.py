@@ -11,6 +11,7 @@ from typing import Final
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.hubfiles import missing_remote
 from polymerge.checkpoint.prefetch import fetch_all
+from polymerge.checkpoint.wrappers import unwrapped, wrappers_in
 from polymerge.errors import CheckpointError
 
 __all__ = ["Sorted", "sort_names"]
@@ -28,12 +29,6 @@ _MAGNITUDE: Final = re.compile(r".+\.lora_magnitude_vector(?:\..+)?", re.DOTALL)
 _WRAPPER: Final = re.compile(
     r"(?:.*\.)?(?:lora_[^.]*|base_layer|modules_to_save|token_adapter|original_module)(?:\..*)?", re.DOTALL
 )
-
-_COMPILED: Final = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and activation checkpointing put into names."""
-
-_PARALLEL: Final = "module."
-"""What DataParallel and DeepSpeed put before all names."""
 
 _AGAIN: Final = "Save the adapter again with PEFT."
 _PIECE: Final = 1 << 20  # bytes that are compared at once
@@ -131,10 +126,8 @@ def _inner(name: str) -> str:
 
 def _unwrapped(names: Mapping[str, str]) -> dict[str, str]:
     """Names by key without what wrappers of the model put into them while it was trained."""
-    short = {key: _COMPILED.sub("", name) for key, name in names.items()}
-    while any(short.values()) and all(name.startswith(_PARALLEL) for name in short.values() if name):
-        short = {key: name.removeprefix(_PARALLEL) for key, name in short.items()}
-    return short
+    wrappers = [one for one in wrappers_in([name for name in names.values() if name]) if one != _PREFIX]
+    return {key: unwrapped(name, wrappers) for key, name in names.items()}
 
 
 def _same_bytes(first: Entry, second: Entry) -> bool:
