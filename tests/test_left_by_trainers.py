@@ -157,7 +157,8 @@ def test_full_weights_of_an_adapter_that_were_not_gathered(tmp_path: Path) -> No
     save_file(tensors, file)
     ran = cli("fold", folder, "--base", tmp_path / "base", "--dry-run")
     assert ran.status == 1
-    assert "'base_model.model.lm_head.weight' are empty, of shape [0]: one shard of a weight, or none" in ran.err
+    assert "lm_head" in ran.err
+    assert "was not gathered" in ran.err
     assert "1 problem" in ran.err
 
 
