@@ -5,23 +5,27 @@
 
 Each adapter is taught one operation on two handwritten digits (sum, difference, larger, smaller) by
 examples/finetune_lora.py; `polymerge merge` and PEFT's add_weighted_adapter merge them. The questions are about scans
-that nobody was taught, and only an answer that is right to the word counts. Trained adapters are kept for later runs.
+that nobody was taught, and only an answer that is right to the word counts. Each method that has a scale is asked
+again at the scale that answers most of other questions, about other pictures of such scans. Trained adapters are kept
+for later runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,17 +33,21 @@ from typing import Any
 import torch
 import yaml
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+import polymerge
 from measure import RunError, machine, measure
 from polymerge.demo import models
 from polymerge.demo.lessons import in_picture
 from polymerge.demo.pictures import draw, load_handwriting
 from polymerge.demo.score import Question, Share, examine_vlm, share, write_exam
 from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, ask, split_pairs
+from polymerge.errors import PolymergeError
+from polymerge.methods.table import METHODS
 
 VLM = Path(models.__file__).parent / "checkpoints" / "vlm"
 SEED = 1  # that the shipped model was trained with: its held-out scans are those of this seed
@@ -48,6 +56,9 @@ PICTURES = 8000  # that each adapter is taught with
 RANK = 8
 TRAINING = f"--rank {RANK} --alpha 16 --batch-size 64 --epochs 2 --learning-rate 3e-3 --seed 0"
 WEIGHT = 0.25
+SEARCH_SEED, SEARCH_PICTURES = SEED + 1, 2  # of the questions that a scale is searched with
+NORMS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+NEAR, TOO_LARGE = (0.5, 1.2), 1.5
 UNTAUGHT = "perception"
 
 INTRODUCTION = """
@@ -63,18 +74,63 @@ RESULTS = """
 Answers are right if they are so to the word. The questions are about held-out scans; each of the four tasks has the
 same {count} digit pairs. ± is one standard error, with all questions on one pair as a cluster: how a number might vary
 with other pairs and pictures, not with other adapters. All rows have been asked the same questions. Perception (what
-digits and colours are there) is what the model could do before, and none of the adapters was taught. The last column is
-the time of the whole command, or of PEFT's call.
+digits and colours are there) is what the model could do before, and none of the adapters was taught. `norm` is the
+Frobenius norm of the update over the root mean square of the four adapters', as `polymerge merge` prints it. The last
+column is the time of the whole command, or of PEFT's call.
+
+A scale that is *searched* gives the most right answers to {searched} other questions on the four tasks, about other
+pictures: other draws from the scans that nobody was taught, of the same digit pairs. It is one of those that make a
+norm of {norms}, to two digits; of equals it is the one with the smaller norm. The answers in the table had no part in
+it.
+"""
+
+DECIDES = """
+## What decides
+
+The size of the update does, more than the method. Of the {near_count} merges here whose norm is between {near[0]:.1f}
+and {near[1]:.1f}, the mean of the four is {near_mean[0]:.1f} to {near_mean[1]:.1f} %; of the {large_count} above
+{large:.1f} it is {large_mean[0]:.1f} to {large_mean[1]:.1f} %, and perception, which nobody meant to change,
+{large_perception[0]:.1f} to {large_perception[1]:.1f} %. At their searched scales the methods' means are
+{searched_mean[0]:.1f} to {searched_mean[1]:.1f} %, and their norms {searched_norm[0]:.2f} to {searched_norm[1]:.2f}.
+Rows at one norm still differ in what they keep of perception: {near_perception[0]:.1f} to {near_perception[1]:.1f} %
+between {near[0]:.1f} and {near[1]:.1f}. So compare methods at one norm, or search the scale of each
+(`polymerge search RECIPE --vary scale`), before one is called better.
+
+RobustMerge as released carries `scale: 2` on both factors, so it multiplies the update by 4, on a sum over the A
+factors that nothing divides by their number. Here that makes a norm of {released:.2f}. `polymerge merge` prints the
+norm of every merge of adapters, and names a `scale` where it is above 1.5. `compose: factors` and `space: factors` join
+each adapter's B with every other one's A, so they need adapters that began with one A; the cosine of two adapters' A
+is {cosines[0]:.2f} to {cosines[1]:.2f} here. Where it is below 0.5, the merge says so.
 """
 
 
 @dataclass(frozen=True)
 class Case:
-    """A merge by polymerge; `weight` is that of each adapter, None where the method takes none."""
+    """A merge by polymerge; `weight` is that of each adapter, None where the method takes none.
+
+    search  whether its scale is searched; not where another row is the same merge but for its scale
+    """
 
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     weight: float | None = WEIGHT
+    search: bool = True
+
+    @property
+    def scale(self) -> float | None:
+        """What the merged update is multiplied with; None where the method has no scale."""
+        own = METHODS[self.method].parameter("scale")
+        return float(self.parameters.get("scale", own.default)) if own else None
+
+    @property
+    def power(self) -> int:
+        """Of the scale, that the norm grows with: where A and B are merged apart, each of them carries it."""
+        apart = self.parameters.get("space") == "factors" or self.method == "robustmerge"
+        return 2 if apart and self.parameters.get("compose") != "product" else 1
+
+    def scaled(self, scale: float) -> Case:
+        """The same merge with another scale."""
+        return replace(self, parameters={**self.parameters, "scale": scale})
 
     def recipe(self, adapters: Iterable[Path]) -> dict[str, Any]:
         """Write the recipe for some adapters."""
@@ -85,28 +141,30 @@ class Case:
 
 FULL = len(ARITHMETIC) * RANK  # a rank at which nothing is lost of a sum
 TRIMMED = {"density": 0.2}
+DARE_TIES = {**TRIMMED, "normalize": "none"}
 
 CASES = {
     "robustmerge": Case("robustmerge", TRIMMED, None),
-    "robustmerge, scale: 0.5": Case("robustmerge", {**TRIMMED, "scale": 0.5}, None),
+    "robustmerge, scale: 0.5": Case("robustmerge", {**TRIMMED, "scale": 0.5}, None, search=False),
     "robustmerge, compose: product": Case("robustmerge", {**TRIMMED, "compose": "product"}, None),
     "linear": Case("linear", {"rank": FULL}),
     "linear, space: factors": Case("linear", {"space": "factors"}),
     "task_arithmetic, weight 0.5": Case("task_arithmetic", {"rank": FULL}, 0.5),
+    "task_arithmetic, weight 0.5, space: factors": Case("task_arithmetic", {"space": "factors"}, 0.5),
     "ties": Case("ties", {**TRIMMED, "rank": FULL}),
     "ties, space: factors": Case("ties", {**TRIMMED, "space": "factors"}),
     "ties, space: knots": Case("ties", {**TRIMMED, "space": "knots", "rank": FULL}),
     "ties, space: core": Case("ties", {**TRIMMED, "space": "core", "rank": FULL}),
     "dare_linear": Case("dare_linear", {**TRIMMED, "rank": FULL}),
     "dare_linear, space: factors": Case("dare_linear", {**TRIMMED, "space": "factors"}),
-    "dare_ties": Case("dare_ties", {**TRIMMED, "rank": FULL}),
-    "dare_ties, space: knots": Case("dare_ties", {**TRIMMED, "space": "knots", "rank": FULL}),
-    "dare_ties, space: core": Case("dare_ties", {**TRIMMED, "space": "core", "rank": FULL}),
+    "dare_ties": Case("dare_ties", {**DARE_TIES, "rank": FULL}),
+    "dare_ties, space: knots": Case("dare_ties", {**DARE_TIES, "space": "knots", "rank": FULL}),
+    "dare_ties, space: core": Case("dare_ties", {**DARE_TIES, "space": "core", "rank": FULL}),
     "cat": Case("cat"),
-    "cat, weight 0.5": Case("cat", weight=0.5),
+    "cat, weight 0.5": Case("cat", weight=0.5, search=False),
     f"svd, rank {RANK}": Case("svd", {"rank": RANK}),
     f"tsv, rank {RANK}": Case("tsv", {"rank": RANK}),
-    f"tsv, rank {RANK}, weight 1": Case("tsv", {"rank": RANK}, 1.0),
+    f"tsv, rank {RANK}, weight 1": Case("tsv", {"rank": RANK}, 1.0, search=False),
 }
 """What polymerge merges, by its name in the table; weights are 0.25 and ranks as large as needed unless it says so."""
 
@@ -119,22 +177,30 @@ PEFT_CASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: by column a share, by `failure` why there is none."""
+    """A line of the table: by column a share, by `failure` why there is none; `norm` is that of the update."""
 
     shares: Mapping[str, Share] = field(default_factory=dict)
     seconds: float | None = None
     failure: str = ""
+    norm: float | None = None
+    searched: bool = False
 
 
 class Examiner:
     """Asks the model, with an adapter or without, about the held-out scans."""
 
     def __init__(self, pictures: int | None) -> None:
-        every = split_pairs(SEED).every
-        exam = write_exam(Pairs((), every), load_handwriting(SEED)[1], SEED, pictures=pictures)
+        pairs, scans = Pairs((), split_pairs(SEED).every), load_handwriting(SEED)[1]
+        exam = write_exam(pairs, scans, SEED, pictures=pictures)
         self.exam = {task: [q for q in exam if q.kind == task] for task in ARITHMETIC}
         self.exam[UNTAUGHT] = [q for q in exam if q.kind in PERCEPTION]
         self.processor = models.load_processor(VLM)
+        others = write_exam(pairs, scans, SEARCH_SEED, pictures=SEARCH_PICTURES)
+        self.other_exam = [q for q in others if q.kind in ARITHMETIC]
+
+    def right_of_others(self, model: Any) -> int:
+        """How many answers are right to questions on the four tasks that are not in the exam."""
+        return sum(examine_vlm(model, self.processor, self.other_exam))
 
     def ask(self, model: Any, tasks: Sequence[str] = (*ARITHMETIC, UNTAUGHT)) -> dict[str, list[float]]:
         """Mark the answers to all questions of some tasks."""
@@ -202,14 +268,45 @@ def _write_lessons(task: str, folder: Path) -> Path:
     return data
 
 
-def merge(name: str, adapters: Mapping[str, Path], scratch: Path) -> tuple[Path, float]:
+def merge(name: str, case: Case, adapters: Mapping[str, Path], scratch: Path) -> tuple[Path, float]:
     """Merge with polymerge, as a user would: the adapter's folder and the seconds that it took."""
     stem = "".join(letter if letter.isalnum() else "-" for letter in name)
     recipe, out = scratch / f"{stem}.yaml", scratch / stem
-    recipe.write_text(yaml.safe_dump(CASES[name].recipe(adapters.values()), sort_keys=False), encoding="utf-8")
+    recipe.write_text(yaml.safe_dump(case.recipe(adapters.values()), sort_keys=False), encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     program = Path(sys.executable).with_name("polymerge")
     return out, measure([str(program), "merge", str(recipe), "-o", str(out)]).seconds
+
+
+def recorded_norm(folder: Path) -> float:
+    """The norm that polymerge has written beside an update."""
+    record = json.loads((folder / "polymerge.json").read_text(encoding="utf-8"))
+    return float(record["output"]["update_norm"]["ratio"])
+
+
+def norm_in(model: Any, name: str, others: Sequence[str]) -> float:
+    """The norm of an adapter in a model over the root mean square of others, multiplied out."""
+    squares = dict.fromkeys((name, *others), 0.0)
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        for adapter in squares:
+            update = layer.get_delta_weight(adapter).detach().double()
+            squares[adapter] += float(update.square().sum())
+    return math.sqrt(squares[name] / (sum(squares[other] for other in others) / len(others)))
+
+
+def search_scale(
+    examiner: Examiner, case: Case, norm: float, adapters: Mapping[str, Path], scratch: Path
+) -> tuple[float, list[int]]:
+    """The scale with the most right answers to other questions than those of the exam, and the numbers of them all."""
+    assert case.scale is not None
+    scales = [float(f"{case.scale * (wanted / norm) ** (1 / case.power):.2g}") for wanted in NORMS]
+    right = []
+    for scale in scales:
+        out = scratch / "searching"
+        polymerge.merge(case.scaled(scale).recipe(adapters.values()), out, force=True, check=False, threads=1)
+        right.append(examiner.right_of_others(load({"merged": out})))
+    return scales[right.index(max(right))], right
 
 
 def merge_by_peft(name: str, adapters: Mapping[str, Path]) -> tuple[Any, float]:
@@ -227,33 +324,97 @@ def contest(examiner: Examiner, adapters: Mapping[str, Path], names: Sequence[st
     rows = {"zero-shot": Row(examiner.shares(examiner.ask(models.load(LlavaForConditionalGeneration, VLM))))}
     of_adapters = {task: examiner.ask(load({task: folder})) for task, folder in adapters.items()}
     rows["each adapter on its own task"] = Row(examiner.shares({task: of_adapters[task][task] for task in adapters}))
-    rows |= {f"adapter of {task}": Row(examiner.shares(marks)) for task, marks in of_adapters.items()}
+    together = load(adapters)
+    rows |= {
+        f"adapter of {task}": Row(examiner.shares(marks), norm=norm_in(together, task, list(adapters)))
+        for task, marks in of_adapters.items()
+    }
     for name in names:
         try:
             if name in CASES:
-                folder, seconds = merge(name, adapters, scratch)
-                model = load({"merged": folder})
+                rows |= of_polymerge(name, examiner, adapters, scratch)
             else:
                 model, seconds = merge_by_peft(name, adapters)
-            rows[name] = Row(examiner.shares(examiner.ask(model)), seconds)
-        except (RunError, ValueError, RuntimeError, OSError, KeyError) as error:
+                norm = norm_in(model, "merged", list(adapters))
+                rows[name] = Row(examiner.shares(examiner.ask(model)), seconds, norm=norm)
+                _tell(name, rows[name])
+        except (RunError, PolymergeError, ValueError, RuntimeError, OSError, KeyError) as error:
             rows[name] = Row(failure=f"{type(error).__name__}: {error}")
-        print(f"{name}: {rows[name].failure or _percent(rows[name].shares['mean'])}", file=sys.stderr)
+            _tell(name, rows[name])
     return rows
 
 
-def to_markdown(about: Mapping[str, str], rows: Mapping[str, Row], examiner: Examiner) -> str:
-    """Write the page."""
+def of_polymerge(name: str, examiner: Examiner, adapters: Mapping[str, Path], scratch: Path) -> dict[str, Row]:
+    """A row for the merge as it is listed, and one at its searched scale."""
+
+    def row(title: str, case: Case, searched: bool) -> None:
+        folder, seconds = merge(title, case, adapters, scratch)
+        shares = examiner.shares(examiner.ask(load({"merged": folder})))
+        rows[title] = Row(shares, seconds, norm=recorded_norm(folder), searched=searched)
+        _tell(title, rows[title])
+
+    rows: dict[str, Row] = {}
+    case = CASES[name]
+    row(name, case, False)
+    norm = rows[name].norm
+    if case.search and case.scale is not None and norm:
+        scale, right = search_scale(examiner, case, norm, adapters, scratch)
+        print(f"{name}: right of {len(examiner.other_exam)} at norms {NORMS}: {right}", file=sys.stderr)
+        row(f"{name}, scale: {scale:g} (searched)", case.scaled(scale), True)
+    return rows
+
+
+def _tell(name: str, row: Row) -> None:
+    norm = "" if row.norm is None else f", norm {row.norm:.2f}"
+    print(f"{name}: {row.failure or _percent(row.shares['mean'])}{norm}", file=sys.stderr, flush=True)
+
+
+def to_markdown(about: Mapping[str, str], rows: Mapping[str, Row], examiner: Examiner, cosines: Sequence[float]) -> str:
+    """Write the page; `cosines` are those of every two adapters' A factors."""
     columns = (*ARITHMETIC, "mean", UNTAUGHT)
-    head = ["", *ARITHMETIC, "mean of the four", f"{UNTAUGHT}, untaught", "s"]
+    head = ["", "norm", *ARITHMETIC, "mean of the four", f"{UNTAUGHT}, untaught", "s"]
     lines = [INTRODUCTION.lstrip(), f"    python {shlex.join(sys.argv)}", "", *_table(["", ""], about.items())]
-    lines.append(RESULTS.format(count=len({q.scene.digits for q in examiner.exam[ARITHMETIC[0]]})))
+    count = len({q.scene.digits for q in examiner.exam[ARITHMETIC[0]]})
+    norms = f"{', '.join(f'{norm:g}' for norm in NORMS[:-1])} or {NORMS[-1]:g}"
+    lines.append(_wrapped(RESULTS.format(count=count, searched=len(examiner.other_exam), norms=norms)))
     body = []
     for name, row in rows.items():
         cells = [_percent(row.shares[column]) if column in row.shares else "" for column in columns]
         cells = ["failed", *cells[1:]] if row.failure else cells
-        body.append([name, *cells, "" if row.seconds is None else f"{row.seconds:.1f}"])
-    return "\n".join([*lines, *_table(head, body)]) + "\n"
+        norm = "" if row.norm is None else f"{row.norm:.2f}"
+        body.append([name, norm, *cells, "" if row.seconds is None else f"{row.seconds:.1f}"])
+    return "\n".join([*lines, *_table(head, body)]) + f"\n{what_decides(rows, cosines)}"
+
+
+def what_decides(rows: Mapping[str, Row], cosines: Sequence[float]) -> str:
+    """The paragraph on norms, in numbers of the table; nothing where too few merges were asked for."""
+    merges = [row for name, row in rows.items() if row.norm is not None and not name.startswith("adapter of ")]
+    near = [row for row in merges if NEAR[0] <= (row.norm or 0) <= NEAR[1]]
+    large = [row for row in merges if (row.norm or 0) > TOO_LARGE]
+    searched = [row for row in merges if row.searched]
+    released = rows.get("robustmerge", Row()).norm
+    if not (near and large and searched and cosines) or released is None:
+        return ""
+
+    def span(of: Iterable[Row], column: str) -> tuple[float, float]:
+        values = [100 * row.shares[column].value for row in of]
+        return min(values), max(values)
+
+    own = [row.norm for row in searched if row.norm is not None]
+    found = DECIDES.format(
+        near=NEAR, near_count=len(near), near_mean=span(near, "mean"), near_perception=span(near, UNTAUGHT),
+        large=TOO_LARGE, large_count=len(large), large_mean=span(large, "mean"),
+        large_perception=span(large, UNTAUGHT), searched_mean=span(searched, "mean"),
+        searched_norm=(min(own), max(own)), released=released, cosines=(min(cosines), max(cosines)),
+    )  # fmt: skip
+    return f"{_wrapped(found)}\n"
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs in lines of one length, once their numbers are in them."""
+    return "\n".join(
+        ["", *(textwrap.fill(one, 120, break_on_hyphens=False) + "\n" for one in text.strip().split("\n\n"))]
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
@@ -294,7 +455,9 @@ def main() -> None:
         "versions": ", ".join(f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers", "peft")),
         "time": f"{time.perf_counter() - start:.0f} s, {taught:.0f} s of it training (0 if done before)",
     }
-    page = to_markdown(about, rows, examiner)
+    norms = polymerge.merge(Case("cat").recipe(adapters.values()), scratch / "together", force=True, check=False).norms
+    assert norms is not None
+    page = to_markdown(about, rows, examiner, list(norms.cosines.values()))
     if options.markdown:
         options.markdown.write_text(page, encoding="utf-8")
     print(page)

@@ -78,7 +78,7 @@ CASES = {
     "ties": Case("ties", each=TRIMMED, mergekit={"normalize": True}, near=0.9),  # equal magnitudes: others are kept
     "ties, trim: model": Case("ties", each=TRIMMED, own={"trim": "model"}, mergekit=None),
     "dare_linear": Case("dare_linear", each=TRIMMED, mergekit={"normalize": False}, near=0.5),
-    "dare_ties": Case("dare_ties", each=TRIMMED, mergekit={"normalize": True}, near=0.5),  # other numbers are drawn
+    "dare_ties": Case("dare_ties", each=TRIMMED, shared={"normalize": True}, near=0.5),  # other numbers are drawn
 }
 """What is timed, by the name that it has on the command line and in the table."""
 

@@ -26,6 +26,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from polymerge.checkpoint import hub as hub_module
+from polymerge.checkpoint import hubfiles
 
 _CHUNK = 1 << 16
 
@@ -124,7 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
         name, revision = (found[1], found[3]) if found else (file[1], file[2]) if file else ("", "")
         repository = self.server.repositories.get(name)
         if path == "/xet-token":
-            self._json({"casUrl": self.server.xet_endpoint, "accessToken": "none", "exp": int(time.time()) + 3600})
+            until = int(time.time()) + 3600
+            said = {"casUrl": self.server.xet_endpoint, "accessToken": "none", "exp": until}
+            headers = {
+                "X-Xet-Cas-Url": self.server.xet_endpoint,
+                "X-Xet-Access-Token": "none",
+                "X-Xet-Token-Expiration": str(until),
+            }
+            self._send(200, {"Content-Type": "application/json", **headers}, [json.dumps(said).encode()])
         elif repository is None:
             self._refuse(404, "RepoNotFound")
         elif repository.refused:
@@ -132,7 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif (commit := repository.revisions.get(revision, revision)) not in repository.commits:
             self._refuse(404, "RevisionNotFound")
         elif found and found[2] == "revision":
-            self._json({"id": name, "sha": commit, "siblings": []})
+            listed = [
+                {"rfilename": file["path"], "size": file["size"], **({"lfs": _lfs(file)} if "lfs" in file else {})}
+                for file in _tree(repository.commits[commit])
+            ]
+            self._json({"id": name, "sha": commit, "siblings": listed})
         elif found:
             self._json(list(_tree(repository.commits[commit])))
         elif file:
@@ -226,9 +238,13 @@ def _tree(folder: Path) -> Iterator[dict[str, Any]]:
                 "type": "file",
                 "path": name,
                 "size": file.stat().st_size,
-                "oid": "0" * 40,
+                "oid": hashlib.sha1(f"{file.stat().st_size} {_etag(file)}".encode()).hexdigest(),
                 **(large if file.suffix in (".safetensors", ".bin") else {}),
             }
+
+
+def _lfs(file: dict[str, Any]) -> dict[str, Any]:
+    return {"size": file["size"], "sha256": file["lfs"]["oid"], "pointerSize": 130}
 
 
 def _etag(file: Path) -> str:
@@ -287,9 +303,11 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Stand
             monkeypatch.setenv(name, places[name])
         monkeypatch.delenv("HF_TOKEN", raising=False)
         hub_module._seen.clear()
+        hubfiles._ask.cache_clear()
         close_session()
         yield server
         hub_module._seen.clear()
+        hubfiles._ask.cache_clear()
         close_session()
 
 

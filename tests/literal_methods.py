@@ -27,12 +27,13 @@ def weighted(rows: Sequence[Array], weight: Sequence[float], normalize: bool) ->
     return result
 
 
-def largest(delta: Array, keep: int) -> Array:
-    """The `keep` largest magnitudes, among equals the first; zero elsewhere."""
-    order = np.argsort(-np.abs(delta), kind="stable")[:keep]
-    kept = np.zeros_like(delta)
-    kept[order] = delta[order]
-    return kept
+def largest(delta: Array, density: float) -> Array:
+    """What is as large as the `int(density * n)`-th largest magnitude, or as the largest; zero elsewhere."""
+    if density == 0:
+        return np.zeros_like(delta)
+    falling = sorted(abs(float(value)) for value in delta)[::-1]
+    reach = falling[max(int(density * delta.size), 1) - 1]
+    return np.array([value if abs(value) >= reach else 0 for value in delta], delta.dtype)
 
 
 def elected(deltas: Sequence[Array], weight: Sequence[float], elect: str, normalize: str) -> Array:

@@ -28,6 +28,7 @@ def small_merge(folder: Path, **more: Any) -> Path:
     )
     recipe = {
         "merge_method": "ties",
+        "template": str(one),
         "base_model": str(base),
         "models": [str(one), str(other)],
         "parameters": {"weight": 0.5, "density": 0.4},

@@ -289,10 +289,20 @@ def test_a_copy_under_its_wrapper_is_left_out(tmp_path: Path) -> None:
     """Training with modules_to_save in LLaVA saves them twice: by PEFT, and with the rest of the parameters."""
     trained(llama(), modules_to_save=["lm_head"]).save_pretrained(tmp_path, safe_serialization=False)
     copy = PREFIX + "lm_head.modules_to_save.default.weight"
-    torch.save({copy: torch.zeros(13, 8)}, tmp_path / "non_lora_trainables.bin")
+    trained_head = torch.load(tmp_path / "adapter_model.bin", weights_only=True)[PREFIX + "lm_head.weight"]
+    torch.save({copy: trained_head}, tmp_path / "non_lora_trainables.bin")
     adapter = open_adapter("it", tmp_path)
     assert adapter.extras["lm_head.weight"].file.name == "adapter_model.bin"
-    assert adapter.skipped == {copy: f"is '{PREFIX}lm_head.weight' once more"}
+    assert torch.equal(values(adapter.extras["lm_head.weight"]), trained_head)
+    assert adapter.became["non_lora_trainables.bin"].startswith("1 that adapter_model.bin holds byte for byte")
+
+
+def test_a_copy_that_is_not_equal_is_refused(tmp_path: Path) -> None:
+    trained(llama(), modules_to_save=["lm_head"]).save_pretrained(tmp_path, safe_serialization=False)
+    copy = PREFIX + "lm_head.modules_to_save.default.weight"
+    torch.save({copy: torch.zeros(13, 8)}, tmp_path / "non_lora_trainables.bin")
+    with pytest.raises(Refused, match=r"stand for one tensor\. They are not equal: move the file"):
+        open_adapter("it", tmp_path)
 
 
 def test_only_full_weights(tmp_path: Path) -> None:

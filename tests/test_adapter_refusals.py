@@ -357,7 +357,7 @@ def test_a_wrapped_copy_of_another_shape(tmp_path: Path) -> None:
 
 def test_one_weight_in_both_files_of_llava(tmp_path: Path) -> None:
     saved(tmp_path, FACTORS | {PREFIX + "model.mm_projector.0.weight": torch.zeros(2)})
-    torch.save({PREFIX + "model.mm_projector.0.weight": torch.zeros(2)}, tmp_path / "non_lora_trainables.bin")
+    torch.save({PREFIX + "model.mm_projector.0.weight": torch.ones(2)}, tmp_path / "non_lora_trainables.bin")
     message = only(tmp_path)
     assert "non_lora_trainables.bin" in message
     assert "adapter_model.safetensors stand for one tensor" in message

@@ -268,12 +268,11 @@ def flat_method(method: str, weight: Sequence[float], density: float, name: str)
         if method in ("linear", "task_arithmetic"):
             return literal.weighted(rows, weight, method == "linear")
         if method == "ties":
-            return literal.elected([literal.largest(row, int(density * row.size)) for row in rows], weight,
-                                   "weighted", "weight")  # fmt: skip
+            return literal.elected([literal.largest(row, density) for row in rows], weight, "weighted", "weight")
         thin = [literal.drawn(row, density, True, 7, n, name) for n, row in enumerate(rows)]
         if method == "dare_linear":
             return literal.weighted(thin, weight, False)
-        return literal.elected(thin, weight, "weighted", "weight")
+        return literal.elected(thin, weight, "weighted", "none")
 
     return join
 

@@ -170,7 +170,7 @@ RECIPES: dict[str, tuple[str, list[str], Any, dict[str, Any], list[str]]] = {
     "template": ("cat", ["a", "b"], 1, {"template": "c"}, ["template 'c' has to be one of the adapters"]),
     "deltas without a base": ("cat", ["a", "full"], 1, {"parameters": {"extra": "ties"}}, ["needs base_model"]),
     "other tokens": ("cat", ["tokens", "tokens2"], 1, {}, ["trained tokens [1, 2]", "[1, 3]", "Fold"]),
-    "weights that cancel": ("linear", ["a", "b"], [1, -1], {}, ["add up to 0", "normalize: false"]),
+    "weights that cancel": ("linear", ["a", "b"], [1, -1], {}, ["add up to about 0", "normalize: false"]),
 }  # fmt: skip
 
 
@@ -291,4 +291,24 @@ def test_weights_that_add_up_to_nothing_are_found_by_the_plan(made: Path, tmp_pa
     file = recipe_file(recipe("linear", [made / "a", made / "b"], [1, -1]), tmp_path / "recipe.yaml")
     ran = cli("plan", file)
     assert ran.status == 2
-    assert "linear: the weights add up to 0 and cannot be normalized" in ran.err
+    assert "linear: the weights add up to about 0 and cannot be normalized" in ran.err
+
+
+def test_weights_of_those_that_have_a_module_are_added_up_as_well(tmp_path: Path) -> None:
+    both = [adapter(tmp_path / name, seed, target_modules=["q_proj"]) for seed, name in enumerate(("one", "other"))]
+    more = adapter(tmp_path / "more", 3, target_modules=["q_proj", "k_proj"])
+    file = recipe_file(recipe("linear", [*both, more], [0.1, 0.2, 1]), tmp_path / "recipe.yaml")
+    assert cli("plan", file).status == 0
+    file = recipe_file(recipe("linear", [more, *both], [1, 0.3, 1e-9]), tmp_path / "recipe.yaml")
+    assert cli("plan", file).status == 0
+    full = [adapter(tmp_path / f"full {name}", seed, target_modules=["q_proj"], modules_to_save=["lm_head"])
+            for seed, name in enumerate(("one", "other"))]  # fmt: skip
+    said = recipe("linear", [*full, more], [0.5, -0.5, 1], parameters={"extra": "linear"})
+    ran = cli("plan", recipe_file(said, tmp_path / "recipe.yaml"))
+    assert ran.status == 2
+    assert "only full one, full other of the adapters, and their weights add up to about 0" in ran.err
+    wide = [adapter(tmp_path / f"wide {name}", seed, target_modules=["q_proj", "v_proj"])
+            for seed, name in enumerate(("one", "other"))]  # fmt: skip
+    ran = cli("plan", recipe_file(recipe("linear", [*wide, more], [0.5, -0.5, 1]), tmp_path / "recipe.yaml"))
+    assert ran.status == 2
+    assert "only 2 of 3 adapters have it: wide one, wide other, and their weights add up to about 0" in ran.err

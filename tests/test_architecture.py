@@ -155,7 +155,7 @@ def test_a_row_of_the_table_and_its_function_agree(row: Method) -> None:
     assert [name for name in others if name not in told] == [parameter.name for parameter in own]
     wanted = {row.statistic} - {None} | ({"keys"} if row.random else set())
     assert told - {"start", "rank", "stepwise"} == wanted
-    assert ("start" in told) == (row.random or row.statistic == "cutoff")
+    assert ("start" in told) == row.random
     for parameter in own:
         default = function[parameter.name].default
         needed = parameter.default is None and not parameter.optional

@@ -220,13 +220,15 @@ def test_a_plan_as_json_is_the_whole_plan(asked: Path, tmp_path: Path) -> None:
 def test_merge_reports_on_standard_output_and_notes_on_standard_error(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    asked = recipe_file(linear(*models, base_model=str(models[0])), tmp_path / "r.yaml")
+    base = checkpoint(tmp_path / "base", small_llama(3))
+    entries = [{"model": str(model), "parameters": {"weight": 0.5}} for model in models]
+    asked = recipe_file({"merge_method": "linear", "models": entries, "base_model": str(base)}, tmp_path / "r.yaml")
     ran = cli("merge", asked, "-o", tmp_path / "out", "--no-verify")
     assert ran.out.splitlines() == [
         f"{tmp_path / 'out'}: 5 tensors merged, 0 copied, 0.00 GB",
         "  not verified (--no-verify)",
     ]
-    assert ran.err == "note: base_model 'one' is not read: linear needs none\n"
+    assert ran.err == "note: base_model 'base' is not read: linear needs none\n"
     ran = cli("merge", asked, "-o", tmp_path / "json", "--no-verify", "--json")
     report = json.loads(ran.out)
     assert report["out"] == str(tmp_path / "json")

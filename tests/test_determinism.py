@@ -52,7 +52,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def recipe(models: dict[str, Path], name: str) -> dict[str, Any]:
-    return {"models": [str(models["a"]), str(models["b"])], "base_model": str(models["base"]), **SETTINGS[name]}
+    asked = {"template": str(models["a"]), "models": [str(models["a"]), str(models["b"])], **SETTINGS[name]}
+    return asked if asked["merge_method"] == "linear" else {**asked, "base_model": str(models["base"])}
 
 
 @pytest.fixture(scope="module")

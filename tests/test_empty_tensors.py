@@ -19,7 +19,8 @@ from tiny import load
         ("slerp", {"t": 0.25}, 1.75),
         ("task_arithmetic", {"weight": 1}, 2.5),
         ("ties", {"weight": 1, "density": 1}, 2.5),
-        ("ties", {"weight": 1, "density": 0.5}, 1.5),
+        ("ties", {"weight": 1, "density": 0.5}, 2.5),  # one entry is kept at least
+        ("ties", {"weight": 1, "density": 0}, 1.5),
         ("ties", {"weight": 1, "density": 1, "trim": "model"}, 2.5),
         ("dare_ties", {"weight": 1, "density": 0}, 1.5),
     ],

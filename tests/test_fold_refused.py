@@ -64,7 +64,7 @@ def test_modules_that_the_base_does_not_have(base: Path, tmp_path: Path) -> None
     few = ", ".join(f"model.layers.{layer}.mlp.up_proj.weight" for layer in (10, 7, 8))
     assert "1 problem, nothing was written" in said
     assert f"'adapter': the adapter ({learned}) has weights for {few} and 1 more, which its base ({base}, " in said
-    assert "family llama) does not have. Name the base that it was trained on" in said
+    assert "family llama) does not have: its text tower has 2 layers. Name the base that it was trained on" in said
 
 
 SHAPES: dict[str, tuple[dict[str, Tensor], str]] = {
@@ -80,8 +80,13 @@ SHAPES: dict[str, tuple[dict[str, Tensor], str]] = {
         "model.embed_tokens of the adapter is for [8, 6], model.embed_tokens.weight of its base is [7, 6]",
     ),
     "an extra": (
+        FACTORS | {"model.norm.weight": torch.ones(8)},
+        "model.norm.weight of the adapter is for [8], model.norm.weight of its base is [6]. Name the base that it was",
+    ),
+    "a head without its embedding": (
         FACTORS | {"lm_head.weight": torch.ones(8, 6)},
-        "lm_head.weight of the adapter is for [8, 6], lm_head.weight of its base is [7, 6]",
+        "the adapter has lm_head.weight with 8 rows, its base 7, and model.embed_tokens.weight would have 7: a "
+        "vocabulary has as many in both",
     ),
     "an extra of another rank": (
         FACTORS | {"model.norm.weight": torch.ones(6, 1)},
@@ -115,12 +120,12 @@ def test_everything_is_said_at_once(base: Path, tmp_path: Path) -> None:
 
 def no_adapter(folder: Path) -> str:
     (folder / "adapter_config.json").unlink()
-    return f"{folder}: is no adapter, for it has no adapter_config.json. Name the adapter to be folded"
+    return f"{folder}: has no adapter_config.json, so it is no adapter. It holds 'adapter_model.safetensors'"
 
 
 def a_checkpoint(folder: Path) -> str:
     checkpoint(folder, small_llama(2))
-    return f"{folder}: is no adapter"
+    return f"{folder}: holds an adapter ('adapter_model.safetensors') and a whole model ('model.safetensors'), and"
 
 
 def not_there(folder: Path) -> str:
@@ -200,17 +205,17 @@ def test_a_base_whose_numbers_nothing_can_be_added_to(
     assert f"1. 'adapter': {UP}.weight is held as {code}: an adapter cannot be added to it" in said
 
 
-def test_a_head_that_is_its_embedding_cannot_change_alone(base: Path, tmp_path: Path) -> None:
-    """Stored or not, the two are one tensor once the model is loaded."""
-    (base / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
-    learned = adapter(tmp_path / "adapter", FACTORS | {"lm_head.weight": torch.ones(7, 6)})
-    assert "'adapter': its adapter changes lm_head.weight, which is one with the embedding" in refused(
-        learned, tmp_path, base
-    )
+def test_a_tied_head_of_a_family_that_is_not_known_cannot_change_alone(base: Path, tmp_path: Path) -> None:
+    (base / "config.json").write_text('{"model_type": "unheard", "tie_word_embeddings": true}')
     tensors = load_file(base / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, base / "model.safetensors")
+    learned = adapter(tmp_path / "adapter", FACTORS | {"lm_head.weight": torch.ones(7, 6)})
     assert "its base ties the head to the embedding, so a checkpoint of it has no place" in refused(
+        learned, tmp_path, base
+    )
+    learned = adapter(tmp_path / "other", FACTORS | {"model.embed_tokens.weight": torch.ones(7, 6)})
+    assert "the adapter changes model.embed_tokens.weight alone, which may be the head as well" in refused(
         learned, tmp_path, base
     )
 

@@ -102,6 +102,7 @@ def test_methods_on_deltas_read_a_fused_base_too(tmp_path: Path) -> None:
     )
     recipe = {
         "merge_method": "task_arithmetic",
+        "template": str(llava),
         "base_model": str(base),
         "models": [{"model": str(one), "parameters": {"weight": 0.5}} for one in (llava, owl)],
     }

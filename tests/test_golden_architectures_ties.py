@@ -7,9 +7,9 @@ they do not:
    whose bound holds wherever both add up the same deltas: with z for a delta after trimming and rescaling,
      sum of |z' - z| over what agrees + hR(sum) + hE(result) + hT(result)
    where |z' - z| <= hR(d), and for DARE hR(d) / K + hR(d / K).
-2. The reference's threshold is the magnitude of the (int(K n) + 1)-th largest, and it keeps all that reach it. Rounding
-   is monotone, so it keeps whatever polymerge keeps, and what it keeps beyond that has a magnitude that rounds to the
-   same number as the (int(K n) + 1)-th: one more at least, and equals.
+2. The reference's threshold is the magnitude of the (int(K n) + 1)-th largest, polymerge's that of the int(K n)-th;
+   both keep all that reach it. Rounding is monotone, so the reference keeps whatever polymerge keeps, and what it keeps
+   beyond that has a magnitude that rounds to the same number as the next one below.
 3. Where the sum is zero polymerge elects plus, the reference the sign that the majority of the model's entries has;
    and where rounding makes a small sum zero or turns its sign, the election turns with it.
 
@@ -91,37 +91,12 @@ def test_the_reference_follows_from_its_rounded_deltas_bit_by_bit(name: str) -> 
 # --- polymerge
 
 
-def canonical_order(case: Case) -> Floats:
-    """The places of the flat vector in the order in which polymerge counts: by canonical name, in each by row."""
-    named = []
-    for name, places in case.split(np.arange(sum(t.numel() for t in case.expected.values()))).items():
-        head, _, tail = name.removeprefix("model.").removesuffix(".weight").partition(".self_attn.")
-        for expert, branch in (("language", "@text"), ("vision", "@image")):
-            if f"{expert}_expert_query" in tail:
-                for part, block in zip("qkv", np.split(places, 3), strict=True):
-                    named.append((f"{head}.self_attn.{part}_proj.weight{branch}", block))
-            elif f"{expert}_expert_dense" in tail:
-                named.append((f"{head}.self_attn.o_proj.weight{branch}", places))
-            elif f"{expert}_mlp." in head:
-                named.append((head.replace(f"{expert}_mlp.", "") + f".weight{branch}", places))
-        if not any(word in name for word in ("_expert_", "_mlp.")):
-            plain, kind = name.removeprefix("model."), ""
-            for way, branch in (("0", "@text"), ("1", "@image")):
-                if f".multiway.{way}" in plain:
-                    plain, kind = plain.replace(f".multiway.{way}", ""), branch
-            named.append((plain + kind, places))
-    return np.concatenate([block for _, block in sorted(named, key=lambda entry: entry[0])])
-
-
 def our_kept(case: Case, deltas: Floats) -> Bools:
-    """The int(K n) largest of each row, among equals the first; for DARE the reference's masks."""
+    """The int(K n) largest of each row, and what is equal to the least of them; for DARE the reference's masks."""
     if case.method != "ties":
         return case.masks
-    order = canonical_order(case)
-    kept = np.zeros(deltas.shape, bool)
-    for row, own in zip(kept, deltas, strict=True):
-        largest = np.argsort(-np.abs(own[order]), kind="stable")[: int(case.density * own.size)]
-        row[order[largest]] = True
+    sizes = np.abs(deltas)
+    kept: Bools = sizes >= np.sort(sizes, axis=1)[:, -int(case.density * sizes.shape[1])][:, None]
     return kept
 
 
@@ -176,17 +151,16 @@ def test_the_reference_keeps_what_polymerge_keeps_and_what_rounds_to_the_next_on
     deltas, rows = case.deltas(), case.rows().float().numpy()
     kept, theirs = our_kept(case, deltas), their_kept(case)
     count = int(case.density * deltas.shape[1])
-    assert (kept.sum(axis=1) == count).all()
+    assert (kept.sum(axis=1) >= count).all()
     assert theirs[kept].all()
     for own, other, delta, rounded in zip(kept, theirs, deltas, rows, strict=True):
         following = np.argsort(-np.abs(delta), kind="stable")[count]
         extra = other & ~own
-        assert extra.any()
         assert (np.abs(rounded[extra]) == np.abs(rounded[following])).all()
         beyond += np.count_nonzero(extra)
     assert (
         beyond
-        == {"owl_into_cog_ties_0.2": 77, "llava_into_owl_ties_0.2": 33, "onevision_into_qwen_ties_0.5": 296}[name]
+        == {"owl_into_cog_ties_0.2": 69, "llava_into_owl_ties_0.2": 31, "onevision_into_qwen_ties_0.5": 271}[name]
     )
 
 

@@ -122,11 +122,10 @@ def test_the_bound_would_notice_another_weight(merged, name: str) -> None:
 
 
 def kept(deltas: Floats, density: float) -> Bools:
-    """Which `int(density * n)` entries of each row are the largest, among equals the first ones."""
-    n = deltas.shape[1]
-    result = np.zeros(deltas.shape, bool)
-    for row, own in zip(result, deltas, strict=True):
-        row[sorted(range(n), key=lambda i: (-abs(own[i]), i))[: int(density * n)]] = True
+    """Which entries of each row are the `int(density * n)` largest, or equal to the least of them."""
+    sizes = np.abs(deltas)
+    least = np.sort(sizes, axis=1)[:, -int(density * deltas.shape[1])]
+    result: Bools = sizes >= least[:, None]
     return result
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import polymerge
 from headers_only import llm, vlm
@@ -136,6 +136,22 @@ def test_tokens_are_fetched_where_they_are_joined(hub: Standin, tmp_path: Path) 
     assert len(hub.of("tokenizer.json")) == 2
     assert not hub.of("code.py")
     assert plan.hash == polymerge.plan(linear(*folders, template=folders[0], vocab="by-token")).hash
+
+
+def test_tokenizers_come_where_their_rows_are_merged_by_number_and_they_differ(hub: Standin, tmp_path: Path) -> None:
+    for name, tokens in (("one", "abcdefg"), ("same", "abcdefg"), ("two", "abcdefx")):
+        folder = sharded(tmp_path / name, 1, rows=7)
+        words = {token: place for place, token in enumerate(tokens)}
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}), encoding="utf-8")
+        hub.publish(f"a/{name}", folder)
+    assert polymerge.plan(linear("a/one", "a/same")).warnings == ()
+    kept = ["text.lm_head.weight", "text.embed_tokens.weight"]
+    assert polymerge.plan(linear("a/one", "a/two", exclude=kept)).warnings == ()
+    assert not hub.of("tokenizer.json")
+    (warning,) = polymerge.plan(linear("a/one", "a/two")).warnings
+    assert "1 of 7 rows" in warning
+    assert "(6: 'g'/'x')" in warning
+    assert len(hub.of("tokenizer.json")) == 2
 
 
 def test_a_local_path_asks_nobody(hub: Standin, pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -362,7 +378,9 @@ def test_adapters_come_from_the_hub_too(hub: Standin, tmp_path: Path) -> None:
         save_file(factors, folder / "adapter_model.safetensors")
         said = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["up_proj"]}
         (folder / "adapter_config.json").write_text(json.dumps(said | {"base_model_name_or_path": "a/base"}))
+        save_file({"lm_head.weight": torch.full((7, 6), float(seed))}, folder / "trainable_params.safetensors")
         (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text('{"chat_template": "inline"}')
         hub.publish(f"a/{folder.name}", folder)
         names.append(folder.name)
     hub.publish("a/base", base)
@@ -376,6 +394,9 @@ def test_adapters_come_from_the_hub_too(hub: Standin, tmp_path: Path) -> None:
     for name in ("merged", "folded"):
         assert raw(tmp_path / "remote" / name) == raw(tmp_path / "local" / name)
     assert (tmp_path / "remote/merged/tokenizer.json").is_file()
+    assert (load_file(tmp_path / "remote/folded/model.safetensors")["lm_head.weight"] == 3).all()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "remote/folded" / name).read_text() == (tmp_path / "lora3" / name).read_text()
 
 
 # --- offline
@@ -515,7 +536,7 @@ def test_another_file_than_was_planned_with(hub: Standin, pair: tuple[Path, Path
     plan = polymerge.plan(linear("a/one", pair[1]))
     name = shard("model.norm.weight")
     hub.served[name] = (pair[0] / name).read_bytes().replace(b"model.norm", b"model.morn")
-    with pytest.raises(CheckpointError, match="is not what it listed"):
+    with pytest.raises(CheckpointError, match="as delivered is not what the hub lists"):
         polymerge.merge(plan, tmp_path / "out", check=False)
     assert not (tmp_path / "out").exists()
 

@@ -14,8 +14,8 @@ import polymerge
 from hub_standin import Standin, empty_cache
 from polymerge.checkpoint import hub as hub_module
 from polymerge.checkpoint import output as output_module
-from polymerge.checkpoint.arrivals import Arrivals
 from polymerge.checkpoint.hub import locate
+from polymerge.checkpoint.prefetch import Prefetch
 from polymerge.checkpoint.whole import bring
 from polymerge.errors import PolymergeError
 from polymerge.planning import Plan
@@ -66,7 +66,7 @@ def test_an_output_is_not_made_without_a_file_that_is_gone(
         place.symlink_to(tmp_path / "nowhere")
         return copy(*arguments, **options)
 
-    monkeypatch.setattr("polymerge.run.merge.copy_companions", late)
+    monkeypatch.setattr("polymerge.run.inputs.copy_companions", late)
     with pytest.raises(PolymergeError, match=r"tokenizer.json: is a link to nothing"):
         polymerge.merge(plan, tmp_path / "out", check=False)
     assert not (tmp_path / "out").exists()
@@ -92,7 +92,7 @@ def test_one_disk_has_to_hold_what_is_fetched_and_what_is_written(
     made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [*beside_template(made), *files_read(made, [reopen(entry).entries for entry in made.inputs])]
-    coming = Arrivals(files).to_come
+    coming = Prefetch(files).size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=coming + made.size // 2))
     with pytest.raises(PolymergeError, match="GB for what is fetched to the same disk"):

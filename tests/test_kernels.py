@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polymerge import kernels
-from polymerge.kernels import Cutoff
 from polymerge.kernels.cpu.trimming import philox
 
 FLOATS = [np.float32, np.float64]
@@ -130,25 +129,27 @@ def test_dots(n, dtype):
 
 @relaxed
 @given(st.integers(0, 99), st.integers(1, 300), st.sampled_from(FLOATS), st.floats(0, 1))
-def test_cutoffs_keep_the_largest_and_the_first_among_equals(seed, n, dtype, share):
+def test_cutoffs_keep_the_largest_and_what_is_equal_to_the_least_of_them(seed, n, dtype, share):
     x, keep = deltas(seed, 2, n, dtype), int(share * n)
     expected = np.zeros_like(x)
     for row, out in zip(x, expected, strict=True):
-        for i in sorted(range(n), key=lambda i: (-abs(row[i]), i))[:keep]:
-            out[i] = row[i]
+        chosen = sorted((abs(one) for one in row), reverse=True)[:keep]
+        for i in range(n):
+            if abs(row[i]) in chosen:
+                out[i] = row[i]
     cutoffs = kernels.find_cutoffs(x, [keep, keep])
     assert cutoffs == kernels.find_cutoffs(torch.from_numpy(x), [keep, keep])
-    np.testing.assert_array_equal(both(kernels.keep_largest, x, cutoffs=cutoffs, start=0), expected)
+    np.testing.assert_array_equal(both(kernels.keep_largest, x, cutoffs=cutoffs), expected)
 
 
-def test_a_cutoff_keeps_equals_up_to_its_end_wherever_the_block_begins():
+def test_a_cutoff_keeps_every_equal_wherever_it_lies():
     x = np.array([[1, -2, 2, 3, -2, 2, 0]], np.float32)
-    for end, kept in ((0, [3]), (2, [-2, 3]), (3, [-2, 2, 3]), (5, [-2, 2, 3, -2]), (99, [-2, 2, 3, -2, 2])):
-        whole = both(kernels.keep_largest, x, cutoffs=[Cutoff(2.0, end)], start=0)
+    for keep, kept in ((0, []), (1, [3]), (2, [-2, 2, 3, -2, 2]), (5, [-2, 2, 3, -2, 2]), (6, [1, -2, 2, 3, -2, 2])):
+        found = kernels.find_cutoffs(x, [keep])
+        whole = both(kernels.keep_largest, x, cutoffs=found)
         assert whole[whole != 0].tolist() == kept
         for at in range(8):
-            parts = [kernels.keep_largest(part.copy(), [Cutoff(2.0, end + 100)], start) for part, start in
-                     ((x[:, :at], 100), (x[:, at:], 100 + at))]  # fmt: skip
+            parts = [kernels.keep_largest(part.copy(), found) for part in (x[:, :at], x[:, at:])]
             np.testing.assert_array_equal(np.hstack(parts), whole)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.mapping import Family, Rule, counterpart, text_layer
-from polymerge.namemap import map_names
+from polymerge.namemap import apart, map_names
 from polymerge.reads import (
     Adapted,
     Concat,
@@ -159,12 +160,31 @@ def test_two_names_for_one_tensor_are_an_error_that_shows_both() -> None:
     assert "ckpt: 'head' and 'old_head' both mean text.lm_head.weight" in str(problem)
 
 
-def test_unknown_names_are_errors_that_say_where_the_rule_belongs() -> None:
+def test_unknown_names_are_one_error_that_says_how_to_leave_them_out() -> None:
     names = [f"blocks.{block}.w" for block in range(40)] + ["ear.w", "eye.w"]
-    first, second = map_names(TOY, names, "ckpt").problems
-    assert "ckpt: no rule of family 'toy' explains tensor 'blocks.0.w' (39 more like it)" in str(first)
-    assert "add a Rule to polymerge/families/toy.py" in str(first)
-    assert "'ear.w'. Say" in str(second)
+    mapped = map_names(TOY, names, "ckpt")
+    (problem,) = mapped.problems
+    assert str(problem).startswith(
+        "ckpt: no rule of family 'toy' explains 41 of its 42 tensors: 'blocks.0.w' (39 more like it), 'ear.w'. "
+    )
+    assert '`ignore: ["blocks.*", "ear.*"]`' in str(problem)
+    assert str(problem).endswith("(Whoever adds names to the family: a Rule in polymerge/families/toy.py)")
+    assert mapped.unknown == tuple(names[:-1])
+
+
+@pytest.mark.parametrize(
+    ("some", "others", "globs"),
+    [
+        (["mtp.fc.w", "mtp.layers.0.w"], ["model.norm.w"], ["mtp.*"]),
+        (["model.mtp.w", "model.layers.61.w"], ["model.layers.0.w"], ["model.mtp.*", "model.layers.61.*"]),
+        # what begins like one of the others is none of what is below it
+        (["head", "head2.w", "head.x"], ["head.w"], ["head", "head2.*", "head.x"]),
+    ],
+)
+def test_globs_that_name_some_and_none_of_the_others(some: list[str], others: list[str], globs: list[str]) -> None:
+    assert apart(some, others) == globs
+    assert all(any(fnmatchcase(name, glob) for glob in globs) for name in some)
+    assert not any(fnmatchcase(name, glob) for glob in globs for name in others)
 
 
 def test_parts_come_from_the_rules() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polymerge.errors import RecipeError
-from polymerge.kernels import Cutoff, encode, find_cutoffs, on_host
+from polymerge.kernels import encode, find_cutoffs, on_host
 from polymerge.methods.dare import dare_linear, dare_ties
 from polymerge.methods.linear import linear
 from polymerge.methods.slerp import arc_weights, slerp
@@ -54,8 +54,7 @@ def test_row_and_signature_agree(row):
         assert named[name].default == (inspect.Parameter.empty if default is None else default)
     extra = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     needs = {row.statistic} if row.statistic else {"stepwise"} & extra  # said by plans, never by recipes
-    needs |= {"keys"} if row.random else set()
-    needs |= {"start"} if row.random or row.statistic == "cutoff" else set()
+    needs |= {"keys", "start"} if row.random else set()
     assert extra == needs
 
 
@@ -86,7 +85,7 @@ def test_blocks_give_the_bits_of_the_whole(row, block):
         whole = function(x.copy(), **chosen)
     parts = []
     for start in range(0, n, block):
-        place = {"start": start} if row.random or row.statistic == "cutoff" else {}
+        place = {"start": start} if row.random else {}
         parts.append(function(x[:, start : start + block].copy(), **chosen, **place))
     assert np.concatenate(parts).tobytes() == whole.tobytes()
 
@@ -99,8 +98,8 @@ def literal_ties(deltas, weight, density, elect, normalize):
     n = len(deltas[0])
     trimmed = []
     for row, share in zip(deltas, density, strict=True):
-        first = sorted(range(n), key=lambda i: (-abs(row[i]), i))[: int(share * n)]
-        trimmed.append([row[i] if i in set(first) else 0.0 for i in range(n)])
+        largest = sorted(map(abs, row), reverse=True)[: max(int(share * n), 1) if share else 0]
+        trimmed.append([value if abs(value) in largest else 0.0 for value in row])
     merged = []
     for i in range(n):
         column = [row[i] for row in trimmed]
@@ -141,13 +140,10 @@ def test_ties_over_a_whole_model_has_the_numbers_of_the_reference():
     case = GOLDEN["adamms"]
     whole = np.array([np.concatenate([np.ravel(model[name]) for name in "ab"]) for model in case["inputs"]])
     cutoffs = find_cutoffs(whole, [6, 6])
-    offset = 0
     for name in "ab":
         deltas = np.array([np.ravel(model[name]) for model in case["inputs"]])
-        own = [Cutoff(cutoff.threshold, cutoff.end - offset) for cutoff in cutoffs]
-        merged = ties(deltas, 1.0, elect="unweighted", normalize="none", cutoff=own)
+        merged = ties(deltas, 1.0, elect="unweighted", normalize="none", cutoff=cutoffs)
         np.testing.assert_allclose(merged, np.ravel(case["ties_sum_K0.5"][name]), atol=1e-12)
-        offset += deltas.shape[1]
 
 
 def test_task_arithmetic_has_the_numbers_of_the_references():
@@ -191,8 +187,12 @@ def test_slerp_follows_the_arc(t):
 
 def test_slerp_goes_straight_where_there_is_no_arc():
     x = numbers(6, 1, 50)
-    for second in (x * np.float32(1.5), x * np.float32(-1), np.zeros_like(x)):
+    for second in (x * np.float32(1.5), x * np.float32(-1)):
         np.testing.assert_allclose(slerp(np.vstack([x, second]), 0.25), 0.75 * x[0] + 0.25 * second[0], rtol=1e-6)
+    # what has no direction counts as orthogonal to the other, as in mergekit
+    for second in (np.zeros_like(x), np.full_like(x, 1e-10)):
+        np.testing.assert_allclose(slerp(np.vstack([x, second]), 0.5), x[0] * math.sqrt(0.5), rtol=1e-6, atol=1e-9)
+    assert not slerp(np.zeros_like(np.vstack([x, x])), 0.5).any()
     assert arc_weights(np.array([[1e300, 0.0], [0.0, 1e300]]), 0.5) == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)))
 
 
@@ -222,7 +222,8 @@ def test_the_ends_of_density(seed, n, name):
     assert (nothing == 0).all()
     everything = function(x.copy(), **arguments(name, 2, density=1.0))
     weight = arguments(name, 2)["weight"]
-    plain = task_arithmetic(x, weight) if name == "dare_linear" else ties(x.copy(), weight)
+    divided = "weight" if name == "ties" else "none"
+    plain = task_arithmetic(x, weight) if name == "dare_linear" else ties(x.copy(), weight, normalize=divided)
     np.testing.assert_array_equal(everything, plain)
 
 
@@ -236,15 +237,22 @@ def test_the_order_of_models_does_not_matter(seed, order, name):
 
 @relaxed
 @given(seeds, st.floats(0, 1), st.integers(1, 500))
-def test_ties_keeps_exactly_as_many_as_it_says(seed, density, n):
+def test_ties_keeps_what_reaches_the_threshold_and_nothing_else(seed, density, n):
     x = numbers(seed, 1, n)
     x[x == 0] = 0.25
-    assert np.count_nonzero(ties(x, 1.0, density)) == int(density * n)
+    sizes = np.abs(x[0])
+    asked = max(int(density * n), density > 0)
+    left = ties(x.copy(), 1.0, density) != 0
+    reach = sizes[left].min(initial=np.inf)
+    np.testing.assert_array_equal(left, sizes >= reach)
+    assert np.count_nonzero(sizes > reach) < max(asked, 1) <= max(np.count_nonzero(left), 1)
+    assert left.any() == (asked > 0)
 
 
-def test_kept_is_the_product_cut_off():
+def test_kept_is_the_product_cut_off_and_one_at_least():
     assert kept(0.29, 1, 1600) == [463]
     assert kept([0.2, 1.0, 0.0], 3, 10) == [2, 10, 0]
+    assert kept([0.01, 1e-9, 0.0], 3, 64) == [1, 1, 0]
 
 
 def test_shares_are_those_of_the_exact_sum():
@@ -257,7 +265,7 @@ def test_shares_are_those_of_the_exact_sum():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda x: linear(x, [1.0, -1.0]), r"add up to 0"),
+        (lambda x: linear(x, [1.0, -1.0]), r"add up to about 0"),
         (lambda x: linear(x, [1.0]), r"1 values for 2 models"),
         (lambda x: ties(x, 1.0, 1.5), r"density: 1.5 is not in \[0, 1\]"),
         (lambda x: ties(x, 1.0, [0.1, -0.1]), r"density: -0.1"),

@@ -91,7 +91,7 @@ def test_ties_trims_each_tensor(
     def compute(name: str) -> Array:
         start = flat(base, name)
         deltas = [flat(model, name) - start for model in models]
-        trimmed = [largest(delta, int(0.35 * delta.size)) for delta in deltas]
+        trimmed = [largest(delta, 0.35) for delta in deltas]
         return start + np.float32(0.8) * elected(trimmed, weight, elect, normalize)
 
     check(out, models[0], compute)
@@ -116,7 +116,7 @@ def test_ties_trims_each_model(
     trimmed = []
     for model, density in zip(models, densities, strict=True):
         whole = np.concatenate([flat(model, name) - flat(base, name) for name in NAMES])
-        parts = np.split(largest(whole, int(density * whole.size)), np.cumsum([base[name].numel() for name in NAMES]))
+        parts = np.split(largest(whole, density), np.cumsum([base[name].numel() for name in NAMES]))
         trimmed.append(dict(zip(NAMES, parts, strict=False)))
 
     def compute(name: str) -> Array:
@@ -178,7 +178,7 @@ def test_slerp(t: float | None, tmp_path: Path) -> None:
 
 
 def test_overrides_by_layer_and_by_name(family: dict[str, Path], tmp_path: Path) -> None:
-    asked = recipe(family, "task_arithmetic", (0.5, 0.5))
+    asked = recipe(family, "task_arithmetic", (0.5, 0.5)) | {"template": str(family["a"])}
     asked["overrides"] = [
         {"layers": 0, "merge_method": "copy"},
         {"match": "text.layers.*.mlp.*", "parameters": {"weight": [0.2, 0.9], "scale": 2.0}},
@@ -246,7 +246,7 @@ def test_float64_checkpoints_are_computed_in_float64(method: str, tmp_path: Path
             return weighted(own, weight, True)
         deltas = [row - start for row in own]
         if method == "ties":
-            return start + elected([largest(d, int(0.5 * d.size)) for d in deltas], weight, "weighted", "weight")
+            return start + elected([largest(d, 0.5) for d in deltas], weight, "weighted", "weight")
         thinned = [drawn(delta, 0.5, True, 42, place, CANONICAL[name]) for place, delta in enumerate(deltas)]
         return start + weighted(thinned, weight, False)
 
@@ -269,7 +269,7 @@ def test_a_tied_head_that_is_stored_twice_counts_once_and_stays_equal(tmp_path: 
     trimmed = []
     for model in models:
         whole = np.concatenate([flat(model, name) - flat(base, name) for name in names])
-        parts = np.split(largest(whole, int(0.3 * whole.size)), np.cumsum([base[name].numel() for name in names]))
+        parts = np.split(largest(whole, 0.3), np.cumsum([base[name].numel() for name in names]))
         trimmed.append(dict(zip(names, parts, strict=False)))
 
     def compute(name: str) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,10 @@ def test_methods_on_deltas_say_that_they_need_a_base(method: str, tmp_path: Path
 
 
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
-    one, other = two_llamas(tmp_path)
+    one = checkpoint(tmp_path / "one", small_llama(1))
+    packed = small_llama(2) | {"model.layers.0.mlp.up_proj.weight": torch.ones(9, 6, dtype=torch.int8)}
     config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}
-    (other / "config.json").write_text(json.dumps(config))
+    other = checkpoint(tmp_path / "other", packed, config)
     ran = cli("plan", recipe_file(linear(one, other), tmp_path / "r.yaml"))
     assert ran.status == 2
     assert f"'other' ({other}) is quantized (gptq)" in ran.err

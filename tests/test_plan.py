@@ -61,7 +61,8 @@ class Asked:
     @property
     def first(self) -> str:
         """The template."""
-        return self.template or next((name for name in self.models if name in VLMS), self.models[0])
+        first = self.models[0] if self.method == "linear" else "base"
+        return self.template or next((name for name in self.models if name in VLMS), first)
 
     @property
     def readers(self) -> set[str]:
@@ -154,5 +155,5 @@ def test_every_tensor_has_the_fate_that_the_recipe_asks_for(folders: dict[str, s
 
 def test_a_plan_of_another_version_is_refused(folders: dict[str, str]) -> None:
     data = polymerge.plan(recipe_of(folders, "linear")).to_json()
-    with pytest.raises(RecipeError, match="this plan has format 0, this polymerge reads 4: plan again"):
+    with pytest.raises(RecipeError, match="this plan has format 0, this polymerge reads 5: plan again"):
         Plan.from_json(data | {"version": 0})

@@ -80,7 +80,8 @@ def test_a_vocabulary_of_another_width_does_not_fit_at_all(tmp_path: Path) -> No
 
 
 def test_towers_of_two_lineages_are_merged_with_a_warning(tmp_path: Path) -> None:
-    plan = polymerge.plan(recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "llm", kind="mistral")))
+    heads = {"num_key_value_heads": 32}  # as a Llama has them that says nothing
+    plan = polymerge.plan(recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "llm", kind="mistral", config=heads)))
     assert plan.warnings == (
         "the text tower of template 'vlm' is a llama, that of 'llm' a mistral: their tensors have the same names, but "
         "a merge only means something if they come from one base",
@@ -128,7 +129,8 @@ def test_unknown_families_merge_by_identical_names(tmp_path: Path) -> None:
 
 
 def test_quantized_models_are_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    packed = llm(tmp_path / "packed", config={"quantization_config": {"quant_method": "gptq"}})
+    method, numbers = {"quantization_config": {"quant_method": "gptq"}}, {f"model.layers.0.{Q}": ("I32", (8, 1))}
+    packed = llm(tmp_path / "packed", config=method, more=numbers)
     assert refusal(recipe_of(pair[0], packed)) == [
         f"'packed' ({packed}) is quantized (gptq): its numbers cannot be merged. Use the unquantized checkpoint"
     ]

@@ -32,8 +32,8 @@ def test_vocabularies_that_differ_are_kept_with_a_warning(folders: dict[str, str
     step = step_of(plan, "language_model.lm_head.weight")
     assert (step.fate, step.reason) == ("copied", "vocabularies differ")
     assert (
-        f"{HEAD}: 'wide' has 20 rows, template 'vlm' 16: vocabularies differ, so the template's is kept "
-        "(vocab: overlap or by-token merges)"
+        f"{EMBEDDING} and {HEAD}: 'wide' has 20 rows, template 'vlm' 16: vocabularies differ, so the template's is "
+        "kept (vocab: overlap or by-token merges)"
     ) in plan.warnings
     reasons = {(entry.input, entry.name): entry.reason for entry in plan.left_out}
     assert reasons[1, "lm_head.weight"] == "the template's is kept: vocabularies differ"
@@ -72,26 +72,45 @@ def test_a_tied_model_s_embedding_is_merged_into_an_untied_head(folders: dict[st
     assert "tied model.embed_tokens.weight" in describe(plan, full=True)
 
 
-@pytest.mark.parametrize("stored", [True, False])
-def test_a_tied_template_merges_its_embedding_and_stays_tied(
-    tmp_path: Path, folders: dict[str, str], stored: bool
-) -> None:
-    template = vlm(tmp_path / "template", tie=True, head=stored)
+def test_a_tied_template_merges_its_embedding_and_stays_tied(tmp_path: Path, folders: dict[str, str]) -> None:
+    template = vlm(tmp_path / "template", tie=True, head=False)
     plan = polymerge.plan(recipe_of(folders | {"vlm": str(template)}, "linear"))
     check_account(plan, [names_in(entry.path) for entry in plan.inputs])
-    steps = [step for step in plan.steps if step.name.endswith(("lm_head.weight", "embed_tokens.weight"))]
-    assert len(steps) == 1 + stored
-    for (
-        step
-    ) in steps:  # a head that is stored beside comes out as the embedding does, from the embeddings of the others
-        assert (step.fate, step.canonical) == ("merged", EMBEDDING)
-        assert step.pieces[0].reads == (
-            Read("language_model.model.embed_tokens.weight"),
-            Read("model.embed_tokens.weight"),
-        )
+    (step,) = [step for step in plan.steps if step.name.endswith(("lm_head.weight", "embed_tokens.weight"))]
+    assert (step.fate, step.canonical) == ("merged", EMBEDDING)
+    assert step.pieces[0].reads == (
+        Read("language_model.model.embed_tokens.weight"),
+        Read("model.embed_tokens.weight"),
+    )
     reasons = {entry.name: entry.reason for entry in plan.left_out}
     assert reasons["lm_head.weight"] == "the template ties its head to its embedding"
-    assert plan.warnings == ("'llm' has a head of its own, which the tied template 'template' has no place for",)
+    assert plan.warnings == (
+        "'llm' has a head of its own, which the tied template 'template' has no place for: nothing of that head is in "
+        "the output. Make 'llm' the template to merge heads",
+    )
+
+
+def test_a_head_that_is_stored_is_a_tensor_whatever_the_config_says(tmp_path: Path, folders: dict[str, str]) -> None:
+    template = vlm(tmp_path / "template", tie=True, head=True)
+    plan = polymerge.plan(recipe_of(folders | {"vlm": str(template)}, "linear"))
+    check_account(plan, [names_in(entry.path) for entry in plan.inputs])
+    head = step_of(plan, "language_model.lm_head.weight")
+    assert (head.fate, head.canonical) == ("merged", HEAD)
+    assert head.pieces[0].reads == (Read("language_model.lm_head.weight"), Read("lm_head.weight"))
+    assert head.pieces[0].twin == EMBEDDING  # drawn alike, so that a mere copy of it stays one
+    assert not plan.warnings
+
+
+@pytest.mark.parametrize(("named", "warned"), [([HEAD], True), ([EMBEDDING], True), ([HEAD, EMBEDDING], False)])
+def test_one_name_of_a_tied_tensor_in_exclude_is_said(
+    tmp_path: Path, folders: dict[str, str], named: list[str], warned: bool
+) -> None:
+    template = vlm(tmp_path / "template", tie=True, head=False)
+    places = folders | {"vlm": str(template)}
+    plan = polymerge.plan(recipe_of(places, "linear", ("vlm", "tied"), exclude=named))
+    assert any("exclude names one of" in said for said in plan.warnings) == warned
+    fate = step_of(plan, "language_model.model.embed_tokens.weight").fate
+    assert fate == ("copied" if EMBEDDING in named else "merged")
 
 
 def test_two_tied_models_are_merged_without_a_word(tmp_path: Path, folders: dict[str, str]) -> None:
@@ -152,14 +171,14 @@ def test_what_is_no_tensor_in_a_file_is_left_out_with_a_word(tmp_path: Path, fol
 # --- which models play which part
 
 
-def test_a_base_among_the_models_is_dropped_unless_it_has_a_weight(folders: dict[str, str]) -> None:
+def test_a_base_among_the_models_is_dropped_whatever_it_says(folders: dict[str, str]) -> None:
     recipe = recipe_of(folders, "task_arithmetic", ("vlm", "llm"))
     without = polymerge.plan(recipe)
     among = polymerge.plan(recipe | {"models": [{"model": folders["base"]}, *recipe["models"]]})
     assert (among.models, among.settings, among.steps) == (without.models, without.settings, without.steps)
     assert among.hash == without.hash
     weighted = [{"model": folders["base"], "parameters": {"weight": 1}}, *recipe["models"]]
-    assert len(polymerge.plan(recipe | {"models": weighted}).models) == 3
+    assert polymerge.plan(recipe | {"models": weighted}).hash == without.hash
 
 
 def test_the_first_multimodal_model_is_the_template_unless_the_recipe_names_one(folders: dict[str, str]) -> None:

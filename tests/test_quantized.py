@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import polymerge
 from headers_only import checkpoint, decoder, llm, vlm
-from polymerge.families.quantization import packed_tensor, quantization_method
-from running import cli, recipe_file
+from polymerge.families.quantization import packed_tensor, quantization_method, without_quantization
+from running import cli, merged, recipe_file
+from tiny import build, load, perturbed
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -213,7 +217,7 @@ def test_mlx_has_a_key_of_its_own(tmp_path: Path) -> None:
     ],
 )
 def test_the_way_out_is_said(settings: dict[str, Any], way: str | None, tmp_path: Path) -> None:
-    quantized(tmp_path / "packed", {}, {"quantization_config": settings})
+    quantized(tmp_path / "packed", {f"{Q}.weight": ("U8", (8, 8))}, {"quantization_config": settings})
     said = refusal(tmp_path)
     assert (", or what transformers saves" in said) == (way is not None)
     assert way is None or way in said
@@ -229,7 +233,8 @@ def test_transformers_has_the_ways_out(kind: str) -> None:
 @pytest.mark.parametrize("inside", ["text_config", "vision_config"])
 def test_a_part_that_is_quantized_alone_is_enough(inside: str, tmp_path: Path) -> None:
     method = {"quantization_config": {"quant_method": "awq"}}
-    vlm(tmp_path / "packed", config={inside: {"model_type": "llama", **method}})
+    numbers = {"multi_modal_projector.linear_1.bias": ("U8", (8,))}
+    vlm(tmp_path / "packed", config={inside: {"model_type": "llama", **method}}, more=numbers)
     assert "is quantized (awq)" in refusal(tmp_path)
     assert quantization_method({"thinker_config": {inside: method}}) == "awq"
 
@@ -260,3 +265,47 @@ def test_scales_of_plain_weights_and_other_types_alone_are_not_quantization() ->
     assert packed_tensor({"logit_scale": "F32", "norm.weight": "BF16", "norm.weight_scale": "F32"}) is None
     assert packed_tensor({"table.scales": "F16", "table.indices": "I64", "w.weight": "F8_E4M3"}) is None
     assert packed_tensor({}) is None
+
+
+# --- plain weights under a config that still says that they are quantized
+
+
+@pytest.mark.parametrize("kind", ["llama", "llava"])
+@pytest.mark.parametrize("template", [True, False], ids=["template", "model"])
+def test_a_config_that_is_out_of_date_is_not_believed(kind: str, template: bool, tmp_path: Path) -> None:
+    plain = build(kind, tmp_path / "plain", dtype="float32")
+    stale = perturbed(plain, tmp_path / "stale", seed=1)
+    config = json.loads((stale / "config.json").read_text(encoding="utf-8"))
+    said = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    inside = {key: {**value, **said} for key, value in config.items() if key == "text_config"}
+    (stale / "config.json").write_text(json.dumps(config | inside | said), encoding="utf-8")
+    models = [(stale, 0.7), (plain, 0.3)] if template else [(plain, 0.3), (stale, 0.7)]
+    entries = [{"model": str(model), "parameters": {"weight": weight}} for model, weight in models]
+    asked = {"merge_method": "linear", "models": entries}
+    out = merged(asked, tmp_path / "out")  # which loads: `merge` checks that
+    written = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in json.dumps(written)
+    assert written == (config if template else json.loads((plain / "config.json").read_text(encoding="utf-8")))
+    one, other = load(stale), load(plain)
+    for name, tensor in load(out).items():
+        assert torch.allclose(tensor, 0.7 * one[name] + 0.3 * other[name], rtol=0, atol=1e-6), name
+    warnings = polymerge.plan(asked).warnings
+    note = "its config.json says that it is quantized (bitsandbytes), and its weights are plain"
+    assert any(warning.startswith(f"'stale': {note}") for warning in warnings)
+    assert ("the output's config.json is without that entry: its weights are plain" in warnings) == template
+
+
+@pytest.mark.parametrize(
+    ("companion", "dtype"), [("weight_scale", "F32"), ("weight_scale_inv", "F32"), ("zeros", "I32"), ("table", "U8")]
+)
+def test_a_config_is_believed_where_a_tensor_bears_it_out(companion: str, dtype: str, tmp_path: Path) -> None:
+    quantized(tmp_path / "packed", {f"{Q}.{companion}": (dtype, (8, 1))}, {"quantization_config": {"bits": 8}})
+    assert "is quantized (unknown): its numbers cannot be merged" in refusal(tmp_path)
+
+
+def test_what_a_config_says_of_quantization_is_taken_out_wherever_it_is() -> None:
+    method = {"quantization_config": {"quant_method": "awq"}}
+    config = {"a": 1, "text_config": {"b": [2], **method}, "compression_config": {"c": 3}, **method}
+    assert without_quantization(config) == {"a": 1, "text_config": {"b": [2]}}
+    assert without_quantization({"quantization": {"bits": 4}}) == {}
+    assert without_quantization({"quantization": {"codebooks": 2}}) == {"quantization": {"codebooks": 2}}

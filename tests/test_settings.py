@@ -21,24 +21,32 @@ DEFAULTS: dict[str, dict[str, Any]] = {
              "trim": "tensor", "scale": 1.0},
     "dare_linear": {"weight": (0.75, 0.25), "density": (1.0, 1.0), "rescale": True, "normalize": False, "scale": 1.0},
     "dare_ties": {"weight": (0.75, 0.25), "density": (1.0, 1.0), "rescale": True, "elect": "weighted",
-                  "normalize": "weight", "scale": 1.0},
+                  "normalize": "none", "scale": 1.0},
     "slerp": {"t": 0.25},
     "copy": {},
 }  # fmt: skip
 
 
 def resolved(
-    method: str, general: Any = None, one: Any = None, two: Any = None, override: Any = None, **more: Any
+    method: str,
+    general: Any = None,
+    one: Any = None,
+    two: Any = None,
+    override: Any = None,
+    base: tuple[int, ...] = (),
+    **more: Any,
 ) -> tuple[list[Choice], list[str]]:
-    """The settings of a recipe with parameters in general, of each model and of an override; and what is wrong."""
+    """The settings of a recipe with parameters in general, of each model and of an override; and what is wrong.
+
+    base   places of models that are base_model
+    """
     found: list[PolymergeError] = []
     models = [{"model": "one", "parameters": one}, {"model": "two", "parameters": two}]
     overrides = [{"match": "*", "parameters": override, **more}] if override is not None or more else []
-    recipe = parse_recipe(
-        {"merge_method": method, "base_model": "base", "models": models, "parameters": general, "overrides": overrides},
-        found,
-    )
-    choices = choices_of(recipe, LABELS, recipe.models, found)
+    base_model = {"base_model": "base"} if method != "linear" or more else {}
+    said = {"merge_method": method, "models": models, "parameters": general, "overrides": overrides}
+    recipe = parse_recipe(said | base_model, found)
+    choices = choices_of(recipe, LABELS, recipe.models, found, base)
     return choices, [str(problem) for problem in dict.fromkeys(map(str, found))]
 
 
@@ -88,19 +96,24 @@ def test_an_override_beats_a_model_and_a_model_beats_the_recipe(name: str) -> No
      ("linear", "normalize", (False, True, False)), ("dare_ties", "rescale", (False, True, False)),
      ("ties", "elect", ("unweighted", "weighted", "unweighted")), ("slerp", "t", (0.1, 0.2, 0.3))],
 )  # fmt: skip
-def test_so_it_is_for_what_all_models_share(method: str, name: str, values: tuple[Any, Any, Any]) -> None:
+def test_what_all_models_share_is_said_by_the_recipe_or_an_override(
+    method: str, name: str, values: tuple[Any, Any, Any]
+) -> None:
     recipe, model, override = values
     weights = {} if method == "slerp" else {"weight": 1.0}
     said = {name: recipe} | weights
     assert setting(method, said)[name] == recipe
-    assert setting(method, said, {name: model}, {name: model})[name] == model
-    assert setting(method, said, {name: model})[name] == model
-    assert setting(method, said, {name: model}, {name: model}, {name: override})[name] == override
-
-
-def test_models_have_to_agree_on_what_they_share() -> None:
-    expected = "scale is one value for all models, and they say '2', '3': say it in parameters"
-    assert problem("ties", None, {"scale": 2}, {"scale": 3}) == expected
+    assert setting(method, said, None, None, {name: override})[name] == override
+    # mergekit does not read it in a model's entry, whether the recipe says it as well or not
+    spelled = "scale or lambda" if name == "scale" else name
+    refusal = (
+        f"models[0] 'one': {spelled} is one value for the whole merge, and mergekit does not read it here. Say it in "
+        "the recipe's own parameters, or leave it out"
+    )
+    assert problem(method, said, {name: model}) == refusal
+    assert problem(method, weights, {name: model}) == refusal
+    both = refusal.replace("models[0] 'one'", "models[0] 'one', models[1] 'two'")
+    assert problem(method, said, {name: model}, {name: recipe}) == both
 
 
 def test_an_override_of_a_method_has_that_method_s_parameters() -> None:
@@ -174,8 +187,8 @@ def test_slerp_takes_t_or_weights(said: tuple[Any, ...], t: float) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ((), "slerp needs `t` from 0 (first model) to 1 (second), or a `weight` for each model"),
-        ((None, {"weight": 1}), "slerp needs `t` from 0 (first model) to 1 (second), or a `weight` for each model"),
+        ((), "slerp needs `t` from 0 (base_model, or the first model) to 1, or a `weight` for each model"),
+        ((None, {"weight": 1}), "slerp needs `t` from 0 (base_model, or the first model) to 1, or a `weight` for each"),
         (({"t": 1.5},), "recipe: parameters: t of slerp lies from 0 to 1, got 1.5"),
         (({"t": "half"},), "recipe: parameters: t is a number, got 'half'"),
         ((None, {"weight": -1}, {"weight": 2}), "models[0] 'one': weight of slerp lies from 0 to inf, got -1"),
@@ -185,11 +198,27 @@ def test_slerp_takes_t_or_weights(said: tuple[Any, ...], t: float) -> None:
             "overrides[0]: weight is a number, got '3 values for 2 models'",
         ),
         (({"t": 0, "density": 1},), "recipe: parameters: slerp has no parameter 'density'."),
-        ((None, {"t": 0}, {"t": 1}), "t is one value for all models, and they say '0', '1': say it in parameters"),
+        ((None, {"t": 0}, {"t": 1}), "models[0] 'one', models[1] 'two': t is one value for the whole merge, and merge"),
     ],
 )
 def test_slerp_without_a_place_on_the_arc_is_refused(said: tuple[Any, ...], message: str) -> None:
     assert message in problem("slerp", *said)
+
+
+@pytest.mark.parametrize(
+    ("said", "t"),
+    [
+        (({"t": 0.3},), 0.7),
+        (({"t": 0},), 1.0),
+        (({"t": 0.3}, None, None, {"t": 0.1}), 0.9),
+        ((None, {"weight": 1}, {"weight": 3}), 0.75),
+        (({"t": 0.3}, None, None, {"weight": [1, 4]}), 0.8),
+    ],
+)
+def test_slerp_counts_t_from_the_base_and_a_weight_is_each_model_s_say(said: tuple[Any, ...], t: float) -> None:
+    assert setting("slerp", *said, base=(1,)) == {"t": t}
+    first = said[0]["t"] if t != 0.75 and len(said) == 1 else None
+    assert first is None or setting("slerp", *said, base=(0,)) == {"t": first}
 
 
 def test_slerp_takes_two_models() -> None:
@@ -219,7 +248,7 @@ def test_slerp_takes_two_models() -> None:
         ((None, None, None, {"weight": [1, "x"]}), "recipe: overrides[0]: weight is a number, got 'x'"),
         (({"elect": "majority"},), "elect of ties cannot be 'majority'. Known: unweighted, weighted."),
         (({"normalize": "counts"},), "recipe: parameters: normalize of ties cannot be 'counts'. Did you mean 'count'?"),
-        (({"normalize": 1},), "recipe: parameters: normalize of ties cannot be '1'."),
+        (({"normalize": 2},), "recipe: parameters: normalize of ties cannot be '2'."),
         (({"trim": False},), "recipe: parameters: trim of ties cannot be 'False'."),
         (({"rescale": False},), "recipe: parameters: ties has no parameter 'rescale'. Did you mean 'scale'?"),
         ((None, {"t": 0.5}), "models[0] 'one': ties has no parameter 't'."),
@@ -236,7 +265,15 @@ def test_a_value_that_cannot_be_is_refused_with_its_place(said: tuple[Any, ...],
     assert message in problem("ties", *said)
 
 
-@pytest.mark.parametrize("value", ["yes", 1, 0.5])
+@pytest.mark.parametrize(("value", "meant"), [(1, True), (1.0, True), (0, False), (0.0, False)])
+def test_a_flag_may_be_a_number_as_in_recipes_of_mergekit(value: float, meant: bool) -> None:
+    weight = {"weight": 1}
+    assert setting("linear", {"normalize": value} | weight)["normalize"] is meant
+    assert setting("dare_linear", {"rescale": value} | weight)["rescale"] is meant
+    assert setting("ties", {"normalize": value} | weight)["normalize"] == ("weight" if meant else "none")
+
+
+@pytest.mark.parametrize("value", ["yes", 2, 0.5])
 def test_a_flag_is_true_or_false(value: Any) -> None:
     assert problem("linear", {"normalize": value}) == (f"recipe: parameters: normalize is true or false, got '{value}'")
     assert problem("dare_ties", {"rescale": value}) == f"recipe: parameters: rescale is true or false, got '{value}'"
@@ -269,3 +306,97 @@ def test_copy_looks_at_no_parameter(parameters: dict[str, Any]) -> None:
     choices, problems = resolved("linear", None, {"weight": 1}, {"weight": 2}, parameters, merge_method="copy")
     assert problems == []
     assert choices[0].setting == Setting("copy", {})
+
+
+# --- as mergekit has it
+
+
+@pytest.mark.parametrize("method", [name for name in WEIGHED if METHODS[name].on == "deltas"])
+def test_the_base_among_the_models_weighs_nothing_for_methods_on_deltas(method: str) -> None:
+    said = setting(method, {"normalize": True}, {"weight": 0.9}, {"weight": 0.5}, base=(0,))
+    assert said["weight"] == (0.0, 0.5)
+    assert setting(method, None, None, {"weight": 0.5}, base=(0,))["weight"] == (0.0, 0.5)
+    # a method on weights has it as a model like any other
+    assert setting("linear", None, {"weight": 0.9}, {"weight": 0.5}, base=(0,))["weight"] == (0.9, 0.5)
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_linear"])
+@pytest.mark.parametrize("weights", [(0.1 + 0.2, -0.3), (1e-9, 2e-9), (0.5, -0.5), (0, 0)])
+def test_weights_that_add_up_to_about_nothing_do_not_divide(method: str, weights: tuple[float, float]) -> None:
+    one, two = ({"weight": weight} for weight in weights)
+    assert problem(method, {"normalize": True}, one, two) == (
+        f"recipe: parameters: {method}: the weights add up to about 0 and cannot be normalized. Say normalize: false, "
+        "or other weights"
+    )
+    assert setting(method, {"normalize": False}, one, two)["weight"] == weights
+    assert setting(method, {"normalize": True}, {"weight": 1e-8}, two)["normalize"] is True or weights[1] < 0
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear"])
+def test_weights_that_only_the_base_keeps_from_adding_up_to_nothing_do_not_divide(method: str) -> None:
+    _, problems = resolved(method, {"normalize": True}, {"weight": 0.9}, {"weight": 0}, base=(0,))
+    assert [one.partition(":  ")[0] for one in problems] == [
+        f"recipe: parameters: {method}: the weights add up to about 0 and cannot be normalized. Say normalize: false, "
+        "or other weights"
+    ]
+
+
+AVERAGE = {"merge_method": "linear", "base_model": "base", "models": ["one", "two"]}
+
+
+def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergekit_would_merge_it_in() -> None:
+    def found(**more: Any) -> list[str]:
+        problems: list[PolymergeError] = []
+        recipe = parse_recipe(AVERAGE | more, problems)
+        choices_of(recipe, LABELS, recipe.models, problems, (1,) if more.get("base_model") == "two" else ())
+        return list(map(str, problems))
+
+    assert found(parameters={"weight": 0.5}) == [
+        "linear reads no base_model, where mergekit merges 'base' in with the weight of parameters. List it among "
+        "models if it is to be merged, else leave base_model out"
+    ]
+    assert found(parameters={"weight": 0.5}, base_model=None) == []
+    assert found(parameters={"weight": 0.5}, base_model="two") == []
+    # an override that works on deltas is what a base is for; and without a weight for all mergekit refuses
+    assert found(parameters={"weight": 0.5}, overrides=[{"layers": 0, "merge_method": "ties"}]) == []
+    own = [{"model": name, "parameters": {"weight": 1}} for name in LABELS]
+    assert found(models=own) == []
+
+
+# --- one cause, one message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"merge_method": "slerp", "parameters": {"t": [0, 0.5, 1]}}, "parameters: t: values that change from layer"),
+        ({"merge_method": "slerp", "parameters": {"t": {"value": 0.5}}}, "parameters: t: has to be one value, got"),
+        ({"parameters": {"wieght": 0.5}}, "no method has a parameter 'wieght'. Did you mean 'weight'?"),
+        ({"paramaters": {"weight": 0.5}}, "unknown field 'paramaters' is not supported. Did you mean 'parameters'?"),
+        ({"parameters": 3}, "recipe: parameters: is a mapping of names to values, got '3'"),
+        ({"parameters": {"weight": 1}, "models": None, "slices": []}, "mergekit's field 'slices' is not supported."),
+        ({"parameters": {"weight": 1}, "models": None, "modules": {}}, "mergekit's field 'modules' is not supported."),
+        ({"models": None, "model": ["one"]}, "recipe: unknown field 'model' is not supported. Did you mean 'models'?"),
+        ({"models": None, "parameters": {"weight": 1}}, "recipe: models has to be a list of at least one entry"),
+        ({"merge_method": "slerp", "models": ["one", 3], "parameters": {"t": 0}}, "models[1]: needs `model: FOLDER`"),
+        ({"merge_method": None, "merge_metod": "ties"}, "unknown field 'merge_metod' is not supported. Did you mean"),
+        ({"merge_method": "ties", "base_model": 3, "parameters": {"weight": 1}}, "base_model is a folder or a hub id"),
+        ({"merge_method": "ties", "base_modle": "x", "parameters": {"weight": 1}}, "'base_modle'"),
+        ({"merge_method": "multislerp", "models": ["a", "b", "c"]}, "mergekit's method 'multislerp' is not supported"),
+        ({"merge_method": "model_stock", "parameters": {"filter_wise": True}}, "mergekit's method 'model_stock' is "),
+        ({"merge_method": "nuslerp", "models": [{"model": "one", "parameters": {"nuslerp_flatten": 1}}]}, "'nuslerp'"),
+        ({"merge_method": "quux", "parameters": {"gamma": 1}}, "merge_method: there is no method 'quux'. Known: "),
+        ({"models": [{"model": "one", "weight": 1}]}, "models[0]: unknown field 'weight'. Known: family, "),
+        ({"models": [{"model": "one", "parameter": {"weight": 1}}]}, "'parameter'. Did you mean 'parameters'?"),
+        ({"models": [{"model": "one", "parameters": {"weight": [1, 2]}}]}, "models[0]: parameters: weight: values "),
+        ({"parameters": {"weight": 1}, "overrides": [{"layer": 0, "merge_method": "copy"}]}, "unknown field 'layer'"),
+        ({"parameters": {"weight": [1, 0], "normalize": True}}, "recipe: parameters: weight: values that change"),
+    ],
+)  # fmt: skip
+def test_what_follows_from_a_mistake_is_no_mistake_of_its_own(recipe: dict[str, Any], message: str) -> None:
+    whole = {"merge_method": "linear", "models": ["one", "two"], **recipe}
+    found: list[PolymergeError] = []
+    read = parse_recipe({name: value for name, value in whole.items() if value is not None}, found)
+    choices_of(read, [entry.model for entry in read.models], read.models, found)
+    (only,) = dict.fromkeys(map(str, found))
+    assert message in only

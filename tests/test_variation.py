@@ -16,7 +16,14 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weights": ({}, {"models": [0.3, 0.7]}),
     "weights of a method without a base": ({"merge_method": "linear"}, {"models": [0.3, 0.7]}),
     "a parameter of the method": ({"merge_method": "ties"}, {"parameters": {"density": 0.3, "trim": "model"}}),
-    "random draws": ({"merge_method": "dare_ties"}, {"parameters": {"density": 0.3}}),
+    "random draws": (
+        {"merge_method": "dare_ties", "parameters": {"density": 0.5}},
+        {"merge_method": "dare_ties", "parameters": {"density": 0.3}},
+    ),
+    "t of a method that counts it from the base": (
+        {"merge_method": "slerp", "base_model": REASON, "parameters": {"t": 0.3}},
+        {"parameters": {"t": 0.4}},
+    ),
     "an override": (
         {"overrides": [{"layers": "0-1", "parameters": {"scale": 0.5}}, {"layers": "3", "merge_method": "copy"}]},
         {"overrides": [{"layers": "0-1", "parameters": {"scale": 0.7}}, {"layers": "3", "merge_method": "copy"}]},
@@ -33,6 +40,11 @@ ANEW: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "another method": ({}, {"merge_method": "ties"}),
     "another seed": ({}, {"seed": 7}),
+    "draws, which the plan notes": ({"merge_method": "dare_ties"}, {"parameters": {"density": 0.3}}),
+    "a base that may be one of two models by another name": (
+        {"merge_method": "slerp", "base_model": f"{REASON}/../reason", "parameters": {"t": 0.3}},
+        {"parameters": {"t": 0.4}},
+    ),
     "a value that is refused": ({"merge_method": "ties"}, {"parameters": {"density": 3.0}}),
     "the base among the models": (
         {"models": [{"model": VLM, "parameters": {"weight": 1}}, {"model": BASE}, {"model": REASON,

@@ -102,6 +102,10 @@ class Family:
                  nothing but the weights says which
     defaults     sizes that a config leaves out where they are those of its class
     interleaved  the key in the text config that lists layers which stand between those that a plain decoder has
+    ties         whether its class ties the head to the embedding where a config does not say
+    inside       what stands before every name of a checkpoint that has the names of the body alone
+    mark         pattern of a canonical name that tells its vision or audio tower from that of a relative with the same
+                 rules
     """
 
     name: str
@@ -115,6 +119,9 @@ class Family:
     lineages: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     interleaved: str = ""
+    ties: bool = False
+    inside: str = ""
+    mark: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -133,8 +140,8 @@ class Family:
 
     def canonical(self, name: str) -> tuple[str, ...]:
         """The canonical names of what a tensor on disk holds; none for buffers and names that no rule explains."""
-        rule = self.rule(name)
-        return (rule.apply(name) or ()) if rule else ()
+        found = self.read(name)
+        return found[1] if found else ()
 
     def joint(self, name: str) -> str:
         """One name for all that a tensor on disk holds, whatever it is called; empty where no rule explains it."""
@@ -146,9 +153,28 @@ class Family:
 
     def rule(self, name: str) -> Rule | None:
         """The rule that a tensor on disk is read by: the first that matches, and none for a buffer."""
+        found = self.read(name)
+        return found[0] if found else None
+
+    def explains(self, names: Iterable[str]) -> bool:
+        """Whether every name on disk is a buffer or has a rule."""
+        return all(self.read(name) or self.is_buffer(name) for name in names)
+
+    def has_mark(self, names: Iterable[str]) -> bool:
+        """Whether its mark is among names on disk, or none is needed: it has none, or only its text tower is there."""
+        held = {canonical for name in names for canonical in self.canonical(name)} if self.mark else set()
+        marked = any(_compiled(self.mark).fullmatch(canonical) for canonical in held)
+        return marked or not any(canonical.startswith(("vision.", "audio.")) for canonical in held)
+
+    def read(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
+        """The rule of a name on disk, and the canonical names that it gives."""
         if self.is_buffer(name):
             return None
-        return next((rule for rule in self.rules if rule.apply(name)), None)
+        for full in dict.fromkeys((self.inside + name, name)):
+            for rule in self.rules:
+                if (held := rule.apply(full)) is not None:
+                    return rule, held
+        return None
 
 
 def without_branch(canonical: str) -> str:

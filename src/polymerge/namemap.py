@@ -7,7 +7,7 @@ at here, and no value.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +15,10 @@ from polymerge.errors import CheckpointError
 from polymerge.mapping import Family
 from polymerge.reads import Expr, Ranges, Read, Shape, Stacked, names_read, rows_of, shape_of
 
-__all__ = ["NameMap", "Split", "Stack", "map_names"]
+__all__ = ["NameMap", "Split", "Stack", "apart", "map_names"]
+
+_FEW = 3
+"""Names that an error gives at most."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class NameMap:
     views     name on disk -> what those are the rows of, where it is not the tensor as it lies
     buffers   names on disk that are recognised and never merged
     lost      names on disk that hold what is known to the family, but not where in them
-    problems  names that no rule explains, canonical names that two tensors claim, and fused tensors that a config does
-              not explain
+    unknown   names on disk that no rule explains
+    problems  those, canonical names that two tensors claim, and fused tensors that a config does not explain
     """
 
     tensors: Mapping[str, Expr]
@@ -36,6 +39,7 @@ class NameMap:
     views: Mapping[str, Stacked]
     buffers: tuple[str, ...]
     lost: tuple[str, ...]
+    unknown: tuple[str, ...]
     problems: tuple[CheckpointError, ...]
 
 
@@ -83,19 +87,18 @@ def map_names(
     splits   for each way of fusing tensors that this checkpoint's config settles, where each one lies in it
     shapes   of the tensors, which tell how experts lie in theirs
     """
-    rules = {name: family.rule(name) for name in names}
-    buffers = tuple(name for name, rule in rules.items() if rule is None and family.is_buffer(name))
-    unknown = [name for name, rule in rules.items() if rule is None and not family.is_buffer(name)]
-    ruled = {name: (rule, (splits or {}).get(rule.split)) for name, rule in rules.items() if rule is not None}
-    unsettled = {name: rule.split for name, (rule, split) in ruled.items() if rule.split and split is None}
-    stacks = {name: (split, len(rule.names)) for name, (rule, split) in ruled.items() if isinstance(split, Stack)}
+    read = {name: family.read(name) for name in names}
+    buffers = tuple(name for name, found in read.items() if found is None and family.is_buffer(name))
+    unknown = [name for name, found in read.items() if found is None and not family.is_buffer(name)]
+    ruled = {name: (*found, (splits or {}).get(found[0].split)) for name, found in read.items() if found is not None}
+    unsettled = {name: rule.split for name, (rule, _, split) in ruled.items() if rule.split and split is None}
+    stacks = {name: (split, len(rule.names)) for name, (rule, _, split) in ruled.items() if isinstance(split, Stack)}
     views, problems = _views(stacks, shapes or {}, checkpoint)
 
     tensors: dict[str, Expr] = {}
     layout: dict[str, tuple[tuple[str, Ranges], ...]] = {}
     twice: dict[str, str] = {}
-    for name, (rule, split) in ruled.items():
-        held = rule.apply(name) or ()
+    for name, (_, held, split) in ruled.items():
         if name in views:
             layout[name] = _experts(held, views[name], (shapes or {})[name])
         elif name not in stacks and name not in unsettled:
@@ -118,15 +121,38 @@ def map_names(
         )
         for first, more in _alike(unsettled, unsettled.get)
     ]
-    problems += [
-        CheckpointError(
-            f"{checkpoint}: no rule of family '{family.name}' explains tensor '{first}'{more}. Say which part it "
-            f"belongs to: add a Rule to polymerge/families/{family.name}.py."
-        )
-        for first, more in _alike(unknown)
-    ]
+    if unknown:
+        problems.append(_unexplained(family, unknown, read, checkpoint))
     lost = tuple(name for name in ruled if name not in layout)
-    return NameMap(tensors, layout, views, buffers, lost, tuple(problems))
+    return NameMap(tensors, layout, views, buffers, lost, tuple(unknown), tuple(problems))
+
+
+def _unexplained(family: Family, unknown: list[str], names: Collection[str], checkpoint: str) -> CheckpointError:
+    """One error for all names that no rule explains, with what leaves them out."""
+    kinds = [f"'{first}'{more}" for first, more in _alike(unknown)]
+    few = ", ".join(kinds[:_FEW]) + (", ..." if len(kinds) > _FEW else "")
+    what = f"tensor {few}" if len(kinds) == 1 else f"{len(unknown)} of its {len(names)} tensors: {few}"
+    globs = apart(unknown, set(names) - set(unknown))
+    ignore = ", ".join(f'"{glob}"' for glob in globs)
+    way = f"leave what is not of the model out with `ignore: [{ignore}]` in the recipe, or say"
+    if len(globs) > _FEW:
+        way = "say"
+    return CheckpointError(
+        f"{checkpoint}: no rule of family '{family.name}' explains {what}. If config.json names another model than the "
+        f"file holds, mend it; else {way} `family:` beside the model. (Whoever adds names to the family: a Rule in "
+        f"polymerge/families/{family.name}.py)"
+    )
+
+
+def apart(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The shortest globs that match `some` names whole and none of the `others`: `mtp.*` where all of it is."""
+    taken = {name[:place] for name in others for place, character in enumerate(f"{name}.") if character == "."}
+    globs: dict[str, None] = {}
+    for name in some:
+        stops = [place for place, character in enumerate(name) if character == "."]
+        stem = next((name[:stop] for stop in stops if name[:stop] not in taken), None)
+        globs[name if stem is None else f"{stem}.*"] = None
+    return list(globs)
 
 
 def _views(

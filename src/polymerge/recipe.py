@@ -16,7 +16,7 @@ from polymerge.dtypes import NAMES
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.mapping import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
-from polymerge.settings import read_parameters
+from polymerge.settings import UNREAD, read_parameters, unread_parameters
 
 __all__ = ["ModelEntry", "Override", "Recipe", "parse_recipe", "read_recipe", "recipe_dict"]
 
@@ -25,10 +25,12 @@ Branches = Literal["fill", "retain"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches",
+    "dtype", "seed", "branches", "ignore",
 )  # fmt: skip
-_MODEL_FIELDS: Final = ("model", "parameters", "family")
+_MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
+
+_IGNORE: Final = "ignore is a list of globs on names of tensors as stored"
 
 _MERGEKIT: Final[Mapping[str, str]] = {
     "slices": "layers are always taken in place; use overrides with layers to treat some of them differently",
@@ -40,14 +42,30 @@ _MERGEKIT: Final[Mapping[str, str]] = {
 }
 """Fields of mergekit's recipes that polymerge does not have, and what to use in their place."""
 
+_MERGEKIT_METHODS: Final = (
+    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "model_stock", "multislerp",
+    "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce",
+)  # fmt: skip
+"""mergekit's other methods, with parameters that nothing here knows."""
+
+_NOTHING: Final[Mapping[str, Any]] = {}
+"""What is read of a file that holds no recipe."""
+
+_IN_PLACE_OF: Final = {"slices": "models", "modules": "models"}
+"""Fields of mergekit's that stand where another one would."""
+
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model to merge: folder, file or hub id, its own parameters, and its family where config.json is silent."""
+    """One model to merge: folder, file or hub id, its own parameters, and its family where config.json is silent.
+
+    ignore   globs on the names of its tensors as stored: what is left out of it
+    """
 
     model: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     family: str | None = None
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,10 @@ class Override:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A merge as the user asked for it; field by field as the recipe file has it."""
+    """A merge as the user asked for it; field by field as the recipe file has it.
+
+    unread   fields that were refused where they were read: what would follow from that is no problem of its own
+    """
 
     merge_method: str
     models: tuple[ModelEntry, ...]
@@ -76,6 +97,8 @@ class Recipe:
     dtype: str | None = None
     seed: int = 42
     branches: Branches = "fill"
+    ignore: tuple[str, ...] = ()
+    unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
 def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
@@ -94,25 +117,43 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any], problems: list[PolymergeError]) -> Recipe:
     """Read as much of a recipe as can be understood, and add what cannot to `problems`."""
     data = source if isinstance(source, Mapping) else _load(Path(source), problems)
+    meant: set[str] = set(_FIELDS if data is _NOTHING else ())
     for name in data:
         if name not in _FIELDS:
             hint = f" {_MERGEKIT[name]}." if name in _MERGEKIT else did_you_mean(str(name), _FIELDS)
-            known = "mergekit's field" if name in _MERGEKIT else "unknown field"
-            problems.append(RecipeError(f"recipe: {known} '{name}' is not supported.{hint}"))
-    method = _method(data.get("merge_method"), problems, "recipe: merge_method")
+            kind = "mergekit's field" if name in _MERGEKIT else "unknown field"
+            problems.append(RecipeError(f"recipe: {kind} '{name}' is not supported.{hint}"))
+            meant |= {_IN_PLACE_OF[name]} if name in _IN_PLACE_OF else set(get_close_matches(str(name), _FIELDS, n=1))
+    unread = meant - set(data)
+    method, known = "copy", False
+    if "merge_method" not in unread:
+        method, known = _method(data.get("merge_method"), problems, "recipe: merge_method")
+    models: tuple[ModelEntry, ...] = ()
+    if "models" not in unread:
+        models, complete = _models(data.get("models"), problems, judged=known)
+        unread |= set() if complete else {"models"}
+    base_model = _text(data, "base_model", problems)
+    unread |= {"base_model"} if base_model is None and data.get("base_model") is not None else set()
+    parameters = (
+        unread_parameters()
+        if "parameters" in unread
+        else read_parameters(data.get("parameters"), "recipe: parameters", problems, judged=known)
+    )
     return Recipe(
         merge_method=method,
-        models=_models(data.get("models"), problems),
+        models=models,
         template=_text(data, "template", problems),
-        base_model=_text(data, "base_model", problems),
-        parameters=read_parameters(data.get("parameters"), "recipe: parameters", problems),
+        base_model=base_model,
+        parameters=parameters,
         parts=_parts(data.get("parts"), problems),
-        exclude=_globs(data.get("exclude"), problems),
-        overrides=_overrides(data.get("overrides"), problems),
+        exclude=_globs(data.get("exclude"), "recipe: exclude is a list of globs on canonical names", problems),
+        overrides=_overrides(data.get("overrides"), problems, judged=known),
         vocab=_vocab(data.get("vocab", "template"), problems),
         dtype=_dtype(data.get("dtype"), problems),
         seed=_seed(data.get("seed", 42), problems),
         branches=_branches(data.get("branches", "fill"), problems),
+        ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}", problems),
+        unread=frozenset(unread),
     )
 
 
@@ -126,14 +167,16 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
         {"model": entry.model}
         | ({"parameters": dict(entry.parameters)} if entry.parameters else {})
         | ({"family": entry.family} if entry.family else {})
+        | ({"ignore": list(entry.ignore)} if entry.ignore else {})
         for entry in recipe.models
     ]
     if recipe.parameters:
         data["parameters"] = dict(recipe.parameters)
     if recipe.parts is not None:
         data["parts"] = list(recipe.parts)
-    if recipe.exclude:
-        data["exclude"] = list(recipe.exclude)
+    for name in ("exclude", "ignore"):
+        if getattr(recipe, name):
+            data[name] = list(getattr(recipe, name))
     if recipe.overrides:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
@@ -177,30 +220,35 @@ def _load(path: Path, problems: list[PolymergeError]) -> Mapping[str, Any]:
         raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         problems.append(RecipeError(f"{path}: a recipe is a mapping of fields, this is {_kind(data)}"))
-        return {}
+        return _NOTHING
     return data
 
 
-def _method(value: object, problems: list[PolymergeError], where: str) -> str:
+def _method(value: object, problems: list[PolymergeError], where: str) -> tuple[str, bool]:
+    """The method, or the one that was meant, to find what else is wrong; and whether anything tells its parameters."""
     if value is None:
         problems.append(RecipeError(f"{where} is missing.{did_you_mean('', METHODS)}"))
+    elif value in _MERGEKIT_METHODS and value not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        problems.append(RecipeError(f"{where}: mergekit's method '{value}' is not supported. Known: {known}."))
     elif not isinstance(value, str) or value not in METHODS:
         spaces = next(one.choices for one in ADAPTERS if one.name == "space")
         hint = did_you_mean(str(value), METHODS)
         if value in spaces:
             hint = f" It is a space to merge adapters in: say ties, for one, and parameters: {{space: {value}}}."
         problems.append(RecipeError(f"{where}: there is no method '{value}'.{hint}"))
-        # go on with the method that was meant, to find what else is wrong
-        return next(iter(get_close_matches(str(value), METHODS, n=1)), "copy")
+        if close := get_close_matches(str(value), METHODS, n=1):
+            return close[0], True
     else:
-        return value
-    return "copy"
+        return value, True
+    return "copy", False
 
 
-def _models(value: object, problems: list[PolymergeError]) -> tuple[ModelEntry, ...]:
+def _models(value: object, problems: list[PolymergeError], *, judged: bool) -> tuple[tuple[ModelEntry, ...], bool]:
+    """The models, and whether these are all; `judged` as in `read_parameters`."""
     if not isinstance(value, list) or not value:
         problems.append(RecipeError("recipe: models has to be a list of at least one entry `- model: FOLDER`"))
-        return ()
+        return (), False
     entries = []
     for place, item in enumerate(value):
         where = f"recipe: models[{place}]"
@@ -209,17 +257,18 @@ def _models(value: object, problems: list[PolymergeError]) -> tuple[ModelEntry, 
         if not isinstance(item, Mapping) or not _names_a_place(item.get("model")):
             problems.append(RecipeError(f"{where}: needs `model: FOLDER`, got {_kind(item)}"))
             continue
-        _unknown(item, _MODEL_FIELDS, where, problems)
+        meant = _unknown(item, _MODEL_FIELDS, where, problems)
         family = item.get("family")
         if family is not None and not isinstance(family, str):
             problems.append(RecipeError(f"{where}: family is a name, got {_kind(family)}"))
             family = None
-        parameters = read_parameters(item.get("parameters"), f"{where}: parameters", problems)
-        entries.append(ModelEntry(os.fspath(item["model"]), parameters, family))
-    return tuple(entries)
+        parameters = read_parameters(item.get("parameters"), f"{where}: parameters", problems, judged=judged)
+        ignore = _globs(item.get("ignore"), f"{where}: {_IGNORE}", problems)
+        entries.append(ModelEntry(os.fspath(item["model"]), {**meant, **parameters}, family, ignore))
+    return tuple(entries), len(entries) == len(value)
 
 
-def _overrides(value: object, problems: list[PolymergeError]) -> tuple[Override, ...]:
+def _overrides(value: object, problems: list[PolymergeError], *, judged: bool) -> tuple[Override, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -231,15 +280,18 @@ def _overrides(value: object, problems: list[PolymergeError]) -> tuple[Override,
         if not isinstance(item, Mapping):
             problems.append(RecipeError(f"{where}: is a mapping, got {_kind(item)}"))
             continue
-        _unknown(item, _OVERRIDE_FIELDS, where, problems)
+        meant = _unknown(item, _OVERRIDE_FIELDS, where, problems)
         match = item.get("match")
         if match is not None and not isinstance(match, str):
             problems.append(RecipeError(f"{where}: match is a glob on canonical names, got {_kind(match)}"))
             match = None
-        if item.get("layers") is None and item.get("match") is None:
+        if item.get("layers") is None and item.get("match") is None and not {"layers", "match"} & set(meant):
             problems.append(RecipeError(f"{where}: says neither layers nor match, so it would match nothing"))
-        method = None if item.get("merge_method") is None else _method(item["merge_method"], problems, where)
-        parameters = read_parameters(item.get("parameters"), f"{where}: parameters", problems, lists=True)
+        method, known = None, judged
+        if item.get("merge_method") is not None:
+            method, known = _method(item["merge_method"], problems, where)
+        parameters = read_parameters(item.get("parameters"), f"{where}: parameters", problems, lists=True, judged=known)
+        parameters = {**meant, **parameters}
         overrides.append(Override(_layers(item.get("layers"), where, problems), match, method, parameters))
     return tuple(overrides)
 
@@ -271,10 +323,10 @@ def _parts(value: object, problems: list[PolymergeError]) -> tuple[str, ...] | N
     return tuple(name for name in names if name in PARTS)
 
 
-def _globs(value: object, problems: list[PolymergeError]) -> tuple[str, ...]:
+def _globs(value: object, what: str, problems: list[PolymergeError]) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else ([] if value is None else value)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        problems.append(RecipeError(f"recipe: exclude is a list of globs on canonical names, got {_kind(value)}"))
+        problems.append(RecipeError(f"{what}, got {_kind(value)}"))
         return ()
     return tuple(names)
 
@@ -321,10 +373,19 @@ def _names_a_place(value: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(value, os.PathLike) or (isinstance(value, str) and bool(value.strip()))
 
 
-def _unknown(item: Mapping[str, Any], known: tuple[str, ...], where: str, problems: list[PolymergeError]) -> None:
+def _unknown(
+    item: Mapping[str, Any], known: tuple[str, ...], where: str, problems: list[PolymergeError]
+) -> dict[str, Any]:
+    """Name the fields that there are none of; returned are the fields and parameters that they may have meant."""
+    unread: dict[str, Any] = {}
     for name in item:
         if name not in known:
             problems.append(RecipeError(f"{where}: unknown field '{name}'.{did_you_mean(str(name), known)}"))
+            close = get_close_matches(str(name), known, n=1)
+            unread |= dict.fromkeys([str(name), *close], UNREAD) | (
+                unread_parameters() if "parameters" in close else {}
+            )
+    return unread
 
 
 def _kind(value: object) -> str:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any, Final
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.methods.table import ADAPTERS, METHODS, OPTIONAL, Method, Parameter
+from polymerge.methods.weights import cancel
 
-__all__ = ["MEANINGLESS", "Setting", "read_parameters", "resolve"]
+__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters"]
 
 _SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
 MEANINGLESS: Final = frozenset({"int8_mask"})
 """mergekit parameters that are accepted and change nothing."""
+
+UNREAD: Final = object()
+"""What stands for a value that was refused where it was read: what would follow from that is no problem of its own."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,12 @@ class Setting:
 
     method: str
     parameters: Mapping[str, Any]
+
+    @property
+    def divides_by_nothing(self) -> bool:
+        """Whether its weights are to be divided by their sum, and that is about 0."""
+        weights = self.parameters.get("weight", ())
+        return self.parameters.get("normalize") is True and bool(weights) and cancel(weights)
 
     def of(self, places: Sequence[int]) -> Setting:
         """The setting for some of the models: of what is said per model, the values for those."""
@@ -37,35 +49,53 @@ class Setting:
 
 
 def read_parameters(
-    value: object, where: str, problems: list[PolymergeError], *, lists: bool = False
+    value: object, where: str, problems: list[PolymergeError], *, lists: bool = False, judged: bool = True
 ) -> dict[str, Any]:
     """Parameters of a recipe with their names checked; values are judged by `resolve`, when their method is known.
 
     lists   whether a list (one value per model) may stand where one number is usual
+    judged  whether a name that no method has is a problem: it is none where the method itself is not known
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         problems.append(RecipeError(f"{where}: is a mapping of names to values, got '{value}'"))
-        return {}
-    known = {parameter.name for method in METHODS.values() for parameter in (*method.parameters, *ADAPTERS)}
-    result = {}
+        return unread_parameters()
+    known = _known()
+    result: dict[str, Any] = {}
+    meant: list[str] = []
+    changing: list[str] = []
     for name, given in value.items():
         written, name = name, _SPELLINGS.get(name, name)
         if name in result:
             problems.append(RecipeError(f"{where}: {name} is said twice, the second time as '{written}'"))
         elif name not in known and name not in MEANINGLESS:
-            problems.append(
-                RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}")
-            )
+            if judged:
+                problems.append(
+                    RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}")
+                )
+                meant += get_close_matches(str(name), known, n=1)
         elif isinstance(given, list | tuple) and not lists:
-            problems.append(RecipeError(f"{where}: {name}: values that change from layer to layer are not supported; "
-                                        "give one number, and overrides for other layers"))  # fmt: skip
+            changing.append(str(written))
+            result[name] = UNREAD
         elif isinstance(given, Mapping) or (given is None and name not in OPTIONAL):
             problems.append(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
+            result[name] = UNREAD
         else:
             result[name] = _plain(given)
-    return result
+    if changing:
+        problems.append(RecipeError(f"{where}: {', '.join(changing)}: values that change from layer to layer are not "
+                                    "supported; give one number, and overrides for other layers"))  # fmt: skip
+    return dict.fromkeys(meant, UNREAD) | result
+
+
+def unread_parameters() -> dict[str, Any]:
+    """Parameters of which nothing is known, since what should say them was refused."""
+    return dict.fromkeys(_known(), UNREAD)
+
+
+def _known() -> dict[str, None]:
+    return dict.fromkeys(one.name for method in METHODS.values() for one in (*method.parameters, *ADAPTERS))
 
 
 def _plain(given: Any) -> Any:
@@ -85,40 +115,56 @@ def resolve(
     problems: list[PolymergeError],
     more: Sequence[Parameter] = (),
     beside: Collection[str] = (),
+    base: Collection[int] = (),
 ) -> Setting:
     """All parameters of a method, from what the recipe says of them, with defaults for the rest.
 
     layers_of_say  (where it is written, parameters), most general first: the recipe's own, then an override's. What
                    a model says of itself stands between them: it beats the recipe, an override beats it.
-    per_model      each model's own parameters, in the models' order
+    per_model      each model's own parameters, in the models' order: of what can differ from model to model
     labels         each model's name for messages
     more           parameters that the method takes here beside its own
     beside         names of parameters that the recipe says for something else
+    base           places of models that are base_model. For a method on deltas they weigh nothing, whatever they say,
+                   since their delta is zero; slerp counts its t from them. Both are as in mergekit
     """
     row = METHODS[method]
     general, *special = layers_of_say
     values: dict[str, Any] = {}
     before = len(problems)
+    passed_over = base if row.on == "deltas" else ()
     for parameter in (*row.parameters, *more):
         if parameter.each:
             values[parameter.name] = tuple(
-                _value(row, parameter, _say(parameter.name, place, general, per_model, special, labels), problems)
+                _of_base(parameter)
+                if place in passed_over
+                else _value(row, parameter, _say(parameter.name, place, general, per_model, special, labels), problems)
                 for place in range(len(labels))
             )
         elif method == "slerp" and parameter.name == "t":
-            values["t"] = _arc(row, parameter, general, per_model, special, labels, problems)
+            values["t"] = _arc(row, parameter, general, per_model, special, labels, problems, base)
         else:
-            said = _say_of_all(parameter.name, general, per_model, special, labels, problems)
-            values[parameter.name] = _value(row, parameter, said, problems)
-    weights = values.get("weight")
-    if values.get("normalize") is True and weights and math.fsum(weights) == 0 and len(problems) == before:
+            values[parameter.name] = _value(row, parameter, _say_of_all(parameter.name, general, special), problems)
+    setting = Setting(method, values)
+    read = UNREAD not in [given.get("weight") for given in (general[1], *per_model)]
+    if setting.divides_by_nothing and read and len(problems) == before:
         problems.append(
-            RecipeError(f"{special[-1][0] if special else general[0]}: {method}: the weights add up to 0 and cannot be "
-                        "normalized. Say normalize: false, or other weights")
+            RecipeError(f"{special[-1][0] if special else general[0]}: {method}: the weights add up to about 0 and "
+                        "cannot be normalized. Say normalize: false, or other weights")
         )  # fmt: skip
     own = [] if special else [(f"models[{n}] '{labels[n]}'", given) for n, given in enumerate(per_model)]
+    shared = {parameter.name for parameter in (*row.parameters, *more) if not parameter.each}
+    for name in sorted(shared):
+        if said := [where for where, given in own if given.get(name, UNREAD) is not UNREAD]:
+            spellings = " or ".join([name, *(other for other, one in _SPELLINGS.items() if one == name)])
+            problems.append(
+                RecipeError(
+                    f"{', '.join(said)}: {spellings} is one value for the whole merge, and mergekit does not read it "
+                    "here. Say it in the recipe's own parameters, or leave it out"
+                )
+            )
     _unused(row, [layers_of_say[-1], *own], problems, {*beside, *(parameter.name for parameter in more)})
-    return Setting(method, values)
+    return setting
 
 
 def _say(
@@ -144,27 +190,20 @@ def _say(
 
 
 def _say_of_all(
-    name: str,
-    general: tuple[str, Mapping[str, Any]],
-    per_model: Sequence[Mapping[str, Any]],
-    special: Sequence[tuple[str, Mapping[str, Any]]],
-    labels: Sequence[str],
-    problems: list[PolymergeError],
+    name: str, general: tuple[str, Mapping[str, Any]], special: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> tuple[str, Any] | None:
-    """What the recipe says of a parameter that is one for all models, and where; models may say it if they agree."""
-    for where, given in reversed(special):
-        if name in given:
-            return where, given[name]
-    own = [(f"models[{n}] '{labels[n]}'", given[name]) for n, given in enumerate(per_model) if name in given]
-    if any(value != own[0][1] for _, value in own):
-        listed = ", ".join(f"'{value}'" for _, value in own)
-        problems.append(RecipeError(f"{name} is one value for all models, and they say {listed}: say it in parameters"))
-    if own:
-        return own[0]
-    return (general[0], general[1][name]) if name in general[1] else None
+    """What the recipe says of a parameter that is one for all models, and where."""
+    return next(((where, given[name]) for where, given in (*reversed(special), general) if name in given), None)
+
+
+def _of_base(parameter: Parameter) -> float:
+    """What stands for a per-model parameter of the base, whose delta is zero."""
+    return float(parameter.default or 0.0)
 
 
 def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, problems: list[PolymergeError]) -> Any:
+    if said is not None and said[1] is UNREAD:
+        return parameter.default or 0.0
     if said is not None and said[1] is None and parameter.optional:
         return None
     if said is None or said[1] is None:
@@ -174,14 +213,16 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, prob
             return 0.0
         return parameter.default
     where, value = said
+    # as numbers they stand in many of mergekit's recipes and cards
+    flag = bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
     if parameter.kind == "flag":
-        if isinstance(value, bool):
-            return value
+        if flag is not None:
+            return flag
         problems.append(RecipeError(f"{where}: {parameter.name} is true or false, got '{value}'"))
         return parameter.default
     if parameter.kind == "choice":
-        if isinstance(value, bool) and parameter.name == "normalize":
-            value = "weight" if value else "none"  # as mergekit's recipes have it
+        if flag is not None and parameter.name == "normalize":
+            value = "weight" if flag else "none"  # as mergekit's recipes have it
         if value in parameter.choices:
             return value
         hint = did_you_mean(str(value), parameter.choices)
@@ -222,14 +263,24 @@ def _arc(
     special: Sequence[tuple[str, Mapping[str, Any]]],
     labels: Sequence[str],
     problems: list[PolymergeError],
+    base: Collection[int],
 ) -> float:
-    """The place on the arc: `t` itself, or the second model's share of the two weights."""
+    """The place on the arc from the first model to the second.
+
+    `t` itself, which is counted from the base where that is one of the two; or the second model's share of the two
+    weights, which are each model's own say wherever it stands.
+    """
     if not any("weight" in given and "t" not in given for _, given in special):
-        said = _say_of_all("t", general, per_model, special, labels, problems)
+        said = _say_of_all("t", general, special)
         if said is not None:
-            return float(_value(row, parameter, said, problems))
+            t = float(_value(row, parameter, said, problems))
+            return float(1 - Decimal(repr(t))) if 1 in base and 0 not in base else t
+        if any("t" in given for given in per_model):
+            return 0.0  # said of a model, which is a problem already
     weights = [_say("weight", place, general, per_model, special, labels) for place in range(len(labels))]
     given = [(where, value) for where, value in filter(None, weights) if value is not None]
+    if any(value is UNREAD for _, value in given) or not labels:
+        return 0.0
     if len(labels) == len(given) == 2:
         weight = Parameter("weight", "number", low=0.0)
         before = len(problems)
@@ -239,7 +290,9 @@ def _arc(
         if len(problems) == before:
             problems.append(RecipeError("slerp: the two weights are both 0"))
         return 0.0
-    problems.append(RecipeError("slerp needs `t` from 0 (first model) to 1 (second), or a `weight` for each model"))
+    problems.append(
+        RecipeError("slerp needs `t` from 0 (base_model, or the first model) to 1, or a `weight` for each model")
+    )
     return 0.0
 
 
@@ -257,6 +310,8 @@ def _unused(
         return
     for where, given in said:
         for name in given:
+            if given[name] is UNREAD:
+                continue
             if name in adapters:
                 problems.append(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))
             elif name not in allowed:

@@ -16,9 +16,9 @@ from polymerge.analysis.stored import stored_values
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.kernels import CELL
-from polymerge.methods.factors import Factors
+from polymerge.methods.factors import Factors, dot
 from polymerge.planning import AdapterPlan, PairStep, Piece, Plan, Step
-from polymerge.run.blocks import PieceBlocks, Workspace
+from polymerge.run.blocks import PieceBlocks, Workspace, repeats
 from polymerge.run.execute import is_wide
 from polymerge.run.files import Files
 
@@ -58,6 +58,8 @@ def stored_deltas(
     """
     merged = {piece.canonical: (step, piece) for step, piece, _ in plan.merged_pieces()}
     for step, piece in merged.values():
+        if piece.twin in merged and repeats(plan, piece, merged[piece.twin][1], entries, files):
+            continue  # one tensor of the model, stored twice
         found = _Stored(plan, step, piece, entries, files, workspace, max(block // CELL, 1) * CELL)
         if found.models and found.count:
             yield found
@@ -177,9 +179,8 @@ class _Update:
         return _UpdateBlocks(self.name, self.shape, self._pairs(), self._block)
 
     def dots(self) -> Floats:
-        wide = [(pair.b.astype(np.float64), pair.a.astype(np.float64)) for pair in self._pairs()]
-        # <b a, d c> is the sum over the entries of (b' d) * (a c')
-        return np.array([[((b.T @ d) * (a @ c.T)).sum() for d, c in wide] for b, a in wide])
+        pairs = self._pairs()
+        return np.array([[dot(one, other) for other in pairs] for one in pairs])
 
     def room(self) -> int:
         return 0

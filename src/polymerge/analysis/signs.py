@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from polymerge import kernels
 from polymerge.kernels import CELL
 from polymerge.kernels.compiled import compiled
+from polymerge.methods.ties import kept as kept_of
 from polymerge.run.selection import RunAll, Source, exact_cutoffs
 
 __all__ = ["Sums", "added", "sums_of"]
@@ -84,8 +85,8 @@ def _exact_sum(stacked: Wide) -> Wide:
 def sums_of(source: Whole, density: float, run_all: RunAll) -> Sums:
     """Go through the deltas of one tensor: once to find what a density keeps, once to add up.
 
-    density  `int(density * n)` of the n entries are kept of each delta, those of the largest magnitude, among equals
-             the first ones
+    density  share of the entries that are kept of each delta, those of the largest magnitude; see
+             `polymerge.methods.ties.kept`
     run_all  maps over blocks
     """
 
@@ -95,17 +96,13 @@ def sums_of(source: Whole, density: float, run_all: RunAll) -> Sums:
         cells = -(-n // CELL)
         own, cross, all_ = np.zeros((cells, models, 2)), np.zeros((cells, models, models)), np.zeros(cells)
         kept, pairs, whole = np.zeros(models, np.int64), np.zeros((models, models, 4), np.int64), np.zeros(2, np.int64)
-        start = sum(source.sizes[:index])
         for cell in range(cells):
             part = rows[:, cell * CELL : (cell + 1) * CELL]
-            first = start + cell * CELL
-            all_[cell] = _count(part, first, thresholds, ends, own[cell], cross[cell], kept, pairs, whole)
+            all_[cell] = _count(part, cutoffs, own[cell], cross[cell], kept, pairs, whole)
         return own, np.stack([cross, kernels.dots(rows)], axis=-1), all_, kept, pairs, whole
 
     models = len(source.read(0))
-    found = exact_cutoffs(source, [int(density * source.count)] * models, run_all)
-    thresholds = np.array([cut.threshold for cut in found])
-    ends = np.array([cut.end for cut in found], np.int64)
+    cutoffs = np.array(exact_cutoffs(source, kept_of(density, models, source.count), run_all))
     blocks = list(zip(*run_all(look, range(len(source.sizes))), strict=True))
     own, cross, all_ = (_exact_sum(np.concatenate(cells)) for cells in blocks[:3])
     kept, pairs, whole = (np.stack(counts).sum(axis=0) for counts in blocks[3:])
@@ -120,16 +117,14 @@ def sums_of(source: Whole, density: float, run_all: RunAll) -> Sums:
 @compiled
 def _count(
     rows: Any,
-    start: int,
-    thresholds: Wide,
-    ends: Counts,
+    cutoffs: Wide,
     own: Wide,
     cross: Wide,
     kept: Counts,
     pairs: Counts,
     whole: Counts,
 ) -> float:
-    """Add up one cell, from element `start` on; the sums over all models of what cancels are returned."""
+    """Add up one cell; the sums over all models of what cancels are returned."""
     models = rows.shape[0]
     value, sign, keeps = np.empty(models), np.empty(models, np.int64), np.empty(models, np.int64)
     cancelled = 0.0
@@ -141,8 +136,7 @@ def _count(
             number = np.float64(rows[i, k])
             magnitude = abs(number)
             up, down = np.int64(number > 0), np.int64(number < 0)
-            beyond = (magnitude > thresholds[i]) | ((magnitude == thresholds[i]) & (start + k < ends[i]))
-            keep = np.int64(beyond & (magnitude > 0))
+            keep = np.int64((magnitude >= cutoffs[i]) & (magnitude > 0))
             value[i], sign[i], keeps[i] = magnitude, up - down, keep
             plus += magnitude * up
             minus += magnitude * down

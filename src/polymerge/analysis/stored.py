@@ -9,7 +9,7 @@ import numpy as np
 
 from polymerge import kernels
 from polymerge.checkpoint import Entry
-from polymerge.checkpoint.arrivals import arrive
+from polymerge.checkpoint.prefetch import fetched
 from polymerge.errors import CheckpointError
 
 __all__ = ["stored_values"]
@@ -18,7 +18,7 @@ __all__ = ["stored_values"]
 def stored_values(entry: Entry) -> Any:
     """The numbers of a tensor on disk as float32, in its shape; raises CheckpointError where it cannot, or for NaN."""
     values: Any = np.empty(prod(entry.shape), np.float32)
-    arrive(entry.file)
+    fetched(entry.file)
     try:
         with entry.file.open("rb") as file:
             file.seek(entry.start)

@@ -2,31 +2,34 @@
 
 PEFT writes an adapter_config.json and one adapter_model.safetensors (older: .bin), in which every name begins with
 `base_model.model.` and goes on as in the base model. LLaVA puts a non_lora_trainables.bin beside it, with the full
-weights that were trained, such as the projector's, and the config.json of the model.
+weights that were trained, such as the projector's, and the config.json of the model; other trainers call that file
+otherwise. So every weight file of the folder is read, but for those that are known to be none (see `adapterfiles`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from polymerge.checkpoint.adapterfiles import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
 from polymerge.checkpoint.adapternames import Sorted, sort_names
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.folder import collected, missing, read_config, read_file
+from polymerge.checkpoint.index import disagreements, read_index
 from polymerge.checkpoint.loraconfig import LoraConfig, foreign_kind, read_lora_config
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse_if_any
 
 __all__ = ["Adapter", "Pair", "is_adapter", "open_adapter"]
 
-_CONFIG: Final = "adapter_config.json"
-_WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference, as for PEFT
-_BESIDE: Final = "non_lora_trainables.bin"
-_WHOLE: Final = re.compile(r"(?:model|pytorch_model|consolidated).*\.(?:safetensors|bin|pth)(?:\.index\.json)?")
+_GATHER: Final = (
+    "Gather it before it is saved: with ZeRO-3 by stage3_gather_16bit_weights_on_model_save: true, or from its "
+    "checkpoint by zero_to_fp32.py; with FSDP by state dicts of type FULL_STATE_DICT."
+)
 _AGAIN: Final = "Save the adapter again with PEFT."
 
 
@@ -76,6 +79,12 @@ class Adapter:
     files: tuple[Path, ...]
     skipped: Mapping[str, str]
     """What the files hold that is no part of the adapter -> why it is left out."""
+    beside: tuple[Path, ...] = ()
+    """Those of `files` that are not PEFT's own."""
+    became: Mapping[str, str] = field(default_factory=dict)
+    """Of every weight file in the folder, by its name, what it holds or why it is left out."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """The weight files in the folder that are no part of the adapter -> why."""
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -83,14 +92,26 @@ class Adapter:
         factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
         return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
 
+    def where(self, parameters: Iterable[str]) -> str:
+        """Where full weights of these names lie: in files beside PEFT's own, or somewhere in the folder."""
+        files = [self.extras[name].file for name in parameters if name in self.extras]
+        return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What it changes, as the model that it was trained on calls it, each once."""
+        weights = (f"{module}.weight" for module in self.pairs)
+        biases = (f"{module}.bias" for module, pair in self.pairs.items() if pair.bias)
+        return tuple(dict.fromkeys((*self.extras, *self.tokens, *weights, *biases)))
+
 
 def is_adapter(path: Path) -> bool:
-    """Whether `path` is a folder with an adapter_config.json and without a full model's weights."""
+    """Whether `path` is a folder with an adapter_config.json and without a whole model's weights."""
     try:
         names = {file.name for file in path.iterdir()}
     except OSError:
         return False
-    return _CONFIG in names and not any(_WHOLE.fullmatch(name) for name in names)
+    return holds_adapter(names)
 
 
 def open_adapter(source: str, path: Path) -> Adapter:
@@ -105,58 +126,116 @@ def open_adapter(source: str, path: Path) -> Adapter:
         if not path.exists():
             raise RecipeError(f"adapter '{source}': {missing(path.absolute())}")
         folder = path.resolve()
-        present = {file.name for file in folder.iterdir()} if folder.is_dir() else set[str]()
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        present = {file.name for file in there if not file.is_dir()}
+        inside = [file.name for file in there if (file / CONFIG).is_file()]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror}. Check its permissions.") from None
-    where = folder / _CONFIG
-    if _CONFIG not in present:
-        held = f"It holds {listed(sorted(present), 8)}. " if present else ""
-        raise RecipeError(f"{folder}: has no {_CONFIG}, so it is no adapter. {held}Name the folder that PEFT saved.")
+    where = folder / CONFIG
+    if CONFIG not in present:
+        held = f"It holds {listed([file.name for file in there], 8)}. " if there else ""
+        then = (
+            f"Name {listed([str(folder / name) for name in inside])}." if inside else "Name the folder that PEFT saved."
+        )
+        raise RecipeError(f"{folder}: has no {CONFIG}, so it is no adapter. {held}{then}")
 
     problems: list[PolymergeError] = []
     configs: dict[str, Mapping[str, Any]] = {}
-    for name in (_CONFIG, "config.json"):
+    for name in (CONFIG, "config.json"):
         with collected(problems, folder / name):
             configs[name] = read_config(folder / name)
     rules: LoraConfig | None = None
-    if _CONFIG in configs:
-        if foreign := foreign_kind(configs[_CONFIG], str(where)):
+    if CONFIG in configs:
+        if foreign := foreign_kind(configs[CONFIG], str(where)):
             refuse_if_any([*problems, foreign])
         with collected(problems, where):
-            rules = read_lora_config(configs[_CONFIG], str(where))
+            rules = read_lora_config(configs[CONFIG], str(where))
 
     contents: dict[str, Contents] = {}
-    weights = next((name for name in _WEIGHTS if name in present), None)
-    if weights is None:
-        problems.append(CheckpointError(f"{folder}: has neither {' nor '.join(_WEIGHTS)}. Download it."))
-    files = [name for name in (weights, _BESIDE) if name in present]
-    for name in files:
+    files = AdapterFiles()
+    with collected(problems, folder):
+        files = sort_files(folder, present)
+    for name in files.factors:
         with collected(problems, folder / name):
             contents[name] = read_file(folder / name)
-    found, misnamed = sort_names(folder, [(file, name == _BESIDE) for name, file in contents.items()])
+    if files.index and len(contents) == len(files.factors):
+        with collected(problems, folder / files.index):
+            held_by = {name: [entry.name for entry in file.entries] for name, file in contents.items()}
+            problems += disagreements(folder / files.index, read_index(folder / files.index), held_by)
+    for name in files.beside:
+        found_beside = _read_beside(folder / name, problems)
+        if found_beside is not None:
+            contents[name] = found_beside
+    found, misnamed = sort_names(folder, [(file, name in files.beside) for name, file in contents.items()])
     problems += misnamed
     if not (found.factors or found.extras or found.tokens or problems):
-        problems.append(CheckpointError(f"{folder}: holds no tensors in {listed(files)}. {_AGAIN}"))
+        problems.append(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
     problems += _unmergeable(found)
-    pairs, unpaired = _paired(found, rules, where)
-    problems += unpaired
+    problems += _emptied(found)
+    pairs: dict[str, Pair] = {}
+    if all(name in contents for name in files.factors):
+        pairs, unpaired = _paired(found, rules, where)
+        problems += unpaired
     tokens: dict[str, tuple[tuple[int, ...], Entry]] = {}
-    if rules and len(contents) == len(files):
+    if rules and len(contents) == len(files.read) > 0:
         tokens, lost = _token_rows(found, rules, where)
         problems += lost
     refuse_if_any(problems)
     return Adapter(
         source=source,
         folder=folder,
-        config=MappingProxyType(dict(configs[_CONFIG])),
+        config=MappingProxyType(dict(configs[CONFIG])),
         model_config=MappingProxyType(dict(configs["config.json"])),
-        layout="llava" if _BESIDE in present else "peft",
+        layout="llava" if LLAVA in present else "peft",
         pairs=MappingProxyType(pairs),
         extras=MappingProxyType(found.extras),
         tokens=MappingProxyType(tokens),
-        files=tuple(folder / name for name in files),
+        files=tuple(folder / name for name in files.read),
         skipped=MappingProxyType(found.skipped),
+        beside=tuple(folder / name for name in files.beside),
+        became=MappingProxyType(_became(files, found)),
+        left_out=MappingProxyType(files.left_out),
     )
+
+
+def _read_beside(file: Path, problems: list[PolymergeError]) -> Contents | None:
+    """What a weight file beside PEFT's own holds; None, with the problem said, where that cannot be a model's."""
+    wrong: list[PolymergeError] = []
+    with collected(wrong, file):
+        contents = read_file(file)
+        if contents.entries:
+            return contents
+        wrong.append(CheckpointError(f"{file}: holds no tensors."))
+    then = "If it is no part of the adapter, move it out of the folder."
+    problems += [CheckpointError(f"{error} {then}") for error in wrong]
+    return None
+
+
+def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
+    """What each weight file holds, in words."""
+    factors = Counter(entry.file.name for slots in found.factors.values() for entry in slots.values())
+    full = Counter(entry.file.name for entry in found.extras.values())
+    rows = Counter(entry.file.name for entry in found.tokens.values())
+    said: dict[str, list[str]] = {name: [] for name in files.read}
+    for counts, what in ((factors, "factors"), (full, "full weights"), (rows, "trained rows of embeddings")):
+        for name, count in counts.items():
+            said[name].append(f"{count} {what}")
+    for (first, second), names in found.repeated.items():
+        said[second.name].append(f"{len(names)} that {first.name} holds byte for byte, and that are read there")
+    became = {name: ", ".join(words) or "nothing that is read" for name, words in said.items()}
+    return became | {name: f"left out: {why}" for name, why in files.left_out.items()}
+
+
+def _emptied(found: Sorted) -> list[CheckpointError]:
+    """What to say of full weights whose numbers were on other processes when they were saved."""
+    names: dict[Path, list[str]] = {}
+    for entry in (*found.extras.values(), *found.tokens.values()):
+        if 0 in entry.shape:
+            names.setdefault(entry.file, []).append(f"{entry.name} {list(entry.shape)}")
+    return [
+        CheckpointError(f"{file}: {listed(held)}: without a number, for it was not gathered. {_GATHER}")
+        for file, held in names.items()
+    ]
 
 
 def _unmergeable(found: Sorted) -> list[CheckpointError]:
@@ -207,7 +286,7 @@ def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool
         return f"has {' and '.join(there)} and no {prefix}{'A' if a is None else 'B'}. Download the file again."
     shapes = f"{prefix}A {list(a.shape)}, {prefix}B {list(b.shape)}"
     if min(len(a.shape), len(b.shape)) < 2 or 0 in a.shape + b.shape:
-        return f"{shapes}: one shard of a factor, or none. Gather it (ZeRO-3, FSDP) before it is saved."
+        return f"{shapes}: one shard of a factor, or none. {_GATHER}"
     if len(a.shape) > 2 or len(b.shape) > 2:
         return (
             f"{shapes}: factors of a convolution, which are not supported. Fold it into its base with PEFT's "

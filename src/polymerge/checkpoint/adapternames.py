@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoint.entry import Contents, Entry, listed
+from polymerge.checkpoint.hubfiles import missing_remote
+from polymerge.checkpoint.prefetch import fetch_all
+from polymerge.checkpoint.wrappers import unwrapped, wrappers_in
 from polymerge.errors import CheckpointError
 
 __all__ = ["Sorted", "sort_names"]
@@ -28,6 +31,7 @@ _WRAPPER: Final = re.compile(
 )
 
 _AGAIN: Final = "Save the adapter again with PEFT."
+_PIECE: Final = 1 << 20  # bytes that are compared at once
 
 
 @dataclass
@@ -42,25 +46,32 @@ class Sorted:
     """Rows of embeddings, by the name of the parameter in the base."""
     skipped: dict[str, str] = field(default_factory=dict)
     """What is no part of the adapter -> why it is left out."""
+    repeated: dict[tuple[Path, Path], list[str]] = field(default_factory=dict)
+    """By two files, the tensors of the second that the first holds byte for byte."""
 
 
 def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[Sorted, list[CheckpointError]]:
-    """Sort the tensors of an adapter's files, each with whether LLaVA wrote it as non_lora_trainables.bin.
+    """Sort the tensors of an adapter's files, each with whether it lies beside PEFT's own, as LLaVA's does.
 
-    Also says what is wrong with the names: those of no known form, and those that mean one thing twice.
+    Also says what is wrong with the names: those of no known form, and those that mean one thing twice. Two files may
+    hold one tensor where it is the same byte for byte; that alone is looked at here beside names.
     """
     found = Sorted()
     named: list[tuple[str, Entry]] = []
     misnamed: list[str] = []
+    strange: dict[Path, list[str]] = {}
     for contents, beside in files:
         found.skipped.update(contents.skipped)
         keys = [entry.name for entry in contents.entries]
-        short = _llava_names(keys) if beside else {key: key.removeprefix(_PREFIX) for key in keys}
+        short = _llava_names(keys) if beside else _peft_names(keys)
         for entry in contents.entries:
-            if not beside and (short[entry.name] in ("", entry.name)):
+            name = short[entry.name]
+            if not name:
                 misnamed.append(entry.name)
+            elif beside and any(form.fullmatch(name) for form in (_FACTOR, _EMBEDDING, _TOKENS, _MAGNITUDE)):
+                strange.setdefault(entry.file, []).append(entry.name)
             else:
-                named.append((short[entry.name], entry))
+                named.append((name, entry))
     adapters = {
         match[3] for name, _ in named for match in (_FACTOR.fullmatch(name), _EMBEDDING.fullmatch(name)) if match
     }
@@ -68,7 +79,22 @@ def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[So
     sorting = _Sorting(found, adapters | {"default"}, misnamed)
     for name, entry in named:
         sorting.put(name, entry)
-    return found, sorting.problems(folder, adapters)
+    problems = [
+        CheckpointError(
+            f"{file}: holds parts of a LoRA ({listed(names)}), which {folder.name}/adapter_config.json does not tell "
+            "how to scale. Move it to a folder of its own with its config, or out of this one."
+        )
+        for file, names in strange.items()
+    ]
+    return found, [*problems, *sorting.problems(folder, adapters)]
+
+
+def _peft_names(keys: Collection[str]) -> dict[str, str]:
+    """Names in the base model, by names in PEFT's file; empty where one has not the prefix that all have."""
+    short: dict[str, str] = {}
+    for key, name in _unwrapped({key: key for key in keys}).items():
+        short[key] = _inner(name) if name.startswith(_PREFIX) else ""
+    return _unwrapped(short)
 
 
 def _llava_names(keys: Collection[str]) -> dict[str, str]:
@@ -77,11 +103,43 @@ def _llava_names(keys: Collection[str]) -> dict[str, str]:
     It takes off `base_model.`, and then one `model.` from every name where any begins with `model.model.`. Where none
     does, `base_model.model.` is the prefix all the same.
     """
-    short = {key: key.removeprefix("base_model.") for key in keys}
-    nested = any(name.startswith("model.model.") for name in short.values())
-    return {
-        key: name.removeprefix("model.") if nested or key.startswith(_PREFIX) else name for key, name in short.items()
+    whole = {
+        key: _PREFIX + _inner(name) if name.startswith(_PREFIX) else name
+        for key, name in _unwrapped({key: key for key in keys}).items()
     }
+    short = {key: name.removeprefix("base_model.") for key, name in whole.items()}
+    nested = any(name.startswith("model.model.") for name in short.values())
+    return _unwrapped(
+        {
+            key: name.removeprefix("model.") if nested or whole[key].startswith(_PREFIX) else name
+            for key, name in short.items()
+        }
+    )
+
+
+def _inner(name: str) -> str:
+    """A name without PEFT's prefix, which is there twice where an adapted model was adapted again."""
+    while name.startswith(_PREFIX):
+        name = name.removeprefix(_PREFIX)
+    return name
+
+
+def _unwrapped(names: Mapping[str, str]) -> dict[str, str]:
+    """Names by key without what wrappers of the model put into them while it was trained."""
+    wrappers = [one for one in wrappers_in([name for name in names.values() if name]) if one != _PREFIX]
+    return {key: unwrapped(name, wrappers) for key, name in names.items()}
+
+
+def _same_bytes(first: Entry, second: Entry) -> bool:
+    """Whether two tensors are one, byte for byte; files on the hub are fetched for that, as they are read later on."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    fetch_all(entry.file for entry in (first, second) if missing_remote(entry.file))
+    with first.file.open("rb") as one, second.file.open("rb") as other:
+        one.seek(first.start)
+        other.seek(second.start)
+        sizes = (min(_PIECE, first.nbytes - done) for done in range(0, first.nbytes, _PIECE))
+        return all(one.read(size) == other.read(size) for size in sizes)
 
 
 class _Sorting:
@@ -137,6 +195,13 @@ class _Sorting:
     def _once(self, place: dict[str, Entry], name: str, entry: Entry) -> None:
         first = place.setdefault(name, entry)
         if first is not entry:
+            self._again(first, entry)
+
+    def _again(self, first: Entry, entry: Entry) -> None:
+        """Of one tensor in two files the first is read, where it can be seen that no choice is made by that."""
+        if first.file != entry.file and _same_bytes(first, entry):
+            self.found.repeated.setdefault((first.file, entry.file), []).append(entry.name)
+        else:
             self.twice.append((first, entry))
 
     def problems(self, folder: Path, adapters: Collection[str]) -> list[CheckpointError]:
@@ -145,17 +210,11 @@ class _Sorting:
             first = self.found.extras.setdefault(name, entry)
             if first is entry:
                 continue
-            if (first.dtype, first.shape) == (entry.dtype, entry.shape):
+            if first.file == entry.file and (first.dtype, first.shape) == (entry.dtype, entry.shape):
                 self.found.skipped[entry.name] = f"is '{first.name}' once more"  # the one that PEFT loads
             else:
-                self.twice.append((first, entry))
-        problems = [
-            CheckpointError(
-                f"{second.file}: '{second.name}' {list(second.shape)} and '{first.name}' {list(first.shape)} of "
-                f"{first.file.name} stand for one tensor. {_AGAIN}"
-            )
-            for first, second in self.twice
-        ]
+                self._again(first, entry)
+        problems = [*self._twice()]
         if len(adapters) > 1:
             problems.append(
                 CheckpointError(
@@ -179,3 +238,23 @@ class _Sorting:
                 )
             )
         return problems
+
+    def _twice(self) -> Iterator[CheckpointError]:
+        """One message for all that two files, or one, have twice; and for what has one name in two and means two."""
+        kept: dict[str, Entry] = {}
+        factors = [entry for slots in self.found.factors.values() for entry in slots.values()]
+        for entry in (*factors, *self.found.extras.values(), *self.found.tokens.values()):
+            first = kept.setdefault(entry.name, entry)
+            if first is not entry:
+                self.twice.append((first, entry))
+        by_files: dict[tuple[Path, Path], list[tuple[Entry, Entry]]] = {}
+        for first, second in self.twice:
+            by_files.setdefault((first.file, second.file), []).append((first, second))
+        for (one, other), pairs in by_files.items():
+            first, second = pairs[0]
+            more = f", and so do {len(pairs) - 1} more" if len(pairs) > 1 else ""
+            then = _AGAIN if one == other else "They are not equal: move the file that is not meant out of the folder."
+            yield CheckpointError(
+                f"{other}: '{second.name}' {list(second.shape)} and '{first.name}' {list(first.shape)} of {one.name} "
+                f"stand for one tensor{more}. {then}"
+            )

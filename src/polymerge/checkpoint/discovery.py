@@ -11,7 +11,7 @@ from typing import Final
 from polymerge.checkpoint.entry import listed
 from polymerge.errors import CheckpointError, RecipeError
 
-__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights", "of_training"]
+__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights", "of_training", "shards_of"]
 
 LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch"}
 """How a weight file is read, by the end of its name."""
@@ -29,7 +29,7 @@ _KINDS: Final = (
 )
 # what trainers leave beside the weights
 _NOT_WEIGHTS: Final = re.compile(
-    r"adapter_model\..+|non_lora_trainables\.bin|(?:training_args|optimizer|scheduler|scaler|rng_state).*\.(?:bin|pth?)"
+    r"adapter_model\..+|non_lora_trainables\.bin|(?:bf16_|fp16_)?zero_.+_states\.pt|(?:training_args|optimizer|scheduler|scaler|rng_state).*\.(?:bin|pth?)"
 )
 # what a training run leaves in the folder of its model, by kind: earlier states, the states of optimizer, scheduler,
 # random numbers and of each rank, logs and their plots, results, and the settings of trainers and their launchers
@@ -75,10 +75,14 @@ def find_weights(folder: Path) -> Weights:
     the usual name, then the only file, then a full set of shards. A consolidated*.safetensors beside others is the
     same model in another layout and is passed over.
 
+    A folder that is called as a weight file is, as zero_to_fp32.py makes it, is looked into where it stands alone.
+
     Raises RecipeError where there are none, or where there is a choice that only the user can make; CheckpointError
     where shards are missing.
     """
     names = sorted(path.name for path in folder.iterdir())
+    folders = [name for name in names if (folder / name).is_dir()]
+    names = [name for name in names if name not in folders]
     for pattern, usual in _KINDS:
         candidates = [name for name in names if pattern.fullmatch(name) and not _NOT_WEIGHTS.fullmatch(name)]
         indexes = [
@@ -91,16 +95,42 @@ def find_weights(folder: Path) -> Weights:
             return Weights((usual,))
         candidates = [name for name in candidates if not name.startswith("consolidated")] or candidates
         if candidates:
-            return Weights(_shards(folder, candidates) or (_only(folder, candidates, "weight files and no index"),))
+            return Weights(shards_of(folder, candidates) or (_only(folder, candidates, "weight files and no index"),))
+    for name in folders:
+        if any(pattern.fullmatch(name) for pattern, _ in _KINDS):
+            inside = find_weights(folder / name)
+            listed_in = None if inside.index is None else f"{name}/{inside.index}"
+            return Weights(tuple(f"{name}/{file}" for file in inside.files), listed_in)
     if "adapter_config.json" in names:
         raise RecipeError(
             f"{folder}: is an adapter, not a model. Write BASE+{folder} to take it together with its base, or fold it "
             "into one with `polymerge fold`."
         )
+    if way := _shards_of_training(folder, folders):
+        raise RecipeError(f"{folder}: has no weights of a whole model, only {way}")
+    there = sorted([*names, *folders])
     raise RecipeError(
         f"{folder}: has no weights (*.safetensors, pytorch_model*.bin, *.pth, *.pt). "
-        + (f"It holds {listed(names, 8)}. Name another folder, or the file itself." if names else "It is empty.")
+        + (f"It holds {listed(there, 8)}. Name another folder, or the file itself." if there else "It is empty.")
     )
+
+
+def _shards_of_training(folder: Path, folders: Sequence[str]) -> str:
+    """The shards of a training run that a folder holds in place of weights, and what gathers them; empty for none."""
+    for name in ("", *folders):
+        inside = [path.name for path in (folder / name).iterdir()]
+        where = f"'{name}'" if name else listed(sorted(inside))
+        if any(re.fullmatch(r"(?:bf16_|fp16_)?(?:zero|mp_rank).*_states\.pt", one) for one in inside):
+            return (
+                f"the shards of DeepSpeed ({where}). Gather them there (python zero_to_fp32.py . OUT), and name OUT, "
+                "with config.json in it"
+            )
+        if any(one.endswith(".distcp") for one in inside):
+            return (
+                f"the shards of FSDP ({where}). Gather them (accelerate merge-weights {folder / name} OUT), and name "
+                "OUT, with config.json in it"
+            )
+    return ""
 
 
 def _only(folder: Path, names: Sequence[str], what: str) -> str:
@@ -112,7 +142,7 @@ def _only(folder: Path, names: Sequence[str], what: str) -> str:
     return names[0]
 
 
-def _shards(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+def shards_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The names, in order, where they are the shards of one model and nothing else; () where they are not."""
     matches = [_SHARD.fullmatch(name) for name in names]
     series = {(match["stem"], match["total"]) if match else None for match in matches}

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.headers import read_safetensors
 from polymerge.checkpoint.hubfiles import head_of, missing_remote
 from polymerge.checkpoint.index import disagreements, read_index
 from polymerge.checkpoint.jsontext import parse_object
+from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.checkpoint.torchfile import read_torch
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 
@@ -55,6 +55,8 @@ class Checkpoint:
     """In torch files, what is no tensor of the model -> why it is left out."""
     adapter: Adapter | None = None
     """The adapter that stands beside it, whose tensors are then in `entries` as well (see `checkpoint.joined`)."""
+    brought: tuple[str, ...] = ()
+    """Tensors in `entries` that it has from the adapter alone, whose config is then its own."""
 
 
 def open_checkpoint(source: str, path: Path) -> Checkpoint:
@@ -135,6 +137,8 @@ def read_config(file: Path) -> dict[str, Any]:
 def _read_index(folder: Path, index: str, whole: str | None) -> dict[str, str]:
     check_file(folder / index)
     weight_map = read_index(folder / index)
+    if inside := index.rpartition("/")[0]:
+        weight_map = {name: f"{inside}/{file}" for name, file in weight_map.items()}
     if whole and whole not in weight_map.values():
         raise RecipeError(
             f"{folder}: has both '{whole}' and '{index}', which does not list it. Remove one of them, or name "
@@ -153,7 +157,7 @@ def read_file(file: Path) -> Contents:
         return Contents(read_safetensors(file, head_of(file, remote)))
     if remote:
         log.warning("%s: '%s' is no safetensors file, so it has to be fetched whole", remote.repository, remote.name)
-        bring_all([file])
+        fetch_all([file])
     check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from polymerge.checkpoint.hubbar import Received, bar_class
 from polymerge.checkpoint.huberrors import hub_errors
 from polymerge.checkpoint.hubfiles import remote_of, view
 from polymerge.errors import RecipeError, did_you_mean
@@ -44,7 +43,7 @@ def locate(source: str) -> Path:
     A path that exists is never looked up anywhere else. A hub id may carry a revision, `owner/name@revision`; it is
     resolved to a commit with huggingface_hub, so its cache, token and offline switch (HF_HUB_OFFLINE) hold. Of the
     files only the config and the index are fetched here: the folder has a link for every file of that commit, and
-    what is needed arrives later (see `hubfiles` and `arrivals`).
+    what is needed arrives later (see `hubfiles` and `prefetch`).
 
     raises RecipeError where there is neither such a path nor such an id, CheckpointError where the hub fails.
     """
@@ -85,11 +84,15 @@ def restore(path: Path) -> Path:
 def _look_up(repository: str, revision: str | None) -> Path:
     # imported here: a merge of local folders must not pay for it, nor touch the network
     from huggingface_hub import snapshot_download
+    from tqdm import tqdm
 
+    class Hidden(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+
+    quiet: Any = Hidden
     with hub_errors(repository, revision):
-        snapshot = snapshot_download(
-            repository, revision=revision, allow_patterns=_FOR_A_PLAN, tqdm_class=bar_class(Received(lambda _: None))
-        )
+        snapshot = snapshot_download(repository, revision=revision, allow_patterns=_FOR_A_PLAN, tqdm_class=quiet)
         return view(repository, Path(snapshot))
 
 

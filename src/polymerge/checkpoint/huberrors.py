@@ -1,4 +1,4 @@
-"""What huggingface_hub raises, in our own words."""
+"""What huggingface_hub raises, in our own words, and where it keeps what it has fetched."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoint.hubcache import hub_cache, hub_disk
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 
-__all__ = ["LastingError", "hub_errors", "unreachable"]
+__all__ = ["LastingError", "hub_cache", "hub_disk", "hub_errors", "unreachable"]
 
 _LOCAL: Final = {
     getattr(errno, name)
@@ -20,6 +20,19 @@ _LOCAL: Final = {
     if hasattr(errno, name)
 }
 """What no server is to blame for."""
+
+
+def hub_cache() -> Path:
+    """The folder, whether it is there or not."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
+
+
+def hub_disk() -> Path:
+    """The folder, or the first on the way to it that is there, and so is on the disk that it will be on."""
+    cache = hub_cache()
+    return next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
 
 
 class LastingError(CheckpointError):

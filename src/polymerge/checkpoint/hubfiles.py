@@ -3,7 +3,6 @@
 A commit is seen as a folder of links into the hub's own cache, in the user's cache folder:
 
     polymerge/views/<cache>/owner/name/<commit>/   a link for every file that can matter; it dangles until that is here
-    polymerge/hub/owner/name/<commit>.json         the size of each, and the sha256 where the hub says it
     polymerge/hub/owner/name/<commit>.heads/       of each safetensors file its size and its header
 
 So a repository that is not here looks as a folder does, and is one as soon as its files have arrived.
@@ -12,14 +11,17 @@ So a repository that is not here looks as a folder does, and is one as soon as i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
+import shutil
+import threading
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from polymerge.checkpoint.discovery import COMPANIONS, LAYOUTS, of_training
@@ -28,7 +30,17 @@ from polymerge.checkpoint.huberrors import hub_errors, unreachable
 from polymerge.checkpoint.index import is_plain
 from polymerge.errors import CheckpointError
 
-__all__ = ["Listed", "Remote", "companions", "head_of", "link", "listing", "missing_remote", "remote_of", "view"]
+__all__ = [
+    "Listed",
+    "Remote",
+    "companions",
+    "head_of",
+    "listed_alike",
+    "listing",
+    "missing_remote",
+    "remote_of",
+    "view",
+]
 
 _WANTED: Final = (
     "*.safetensors",
@@ -71,6 +83,8 @@ class Listed:
     size: int
     sha256: str | None = None
     """None for a file that lies in git itself, as small ones do."""
+    blob: str | None = None
+    """What git calls its content, or that of what stands for it there; None where it was not noted."""
 
 
 def view(repository: str, snapshot: Path) -> Path:
@@ -81,13 +95,25 @@ def view(repository: str, snapshot: Path) -> Path:
     commit = snapshot.name
     if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
         raise CheckpointError(f"{repository}: the hub calls its commit '{commit}', which is none. Try another endpoint")
-    names = listing(repository, commit, snapshot)
-    if names is None:
-        return snapshot.resolve()
     # of each cache its own: who uses another one must not turn the links of a merge that is running
     folder = _views() / hashlib.sha256(str(snapshot.parents[2]).encode()).hexdigest()[:8] / repository / commit
-    for name in names:
-        link(folder / name, snapshot / name)
+    if folder.is_dir():
+        return folder
+    with hub_errors(repository, commit):
+        try:
+            names = _ask(repository, commit)
+        except unreachable():
+            return snapshot.resolve()
+    fresh = folder.with_name(f".{commit}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        for name in names:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).symlink_to(snapshot / name)
+        fresh.rename(folder)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if not folder.is_dir():  # or somebody else has made it since
+            raise _no_room(folder, error) from None
     return folder
 
 
@@ -110,48 +136,46 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
 
     None for a local folder, where all that there is is there.
     """
-    remote = remote_of(folder)
-    if remote is None:
+    if remote_of(folder) is None:
         return []
-    beside = (
-        name
-        for name in listing(remote.repository, remote.commit) or ()
-        if PurePosixPath(name).suffix not in LAYOUTS or name in COMPANIONS
-    )
-    return [folder / name for name in beside if names is None or name in names]
+    beside = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if not file.is_dir()}
+    return [
+        file
+        for name, file in beside.items()
+        if (file.suffix not in LAYOUTS or name in COMPANIONS) and (names is None or name in names)
+    ]
 
 
-def listing(repository: str, commit: str, snapshot: Path | None = None) -> Mapping[str, Listed] | None:
-    """The files of a commit that can matter, each with what the hub says of it.
+def listed_alike(one: Path, other: Path) -> bool:
+    """Whether two files are of the hub and it says that their content is the same, so that neither has to come."""
+    blobs = []
+    for remote in map(remote_of, (one, other)):
+        listed = listing(remote.repository, remote.commit).get(remote.name) if remote else None
+        blobs.append(listed.blob if listed else None)
+    return None not in blobs and blobs[0] == blobs[1]
 
-    snapshot  what is here of it; only where there is none, a hub that cannot be asked is an error
-    """
-    note = _root() / repository / f"{commit}.json"
-    try:
-        kept = {name: Listed(*said) for name, said in json.loads(note.read_bytes()).items()}
-        if all(is_plain(name) and isinstance(one.size, int) and _is_hash(one.sha256) for name, one in kept.items()):
-            return kept
-    except (OSError, ValueError, TypeError, AttributeError):
-        pass  # not asked yet, or nothing that we have written
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
 
+def listing(repository: str, commit: str) -> Mapping[str, Listed]:
+    """The files of a commit that can matter, each with what the hub says of it; asked once in a process."""
     with hub_errors(repository, commit):
-        try:
-            tree = list(HfApi().list_repo_tree(repository, recursive=True, revision=commit))
-        except unreachable():
-            if snapshot is None:
-                raise
-            return None
+        return _ask(repository, commit)
+
+
+@lru_cache(maxsize=256)
+def _ask(repository: str, commit: str) -> Mapping[str, Listed]:
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repository, revision=commit, files_metadata=True)
     found = {
-        entry.path: Listed(entry.size, entry.lfs.sha256 if entry.lfs and _is_hash(entry.lfs.sha256) else None)
-        for entry in tree
-        if isinstance(entry, RepoFile) and _matters(entry.path)
+        file.rfilename: Listed(
+            file.size or 0, file.lfs.sha256 if file.lfs and _is_hash(file.lfs.sha256) else None, file.blob_id
+        )
+        for file in info.siblings or ()
+        if _matters(file.rfilename)
     }
     if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
-    _write(note, json.dumps({name: [one.size, one.sha256] for name, one in found.items()}, indent=1).encode())
-    return found
+    return MappingProxyType(found)
 
 
 def head_of(file: Path, remote: Remote) -> Head:
@@ -163,7 +187,7 @@ def head_of(file: Path, remote: Remote) -> Head:
     if kept.is_file():
         raw = kept.read_bytes()
         return Head(raw[LENGTH_BYTES:], int.from_bytes(raw[:LENGTH_BYTES], "little"))
-    listed = (listing(remote.repository, remote.commit) or {}).get(remote.name)
+    listed = listing(remote.repository, remote.commit).get(remote.name)
     if listed is None:
         raise CheckpointError(f"{file}: {remote.repository} has no such file on the hub. Its index is of another model")
     size = listed.size
@@ -227,20 +251,6 @@ def _asked(remote: Remote, start: int, stop: int, size: int) -> bytes:
             "again"
         )
     return text
-
-
-def link(place: Path, target: Path) -> None:
-    """Make `place` a link to `target`, whether that exists or not; raises CheckpointError where it cannot be made."""
-    try:
-        if place.is_symlink() and os.readlink(place) == str(target):  # noqa: PTH115 (a text, as it was written)
-            return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_name(f".{place.name}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target)
-        fresh.replace(place)
-    except OSError as error:
-        raise _no_room(place, error) from None
 
 
 def _write(file: Path, data: bytes) -> None:

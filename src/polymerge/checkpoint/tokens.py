@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from polymerge.errors import CheckpointError
 
-__all__ = ["read_tokens"]
+__all__ = ["TOKENIZER", "read_tokens"]
+
+TOKENIZER: Final = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
+"""The files that say which token a row is; one of the first three is needed."""
 
 
 def read_tokens(folder: Path) -> dict[int, str]:
@@ -38,7 +41,7 @@ def read_tokens(folder: Path) -> dict[int, str]:
             added = _load(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
             tokens |= {int(number): entry["content"] for number, entry in added.items()}
         return _checked(tokens)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{folder}: its tokenizer cannot be read: {error!r}") from None
 
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import is_adapter, open_adapter
-from polymerge.checkpoint.arrivals import bring_all
 from polymerge.checkpoint.discovery import find_weights
 from polymerge.checkpoint.hubfiles import companions, remote_of
 from polymerge.checkpoint.index import read_index
+from polymerge.checkpoint.prefetch import fetch_all
 
 __all__ = ["bring", "pinned"]
 
@@ -32,7 +32,7 @@ def bring(source: str, folder: Path) -> None:
         if chosen.index:
             names |= set(read_index(folder / chosen.index).values())
         weights = [folder / name for name in sorted(names)]
-    bring_all([*companions(folder), *weights])
+    fetch_all([*companions(folder), *weights])
 
 
 def pinned(folder: Path, adapter: Path | None = None) -> str:

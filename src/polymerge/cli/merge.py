@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -13,9 +14,24 @@ from polymerge.cli.options import output_options, recipe_of, recipe_options
 from polymerge.cli.progress import progress_bar
 
 if TYPE_CHECKING:
+    from polymerge.planning.words import Paint
     from polymerge.run.merge import Merged
 
 __all__ = ["fold", "merge", "plan", "verify"]
+
+
+_COLOURS = {
+    "note": "yellow", "merged": "green", "folded": "magenta", "copied": "blue", "tied": "cyan", "left out": "red",
+}  # fmt: skip
+
+
+def _paint_for(stream: TextIO) -> Paint:
+    """Colours for a plan on a terminal, unless NO_COLOR says none; elsewhere text as it is."""
+    from polymerge.planning.words import plain
+
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return plain
+    return lambda what, text: click.style(text, fg=_COLOURS[what])
 
 
 @click.command()
@@ -37,7 +53,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
             click.echo(text, nl=False)
             return
         Path(json_file).write_text(text, encoding="utf-8")
-    click.echo(describe(made, full=full))
+    click.echo(describe(made, full=full, paint=_paint_for(sys.stdout)))
 
 
 @click.command()
@@ -55,17 +71,26 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
 @click.command()
 @click.argument("adapter", metavar="ADAPTER")
 @click.option("--base", metavar="MODEL", help="The model it was trained on; default: the one that its config names.")
+@click.option("--ignore", metavar="GLOB", multiple=True, help="Names as stored to leave out; may be repeated.")
 @output_options
 def fold(
-    adapter: str, base: str | None, out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any
+    adapter: str,
+    base: str | None,
+    ignore: tuple[str, ...],
+    out: str | None,
+    dry_run: bool,
+    no_verify: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
 
-    The full weights that travel with the adapter, such as a projector, take the place of the base's.
+    The full weights that travel with the adapter, such as a projector, take the place of the base's, and so do a
+    tokenizer, chat template, processor or generation config in its folder.
     """
     from polymerge.planning.folding import fold_recipe
 
-    _carry_out("folding", fold_recipe(adapter, base), out, dry_run, no_verify, as_json, options)
+    _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, no_verify, as_json, options)
 
 
 def _carry_out(
@@ -80,19 +105,26 @@ def _carry_out(
     """Plan, and make what is planned unless only the plan is wanted."""
     from polymerge.planning import make_plan
     from polymerge.planning.show import describe
+    from polymerge.planning.words import note_lines
 
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o': the folder to make.")
     made = make_plan(recipe)
     if dry_run or out is None:
-        click.echo(json.dumps({**made.to_json(), "hash": made.hash}) if as_json else describe(made))
+        click.echo(
+            json.dumps({**made.to_json(), "hash": made.hash})
+            if as_json
+            else describe(made, paint=_paint_for(sys.stdout))
+        )
         return
     from polymerge.run.merge import merge as run
 
-    for warning in made.warnings:
-        click.echo(f"note: {warning}", err=True)
+    for line in note_lines(made.warnings, _paint_for(sys.stderr)):
+        click.echo(line, err=True)
     with progress_bar(what) as progress:
         merged = run(made, out, check=not no_verify, progress=progress, **options)
+    for line in note_lines(merged.warnings, _paint_for(sys.stderr)):
+        click.echo(line, err=True)
     _report(merged, as_json)
 
 
@@ -100,11 +132,15 @@ def _report(merged: Merged, as_json: bool) -> None:
     """Say what was made, for people or as JSON."""
     from polymerge.planning import AdapterPlan
 
+    for warning in merged.warnings:
+        click.echo(f"note: {warning}", err=True)
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
         report = {"out": str(merged.folder), "plan_hash": plan.hash, "tensors": counts}
-        more = {"relative_error": dict(merged.errors)} if merged.errors else {}
+        more: dict[str, Any] = {"relative_error": dict(merged.errors)} if merged.errors else {}
+        more |= {"update_norm": merged.norms.to_json()} if merged.norms else {}
+        more |= {"warnings": list(merged.warnings)} if merged.warnings else {}
         click.echo(json.dumps({**report, **more, "verification": [vars(finding) for finding in findings]}, indent=1))
         return
     merged_count = counts.pop("merged")
@@ -117,6 +153,12 @@ def _report(merged: Merged, as_json: bool) -> None:
         click.echo(
             f"  cut to rank: {mean:.2%} of the merged update's norm left out on average, "
             f"{merged.errors[worst]:.2%} at most ({worst})"
+        )
+    if merged.norms and merged.norms.ratio is not None:
+        worst = max(merged.norms.modules, key=merged.norms.modules.__getitem__)
+        click.echo(
+            f"  norm of the merged update: {merged.norms.ratio:.2f} of the adapters' (root mean square), "
+            f"{merged.norms.modules[worst]:.2f} at most ({worst})"
         )
     click.echo(str(merged.verification) if merged.verification else "  not verified (--no-verify)")
 

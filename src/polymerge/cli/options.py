@@ -33,6 +33,9 @@ _OPTIONS = {
     "exclude": click.option(
         "--exclude", metavar="GLOB", multiple=True, help="Canonical names to keep; may be repeated."
     ),
+    "ignore": click.option(
+        "--ignore", metavar="GLOB", multiple=True, help="Names as stored to leave out of every input; may be repeated."
+    ),
     "vocab": click.option("--vocab", metavar="HOW", help="template or overlap: what becomes of unequal vocabularies."),
     "dtype": click.option("--dtype", metavar="DTYPE", help="dtype of the merged tensors."),
     "seed": click.option("--seed", type=int, help="For methods that draw random numbers."),
@@ -109,6 +112,7 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         "parameters": dict(_pair(text) for text in given["parameters"]),
         "parts": given["parts"].split(",") if given["parts"] else None,
         "exclude": list(given["exclude"]),
+        "ignore": list(given["ignore"] or ()),
         "vocab": given["vocab"],
         "dtype": given["dtype"],
         "seed": given["seed"],

@@ -27,9 +27,12 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Report as JSON."
     multiple=True,
     help="Adapters that went into the first one: what did it keep of them?",
 )
+@click.option("--ignore", metavar="GLOB", multiple=True, help="Names as stored to leave out; may be repeated.")
 @click.option("--largest", type=click.IntRange(min=1), help="With --against: components that count as the largest.")
 @AS_JSON
-def inspect(models: tuple[str, ...], against: tuple[str, ...], largest: int | None, as_json: bool) -> None:
+def inspect(
+    models: tuple[str, ...], against: tuple[str, ...], ignore: tuple[str, ...], largest: int | None, as_json: bool
+) -> None:
     """Show what models or adapters are, from headers alone, and which can be merged with which.
 
     MERGED --against A B ... compares a merged adapter with those that went into it, by their singular vectors.
@@ -47,7 +50,7 @@ def inspect(models: tuple[str, ...], against: tuple[str, ...], largest: int | No
     from polymerge.planning.compare import inspect_models
     from polymerge.planning.words import human_size
 
-    portraits, joints = inspect_models(models)
+    portraits, joints = inspect_models(models, ignore)
     if as_json:
         report = {"models": [asdict(portrait) for portrait in portraits], "pairs": [asdict(joint) for joint in joints]}
         click.echo(json.dumps(report, indent=1))
@@ -63,6 +66,8 @@ def inspect(models: tuple[str, ...], against: tuple[str, ...], largest: int | No
         for part, (count, part_size) in portrait.parts.items():
             click.echo(f"  {part}: {count} tensors, {human_size(part_size)}")
         click.echo(f"  dtypes: {', '.join(f'{count} {dtype}' for dtype, count in portrait.dtypes.items())}")
+        for remark in portrait.remarks:
+            click.echo(f"  note: {remark}")
     for joint in joints:
         can = "can be merged into" if not joint.obstacles else "cannot be merged into"
         parts = f" in {', '.join(joint.parts)} ({joint.joined} tensors)" if not joint.obstacles and joint.parts else ""
@@ -98,6 +103,7 @@ def _show_adapters(sources: Sequence[str], as_json: bool) -> None:
                 "ranks": sorted({pair.rank for pair in adapter.pairs.values()}),
                 "scalings": sorted({pair.scaling for pair in adapter.pairs.values()}),
                 "full_weights": sorted(adapter.extras),
+                "files": dict(adapter.became),
                 "size": sum(entry.nbytes for entry in adapter.entries),
             }
         )
@@ -110,6 +116,8 @@ def _show_adapters(sources: Sequence[str], as_json: bool) -> None:
         click.echo(
             f"  {one['modules']} modules, rank {ranks}, times {scalings}; {len(one['full_weights'])} full weights"
         )
+        for name, became in one["files"].items():
+            click.echo(f"  {name}: {became}")
 
 
 def _show_robustness(merged: str, against: Sequence[str], largest: int | None, as_json: bool) -> None:

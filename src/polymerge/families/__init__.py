@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from polymerge.families.config import TextTower, family_of, splits, text_config, text_tower
+from polymerge.families.config import TextTower, family_of, splits, text_config, text_tower, untied, with_rows
 from polymerge.families.quantization import quantization_method
+from polymerge.families.reading import Reading, nearest, read_names
 from polymerge.families.table import FAMILIES
 
-__all__ = ["FAMILIES", "TextTower", "family_of", "quantization_method", "splits", "text_config", "text_tower"]
+__all__ = [
+    "FAMILIES",
+    "Reading",
+    "TextTower",
+    "family_of",
+    "nearest",
+    "quantization_method",
+    "read_names",
+    "splits",
+    "text_config",
+    "text_tower",
+    "untied",
+    "with_rows",
+]

@@ -23,6 +23,8 @@ __all__ = [
     "splits",
     "text_config",
     "text_tower",
+    "untied",
+    "with_rows",
 ]
 
 Config = Mapping[str, object]
@@ -42,7 +44,7 @@ class TextTower:
     """The text tower as the config describes it; None is what the config does not say.
 
     model_type   the decoder's lineage, such as `qwen2`: towers of one lineage can be joined
-    ties_head    whether the head is the embedding; where it is None, a head that is not stored is tied
+    ties_head    whether a head that is not stored is the embedding; where it is None, nothing says that it is not
     """
 
     model_type: str | None
@@ -58,20 +60,42 @@ def text_config(config: Config) -> Config:
     return config if nested is None else text_config(nested)
 
 
+def with_rows(config: Config, before: int, after: int) -> dict[str, object]:
+    """The config of a model whose embedding has `after` rows and had `before`.
+
+    Every level that says a vocabulary is changed alike, since some classes have rows beyond it; one that has the new
+    one already stays, and the innermost level says one in any case.
+    """
+    changed, said = dict(config), config.get("vocab_size")
+    inside = next((key for key in NESTED if isinstance(config.get(key), Mapping)), None)
+    if type(said) is int and said != after:
+        changed["vocab_size"] = said + after - before
+    if inside is not None:
+        nested = config[inside]
+        assert isinstance(nested, Mapping)
+        if _nested(nested) is None and "vocab_size" not in nested:
+            nested = {**nested, "vocab_size": _said(config, "vocab_size", claimed(config)) or before}
+        changed[inside] = with_rows(nested, before, after)
+    elif "vocab_size" not in config:
+        changed["vocab_size"] = after
+    return changed
+
+
 def _nested(config: Config) -> Config | None:
     """The config that is nested in another one on the way to the text tower's."""
     return next((inside for key in NESTED if isinstance(inside := config.get(key), Mapping)), None)
 
 
-def text_tower(config: Config) -> TextTower:
-    """Describe the text tower that a config asks for."""
-    layers = _said(config, "num_hidden_layers")
+def text_tower(config: Config, family: Family | None = None) -> TextTower:
+    """Describe the text tower that a config asks for, of the family that it names unless another one is said."""
+    family = family if family is not None and family.decoders else claimed(config)
+    layers = _said(config, "num_hidden_layers", family)
     return TextTower(
-        _lineage(config),
-        None if layers is None else layers - len(_between(config, claimed(config))),
-        _said(config, "hidden_size"),
-        _said(config, "vocab_size"),
-        _ties_head(config),
+        _lineage(config, family),
+        None if layers is None else layers - len(_between(config, family)),
+        _said(config, "hidden_size", family),
+        _said(config, "vocab_size", family),
+        _ties_head(config, family),
     )
 
 
@@ -106,20 +130,20 @@ def _between(config: Config, family: Family) -> tuple[int, ...]:
     return tuple(sorted({number for number in numbers if type(number) is int}))
 
 
-def _said(config: Config, key: str) -> int | None:
+def _said(config: Config, key: str, family: Family) -> int | None:
     """A size that a config says, or implies: only a nested config leaves out what its class has for it."""
     text = text_config(config)
     value = text.get(key)
     if value is None and text is not config:
-        plain = FAMILIES.get(_lineage(config) or "")
-        implied = {**(plain.defaults if plain else {}), **claimed(config).defaults}
+        plain = FAMILIES.get(_lineage(config, family) or "")
+        implied = {**(plain.defaults if plain else {}), **family.defaults}
         value = implied.get(key)
     return value if type(value) is int and value > 0 else None
 
 
-def _lineage(config: Config) -> str | None:
+def _lineage(config: Config, family: Family) -> str | None:
     """The lineage of the decoder, which is the name of the language model's own family where it has one."""
-    family, inner = claimed(config), text_config(config).get("model_type")
+    inner = text_config(config).get("model_type")
     architectures = config.get("architectures")
     said = config.get("model_type") if inner is None else inner
     for name in (*(architectures if isinstance(architectures, list) else ()), said):
@@ -134,12 +158,13 @@ def _lineage(config: Config) -> str | None:
     return family.decoders[0] if family.decoders else None
 
 
-def _ties_head(config: Config) -> bool | None:
+def _ties_head(config: Config, family: Family) -> bool | None:
     """Whether the head is tied, from the outer and the nested flags.
 
     transformers 4 goes by the nested flag and does not write an outer one that is true, since that is its default;
     5 goes by the outer flag, and takes over a nested one that is true in some families and not in others. So one true
-    is enough, whoever wrote it, unless an outer one says otherwise: then a head that is stored is a head.
+    is enough, whoever wrote it, unless an outer one says otherwise. A config that is silent means what its class does.
+    A head that is stored is a head all the same: transformers 5 ties the two only where they are equal.
     """
     levels = [config]
     while (inside := _nested(levels[-1])) is not None:
@@ -148,7 +173,13 @@ def _ties_head(config: Config) -> bool | None:
     if inner is True and False in outer:
         return None
     flags = [flag for flag in (*outer, inner) if isinstance(flag, bool)]
-    return any(flags) if flags else None
+    return any(flags) if flags else (family.ties or None)
+
+
+def untied(config: Config) -> dict[str, object]:
+    """A config that says, wherever it describes a text tower, that the head is not the embedding."""
+    nested = {key: untied(inside) for key in NESTED if isinstance(inside := config.get(key), Mapping)}
+    return {**config, **nested, "tie_word_embeddings": False}
 
 
 def splits(config: Config) -> dict[str, Split]:
@@ -184,7 +215,7 @@ def splits(config: Config) -> dict[str, Split]:
     if inner:
         found["gate_up"] = (((0, inner),), ((inner, 2 * inner),))
         found["halves"] = (((0, inner // 2),), ((inner // 2, inner),))
-    hidden = _said(config, "hidden_size")
+    hidden = _said(config, "hidden_size", claimed(config))
     if hidden:
         experts = number("num_experts", "num_local_experts") or None
         found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)

@@ -14,4 +14,5 @@ GEMMA = Family(
     title="Gemma",
     source="google/gemma-2b",
     defaults={"num_hidden_layers": 28, "hidden_size": 3072, "vocab_size": 256000},
+    ties=True,
 )

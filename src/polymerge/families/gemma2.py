@@ -14,4 +14,5 @@ GEMMA2 = Family(
     title="Gemma 2",
     source="google/gemma-2-9b",
     defaults={"num_hidden_layers": 26, "hidden_size": 2304, "vocab_size": 256000},
+    ties=True,
 )

@@ -13,4 +13,5 @@ GEMMA3 = Family(
     decoders=("gemma3_text",),
     title="Gemma 3",
     source="google/gemma-3-4b-it",
+    ties=True,
 )

@@ -14,4 +14,5 @@ GEMMA3_TEXT = Family(
     title="Gemma 3 (text)",
     source="google/gemma-3-1b-it",
     defaults={"num_hidden_layers": 26, "hidden_size": 2304, "vocab_size": 262208},
+    ties=True,
 )

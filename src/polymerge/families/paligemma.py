@@ -13,4 +13,5 @@ PALIGEMMA = Family(
     decoders=("gemma", "gemma2"),
     title="PaliGemma, PaliGemma 2",
     source="google/paligemma-3b-pt-224",
+    ties=True,
 )

@@ -7,7 +7,7 @@ from typing import Final
 
 from polymerge.dtypes import MERGEABLE
 
-__all__ = ["packed_tensor", "quantization_method", "why_quantized"]
+__all__ = ["packed_tensor", "quantization_method", "why_quantized", "without_quantization"]
 
 Config = Mapping[str, object]
 
@@ -28,8 +28,22 @@ def quantization_method(config: Config) -> str | None:
                 method = settings.get("quant_method")
                 old = settings.get("load_in_4bit") is True or settings.get("load_in_8bit") is True
                 return method if isinstance(method, str) else "bitsandbytes" if old else "unknown"
+    return "mlx" if _is_mlx(config) else None
+
+
+def without_quantization(config: Config) -> dict[str, object]:
+    """A config, and what is nested in it, without what says that the weights are quantized."""
+    keys = {"quantization_config", "compression_config"} | ({"quantization"} if _is_mlx(config) else set())
+    return {
+        key: without_quantization(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in keys
+    }
+
+
+def _is_mlx(config: Config) -> bool:
     settings = config.get("quantization")
-    return "mlx" if isinstance(settings, Mapping) and "bits" in settings else None
+    return isinstance(settings, Mapping) and "bits" in settings
 
 
 _PACKED: Final = (
@@ -74,6 +88,9 @@ def packed_tensor(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
+_TABLES: Final = ("I64", "BOOL")
+"""Types of numbers that are not rounded weights: positions and masks."""
+
 _LOADED: Final = "what transformers saves of it after loading it with {}(dequantize=True)"
 _DEQUANTIZED: Final = {
     "bitsandbytes": "what transformers saves of it after model.dequantize()",
@@ -86,9 +103,22 @@ _DEQUANTIZED: Final = {
 
 
 def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
-    """What keeps a quantized checkpoint from being merged and what to use in its place; None for plain weights."""
+    """What keeps a quantized checkpoint from being merged and what to use in its place; None for plain weights.
+
+    Weights are plain, whatever config.json says, where all are of types that can be merged, beside whole numbers for
+    tables, and none stands beside a scale: what was dequantized and saved often has its old config still.
+    """
     said, packed = quantization_method(config), packed_tensor(dtypes)
-    if said is None and packed is None:
+    plain = (
+        bool(dtypes)
+        and all(dtype in MERGEABLE or dtype in _TABLES for dtype in dtypes.values())
+        and not any(
+            scale.endswith(ending) and scale.removesuffix(ending) + instead in dtypes
+            for scale in dtypes
+            for ending, instead in _SCALES
+        )
+    )
+    if packed is None and (said is None or plain):
         return None
     method = packed[0] if packed and said in (None, "unknown") else said or "unknown"
     shown = f"; {packed[1]} is {dtypes[packed[1]]}" if packed else ""

@@ -33,4 +33,5 @@ QWEN2_5_OMNI = Family(
     title="Qwen2.5-Omni, whole or its thinker",
     source="Qwen/Qwen2.5-Omni-7B",
     defaults={"num_hidden_layers": 28, "hidden_size": 3584, "vocab_size": 152064},
+    mark="audio.{rest}",
 )

@@ -13,4 +13,5 @@ QWEN2_5_VL = Family(
     decoders=("qwen2",),
     title="Qwen2.5-VL",
     source="Qwen/Qwen2.5-VL-7B-Instruct",
+    mark="vision.blocks.{i}.mlp.gate_proj.weight",
 )

@@ -22,4 +22,5 @@ QWEN2_VL = Family(
     decoders=("qwen2",),
     title="Qwen2-VL",
     source="Qwen/Qwen2-VL-7B-Instruct",
+    mark="vision.blocks.{i}.mlp.fc1.weight",
 )

@@ -19,4 +19,5 @@ QWEN3_VL = Family(
     decoders=("qwen3",),
     title="Qwen3-VL",
     source="Qwen/Qwen3-VL-8B-Instruct",
+    mark="vision.blocks.{i}.mlp.linear_fc1.weight",
 )

@@ -16,4 +16,5 @@ QWEN3_VL_MOE = Family(
     decoders=("qwen3_moe",),
     title="Qwen3-VL (experts)",
     source="Qwen/Qwen3-VL-30B-A3B-Instruct",
+    mark="vision.blocks.{i}.mlp.linear_fc1.weight",
 )

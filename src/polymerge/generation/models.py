@@ -75,6 +75,11 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", 
     """
     if dtype not in DTYPES:
         raise RecipeError(f"dtype: '{dtype}' is none that a model can run in.{did_you_mean(str(dtype), DTYPES)}")
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: an adapter (adapter_config.json) lies beside the model, and transformers would load both. Move "
+            "it to a folder of its own."
+        )
     torch, transformers = _import("torch"), _import("transformers")
     _check_device(torch, device)
     local = {"local_files_only": Path(folder).is_dir(), "trust_remote_code": trust_remote_code}

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.kernels import cpu
-from polymerge.kernels.cutoff import Cutoff
 from polymerge.kernels.grid import CELL
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ __all__ = [
     "CELL",
     "AnyBlock",
     "Block",
-    "Cutoff",
     "add_low_rank",
     "add_scaled",
     "decode",
@@ -129,20 +127,17 @@ def add_low_rank(out: AnyBlock, left: AnyBlock, right: AnyBlock, scale: float, f
     _set_for(out).add_low_rank(out, left, right, scale, first)
 
 
-def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[Cutoff]:
-    """Find for every row of `deltas` [model, n] the cutoff that keeps its `keep[model]` largest magnitudes.
+def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:
+    """Find for every row of `deltas` [model, n] its `keep[model]`-th largest magnitude: infinity where that is none.
 
-    Among equals the first ones are kept. For tensors in memory; `polymerge.run.selection` does it out of core.
+    For tensors in memory; `polymerge.run.selection` does it out of core.
     """
     return _set_for(deltas).find_cutoffs(deltas, keep)
 
 
-def keep_largest(deltas: AnyBlock, cutoffs: Sequence[Cutoff], start: int) -> AnyBlock:
-    """Set to zero, in place, what of each row of `deltas` [model, n] lies beyond its cutoff.
-
-    Element i is kept if its magnitude is above the threshold, or equal to it with `start + i` before the cutoff's end.
-    """
-    return _set_for(deltas).keep_largest(deltas, cutoffs, start)
+def keep_largest(deltas: AnyBlock, cutoffs: Sequence[float]) -> AnyBlock:
+    """Set to zero, in place, what of each row of `deltas` [model, n] is smaller in magnitude than its cutoff."""
+    return _set_for(deltas).keep_largest(deltas, cutoffs)
 
 
 def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequence[float], rescale: bool) -> AnyBlock:

@@ -7,13 +7,13 @@ They are the loops of `cpu` written out operation by operation. Nothing here may
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polymerge.kernels.cutoff import Cutoff
 from polymerge.kernels.grid import CELL, LANES
 
 __all__ = [
@@ -99,33 +99,24 @@ def add_low_rank(out: Tensor, left: Tensor, right: Tensor, scale: float, first: 
     out += total.view(-1)[offset : offset + len(out)] * _rounded(scale, out)
 
 
-def find_cutoffs(deltas: Tensor, keep: Sequence[int]) -> list[Cutoff]:
+def find_cutoffs(deltas: Tensor, keep: Sequence[int]) -> list[float]:
     """See `polymerge.kernels.find_cutoffs`."""
     return [_find_cutoff(row, count) for row, count in zip(deltas, keep, strict=True)]
 
 
-def _find_cutoff(row: Tensor, count: int) -> Cutoff:
+def _find_cutoff(row: Tensor, count: int) -> float:
     n = row.numel()
     if count <= 0:
-        return Cutoff.nothing()
+        return inf
     if count >= n:
-        return Cutoff.everything(n)
-    magnitude = row.abs()
-    threshold = magnitude.sort().values[n - count]
-    if threshold == 0:
-        return Cutoff.everything(n)
-    equals = (magnitude == threshold).nonzero()
-    kept = count - int((magnitude > threshold).sum())
-    return Cutoff(float(threshold), n if kept == len(equals) else int(equals[kept]))
+        return 0.0
+    return float(row.abs().sort().values[n - count])
 
 
-def keep_largest(deltas: Tensor, cutoffs: Sequence[Cutoff], start: int) -> Tensor:
+def keep_largest(deltas: Tensor, cutoffs: Sequence[float]) -> Tensor:
     """See `polymerge.kernels.keep_largest`."""
     for row, cutoff in zip(deltas, cutoffs, strict=True):
-        cut = min(max(cutoff.end - start, 0), row.numel())
-        before, after = row[:cut], row[cut:]
-        before.masked_fill_(before.abs() < cutoff.threshold, 0)
-        after.masked_fill_(after.abs() <= cutoff.threshold, 0)
+        row.masked_fill_(row.abs() < cutoff, 0)
     return deltas
 
 

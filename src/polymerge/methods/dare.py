@@ -50,7 +50,7 @@ def dare_ties(
     density: PerModel = 1.0,
     rescale: bool = True,
     elect: Elect = "weighted",
-    normalize: Normalize = "weight",
+    normalize: Normalize = "none",
     *,
     keys: Sequence[int],
     start: int = 0,
@@ -58,8 +58,8 @@ def dare_ties(
     """Drop entries of each delta at random, rescale the rest, elect a sign per entry, average what agrees with it.
 
     Yu et al. 2024, arXiv:2311.03099, section 3, in place of the trimming of TIES; the election is that of
-    `polymerge.methods.ties.ties`, and so are its defaults. Bring Reason to Vision's is `rescale=False`,
-    `elect="unweighted"`, `normalize="count"`.
+    `polymerge.methods.ties.ties`. The defaults are mergekit's, which divides the sum only if asked to. Bring Reason to
+    Vision's form is `rescale=False`, `elect="unweighted"`, `normalize="count"`.
 
     deltas     [model, n]  task vectors, float32 or float64; overwritten by the thinned ones
     weight     [model]     each model's say, of either sign

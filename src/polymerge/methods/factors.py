@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from polymerge.errors import RecipeError
 from polymerge.methods.weights import per_model
 
-__all__ = ["Decomposition", "Factors", "Wide", "check_rank", "check_shapes", "decompose", "narrow", "of_dense", "pad"]
-__all__ += ["signed", "stack", "truncate"]
+__all__ = ["Decomposition", "Factors", "Wide", "check_rank", "check_shapes", "decompose", "dot", "narrow", "of_dense"]
+__all__ += ["pad", "signed", "stack", "truncate"]
 
 Wide: TypeAlias = NDArray[np.float64]
 
@@ -82,6 +82,13 @@ def signed(u: Wide, s: Wide, v: Wide) -> Decomposition:
     places = np.abs(u).argmax(axis=0)
     signs = np.where(u[places, np.arange(len(places))] < 0, -1.0, 1.0)
     return Decomposition(u * signs, s, v * signs[:, None])
+
+
+def dot(one: Factors, other: Factors) -> float:
+    """The sum of products, entry by entry, of two updates of one shape, in float64; neither is multiplied out."""
+    (b, a), (d, c) = ((x.astype(np.float64), y.astype(np.float64)) for x, y in (one, other))
+    # <b a, d c> is the sum over the entries of (b' d) * (a c')
+    return float(((b.T @ d) * (a @ c.T)).sum())
 
 
 def decompose(factors: Factors) -> Decomposition:

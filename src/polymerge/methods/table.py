@@ -82,7 +82,8 @@ WEIGHT: Final = Parameter("weight", "number", each=True)
 DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=True)
 SCALE: Final = Parameter("scale", "number", 1.0)
 ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
-AGREE: Final = Parameter("normalize", "choice", "weight", choices=("weight", "count", "none"))
+AGREE: Final = ("weight", "count", "none")
+"""What methods that elect signs divide the sum by; the default of each is mergekit's."""
 RESCALE: Final = Parameter("rescale", "flag", True)
 
 COPY: Final = "copy"
@@ -134,7 +135,7 @@ _ROWS: Final = (
             WEIGHT,
             DENSITY,
             ELECT,
-            AGREE,
+            Parameter("normalize", "choice", "weight", choices=AGREE),
             Parameter("trim", "choice", "tensor", choices=("tensor", "model")),
             SCALE,
         ),
@@ -155,7 +156,14 @@ _ROWS: Final = (
         "DARE (Yu et al. 2024) with the election of TIES; `dareties` of Bring Reason to Vision",
         on="deltas",
         function="polymerge.methods.dare:dare_ties",
-        parameters=(WEIGHT, DENSITY, RESCALE, ELECT, AGREE, SCALE),
+        parameters=(
+            WEIGHT,
+            DENSITY,
+            RESCALE,
+            ELECT,
+            Parameter("normalize", "choice", "none", choices=AGREE),
+            SCALE,
+        ),
         random=True,
     ),
     Method(

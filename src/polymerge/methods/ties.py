@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from polymerge.errors import RecipeError
-from polymerge.kernels import AnyBlock, Cutoff, elected_sum, find_cutoffs, keep_largest
+from polymerge.kernels import AnyBlock, elected_sum, find_cutoffs, keep_largest
 from polymerge.methods.weights import PerModel, per_model, shares
 
 __all__ = ["Elect", "Normalize", "check_words", "kept", "ties"]
@@ -23,8 +23,11 @@ def check_words(elect: str, normalize: str) -> None:
 
 
 def kept(density: PerModel, models: int, n: int) -> list[int]:
-    """How many of `n` entries each model keeps: `int(density * n)`, the float64 product cut off (0.29 of 100: 28)."""
-    return [int(share * n) for share in per_model(density, models, "density", 0.0, 1.0)]
+    """How many of `n` entries each model keeps at least: `int(density * n)`, the float64 product cut off.
+
+    One where that is none (0.001 of 100), as mergekit does; none at a density of 0.
+    """
+    return [max(int(share * n), 1 if share > 0 else 0) for share in per_model(density, models, "density", 0.0, 1.0)]
 
 
 def ties(
@@ -34,16 +37,16 @@ def ties(
     elect: Elect = "weighted",
     normalize: Normalize = "weight",
     *,
-    cutoff: Sequence[Cutoff] | None = None,
-    start: int = 0,
+    cutoff: Sequence[float] | None = None,
 ) -> AnyBlock:
     """Trim each delta to its largest entries, elect a sign per entry, average what agrees with it.
 
     Yadav et al. 2023, arXiv:2306.01708, section 3 and algorithm 1. The paper has no weights: it elects on the plain sum
     (`elect="unweighted"`) and takes the mean of what agrees (`normalize="count"`), which is also what Bring Reason to
     Vision does, with weights on the deltas in the sum. The defaults are those of mergekit: weights take part in the
-    election and divide the sum. Where the paper leaves a choice: exactly `int(density * n)` entries are kept, among
-    equal magnitudes the first ones; a vote that ends in zero elects plus; an entry that is zero agrees with neither.
+    election and divide the sum. Where the paper leaves a choice: every entry is kept whose magnitude reaches that of
+    the `int(density * n)`-th largest (the largest where that is none), so as many as that and its equals, wherever they
+    lie; a vote that ends in zero elects plus; an entry that is zero agrees with neither.
 
     With `elect="weighted"` a model agrees if weight * delta has the elected sign, so a negative weight speaks for the
     opposite of its delta; with "unweighted" the delta's own sign counts and the weight acts on the sum alone. A sum of
@@ -54,8 +57,8 @@ def ties(
     density    [model]     share of entries kept, in [0, 1]; one number stands for all models
     elect      weighted: by the sum of weight * delta; unweighted: by the sum of deltas
     normalize  divide by the agreeing weights, by the count of those who agree, or by nothing
-    cutoff     [model]     what to keep, where `deltas` is a block of something larger; `density` then has no effect
-    start      flat index of the block's first element
+    cutoff     [model]     the smallest magnitude that is kept, where `deltas` is a block of something larger;
+                           `density` then has no effect
     returns    [n]         the merged delta
     raises     RecipeError where `weight` or `density` is not one number per model, a density is out of range, or
                `elect` or `normalize` is another word
@@ -65,4 +68,4 @@ def ties(
     weights = shares(weight, models, normalize=False)
     if cutoff is None:
         cutoff = find_cutoffs(deltas, kept(density, models, n))
-    return elected_sum(keep_largest(deltas, cutoff, start), weights, elect, normalize)
+    return elected_sum(keep_largest(deltas, cutoff), weights, elect, normalize)

@@ -7,7 +7,7 @@ from math import fsum
 
 from polymerge.errors import RecipeError
 
-__all__ = ["PerModel", "per_model", "shares"]
+__all__ = ["PerModel", "cancel", "per_model", "shares"]
 
 PerModel = float | Sequence[float]
 """One number for every model, or one number per model."""
@@ -26,6 +26,11 @@ def per_model(
     return numbers
 
 
+def cancel(weights: Sequence[float]) -> bool:
+    """Whether the weights add up to nothing that could be divided by: less than 1e-8, mergekit's bound, either way."""
+    return abs(fsum(weights)) < 1e-8
+
+
 def shares(weight: PerModel, models: int, normalize: bool) -> list[float]:
     """One weight per model, in float64; if `normalize`, divided by their sum.
 
@@ -35,7 +40,7 @@ def shares(weight: PerModel, models: int, normalize: bool) -> list[float]:
     weights = per_model(weight, models, "weight")
     if not normalize:
         return weights
+    if cancel(weights):
+        raise RecipeError(f"weight: {weights} add up to about 0 and cannot be normalised. Set normalize: false")
     total = fsum(weights)
-    if total == 0:
-        raise RecipeError(f"weight: {weights} add up to 0 and cannot be normalised. Set normalize: false")
     return [weight / total for weight in weights]

@@ -2,121 +2,363 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Final
 
 from polymerge.checkpoint import Checkpoint
 from polymerge.checkpoint.adapter import Adapter, Pair
 from polymerge.checkpoint.joined import ADAPTER
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
-from polymerge.families import family_of
-from polymerge.mapping import Family
-from polymerge.reads import Adapted, Concat, Expr, Ranges, Read, Rows
+from polymerge.families import FAMILIES
+from polymerge.families.generic import GENERIC
+from polymerge.mapping import text_layer
+from polymerge.planning.fit import VOCABULARY, layer_pattern
+from polymerge.planning.folding import base_named
+from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.parameters import Block, Parameters, Place, Reading, Ties
+from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
 
-__all__ = ["Parameters", "changes"]
+__all__ = ["Changed", "changes", "parted"]
+
+_TASK_HEADS: Final = ("score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "regression_head")
+"""What classes for other tasks than language call their heads."""
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Where the parameters that an adapter names lie in its base: its own names, or names of another layout."""
+class Changed:
+    """What an adapter makes of its base.
 
-    checkpoint: Checkpoint
-    family: Family
-    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
+    found    for each tensor of the base that it changes, by its own name, what that is read as
+    left_out names of tensors of the adapter that are for another task, each with why nothing comes of them
+    """
 
-    @cached_property
-    def joint(self) -> Mapping[str, str]:
-        """Its own names by what they hold."""
-        return self.family.by_joint(self.layout)
-
-    def find(self, parameter: str, adapter: Adapter) -> str | None:
-        """The name on disk of a parameter that the adapter calls `parameter`, or None."""
-        if parameter in self.layout:
-            return parameter
-        for table in (self.family, family_of(adapter.model_config)):
-            if (joint := table.joint(parameter)) in self.joint:
-                return self.joint[joint]
-        return None
+    found: Mapping[str, Expr]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list[PolymergeError]) -> dict[str, Expr]:
+def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list[PolymergeError]) -> Changed:
     """For each tensor of the base that the adapter changes, by its own name, what it is read as.
 
     What the adapter names and the base does not have, or has in another shape or in numbers that cannot be added to,
-    is a problem.
+    is a problem; only the rows of the vocabulary may become more or fewer, where the adapter has all of them. Where a
+    base stores one tensor as head and embedding, and the adapter parts the two as it is loaded by PEFT, the one that
+    has no tensor is found under the name that it would have.
     """
-    found: dict[str, Expr] = {}
-    missing: dict[str, None] = {}
-
-    def own(parameter: str) -> str | None:
-        name = parameters.find(parameter, adapter)
-        if name is None:
-            missing[parameter] = None
-        elif parameters.checkpoint.entries[name].dtype not in MERGEABLE:
-            dtype = parameters.checkpoint.entries[name].dtype
-            problems.append(CheckpointError(f"'{label}': {name} is held as {dtype}: an adapter cannot be added to it"))
-            return None
-        return name
-
-    def fits(name: str, shape: tuple[int, ...], what: str) -> bool:
-        have = parameters.checkpoint.entries[name].shape
-        if have != shape:
-            problems.append(
-                RecipeError(
-                    f"'{label}': {what} of the adapter is for {list(shape)}, {name} of its base is {list(have)}. "
-                    "Name the base that it was trained on"
-                )
-            )
-        return have == shape
-
+    reading = parameters.reading(adapter)
+    joining = _Joining(label, parameters, adapter, reading, problems)
+    left_out: dict[str, str] = {}
     for parameter, entry in adapter.extras.items():
-        name = own(parameter)
-        if name is not None and fits(name, entry.shape, parameter):
-            found[name] = Read(ADAPTER + entry.name)
+        if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
+            kind = (parameters.checkpoint.config.get("architectures") or ["a model without one"])[0]
+            left_out[ADAPTER + entry.name] = (
+                f"is a head for another task than its base ({kind}) has, so the output is without it. To keep it, fold "
+                "onto a model of the class that the adapter was trained as"
+            )
+            continue
+        place = joining.own(parameter)
+        if place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
+            joining.put(place, Read(ADAPTER + entry.name))
+    trained: dict[Place, tuple[tuple[int, ...], str]] = {}
     for parameter, (indices, entry) in adapter.tokens.items():
-        name = own(parameter)
-        if name is not None:
-            rows = parameters.checkpoint.entries[name].shape[0]
-            if fits(name, (max(rows, *(index + 1 for index in indices)), *entry.shape[1:]), parameter):
-                found[name] = _with_rows(found.get(name, Read(name)), rows, indices, ADAPTER + entry.name)
+        place = joining.own(parameter)
+        if place is not None:
+            rows = joining.shape(place)[0]
+            grown = set(range(rows, max(indices) + 1)) <= set(indices)
+            total = max(rows, max(indices) + 1)
+            if joining.fits(place, (total, *entry.shape[1:]), parameter, resizing=grown):
+                joining.put(place, _with_rows(joining.now(place), rows, indices, ADAPTER + entry.name))
+                trained[place] = indices, ADAPTER + entry.name
+    ties = parameters.ties
+    if ties and (embedding := ((ties.embedding, ()),)) in trained and (head := ((ties.head, ()),)) not in trained:
+        # PEFT has these rows in the head as well, before it adds anything else to it
+        joining.put(head, _with_rows(joining.now(head), joining.shape(head)[0], *trained[embedding]))
     for pair in adapter.pairs.values():
-        name = own(f"{pair.module}.weight")
-        if name is not None and fits(name, pair.shape[::-1] if pair.transposed else pair.shape, pair.module):
+        place = joining.own(f"{pair.module}.weight")
+        if place is not None and joining.fits(place, pair.shape[::-1] if pair.transposed else pair.shape, pair.module):
             a, b = ADAPTER + pair.a.name, ADAPTER + pair.b.name
-            found[name] = Adapted(found.get(name, Read(name)), a, b, pair.scaling, pair.transposed)
+            joining.put(place, Adapted(joining.now(place), a, b, pair.scaling, pair.transposed))
         if pair.bias is not None:
-            _add_bias(pair, own(f"{pair.module}.bias"), found)
-    tied = bool(parameters.checkpoint.config.get("tie_word_embeddings"))
-    for head in [name for name in missing if tied and name.rpartition(".")[0].endswith("lm_head")]:
-        del missing[head]
-        problems.append(
-            RecipeError(
-                f"'{label}': the adapter has a {head} of its own, and its base ties the head to the embedding, so a "
-                "checkpoint of it has no place for one. Keep the adapter apart, or untie the base first"
-            )
-        )
-    if missing:
-        few = ", ".join(list(missing)[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        way = (
-            " (or a copy in which experts lie as they did there)"
-            if any(".experts." in name for name in missing)
-            else ""
-        )
-        problems.append(
-            RecipeError(
-                f"'{label}': the adapter ({adapter.folder}) has weights for {few}, which its base "
-                f"({parameters.checkpoint.folder}, family {parameters.family.name}) does not have. Name the base that "
-                f"it was trained on{way}"
-            )
-        )
-    return found
+            joining.add_bias(pair)
+    missing = joining.missing
+    found = joining.found()
+    if ties and ties.virtual:
+        _part(parameters, ties, found, joining.kept_tied)
+    problems += _why_missing(label, parameters, adapter, reading, tuple(missing))
+    problems += joining.misshapen()
+    problems += _unequal_rows(label, parameters, found)
+    problems += _unknown_head(label, parameters, adapter)
+    return Changed(found, left_out)
 
 
-def _add_bias(pair: Pair, name: str | None, found: dict[str, Expr]) -> None:
-    if name is not None and pair.bias is not None:
-        found[name] = Adapted(found.get(name, Read(name)), None, ADAPTER + pair.bias.name, pair.scaling)
+class _Joining:
+    """Puts what an adapter changes where it belongs, and keeps what has no place or does not fit."""
+
+    def __init__(
+        self,
+        label: str,
+        parameters: Parameters,
+        adapter: Adapter,
+        reading: Reading,
+        problems: list[PolymergeError],
+    ) -> None:
+        self.label, self.parameters, self.adapter, self.reading = label, parameters, adapter, reading
+        self.problems = problems
+        self.missing: dict[str, None] = {}
+        ties = parameters.ties
+        self.kept_tied = ties is not None and bool(ties.virtual) and adapter.config.get("ensure_weight_tying") is True
+        self._state: dict[Block, Expr] = {}
+        self._wrong: dict[tuple[str, Shape, Shape], list[tuple[str, Place, Shape, Shape]]] = {}
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, Shape]:
+        return {name: entry.shape for name, entry in self.parameters.checkpoint.entries.items()}
+
+    def own(self, parameter: str) -> Place | None:
+        """Where a parameter lies in the base; what has no place, or not one that can be added to, is noted."""
+        place, ties = self.parameters.place(parameter, self.reading), self.parameters.ties
+        if self.kept_tied and ties and place == ((ties.virtual, ()),):
+            return None  # the same numbers as those of the other one, which PEFT wrote twice
+        for name, _ in place or ():
+            dtype = self.parameters.entry(name).dtype
+            if dtype not in MERGEABLE:
+                self.problems.append(
+                    CheckpointError(f"'{self.label}': {name} is held as {dtype}: an adapter cannot be added to it")
+                )
+                return None
+        if place is None:
+            self.missing[parameter] = None
+        return place
+
+    def now(self, place: Place) -> Expr:
+        """What lies at a place, with the changes so far."""
+        blocks = tuple(self._state.get(block, self.parameters.read(block)) for block in place)
+        return blocks[0] if len(blocks) == 1 else Concat(blocks)
+
+    def shape(self, place: Place) -> Shape:
+        """The shape of what lies there."""
+        return shape_of(self.now(place), self._shapes)
+
+    def put(self, place: Place, expr: Expr) -> None:
+        """Let something else lie at a place."""
+        first = 0
+        for block in place:
+            height = shape_of(self.parameters.read(block), self._shapes)[0]
+            self._state[block] = expr if len(place) == 1 else Rows(expr, first, first + height)
+            first += height
+
+    def add_bias(self, pair: Pair) -> None:
+        """Add the bias of a pair's second factor."""
+        place = self.own(f"{pair.module}.bias")
+        if place is not None and pair.bias is not None:
+            self.put(place, Adapted(self.now(place), None, ADAPTER + pair.bias.name, pair.scaling))
+
+    def fits(self, place: Place, shape: Shape, what: str, resizing: bool = False) -> bool:
+        """Whether a change of this shape can be made; `resizing` one may have other rows where they are tokens."""
+        have = self.shape(place)
+        if have == shape or (resizing and self._of_tokens(place) and have[1:] == shape[1:]):
+            return True
+        kind = ("projector", (), ()) if self._of_projector(place) else (layer_pattern(what), shape, have)
+        self._wrong.setdefault(kind, []).append((what, place, shape, have))
+        return False
+
+    def _of_tokens(self, place: Place) -> bool:
+        """Whether the rows of a place are the vocabulary."""
+        ((name, _), *more) = place
+        return not more and any(canonical in VOCABULARY for canonical, _ in self.parameters.layout[name])
+
+    def _of_projector(self, place: Place) -> bool:
+        """Whether a place is in the projector."""
+        return any(
+            canonical.startswith("projector.") for name, _ in place for canonical, _ in self.parameters.layout[name]
+        )
+
+    def misshapen(self) -> Iterable[PolymergeError]:
+        """What to say of the changes that do not fit, one message for all layers that are alike."""
+        for found in self._wrong.values():
+            what, place, shape, have = found[0]
+            names = " with ".join(dict.fromkeys(name for name, _ in place))
+            more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+            if self._of_tokens(place) and have[1:] == shape[1:]:
+                way = (
+                    "The vocabulary was resized in training, and the adapter does not have all of its new rows. Save "
+                    f"it with the whole embedding (save_embedding_layers=True), or name the base with "
+                    f"{shape[0]} rows, as it was trained"
+                )
+            elif self._of_projector(place):
+                way = f"The projectors are not of one kind. {_other_projector(self.adapter)}"
+            else:
+                way = _name_the_base(self.parameters.checkpoint, self.adapter)
+            yield RecipeError(
+                f"'{self.label}': {what} of the adapter is for {list(shape)}{more}, {names} of its base is "
+                f"{list(have)}. {way}"
+            )
+
+    def found(self) -> dict[str, Expr]:
+        """What each tensor on disk becomes."""
+        found: dict[str, Expr] = {}
+        for own in dict.fromkeys(name for name, _ in self._state):
+            whole = self._state.get((own, ()), Read(own))
+            rows = [
+                (start, stop, block, first)
+                for block in ((own, ranges) for _, ranges in self.parameters.layout[own])
+                for (start, stop), first in zip(block[1], _begins(block), strict=True)
+            ]
+            if any(block in self._state for _, _, block, _ in rows):
+                pieces = [
+                    Rows(self._state[block], first, first + stop - start)
+                    if block in self._state
+                    else Rows(Read(own), start, stop)
+                    for start, stop, block, first in sorted(rows)
+                ]
+                whole = replace_reads(Concat(tuple(pieces)), _instead(own, whole))
+            found[own] = whole
+        return found
+
+
+def _part(parameters: Parameters, ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
+    """Settle what becomes of the one of a tied pair that the base does not store; nothing where they stay one.
+
+    They do where the adapter says so, where both are the same, and where the vocabulary was resized and only one of
+    them has the new rows.
+    """
+    before = Read(ties.stored)
+    one, other = found.get(ties.stored, before), found.get(ties.virtual, before)
+    shapes = {name: entry.shape for name, entry in parameters.checkpoint.entries.items()}
+    if kept_tied or one == other or shape_of(one, shapes) != shape_of(other, shapes):
+        if other != before and shape_of(other, shapes) != shapes[ties.stored]:
+            found[ties.stored] = other
+        found.pop(ties.virtual, None)
+    else:
+        found[ties.virtual] = other
+
+
+def parted(ties: Ties | None, found: Mapping[str, Expr], adapter: Adapter) -> bool:
+    """Whether an adapter makes two tensors of a head and an embedding that its base's config ties.
+
+    found  what the adapter changes, as `changes` gives it
+    """
+    if ties is None or ties.virtual:
+        return ties is not None and ties.virtual in found
+    one = found.get(ties.embedding, Read(ties.embedding))
+    other = replace_reads(
+        found.get(ties.head, Read(ties.head)), lambda own: Read(ties.embedding if own == ties.head else own)
+    )
+    return one != other and adapter.config.get("ensure_weight_tying") is not True
+
+
+def _begins(block: Block) -> list[int]:
+    """Where each range of a block begins when they are stacked."""
+    heights = [stop - start for start, stop in block[1]]
+    return [sum(heights[:place]) for place in range(len(heights))]
+
+
+def _instead(own: str, whole: Expr) -> Callable[[str], Expr]:
+    return lambda name: whole if name == own else Read(name)
+
+
+def _why_missing(
+    label: str, parameters: Parameters, adapter: Adapter, reading: Reading, missing: Sequence[str]
+) -> Iterable[PolymergeError]:
+    """What to say of parameters that the base does not have: one message for each cause, and what to do about it."""
+    parts = {name.partition(".")[0] for name in parameters.blocks}
+    causes: dict[tuple[str, str], list[str]] = {}
+    name_base = _name_the_base(parameters.checkpoint, adapter)
+    for parameter in missing:
+        held = reading.canonical(parameter) or next(
+            (found for family in FAMILIES.values() if family is not GENERIC and (found := family.canonical(parameter))),
+            (),
+        )
+        part, layer = (held[0].partition(".")[0], text_layer(held[0])) if held else ("", None)
+        if ".experts." in parameter:
+            cause = ("", f"{name_base} (or a copy in which experts lie as they did there)")
+        elif layer is not None and layer >= parameters.depth:
+            cause = (f": its text tower has {parameters.depth} layers", name_base)
+        elif part and part != "text" and parameters.family is not GENERIC and part not in parts:
+            way = f"Name a base that has one, or {_with_config(adapter)}"
+            cause = (f": it is a model without {'a ' if part == 'projector' else ''}{part}", way)
+        elif part == "projector" and parameters.family is not GENERIC:
+            cause = (": its projector is of another kind", _other_projector(adapter))
+        else:
+            cause = ("" if held else ": no family has names like these", name_base)
+        causes.setdefault(cause, []).append(parameter)
+    for (why, way), names in causes.items():
+        few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield RecipeError(
+            f"'{label}': the adapter ({adapter.where(names)}) has weights for {few}, which its base "
+            f"({parameters.checkpoint.folder}, family {parameters.family.name}) does not have{why}. {way}"
+        )
+
+
+def _name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
+    """The advice to name another base; where its config names this one, what may have become of it."""
+    named = base_named(adapter.config)
+    if named and Path(named).expanduser().resolve() == checkpoint.folder:
+        return (
+            "Its config names this base, so what was trained is not what lies there: name the model as it was when "
+            "training began"
+        )
+    return "Name the base that it was trained on" + (f"; its config names '{named}'" if named else "")
+
+
+def _with_config(adapter: Adapter) -> str:
+    """How an adapter brings parts of its own along."""
+    if adapter.model_config:
+        return (
+            "the language model whose module names the adapter has: these weights then come from the adapter, and "
+            "the output is the model of the config.json beside it"
+        )
+    return (
+        "put the config.json of the model that was trained beside the adapter: on the language model that it was "
+        "trained from, the output is then that model, with these weights"
+    )
+
+
+def _other_projector(adapter: Adapter) -> str:
+    kind = adapter.model_config.get("mm_projector_type")
+    said = f" ('{kind}' in the config.json beside the adapter)" if kind else ""
+    return f"Name a base whose projector has the layers and widths that were trained{said}, or {_with_config(adapter)}"
+
+
+def _unequal_rows(label: str, parameters: Parameters, found: Mapping[str, Expr]) -> Iterable[PolymergeError]:
+    """Embedding and head are of one vocabulary: where one is resized and the other is not, the model has none."""
+    checkpoint = parameters.checkpoint
+    if not {EMBEDDING, HEAD} <= set(parameters.blocks) or (parameters.ties and parameters.ties.virtual):
+        return
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    names = [parameters.blocks[canonical][0] for canonical in (EMBEDDING, HEAD)]
+    before = [shapes[name][0] for name in names]
+    after = [shape_of(found.get(name, Read(name)), shapes)[0] for name in names]
+    changed = [new - old for old, new in zip(before, after, strict=True)]
+    if changed[0] == changed[1]:
+        return
+    one = 0 if changed[0] else 1
+    yield RecipeError(
+        f"'{label}': the adapter has {names[one]} with {after[one]} rows, its base {before[one]}, and {names[1 - one]} "
+        f"would have {after[1 - one]}: a vocabulary has as many in both. Save the adapter with both of them "
+        '(modules_to_save: ["embed_tokens", "lm_head"], or save_embedding_layers=True), or name the base as it was '
+        "resized for training"
+    )
+
+
+def _unknown_head(label: str, parameters: Parameters, adapter: Adapter) -> Iterable[PolymergeError]:
+    """Refuse what changes an embedding that may be the head as well, where no family says whether it is."""
+    heads = any(name.endswith("lm_head.weight") for name in parameters.layout)
+    if parameters.family is not GENERIC or heads or parameters.checkpoint.config.get("tie_word_embeddings") is False:
+        return
+    alone = [
+        *(name for name in adapter.extras if name.endswith(".embed_tokens.weight")),
+        *(f"{pair.module}.weight" for pair in adapter.pairs.values() if pair.embedding),
+    ]
+    if alone:
+        yield RecipeError(
+            f"'{label}': the adapter changes {alone[0]} alone, which may be the head as well: its base stores no "
+            "lm_head.weight, and its family is not known, so nothing says what that one becomes. Fold it with PEFT's "
+            "merge_and_unload(), or say `family:` beside the model"
+        )
 
 
 def _with_rows(expr: Expr, total: int, indices: tuple[int, ...], rows: str) -> Expr:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 from polymerge.errors import PolymergeError, refuse_if_any
-from polymerge.families import text_tower
-from polymerge.mapping import counterpart, without_branch
-from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
+from polymerge.mapping import PARTS, counterpart, without_branch
+from polymerge.planning.compatibility import config_warnings
+from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable, other_lineages
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import Model, part_of
 
@@ -33,6 +33,7 @@ class Portrait:
     size: int
     parts: dict[str, tuple[int, int]]
     dtypes: dict[str, int]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Joint:
     obstacles: tuple[str, ...]
 
 
-def inspect_models(sources: Sequence[str]) -> tuple[list[Portrait], list[Joint]]:
+def inspect_models(sources: Sequence[str], ignore: Sequence[str] = ()) -> tuple[list[Portrait], list[Joint]]:
     """Open checkpoints from their headers, describe each, and try every ordered pair.
+
+    ignore  globs on names of tensors as stored, which are left out
 
     raises Refused with everything that is wrong with them.
     """
     problems: list[PolymergeError] = []
-    models = open_each(sources, problems)
+    models = open_each(sources, problems, ignore)
     refuse_if_any(problems)
     return [_portrait(model) for model in models], [_joint(one, other) for one, other in permutations(models, 2)]
 
@@ -66,7 +69,7 @@ def _portrait(model: Model) -> Portrait:
         part = "buffers" if name in model.buffers else part_of(canonical[0]) if canonical else "all"
         parts[part] += 1
         sizes[part] += entry.nbytes
-    tower = text_tower(model.checkpoint.config)
+    tower = model.tower
     norm = model.shape("text.norm.weight") if "text.norm.weight" in model.tensors else ()
     embedding = "text.embed_tokens.weight"
     return Portrait(
@@ -82,6 +85,10 @@ def _portrait(model: Model) -> Portrait:
         size=sum(entry.nbytes for entry in model.stored.values()),
         parts={part: (count, sizes[part]) for part, count in parts.items()},
         dtypes=dict(Counter(entry.dtype for entry in model.stored.values())),
+        remarks=(
+            *model.remarks(),
+            *([f"{len(model.ignored)} of its tensors are ignored"] if model.ignored else []),
+        ),
     )
 
 
@@ -90,7 +97,7 @@ def _joint(template: Model, other: Model) -> Joint:
     misfits = Misfits()
     common = common_parts((template, other))
     parts = None if template.generic else common
-    warning = joinable(template, other, parts, misfits, problems)
+    joinable(template, other, parts, misfits, problems)
     joined, kept = 0, list[str]()
     unread: Counter[str] = Counter()
     for name in template.tensors if template.generic == other.generic else ():
@@ -127,6 +134,16 @@ def _joint(template: Model, other: Model) -> Joint:
         other.label,
         tuple(sorted(common)),
         joined,
-        (*kept, *([warning] if warning else [])),
+        (*kept, *_warnings(template, other, parts)),
         tuple(obstacles),
     )
+
+
+def _warnings(template: Model, other: Model, parts: frozenset[str] | None) -> Iterator[str]:
+    """What a merge of two models would be warned of by their configs."""
+    if template.generic != other.generic:
+        return
+    if parts is not None and "text" in parts:
+        yield from other_lineages(template, [other])
+    ours, theirs = ((one.label, one.checkpoint.config) for one in (template, other))
+    yield from config_warnings(ours, [theirs], PARTS if parts is None else parts)

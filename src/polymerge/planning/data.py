@@ -25,12 +25,12 @@ from polymerge.reads import (
 )
 from polymerge.settings import Setting
 
-__all__ = ["FATES", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
+__all__ = ["FATES", "Companions", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Input:
     family       name of the family its tensor names were read with
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
+    files        of an adapter, what became of each weight file in its folder
+    wrappers     what is taken off their names as stored (see `checkpoint.wrappers`); all other names here are without
     """
 
     label: str
@@ -53,6 +55,13 @@ class Input:
     size: int
     headers: str
     adapter: str = ""
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    wrappers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Input:
+        """The input of a plan that was written as JSON."""
+        return cls(**{**data, "wrappers": tuple(data.get("wrappers", ()))})
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,9 @@ class Piece:
                template's own bytes
     inputs     the inputs that `reads` are of, where that is not every model in order
     base       where the base's rows are, for methods on deltas
+    twin       the canonical tensor that this one may be a copy of: the embedding, for a head that is stored beside it
+               although the config ties the two. Random draws are keyed by that name, so that copies stay copies, and
+               what holds the same numbers counts once
     """
 
     canonical: str
@@ -75,12 +87,15 @@ class Piece:
     reads: tuple[Expr, ...] = ()
     base: Expr | None = None
     inputs: tuple[int, ...] = ()
+    twin: str = ""
 
 
 @dataclass(frozen=True)
 class Step:
     """One tensor of the output, under the template's name, and what becomes of it.
 
+    name    the template's own; or, where its adapter parts a head from the embedding that it was tied to, the name that
+            the template's layout has for the one that it does not store
     fate    merged (at least one piece is), folded (the template's, changed by its adapter), copied byte for byte, or
             tied (the same storage as tensor `same_as`)
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
@@ -133,6 +148,24 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Companions:
+    """Files of one kind that lie beside the weights, which the output takes from another folder than the template's.
+
+    kind     what they are together: tokenizer, chat template, processor, generation config
+    folder   where they lie
+    files    their names in it
+    dropped  those of the template's files that stay behind, for they belong to what these stand for
+    why      in words
+    """
+
+    kind: str
+    folder: str
+    files: tuple[str, ...]
+    dropped: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `merge` will do, tensor by tensor.
 
@@ -143,6 +176,9 @@ class Plan:
     steps      one per tensor of the template, in its order
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
+    beside     whose files the output has beside its weights: see `planning.inputs.files_beside`
+    companions what lies beside the weights and is not the template's own, but its adapter's
+    unties     whether the template's config ties its head to its embedding, and that of the output must not
     """
 
     recipe: Mapping[str, Any]
@@ -156,6 +192,9 @@ class Plan:
     steps: tuple[Step, ...]
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    beside: Mapping[str, str | None] = field(default_factory=dict)
+    companions: tuple[Companions, ...] = ()
+    unties: bool = False
     version: int = field(default=FORMAT)
 
     @property
@@ -167,9 +206,9 @@ class Plan:
     def hash(self) -> str:
         """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
         data = self.to_json()
-        del data["recipe"], data["warnings"]
+        del data["recipe"], data["warnings"], data["beside"], data["companions"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "files", "wrappers"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
@@ -193,7 +232,7 @@ class Plan:
         return {
             "version": self.version,
             "recipe": dict(self.recipe),
-            "inputs": [vars(entry).copy() for entry in self.inputs],
+            "inputs": [{**vars(entry), "files": dict(entry.files)} for entry in self.inputs],
             "template": self.template,
             "models": list(self.models),
             "places": list(self.places),
@@ -205,6 +244,11 @@ class Plan:
             "steps": [_step_to_json(step) for step in self.steps],
             "left_out": [vars(entry).copy() for entry in self.left_out],
             "warnings": list(self.warnings),
+            "beside": dict(self.beside),
+            "companions": [
+                {**vars(one), "files": list(one.files), "dropped": list(one.dropped)} for one in self.companions
+            ],
+            "unties": self.unties,
         }
 
     @classmethod
@@ -214,7 +258,7 @@ class Plan:
             raise RecipeError(f"this plan has format {data.get('version')}, this polymerge reads {FORMAT}: plan again")
         return cls(
             recipe=data["recipe"],
-            inputs=tuple(Input(**entry) for entry in data["inputs"]),
+            inputs=tuple(Input.from_json(entry) for entry in data["inputs"]),
             template=data["template"],
             models=tuple(data["models"]),
             places=tuple(data["places"]),
@@ -227,6 +271,12 @@ class Plan:
             steps=tuple(_step_from_json(entry) for entry in data["steps"]),
             left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
             warnings=tuple(data["warnings"]),
+            beside=data["beside"],
+            companions=tuple(
+                Companions(**{**one, "files": tuple(one["files"]), "dropped": tuple(one["dropped"])})
+                for one in data.get("companions", ())
+            ),
+            unties=data["unties"],
             version=data["version"],
         )
 
@@ -263,6 +313,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
             "reads": [expr_to_json(expr) for expr in piece.reads],
             "base": None if piece.base is None else expr_to_json(piece.base),
             "inputs": list(piece.inputs),
+            "twin": piece.twin,
         }
         for piece in step.pieces
     ]
@@ -278,6 +329,7 @@ def _step_from_json(data: Mapping[str, Any]) -> Step:
             reads=tuple(expr_from_json(expr) for expr in entry["reads"]),
             base=None if entry["base"] is None else expr_from_json(entry["base"]),
             inputs=tuple(entry["inputs"]),
+            twin=entry["twin"],
         )
         for entry in data["pieces"]
     )

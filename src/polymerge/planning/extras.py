@@ -11,6 +11,7 @@ from polymerge.dtypes import dtype_code
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
+from polymerge.planning.fit import VOCABULARY
 from polymerge.planning.model import Model
 from polymerge.planning.overrides import matches
 from polymerge.reads import Read, shape_of
@@ -34,7 +35,7 @@ def plan_extras(
     adapters: Sequence[Adapter],
     inputs: Sequence[Input],
     template: int,
-    key: Callable[[str], str],
+    key: Callable[[int, str], str],
     extra: str,
     base: Model | None,
     adapted: Collection[str],
@@ -52,12 +53,12 @@ def plan_extras(
     held: dict[str, dict[int, tuple[str, Entry]]] = defaultdict(dict)
     for place in (template, *(n for n in range(len(adapters)) if n != template)):
         for parameter, entry in adapters[place].extras.items():
-            module = key(f"{parameter.rpartition('.')[0]}.weight").removesuffix(".weight")
-            held[key(parameter)][place] = (stored_name(parameter, module in adapted), entry)
+            module = key(place, f"{parameter.rpartition('.')[0]}.weight").removesuffix(".weight")
+            held[key(place, parameter)][place] = (stored_name(parameter, module in adapted), entry)
         for parameter, (_, entry) in adapters[place].tokens.items():
             module = parameter.removesuffix(".weight")
             name = f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"
-            held[f"{key(parameter)} (trained tokens)"][place] = (name, entry)
+            held[f"{key(place, parameter)} (trained tokens)"][place] = (name, entry)
     _check_tokens(adapters, labels, problems)
     if not held:
         return None
@@ -80,7 +81,13 @@ def plan_extras(
         shapes = {found[n][1].shape for n in places}
         if len(shapes) > 1:
             listed = ", ".join(f"'{labels[n]}' is {list(found[n][1].shape)}" for n in places)
-            problems.append(RecipeError(f"{canonical}: {listed}. These adapters are not of one base"))
+            way = (
+                "Their vocabularies were resized apart: fold each into its base (BASE+ADAPTER), and merge the models "
+                "with vocab: by-token"
+                if canonical in VOCABULARY and len({shape[1:] for shape in shapes}) == 1
+                else "These adapters are not of one base"
+            )
+            problems.append(RecipeError(f"{canonical}: {listed}. {way}"))
             continue
         some = "" if len(places) == len(adapters) else f"only {', '.join(labels[n] for n in places)} of the adapters"
         whole = ((0, entry.shape[0] if entry.shape else 1),)
@@ -100,6 +107,13 @@ def plan_extras(
             ]
             continue
         own_setting = setting.of(places)
+        if own_setting.divides_by_nothing and len(places) < len(adapters):
+            problems.append(
+                RecipeError(
+                    f"{canonical}: {some}, and their weights add up to about 0: say normalize: false, or other weights"
+                )
+            )
+            continue
         if extra == "released":
             own_setting = Setting("linear", {**own_setting.parameters, "stepwise": entry.dtype})
         if own_setting not in settings:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.mapping import counterpart, without_branch
+from polymerge.families import text_tower
+from polymerge.mapping import PARTS, counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.data import Fate, Piece, Plan, Step
-from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable
-from polymerge.planning.inputs import Models, labels_of, open_models, sources_of
+from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
+from polymerge.planning.compatibility import config_warnings
+from polymerge.planning.data import Companions, Fate, Piece, Plan, Step
+from polymerge.planning.fit import (
+    VOCABULARY,
+    Misfits,
+    common_parts,
+    joinable,
+    merged_routers,
+    needed_all_the_same,
+    other_lineages,
+)
+from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
 from polymerge.planning.leavings import Leavings, notes, partly_kept
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
 from polymerge.planning.overrides import Choice, choices_of, matches
 from polymerge.planning.stored import stored_dtypes
 from polymerge.planning.vocabulary import TokenJoin, outside
 from polymerge.reads import Ranges, names_read, rows_of
-from polymerge.recipe import Recipe, recipe_dict
+from polymerge.recipe import ModelEntry, Recipe, recipe_dict
 
 __all__ = ["plan_checkpoints"]
 
@@ -29,13 +43,15 @@ def plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
 
     raises Refused with every problem of the recipe, of the checkpoints, and of how they fit together.
     """
+    recipe = _with_base(recipe)
     models = open_models(recipe, problems)
-    if models is not None:
-        models = _without_base(recipe, models)
-    own = models.own if models is not None else tuple(range(len(recipe.models)))
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
-    choices = choices_of(recipe, [labels[place] for place in own], [recipe.models[place] for place in own], problems)
+    base = bases_among(recipe, models)
+    choices = choices_of(recipe, labels, recipe.models, problems, base)
+    if models is not None:
+        models = _without_base(models, choices, base)
+        choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
     if models is None or not models.merged:
         refuse_if_any(problems or [RecipeError("recipe: models names nothing but the base")])
         raise AssertionError("unreachable: a recipe without models is a problem")
@@ -44,21 +60,21 @@ def plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
     return plan
 
 
-def _without_base(recipe: Recipe, models: Models) -> Models:
+def _with_base(recipe: Recipe) -> Recipe:
+    """A recipe that names one model, of a method that takes two: base_model is the other one, as in mergekit."""
+    wanted, base = METHODS[recipe.merge_method].models, recipe.base_model
+    if base is None or wanted != len(recipe.models) + 1 or base in [entry.model for entry in recipe.models]:
+        return recipe
+    return replace(recipe, models=(*recipe.models, ModelEntry(base)))
+
+
+def _without_base(models: Models, choices: Sequence[Choice], base: Collection[int]) -> Models:
     """Drop the base from models where it stands among them, as mergekit's recipes have it: its delta is zero."""
-    if METHODS[recipe.merge_method].on != "deltas" or models.base is None:
+    kinds = {METHODS[choice.setting.method].on for choice in choices}
+    if "deltas" not in kinds or "weights" in kinds:
         return models
-    kept = [
-        (place, model)
-        for place, model in zip(models.own, models.merged, strict=True)
-        if model is not models.base or "weight" in recipe.models[place].parameters
-    ]
-    return Models(
-        models.template,
-        tuple(model for _, model in kept),
-        tuple(place for place, _ in kept),
-        models.base,
-    )
+    own = tuple(place for place in models.own if place not in base)
+    return replace(models, merged=tuple(models.merged[place] for place in own), own=own)
 
 
 class _Planner:
@@ -78,20 +94,26 @@ class _Planner:
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         self.joined = TokenJoin(self.template, problems)
         self.leavings = Leavings(self.template, self.parts)
+        # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
+        self.by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
+        self.unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
 
     def plan(self) -> Plan:
         for model in dict.fromkeys(self.readers):
             if model is not self.template:
-                warning = joinable(self.template, model, self.parts, self.misfits, self.problems)
-                self.warnings += [warning] if warning else []
+                joinable(self.template, model, self.parts, self.misfits, self.problems)
         self._check_globs()
+        self.problems += needed_all_the_same(self.template, self.readers)
         comparable = all(model.generic == self.template.generic for model in self.readers)
-        steps = tuple(self._step(name) for name in self.template.stored) if comparable else ()
+        # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
+        names = [*self.template.stored, *([self.template.parted_name] if self.template.parted_name else [])]
+        steps = tuple(self._step(name) for name in names) if comparable else ()
         if comparable:
             self._note_extras()
+            self._note_differences(steps)
         for model in dict.fromkeys((self.template, *self.readers)):
-            for name, why in model.checkpoint.skipped.items():
-                self.warnings.append(f"'{model.label}': '{name}' in its file is left out: {why}")
+            self.warnings += files_left_out(model.label, model.checkpoint.folder, model.checkpoint.adapter)
+        companions = self._companions()
         self.problems.extend(self.misfits.problems(self.template.label))
         if self.template.generic and (self.misfits.missing or self.misfits.extra):
             self.problems.append(
@@ -108,6 +130,10 @@ class _Planner:
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         by_key = {choice.key: choice.setting for choice in self.choices}
         draws = any(METHODS[setting.method].random for setting in by_key.values())
+        beside, silent = told_beside(self.recipe, self.models, self.problems)
+        self.warnings += silent
+        beside |= {kind: Path(one.folder).name for one in companions if (kind := one.kind.replace(" ", "_")) in beside}
+        told = notes(self.recipe, self.models, self.base, by_key.values(), steps, inputs)
         return Plan(
             recipe=recipe_dict(self.recipe),
             inputs=tuple(model.summary() for model in inputs),
@@ -119,8 +145,21 @@ class _Planner:
             settings=tuple(by_key[key] for key in self.settings),
             steps=steps,
             left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
-            warnings=tuple(dict.fromkeys((*self.warnings, *notes(self.recipe, self.models, self.base)))),
+            warnings=tuple(dict.fromkeys((*self.warnings, *told))),
+            beside=beside,
+            companions=companions,
+            unties=self.template.parted,
         )
+
+    def _companions(self) -> tuple[Companions, ...]:
+        """What the output takes from the folder of the template's adapter; said, and so is what cannot be read."""
+        try:
+            companions, said = adapter_companions(self.template.checkpoint)
+        except PolymergeError as error:
+            self.problems += error.problems
+            return ()
+        self.warnings += said
+        return companions
 
     def _parts(self) -> frozenset[str] | None:
         """The parts that are merged; None where names have no parts because the family is not known."""
@@ -142,16 +181,17 @@ class _Planner:
 
     def _step(self, name: str) -> Step:
         """The fate of one tensor of the template, by its own name."""
-        entry = self.template.entries[name]
+        entry = self.template.entries[name if name in self.template.stored else self._beside(name)]
         blocks = self.template.layout.get(name, ())
-        if self.template.ties_head:  # stored twice, one tensor once it is loaded: both have to come out the same
+        if self.template.ties_head:  # one storage, whichever of its names is stored
             blocks = tuple((EMBEDDING if block == HEAD else block, rows) for block, rows in blocks)
         canonical = blocks[0][0] if blocks else name
-        whole = ((0, entry.shape[0] if entry.shape else 1),)
+        shape = self.template.shape(canonical) if canonical in VOCABULARY and len(blocks) == 1 else entry.shape
+        whole = ((0, shape[0] if shape else 1),)
 
         def step(fate: Fate, reason: str, **more: Any) -> Step:
             dtype, view = more.pop("dtype", entry.dtype), self.template.views.get(name)
-            return Step(name, canonical, fate, dtype, entry.dtype, entry.shape, reason, view=view, **more)
+            return Step(name, canonical, fate, dtype, entry.dtype, shape, reason, view=view, **more)
 
         first = self.template.checkpoint.aliases.get(name)
         if first is not None and self.template.ties_head:
@@ -166,19 +206,17 @@ class _Planner:
         if all(piece.setting is None for piece in pieces):
             if any(piece.reads for piece in pieces):
                 return step("folded", "" if self.recipe.merge_method == COPY else reason, pieces=pieces)
-            if name in self.template.adapted:
-                self.problems.append(
-                    RecipeError(
-                        f"'{self.template.label}': its adapter changes {name}, which is one with the embedding "
-                        f"({canonical}): what it does to one of them alone has no place in a checkpoint that ties them"
-                    )
-                )
             return step("copied", reason)
         dtype = self.dtype or entry.dtype
         if len(made) > 1:
             kept = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
             reason = partly_kept(kept, dtype if dtype != entry.dtype else "")
         return step("merged", reason, dtype=dtype, pieces=pieces)
+
+    def _beside(self, name: str) -> str:
+        """The tensor that `name`, which its adapter parts from it, is one with in the template's files."""
+        canonical = EMBEDDING if self.template.layout[name][0][0] == HEAD else HEAD
+        return next(own for own, held in self.template.layout.items() if held == ((canonical, ()),))
 
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
         """What becomes of one canonical tensor in the template: its pieces, and why where it is not merged."""
@@ -201,7 +239,9 @@ class _Planner:
         of   which rows of the canonical tensor they are; all of them, unless it is said
         """
         expr = self.template.tensors.get(canonical)
-        if expr is None or all(name in self.template.stored for name in names_read(expr)):
+        own = self.template.parted_name
+        apart = bool(own) and self.template.layout[own][0][0] == canonical
+        if expr is None or (not apart and all(name in self.template.stored for name in names_read(expr))):
             return Piece(canonical, rows)
         return Piece(canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=(0,))
 
@@ -247,11 +287,8 @@ class _Planner:
         if canonical in VOCABULARY and (self.recipe.vocab == "by-token" or set(counts) != {total}):
             other = next((model for model, count in zip(readers, counts, strict=True) if count != total), None)
             if other is not None and self.recipe.vocab == "template":
-                self.warnings.append(
-                    f"{canonical}: '{other.label}' has {counts[readers.index(other)]} rows, template "
-                    f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: "
-                    "overlap or by-token merges)"
-                )
+                theirs_count = counts[readers.index(other)]
+                self.unequal[other, theirs_count, total].append(canonical)
                 return [], "vocabularies differ"
             if self.recipe.vocab == "overlap":
                 taken: list[Ranges] = [((0, min(total, *counts)),)] * (len(readers) + 1)
@@ -270,23 +307,66 @@ class _Planner:
                 if unread and model is not self.template:
                     reasons.append(f"{unread} of the {count} rows of '{model.label}' are not read")
             reason = "; ".join(dict.fromkeys(reasons))
+        if self.recipe.vocab != "by-token" and self._is_vocabulary(canonical):
+            for model in readers:
+                if model is not self.template:
+                    self.by_number[model, min(total, *counts)].append(canonical)
         deltas = METHODS[choice.setting.method].on == "deltas"
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
-        pieces = [Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base)] if rows else []
+        twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
+        merged = Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base, twin=twin)
+        pieces = [merged] if rows else []
         if rest:
             pieces.append(self._kept(canonical, rest, rest))
         return (pieces, reason) if rows else ([], "no token is in every vocabulary")
+
+    def _is_vocabulary(self, canonical: str) -> bool:
+        """Whether the rows of a tensor are the vocabulary: by its name, or its height where names have no meaning."""
+        if not self.template.generic:
+            return canonical in VOCABULARY
+        shape = self.template.shape(canonical)
+        return len(shape) == 2 and shape[0] == text_tower(self.template.checkpoint.config).vocab_size
+
+    def _note_differences(self, steps: Sequence[Step]) -> None:
+        """Note where models do not mean the same by weights of equal shape, each cause once."""
+        others = [model for model in dict.fromkeys(self.readers) if model is not self.template]
+        merged = {piece.canonical for step in steps for piece in step.pieces if piece.setting is not None}
+        parts = PARTS if self.template.generic else {part_of(canonical) for canonical in merged}
+        if not self.template.generic and (self.parts is None or "text" in self.parts):
+            self.warnings += other_lineages(self.template, others)
+        configs = [(model.label, model.checkpoint.config) for model in others]
+        self.warnings += config_warnings((self.template.label, self.template.checkpoint.config), configs, parts)
+        if len(set(self.models.merged)) > 1:
+            self.warnings += merged_routers(merged, self.template.tensors)
+        for (model, count, total), names in self.unequal.items():
+            self.warnings.append(
+                f"{' and '.join(dict.fromkeys(names))}: '{model.label}' has {count} rows, template "
+                f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: overlap or "
+                "by-token merges)"
+            )
+        for (model, count), names in self.by_number.items():
+            warning = self.joined.unlike(model, count, list(dict.fromkeys(names)))
+            self.warnings += [warning] if warning else []
 
     def _excluded(self, canonical: str) -> bool:
         return any(matches(canonical, glob) for glob in self.recipe.exclude)
 
     def _check_globs(self) -> None:
-        every = {name for model in (self.template, *self.readers) for name in model.tensors} | {EMBEDDING, HEAD}
+        models = (self.template, *self.readers)
+        every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
         for where, glob in [
             *(("exclude", glob) for glob in self.recipe.exclude),
             *(("overrides", choice.match) for choice in self.choices if choice.match),
         ]:
             if not any(matches(name, glob) for name in every):
+                if any(matches(name, glob) for model in models for name in model.entries):
+                    self.problems.append(
+                        RecipeError(
+                            f"recipe: {where}: '{glob}' matches names as stored, and no canonical one. What is not of "
+                            f'a model is left out by `ignore: ["{glob}"]`'
+                        )
+                    )
+                    continue
                 hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
                 self.problems.append(
                     RecipeError(

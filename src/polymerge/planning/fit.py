@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.families import text_tower
+from polymerge.families import family_of, nearest
+from polymerge.families.generic import GENERIC
+from polymerge.mapping import text_layer, without_branch
+from polymerge.namemap import apart
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name
 
-__all__ = ["VOCABULARY", "Misfits", "common_parts", "joinable", "layer_pattern"]
+__all__ = [
+    "VOCABULARY",
+    "Misfits",
+    "common_parts",
+    "joinable",
+    "layer_pattern",
+    "merged_routers",
+    "needed_all_the_same",
+    "other_lineages",
+]
+
+_FEW = 3
+"""Names that an error gives at most."""
 
 VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 """Canonical tensors whose rows are the vocabulary."""
@@ -34,6 +50,7 @@ class Misfits:
     extra: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     shapes: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     dtypes: dict[tuple[str, str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
+    ignored: set[tuple[str, str]] = field(default_factory=set)
     deep: set[str] = field(default_factory=set)
     wide: set[str] = field(default_factory=set)
 
@@ -41,7 +58,8 @@ class Misfits:
         """One error per kind of misfit."""
         for (label, pattern), found in self.missing.items():
             yield RecipeError(
-                f"{pattern}{_count(found)}: template '{template}' has it, '{label}' does not. If it may stay the "
+                f"{pattern}{_count(found)}: template '{template}' has it, '{label}' does not"
+                f"{', for the recipe ignores it' if (label, pattern) in self.ignored else ''}. If it may stay the "
                 "template's, name it in exclude"
             )
         for (label, pattern), found in self.extra.items():
@@ -51,16 +69,23 @@ class Misfits:
             )
         for (_, pattern), found in self.shapes.items():
             yield RecipeError(f"{pattern}{_count(found)}: {found[0].partition('|')[2]}")
+        held: dict[tuple[str, str], list[str]] = defaultdict(list)
         for (label, dtype, pattern), found in self.dtypes.items():
+            held[label, dtype].append(f"{pattern}{_count(found)}")
+        for (label, dtype), kinds in held.items():
+            one = len(kinds) == 1
+            what = ", ".join(kinds[:_FEW]) + (f" and {len(kinds) - _FEW} more kinds" if len(kinds) > _FEW else "")
             yield RecipeError(
-                f"{pattern}{_count(found)}: '{label}' holds it as {dtype}, which cannot be merged "
-                "(F64, F32, F16 and BF16 can). Name it in exclude to keep the template's"
+                f"{what}: '{label}' holds {'it' if one else 'them'} as {dtype}, which cannot be merged "
+                f"(F64, F32, F16 and BF16 can). Name {'it' if one else 'them'} in exclude to keep the template's"
             )
 
     def note_missing(self, model: Model, name: str) -> None:
         """The template has a tensor to merge that `model` has not."""
         if not (model.label in self.deep and name.startswith("text.layers.")):
             self.missing[model.label, layer_pattern(name)].append(name)
+            if name in model.unread:
+                self.ignored.add((model.label, layer_pattern(name)))
 
     def note_extra(self, model: Model, name: str) -> None:
         """`model` has a tensor in a merged part that the template has not."""
@@ -95,10 +120,13 @@ def common_parts(models: Sequence[Model]) -> frozenset[str]:
 
 def joinable(
     template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits, problems: list[PolymergeError]
-) -> str | None:
-    """Check what is wrong between two models as wholes; returns a warning where something is only unusual."""
+) -> None:
+    """Check what is wrong between two models as wholes."""
     if template.generic != model.generic:
         stranger, other = (template, model) if template.generic else (model, template)
+        if nearest(stranger.checkpoint.config) is not GENERIC:
+            problems.append(_nearly_known(stranger, other))
+            return
         kind = stranger.checkpoint.config.get("model_type")
         what = f"model_type '{kind}'" if kind else "no config.json with a model_type"
         problems.append(
@@ -108,9 +136,9 @@ def joinable(
                 "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/"
             )
         )
-        return None
+        return
     if template.generic or (parts is not None and "text" not in parts):
-        return None
+        return
     if template.depth != model.depth:
         misfits.deep.add(model.label)
         problems.append(
@@ -127,13 +155,95 @@ def joinable(
                 f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of one width can be merged"
             )
         )
-    ours, theirs = (text_tower(one.checkpoint.config).model_type for one in (template, model))
-    if ours and theirs and ours != theirs:
-        return (
-            f"the text tower of template '{template.label}' is a {ours}, that of '{model.label}' a {theirs}: their "
-            "tensors have the same names, but a merge only means something if they come from one base"
+
+
+def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
+    """A sentence for each lineage that text towers come from and the template's does not."""
+    ours = template.tower.model_type
+    others: dict[str, list[str]] = defaultdict(list)
+    for model in models:
+        theirs = model.tower.model_type
+        if ours and theirs and ours != theirs:
+            others[theirs].append(f"'{model.label}'")
+    for kind, labels in others.items():
+        yield (
+            f"the text tower of template '{template.label}' is a {ours}, that of {' and of '.join(labels)} a {kind}: "
+            "their tensors have the same names, but a merge only means something if they come from one base"
         )
-    return None
+
+
+_ROUTER = re.compile(
+    r".+\.(router(\.layer|\.classifier)?|shared_expert_gate|gate(\.wg)?)\.(weight|bias|e_score_correction_bias)"
+    r"|.+\.(e_score_correction_bias|expert_bias)"
+)
+
+
+def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
+    """A sentence with globs for the routers of experts that are merged, if there are any.
+
+    merged   canonical names of what is merged
+    names    all canonical names of the template, where they are known: a gate is a router if experts are beside it
+    """
+    beside = None if names is None else {name.partition(".experts.")[0] for name in names if ".experts." in name}
+    found: dict[str, int] = defaultdict(int)
+    for name in sorted(merged):
+        plain = without_branch(name)
+        module, gate, _ = plain.partition(".gate.")
+        if _ROUTER.fullmatch(plain) and (not gate or beside is None or module in beside):
+            found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
+    if found:
+        yield (
+            f"the routers of experts are merged ({sum(found.values())} tensors): one that is averaged sends tokens to "
+            f"other experts than those trained for them. To keep the template's, say exclude: {json.dumps(list(found))}"
+        )
+
+
+def _nearly_known(stranger: Model, other: Model) -> RecipeError:
+    """What to say of a model whose model type a family has, and whose class and tensors it has not."""
+    config = stranger.checkpoint.config
+    family = family_of(config, nearest(config).name)
+    unknown = [name for name in stranger.stored if not family.explains([name])]
+    few = ", ".join(f"'{name}'" for name in unknown[:_FEW]) + (", ..." if len(unknown) > _FEW else "")
+    globs = apart(unknown, set(stranger.stored) - set(unknown))
+    named = ", ".join(map(str, config.get("architectures") or ()))
+    ignore = ", ".join(f'"{glob}"' for glob in globs[:_FEW])
+    return RecipeError(
+        f"'{stranger.label}': its config.json names the class {named}, which no family table covers, and family "
+        f"'{family.name}' of its model_type does not explain {len(unknown)} of its {len(stranger.stored)} tensors: "
+        f"{few}. '{other.label}' is of family {other.family.name}. Leave out what is not of such a model with `ignore: "
+        f"[{ignore}]`, or say `family:` beside it if another one of `polymerge families` has its names"
+    )
+
+
+def needed_all_the_same(template: Model, models: Sequence[Model]) -> Iterator[PolymergeError]:
+    """What a recipe ignores of the template without which the output would not load, as far as the others show it.
+
+    A tensor that a rule explains is needed unless a model with that part of the family has none, or its layer is beyond
+    those that the config counts.
+    """
+    others = [model for model in dict.fromkeys(models) if model is not template]
+    needed = []
+    for name in sorted(template.unread):
+        part, layer, layers = name.partition(".")[0], text_layer(name), template.tower.layers
+        like = [
+            model
+            for model in others
+            if model.family.name == template.family.name or (part == "text" and part in model.parts)
+        ]
+        beyond = layer is not None and layers is not None and layer >= layers
+        if not beyond and (not like or any(model.find(name) or name in model.unread for model in like)):
+            needed.append(name)
+    kinds = dict.fromkeys(map(layer_pattern, needed))
+    if kinds:
+        yield RecipeError(
+            f"recipe: ignore: {', '.join(list(kinds)[:_FEW])}{', ...' if len(kinds) > _FEW else ''}: the output would "
+            f"be without {_times(needed)} of template '{template.label}', which its architecture needs. Use exclude, "
+            "with canonical names, to keep the template's"
+        )
+
+
+def _times(found: Sequence[str]) -> str:
+    return f"{len(found)} tensors" if len(found) > 1 else "this tensor"
 
 
 def _count(found: list[str]) -> str:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoint.adapter import is_adapter, open_adapter
+from polymerge.checkpoint.adapter import open_adapter
 from polymerge.checkpoint.hub import locate
 from polymerge.errors import RecipeError
 
 __all__ = ["base_named", "fold_recipe"]
 
 
-def fold_recipe(adapter: str, base: str | None) -> dict[str, Any]:
+def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe that folds `adapter` into `base`, by default the model that the adapter's config names.
 
-    raises RecipeError where `adapter` is no adapter, or names no base.
+    ignore  globs on names of tensors as stored, in either of them, that are left out
+
+    raises RecipeError where `adapter` is no adapter, or names no base, and what `open_adapter` raises.
     """
-    path = locate(adapter)
-    if not is_adapter(path):
-        raise RecipeError(f"{adapter}: is no adapter, for it has no adapter_config.json. Name the adapter to be folded")
-    named = base or base_named(open_adapter(adapter, path).config)
+    named = base or base_named(open_adapter(adapter, locate(adapter)).config)
     if not named:
         raise RecipeError(f"{adapter}: its config names no base. Say which model it was trained on with --base")
-    return {"merge_method": "copy", "models": [f"{named}+{adapter}"]}
+    recipe: dict[str, Any] = {"merge_method": "copy", "models": [f"{named}+{adapter}"]}
+    return recipe | ({"ignore": list(ignore)} if ignore else {})
 
 
 def base_named(config: Mapping[str, Any]) -> str | None:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from polymerge.checkpoint import open_checkpoint
-from polymerge.checkpoint.arrivals import arrive
+from polymerge.checkpoint import Checkpoint, open_checkpoint
+from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.hubfiles import companions
-from polymerge.checkpoint.joined import open_joined, split_source
+from polymerge.checkpoint.joined import ADAPTER, open_joined, renamed, split_source
+from polymerge.checkpoint.wrappers import LORA, unwrapped, wrappers_in
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.families import FAMILIES, family_of, splits, text_tower
+from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
+from polymerge.families.generic import GENERIC
 from polymerge.families.quantization import why_quantized
+from polymerge.mapping import Family
+from polymerge.methods.table import METHODS
 from polymerge.namemap import map_names
-from polymerge.planning.adapted import Parameters, changes
-from polymerge.planning.model import EMBEDDING, HEAD, Model, stored_in
+from polymerge.planning.adapted import changes, parted
+from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
+from polymerge.planning.parameters import Parameters, Ties
 from polymerge.reads import Expr, Read, replace_reads
-from polymerge.recipe import Recipe
+from polymerge.recipe import ModelEntry, Recipe
 
-__all__ = ["Models", "labels_of", "open_each", "open_models", "sources_of"]
-
-TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
+__all__ = [
+    "Models",
+    "bases_among",
+    "labels_of",
+    "open_each",
+    "open_models",
+    "sources_of",
+]
 
 
 @dataclass(frozen=True)
@@ -62,38 +73,77 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
     """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used."""
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, families, problems)
-    if len(opened) < len(sources) or not recipe.models:
+    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), problems)
+    if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
-    if recipe.vocab == "by-token":
-        _fetch_tokenizers(opened.values(), problems)
     merged = tuple(opened[entry.model] for entry in recipe.models)
+    base = opened[recipe.base_model] if recipe.base_model else None
     return Models(
-        template=opened[recipe.template] if recipe.template else _first_multimodal(merged),
+        template=opened[recipe.template] if recipe.template else _default_template(recipe, merged, base),
         merged=merged,
         own=tuple(range(len(merged))),
-        base=opened[recipe.base_model] if recipe.base_model else None,
+        base=base,
     )
 
 
-def _fetch_tokenizers(models: Iterable[Model], problems: list[PolymergeError]) -> None:
-    """Of models on the hub, bring the files that say which token a row is."""
-    for model in models:
-        try:
-            for file in companions(model.checkpoint.folder, TOKENIZER):
-                arrive(file)
-        except PolymergeError as error:
-            problems.append(error)
+def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
+    """The places of models that are base_model; by their names alone where the models could not be opened."""
+    if models is None:
+        return tuple(place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model)
+    return tuple(place for place, model in enumerate(models.merged) if model is models.base)
 
 
-def open_each(sources: Sequence[str], problems: list[PolymergeError]) -> list[Model]:
-    """Open checkpoints that stand in no recipe."""
-    return list(_open_all(sources, {}, problems).values())
+def open_each(sources: Sequence[str], problems: list[PolymergeError], ignore: Sequence[str] = ()) -> list[Model]:
+    """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match."""
+    return list(_open_all(sources, {}, _Ignored(ignore), problems).values())
+
+
+class _Ignored:
+    """The globs on names as stored that say what is left out: of all inputs, or of one model."""
+
+    def __init__(self, general: Sequence[str], models: Iterable[ModelEntry] = ()) -> None:
+        self.general = tuple(general)
+        self.own = {entry.model: entry.ignore for entry in models if entry.ignore}
+        self._names: dict[str, frozenset[str]] = {}
+
+    def of(self, source: str, names: Collection[str]) -> set[str]:
+        """The names of a source that are left out, of those that it stores."""
+        globs = (*self.general, *self.own.get(source, ()))
+        if not globs:
+            return set()
+        wrappers = wrappers_in([name for name in names if not _matched(name, globs)])
+        plain = {name: unwrapped(name, wrappers) for name in names}
+        self._names[source] = frozenset((*names, *plain.values()))
+        return {name for name in names if _matched(name, globs) or _matched(plain[name], globs)}
+
+    def problems(self) -> Iterator[RecipeError]:
+        """The globs that match no name where they should."""
+        every = frozenset[str]().union(*self._names.values())
+        said = [("ignore", glob, every) for glob in self.general]
+        said += [
+            (f"'{source}': ignore", glob, self._names[source])
+            for source, globs in self.own.items()
+            if source in self._names
+            for glob in globs
+        ]
+        for where, glob, names in said:
+            if not any(_matched(name, (glob,)) for name in names):
+                near = get_close_matches(glob, names, n=1, cutoff=0.6)
+                hint = f". Did you mean '{near[0]}'?" if near else f", such as {min(names, default='none')}"
+                yield RecipeError(
+                    f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole names as stored"
+                    f"{hint}"
+                )
+
+
+def _matched(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
 
 
 def _open_all(
     sources: Sequence[str],
     families: Mapping[str, str | None],
+    ignored: _Ignored,
     problems: list[PolymergeError],
 ) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
@@ -105,15 +155,22 @@ def _open_all(
             base, adapter = split_source(source)
             path = (locate(base), None if adapter is None else locate(adapter))
             if path not in by_path:
-                by_path[path] = _open(source, path, labels[source], families.get(source), problems)
+                by_path[path] = _open(source, path, labels[source], families.get(source), ignored, problems)
             opened[source] = by_path[path]
         except PolymergeError as error:
             problems += error.problems
+    if len(opened) == len(set(sources)):
+        problems += ignored.problems()
     return opened
 
 
 def _open(
-    source: str, paths: tuple[Path, Path | None], label: str, family: str | None, problems: list[PolymergeError]
+    source: str,
+    paths: tuple[Path, Path | None],
+    label: str,
+    family: str | None,
+    ignored: _Ignored,
+    problems: list[PolymergeError],
 ) -> Model:
     path, adapter = paths
     if gguf := _gguf_in(path):
@@ -127,9 +184,22 @@ def _open(
     if family is not None and family not in FAMILIES:
         problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
-    table = family_of(checkpoint.config, family)
+    unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
+    reading = read_names(checkpoint.config, [name for name in stored if name not in unread], family)
+    table = reading.family
+    checkpoint = renamed(checkpoint, reading.wrappers)
+    gone = {unwrapped(name, reading.wrappers) for name in stored if name in unread}
+    if checkpoint.adapter is not None:
+        before = _adapters_own(checkpoint)
+        checkpoint = replace(checkpoint, adapter=_without(checkpoint.adapter, unread))
+        gone |= {ADAPTER + name for name in before if name not in _adapters_own(checkpoint)}
+    stored = {name: entry for name, entry in stored_in(checkpoint).items() if name not in gone}
     shapes = {name: entry.shape for name, entry in stored.items()}
+    known = table is not GENERIC or nearest(checkpoint.config) is not GENERIC
+    _refuse_unfinished(f"'{label}' ({path})", shapes, table, known)
     names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
+    if 2 * len(names.unknown) > len(stored):  # it is another model: nothing else that is said of it would be true
+        refuse_if_any(names.problems)
     if names.lost:  # how the rest fits is not told, since what is lost would seem to be missing
         refuse_if_any(names.problems)
     problems.extend(names.problems)
@@ -143,21 +213,104 @@ def _open(
                     f"{rows}. Mend config.json"
                 )
             )
+    ties = _ties(text_tower(checkpoint.config, table).ties_head, table, names.tensors)
     adapted: dict[str, Expr] = {}
+    apart = False
     if checkpoint.adapter is not None:
-        adapted = changes(label, Parameters(checkpoint, table, names.layout), checkpoint.adapter, problems)
+        layout = dict(names.layout)
+        if ties is not None and ties.virtual:
+            layout[ties.virtual] = ((HEAD if ties.virtual == ties.head else EMBEDDING, ()),)
+        parameters = Parameters(checkpoint, table, layout, names.views, ties)
+        made = changes(label, parameters, checkpoint.adapter, problems)
+        adapted = dict(made.found)
+        apart = parted(ties, adapted, checkpoint.adapter)
+        checkpoint = replace(checkpoint, skipped={**checkpoint.skipped, **made.left_out})
     tensors = {
         canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
         for canonical, expr in names.tensors.items()
     }
-    borrowed = set()
-    if HEAD not in tensors and EMBEDDING in tensors and text_tower(checkpoint.config).ties_head in (True, None):
-        tensors[HEAD] = tensors[EMBEDDING]
-        borrowed.add(HEAD)
+    layout, borrowed = dict(names.layout), set[str]()
+    if ties is not None and ties.virtual:
+        canonical, same = (HEAD, EMBEDDING) if ties.virtual == ties.head else (EMBEDDING, HEAD)
+        tensors[canonical] = adapted.get(ties.virtual, tensors[same])
+        if apart:
+            layout[ties.virtual] = ((canonical, ()),)
+        else:
+            borrowed.add(canonical)
     return Model(
-        label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
-        frozenset(borrowed), adapted,
+        label, path, checkpoint, table, tensors, layout, names.views, frozenset(names.buffers),
+        frozenset(borrowed), adapted, apart, frozenset(gone), reading.wrappers, reading.other,
     )  # fmt: skip
+
+
+def _ties(said: bool | None, family: Family, tensors: Mapping[str, Expr]) -> Ties | None:
+    """Head and embedding of a checkpoint, where its config ties them or one of the two is not stored for it to be."""
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
+    if said is False or (embedding is None and head is None):
+        return None
+    if embedding is not None and head is not None:
+        return Ties(own_name(embedding), own_name(head)) if said else None
+    if embedding is not None:
+        beside = _beside(family, own_name(embedding), HEAD)
+        return Ties(own_name(embedding), beside, beside)
+    assert head is not None
+    beside = _beside(family, own_name(head), EMBEDDING)
+    return Ties(beside, own_name(head), beside)
+
+
+def _beside(family: Family, own: str, canonical: str) -> str:
+    """The name that `canonical` has in a layout in which another tensor is called `own`: that of the nearest rule.
+
+    Tables have a layout's embedding, its layers and its head in this order, one layout after the other.
+    """
+    names = [rule.pattern for rule in family.rules]
+    wanted = [
+        place for place, rule in enumerate(family.rules) if rule.names == (canonical,) and "{" not in rule.pattern
+    ]
+    if own not in names or not wanted:
+        return canonical
+    place = names.index(own)
+    after, before = [one for one in wanted if one > place], [one for one in wanted if one < place]
+    return names[min(after) if canonical == HEAD and after else max(before) if before else min(after)]
+
+
+def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family: Family, known: bool) -> None:
+    """Refuse what was saved too early: with LoRA that is not merged, or with shards that were not gathered.
+
+    known  whether the model is of a kind that has no such modules of its own
+    """
+    lora = [name for name in shapes if known and any(mark in name for mark in LORA)]
+    if lora:
+        raise CheckpointError(
+            f"{where}: has LoRA in it that is not merged, in {len(lora)} of its {len(shapes)} tensors, such as "
+            f"'{lora[0]}'. Load it with PEFT, and save what merge_and_unload() gives; or save its adapter alone "
+            "(PeftModel.save_pretrained), and `polymerge fold` it into its base"
+        )
+    empty = [name for name, shape in shapes.items() if shape == (0,) and not family.is_buffer(name)]
+    if empty:
+        raise CheckpointError(
+            f"{where}: {len(empty)} of its {len(shapes)} tensors are empty, of shape [0], such as '{empty[0]}': "
+            "DeepSpeed's ZeRO-3 keeps them in shards, and they were saved without being gathered. Gather them from the "
+            "checkpoint of the training (python zero_to_fp32.py CHECKPOINT OUT), or save again with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+
+
+def _adapters_own(checkpoint: Checkpoint) -> list[str]:
+    """The names of the tensors of the adapter that stands with a checkpoint, as its files have them."""
+    return [entry.name for entry in checkpoint.adapter.entries] if checkpoint.adapter else []
+
+
+def _without(adapter: Adapter, names: Collection[str]) -> Adapter:
+    """An adapter without some of its tensors; a module loses both factors where one of them is named."""
+    pairs = {
+        module: pair
+        for module, pair in adapter.pairs.items()
+        if not any(entry is not None and entry.name in names for entry in (pair.a, pair.b, pair.bias))
+    }
+    extras = {parameter: entry for parameter, entry in adapter.extras.items() if entry.name not in names}
+    tokens = {parameter: found for parameter, found in adapter.tokens.items() if found[1].name not in names}
+    return replace(adapter, pairs=pairs, extras=extras, tokens=tokens)
 
 
 def _gguf_in(path: Path) -> Path | None:
@@ -171,8 +324,17 @@ def _gguf_in(path: Path) -> Path | None:
     return next((file for file in files if file.suffix == ".gguf"), None)
 
 
-def _first_multimodal(models: Sequence[Model]) -> Model:
-    return next((model for model in models if model.parts - {"text"}), models[0])
+def _default_template(recipe: Recipe, merged: Sequence[Model], base: Model | None) -> Model:
+    """The template of a recipe that names none.
+
+    As in mergekit it is base_model, where the recipe reads that: for deltas, or as one of the models. But the first
+    multimodal one comes before all others, since no language model has a place for the rest of it.
+    """
+    candidates = list(merged)
+    if base is not None and (METHODS[recipe.merge_method].on == "deltas" or base in merged):
+        beside_none = any(model.checkpoint.config for model in merged) and not base.checkpoint.config
+        candidates[:0] = [] if beside_none else [base]  # a bare file has no config to give
+    return next((model for model in candidates if model.multimodal), candidates[0])
 
 
 def _parts(source: str) -> tuple[str, ...]:

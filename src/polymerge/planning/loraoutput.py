@@ -70,14 +70,14 @@ def foreign_names(
     adapters: Sequence[Adapter],
     labels: Sequence[str],
     template: int,
-    key: Callable[[str], str],
+    key: Callable[[int, str], str],
     steps: Sequence[PairStep],
     extras: Sequence[Step],
 ) -> Iterator[RecipeError]:
     """Say which modules of the output would not have names of the template's layout, for no name is translated back."""
-    own = {key(f"{module}.weight"): module for module in adapters[template].pairs}
+    own = {key(template, f"{module}.weight"): module for module in adapters[template].pairs}
     for place, adapter in enumerate(adapters):
-        named = ((own.get(key(f"{module}.weight")), module) for module in adapter.pairs)
+        named = ((own.get(key(place, f"{module}.weight")), module) for module in adapter.pairs)
         other = next(((ours, theirs) for ours, theirs in named if ours and ours != theirs), None)
         readers = [(step.module, [read.input for read in step.reads]) for step in steps]
         readers += [(step.name, list(step.pieces[0].inputs)) for step in extras]

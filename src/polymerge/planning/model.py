@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry
 from polymerge.checkpoint.joined import ADAPTER
-from polymerge.families import text_tower
+from polymerge.checkpoint.wrappers import LORA
+from polymerge.families import TextTower, quantization_method, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, text_layer
 from polymerge.planning.data import Input
-from polymerge.reads import Adapted, Expr, Ranges, Read, Stacked, names_read, shape_of
+from polymerge.reads import Expr, Ranges, Read, Stacked, names_read, shape_of
 
 __all__ = ["EMBEDDING", "HEAD", "Model", "headers_digest", "own_name", "part_of", "stored_in", "tensors_digest"]
 
@@ -32,6 +33,10 @@ class Model:
     buffers  its names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
     adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
+    parted   whether its adapter makes two tensors of the head and the embedding that its base's config ties
+    ignored  its own names that the recipe leaves out, which no rule is asked about
+    wrappers what is taken off its names as stored, its own names being without
+    other    what its config.json names instead of a class of its family; empty where it names one
     """
 
     label: str
@@ -44,6 +49,10 @@ class Model:
     buffers: frozenset[str]
     borrowed: frozenset[str]
     adapted: Mapping[str, Expr] = field(default_factory=dict)
+    parted: bool = False
+    ignored: frozenset[str] = frozenset()
+    wrappers: tuple[str, ...] = ()
+    other: str = ""
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -52,13 +61,18 @@ class Model:
 
     @cached_property
     def stored(self) -> Mapping[str, Entry]:
-        """Its tensors by their own names, without those of its adapter."""
-        return stored_in(self.checkpoint)
+        """Its tensors by their own names, without those of its adapter and what is ignored."""
+        return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in self.ignored}
+
+    @cached_property
+    def tower(self) -> TextTower:
+        """Its text tower as its config describes it."""
+        return text_tower(self.checkpoint.config, self.family)
 
     @property
     def generic(self) -> bool:
         """Whether its family is not known, so that names have to be equal."""
-        return self.family is GENERIC
+        return self.family.name == GENERIC.name
 
     @property
     def parts(self) -> frozenset[str]:
@@ -66,26 +80,39 @@ class Model:
         return frozenset() if self.generic else frozenset(map(part_of, self.tensors))
 
     @property
+    def multimodal(self) -> bool:
+        """Whether it has more than a text tower, as far as its family tells."""
+        return bool(self.parts - {"text"})
+
+    @property
     def depth(self) -> int:
         """How many layers its text tower has, counted in its tensors."""
         return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
 
     @property
-    def ties_head(self) -> bool:
-        """Whether the head is the embedding: its config says so, or is silent and no head is stored."""
-        said = text_tower(self.checkpoint.config).ties_head
-        return HEAD in self.borrowed if said is None else said
+    def config_ties(self) -> bool:
+        """Whether its config ties the head to the embedding, whatever is stored."""
+        return self.tower.ties_head is True
 
     @property
-    def changes_tied_head(self) -> bool:
-        """Whether an adapter changes an embedding that is the head too, other than by rows, which PEFT ties as well."""
-        match self.tensors.get(EMBEDDING):
-            case Read(name):
-                return self.ties_head and name not in self.stored
-            case Adapted():
-                return self.ties_head
-            case _:
-                return False
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding: one of them is not stored, or both are one storage of a torch file.
+
+        A head that is stored beside the embedding is one of its own, whatever the config says: transformers 5 ties the
+        two only if all their numbers are equal.
+        """
+        if self.borrowed & {HEAD, EMBEDDING}:
+            return True
+        if self.parted or not self.config_ties or not {HEAD, EMBEDDING} <= self.tensors.keys():
+            return False
+        own = {canonical: name for name, held in self.layout.items() for canonical, _ in held}
+        head, embedding = (self.checkpoint.aliases.get(own[name], own[name]) for name in (HEAD, EMBEDDING))
+        return head == embedding
+
+    @property
+    def parted_name(self) -> str:
+        """The name that it has no tensor of, of the head or embedding that its adapter parts from the other."""
+        return next((name for name in self.layout if name not in self.stored), "")
 
     def find(self, canonical: str) -> str | None:
         """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""
@@ -119,6 +146,31 @@ class Model:
         """The shape of each tensor by its own name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
+    @cached_property
+    def unread(self) -> frozenset[str]:
+        """The canonical names of what the recipe has it leave out, as far as rules explain it."""
+        return frozenset(canonical for name in self.ignored for canonical in self.family.canonical(name))
+
+    def remarks(self) -> Iterator[str]:
+        """What was read in another way than its config or its names say."""
+        if self.wrappers:
+            around = " and ".join(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers)
+            yield f"'{self.label}': {around} of its tensor names is a trainer's; they are read and written without"
+        if self.family.inside:
+            yield f"'{self.label}' has the names of the body alone: '{self.family.inside}' is read before each"
+        if self.other:
+            yield (
+                f"'{self.label}': its config.json names {self.other}, its tensors are those of family "
+                f"{self.family.name}, and are read as such"
+            )
+        if (method := quantization_method(self.checkpoint.config)) is not None:
+            yield (
+                f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
+                "that entry is out of date and is not believed"
+            )
+        if any(mark in name for name in self.stored for mark in LORA):
+            yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
+
     def summary(self) -> Input:
         """What the plan records of it."""
         return Input(
@@ -130,6 +182,8 @@ class Model:
             tensors=len(self.entries),
             size=sum(entry.nbytes for entry in self.entries.values()),
             headers=headers_digest(self.checkpoint),
+            files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
+            wrappers=self.wrappers,
         )
 
 

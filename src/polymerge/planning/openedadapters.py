@@ -7,23 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.jsontext import parse_object
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.families import family_of
+from polymerge.families import FAMILIES, family_of
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family
 from polymerge.methods.table import METHODS
-from polymerge.planning.adapted import Parameters
 from polymerge.planning.data import Input, LeftOut
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import Model, tensors_digest
+from polymerge.planning.parameters import Parameters, Reading, named_family, reading_of
+from polymerge.reads import Concat, shape_of
 from polymerge.recipe import Recipe
 
 __all__ = [
     "Opened",
     "base_of",
     "check_bases",
+    "check_beside",
     "check_both_kinds",
     "check_local_base",
     "open_adapters",
@@ -34,22 +37,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Opened:
-    """The adapters of a recipe in its order, their labels, and how their names become canonical."""
+    """The adapters of a recipe in its order, their labels, and how the names of each become canonical."""
 
     adapters: tuple[Adapter, ...]
     labels: tuple[str, ...]
     template: int
-    family: Family
+    readings: tuple[Reading, ...]
 
-    def key(self, parameter: str) -> str:
-        """What joins the parameter `parameter` of one adapter with that of another: its canonical name."""
-        return self.family.joint(parameter) or parameter
+    def key(self, place: int, parameter: str) -> str:
+        """What joins the parameter of the adapter at `place` with that of another: its canonical name."""
+        return self.readings[place].joint(parameter) or parameter
 
     def names(self, place: int) -> dict[str, str]:
         """What an adapter calls each parameter that it changes, by canonical name."""
-        one = self.adapters[place]
-        own = [*(f"{module}.weight" for module in one.pairs), *one.extras, *one.tokens]
-        return {self.key(name): name for name in own}
+        return {self.key(place, name): name for name in self.adapters[place].parameters}
 
     def with_names_of_today(self) -> tuple[Opened, str]:
         """With the template whose names PEFT finds, and a word on it, where the first adapter is of an older layout.
@@ -102,20 +103,19 @@ def open_adapters(recipe: Recipe, labels: Sequence[str], problems: list[Polymerg
         template = sources.index(recipe.template)
     if len(adapters) < len(sources) or not adapters:
         return None
-    return Opened(tuple(adapters), tuple(labels), template, _family(recipe, adapters))
+    families = _families(recipe, adapters)
+    readings = [reading_of(adapter.parameters, (*named_family(adapter), *families)) for adapter in adapters]
+    return Opened(tuple(adapters), tuple(labels), template, tuple(readings))
 
 
-def _family(recipe: Recipe, adapters: Sequence[Adapter]) -> Family:
-    """The family whose names the modules have: that of the base's config, as far as one is at hand."""
-    for adapter in adapters:
-        if adapter.model_config:
-            return family_of(adapter.model_config)
-    bases = [recipe.base_model, *(adapter.config.get("base_model_name_or_path") for adapter in adapters)]
-    for base in bases:
-        config = Path(str(base)).expanduser() / "config.json" if base else None
-        if config is not None and config.is_file():
-            return family_of(parse_object(config.read_bytes(), str(config), unique_keys=False))
-    return GENERIC
+def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
+    """The families whose names modules may have, by the configs that are at hand: of the base, and of the adapters."""
+    config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
+    found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
+    if config is not None and config.is_file():
+        found.append(family_of(parse_object(config.read_bytes(), str(config), unique_keys=False)))
+    found += [family for adapter in adapters for family in named_family(adapter)]
+    return found or [GENERIC]
 
 
 def base_of(recipe: Recipe, problems: list[PolymergeError]) -> Model | None:
@@ -157,45 +157,76 @@ def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeErr
     bases = open_each([recipe.base_model], found)
     if found or not bases:
         return False
-    parameters = Parameters(bases[0].checkpoint, bases[0].family, bases[0].layout)
+    parameters = Parameters(bases[0].checkpoint, bases[0].family, bases[0].layout, bases[0].views)
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
-        lacking = [pair for pair in adapter.pairs.values() if not _has_place(parameters, adapter, pair)]
-        if lacking:
-            pair = lacking[0]
-            more = f" (and {len(lacking) - 1} more modules)" if len(lacking) > 1 else ""
+        reading = parameters.reading(adapter)
+        lacking: dict[str, list[Pair]] = {}
+        for pair in adapter.pairs.values():
+            if (have := _instead_of_place(parameters, reading, adapter, pair)) is not None:
+                lacking.setdefault(have, []).append(pair)
+        for have, (pair, *others) in lacking.items():
+            more = f" (and {len(others)} more modules)" if others else ""
             problems.append(
                 RecipeError(
-                    f"base_model '{recipe.base_model}' has no {pair.module} of {list(pair.shape)} (out, in), which "
-                    f"'{label}' is for{more}. Name the base that it was trained on"
+                    f"base_model '{recipe.base_model}' (family {parameters.family.name}) has no {pair.module} of "
+                    f"{list(pair.shape)} (out, in), which '{label}' is for{more}{have}. Name the base that it was "
+                    "trained on"
                 )
             )
     return True
 
 
-def _has_place(parameters: Parameters, adapter: Adapter, pair: Pair) -> bool:
-    """Whether a base has the weight that a pair changes; a head may be its embedding, and then has no name."""
-    name = parameters.find(f"{pair.module}.weight", adapter)
-    if name is None:
-        return pair.module.rpartition(".")[2] == "lm_head"
-    return parameters.checkpoint.entries[name].shape == (pair.shape[::-1] if pair.transposed else pair.shape)
+def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter, pair: Pair) -> str | None:
+    """What a base has instead of the weight that a pair changes; None where it has that, empty where it has nothing.
+
+    A head may be its embedding, and then has no name; an adapter may have the weight that its pair changes with it.
+    """
+    name = f"{pair.module}.weight"
+    place = parameters.place(name, reading)
+    if place is None:
+        return None if pair.module.rpartition(".")[2] == "lm_head" else ""
+    shapes = {own: entry.shape for own, entry in parameters.checkpoint.entries.items()}
+    lying = Concat(tuple(parameters.read(block) for block in place))
+    have = adapter.extras[name].shape if name in adapter.extras else shape_of(lying, shapes)
+    wanted = pair.shape[::-1] if pair.transposed else pair.shape
+    return None if have == wanted else f": {place[0][0]} is {list(have)}"
 
 
 def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
     """A module that one adapter has factors of and another has trained in full has no single form in one adapter."""
     factors = {
-        opened.key(f"{module}.weight"): label
-        for label, adapter in zip(opened.labels, opened.adapters, strict=True)
+        opened.key(place, f"{module}.weight"): label
+        for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True))
         for module in adapter.pairs
     }
-    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
-        own = {opened.key(f"{module}.weight") for module in adapter.pairs}
+    for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True)):
+        own = {opened.key(place, f"{module}.weight") for module in adapter.pairs}
         for parameter in adapter.extras:
-            canonical = opened.key(parameter)
+            canonical = opened.key(place, parameter)
             if canonical in factors and canonical not in own:
                 problems.append(
                     RecipeError(
                         f"{canonical}: '{label}' has trained it in full, '{factors[canonical]}' has LoRA on it. Fold "
                         "both into their base and merge the models"
+                    )
+                )
+
+
+def check_beside(opened: Opened, problems: list[PolymergeError]) -> None:
+    """Full weights in a file that is not PEFT's own have to be of a model, whose names some family has."""
+    families = [reading.family for reading in opened.readings]
+    if GENERIC in families:
+        return  # its names are not known
+    tables = [*families, *(table for table in FAMILIES.values() if table is not GENERIC)]
+    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
+        for file in adapter.beside:
+            held = [parameter for parameter, entry in adapter.extras.items() if entry.file == file]
+            unknown = [name for name in held if not any(table.joint(name) or table.is_buffer(name) for table in tables)]
+            if unknown:
+                problems.append(
+                    RecipeError(
+                        f"'{label}': {file}: {listed(unknown)} have names that no family of models has, so what they "
+                        "are is not known. Move the file out of the folder if it is no part of the adapter"
                     )
                 )
 
@@ -207,12 +238,13 @@ def summaries(opened: Opened) -> list[Input]:
             label=label,
             source=adapter.source,
             path=str(adapter.folder),
-            family=opened.family.name,
+            family=reading.family.name,
             tensors=len(adapter.entries),
             size=sum(entry.nbytes for entry in adapter.entries),
             headers=tensors_digest(adapter.entries),
+            files=dict(adapter.became),
         )
-        for label, adapter in zip(opened.labels, opened.adapters, strict=True)
+        for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,7 +10,7 @@ from polymerge.errors import PolymergeError, RecipeError
 from polymerge.mapping import text_layer, without_branch
 from polymerge.methods.table import METHODS
 from polymerge.recipe import ModelEntry, Recipe
-from polymerge.settings import Setting, resolve
+from polymerge.settings import UNREAD, Setting, resolve
 
 __all__ = ["Choice", "choices_of", "matches"]
 
@@ -44,9 +44,16 @@ def matches(canonical: str, glob: str) -> bool:
 
 
 def choices_of(
-    recipe: Recipe, labels: Sequence[str], entries: Sequence[ModelEntry], problems: list[PolymergeError]
+    recipe: Recipe,
+    labels: Sequence[str],
+    entries: Sequence[ModelEntry],
+    problems: list[PolymergeError],
+    base: Collection[int] = (),
 ) -> list[Choice]:
-    """Every setting of a recipe in the order in which they are tried; the last covers everything."""
+    """Every setting of a recipe in the order in which they are tried; the last covers everything.
+
+    base   places of entries that are base_model
+    """
     per_model = [entry.parameters for entry in entries]
     general = ("recipe: parameters", recipe.parameters)
     choices = []
@@ -54,18 +61,37 @@ def choices_of(
         where = f"overrides[{place}]"
         method = override.merge_method or recipe.merge_method
         said = [general, (f"recipe: {where}", override.parameters)]
-        setting = resolve(method, said, per_model, labels, problems)
+        setting = resolve(method, said, per_model, labels, problems, base=base)
         choices.append(Choice(setting, where, override.layers, override.match))
-    setting = resolve(recipe.merge_method, [general], per_model, labels, problems)
+    setting = resolve(recipe.merge_method, [general], per_model, labels, problems, base=base)
     choices.append(Choice(setting, "merge_method"))
-    for method in dict.fromkeys(choice.setting.method for choice in choices):
+    methods = dict.fromkeys(choice.setting.method for choice in choices)
+    _refuse_unlisted(recipe, methods, base, problems)
+    for method in methods:
         row = METHODS[method]
-        if row.models is not None and len(entries) != row.models:
+        if row.models is not None and len(entries) != row.models and "models" not in recipe.unread:
             problems.append(RecipeError(f"{method} takes {row.models} models, the recipe has {len(entries)}"))
         if row.on == "factors":
             problems.append(
                 RecipeError(f"{method} merges adapters (folders with adapter_config.json), not checkpoints")
             )
-        if row.on == "deltas" and recipe.base_model is None:
+        if row.on == "deltas" and recipe.base_model is None and "base_model" not in recipe.unread:
             problems.append(RecipeError(f"{method} works on deltas and needs base_model, their common ancestor"))
     return choices
+
+
+def _refuse_unlisted(
+    recipe: Recipe, methods: Collection[str], base: Collection[int], problems: list[PolymergeError]
+) -> None:
+    """Refuse an average beside a base that is no model of it: with a weight for all, mergekit merges the base in."""
+    row = METHODS[recipe.merge_method]
+    averages = row.on == "weights" and row.parameter("weight") is not None
+    reads_base = any(METHODS[method].on == "deltas" for method in methods)
+    weighs = recipe.parameters.get("weight", UNREAD) is not UNREAD and "models" not in recipe.unread
+    if averages and weighs and recipe.base_model and not base and not reads_base:
+        problems.append(
+            RecipeError(
+                f"{recipe.merge_method} reads no base_model, where mergekit merges '{recipe.base_model}' in with the "
+                "weight of parameters. List it among models if it is to be merged, else leave base_model out"
+            )
+        )

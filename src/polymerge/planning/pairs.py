@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from polymerge.dtypes import byte_count
@@ -15,7 +15,7 @@ from polymerge.settings import Setting
 
 __all__ = ["AdapterPlan", "PairRead", "PairStep"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class AdapterPlan:
     pairs     one step per module that any adapter has
     extras    a plan of the full weights that travel with the adapters, under the names that the output stores; None
               where there are none
+    beside    whose files the output has beside its weights: see `planning.inputs.files_beside`
     """
 
     recipe: Mapping[str, Any]
@@ -96,6 +97,7 @@ class AdapterPlan:
     extras: Plan | None
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    beside: Mapping[str, str | None] = field(default_factory=dict)
     version: int = FORMAT
 
     @property
@@ -114,9 +116,9 @@ class AdapterPlan:
         """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
         data = self.to_json()
         data["extras"] = self.extras.hash if self.extras else None
-        del data["recipe"], data["warnings"], data["left_out"]
+        del data["recipe"], data["warnings"], data["left_out"], data["beside"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter"):
+            for place in ("label", "source", "path", "adapter", "files", "wrappers"):
                 del entry[place]
         for step in data["pairs"]:
             del step["reason"]
@@ -145,7 +147,7 @@ class AdapterPlan:
             raise RecipeError(f"no plan of adapters of format {FORMAT}: plan again")
         return cls(
             recipe=data["recipe"],
-            inputs=tuple(Input(**entry) for entry in data["inputs"]),
+            inputs=tuple(Input.from_json(entry) for entry in data["inputs"]),
             template=data["template"],
             models=tuple(data["models"]),
             seed=data["seed"],
@@ -158,6 +160,7 @@ class AdapterPlan:
             extras=Plan.from_json(data["extras"]) if data["extras"] else None,
             left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
             warnings=tuple(data["warnings"]),
+            beside=data["beside"],
         )
 
 

@@ -43,7 +43,7 @@ class PairPlanner:
         order = [self.opened.template, *(n for n in range(len(self.opened.adapters)) if n != self.opened.template)]
         for place in order:
             for pair in self.opened.adapters[place].pairs.values():
-                held[self.opened.key(f"{pair.module}.weight").removesuffix(".weight")][place] = pair
+                held[self.opened.key(place, f"{pair.module}.weight").removesuffix(".weight")][place] = pair
         self._check_globs(held)
         steps = [step for key, pairs in held.items() if (step := self._step(key, dict(sorted(pairs.items()))))]
         self._check_overlap(held)
@@ -77,6 +77,13 @@ class PairPlanner:
             )
         )
         setting = choice.setting.of(list(pairs))
+        if reason and setting.divides_by_nothing:
+            self.problems.append(
+                RecipeError(
+                    f"{key}: {reason}, and their weights add up to about 0: say normalize: false, or other weights"
+                )
+            )
+            return None
         if len(pairs) == 1 and _is_identity(setting):
             place, pair = next(iter(pairs.items()))
             if pair.rank <= (setting.parameters.get("rank") or pair.rank):
@@ -131,7 +138,8 @@ class PairPlanner:
 
     def _check_globs(self, held: Mapping[str, object]) -> None:
         modules = [*held, *(f"{key}.weight" for key in held)]
-        full = [self.opened.key(name) for adapter in self.opened.adapters for name in adapter.extras]
+        adapters = enumerate(self.opened.adapters)
+        full = [self.opened.key(place, name) for place, adapter in adapters for name in adapter.extras]
         globs = [("exclude", glob, [*modules, *full], "module or weight") for glob in self.recipe.exclude]
         globs += [("overrides", choice.match, modules, "module") for choice in self.choices if choice.match]
         for where, glob, names, kind in globs:

@@ -11,7 +11,16 @@ from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.showpairs import describe_adapters
-from polymerge.planning.words import by_reason, human_size, ranges, setting_words
+from polymerge.planning.words import (
+    Paint,
+    beside_words,
+    by_reason,
+    human_size,
+    note_lines,
+    plain,
+    ranges,
+    setting_words,
+)
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_read
 
 __all__ = ["describe"]
@@ -21,21 +30,22 @@ _SHOWN = 12
 """Blocks of one tensor that a line names at most."""
 
 
-def describe(plan: Plan | AdapterPlan, *, full: bool = False) -> str:
-    """The plan as text, by kinds of tensors (`full`: tensor by tensor)."""
+def describe(plan: Plan | AdapterPlan, *, full: bool = False, paint: Paint = plain) -> str:
+    """The plan as text, warnings first, by kinds of tensors (`full`: tensor by tensor), fates as `paint` has them."""
     if isinstance(plan, AdapterPlan):
-        return describe_adapters(plan, full=full)
+        return describe_adapters(plan, full=full, paint=paint)
     return "\n".join(
         [
+            *note_lines(plan.warnings, paint),
+            *([""] if plan.warnings else []),
             *_inputs(plan),
             "",
             *_settings(plan),
             "",
-            *_fates(plan, full),
-            *_left_out(plan, full),
+            *_fates(plan, full, paint),
+            *_left_out(plan, full, paint),
             "",
-            *_totals(plan),
-            *(f"note: {warning}" for warning in plan.warnings),
+            *_totals(plan, paint),
         ]
     )
 
@@ -51,6 +61,8 @@ def _inputs(plan: Plan) -> Iterator[str]:
             f"  {entry.label:<{width}}  {', '.join(roles)}: family {entry.family}, {entry.tensors} tensors, "
             f"{human_size(entry.size)}, {entry.source}"
         )
+        yield from (f"    {name}: {became}" for name, became in entry.files.items())
+    yield from beside_words(plan.beside)
 
 
 def _settings(plan: Plan) -> Iterator[str]:
@@ -62,12 +74,12 @@ def _settings(plan: Plan) -> Iterator[str]:
         yield f"[{number}] {setting_words(setting, labels)}: {sum(counts)} tensors{held}"
 
 
-def _fates(plan: Plan, full: bool) -> Iterator[str]:
+def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
     """The template's tensors by fate: merged ones by name, copied ones by the reason why they are."""
     for fate in FATES:
         steps = [step for step in plan.steps if step.fate == fate]
         if steps:
-            yield f"{fate}: {len(steps)} tensors, {human_size(sum(step.size for step in steps))}"
+            yield f"{paint(fate, fate)}: {len(steps)} tensors, {human_size(sum(step.size for step in steps))}"
         if full:
             yield from (f"  {_line(plan, step)}" for step in steps)
         elif fate in ("merged", "folded"):
@@ -127,9 +139,9 @@ def expression(expr: Expr) -> str:
             return f"{expression(of)} + adapter"
 
 
-def _left_out(plan: Plan, full: bool) -> Iterator[str]:
+def _left_out(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
     if plan.left_out:
-        yield f"left out of the inputs: {len(plan.left_out)} tensors"
+        yield f"{paint('left out', 'left out')} of the inputs: {len(plan.left_out)} tensors"
     for place, model in enumerate(plan.inputs):
         own = [(entry.reason, entry.name) for entry in plan.left_out if entry.input == place]
         if full:
@@ -138,9 +150,9 @@ def _left_out(plan: Plan, full: bool) -> Iterator[str]:
             yield from (f"  {model.label}:{line[1:]}" for line in by_reason(own))
 
 
-def _totals(plan: Plan) -> Iterator[str]:
+def _totals(plan: Plan, paint: Paint) -> Iterator[str]:
     counts = plan.counts()
-    fates = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)
+    fates = ", ".join(f"{count} {paint(fate, fate)}" for fate, count in counts.items() if count)
     yield f"output: {len(plan.steps)} tensors ({fates}), {human_size(plan.size)}"
     yield f"memory: about {human_size(memory_estimate(plan))} beside the interpreter, whatever the models' size"
     yield f"hash: {plan.hash}"

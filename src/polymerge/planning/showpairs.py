@@ -8,23 +8,34 @@ from collections.abc import Iterator
 from polymerge.mapping import text_layer
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.pairs import AdapterPlan, PairStep
-from polymerge.planning.words import by_reason, human_size, ranges, setting_words
+from polymerge.planning.words import (
+    Paint,
+    beside_words,
+    by_reason,
+    human_size,
+    note_lines,
+    plain,
+    ranges,
+    setting_words,
+)
 
 __all__ = ["describe_adapters"]
 
 
-def describe_adapters(plan: AdapterPlan, *, full: bool = False) -> str:
-    """The plan as text, by kinds of modules (`full`: module by module)."""
+def describe_adapters(plan: AdapterPlan, *, full: bool = False, paint: Paint = plain) -> str:
+    """The plan as text, warnings first, by kinds of modules (`full`: module by module), fates as `paint` has them."""
     return "\n".join(
         [
+            *note_lines(plan.warnings, paint),
+            *([""] if plan.warnings else []),
             *_inputs(plan),
             "",
             *_settings(plan),
             "",
-            *_modules(plan, full),
+            *_modules(plan, full, paint),
             *_extras(plan),
-            *_left_out(plan),
-            *_totals(plan),
+            *_left_out(plan, paint),
+            *_totals(plan, paint),
         ]
     )
 
@@ -35,6 +46,8 @@ def _inputs(plan: AdapterPlan) -> Iterator[str]:
         role = "base" if place == plan.base else "template" if place == plan.template else f"model {place}"
         size = f"{entry.tensors} tensors, {human_size(entry.size)}"
         yield f"  {entry.label}  {role}: names of {entry.family}, {size}, {entry.source}"
+        yield from (f"    {name}: {became}" for name, became in entry.files.items())
+    yield from beside_words(plan.beside)
 
 
 def _settings(plan: AdapterPlan) -> Iterator[str]:
@@ -44,11 +57,11 @@ def _settings(plan: AdapterPlan) -> Iterator[str]:
         yield f"[{number}] {setting_words(setting, labels)}: {len(steps)} modules"
 
 
-def _modules(plan: AdapterPlan, full: bool) -> Iterator[str]:
+def _modules(plan: AdapterPlan, full: bool, paint: Paint) -> Iterator[str]:
     for fate in ("merged", "copied"):
         steps = [step for step in plan.pairs if step.fate == fate]
         if steps:
-            yield f"{fate}: {len(steps)} modules"
+            yield f"{paint(fate, fate)}: {len(steps)} modules"
         kinds: dict[str, list[PairStep]] = defaultdict(list)
         for step in steps:
             line = _line(plan, step)
@@ -75,24 +88,23 @@ def _extras(plan: AdapterPlan) -> Iterator[str]:
         yield f"full weight: {step.name} {list(step.shape)} {how}{f' ({step.reason})' if step.reason else ''}"
 
 
-def _left_out(plan: AdapterPlan) -> Iterator[str]:
+def _left_out(plan: AdapterPlan, paint: Paint) -> Iterator[str]:
     if plan.left_out:
-        yield f"left out of the inputs: {len(plan.left_out)} tensors"
+        yield f"{paint('left out', 'left out')} of the inputs: {len(plan.left_out)} tensors"
     for place, entry in enumerate(plan.inputs):
         lines = by_reason((one.reason, one.name) for one in plan.left_out if one.input == place)
         yield from (f"  {entry.label}:{line[1:]}" for line in lines)
 
 
-def _totals(plan: AdapterPlan) -> Iterator[str]:
+def _totals(plan: AdapterPlan, paint: Paint) -> Iterator[str]:
     yield ""
-    counts = ", ".join(f"{count} {fate}" for fate, count in plan.counts().items() if count)
+    counts = ", ".join(f"{count} {paint(fate, fate)}" for fate, count in plan.counts().items() if count)
     full = len(plan.extras.steps) if plan.extras else 0
     yield f"output: {len(plan.pairs)} modules and {full} full weights ({counts}), {human_size(plan.size)}"
     dense = [step for step in plan.pairs if _is_dense(plan, step)]
     if dense:
         most = max(step.shape[0] * step.shape[1] * 4 for step in dense)
         yield f"memory: up to {human_size(most)} a thread: the method needs the whole update of a module"
-    yield from (f"note: {warning}" for warning in plan.warnings)
     yield f"hash: {plan.hash}"
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from polymerge.errors import PolymergeError
-from polymerge.methods.table import COPY
+from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.data import Plan
 from polymerge.planning.inputs import labels_of, sources_of
+from polymerge.planning.leavings import drops_at_random, measures_tensors
 from polymerge.planning.overrides import Choice, choices_of
 from polymerge.recipe import Recipe, recipe_dict
 
@@ -24,23 +25,38 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     if _without_parameters(before) != _without_parameters(recipe) or len(plan.models) != len(recipe.models):
         return None
     problems: list[PolymergeError] = []
-    was, now = (_choices(one, problems) for one in (before, recipe))
+    base = _base(plan, recipe)
+    methods = {recipe.merge_method, *(one.merge_method for one in recipe.overrides if one.merge_method)}
+    if any(METHODS[method].models for method in methods) and recipe.base_model is not None and not base:
+        return None  # it may be one of the two by another name
+    was, now = (_choices(one, base, problems) for one in (before, recipe))
     if problems or _pattern(was) != _pattern(now):
         return None
     settings = {choice.key: choice.setting for choice in now}
     return replace(plan, recipe=recipe_dict(recipe), settings=tuple(settings.values()))
 
 
-def _choices(recipe: Recipe, problems: list[PolymergeError]) -> list[Choice]:
+def _base(plan: Plan, recipe: Recipe) -> list[int]:
+    """The places of models that are base_model: by what the plan reads as the base, or by name where it reads none."""
+    if plan.base is not None:
+        return [place for place, model in enumerate(plan.models) if model == plan.base]
+    return [place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model]
+
+
+def _choices(recipe: Recipe, base: Sequence[int], problems: list[PolymergeError]) -> list[Choice]:
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
-    return [one for one in choices_of(recipe, labels, recipe.models, problems) if one.setting.method != COPY]
+    return [one for one in choices_of(recipe, labels, recipe.models, problems, base) if one.setting.method != COPY]
 
 
-def _pattern(choices: Sequence[Choice]) -> list[tuple[int, str, object, object]]:
-    """Which choices share a setting, the methods, and what they are for."""
+def _pattern(choices: Sequence[Choice]) -> list[tuple[object, ...]]:
+    """Which choices share a setting, the methods, what they are for, and what a plan notes of them."""
     keys = list(dict.fromkeys(choice.key for choice in choices))
-    return [(keys.index(one.key), one.setting.method, one.layers, one.match) for one in choices]
+    noted = [(drops_at_random(one.setting), measures_tensors(one.setting)) for one in choices]
+    return [
+        (keys.index(one.key), one.setting.method, one.layers, one.match, note)
+        for one, note in zip(choices, noted, strict=True)
+    ]
 
 
 def _without_parameters(recipe: Recipe) -> Recipe:

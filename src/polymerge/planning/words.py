@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from polymerge.settings import Setting
 
-__all__ = ["by_reason", "human_size", "ranges", "setting_words"]
+__all__ = ["Paint", "beside_words", "by_reason", "human_size", "note_lines", "plain", "ranges", "setting_words"]
+
+Paint = Callable[[str, str], str]
+"""How some text is shown: given what it is, a fate or `note`, and the text."""
+
 
 _FEW = 4
+
+
+def plain(_: str, text: str) -> str:
+    """Text as it is, for `Paint`."""
+    return text
+
+
+def note_lines(warnings: Iterable[str], paint: Paint = plain) -> Iterator[str]:
+    """The warnings of a plan, a line each."""
+    yield from (f"{paint('note', 'note:')} {warning}" for warning in warnings)
 
 
 def human_size(size: float) -> str:
@@ -19,6 +33,20 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:
+    """A line on whose files an output has beside its weights; none where that is not told."""
+    if not beside:
+        return
+    owners: dict[str | None, list[str]] = defaultdict(list)
+    for kind in ("config", "tokenizer", "chat_template"):
+        owners[beside[kind]].append(kind.replace("_", " "))
+    lacking = owners.pop(None, [])
+    taken = ", ".join(f"{' and '.join(kinds)} of {owner}" for owner, kinds in owners.items())
+    yield f"  output: {taken or 'no files beside the weights'} ({beside['why']})" + (
+        f"; no {', no '.join(lacking)}" if taken and lacking else ""
+    )
 
 
 def setting_words(setting: Setting, labels: Sequence[str]) -> str:

@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from polymerge import kernels
 from polymerge.checkpoint import Entry
-from polymerge.checkpoint.adapter import Adapter, open_adapter
+from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoint.output import copy_companions
 from polymerge.checkpoint.shards import Shards, Write, lay_out
 from polymerge.dtypes import byte_count
@@ -28,10 +28,11 @@ from polymerge.planning.model import tensors_digest
 from polymerge.run.device import Device
 from polymerge.run.execute import execute
 from polymerge.run.files import Files
+from polymerge.run.norms import ModuleNorms, UpdateNorms, module_norms, update_norms
 from polymerge.run.pairs import merge_pairs, model_weights
 from polymerge.run.statistics import draw_keys
 
-__all__ = ["AdapterLayout", "reopen_adapters", "write_adapter"]
+__all__ = ["AdapterLayout", "reopen_adapters", "write_adapter", "zero_update"]
 
 AdapterLayout = Literal["peft", "llava"]
 Floats = Any
@@ -43,6 +44,13 @@ class _Files:
 
     pairs: Shards
     extras: Shards | None
+
+
+class _Made(NamedTuple):
+    """What is said of a merged module: the share of its norm that its rank has no room for, and its norms."""
+
+    error: float
+    norms: ModuleNorms
 
 
 def reopen_adapters(plan: AdapterPlan) -> list[Adapter]:
@@ -69,21 +77,21 @@ def write_adapter(
     device: Device,
     block: int,
     advance: Callable[[int], None],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], UpdateNorms]:
     """Compute the output's tensors and write them, its config and its companions to a folder.
 
     base     the tensors of the base, where full weights are merged as deltas to it
-    returns  for each merged module the share of its norm that its rank has no room for
+    returns  for each merged module the share of its norm that its rank has no room for; and how large all of it is
     """
     files = _lay_out(plan, layout)
     entries = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
-    errors: dict[str, float] = {}
+    made: list[_Made] = []
     for shards, does in ((files.pairs, True), (files.extras, False)):
         if shards is None:
             continue
         with shards.create(folder) as write:
             if does:
-                errors = _Pairs(plan, entries, write).run(threads, advance)
+                made = _Pairs(plan, entries, write).run(threads, advance)
             if plan.extras is not None and (files.extras is None or not does):
                 inputs = [*entries, *([base] if base is not None else [])]
                 execute(plan.extras, inputs, write, device=device, threads=threads, block=block, advance=advance)
@@ -95,7 +103,40 @@ def write_adapter(
 
         for file in sorted(folder.glob("*.safetensors")):
             as_torch_file(file, file.with_suffix(".bin"))
-    return errors
+    return {one.norms.module: one.error for one in made}, update_norms([one.norms for one in made], plan.settings)
+
+
+def zero_update(label: str, adapter: Adapter) -> str | None:
+    """What to say of an adapter whose update is all zeros, as one is that was not trained or not gathered; else None.
+
+    Values are read until the first that is not zero.
+    """
+    files = Files()
+    try:
+        if not adapter.pairs or not all(_is_zero(pair, files) for pair in adapter.pairs.values()):
+            return None
+    finally:
+        files.close()
+    full = len(adapter.extras) + len(adapter.tokens)
+    rest = f"only its {full} full weights do" if full else "the output has nothing of it"
+    return (
+        f"'{label}': the update of its {len(adapter.pairs)} modules is all zeros, so that nothing of it comes into the "
+        f"output; {rest}. If it was trained, its lora_B were not saved as they were then"
+    )
+
+
+def _is_zero(pair: Pair, files: Files) -> bool:
+    """Whether the product of a pair's factors is zero because one of them is, and so is its bias."""
+    product = (pair.b, pair.a)
+    bias = pair.bias
+    return any(_all_zero(entry, files) for entry in product) and (bias is None or _all_zero(bias, files))
+
+
+def _all_zero(entry: Entry, files: Files) -> bool:
+    raw: Floats = np.empty(entry.nbytes, np.uint8)
+    files.read(entry.file, entry.start, raw.data)
+    values: Floats = np.empty(prod(entry.shape), np.float32)
+    return kernels.decode(raw, entry.dtype, values) and not values.any()
 
 
 def _saved_modules(plan: AdapterPlan, adapters: Sequence[Adapter], layout: AdapterLayout) -> list[str] | None:
@@ -103,7 +144,12 @@ def _saved_modules(plan: AdapterPlan, adapters: Sequence[Adapter], layout: Adapt
     if layout == "llava":
         return None
     kept = {step.name for step in plan.extras.steps} if plan.extras else set()
-    brought = [name for one in adapters if one.layout == "llava" for name in one.extras if f"{PREFIX}{name}" in kept]
+    brought = [
+        name
+        for one in adapters
+        for name, entry in one.extras.items()
+        if entry.file in one.beside and f"{PREFIX}{name}" in kept
+    ]
     modules = {*(plan.config.get("modules_to_save") or ()), *(name.rpartition(".")[0] for name in brought)}
     return sorted(modules) or None
 
@@ -129,26 +175,26 @@ class _Pairs:
         self.plan, self.entries, self.write = plan, entries, write
         self.files = Files()
 
-    def run(self, threads: int, advance: Callable[[int], None]) -> dict[str, float]:
+    def run(self, threads: int, advance: Callable[[int], None]) -> list[_Made]:
         """Merge every module; no bit depends on the number of threads, for each module is computed by one alone."""
-        errors: dict[str, float] = {}
+        made: list[_Made] = []
         try:
             with threadpool_limits(1), ThreadPoolExecutor(threads, "polymerge") as pool:
                 waiting = [(step, pool.submit(self._step, step)) for step in self.plan.pairs]
                 try:
                     for step, future in waiting:
-                        error = future.result()
-                        if step.fate == "merged":
-                            errors[step.module] = error
+                        result = future.result()
+                        if result is not None:
+                            made.append(result)
                         advance(sum(byte_count(*tensor) for tensor in step.tensors().values()))
                 except BaseException:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
         finally:
             self.files.close()
-        return errors
+        return made
 
-    def _step(self, step: PairStep) -> float:
+    def _step(self, step: PairStep) -> _Made | None:
         ends = list(step.tensors())
         if step.fate == "copied":
             read = step.reads[0]
@@ -156,7 +202,7 @@ class _Pairs:
                 raw = self._raw(read, name)
                 self._decoded(read, name, raw)  # a look at its values
                 self.write(f"{PREFIX}{step.module}.{end}", memoryview(raw), 0)
-            return 0.0
+            return None
         assert step.setting is not None
         setting = self.plan.settings[step.setting]
         # a product of this step's factors is multiplied by the output's scaling once it is loaded
@@ -166,11 +212,13 @@ class _Pairs:
             for read, ratio in zip(step.reads, ratios, strict=True)
         ]
         places = [read.input for read in step.reads]
+        labels = [self.plan.inputs[place].label for place in places]
 
         def keys(name: str) -> list[int]:
             return draw_keys(self.plan.seed, places, f"{step.canonical}{name and f'#{name}'}")
 
         merged, error = merge_pairs(setting, pairs, step.rank, keys)
+        norms = module_norms(step.module, step.setting, labels, pairs, merged, step.scaling)
         values: dict[str, Floats] = dict(zip(ends, (merged.a, merged.b), strict=False))
         if step.bias:
             weights = model_weights(setting, len(pairs))
@@ -190,7 +238,7 @@ class _Pairs:
             out: Floats = np.empty(byte_count(dtype, shape), np.uint8)
             kernels.encode(np.ascontiguousarray(array).reshape(-1), dtype, out)
             self.write(f"{PREFIX}{step.module}.{end}", memoryview(out), 0)
-        return error
+        return _Made(error, norms)
 
     def _load(self, read: PairRead, name: str) -> Floats:
         return self._decoded(read, name, self._raw(read, name))

@@ -12,12 +12,12 @@ from polymerge import kernels
 from polymerge.checkpoint import Entry
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.planning import Piece
+from polymerge.planning import Piece, Plan
 from polymerge.run.device import Device
-from polymerge.run.files import Extent, Files, begins, clip, extents
+from polymerge.run.files import Extent, Files, begins, clip, extents, same_numbers
 from polymerge.run.updates import Updates
 
-__all__ = ["Block", "PieceBlocks", "Workspace"]
+__all__ = ["Block", "PieceBlocks", "Workspace", "repeats"]
 
 Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
 
@@ -147,3 +147,15 @@ class PieceBlocks:
             if not kernels.decode(self._workspace.device.upload(raw), run.dtype, target):
                 raise self._not_finite(run.file, place, start, count)
             done += run.count
+
+
+def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, Entry]], files: Files) -> bool:
+    """Whether a piece that is merged holds the same numbers as another one, in the base and in every model.
+
+    entries  for each of the plan's inputs, where its tensors lie
+    """
+    places = [*(piece.inputs or plan.models), *([] if plan.base is None else [plan.base])]
+    ours, theirs = ([*one.reads, *([] if one.base is None else [one.base])] for one in (piece, twin))
+    return len(ours) == len(theirs) and all(
+        same_numbers(one, other, entries[place], files) for place, one, other in zip(places, ours, theirs, strict=False)
+    )

@@ -11,12 +11,12 @@ from polymerge import kernels
 from polymerge.checkpoint import Entry
 from polymerge.checkpoint.shards import Write
 from polymerge.dtypes import BITS, byte_count
-from polymerge.kernels import CELL, Cutoff
+from polymerge.kernels import CELL
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
 from polymerge.reads import Ranges
-from polymerge.run.blocks import Block, PieceBlocks, Workspace
+from polymerge.run.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.run.device import Device
 from polymerge.run.files import Extent, Files, begins, extents
 from polymerge.run.pool import Pool, silent
@@ -98,7 +98,7 @@ class Execution:
             if is_wide(step) and setting.parameters.get("trim") == "model"
         }
         self.model_grams: dict[int, Any] = {}
-        self.model_cutoffs: dict[tuple[str, int], list[Cutoff]] = {}
+        self.model_cutoffs: dict[int, list[float]] = {}
         for number, setting in enumerate(plan.settings):
             if setting.parameters.get("trim") == "model":
                 self._cut_whole_models(number, setting)
@@ -146,22 +146,27 @@ class Execution:
         return PieceBlocks(piece, labels, entries, self.files, self.workspace, block, wide)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
-        """One cutoff per model over everything that a setting merges, in the order of canonical names."""
-        merged = self._merged_by(number)
-        names = sorted(merged)
-        density = setting.parameters["density"]
-        found = self._once(
-            ("cutoffs", density, *(self._of(*merged[name]) for name in names)),
-            lambda: cutoffs([self._blocks(*merged[name]) for name in names], density, self.pool.run_all),
+        """One cutoff per model over everything that a setting merges."""
+        merged, density = self._merged_by(number).values(), setting.parameters["density"]
+        self.model_cutoffs[number] = self._once(
+            ("cutoffs", density, *(self._of(*one) for one in merged)),
+            lambda: cutoffs([self._blocks(*one) for one in merged], density, self.pool.run_all),
         )
-        for name, own in zip(names, found, strict=True):
-            self.model_cutoffs[name, number] = own
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """What a setting merges, by name: a tied head that is stored beside its embedding counts once."""
-        return {
+        """What a setting merges, by name; what is stored twice counts once."""
+        found = {
             piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
         }
+        return {
+            name: (step, piece)
+            for name, (step, piece) in found.items()
+            if piece.twin not in found or not self._repeats(piece, found[piece.twin][1])
+        }
+
+    def _repeats(self, piece: Piece, twin: Piece) -> bool:
+        key = ("repeats", piece, twin, self.plan.models, self.plan.base)
+        return self._once(key, lambda: repeats(self.plan, piece, twin, self.entries, self.files))
 
     def _measure_whole_models(self, number: int) -> None:
         """Dot products of the models over everything that a setting merges."""
@@ -197,10 +202,10 @@ class Execution:
             return
         arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
         if row.statistic == "cutoff":
-            known = self.model_cutoffs.get((piece.canonical, piece.setting or 0))
+            known = self.model_cutoffs.get(piece.setting or 0)
             density = setting.parameters["density"]
             arguments["cutoff"] = known or self._once(
-                ("cutoff", density, self._of(step, piece)), lambda: cutoffs([blocks], density, self.pool.run_all)[0]
+                ("cutoff", density, self._of(step, piece)), lambda: cutoffs([blocks], density, self.pool.run_all)
             )
         elif row.statistic == "gram":
             known_gram = self.model_grams.get(piece.setting or 0)
@@ -209,13 +214,12 @@ class Execution:
                 known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))
             arguments["gram"] = known_gram
         if row.random:
-            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.canonical)
+            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical)
         function = method_function(row)
-        needs_start = row.random or row.statistic == "cutoff"
         scale = float(setting.parameters.get("scale", 1.0))
 
         def merged(block: Block) -> Any:
-            start = {"start": block.start} if needs_start else {}
+            start = {"start": block.start} if row.random else {}
             result = function(block.models, **arguments, **start)
             return result if block.base is None else kernels.add_scaled(block.base, result, scale)
 

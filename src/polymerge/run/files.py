@@ -16,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.checkpoint import Entry
-from polymerge.checkpoint.arrivals import arrive
+from polymerge.checkpoint.prefetch import fetched
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.kernels.cpu.turning import turn
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
 
-__all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "shape_in"]
+__all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
 _SPARSE: Final = 8
 """How many times as much as is wanted is read at once, before it is read bit by bit."""
+
+_COMPARED: Final = 1 << 20
+"""Elements that are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,42 @@ def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
     return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
 
 
+def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Files) -> bool:
+    """Whether two expressions over one input read the same bytes, which are then the same numbers.
+
+    What an adapter adds is compared by its factors' names alone.
+    """
+    if one == other:
+        return True
+    if _adapted(one) or _adapted(other):
+        return False
+    left, right = extents(one, entries), extents(other, entries)
+    if [(run.dtype, run.count) for run in left] != [(run.dtype, run.count) for run in right]:
+        return False
+    for ours, theirs in zip(left, right, strict=True):
+        for start in range(0, ours.count, _COMPARED):
+            block = []
+            for run in (ours, theirs):
+                (part,) = clip([run], start, min(start + _COMPARED, run.count))
+                block.append(bytearray(part.count * BITS[part.dtype] // 8))
+                files.fill(part, memoryview(block[-1]))
+            if block[0] != block[1]:
+                return False
+    return True
+
+
+def _adapted(expr: Expr) -> bool:
+    match expr:
+        case Adapted():
+            return True
+        case Rows(of):
+            return _adapted(of)
+        case Concat(of):
+            return any(map(_adapted, of))
+        case Read() | Stacked():
+            return False
+
+
 class Files:
     """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way."""
 
@@ -175,7 +214,7 @@ class Files:
     def _descriptor(self, file: Path) -> int:
         found = self._descriptors.get(file)
         if found is None:
-            arrive(file)  # not under the lock: others go on with what is here
+            fetched(file)  # not under the lock: others go on with what is here
             with self._lock:
                 if file not in self._descriptors:
                     try:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoint.adapter import open_adapter
-from polymerge.checkpoint.arrivals import bring_all
+from polymerge.checkpoint.adapterfiles import CONFIG
+from polymerge.checkpoint.folder import check_file
 from polymerge.checkpoint.hub import restore
 from polymerge.checkpoint.hubfiles import companions
-from polymerge.checkpoint.joined import open_joined
+from polymerge.checkpoint.joined import open_joined, renamed
+from polymerge.checkpoint.output import copy_companions
+from polymerge.checkpoint.prefetch import fetch_all
 from polymerge.errors import CheckpointError
 from polymerge.planning import AdapterPlan, Input, Plan, Step
 from polymerge.planning.model import headers_digest
 from polymerge.reads import names_read
 
-__all__ = ["beside_template", "fetch", "files_read", "reopen"]
+__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "reopen"]
 
 
 def reopen(recorded: Input) -> Checkpoint:
@@ -26,6 +30,7 @@ def reopen(recorded: Input) -> Checkpoint:
         checkpoint = open_joined(recorded.source, path, restore(Path(recorded.adapter)))
     else:
         checkpoint = open_checkpoint(recorded.source, path)
+    checkpoint = renamed(checkpoint, recorded.wrappers)
     if headers_digest(checkpoint) != recorded.headers:
         raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
     return checkpoint
@@ -55,12 +60,35 @@ def fetch(
     else:
         stored = [reopen(entry).entries for entry in plan.inputs]
         files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
-    bring_all([*([] if merged_only else beside_template(plan)), *files], progress)
+    fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
 
 
 def beside_template(plan: Plan | AdapterPlan) -> list[Path]:
-    """What comes along with the template's weights and is not here yet."""
-    return companions(Path(plan.inputs[plan.template].path))
+    """What comes along with the template's weights and is on the hub; of its adapter, where it has one, as well."""
+    found = companions(Path(plan.inputs[plan.template].path))
+    for taken in plan.companions if isinstance(plan, Plan) else ():
+        found += companions(restore(Path(taken.folder)), taken.files)
+    return found
+
+
+def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
+    """Copy what belongs beside the weights of an output: the template's, and what its adapter has in the place of it.
+
+    template  its folder
+
+    raises CheckpointError where a file is a link to nothing.
+    """
+    copy_companions(template, folder)
+    (folder / CONFIG).unlink(missing_ok=True)  # with it transformers would look for an adapter there
+    for taken in plan.companions:
+        for name in taken.dropped:
+            (folder / name).unlink(missing_ok=True)
+            if (inside := (folder / name).parent) != folder and inside.is_dir() and not any(inside.iterdir()):
+                inside.rmdir()
+        for name in taken.files:
+            check_file(Path(taken.folder) / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(taken.folder) / name, folder / name)
 
 
 def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
@@ -79,7 +107,8 @@ def _files_merged(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Pa
     """The weight files that hold what is merged, and what the template has in its place."""
     steps = dict.fromkeys(step for step, _, _ in plan.merged_pieces())
     reads = [place for step in steps for place in (*_reads(plan, step), (plan.template, step.name))]
-    return list(dict.fromkeys(entries[place][name].file for place, name in reads))
+    # a tensor that the template does not store has no file of its own
+    return list(dict.fromkeys(entries[place][name].file for place, name in reads if name in entries[place]))
 
 
 def _reads(plan: Plan, step: Step) -> Iterator[tuple[int, str]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
@@ -20,12 +23,13 @@ from polymerge.generation.models import DTYPES, load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
+from polymerge.planning.model import HEAD
 from polymerge.planning.stored import stored_dtypes
 from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution
 from polymerge.run.files import Files
-from polymerge.run.inputs import fetch, reopen
+from polymerge.run.inputs import copy_beside, fetch, reopen
 from polymerge.run.merge import merge
 
 __all__ = ["LiveModel", "Overwrite", "Overwritten"]
@@ -104,19 +108,39 @@ class LiveModel:
             fetch(first)
             self._template = _place(first)
             opened = reopen(first.inputs[first.template])
-            template, steps = opened.entries, first.steps
-            stored = stored_dtypes(steps, opened.config, first.recipe.get("dtype") is not None)
+            template = opened.entries
+            stored = stored_dtypes(first.steps, opened.config, first.recipe.get("dtype") is not None)
             if dtype == "auto" and (named := stored.loaded_in(opened.config)) in DTYPES:
                 dtype = named
-        self.folder = Path(self._template[0])
+            steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
+            self.folder = Path(self._template[0])
+            if around := first.inputs[first.template].wrappers:
+                raise CheckpointError(
+                    f"{self.folder}: transformers cannot load it: {around[0].strip('.')}. stands in its tensor names. "
+                    "Merge it alone first (linear, weight 1): the output has the names that its class loads"
+                )
+            self.processor_folder = self._processor_folder(first)
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        self._shadow = _Shadow(self.model, {step.name: template[step.name].shape for step in steps})
+        if any(taken.kind == "generation config" for taken in first.companions):
+            self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
+        if unties:
+            _untie(self.model)
+        self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
         self._held = {
             step.name: _stored(template[step.name]) for step in steps if step.name not in self._shadow.live_names
         }
         self._changed: set[str] = set()
         self._inputs: tuple[Input, ...] = ()
         self._execution: Execution | None = None
+
+    def _processor_folder(self, plan: Plan) -> Path:
+        """Where to load the processor from: the template's folder, or one with what its adapter has in place of it."""
+        if not plan.companions:
+            return self.folder
+        folder = Path(mkdtemp(prefix="polymerge-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        copy_beside(plan, self.folder, folder)
+        return folder
 
     def set(self, plan: Plan | AdapterPlan) -> None:
         """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
@@ -250,6 +274,15 @@ class _Shadow:
             )
         found: Mapping[str, Tensor] = loaded.state_dict()
         return found
+
+
+def _untie(model: Any) -> None:
+    """Give a model whose head transformers tied to its embedding one of its own, which a plan has a tensor for."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -13,20 +14,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoint.arrivals import Arrivals, arrive, arriving_on
+from polymerge.checkpoint import Checkpoint
+from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.digests import file_digest
-from polymerge.checkpoint.output import check_target, copy_companions, output_folder
+from polymerge.checkpoint.output import check_target, output_folder
+from polymerge.checkpoint.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoint.shards import Write, lay_out, parse_size
 from polymerge.errors import MissingExtraError, OutputError, RecipeError
+from polymerge.families import untied, with_rows
+from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
+from polymerge.planning.model import EMBEDDING
 from polymerge.planning.stored import Stored, stored_dtypes
 from polymerge.recipe import Recipe
-from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter
+from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter, zero_update
+from polymerge.run.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.run.cards import adapter_card, model_card
 from polymerge.run.device import Device, open_device
 from polymerge.run.execute import Execution
-from polymerge.run.inputs import beside_template, fetch, files_read, reopen
+from polymerge.run.inputs import beside_template, copy_beside, fetch, files_read, reopen
+from polymerge.run.norms import UpdateNorms
 from polymerge.run.record import RECORD, adapter_outcome, command_line, outcome, provenance
 from polymerge.verification import Verification, verify
 
@@ -40,12 +48,18 @@ class Merged:
     """What `merge` made: the folder, the plan that was carried out, and what the check at the end found.
 
     errors   of adapters: for each merged module the share of its norm that the output's rank has no room for
+    norms    of adapters: how large the merged update is beside theirs
+    deltas   of methods on deltas: how far each model is from the base, by its label, in a sample of what is merged
+    warnings what the values made plain and no plan could foresee
     """
 
     folder: Path
     plan: Plan | AdapterPlan
     verification: Verification | None
     errors: Mapping[str, float] = field(default_factory=dict)
+    norms: UpdateNorms | None = None
+    deltas: Mapping[str, DeltaNorm] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def merge(
@@ -117,19 +131,27 @@ def merge(
     shards = lay_out(((step.name, step.dtype, step.shape) for step in plan.steps if step.fate != "tied"), size)
     entries = [checkpoint.entries for checkpoint in checkpoints]
     files = files_read(plan, entries)
-    arrivals = Arrivals([*beside_template(plan), *files], advance)
-    _check_room(target, sum(shards.sizes), arrivals.to_come)
-    total += arrivals.size
-    with output_folder(target) as folder, arrivals, _digests(files) as digests, arrivals.wanted():
+    prefetch = Prefetch([*beside_template(plan), *files], advance)
+    _check_room(target, sum(shards.sizes), prefetch.size)
+    total += prefetch.size
+    with output_folder(target) as folder, prefetch, _digests(files) as digests, prefetch.wanted():
         with shards.create(folder) as write:
             running = Execution(entries, device=machine, threads=workers, block=block)
-            execute(running, arrivals, plan, write, advance)
+            execute(running, prefetch, plan, write, advance)
         shards.write_index(folder)
-        arrivals.finish()
+        prefetch.finish()
+        deltas = delta_norms(plan, entries)
+        warnings = _zero_updates(plan, [checkpoint.adapter for checkpoint in checkpoints])
+        if plan.base is not None:
+            warnings += tuple(ancestry_warnings(deltas, plan.inputs[plan.base].label))
         template = checkpoints[plan.template]
         stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
         if template.config:
-            copy_companions(template.folder, folder)
+            copy_beside(plan, template.folder, folder)
+            config = _config(plan, template)
+            if template.brought or config != template.config:
+                text = json.dumps(dict(config), indent=2, ensure_ascii=False)
+                (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
             _name_dtypes(folder / "config.json", stored)
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
@@ -138,17 +160,31 @@ def merge(
         pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), outcome(plan, written, stored))
+        record = provenance(
+            plan, digest_of, command or command_line(), outcome(plan, written, stored, deltas, warnings)
+        )
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(model_card(plan, target.resolve().name, template.config), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification)
+    return Merged(target, plan, verification, deltas=deltas, warnings=warnings)
 
 
-def execute(running: Execution, arrivals: Arrivals, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
+def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
+    """The template's config as the output is: rows of the vocabulary, a head of its own, plain weights."""
+    config = untied(template.config) if plan.unties else template.config
+    if quantization_method(config) is not None:  # the plan has found that the weights are not
+        config = without_quantization(config)
+    for step in plan.steps:
+        stored = template.entries.get(step.name)
+        if step.canonical == EMBEDDING and stored is not None and stored.shape != step.shape:
+            return with_rows(config, stored.shape[0], step.shape[0])
+    return config
+
+
+def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
     """Carry out the steps; where one fails, threads that wait for a file are let go before they are waited for."""
-    with running, arrivals.wanted():
+    with running, prefetch.wanted():
         running.run(plan, write, advance)
 
 
@@ -181,7 +217,7 @@ def _merge_adapters(
     _check_room(target, plan.size)
     files = list(dict.fromkeys([file for adapter in adapters for file in adapter.files]))
     with output_folder(target) as folder, _digests(files) as digests:
-        errors = write_adapter(
+        errors, norms = write_adapter(
             plan, adapters, bases[0].entries if bases else None, folder, layout=layout,
             as_torch=file_format == "torch", threads=threads, device=device, block=block, advance=advance,
         )  # fmt: skip
@@ -191,12 +227,21 @@ def _merge_adapters(
             if path.suffix in (".safetensors", ".bin")
         }
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), adapter_outcome(plan, written, errors))
+        warnings = (*norms.warnings, *_zero_updates(plan, adapters))
+        made = {**adapter_outcome(plan, written, errors, norms), "warnings": warnings}
+        record = provenance(plan, digest_of, command or command_line(), made)
         (folder / RECORD).write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(adapter_card(plan, target.resolve().name, errors), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         _refuse_failed(target, verification)
-    return Merged(target, plan, verification, errors)
+    return Merged(target, plan, verification, errors, norms, warnings=warnings)
+
+
+def _zero_updates(plan: Plan | AdapterPlan, adapters: Sequence[Adapter | None]) -> tuple[str, ...]:
+    """What to say of the adapters among a plan's inputs whose update is all zeros."""
+    labelled = zip(plan.inputs, adapters, strict=False)
+    said = (zero_update(entry.label, adapter) for entry, adapter in labelled if adapter is not None)
+    return tuple(filter(None, said))
 
 
 def _refuse_failed(target: Path, verification: Verification | None) -> None:
@@ -215,14 +260,14 @@ def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
 
 
 def _digest(file: Path) -> str:
-    arrive(file)
+    fetched(file)
     return file_digest(file)
 
 
 def _check_room(out: Path, size: int, to_come: int = 0) -> None:
     """Raise OutputError where the disk has no room for an output, and for what is fetched if that goes there too."""
     place = out.resolve().parent
-    free, beside = shutil.disk_usage(place).free, to_come if to_come and arriving_on(place) else 0
+    free, beside = shutil.disk_usage(place).free, to_come if to_come and fetches_to(place) else 0
     if size + beside > free:
         fetched = f" and {beside / 1e9:.1f} GB for what is fetched to the same disk" if beside else ""
         raise OutputError(f"{out}: needs {size / 1e9:.1f} GB{fetched}, the disk has {free / 1e9:.1f} GB free")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from polymerge.methods.factors import Factors, of_dense, pad, stack, truncate
 from polymerge.methods.spaces import enter
 from polymerge.methods.table import METHODS, SHARED, method_function
+from polymerge.methods.ties import kept
 from polymerge.methods.weights import shares
 from polymerge.run.selection import exact_cutoffs
 from polymerge.settings import Setting
@@ -60,11 +61,11 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
     updates = _Updates(pairs)
     known: dict[str, Any] = {}
     if row.statistic == "cutoff":
-        keep = [int(share * updates.count) for share in setting.parameters["density"]]
+        keep = kept(setting.parameters["density"], len(pairs), updates.count)
         known["cutoff"] = exact_cutoffs(updates, keep, lambda look, indices: map(look, indices))
     dense = np.empty((len(pairs[0].b), pairs[0].a.shape[1]), np.float32)
     for index, start in enumerate(range(0, len(dense), updates.rows)):
-        at = {"start": start * dense.shape[1]} if known or row.random else {}
+        at = {"start": start * dense.shape[1]} if row.random else {}
         block = join(updates.read(index), "", **known, **at).reshape(-1, dense.shape[1])
         np.multiply(block, np.float32(scale), out=dense[start : start + updates.rows])
     return of_dense(dense, rank)

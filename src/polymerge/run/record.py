@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from polymerge.dtypes import dtype_name
 from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.planning.data import Step
 from polymerge.planning.stored import Stored
+from polymerge.run.ancestry import DeltaNorm
+from polymerge.run.norms import UpdateNorms
 from polymerge.settings import Setting
 
 __all__ = ["PLAN_VERSION", "RECORD", "adapter_outcome", "command_line", "outcome", "plan_table", "provenance", "roles"]
@@ -57,6 +59,7 @@ def provenance(
                 "source": entry.source,
                 "path": entry.path,
                 **({"adapter": entry.adapter} if entry.adapter else {}),
+                **({"wrappers": list(entry.wrappers)} if entry.wrappers else {}),
                 **({"pinned": commits} if (commits := _pinned(entry)) else {}),
                 "family": entry.family,
                 "role": roles(plan, place),
@@ -108,8 +111,16 @@ def plan_table(plan: Plan | AdapterPlan) -> dict[str, Any]:
     return {"version": PLAN_VERSION, "settings": settings, "columns": columns, **rows, "warnings": [*plan.warnings]}
 
 
-def outcome(plan: Plan, files: Mapping[str, int], stored: Stored) -> dict[str, Any]:
-    """What a checkpoint that was written holds; `files` are its shards, each with its size."""
+def outcome(
+    plan: Plan, files: Mapping[str, int], stored: Stored, deltas: Mapping[str, DeltaNorm], warnings: Sequence[str]
+) -> dict[str, Any]:
+    """What a checkpoint that was written holds, and what was found while it was made.
+
+    files     its shards, each with its size
+    stored    the dtypes in them
+    deltas    how far each model is from the base
+    """
+    norms = {label: norm.ratio if isfinite(norm.ratio) else None for label, norm in deltas.items()}
     return {
         "files": dict(files),
         "dtypes": {dtype_name(code): count for code, count in stored.tensors.items()},
@@ -117,10 +128,14 @@ def outcome(plan: Plan, files: Mapping[str, int], stored: Stored) -> dict[str, A
         "tensors": dict(Counter(step.fate for step in plan.steps)),
         "parameters": sum(prod(step.shape) for step in plan.steps if step.fate != "tied"),
         "merged": [step.name for step in plan.steps if step.fate == "merged"],
+        **({"delta_norms": norms} if norms else {}),
+        **({"warnings": list(warnings)} if warnings else {}),
     }
 
 
-def adapter_outcome(plan: AdapterPlan, files: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, Any]:
+def adapter_outcome(
+    plan: AdapterPlan, files: Mapping[str, int], errors: Mapping[str, float], norms: UpdateNorms
+) -> dict[str, Any]:
     """What an adapter that was written holds; `errors` is what its ranks have no room for, by module."""
     return {
         "files": dict(files),
@@ -128,6 +143,7 @@ def adapter_outcome(plan: AdapterPlan, files: Mapping[str, int], errors: Mapping
         "full_weights": [step.name for step in plan.extras.steps] if plan.extras else [],
         "ranks": sorted({step.rank for step in plan.pairs}),
         "relative_error": dict(errors),
+        "update_norm": norms.to_json(),
     }
 
 

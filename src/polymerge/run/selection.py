@@ -1,9 +1,9 @@
 """Exact cutoffs of deltas that are never in memory all at once, and are never sorted.
 
-To keep the k largest of n magnitudes one has to know the k-th, the threshold, and where among its equals to stop.
-A sample gives two bounds that the threshold probably lies between. One pass over the blocks counts what is above the
+To keep the k largest of n magnitudes, and the equals of the least of them, one has to know the k-th, the cutoff.
+A sample gives two bounds that the cutoff probably lies between. One pass over the blocks counts what is above the
 bounds, between them and equal to them (deltas of bfloat16 weights take few different values, so the bounds themselves
-are often shared by many), and gathers what is between, which is little. If the threshold is not there after all, or
+are often shared by many), and gathers what is between, which is little. If the cutoff is not there after all, or
 too much is, the pass has still told on which side to look, and further passes halve the bits in question, by histogram,
 until it is found. The sample decides only how many passes there are: what is found is exact, so it depends neither on
 the blocks nor on the threads.
@@ -11,9 +11,7 @@ the blocks nor on the threads.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from math import ceil, floor, inf, sqrt
 from threading import Lock
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
@@ -21,10 +19,10 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.kernels import Cutoff, find_cutoffs, on_host
+from polymerge.kernels import find_cutoffs, on_host
 from polymerge.kernels.cpu.counting import count_around, count_bins
 
-__all__ = ["Cutoff", "RunAll", "Source", "exact_cutoffs"]
+__all__ = ["RunAll", "Source", "exact_cutoffs"]
 
 Floats: TypeAlias = NDArray[Any]
 
@@ -38,13 +36,13 @@ SAMPLED: Final = 1 << 16
 """Magnitudes in a model's sample."""
 
 DEVIATIONS: Final = 3.5
-"""How many standard deviations the bounds are from where the sample puts the threshold."""
+"""How many standard deviations the bounds are from where the sample puts the cutoff."""
 
 
 class Source(Protocol):
     """Deltas in blocks.
 
-    sizes   elements of each block, in order; positions are counted over all of them, one block after the other
+    sizes   elements of each block
     """
 
     sizes: Sequence[int]
@@ -53,44 +51,37 @@ class Source(Protocol):
         """The deltas [model, sizes[index]] of a block, all blocks in one dtype; valid until this thread's next read."""
 
 
-def exact_cutoffs(source: Source, keep: Sequence[int], run_all: RunAll) -> list[Cutoff]:
-    """Find for every model the cutoff that keeps its `keep[model]` largest magnitudes, among equals the first ones.
+def exact_cutoffs(source: Source, keep: Sequence[int], run_all: RunAll) -> list[float]:
+    """Find for every model its `keep[model]`-th largest magnitude.
 
     source   the blocks; each is read about once, some twice
     keep     [model]
     run_all  maps over blocks
-    returns  [model] cutoffs; positions count from the beginning of the first block
+    returns  [model] cutoffs: infinity where nothing is to be kept, zero where everything is
     raises   ValueError where there are NaNs among the deltas
     """
     n = sum(source.sizes)
     if len(source.sizes) == 1 and n <= 4 * SAMPLED:  # to rank all of it costs less than a search
         return find_cutoffs(source.read(0), keep)
-    cutoffs = [Cutoff.everything(n) if count >= n else Cutoff.nothing() for count in keep]
+    cutoffs = [inf if count <= 0 else 0.0 for count in keep]
     models = [model for model, count in enumerate(keep) if 0 < count < n]
     searches = _searches(_sample(source, models, run_all), models, keep, n) if models else []
     while searches:
-        for search, found in zip(searches, _one_pass(source, searches, run_all), strict=True):
+        results = list(zip(searches, _one_pass(source, searches, run_all), strict=True))
+        for search, found in results:
             if found is not None:
-                cutoffs[search.model] = _cutoff(source, search.model, found)
-        searches = [search for search in searches if not search.done]
+                cutoffs[search.model] = float(found)
+        searches = [search for search, found in results if found is None]
     return cutoffs
 
 
-def _one_pass(source: Source, searches: Sequence[_Search], run_all: RunAll) -> list[_Found | None]:
+def _one_pass(source: Source, searches: Sequence[_Search], run_all: RunAll) -> list[Any]:
     def look(index: int) -> list[_Tally]:
         rows = on_host(source.read(index))
         return [search.look(rows[search.model]) for search in searches]
 
     blocks = list(run_all(look, range(len(source.sizes))))
     return [search.conclude([block[place] for block in blocks]) for place, search in enumerate(searches)]
-
-
-class _Found(NamedTuple):
-    """A threshold, how many magnitudes of each block are equal to it, and how many of those are kept."""
-
-    threshold: Any
-    equals: list[int]
-    kept: int
 
 
 class _Tally(NamedTuple):
@@ -104,14 +95,13 @@ class _Tally(NamedTuple):
 
 
 class _Search:
-    """The search for one model's threshold, which is the `keep`-th largest of `n` and probably in [low, high].
+    """The search for one model's cutoff, which is the `keep`-th largest of `n` and probably in [low, high].
 
     What is between the bounds is gathered, or, if it is expected to be more than there is room for, counted in bins.
     """
 
     def __init__(self, model: int, keep: int, n: int, room: int, low: Any, high: Any, expected: float) -> None:
         self.model, self.keep, self.n, self.room = model, keep, n, room
-        self.done = False
         self._lock = Lock()
         self._set_bounds(low, high, expected)
 
@@ -136,46 +126,37 @@ class _Search:
                 self._bins += own
         return _Tally(above, at_high, inside, at_low, between[:inside].copy())
 
-    def conclude(self, blocks: Sequence[_Tally]) -> _Found | None:
-        """What a pass has found, or None, and other bounds for another pass."""
+    def conclude(self, blocks: Sequence[_Tally]) -> Any:
+        """The cutoff, where a pass has found it, or None, and other bounds for another pass."""
         above, at_high = sum(block.above for block in blocks), sum(block.at_high for block in blocks)
         inside, at_low = sum(block.inside for block in blocks), sum(block.at_low for block in blocks)
         kind = type(self._low)
-        rank = self.keep - above  # of the threshold among what is not above
+        rank = self.keep - above  # of the cutoff among what is not above
         if rank <= 0:
             self._set_bounds(self._high, kind(inf), above)
         elif rank <= at_high:
-            return self._found(self._high, [block.at_high for block in blocks], rank)
+            return self._high
         elif rank <= at_high + inside:
             gathered = sum(block.between.size for block in blocks)
             if gathered == inside:
-                return self._rank_among([block.between for block in blocks], rank - at_high)
+                magnitudes = np.concatenate([block.between for block in blocks])
+                place = inside + at_high - rank
+                magnitudes.partition(place)
+                return magnitudes[place]
             if self._bins is not None:
                 self._open_bin(self._bins, rank - at_high)
             else:  # more than the sample had promised
                 self._set_bounds(self._low, self._high, inside)
         elif rank <= at_high + inside + at_low:
-            return self._found(self._low, [block.at_low for block in blocks], rank - at_high - inside)
+            return self._low
         elif self._low == 0:
             raise ValueError(f"NaN among the deltas of model {self.model}")
         else:
             self._set_bounds(kind(0), self._low, self.n - above - at_high - inside - at_low)
         return None
 
-    def _found(self, threshold: Any, equals: list[int], kept: int) -> _Found:
-        self.done = True
-        return _Found(threshold, equals, kept)
-
-    def _rank_among(self, between: list[Floats], rank: int) -> _Found:
-        magnitudes = np.concatenate(between)
-        place = magnitudes.size - rank
-        magnitudes.partition(place)
-        threshold = magnitudes[place]
-        larger = int(np.count_nonzero(magnitudes[place:] > threshold))
-        return self._found(threshold, [int(np.count_nonzero(part == threshold)) for part in between], rank - larger)
-
     def _open_bin(self, bins: NDArray[np.int64], rank: int) -> None:
-        """Go on with the values of one bin, the one that holds the threshold."""
+        """Go on with the values of one bin, the one that holds the cutoff."""
         chosen = bins.size - 1 - int(np.searchsorted(np.cumsum(bins[::-1]), rank))
         kind, first = type(self._low), _bits(self._low) + (chosen << self._shift)
         last = min(first + (1 << self._shift) - 1, _bits(self._high))
@@ -228,18 +209,3 @@ def _bounds(parts: Sequence[Floats], share: float) -> tuple[Any, Any, float]:
     high = magnitudes[up] if up < size else kind(inf)
     inside = np.searchsorted(magnitudes, high, "left") - np.searchsorted(magnitudes, low, "right")
     return low, high, max(int(inside), 0) / size
-
-
-def _cutoff(source: Source, model: int, found: _Found) -> Cutoff:
-    """Where the first of the equals is that is not kept."""
-    threshold, equals, kept = found
-    n = sum(source.sizes)
-    if threshold == 0:
-        return Cutoff.everything(n)
-    if kept == sum(equals):
-        return Cutoff(float(threshold), n)
-    upto = list(accumulate(equals))
-    block = bisect_right(upto, kept)
-    row = on_host(source.read(block))[model]
-    place = np.flatnonzero(np.abs(row) == threshold)[kept - upto[block]]  # counted from behind the block's last equal
-    return Cutoff(float(threshold), sum(source.sizes[:block]) + int(place))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polymerge import kernels
-from polymerge.kernels import Cutoff
+from polymerge.methods.ties import kept
 from polymerge.run.blocks import PieceBlocks
 from polymerge.run.selection import exact_cutoffs
 
@@ -32,21 +32,13 @@ class _Joined:
         return piece.read(own).models
 
 
-def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: RunAll[Any]) -> list[list[Cutoff]]:
-    """For each piece, each model's cutoff, taken over all of the pieces together.
+def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: RunAll[Any]) -> list[float]:
+    """Each model's cutoff over all of the pieces together.
 
-    density   share of the entries that each model keeps; `int(density * n)` of the n entries are kept
+    density   share of the entries that each model keeps; see `polymerge.methods.ties.kept`
     """
     total = sum(piece.count for piece in pieces)
-    keep = [int(share * total) for share in density]
-    found = exact_cutoffs(_Joined(pieces), keep, run_all)
-    result = []
-    offset = 0
-    for piece in pieces:
-        own = [Cutoff(cut.threshold, min(max(cut.end - offset, 0), piece.count)) for cut in found]
-        result.append(own)
-        offset += piece.count
-    return result
+    return exact_cutoffs(_Joined(pieces), kept(density, len(density), total), run_all)
 
 
 def gram(pieces: Sequence[PieceBlocks], run_all: RunAll[Any]) -> np.ndarray:

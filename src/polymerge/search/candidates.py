@@ -183,10 +183,11 @@ def _read(knob: Knob, text: str, where: str) -> tuple[tuple[float, float] | None
 def _place_of_template(recipe: Recipe) -> int | None:
     """Where the template stands among the recipe's models, as a plan finds it; None where only its layout is taken."""
     said: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for parameter in METHODS[recipe.merge_method].parameters:
         if parameter.default is None and not parameter.optional:
-            said[parameter.name] = max(1.0, parameter.low)
-    models = tuple(replace(one, parameters={}) for one in recipe.models)
+            (own if parameter.each else said)[parameter.name] = max(1.0, parameter.low)
+    models = tuple(replace(one, parameters=own) for one in recipe.models)
     plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
     if isinstance(plan, AdapterPlan):
         return plan.template

@@ -77,7 +77,7 @@ class Worker:
             self._live = LiveModel(
                 job.plan, device=job.device, dtype=job.dtype, threads=job.merge_threads, trust_remote_code=trusted
             )
-            folder, self._model = self._live.folder, self._live.model
+            folder, self._model = self._live.processor_folder, self._live.model
         self._processor = load_processor(folder, trust_remote_code=trusted)
         self._usual = How(job.max_new_tokens)
         self._answerers: dict[How, Answerer] = {}

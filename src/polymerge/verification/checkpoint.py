@@ -13,7 +13,7 @@ import numpy as np
 
 from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
-from polymerge.families import family_of, text_tower
+from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype
 from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, named_class, quiet
 from polymerge.namemap import map_names
@@ -31,8 +31,8 @@ def verify_checkpoint(folder: str | Path, *, trust_remote_code: bool = False) ->
 
     Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
     config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
-    value; the processor or tokenizer is loaded; tied tensors must agree; the number of parameters must be that of the
-    template.
+    value; the processor or tokenizer is loaded; of a head that is stored although the config ties it, it is said
+    whether it is the embedding; the number of parameters must be that of the template.
 
     trust_remote_code  run Python files that lie in the folder, where its model needs them
 
@@ -73,9 +73,10 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
 
 
 def _ties(checkpoint: Checkpoint) -> Finding:
-    tensors = map_names(family_of(checkpoint.config), checkpoint.entries, str(checkpoint.folder)).tensors
+    family = read_names(checkpoint.config, checkpoint.entries).family
+    tensors = map_names(family, checkpoint.entries, str(checkpoint.folder)).tensors
     pair = [tensors.get(name) for name in ("text.embed_tokens.weight", "text.lm_head.weight")]
-    if text_tower(checkpoint.config).ties_head is not True:
+    if text_tower(checkpoint.config, family).ties_head is not True:
         return Finding("ties", True, "the config ties nothing")
     if pair[0] is None or pair[1] is None:
         return Finding("ties", True, "head and embedding are one tensor")
@@ -84,10 +85,13 @@ def _ties(checkpoint: Checkpoint) -> Finding:
         np.array_equal(one, other)
         for one, other in zip(blocks_of(embedding, BLOCK), blocks_of(head, BLOCK), strict=True)
     )
+    if same:
+        return Finding("ties", True, f"{embedding.name} and {head.name} are stored twice with the same values")
     detail = (
-        "are stored twice with the same values" if same else "are tied by the config and stored with different values"
+        f"{head.name} is a head of its own: transformers 5 takes it although the config ties it to {embedding.name}; "
+        "what goes by the config alone (vLLM, transformers 4) needs tie_word_embeddings: false there"
     )
-    return Finding("ties", same, f"{embedding.name} and {head.name} {detail}")
+    return Finding("ties", True, detail)
 
 
 def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, Any]:

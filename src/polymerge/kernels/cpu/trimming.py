@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.kernels.compiled import compiled
-from polymerge.kernels.cutoff import Cutoff
 
 __all__ = ["find_cutoffs", "keep_largest", "keep_random", "philox"]
 
@@ -18,30 +18,23 @@ Floats = NDArray[Any]
 TILE = 4096
 
 
-def find_cutoffs(deltas: Floats, keep: Sequence[int]) -> list[Cutoff]:
+def find_cutoffs(deltas: Floats, keep: Sequence[int]) -> list[float]:
     """See `polymerge.kernels.find_cutoffs`."""
     return [_find_cutoff(row, count) for row, count in zip(deltas, keep, strict=True)]
 
 
-def _find_cutoff(row: Floats, count: int) -> Cutoff:
+def _find_cutoff(row: Floats, count: int) -> float:
     if count <= 0:
-        return Cutoff.nothing()
+        return inf
     if count >= row.size:
-        return Cutoff.everything(row.size)
-    magnitude = np.abs(row)
-    threshold = np.partition(magnitude, row.size - count)[row.size - count]
-    if threshold == 0:
-        return Cutoff.everything(row.size)
-    equals = np.flatnonzero(magnitude == threshold)
-    kept = count - np.count_nonzero(magnitude > threshold)
-    return Cutoff(float(threshold), row.size if kept == equals.size else int(equals[kept]))
+        return 0.0
+    return float(np.partition(np.abs(row), row.size - count)[row.size - count])
 
 
-def keep_largest(deltas: Floats, cutoffs: Sequence[Cutoff], start: int) -> Floats:
+def keep_largest(deltas: Floats, cutoffs: Sequence[float]) -> Floats:
     """See `polymerge.kernels.keep_largest`."""
     for row, cutoff in zip(deltas, cutoffs, strict=True):
-        cut = min(max(cutoff.end - start, 0), row.size)
-        _keep_largest(row[:cut], row[cut:], row.dtype.type(cutoff.threshold))
+        _keep_largest(row, row.dtype.type(cutoff))
     return deltas
 
 
@@ -56,12 +49,10 @@ def keep_random(deltas: Floats, keys: Sequence[int], start: int, density: Sequen
 
 
 @compiled
-def _keep_largest(before: Floats, after: Floats, threshold: Any) -> None:
-    zero = before.dtype.type(0)
-    for i in range(before.size):
-        before[i] = before[i] if abs(before[i]) >= threshold else zero
-    for i in range(after.size):
-        after[i] = after[i] if abs(after[i]) > threshold else zero
+def _keep_largest(row: Floats, cutoff: Any) -> None:
+    zero = row.dtype.type(0)
+    for i in range(row.size):
+        row[i] = row[i] if abs(row[i]) >= cutoff else zero
 
 
 @compiled

@@ -1,0 +1,101 @@
+"""Which table reads the tensors that a file holds, where config.json names another class, or none that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from polymerge.checkpoint.wrappers import unwrapped, wrappers_in
+from polymerge.families.config import Config, family_of, text_config
+from polymerge.families.generic import GENERIC
+from polymerge.families.table import FAMILIES, claimed
+from polymerge.mapping import Family
+
+__all__ = ["Reading", "nearest", "read_names"]
+
+_BODY: Final = "model."
+"""Where nearly every class has its body: what AutoModel saves is named without it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the names of a checkpoint are read.
+
+    family    whose table explains them, or the one that its config names where none does
+    wrappers  what trainers have put around them (see `checkpoint.wrappers.unwrapped`)
+    other     what config.json names instead of a class of that family, such as `Qwen2Model`; empty where it names one
+    """
+
+    family: Family
+    wrappers: tuple[str, ...] = ()
+    other: str = ""
+
+
+def read_names(config: Config, names: Collection[str], told: str | None = None) -> Reading:
+    """Find the family and the wrappers that explain every name.
+
+    The family that the config's class names comes first, then that of its model type, then those whose text towers have
+    the same lineage, if there is one among these. A known class whose names nothing explains stays what it is; an
+    unknown one is then `generic`.
+
+    names  of the tensors as stored
+    told   the family that the user says; no other is tried
+    """
+    if told is None and not config:
+        return Reading(GENERIC)  # nothing says whose names these are
+    first = family_of(config, told)
+    wrappers = wrappers_in(names)
+    plain = [unwrapped(name, wrappers) for name in names]
+    forms = [(wrappers, plain, "")]
+    if all(name.startswith(_BODY) for name in plain):
+        inner = [name.removeprefix(_BODY) for name in plain]
+        more = wrappers_in(inner)
+        forms.append(((*wrappers, _BODY, *more), [unwrapped(name, more) for name in inner], ""))
+    forms.append((wrappers, plain, _BODY))
+    for form, held, inside in forms:
+        found = _fitting(config, first, held, inside, told is not None)
+        if found is not None:
+            return Reading(replace(found, inside=inside) if inside else found, form, _other(config, found, inside))
+    return Reading(first, wrappers)
+
+
+def nearest(config: Config) -> Family:
+    """The family that a config's model type names, whatever class it names; `generic` where none has that type."""
+    return claimed({"model_type": config.get("model_type")})
+
+
+def _fitting(config: Config, first: Family, names: Collection[str], inside: str, told: bool) -> Family | None:
+    """The family that explains all names, each after `inside`; None where there is none, or no single one."""
+
+    def fits(family: Family) -> bool:
+        return family is not GENERIC and replace(family, inside=inside).explains(names)
+
+    explained = fits(first)
+    if told or (explained and first.has_mark(names)):
+        return first if explained else None
+    others = [family for family in _relatives(config, first) if fits(family) and family.has_mark(names)]
+    by_type = [family for family in others if family.name == nearest(config).name]
+    only = by_type or (others if len(others) == 1 else [])
+    return only[0] if only else first if explained else None
+
+
+def _relatives(config: Config, first: Family) -> Iterator[Family]:
+    """The families that a config may mean beside the one that its class names."""
+    by_type = nearest(config)
+    if first is GENERIC and by_type is GENERIC:
+        return
+    inner = claimed({"model_type": text_config(config).get("model_type")})
+    lineages = {lineage for family in (first, by_type, inner) for lineage in family.decoders}
+    for family in FAMILIES.values():
+        if family.name == by_type.name or (family.name != first.name and lineages & set(family.decoders)):
+            yield family_of(config, family.name)
+
+
+def _other(config: Config, family: Family, inside: str) -> str:
+    """What a config names that is no class of the family; empty where the class is one, or the body of one."""
+    if claimed(config).name == family.name:
+        return ""
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    return "" if inside and str(named).endswith("Model") else str(named or f"model_type '{config.get('model_type')}'")

@@ -1,0 +1,216 @@
+"""What lies beside the weights of a base with an adapter: whose tokenizer, chat template and processor the model has.
+
+An adapter's folder often holds what was used in training, and a base's what was published. A tokenizer's files belong
+together, and so do those of a chat template: they are the adapter's or the base's, never some of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+from polymerge.checkpoint import Checkpoint
+from polymerge.checkpoint.adapter import Adapter
+from polymerge.checkpoint.adapterfiles import CONFIG
+from polymerge.checkpoint.entry import listed
+from polymerge.checkpoint.folder import read_config
+from polymerge.checkpoint.hubfiles import missing_remote
+from polymerge.checkpoint.jsontext import parse_object
+from polymerge.checkpoint.prefetch import fetch_all, fetched
+from polymerge.errors import PolymergeError
+from polymerge.planning.data import Companions
+from polymerge.planning.inputs import Models
+from polymerge.recipe import Recipe
+
+__all__ = ["adapter_companions", "files_beside", "files_left_out", "has_tokenizer", "tokenizer_folder", "told_beside"]
+
+_VOCABULARY: Final = (
+    "tokenizer.json", "tokenizer.model*", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json", "spiece.model",
+    "sentencepiece*.model", "*.spm",
+)  # fmt: skip
+"""A folder with one of these has a whole tokenizer."""
+
+_TOKENIZER: Final = (
+    *_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+)  # fmt: skip
+_TEMPLATE: Final = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
+_CHAT_TEMPLATE: Final = ("chat_template.jinja", "chat_template.json")
+_MAY_HOLD_CHAT_TEMPLATE: Final = ("tokenizer_config.json", "processor_config.json")
+_PROCESSOR: Final = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+_NESTED: Final = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
+"""What processor_config.json may hold itself, and transformers then reads before the file that is for it."""
+_GENERATION: Final = ("generation_config.json",)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a whole tokenizer, and not only settings for one."""
+    return bool(_matching(_names(folder), _VOCABULARY))
+
+
+def tokenizer_folder(checkpoint: Checkpoint) -> Path:
+    """The folder with the tokenizer that goes with a checkpoint's weights: its adapter's, where that has one."""
+    beside = checkpoint.adapter
+    return beside.folder if beside is not None and has_tokenizer(beside.folder) else checkpoint.folder
+
+
+def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], tuple[str, ...]]:
+    """What the output takes from the folder of its template's adapter, and what a person should know of it.
+
+    Never the adapter's config, its README, or what training left. Both are empty where the checkpoint has no adapter.
+
+    raises CheckpointError where a config that decides it cannot be read.
+    """
+    if checkpoint.adapter is None:
+        return (), ()
+    own, base = checkpoint.adapter.folder, checkpoint.folder
+    here, there = _names(own), _names(base)
+    taken: list[Companions] = []
+    notes: list[str] = []
+
+    def take(kind: str, files: Sequence[str], instead: Collection[str], why: str) -> None:
+        dropped = tuple(sorted(set(instead) - set(files)))
+        taken.append(Companions(kind, str(own), tuple(files), dropped, why))
+        left = f"; the base's {listed(dropped, 5)} stays behind" if dropped else ""
+        notes.append(f"{kind}: {listed(files, 5)} of the adapter '{own.name}', {why}{left}")
+
+    whole = has_tokenizer(own)
+    settings = _matching(here, _TOKENIZER)
+    said = _object(own / "tokenizer_config.json") if whole else {}
+    if whole:
+        take("tokenizer", settings, _matching(there, _TOKENIZER), "whose folder has a whole tokenizer")
+    elif settings:
+        notes.append(
+            f"tokenizer: the base's; {listed(settings, 5)} of the adapter '{own.name}' is left out, for its folder has "
+            "no vocabulary, and a tokenizer's files belong together"
+        )
+    template = _matching(here, _TEMPLATE)
+    if template:
+        take("chat template", template, _matching(there, _TEMPLATE), "whose folder has one")
+    elif said.get("chat_template"):
+        take("chat template", (), _matching(there, _TEMPLATE), "which its tokenizer_config.json holds")
+    elif whole and not _matching(there, _TEMPLATE) and _object(base / "tokenizer_config.json").get("chat_template"):
+        notes.append(
+            f"chat template: none, for the tokenizer of the adapter '{own.name}' has none, and the base's is part of "
+            "its tokenizer_config.json. Put a chat_template.jinja into the adapter's folder if there is to be one"
+        )
+    if processor := _matching(here, _PROCESSOR):
+        nested = _object(own / "processor_config.json")
+        held = [file for key, file in _NESTED.items() if key in nested and file in there and file not in here]
+        take("processor", processor, held, "whose folder has it")
+        notes += _covered(base, own, here)
+    if generation := _matching(here, _GENERATION):
+        take("generation config", generation, (), "whose folder has one")
+    return tuple(taken), tuple(notes)
+
+
+def told_beside(
+    recipe: Recipe, models: Models, problems: list[PolymergeError]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Whose config, tokenizer and chat template the output has, and a warning where models would lose their own."""
+    template = models.template
+    if recipe.template is not None:
+        why = "template"
+    elif {*models.merged, models.base or template} == {template}:
+        why = "the only model"
+    elif template is models.base:
+        why = "base_model, as the recipe names no template"
+    else:
+        kind = "multimodal model" if template.multimodal else "model"
+        why = f"first {kind}, as the recipe names no template"
+    if not template.checkpoint.config:
+        return {"config": None, "tokenizer": None, "chat_template": None, "why": f"{why}: a file without a config"}, []
+    try:
+        beside = files_beside(template.checkpoint.folder, template.label, why)
+        alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
+        silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_in(one.checkpoint.folder)]
+    except PolymergeError as error:
+        problems += error.problems
+        return {}, []
+    if not silenced:
+        return beside, []
+    labels = ", ".join(f"'{model.label}'" for model in silenced)
+    return beside, [
+        f"'{template.label}' has no chat template, so the output will have none; there is one in {labels}. Say "
+        f"`template: {silenced[0].checkpoint.source}` for the config, tokenizer and chat template of that"
+    ]
+
+
+def files_beside(folder: Path, label: str, why: str, config: str = "config.json") -> dict[str, str | None]:
+    """Whose config, tokenizer and chat template an output has that takes those in a folder: the label, or None.
+
+    why   the reason, which is kept beside them
+    """
+    tokenizer = has_tokenizer(folder)
+    return {
+        "config": label if _listed(folder / config) else None,
+        "tokenizer": label if tokenizer else None,
+        "chat_template": label if chat_template_in(folder) else None,
+        "why": why,
+    }
+
+
+def chat_template_in(folder: Path) -> bool:
+    """Whether a checkpoint says how a chat is written for it: in a file of its own, or in another one's JSON.
+
+    raises CheckpointError where such JSON cannot be read, or does not come from the hub.
+    """
+    if any(_listed(folder / name) for name in _CHAT_TEMPLATE):
+        return True
+    for file in [folder / name for name in _MAY_HOLD_CHAT_TEMPLATE if _listed(folder / name)]:
+        fetched(file)
+        if parse_object(file.read_bytes(), str(file), unique_keys=False).get("chat_template"):
+            return True
+    return False
+
+
+def _listed(file: Path) -> bool:
+    """Whether a file is in a folder, also where it is still on the hub and the folder has a link for it."""
+    return file.is_file() or file.is_symlink()
+
+
+def files_left_out(label: str, folder: Path, adapter: Adapter | None) -> Iterator[str]:
+    """What to say of weight files that lie in the folders of an input and are not read.
+
+    folder   of the checkpoint, in which an adapter may have been left
+    adapter  the one that stands with it, or that is the input itself
+    """
+    left_out = adapter.left_out if adapter is not None else {}
+    for why in dict.fromkeys(left_out.values()):
+        names = [name for name, reason in left_out.items() if reason == why]
+        yield f"'{label}': {listed(names, 5)} in the adapter's folder is left out: {why}"
+    beside = [name for name in _names(folder) if name.startswith("adapter_model") or name == CONFIG]
+    if (adapter is None or adapter.folder != folder) and CONFIG in beside:
+        yield (
+            f"'{label}': {listed(beside)} in its folder is an adapter beside a whole model, and is left out. If it is "
+            "not in the model yet, move it to a folder of its own and write BASE+ADAPTER"
+        )
+
+
+def _covered(base: Path, own: Path, here: Collection[str]) -> Iterator[str]:
+    """Say which of the adapter's files are not read, for the base's processor_config.json has other values in it."""
+    nested = {} if "processor_config.json" in here else _object(base / "processor_config.json")
+    for key, file in _NESTED.items():
+        if key in nested and file in here:
+            yield (
+                f"processor: the base's processor_config.json holds {key}, which transformers reads before {file} of "
+                f"the adapter '{own.name}'. Put the adapter's processor_config.json beside it"
+            )
+
+
+def _names(folder: Path) -> list[str]:
+    """The files of a folder, and its chat templates one level down."""
+    found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")] if folder.is_dir() else []
+    return sorted(file.relative_to(folder).as_posix() for file in found if not file.is_dir())
+
+
+def _matching(names: Collection[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+
+
+def _object(file: Path) -> Mapping[str, Any]:
+    """What a JSON file holds, fetched where it is on the hub; {} where there is none."""
+    if missing_remote(file) and file.is_symlink():
+        fetch_all([file])
+    return read_config(file)
