@@ -23,7 +23,7 @@ from polymerge.generation.models import DTYPES, load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
-from polymerge.planning.model import HEAD
+from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.stored import stored_dtypes
 from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
@@ -113,7 +113,13 @@ class LiveModel:
             if dtype == "auto" and (named := stored.loaded_in(opened.config)) in DTYPES:
                 dtype = named
             steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
+            rows = next((step.shape[0] for step in steps if step.canonical == EMBEDDING), None)
             self.folder = Path(self._template[0])
+            if brought := opened.brought:
+                raise CheckpointError(
+                    f"{self.folder}: with its adapter it is another model ({brought[0]} is of that), and transformers "
+                    "cannot load what no folder holds. Fold the adapter first, and name the folder"
+                )
             if around := first.inputs[first.template].wrappers:
                 raise CheckpointError(
                     f"{self.folder}: transformers cannot load it: {around[0].strip('.')}. stands in its tensor names. "
@@ -123,6 +129,8 @@ class LiveModel:
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         if any(taken.kind == "generation config" for taken in first.companions):
             self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
+        if rows is not None and rows != self.model.get_input_embeddings().weight.shape[0]:
+            self.model.resize_token_embeddings(rows, mean_resizing=False)  # `set` gives all rows their numbers
         if unties:
             _untie(self.model)
         self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
