@@ -172,10 +172,7 @@ def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
         )
 
 
-_ROUTER = re.compile(
-    r".+\.(router(\.layer|\.classifier)?|shared_expert_gate|gate(\.wg)?)\.(weight|bias|e_score_correction_bias)"
-    r"|.+\.(e_score_correction_bias|expert_bias)"
-)
+_ROUTER = re.compile(r".+\.((router|gate|shared_expert_gate)\..+|e_score_correction_bias|expert_bias)")
 
 
 def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
@@ -189,7 +186,8 @@ def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) 
     for name in sorted(merged):
         plain = without_branch(name)
         module, gate, _ = plain.partition(".gate.")
-        if _ROUTER.fullmatch(plain) and (not gate or beside is None or module in beside):
+        doubtful = gate and ".router" not in module and beside is not None and module not in beside
+        if _ROUTER.fullmatch(plain) and not doubtful:
             found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
     if found:
         yield (
