@@ -23,6 +23,7 @@ from polymerge.planning.fit import (
     common_parts,
     joinable,
     merged_routers,
+    misnamed,
     needed_all_the_same,
     other_lineages,
 )
@@ -103,6 +104,7 @@ class _Planner:
             if model is not self.template:
                 joinable(self.template, model, self.parts, self.misfits, self.problems)
         self._check_globs()
+        self.problems += misnamed(self.template)
         self.problems += needed_all_the_same(self.template, self.readers)
         comparable = all(model.generic == self.template.generic for model in self.readers)
         # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output

@@ -22,6 +22,7 @@ __all__ = [
     "joinable",
     "layer_pattern",
     "merged_routers",
+    "misnamed",
     "needed_all_the_same",
     "other_lineages",
 ]
@@ -211,6 +212,16 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
         f"{few}. '{other.label}' is of family {other.family.name}. Leave out what is not of such a model with `ignore: "
         f"[{ignore}]`, or say `family:` beside it if another one of `polymerge families` has its names"
     )
+
+
+def misnamed(template: Model) -> Iterator[PolymergeError]:
+    """What to say of a template whose config.json, which is the output's, names the class of another family."""
+    if template.misnamed:
+        yield RecipeError(
+            f"template '{template.label}': its config.json, which the output gets, names {template.other}, and its "
+            f"tensors are those of family {template.family.name}: the output would not load. Put the config.json of "
+            f"such a model there ({' or '.join(template.family.architectures)}), or say another template"
+        )
 
 
 def needed_all_the_same(template: Model, models: Sequence[Model]) -> Iterator[PolymergeError]:

@@ -55,7 +55,9 @@ class TokenJoin:
                     continue
                 ours, theirs = self._read(self._template), self._read(model)
             except PolymergeError as error:
-                yield f"{merged}, and whether they stand for the same tokens in '{model.label}' was not compared: {error}"
+                yield (
+                    f"{merged}, and whether they stand for the same tokens in '{model.label}' was not compared: {error}"
+                )
                 continue
             both = [(row, ours.get(row), theirs.get(row)) for row in range(rows)]
             others = [(row, one, other) for row, one, other in both if one != other and None not in (one, other)]

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,10 @@ from transformers import GenerationConfig
 
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
+from polymerge.families import quantization_method
 from polymerge.generation.models import load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
+from polymerge.planning.data import IGNORED
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import HEAD
@@ -105,23 +107,29 @@ class LiveModel:
         with self._folded(plan) as first:
             fetch(first)
             self._template = _place(first)
-            template = reopen(first.inputs[first.template]).entries
+            recorded = first.inputs[first.template]
+            template = reopen(recorded)
             steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
             self.folder = Path(self._template[0])
-            if around := first.inputs[first.template].wrappers:
+            ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
+            if why := _unloadable(recorded.wrappers, template.config):
                 raise CheckpointError(
-                    f"{self.folder}: transformers cannot load it: {around[0].strip('.')}. stands in its tensor names. "
-                    "Merge it alone first (linear, weight 1): the output has the names that its class loads"
+                    f"{self.folder}: transformers cannot load it: {why}. Merge it alone first (linear, weight 1): the "
+                    "output has what its class loads"
                 )
             self.processor_folder = self._processor_folder(first)
-        self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.model: Any = load_model(
+            self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, ignored=ignored
+        )
         if any(taken.kind == "generation config" for taken in first.companions):
             self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
         if unties:
             _untie(self.model)
         self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
         self._held = {
-            step.name: _stored(template[step.name]) for step in steps if step.name not in self._shadow.live_names
+            step.name: _stored(template.entries[step.name])
+            for step in steps
+            if step.name not in self._shadow.live_names
         }
         self._changed: set[str] = set()
         self._inputs: tuple[Input, ...] = ()
@@ -268,6 +276,15 @@ class _Shadow:
             )
         found: Mapping[str, Tensor] = loaded.state_dict()
         return found
+
+
+def _unloadable(wrappers: Sequence[str], config: Mapping[str, Any]) -> str:
+    """What keeps transformers from loading a folder that a plan reads all the same; empty where nothing does."""
+    if wrappers:
+        return f"{wrappers[0].strip('.')}. stands in its tensor names"
+    if (method := quantization_method(config)) is not None:
+        return f"its config.json says that it is quantized ({method}), and its weights are plain"
+    return ""
 
 
 def _untie(model: Any) -> None:
