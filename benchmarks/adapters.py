@@ -92,9 +92,9 @@ and {near[1]:.1f}, the mean of the four is {near_mean[0]:.1f} to {near_mean[1]:.
 {large:.1f} it is {large_mean[0]:.1f} to {large_mean[1]:.1f} %, and perception, which nobody meant to change,
 {large_perception[0]:.1f} to {large_perception[1]:.1f} %. At their searched scales the methods' means are
 {searched_mean[0]:.1f} to {searched_mean[1]:.1f} %, and their norms {searched_norm[0]:.2f} to {searched_norm[1]:.2f}.
-Rows at one norm still differ in what they keep of perception: {near_perception[0]:.1f} to {near_perception[1]:.1f} %
-between {near[0]:.1f} and {near[1]:.1f}. So compare methods at one norm, or search the scale of each
-(`polymerge search RECIPE --vary scale`), before one is called better.
+Perception is what tells methods apart: {near_perception[0]:.1f} to {near_perception[1]:.1f} % between {near[0]:.1f} and
+{near[1]:.1f}. Within a method it falls as the norm grows, and rows of about one norm still differ in it. So compare
+methods at one norm, or search the scale of each (`polymerge search RECIPE --vary scale`), before one is called better.
 
 RobustMerge as released carries `scale: 2` on both factors, so it multiplies the update by 4, on a sum over the A
 factors that nothing divides by their number. Here that makes a norm of {released:.2f}. `polymerge merge` prints the
@@ -407,7 +407,7 @@ def what_decides(rows: Mapping[str, Row], cosines: Sequence[float]) -> str:
         large_perception=span(large, UNTAUGHT), searched_mean=span(searched, "mean"),
         searched_norm=(min(own), max(own)), released=released, cosines=(min(cosines), max(cosines)),
     )  # fmt: skip
-    return f"{_wrapped(found)}\n"
+    return _wrapped(found)
 
 
 def _wrapped(text: str) -> str:

@@ -141,7 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "RevisionNotFound")
         elif found and found[2] == "revision":
             listed = [
-                {"rfilename": file["path"], "size": file["size"], **({"lfs": _lfs(file)} if "lfs" in file else {})}
+                {"rfilename": file["path"], "size": file["size"], "blobId": file["oid"]}
+                | ({"lfs": _lfs(file)} if "lfs" in file else {})
                 for file in _tree(repository.commits[commit])
             ]
             self._json({"id": name, "sha": commit, "siblings": listed})

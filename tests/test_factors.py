@@ -83,7 +83,7 @@ def test_errors_of_sums():
         stack([], [])
     with pytest.raises(RecipeError, match="weight: 2 values for 3 models"):
         cat(pairs, [1.0, 2.0])
-    with pytest.raises(RecipeError, match="add up to 0"):
+    with pytest.raises(RecipeError, match="add up to about 0"):
         cat(pairs, [1.0, 1.0, -2.0], normalize=True)
     with pytest.raises(RecipeError, match=r"adapter 1: the update is \[7, 9\], that of adapter 0 is \[13, 9\]"):
         cat([pairs[0], *adapters(0, out=7, ranks=(2,))], 1.0)

@@ -177,7 +177,8 @@ def test_headers_are_enough(case: str, hub: Standin, made: Mapping[str, str]) ->
     assert there.err == here.err
     assert whole(hub) == []
     assert {request.path.rpartition("/")[2] for request in hub.requests if "/resolve/" in request.path} <= {
-        "config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors"}  # fmt: skip
+        "config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors",
+        "tokenizer_config.json"}  # fmt: skip
     assert plain(there.out, made) == plain(here.out, made)
 
 

@@ -80,7 +80,7 @@ class Family:
 
 CASES = [(name, count) for name in RECIPES for count in (2, 8) if (name, count) != ("slerp", 8)]
 SEEN = [("linear", 2), ("linear", 8)]
-REPEATS = 5
+REPEATS = 9
 BOTH_SIZES = [case for case in CASES if case[1] == 2] + [("ties, whole models", 8)]
 
 

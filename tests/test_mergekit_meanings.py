@@ -173,7 +173,7 @@ def test_the_output_of_a_delta_method_has_the_base_s_files(folders: dict[str, Pa
     assert Plan.from_json(plan.to_json()) == plan
     out = polymerge.merge(recipe, tmp_path / "out", check=False).folder
     assert json.loads((out / "config.json").read_text())["made_for"] == "base"
-    line = "  output: config and tokenizer of base (base_model, as the recipe names no template); no chat template"
+    line = "  output: config, tokenizer of base (base_model, as the recipe names no template); no chat template"
     assert line in cli("plan", recipe_file(recipe, tmp_path / "r.yaml")).out.splitlines()
 
 

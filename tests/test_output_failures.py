@@ -22,7 +22,7 @@ FAILING = (
     "polymerge.run.merge.execute",
     "polymerge.run.execute.kernels.encode",
     "polymerge.checkpoint.shards.os.pwrite",
-    "polymerge.run.merge.copy_companions",
+    "polymerge.run.inputs.copy_companions",
     "polymerge.run.merge.provenance",
     "polymerge.run.merge.verify",
     "polymerge.run.merge.file_digest",

@@ -3,6 +3,7 @@
 A commit is seen as a folder of links into the hub's own cache, in the user's cache folder:
 
     polymerge/views/<cache>/owner/name/<commit>/   a link for every file that can matter; it dangles until that is here
+    polymerge/hub/owner/name/<commit>.json         the size of each, and the sha256 where the hub says it
     polymerge/hub/owner/name/<commit>.heads/       of each safetensors file its size and its header
 
 So a repository that is not here looks as a folder does, and is one as soon as its files have arrived.
@@ -11,12 +12,14 @@ So a repository that is not here looks as a folder does, and is one as soon as i
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import threading
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -156,13 +159,18 @@ def listed_alike(one: Path, other: Path) -> bool:
 
 
 def listing(repository: str, commit: str) -> Mapping[str, Listed]:
-    """The files of a commit that can matter, each with what the hub says of it; asked once in a process."""
+    """The files of a commit that can matter, each with what the hub says of it; asked once and kept."""
     with hub_errors(repository, commit):
         return _ask(repository, commit)
 
 
 @lru_cache(maxsize=256)
 def _ask(repository: str, commit: str) -> Mapping[str, Listed]:
+    note = _root() / repository / f"{commit}.json"
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # not asked yet, or nothing that we have written
+        kept = {name: Listed(*said) for name, said in json.loads(note.read_bytes()).items()}
+        if all(is_plain(name) and isinstance(one.size, int) and _is_hash(one.sha256) for name, one in kept.items()):
+            return MappingProxyType(kept)
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(repository, revision=commit, files_metadata=True)
@@ -175,6 +183,8 @@ def _ask(repository: str, commit: str) -> Mapping[str, Listed]:
     }
     if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
+    listed = {name: [one.size, one.sha256, one.blob] for name, one in found.items()}
+    _write(note, json.dumps(listed, indent=1).encode())
     return MappingProxyType(found)
 
 

@@ -87,6 +87,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     found = joining.found()
     if ties and ties.virtual:
         _part(parameters, ties, found, joining.kept_tied)
+    problems += _no_place_for_a_head(label, parameters, missing)
     problems += _why_missing(label, parameters, adapter, reading, tuple(missing))
     problems += joining.misshapen()
     problems += _unequal_rows(label, parameters, found)
@@ -342,6 +343,18 @@ def _unequal_rows(label: str, parameters: Parameters, found: Mapping[str, Expr])
         '(modules_to_save: ["embed_tokens", "lm_head"], or save_embedding_layers=True), or name the base as it was '
         "resized for training"
     )
+
+
+def _no_place_for_a_head(label: str, parameters: Parameters, missing: dict[str, None]) -> Iterable[PolymergeError]:
+    """Take out of `missing` the heads that a base of an unknown family ties, and refuse them with that reason."""
+    if not parameters.checkpoint.config.get("tie_word_embeddings"):
+        return
+    for head in [name for name in missing if name.rpartition(".")[0].endswith("lm_head")]:
+        del missing[head]
+        yield RecipeError(
+            f"'{label}': the adapter has a {head} of its own, and its base ties the head to the embedding, so a "
+            "checkpoint of it has no place for one. Keep the adapter apart, or untie the base first"
+        )
 
 
 def _unknown_head(label: str, parameters: Parameters, adapter: Adapter) -> Iterable[PolymergeError]:

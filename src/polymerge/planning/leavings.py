@@ -148,9 +148,10 @@ def notes(
     if models.template.ties_head and own:
         labels = " and ".join(f"'{model.label}'" for model in own)
         have = "have heads of their own" if len(own) > 1 else "has a head of its own"
+        perhaps = "if it is not the embedding, " if all(model.config_ties for model in own) else ""
         found.append(
-            f"{labels} {have}, which the tied template '{models.template.label}' has no place for: unless it equals "
-            f"the embedding, nothing of it is in the output. Make '{own[0].label}' the template to merge heads"
+            f"{labels} {have}, which the tied template '{models.template.label}' has no place for: {perhaps}nothing of "
+            f"that head is in the output. Make '{own[0].label}' the template to merge heads"
         )
     if not models.template.generic and models.template not in (*models.merged, base):
         found.append(f"template '{models.template.label}' gives the layout only: it is not among models")

@@ -48,6 +48,15 @@ class Stored:
             return self.loaded
         return code
 
+    def loaded_in(self, config: Mapping[str, Any]) -> str:
+        """The dtype that the output is loaded in by default; auto where that is the first tensor's.
+
+        config  the template's
+        """
+        own = config_dtype(config)
+        code = self.loaded if own is None and self.asked else None if own is None else self.named(own)
+        return "auto" if code is None else dtype_name(code)
+
     def written_in(self, text: str) -> str:
         """The text of a config.json with its dtypes, nested ones too, as `named` says; nothing else of it changes.
 

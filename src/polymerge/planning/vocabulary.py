@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from polymerge.checkpoint.hubfiles import companions, listed_alike
+from polymerge.checkpoint.hubfiles import companions, listed_alike, missing_remote
 from polymerge.checkpoint.prefetch import fetched
 from polymerge.checkpoint.tokens import TOKENIZER, read_tokens
 from polymerge.errors import CheckpointError, PolymergeError
@@ -159,9 +159,10 @@ def vocabulary_notes(model: Model) -> Iterator[str]:
                 f"'{model.label}': no tokenizer lies beside the adapter, so that no token may have the new rows. Copy "
                 "it there from where the adapter was trained"
             )
-    if before == rows and folder == model.checkpoint.folder:
-        return
-    for file in companions(folder, TOKENIZER):
+    files = companions(folder, TOKENIZER)
+    if before == rows and (folder == model.checkpoint.folder or any(map(missing_remote, files))):
+        return  # a tokenizer on the hub takes megabytes, which no mere doubt is worth
+    for file in files:
         fetched(file)
     if not any((folder / name).exists() for name in _VOCABULARIES):
         return

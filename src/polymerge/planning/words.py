@@ -43,7 +43,7 @@ def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:
     for kind in ("config", "tokenizer", "chat_template"):
         owners[beside[kind]].append(kind.replace("_", " "))
     lacking = owners.pop(None, [])
-    taken = ", ".join(f"{' and '.join(kinds)} of {owner}" for owner, kinds in owners.items())
+    taken = "; ".join(f"{', '.join(kinds)} of {owner}" for owner, kinds in owners.items())
     yield f"  output: {taken or 'no files beside the weights'} ({beside['why']})" + (
         f"; no {', no '.join(lacking)}" if taken and lacking else ""
     )

@@ -20,12 +20,13 @@ from transformers import GenerationConfig
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
-from polymerge.generation.models import load_model, plain_loading, quiet
+from polymerge.generation.models import DTYPES, load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.data import IGNORED
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import HEAD
+from polymerge.planning.stored import stored_dtypes
 from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution
@@ -88,7 +89,8 @@ class LiveModel:
 
     plan     any of the plans to come; they are of one template
     device   where the model runs, and the blocks of a merge are computed
-    dtype    auto (as the weights are), or a torch dtype; what was merged is rounded to the output's dtype first
+    dtype    auto (that in which the folder would be loaded), or a torch dtype; what was merged is rounded to the
+             output's dtype first
     threads  of the merge; no bit depends on it
 
     raises CheckpointError where the template does not load with every weight in its place.
@@ -109,6 +111,9 @@ class LiveModel:
             self._template = _place(first)
             recorded = first.inputs[first.template]
             template = reopen(recorded)
+            stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
+            if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
+                dtype = named
             steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
             self.folder = Path(self._template[0])
             ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]

@@ -112,14 +112,16 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
         return Finding("loads", False, f"PEFT on {type(model).__name__} of {folder}: {_first(error)}")
     # PEFT saves the weights of a resized vocabulary under several names, and finds those of one
     lost, empty = sorted({*result.unexpected_keys} - {*adapter.skipped}), sorted(result.missing_keys)
-    if lost or empty:
+    where = f"PEFT on {type(model).__name__} of {folder}{f', resized to {resized} rows' if resized else ''}"
+    absent = f"{len(empty)} tensors of modules are not there: {listed(empty, 2)}"
+    # without them a module is the base's, unless its factors begin with an update
+    if lost or (empty and adapter.config.get("init_lora_weights") is False):
         parts = [f"{len(lost)} tensors find no module: {listed(lost, 2)}"] if lost else []
-        parts += [f"{len(empty)} tensors of modules are not there: {listed(empty, 2)}"] if empty else []
-        return Finding(
-            "loads", False, f"PEFT on {type(model).__name__} of {folder}: {'; '.join(parts)}.{_older(lost, empty)}"
-        )
-    more = f", resized to {resized} rows" if resized else ""
-    return Finding("loads", True, f"PEFT on {type(model).__name__} of {folder}{more}: every tensor has its module")
+        parts += [absent] if empty else []
+        return Finding("loads", False, f"{where}: {'; '.join(parts)}.{_older(lost, empty)}")
+    if empty:
+        return Finding("loads", True, f"{where}: every tensor has its module, and {absent}, so these are the base's")
+    return Finding("loads", True, f"{where}: every tensor has its module")
 
 
 def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
