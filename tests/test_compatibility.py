@@ -116,6 +116,9 @@ GRANITE: Config = {"model_type": "granite", "embedding_multiplier": 12.0, "resid
          {**LLAMA3, "rope_theta": None, "rope_parameters": LLAMA31_SCALING | {"rope_theta": 500000.0}}),
         (LLAMA3 | {"rope_scaling": {"type": "linear", "factor": 4}},
          LLAMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        # InternVL's: longer contexts than trained alone are turned otherwise
+        ({"model_type": "internvl_chat", "llm_config": QWEN2 | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
+         QWEN2),
         (GEMMA3, GEMMA3_SAVED_BY_5),
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "sliding_window": 1024,
           "rope_scaling": GEMMA3["rope_scaling"]}}, GEMMA3),
@@ -151,6 +154,8 @@ def vision(**said: Any) -> Config:
         ("text", {"text_config": LLAVA15_TEXT}, VICUNA | {"rope_theta": 1000000.0}, {"rope_theta": (1e4, 1e6)}),
         ("text", LLAMA3 | {"rope_scaling": LLAMA31_SCALING},
          LLAMA3 | {"rope_scaling": LLAMA31_SCALING | {"factor": 32.0}}, {"rope_scaling.factor": (8.0, 32.0)}),
+        ("text", LLAMA3, LLAMA3 | {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+         {"rope_type": ("default", "dynamic")}),
         ("text", QWEN2_VL, QWEN2_VL | {"rope_scaling": {"type": "mrope", "mrope_section": [24, 20, 20]}},
          {"rope_scaling.mrope_section[0]": (16, 24)}),
         ("text", GEMMA3, GEMMA3_SAVED_BY_5 | {"rope_parameters": {
@@ -366,6 +371,17 @@ def test_only_the_rows_that_are_merged_by_number_count(tmp_path: Path) -> None:
     assert "vocabularies differ" in only(polymerge.plan(linear(*models)).warnings)
 
 
+def test_models_that_differ_alike_share_a_warning(tmp_path: Path) -> None:
+    one, two, three = (
+        with_tokens(tmp_path / name, seed, tokens)
+        for seed, (name, tokens) in enumerate(
+            (("one", list("abcdefg")), ("two", list("abcdef")), ("three", list("abcdef")))
+        )
+    )
+    said = only(polymerge.plan(linear(one, two, three)).warnings)
+    assert "1 of 7 rows do not stand for one token in template 'one' and in 'two' and 'three' (6: 'g'/none)" in said
+
+
 def test_a_tokenizer_that_cannot_be_read_is_no_error_where_none_is_needed(tmp_path: Path) -> None:
     models = with_tokens(tmp_path / "one", 1, list("abcdefg")), with_tokens(tmp_path / "two", 2, "[" * 100_000)
     warning = only(polymerge.plan(linear(*models)).warnings)
@@ -388,6 +404,9 @@ def test_a_tokenizer_that_cannot_be_read_is_no_error_where_none_is_needed(tmp_pa
         ("model.layers.{}.block_sparse_moe.gate.weight", "model.layers.1.block_sparse_moe.experts.0.w1.weight"),
         ("model.layers.{}.feed_forward.router.weight", ""),
         ("model.layers.{}.mlp.router.bias", ""),
+        ("model.layers.{}.mlp.router.gate.weight", ""),
+        ("model.layers.{}.router.per_expert_scale", "model.layers.0.experts.gate_up_proj"),
+        ("model.layers.{}.mlp.gate.weight_1", "model.layers.0.mlp.experts.0.up_proj.weight"),
     ],
 )
 def test_every_family_s_routers(router: str, expert: str) -> None:
@@ -425,6 +444,9 @@ def test_a_router_that_is_merged_is_said_with_what_keeps_the_template_s(tmp_path
     assert polymerge.plan(kept).warnings == ()
     out, name = merged(kept, tmp_path / "out", "--no-verify"), "model.layers.0.block_sparse_moe.gate.weight"
     assert torch.equal(tensor(out, name), tensor(one, name))
+    # one model's delta with half a weight is an average with its base too
+    half = linear(one, merge_method="task_arithmetic", base_model=str(two))
+    assert polymerge.plan(half).warnings == (said,)
     # one model alone is not averaged with another
     assert polymerge.plan(linear(two)).warnings == ()
 

@@ -11,11 +11,16 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import polymerge
 from adapters_made import adapter, llama
-from polymerge.errors import CheckpointError, RecipeError
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 from polymerge.generation.models import load_model
+from polymerge.knockout.ablation import _open
 from polymerge.methods.table import METHODS
+from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
+from polymerge.recipe import read_recipe
 from polymerge.run.live import LiveModel
+from test_class_in_config import says
+from test_ignore import VALUE_HEAD, recipe_of, with_more
 from tiny import as_2024, as_live, build, perturbed, related_llm
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -233,4 +238,35 @@ def test_what_another_plan_changed_is_the_template_s_again(family: dict[str, str
     kept = [name for name in before if ".layers." in name]
     assert kept
     assert all(torch.equal(after[name], before[name]) for name in kept)
+    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+
+
+def test_a_template_without_what_the_recipe_ignores(tmp_path: Path) -> None:
+    one = build("qwen2", tmp_path / "one")
+    odd = with_more(one, VALUE_HEAD, tmp_path / "odd")
+    asked = recipe_of(odd, perturbed(one, tmp_path / "other", seed=1), ignore=["v_head.*"])
+    plan = make_plan(asked)
+    live = LiveModel(plan)
+    live.set(plan)
+    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+    # what it is like without the merge leaves the same out
+    problems: list[PolymergeError] = []
+    full, intact = _open(read_recipe(asked), problems)
+    assert (problems, full) == ([], plan)
+    assert intact is not None
+    assert {one.name for one in intact.plan.left_out} == set(VALUE_HEAD)
+    LiveModel(intact.plan)
+
+
+def test_a_template_that_says_it_is_quantized_is_told_so(tmp_path: Path) -> None:
+    one = build("qwen2", tmp_path / "one")
+    stale = says(perturbed(one, tmp_path / "stale", seed=1), quantization_config={"quant_method": "fp8"})
+    with pytest.raises(CheckpointError, match=r"says that it is quantized \(fp8\).*Merge it alone first"):
+        LiveModel(make_plan(recipe_of(stale, one)))
+    out = written(
+        make_plan({"merge_method": "linear", "models": [str(stale)], "parameters": {"weight": 1}}), tmp_path / "o"
+    )
+    plan = make_plan(recipe_of(out, one))
+    live = LiveModel(plan)
+    live.set(plan)
     same_bits(live.model, load_model(written(plan, tmp_path / "out")))

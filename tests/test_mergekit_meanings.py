@@ -119,6 +119,8 @@ def test_the_weight_of_the_base_is_in_no_sum(folders: dict[str, Path], tmp_path:
     assert [plan.inputs[place].label for place in plan.models] == ["a", "b"]
     said = "'base' is base_model, so its delta is zero and what it says of itself counts for nothing"
     assert said in plan.warnings
+    other_name = plan_of(recipe | {"base_model": str(folders["base"] / ".." / "base")})
+    assert any(said.removeprefix("'base'") in one for one in other_name.warnings)
     assert plan_of(recipe_of(folders, "task_arithmetic", {"base": None, "a": 0.5, "b": 0.3}, "base")).warnings == ()
 
 

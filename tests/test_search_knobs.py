@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from polymerge import read_recipe
 from polymerge.errors import RecipeError
 from polymerge.recipe import Recipe
+from polymerge.search.candidates import plan_candidates, read_space
 from polymerge.search.knobs import Knob, parse_knob, turn
 from polymerge.search.values import parse_span, parse_values
+from running import checkpoint, small_llama
 
 
 def recipe(method: str = "ties", models: int = 2, **more: Any) -> Recipe:
@@ -94,6 +97,35 @@ def test_a_template_that_is_not_the_first_model() -> None:
     made = recipe()
     assert weights(turn(made, {knob(None, made, template=1): 0.3})) == [0.3, 0.7]
     assert weights(turn(made, {knob(None, made, template=None): 0.3})) == [None, 0.3]
+
+
+@pytest.mark.parametrize("base", [0, 1, 2])
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear"])
+def test_the_base_among_the_models_weighs_nothing(base: int, method: str, tmp_path: Path) -> None:
+    for seed, name in enumerate(("base", "a", "b")):
+        checkpoint(tmp_path / name, small_llama(seed))
+    entries: list[dict[str, Any]] = [
+        {"model": str(tmp_path / name), "parameters": {"weight": 0.5}} for name in ("a", "b")
+    ]
+    entries.insert(base, {"model": str(tmp_path / "a" / ".." / "base")})
+    said = {"merge_method": method, "base_model": str(tmp_path / "base"), "models": entries}
+    for template, expected in (("a", [0.7, 0.3]), ("b", [0.3, 0.7]), ("base", [0.5, 0.3])):
+        made, problems = read_recipe(said | {"template": str(tmp_path / template)}), list[Any]()
+        space = read_space(made, (), "0.3", problems)
+        assert problems == []
+        found = weights(space.turned(made, (0.3,)))
+        assert found.pop(base) is None
+        assert found == expected, template
+        (plan,) = plan_candidates(made, space, space.points()).values()
+        assert plan.settings[0].parameters["weight"] == tuple(expected)
+
+
+def test_the_one_delta_of_a_base_varies(tmp_path: Path) -> None:
+    one, base = (checkpoint(tmp_path / name, small_llama(seed)) for seed, name in enumerate(("a", "base")))
+    made = read_recipe({"merge_method": "task_arithmetic", "base_model": str(base), "models": [str(one)]})
+    problems: list[Any] = []
+    assert weights(read_space(made, (), "0.3", problems).turned(made, (0.3,))) == [0.3]
+    assert problems == []
 
 
 def test_of_three_models_the_template_takes_what_the_others_leave() -> None:

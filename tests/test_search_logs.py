@@ -306,6 +306,36 @@ def test_what_was_scored_is_compared(tmp_path: Path) -> None:
     assert dict(zip(found["candidates"], found["differences"], strict=True)) == {0.1: 8, 0.2: 5, 0.4: 1}
 
 
+@pytest.mark.parametrize("tool", ["lmms-eval", "VLMEvalKit", "polymerge"])
+def test_thoughts_in_the_answer_that_was_scored_are_not_compared(tool: str, tmp_path: Path) -> None:
+    forms = ("<think>{}</think>\n\n{}", "{}</think> {}", "<analysis>{}</analysis>{}")
+    texts = {value: [forms[place].format(f"{value}?", "yes") for place in range(3)] for value in VALUES}
+    texts["0.2"][2] = "<analysis>0.2?</analysis>no"
+    for value, (one, two, three) in texts.items():
+        unended, plain = "<think>yes", "<think>no</think>"  # thoughts alone, which the tool has scored too
+        answers = (one, two, three, unended, plain)
+        folder = tmp_path / f"alpha-{value}"
+        if tool == "lmms-eval":
+            put(folder / "x_samples_mme.jsonl", lines(*(
+                {"doc_id": place, "filtered_resps": [answer]} for place, answer in enumerate(answers)
+            )))  # fmt: skip
+        elif tool == "VLMEvalKit":
+            rows = [{"index": place, "question": "?", "prediction": answer} for place, answer in enumerate(answers)]
+            put(folder / "model_MME.json", json.dumps(rows))
+        else:
+            put(folder / "answers.jsonl", own(*answers))
+    read = read_logs(tmp_path)
+    if tool == "polymerge":  # its own search has compared them whole
+        assert (list(read.answers[0].values()), read.notes) == ([*texts["0.1"], "<think>yes", "<think>no</think>"], ())
+        return
+    assert [list(one.values())[:3] for one in read.answers] == [["yes"] * 3, ["yes", "yes", "no"], ["yes"] * 3]
+    assert list(read.answers[0].values())[3:] == ["<think>yes", "<think>no</think>"]
+    assert read.notes == (
+        "answers begin with a model's thoughts, and what follows these is compared: alpha-0.1 3; alpha-0.2 3; "
+        "alpha-0.3 3",
+    )
+
+
 FAILED = "Failed to obtain answer via API."
 
 

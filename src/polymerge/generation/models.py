@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -62,13 +62,21 @@ def named_class(config: Mapping[str, Any]) -> Any:
     return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
 
 
-def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False) -> Any:
+def load_model(
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    ignored: Collection[str] = (),
+) -> Any:
     """Load a model to be asked, in evaluation mode; every tensor must have its place.
 
     folder             a folder, which is read without the network, or the id of a hub repository
     device             as torch names it: `cpu`, `cuda`, `cuda:1`
     dtype              one of `DTYPES`
     trust_remote_code  run Python files that lie in the folder, where the model needs them
+    ignored            names in its files that need no place
 
     raises RecipeError for a dtype or device that is not there, CheckpointError where the model does not load or a key
     is missing, unexpected or mismatched, MissingExtraError without transformers.
@@ -92,6 +100,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", 
             model, wrong = load_told(
                 loader,
                 str(folder),
+                ignored,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 device_map=None if device == "cpu" else device,
                 **local,
@@ -107,11 +116,12 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "auto", 
     return model.eval()
 
 
-def load_told(loader: Any, folder: str, **options: Any) -> tuple[Any, str]:
+def load_told(loader: Any, folder: str, ignored: Collection[str] = (), **options: Any) -> tuple[Any, str]:
     """What `from_pretrained` gives, and in a few words the keys that it finds missing, unexpected or mismatched.
 
     loader   a class of a model, or an Auto class; one that has a `from_pretrained` of its own, such as Qwen2.5-Omni's,
              which loads voices too, does not hand on what is asked for here, so that it loads twice
+    ignored  keys that may be unexpected
     """
     plain = plain_loading(loader)
     more = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are listed, not raised one by one
@@ -119,6 +129,7 @@ def load_told(loader: Any, folder: str, **options: Any) -> tuple[Any, str]:
     if plain != loader.from_pretrained:
         model = loader.from_pretrained(folder, **options)
     wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    wrong["unexpected"] = [key for key in wrong["unexpected"] if key not in ignored]
     return model, "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items() if keys)
 
 

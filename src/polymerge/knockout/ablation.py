@@ -6,10 +6,12 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoint.hub import one_commit
+from polymerge.checkpoint.joined import ADAPTER
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.knockout.asking import Marks, Task, ask, begin, read_tasks
 from polymerge.knockout.intact import Intact, open_intact
@@ -18,6 +20,7 @@ from polymerge.knockout.ranges import FULL, read_ranges
 from polymerge.knockout.summary import RESAMPLES, interval, resampled
 from polymerge.mapping import text_layer
 from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning.data import IGNORED
 from polymerge.planning.folding import base_named
 from polymerge.recipe import Override, Recipe, parse_recipe, recipe_dict
 from polymerge.search.fingerprints import of_inputs
@@ -183,8 +186,10 @@ def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | Adapte
             return full, None
         return full, open_intact(base, "recipe: base_model", problems)
     template = full.inputs[full.template].source
+    left = [one.name for one in full.left_out if one.input == full.template and one.reason == IGNORED]
+    ignore = [escape(name.removeprefix(ADAPTER)) for name in left]
     family = next((one.family for one in recipe.models if one.model == template), None)
-    return full, open_intact(template, "recipe: template", problems, family)
+    return full, open_intact(template, "recipe: template", problems, family, ignore)
 
 
 def _settings(recipe: Recipe, full: Plan | AdapterPlan, generation: Generation) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,14 +42,18 @@ def depth_of(pieces: Mapping[str, tuple[Piece, ...]]) -> int:
     return max((layer + 1 for layer in layers if layer is not None), default=0)
 
 
-def open_intact(source: str, what: str, problems: list[PolymergeError], family: str | None = None) -> Intact | None:
+def open_intact(
+    source: str, what: str, problems: list[PolymergeError], family: str | None = None, ignore: Sequence[str] = ()
+) -> Intact | None:
     """Open a model by its headers; None, with the problem said, where it cannot be knocked out layer by layer.
 
     source  a checkpoint, or BASE+ADAPTER
     what    what messages call it, such as MODEL
     family  where its config.json is silent
+    ignore  globs on its names as stored: what is left out
     """
     model: dict[str, Any] = {"model": source} | ({"family": family} if family else {})
+    model |= {"ignore": list(ignore)} if ignore else {}
     survey = planned({"merge_method": "linear", "models": [{**model, "parameters": {"weight": 1.0}}]}, problems)
     if survey is None:
         return None

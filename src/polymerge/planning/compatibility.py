@@ -247,6 +247,9 @@ def _rope(text: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, inner in (kinds or {"": said}).items():
         own = {"rope_type": inner.get("rope_type", inner.get("type", "default"))}
+        if own["rope_type"] == "dynamic" and inner.get("alpha") is None:
+            # it turns as the default does up to max_position_embeddings: only how long a context may be differs
+            own, inner = {"rope_type": "default"}, {key: inner[key] for key in inner if key != "factor"}
         own |= {key: inner[key] for key in ("rope_theta", "partial_rotary_factor") if inner.get(key) is not None}
         own |= {f"rope_scaling.{key}": inner[key] for key in _ROPE if inner.get(key) is not None}
         if kind == "sliding_attention":

@@ -25,7 +25,7 @@ from polymerge.reads import (
 )
 from polymerge.settings import Setting
 
-__all__ = ["FATES", "Companions", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
+__all__ = ["FATES", "IGNORED", "Companions", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
 
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
@@ -136,6 +136,10 @@ class Step:
     def size(self) -> int:
         """Bytes that it takes in the output."""
         return 0 if self.fate == "tied" else byte_count(self.dtype, self.shape)
+
+
+IGNORED: Final = "ignored by the recipe"
+"""The reason of what `ignore` leaves out."""
 
 
 @dataclass(frozen=True)

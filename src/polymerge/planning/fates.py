@@ -23,6 +23,7 @@ from polymerge.planning.fit import (
     common_parts,
     joinable,
     merged_routers,
+    misnamed,
     needed_all_the_same,
     other_lineages,
 )
@@ -103,6 +104,7 @@ class _Planner:
             if model is not self.template:
                 joinable(self.template, model, self.parts, self.misfits, self.problems)
         self._check_globs()
+        self.problems += misnamed(self.template)
         self.problems += needed_all_the_same(self.template, self.readers)
         comparable = all(model.generic == self.template.generic for model in self.readers)
         # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
@@ -336,7 +338,7 @@ class _Planner:
             self.warnings += other_lineages(self.template, others)
         configs = [(model.label, model.checkpoint.config) for model in others]
         self.warnings += config_warnings((self.template.label, self.template.checkpoint.config), configs, parts)
-        if len(set(self.models.merged)) > 1:
+        if len(set(self.readers)) > 1:
             self.warnings += merged_routers(merged, self.template.tensors)
         for (model, count, total), names in self.unequal.items():
             self.warnings.append(
@@ -344,9 +346,11 @@ class _Planner:
                 f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: overlap or "
                 "by-token merges)"
             )
+        alike: dict[tuple[int, tuple[str, ...]], list[Model]] = defaultdict(list)
         for (model, count), names in self.by_number.items():
-            warning = self.joined.unlike(model, count, list(dict.fromkeys(names)))
-            self.warnings += [warning] if warning else []
+            alike[count, tuple(dict.fromkeys(names))].append(model)
+        for (count, merged_names), models in alike.items():
+            self.warnings += self.joined.unlike(models, count, merged_names)
 
     def _excluded(self, canonical: str) -> bool:
         return any(matches(canonical, glob) for glob in self.recipe.exclude)

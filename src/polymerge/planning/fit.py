@@ -22,6 +22,7 @@ __all__ = [
     "joinable",
     "layer_pattern",
     "merged_routers",
+    "misnamed",
     "needed_all_the_same",
     "other_lineages",
 ]
@@ -172,10 +173,7 @@ def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
         )
 
 
-_ROUTER = re.compile(
-    r".+\.(router(\.layer|\.classifier)?|shared_expert_gate|gate(\.wg)?)\.(weight|bias|e_score_correction_bias)"
-    r"|.+\.(e_score_correction_bias|expert_bias)"
-)
+_ROUTER = re.compile(r".+\.((router|gate|shared_expert_gate)\..+|e_score_correction_bias|expert_bias)")
 
 
 def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
@@ -189,7 +187,8 @@ def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) 
     for name in sorted(merged):
         plain = without_branch(name)
         module, gate, _ = plain.partition(".gate.")
-        if _ROUTER.fullmatch(plain) and (not gate or beside is None or module in beside):
+        doubtful = gate and ".router" not in module and beside is not None and module not in beside
+        if _ROUTER.fullmatch(plain) and not doubtful:
             found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
     if found:
         yield (
@@ -213,6 +212,16 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
         f"{few}. '{other.label}' is of family {other.family.name}. Leave out what is not of such a model with `ignore: "
         f"[{ignore}]`, or say `family:` beside it if another one of `polymerge families` has its names"
     )
+
+
+def misnamed(template: Model) -> Iterator[PolymergeError]:
+    """What to say of a template whose config.json, which is the output's, names the class of another family."""
+    if template.misnamed:
+        yield RecipeError(
+            f"template '{template.label}': its config.json, which the output gets, names {template.other}, and its "
+            f"tensors are those of family {template.family.name}: the output would not load. Put the config.json of "
+            f"such a model there ({' or '.join(template.family.architectures)}), or say another template"
+        )
 
 
 def needed_all_the_same(template: Model, models: Sequence[Model]) -> Iterator[PolymergeError]:

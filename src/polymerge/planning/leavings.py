@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from polymerge.checkpoint.joined import ADAPTER
 from polymerge.families import quantization_method
 from polymerge.methods.table import METHODS
-from polymerge.planning.data import LeftOut, Piece, Step
+from polymerge.planning.data import IGNORED, LeftOut, Piece, Step
 from polymerge.planning.inputs import Models
 from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
 from polymerge.planning.overrides import matches
@@ -55,7 +55,7 @@ class Leavings:
     def _why(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
         """Why no step reads a tensor; `kept` by the names that the model has for it."""
         if own in model.ignored:
-            return "ignored by the recipe"
+            return IGNORED
         if own in model.adapted and own not in names_read(model.adapted[own]):
             return "its adapter has another in its place"
         if own in model.checkpoint.skipped:
@@ -129,7 +129,7 @@ def notes(
     found += [*_brought(models.template), *vocabulary_notes(models.template)]
     for model in inputs:
         found += model.remarks()
-    if models.template.other:
+    if models.template.other and not models.template.misnamed:
         found.append(
             f"the output has the config.json of '{models.template.label}', and loads only if {models.template.other} "
             f"is a class of these tensors; if it is not, name one of family {models.template.family.name} there before "
@@ -162,7 +162,7 @@ def _beside_mergekit(
 ) -> Iterator[str]:
     """Where what mergekit's readers expect of a recipe needs a word."""
     if base is not None:
-        own = [entry.parameters for entry in recipe.models if entry.model == recipe.base_model]
+        own = [entry.parameters for place, entry in enumerate(recipe.models) if place not in models.own]
         if any("weight" in given or "density" in given for given in own):
             yield f"'{base.label}' is base_model, so its delta is zero and what it says of itself counts for nothing"
     fused = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from polymerge.checkpoint import Checkpoint, Entry
 from polymerge.checkpoint.joined import ADAPTER
 from polymerge.checkpoint.wrappers import LORA
-from polymerge.families import TextTower, quantization_method, text_tower
+from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, text_layer
 from polymerge.planning.data import Input
@@ -68,6 +68,14 @@ class Model:
     def tower(self) -> TextTower:
         """Its text tower as its config describes it."""
         return text_tower(self.checkpoint.config, self.family)
+
+    @property
+    def misnamed(self) -> bool:
+        """Whether its config.json names a class that is known not to have such tensors, and so cannot load them."""
+        named = family_of(self.checkpoint.config)
+        return bool(
+            self.other and named != GENERIC and not (named.explains(self.stored) and named.has_mark(self.stored))
+        )
 
     @property
     def generic(self) -> bool:

@@ -42,31 +42,39 @@ class TokenJoin:
         columns = zip(*joined, strict=True) if joined else [()] * (len(readers) + 1)
         return [runs(column) for column in columns]
 
-    def unlike(self, model: Model, rows: int, names: Sequence[str]) -> str | None:
-        """A warning where the first `rows` rows of `names`, merged by number, stand for other tokens in a model.
+    def unlike(self, models: Sequence[Model], rows: int, names: Sequence[str]) -> Iterator[str]:
+        """A warning where the first `rows` rows of `names`, merged by number, stand for other tokens in some models.
 
-        Nothing is said where a model has no tokenizer.
+        Models that differ from the template alike share one; nothing is said where a model has no tokenizer.
         """
         merged = f"the rows of {' and '.join(names)} are merged by number"
-        try:
-            if not _has_tokenizer(model) or not _has_tokenizer(self._template) or self._same_file(model):
-                return None
-            ours, theirs = self._read(self._template), self._read(model)
-        except PolymergeError as error:
-            return f"{merged}, and whether they stand for the same tokens in '{model.label}' was not compared: {error}"
-        both = [(row, ours.get(row), theirs.get(row)) for row in range(rows)]
-        others = [(row, one, other) for row, one, other in both if one != other and None not in (one, other)]
-        single = [(row, one, other) for row, one, other in both if (one is None) != (other is None)]
-        if not others and not single:
-            return None
-        label, count = self._template.label, len(others) + len(single)
-        shown = ", ".join(f"{row}: {_token(one)}/{_token(other)}" for row, one, other in (others + single)[:_SHOWN])
-        told = f", {len(single)} of them for one in one of the two alone" if single and others else ""
-        return (
-            f"{merged}, but {count} of {rows} rows do not stand for one token in template '{label}' and in "
-            f"'{model.label}'{told} ({shown}{', ...' if count > _SHOWN else ''}). Say vocab: by-token to join rows by "
-            "their token, or name these tensors in exclude"
-        )
+        alike: dict[tuple[int, str], list[str]] = {}
+        for model in models:
+            try:
+                if not _has_tokenizer(model) or not _has_tokenizer(self._template) or self._same_file(model):
+                    continue
+                ours, theirs = self._read(self._template), self._read(model)
+            except PolymergeError as error:
+                yield (
+                    f"{merged}, and whether they stand for the same tokens in '{model.label}' was not compared: {error}"
+                )
+                continue
+            both = [(row, ours.get(row), theirs.get(row)) for row in range(rows)]
+            others = [(row, one, other) for row, one, other in both if one != other and None not in (one, other)]
+            single = [(row, one, other) for row, one, other in both if (one is None) != (other is None)]
+            if not others and not single:
+                continue
+            count = len(others) + len(single)
+            shown = ", ".join(f"{row}: {_token(one)}/{_token(other)}" for row, one, other in (others + single)[:_SHOWN])
+            told = f", {len(single)} of them for one in one of the two alone" if single and others else ""
+            said = f"{told} ({shown}{', ...' if count > _SHOWN else ''})"
+            alike.setdefault((count, said), []).append(f"'{model.label}'")
+        for (count, said), labels in alike.items():
+            yield (
+                f"{merged}, but {count} of {rows} rows do not stand for one token in template '{self._template.label}' "
+                f"and in {' and '.join(labels)}{said}. Say vocab: by-token to join rows by "
+                "their token, or name these tensors in exclude"
+            )
 
     def _places(self, model: Model, total: int) -> dict[str, int]:
         """The first of `total` rows that stands for each token."""

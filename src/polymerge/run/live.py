@@ -6,7 +6,7 @@ import copy
 import hashlib
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,10 @@ from transformers import GenerationConfig
 
 from polymerge.checkpoint import Entry
 from polymerge.errors import CheckpointError, RecipeError
+from polymerge.families import quantization_method
 from polymerge.generation.models import DTYPES, load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
+from polymerge.planning.data import IGNORED
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import EMBEDDING, HEAD
@@ -107,26 +109,29 @@ class LiveModel:
         with self._folded(plan) as first:
             fetch(first)
             self._template = _place(first)
-            opened = reopen(first.inputs[first.template])
-            template = opened.entries
-            stored = stored_dtypes(first.steps, opened.config, first.recipe.get("dtype") is not None)
-            if dtype == "auto" and (named := stored.loaded_in(opened.config)) in DTYPES:
+            recorded = first.inputs[first.template]
+            template = reopen(recorded)
+            stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
+            if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
                 dtype = named
             steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
             rows = next((step.shape[0] for step in steps if step.canonical == EMBEDDING), None)
             self.folder = Path(self._template[0])
-            if brought := opened.brought:
+            if brought := template.brought:
                 raise CheckpointError(
                     f"{self.folder}: with its adapter it is another model ({brought[0]} is of that), and transformers "
                     "cannot load what no folder holds. Fold the adapter first, and name the folder"
                 )
-            if around := first.inputs[first.template].wrappers:
+            ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
+            if why := _unloadable(recorded.wrappers, template.config):
                 raise CheckpointError(
-                    f"{self.folder}: transformers cannot load it: {around[0].strip('.')}. stands in its tensor names. "
-                    "Merge it alone first (linear, weight 1): the output has the names that its class loads"
+                    f"{self.folder}: transformers cannot load it: {why}. Merge it alone first (linear, weight 1): the "
+                    "output has what its class loads"
                 )
             self.processor_folder = self._processor_folder(first)
-        self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.model: Any = load_model(
+            self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, ignored=ignored
+        )
         if any(taken.kind == "generation config" for taken in first.companions):
             self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
         if rows is not None and rows != self.model.get_input_embeddings().weight.shape[0]:
@@ -135,7 +140,9 @@ class LiveModel:
             _untie(self.model)
         self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
         self._held = {
-            step.name: _stored(template[step.name]) for step in steps if step.name not in self._shadow.live_names
+            step.name: _stored(template.entries[step.name])
+            for step in steps
+            if step.name not in self._shadow.live_names
         }
         self._changed: set[str] = set()
         self._inputs: tuple[Input, ...] = ()
@@ -282,6 +289,15 @@ class _Shadow:
             )
         found: Mapping[str, Tensor] = loaded.state_dict()
         return found
+
+
+def _unloadable(wrappers: Sequence[str], config: Mapping[str, Any]) -> str:
+    """What keeps transformers from loading a folder that a plan reads all the same; empty where nothing does."""
+    if wrappers:
+        return f"{wrappers[0].strip('.')}. stands in its tensor names"
+    if (method := quantization_method(config)) is not None:
+        return f"its config.json says that it is quantized ({method}), and its weights are plain"
+    return ""
 
 
 def _untie(model: Any) -> None:

@@ -10,6 +10,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from polymerge.checkpoint.hub import locate
+from polymerge.checkpoint.joined import split_source
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, Plan, make_plan
@@ -62,15 +64,16 @@ def read_space(
 
     Adds to `problems` what cannot be varied, and what is no value.
     """
+    template: int | None = 0
+    idle: tuple[int, ...] = ()
     try:
-        template = _place_of_template(recipe)
+        template, idle = _roles(recipe)
     except PolymergeError as error:
         problems.append(error)
-        template = 0
     knobs, listed, spans = [], [], []
     for text in vary or (None,):
         name, equals, own = text.partition("=") if text else (None, "", "")
-        knob = parse_knob(name, recipe, problems, template=template, keep_template=keep_template)
+        knob = parse_knob(name, recipe, problems, template=template, keep_template=keep_template, idle=idle)
         if equals and values is not None:
             problems.append(RecipeError(f"--vary {text} says its values, and so does --values: say them once"))
             continue
@@ -180,8 +183,11 @@ def _read(knob: Knob, text: str, where: str) -> tuple[tuple[float, float] | None
     return None, values
 
 
-def _place_of_template(recipe: Recipe) -> int | None:
-    """Where the template stands among the recipe's models, as a plan finds it; None where only its layout is taken."""
+def _roles(recipe: Recipe) -> tuple[int | None, tuple[int, ...]]:
+    """Where the template stands among the recipe's models, and which of them are a base that weighs nothing.
+
+    Both are as a plan finds them; the template stands nowhere where only its layout is taken.
+    """
     said: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for parameter in METHODS[recipe.merge_method].parameters:
@@ -190,7 +196,14 @@ def _place_of_template(recipe: Recipe) -> int | None:
     models = tuple(replace(one, parameters=own) for one in recipe.models)
     plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
     if isinstance(plan, AdapterPlan):
-        return plan.template
+        return plan.template, ()
+    idle: tuple[int, ...] = ()
+    if plan.base is not None and len(plan.models) < len(recipe.models):
+        base = plan.inputs[plan.base]
+        paths = [tuple(str(locate(one)) if one else "" for one in split_source(entry.model)) for entry in recipe.models]
+        idle = tuple(place for place, path in enumerate(paths) if path == (base.path, base.adapter))
     if plan.template not in plan.models:
-        return None
-    return plan.places[plan.models.index(plan.template)]
+        return None, idle
+    left = [place for place in range(len(recipe.models)) if place not in idle]
+    place = plan.models.index(plan.template)
+    return (left[place] if place < len(left) else None), idle

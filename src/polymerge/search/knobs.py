@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import combinations
@@ -28,6 +28,7 @@ class Knob:
     parameter  of the recipe's method
     model      place in the recipe's models whose own value it is; None where it is one for all
     template   place of the model whose weight makes up for it, so that all weights add up to 1; None where none does
+    idle       places of models whose weights count for nothing, and so are not added up
     layers, match  the tensors that it is for; None for all
     """
 
@@ -37,6 +38,7 @@ class Knob:
     template: int | None = None
     layers: tuple[int, int] | None = None
     match: str | None = None
+    idle: tuple[int, ...] = ()
 
     @property
     def scope(self) -> Scope:
@@ -73,6 +75,7 @@ def parse_knob(
     *,
     template: int | None = 0,
     keep_template: bool = False,
+    idle: tuple[int, ...] = (),
 ) -> Knob | None:
     """Read what is to be varied: `weight` (of the second model), `weight[2]`, `scale`, `density@layers:0-5`, ...
 
@@ -81,6 +84,7 @@ def parse_knob(
 
     template       the template's place among the recipe's models; None where only its layout is taken
     keep_template  leave the template's weight as the recipe has it; by default it is 1 minus all the others'
+    idle           places of models that are the base of a method on deltas, whose weights count for nothing
     """
     row = METHODS[recipe.merge_method]
     can = {parameter.name: parameter for parameter in row.parameters}
@@ -103,7 +107,7 @@ def parse_knob(
     if said[2] is not None and not parameter.each:
         problems.append(RecipeError(f"--vary: {name} is one value for all models, not that of models[{said[2]}]"))
     elif parameter.name == "weight" or said[2] is not None:
-        model = int(said[2]) if said[2] is not None else (0 if template else 1)
+        model = int(said[2]) if said[2] is not None else _second(len(recipe.models), template, idle)
         if model >= len(recipe.models):
             count = len(recipe.models)
             problems.append(
@@ -114,7 +118,14 @@ def parse_knob(
             return None
         if parameter.name == "weight" and not keep_template and model != template:
             rest = template
-    return Knob(text, parameter, model, rest, layers, match)
+    return Knob(text, parameter, model, rest, layers, match, idle)
+
+
+def _second(count: int, template: int | None, idle: Collection[int]) -> int:
+    """The place of the model whose weight is varied unless one is said: the second, or the first beside a template."""
+    own = [place for place in range(count) if place not in idle]
+    beside = [place for place in own if place != template] if template is not None else own[1:] or own
+    return beside[0] if beside else 1
 
 
 def turn(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
@@ -200,7 +211,7 @@ def _override(recipe: Recipe, where: Scope, values: Mapping[Knob, Value]) -> Ove
 
 def _complement(said: Sequence[Any], knob: Knob) -> float:
     """What is left of 1, counted in decimals as a person would: 0.7 beside 0.3."""
-    others = [weight for place, weight in enumerate(said) if place != knob.template]
+    others = [weight for place, weight in enumerate(said) if place != knob.template and place not in knob.idle]
     if any(not isinstance(weight, int | float) for weight in others):
         raise RecipeError(
             f"--vary {knob.name}: the template's weight is 1 minus the others', and not every other model says "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from polymerge.checkpoint.entry import listed
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
@@ -20,6 +22,9 @@ from polymerge.search.logs.vlmevalkit import json_rows, read_vlmevalkit, sheet_r
 
 __all__ = ["Logs", "read_logs"]
 
+# as models of reasoning write them; where the prompt opens them, only their end is in the answer
+_THOUGHTS: Final = re.compile(r".*</(?:think|analysis)>\s*(\S.*)", re.DOTALL)
+
 
 @dataclass(frozen=True)
 class Logs:
@@ -28,7 +33,8 @@ class Logs:
     values   of the coefficient, ascending
     names    each value as the folder's name writes it
     answers  for each value the answer to each document, by its id, ascending; the ids are the same for all. A document
-             to which one of them has a tool's message of a failure is left out of all
+             to which one of them has a tool's message of a failure is left out of all, and of an answer in a tool's log
+             the thoughts before it are
     scores   for each value the mean of the score that the tool gave each document, None where there is not just one
     files    what was read for each value
     task     that they answer; empty for answers of a search
@@ -77,6 +83,7 @@ def read_logs(
     called, candidates = of_task(found, task)
     problems: list[PolymergeError] = []
     read: list[tuple[Path, Documents]] = []
+    thinking: list[str] = []
     for one, files, every in zip(named, candidates, found, strict=True):
         folder = root / one.folder
         if not files:
@@ -86,7 +93,11 @@ def read_logs(
         try:
             chosen, older = newest(files)
             complaints = Complaints(chosen.path)
-            read.append((chosen.path, _documents(chosen, keep, complaints)))
+            documents = _documents(chosen, keep, complaints)
+            if chosen.kind != "own":
+                documents, thoughts = _without_thoughts(documents)
+                thinking += [f"{folder.name} {thoughts}"] if thoughts else []
+            read.append((chosen.path, documents))
             notes += _passed_over(folder, chosen, older)
         except RecipeError as error:
             problems.append(error)
@@ -99,6 +110,10 @@ def read_logs(
     _check_alignment(places, answers)
     answers, failures = _without_failures(places, answers)
     notes += failures
+    if thinking:
+        notes.append(
+            f"answers begin with a model's thoughts, and what follows these is compared: {'; '.join(thinking)}"
+        )
     return Logs(
         values=tuple(one.value for one in named),
         names=tuple(one.text for one in named),
@@ -124,6 +139,15 @@ def _documents(file: AnswerFile, keep: str | None, complaints: Complaints) -> Do
     if not isinstance(value, list | dict) and value is not BROKEN:
         complaints.add("neither a log of lmms-eval nor a table of VLMEvalKit", "", "Move it away if it is neither.")
     return read_vlmevalkit(json_rows(value, complaints), keep, complaints)
+
+
+def _without_thoughts(documents: Documents) -> tuple[Documents, int]:
+    """The documents with what follows the thoughts as answers, and how many had any.
+
+    Thoughts that do not end, or that nothing follows, are the answer themselves.
+    """
+    after = {number: found[1] for number, text in documents.answers.items() if (found := _THOUGHTS.fullmatch(text))}
+    return replace(documents, answers={**documents.answers, **after}), len(after)
 
 
 def _passed_over(folder: Path, chosen: AnswerFile, older: Sequence[AnswerFile]) -> list[str]:
