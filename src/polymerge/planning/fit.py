@@ -98,10 +98,7 @@ class Misfits:
         if model.label in self.wide and name.startswith("text."):
             return
         theirs, ours = list(model.shape(found)), list(template.shape(name))
-        hint = ""
-        if name in VOCABULARY:
-            hint = " (rows = vocabulary). Set vocab: template | by-token | overlap"
-        text = f"{name}|'{model.label}' is {theirs}, template '{template.label}' is {ours}{hint}"
+        text = f"{name}|'{model.label}' is {theirs}, template '{template.label}' is {ours}"
         self.shapes[model.label, layer_pattern(name)].append(text)
 
     def note_dtype(self, model: Model, name: str) -> None:

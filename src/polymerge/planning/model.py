@@ -10,7 +10,7 @@ from pathlib import Path
 
 from polymerge.checkpoint import Checkpoint, Entry
 from polymerge.checkpoint.joined import ADAPTER
-from polymerge.checkpoint.wrappers import LORA
+from polymerge.checkpoint.wrappers import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, text_layer
@@ -162,8 +162,12 @@ class Model:
     def remarks(self) -> Iterator[str]:
         """What was read in another way than its config or its names say."""
         if self.wrappers:
-            around = " and ".join(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers)
-            yield f"'{self.label}': {around} of its tensor names is a trainer's; they are read and written without"
+            around = list(dict.fromkeys(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers))
+            are = "are" if around[1:] else "is"
+            yield (
+                f"'{self.label}': {' and '.join(around)} of its tensor names {are} a trainer's; they are read and written "
+                "without"
+            )
         if self.family.inside:
             yield f"'{self.label}' has the names of the body alone: '{self.family.inside}' is read before each"
         if self.other:
@@ -176,7 +180,7 @@ class Model:
                 f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
                 "that entry is out of date and is not believed"
             )
-        if any(mark in name for name in self.stored for mark in LORA):
+        if any(map(is_lora, self.stored)):
             yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
 
     def summary(self) -> Input:
