@@ -270,6 +270,8 @@ class _Planner:
                 self.misfits.note_missing(model, canonical)
             elif model.entries[own_name(model.tensors[found])].dtype not in MERGEABLE:
                 self.misfits.note_dtype(model, found)
+                if model is self.template:  # packed, its shape is no measure of the others'
+                    return False
             elif model.shape(found) != shape and (canonical not in VOCABULARY or model.shape(found)[1:] != shape[1:]):
                 self.misfits.note_shape(model, found, self.template, canonical)
             else:

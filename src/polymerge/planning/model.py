@@ -165,8 +165,8 @@ class Model:
             around = list(dict.fromkeys(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers))
             are = "are" if around[1:] else "is"
             yield (
-                f"'{self.label}': {' and '.join(around)} of its tensor names {are} a trainer's; they are read and written "
-                "without"
+                f"'{self.label}': {' and '.join(around)} of its tensor names {are} a trainer's; they are read and "
+                "written without"
             )
         if self.family.inside:
             yield f"'{self.label}' has the names of the body alone: '{self.family.inside}' is read before each"
