@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 import polymerge
 import tiny
 from layouts import Sizes, config_of, random_tower, stored
+from polymerge.errors import CheckpointError
 from polymerge.families import with_rows
+from polymerge.run.live import LiveModel
 from running import checkpoint, cli, raw
 from test_adapter_places import CLOSE, adapter, factors, fold, raw_tensors
 from tiny import build
@@ -28,9 +30,11 @@ pytestmark = [
         "Setting `save_embedding_layers` to `True` as",
         "Could not find a config file in",
         "Model has `tie_word_embeddings=True`",
+        "You have requested `ensure_weight_tying`, but no tied modules are added",
     )
 ]
 
+Q0 = "model.layers.0.self_attn.q_proj"
 WORDS = torch.tensor([[1, 5, 9, 13, 20]])
 
 
@@ -50,7 +54,7 @@ def resized(base: Path, folder: Path, rows: int, **settings: Any) -> Tensor:
                     parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     peft.save_pretrained(folder, save_embedding_layers=True)
     with torch.no_grad():
-        says = peft.merge_and_unload()(input_ids=WORDS).logits
+        says = peft(input_ids=WORDS).logits  # a merge would add to what is tied as well
     assert isinstance(says, Tensor)
     return says
 
@@ -97,6 +101,66 @@ def raw_rows(folder: Path) -> int:
         len(tensor) for name, tensor in raw_tensors(folder).items() if "embed_tokens" in name or "lm_head" in name
     }
     return rows
+
+
+ON_HEAD, ON_EMBEDDING = {"target_modules": r".*(q_proj|lm_head)"}, {"target_modules": r".*(q_proj|embed_tokens)"}
+ROWS_TRAINED = {"trainable_token_indices": [3, ROWS, ROWS + 1]}
+TIED: dict[str, tuple[int, dict[str, Any], bool]] = {
+    "all of it saved": (2, {}, False),
+    "rows trained": (2, ROWS_TRAINED, False),
+    "rows trained, kept tied": (2, {**ROWS_TRAINED, "ensure_weight_tying": True}, False),
+    "rows trained, factors on the head": (2, {**ROWS_TRAINED, **ON_HEAD}, True),
+    "grown, factors on the head": (2, ON_HEAD, True),
+    "grown, factors on the embedding": (2, ON_EMBEDDING, True),
+    "shrunk, factors on the head": (-2, ON_HEAD, True),
+    "shrunk, factors on the embedding": (-2, ON_EMBEDDING, True),
+    "embedding trained": (2, {"modules_to_save": ["embed_tokens"]}, True),
+    "both trained": (2, WHOLE, True),
+}
+
+
+@pytest.mark.parametrize(("more", "settings", "apart"), TIED.values(), ids=TIED)
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_is_tied_has_the_new_rows_of_either(
+    family: str, more: int, settings: dict[str, Any], apart: bool, tmp_path: Path
+) -> None:
+    """What PEFT saves of one is of both as far as it was not trained; in a live model too."""
+    base = build(family, tmp_path / "base", dtype="float32", tie=True)
+    want = resized(base, tmp_path / "adapter", ROWS + more, **settings)
+    plan = polymerge.plan({"merge_method": "copy", "models": [f"{base}+{tmp_path / 'adapter'}"]})
+    out = polymerge.merge(plan, tmp_path / "out").folder
+    assert raw_rows(out) == ROWS + more
+    assert (len(raw_tensors(out)) - len(raw_tensors(base))) == apart
+    torch.testing.assert_close(says(out), want, rtol=1e-4, atol=2e-5)
+    live = LiveModel(plan)
+    live.set(plan)
+    with torch.no_grad():
+        assert torch.equal(live.model(input_ids=WORDS).logits, says(out))
+
+
+def test_a_resized_embedding_without_the_head_that_it_leaves_behind_is_refused(tmp_path: Path) -> None:
+    """PEFT's head is the embedding as it was before training, whose new rows nothing holds."""
+    base = build("llama", tmp_path / "base", dtype="float32", tie=True)
+    learned = adapter(
+        tmp_path / "adapter", {"model.embed_tokens.weight": torch.zeros(ROWS + 2, 32)}, modules_to_save=["embed_tokens"]
+    )
+    ran = cli("fold", learned, "--base", base, "-o", tmp_path / "out")
+    assert ran.status == 2
+    assert f"model.embed_tokens.weight with {ROWS + 2} rows, its base {ROWS}, and lm_head.weight would have" in ran.err
+
+
+def test_a_live_model_is_not_the_base_of_what_an_adapter_makes_of_it(tmp_path: Path) -> None:
+    base = build("llama", tmp_path / "base", dtype="float32")
+    learned = adapter(
+        tmp_path / "adapter",
+        factors({Q0: tuple(raw_tensors(base)[f"{Q0}.weight"].shape)})[0]  # type: ignore[dict-item]
+        | {"model.mm_projector.weight": torch.ones(32, 8)},
+    )
+    (learned / "config.json").write_text(
+        json.dumps({"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]})
+    )
+    with pytest.raises(CheckpointError, match=r"another model \(model.mm_projector.weight is of that\)"):
+        LiveModel(polymerge.plan({"merge_method": "copy", "models": [f"{base}+{learned}"]}))
 
 
 def test_a_tied_head_grows_with_its_embedding(tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ class Adapter:
         files = [self.extras[name].file for name in parameters if name in self.extras]
         return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
+    def trained(self, parameter: str) -> bool:
+        """Whether a full weight was trained, and is not what PEFT saves of a resized base beside what was.
+
+        A base has one tensor for its head and its embedding where it ties them, and such a weight is of both.
+        """
+        saved = self.config.get("modules_to_save") or ()
+        module = parameter.rpartition(".")[0]
+        return self.extras[parameter].file in self.beside or any(f".{module}".endswith(f".{name}") for name in saved)
+
+    @property
+    def tokens_of_tied(self) -> bool:
+        """Whether trained rows are of an embedding and of the head that is tied to it, as a plain list of them is."""
+        return isinstance(self.config.get("trainable_token_indices"), list)
+
     @property
     def parameters(self) -> tuple[str, ...]:
         """What it changes, as the model that it was trained on calls it, each once."""
@@ -311,7 +325,7 @@ def _token_rows(
     for parameter, entry in found.tokens.items():
         module = parameter.removesuffix(".weight")
         named = (name for name in rules.tokens if name == module or module.endswith(f".{name}"))
-        name = "" if "" in rules.tokens and len(found.tokens) == 1 else next(named, None)
+        name = "" if "" in rules.tokens else next(named, None)
         if name is None:
             problems.append(CheckpointError(f"{said} does not say which rows '{entry.name}' holds. {_AGAIN}"))
         elif len(entry.shape) != 2 or entry.shape[0] != len(rules.tokens[name]):

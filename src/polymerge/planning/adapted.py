@@ -51,7 +51,8 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     reading = parameters.reading(adapter)
     joining = _Joining(label, parameters, adapter, reading, problems)
     left_out: dict[str, str] = {}
-    for parameter, entry in adapter.extras.items():
+    # what was not trained is what PEFT adds to: it lies there before all that was
+    for parameter, entry in sorted(adapter.extras.items(), key=lambda held: adapter.trained(held[0])):
         if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
             kind = (parameters.checkpoint.config.get("architectures") or ["a model without one"])[0]
             left_out[ADAPTER + entry.name] = (
@@ -61,10 +62,14 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
             continue
         place = joining.own(parameter)
         if place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
-            joining.put(place, Read(ADAPTER + entry.name))
+            for one in (place,) if adapter.trained(parameter) else joining.tied_with(place):
+                joining.put(one, Read(ADAPTER + entry.name))
+    ties = parameters.ties
     trained: dict[Place, tuple[tuple[int, ...], str]] = {}
     for parameter, (indices, entry) in adapter.tokens.items():
         place = joining.own(parameter)
+        if adapter.tokens_of_tied and ties and place == ((ties.head, ()),):
+            continue  # the same rows as those of the embedding, which PEFT wrote twice
         if place is not None:
             rows = joining.shape(place)[0]
             grown = set(range(rows, max(indices) + 1)) <= set(indices)
@@ -72,7 +77,6 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
             if joining.fits(place, (total, *entry.shape[1:]), parameter, resizing=grown):
                 joining.put(place, _with_rows(joining.now(place), rows, indices, ADAPTER + entry.name))
                 trained[place] = indices, ADAPTER + entry.name
-    ties = parameters.ties
     if ties and (embedding := ((ties.embedding, ()),)) in trained and (head := ((ties.head, ()),)) not in trained:
         # PEFT has these rows in the head as well, before it adds anything else to it
         joining.put(head, _with_rows(joining.now(head), joining.shape(head)[0], *trained[embedding]))
@@ -86,7 +90,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     missing = joining.missing
     found = joining.found()
     if ties and ties.virtual:
-        _part(parameters, ties, found, joining.kept_tied)
+        _part(ties, found, joining.kept_tied)
     problems += _no_place_for_a_head(label, parameters, missing)
     problems += _why_missing(label, parameters, adapter, reading, tuple(missing))
     problems += joining.misshapen()
@@ -133,6 +137,12 @@ class _Joining:
         if place is None:
             self.missing[parameter] = None
         return place
+
+    def tied_with(self, place: Place) -> tuple[Place, ...]:
+        """All places that are one tensor with this one in the base, itself among them."""
+        ties = self.parameters.ties
+        both = (((ties.embedding, ()),), ((ties.head, ()),)) if ties and ties.virtual else ()
+        return both if place in both else (place,)
 
     def now(self, place: Place) -> Expr:
         """What lies at a place, with the changes so far."""
@@ -220,20 +230,14 @@ class _Joining:
         return found
 
 
-def _part(parameters: Parameters, ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
-    """Settle what becomes of the one of a tied pair that the base does not store; nothing where they stay one.
+def _part(ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
+    """Settle what becomes of the one of a tied pair that the base does not store.
 
-    They do where the adapter says so, where both are the same, and where the vocabulary was resized and only one of
-    them has the new rows.
+    Nothing where they stay one, since the adapter says so, or since it makes the same of both.
     """
     before = Read(ties.stored)
-    one, other = found.get(ties.stored, before), found.get(ties.virtual, before)
-    shapes = {name: entry.shape for name, entry in parameters.checkpoint.entries.items()}
-    if kept_tied or one == other or shape_of(one, shapes) != shape_of(other, shapes):
-        if other != before and shape_of(other, shapes) != shapes[ties.stored]:
-            found[ties.stored] = other
-        found.pop(ties.virtual, None)
-    else:
+    other = found.pop(ties.virtual, before)
+    if not kept_tied and found.get(ties.stored, before) != other:
         found[ties.virtual] = other
 
 
@@ -326,13 +330,13 @@ def _other_projector(adapter: Adapter) -> str:
 
 def _unequal_rows(label: str, parameters: Parameters, found: Mapping[str, Expr]) -> Iterable[PolymergeError]:
     """Embedding and head are of one vocabulary: where one is resized and the other is not, the model has none."""
-    checkpoint = parameters.checkpoint
-    if not {EMBEDDING, HEAD} <= set(parameters.blocks) or (parameters.ties and parameters.ties.virtual):
+    ties = parameters.ties
+    if not {EMBEDDING, HEAD} <= set(parameters.blocks) or (ties and ties.virtual and ties.virtual not in found):
         return
-    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    shapes = {name: entry.shape for name, entry in parameters.checkpoint.entries.items()}
     names = [parameters.blocks[canonical][0] for canonical in (EMBEDDING, HEAD)]
-    before = [shapes[name][0] for name in names]
-    after = [shape_of(found.get(name, Read(name)), shapes)[0] for name in names]
+    before = [parameters.entry(name).shape[0] for name in names]
+    after = [shape_of(found.get(name, parameters.read((name, ()))), shapes)[0] for name in names]
     changed = [new - old for old, new in zip(before, after, strict=True)]
     if changed[0] == changed[1]:
         return

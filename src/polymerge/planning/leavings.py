@@ -63,9 +63,7 @@ class Leavings:
         if own in model.buffers:
             return "a buffer that is computed from the config, never merged"
         if own.startswith(ADAPTER) and not model.held(own):
-            return (
-                "its base ties head and embedding and its adapter keeps them so (ensure_weight_tying): it is the other"
-            )
+            return "its base ties head and embedding, and its adapter keeps them so: it is the other"
         reasons = []
         for name in model.held(own):
             if (model.label, name) in self.extras:

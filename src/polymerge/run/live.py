@@ -25,7 +25,7 @@ from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.data import IGNORED
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
-from polymerge.planning.model import HEAD
+from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.stored import stored_dtypes
 from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
@@ -115,7 +115,13 @@ class LiveModel:
             if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
                 dtype = named
             steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
+            rows = next((step.shape[0] for step in steps if step.canonical == EMBEDDING), None)
             self.folder = Path(self._template[0])
+            if brought := template.brought:
+                raise CheckpointError(
+                    f"{self.folder}: with its adapter it is another model ({brought[0]} is of that), and transformers "
+                    "cannot load what no folder holds. Fold the adapter first, and name the folder"
+                )
             ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
             if why := _unloadable(recorded.wrappers, template.config):
                 raise CheckpointError(
@@ -128,6 +134,8 @@ class LiveModel:
         )
         if any(taken.kind == "generation config" for taken in first.companions):
             self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
+        if rows is not None and rows != self.model.get_input_embeddings().weight.shape[0]:
+            self.model.resize_token_embeddings(rows, mean_resizing=False)  # `set` gives all rows their numbers
         if unties:
             _untie(self.model)
         self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
