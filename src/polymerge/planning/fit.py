@@ -13,10 +13,9 @@ from polymerge.families import family_of, nearest
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import text_layer, without_branch
 from polymerge.namemap import apart
-from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name
+from polymerge.planning.model import Model, own_name
 
 __all__ = [
-    "VOCABULARY",
     "Misfits",
     "common_parts",
     "joinable",
@@ -29,9 +28,6 @@ __all__ = [
 
 _FEW = 3
 """Names that an error gives at most."""
-
-VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
-"""Canonical tensors whose rows are the vocabulary."""
 
 _LAYER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")

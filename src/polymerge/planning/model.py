@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from polymerge.checkpoint import Checkpoint, Entry
 from polymerge.checkpoint.joined import ADAPTER
@@ -17,10 +18,22 @@ from polymerge.mapping import Family, counterpart, text_layer
 from polymerge.planning.data import Input
 from polymerge.reads import Expr, Ranges, Read, Stacked, names_read, shape_of
 
-__all__ = ["EMBEDDING", "HEAD", "Model", "headers_digest", "own_name", "part_of", "stored_in", "tensors_digest"]
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "VOCABULARY",
+    "Model",
+    "headers_digest",
+    "own_name",
+    "part_of",
+    "stored_in",
+    "tensors_digest",
+]
 
 HEAD = "text.lm_head.weight"
 EMBEDDING = "text.embed_tokens.weight"
+VOCABULARY: Final = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
+"""Canonical tensors whose rows are the vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
