@@ -19,7 +19,7 @@ from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
 from polymerge.checkpoint.wrappers import unwrapped, wrappers_in
 from polymerge.errors import Refused
 from running import checkpoint, cli, linear, merged, raw, small_llama
-from test_ignore import problems_of, recipe_of
+from test_ignore import problems_of, recipe_of, with_more
 from tiny import build, load, perturbed
 
 pytestmark = PEFT_WARNINGS
@@ -39,6 +39,7 @@ WRAPPERS: dict[str, Rename] = {
     "Lightning with torch.compile": lambda name: f"model._orig_mod.{name}",
     "PEFT": lambda name: f"base_model.model.{name}",
     "DDP of PEFT": lambda name: f"module.base_model.model.{name}",
+    "one of several models": lambda name: f"policy.actor.{name}",
 }
 
 
@@ -86,9 +87,16 @@ def test_a_wrapped_checkpoint_is_the_plain_one(
     assert raw(merged(recipe_of(one, wrapped), tmp_path / "out", "--no-verify")) == raw(plain)
     assert raw(merged(recipe_of(wrapped, one), tmp_path / "turned", "--no-verify")) == raw(turned)
     plan = polymerge.plan(recipe_of(wrapped, one))
-    assert any(note.startswith("'wrapped': '") and "is a trainer's" in note for note in plan.warnings)
+    assert any(note.startswith("'wrapped': '") and "a trainer's" in note for note in plan.warnings)
     assert plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert {step.name for step in plan.steps} == set(load(one))
+
+
+def test_a_wrapper_around_some_names_is_one_problem(tmp_path: Path) -> None:
+    one = build("qwen2", tmp_path / "one")
+    half = renamed(one, tmp_path / "half", lambda name: f"module.{name}" if ".layers.1." in name else name)
+    (problem,) = problems_of(recipe_of(one, half))
+    assert "no rule of family 'qwen2' explains 12 of its 27 tensors: 'module.model.layers.1." in problem
 
 
 def test_the_output_of_a_wrapped_template_loads_and_its_record_says_what_was_read(tmp_path: Path) -> None:
@@ -217,6 +225,14 @@ def test_lora_in_a_checkpoint_is_refused_once_with_the_way_out(prefix: str, kind
     ran = cli("inspect", other)
     assert ran.status == 1
     assert "has LoRA in it that is not merged" in ran.err
+
+
+def test_so_is_that_of_loralib(tmp_path: Path) -> None:
+    one = build("qwen2", tmp_path / "one")
+    factors = {f"model.layers.0.self_attn.q_proj.lora_{side}": torch.ones(2, 2) for side in "AB"}
+    (problem,) = problems_of(recipe_of(one, with_more(one, factors, tmp_path / "other")))
+    assert "has LoRA in it that is not merged, in 2 of its 29 tensors" in problem
+    assert "exclude" not in problem
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen2_5_vl"])

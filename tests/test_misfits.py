@@ -29,6 +29,14 @@ def test_wrong_shapes_are_said_with_both(tmp_path: Path) -> None:
     assert "text.layers.{i}.mlp.up_proj.weight: 'other' is [8, 6], template 'one' is [9, 6]" in said
 
 
+def test_a_packed_template_is_told_by_its_dtype_and_not_by_its_shapes(tmp_path: Path) -> None:
+    packed = small_llama(1)
+    packed["model.layers.1.mlp.up_proj.weight"] = torch.ones(27, 1, dtype=torch.uint8)
+    said = fails_to_plan(packed, small_llama(2), tmp_path)
+    assert said.startswith("polymerge: 1 problem")
+    assert "'one' holds it as U8, which cannot be merged" in said
+
+
 def test_a_tensor_that_one_has_and_the_other_not(tmp_path: Path) -> None:
     one, other = small_llama(1), small_llama(2)
     del other["model.layers.1.mlp.up_proj.weight"]

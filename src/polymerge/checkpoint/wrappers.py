@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
-__all__ = ["LORA", "unwrapped", "wrappers_in"]
+__all__ = ["is_lora", "unwrapped", "wrappers_in"]
 
 _ANYWHERE: Final = (
     "_orig_mod",  # torch.compile, of the whole or of a part
@@ -19,7 +19,7 @@ _ANYWHERE: Final = (
 _BEFORE_ALL: Final = ("module.", "base_model.model.", "pretrained_model.")
 """What may be a name in a model too, and is a wrapper where every tensor has it in front."""
 
-LORA: Final = (
+_LORA: Final = (
     ".lora_A.",
     ".lora_B.",
     ".lora_embedding_",
@@ -27,7 +27,12 @@ LORA: Final = (
     ".base_layer.",
     ".modules_to_save.",
 )
-"""What the names of a model have in them that PEFT has wrapped and not merged."""
+"""What names have in them that PEFT, or loralib, has wrapped and not merged; the last may end them."""
+
+
+def is_lora(name: str) -> bool:
+    """Whether a tensor is of a module that LoRA is in and was not merged into."""
+    return any(mark in f"{name}." for mark in _LORA)
 
 
 def wrappers_in(names: Collection[str]) -> tuple[str, ...]:

@@ -48,16 +48,24 @@ def read_names(config: Config, names: Collection[str], told: str | None = None) 
     wrappers = wrappers_in(names)
     plain = [unwrapped(name, wrappers) for name in names]
     forms = [(wrappers, plain, "")]
-    if all(name.startswith(_BODY) for name in plain):
-        inner = [name.removeprefix(_BODY) for name in plain]
+    around, inner = wrappers, plain
+    while prefix := _before_all(inner):  # `model.` of Lightning, `actor.` of who trains two
+        inner = [name.removeprefix(prefix) for name in inner]
         more = wrappers_in(inner)
-        forms.append(((*wrappers, _BODY, *more), [unwrapped(name, more) for name in inner], ""))
+        around, inner = (*around, prefix, *more), [unwrapped(name, more) for name in inner]
+        forms.append((around, inner, ""))
     forms.append((wrappers, plain, _BODY))
     for form, held, inside in forms:
         found = _fitting(config, first, held, inside, told is not None)
         if found is not None:
             return Reading(replace(found, inside=inside) if inside else found, form, _other(config, found, inside))
     return Reading(first, wrappers)
+
+
+def _before_all(names: Collection[str]) -> str:
+    """The first component that all names begin with, and its dot; empty where they do not begin alike."""
+    first = {name.partition(".")[0] for name in names if "." in name}
+    return f"{first.pop()}." if len(first) == 1 and all("." in name for name in names) else ""
 
 
 def nearest(config: Config) -> Family:

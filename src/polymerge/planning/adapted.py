@@ -16,9 +16,9 @@ from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 from polymerge.families import FAMILIES
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import text_layer
-from polymerge.planning.fit import VOCABULARY, layer_pattern
+from polymerge.planning.fit import layer_pattern
 from polymerge.planning.folding import base_named
-from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY
 from polymerge.planning.parameters import Block, Parameters, Place, Reading, Ties
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
 

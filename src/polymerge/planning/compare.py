@@ -10,9 +10,9 @@ from itertools import permutations
 from polymerge.errors import PolymergeError, refuse_if_any
 from polymerge.mapping import PARTS, counterpart, without_branch
 from polymerge.planning.compatibility import config_warnings
-from polymerge.planning.fit import VOCABULARY, Misfits, common_parts, joinable, other_lineages
+from polymerge.planning.fit import Misfits, common_parts, joinable, other_lineages
 from polymerge.planning.inputs import open_each
-from polymerge.planning.model import Model, part_of
+from polymerge.planning.model import VOCABULARY, Model, part_of
 
 __all__ = ["Joint", "Portrait", "inspect_models"]
 

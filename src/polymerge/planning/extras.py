@@ -11,8 +11,7 @@ from polymerge.dtypes import dtype_code
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
-from polymerge.planning.fit import VOCABULARY
-from polymerge.planning.model import Model
+from polymerge.planning.model import VOCABULARY, Model
 from polymerge.planning.overrides import matches
 from polymerge.reads import Read, shape_of
 from polymerge.recipe import Recipe, recipe_dict

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
-from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.families import text_tower
+from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.mapping import PARTS, counterpart, without_branch
 from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
 from polymerge.planning.compatibility import config_warnings
 from polymerge.planning.data import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.fit import (
-    VOCABULARY,
     Misfits,
     common_parts,
     joinable,
@@ -29,10 +25,10 @@ from polymerge.planning.fit import (
 )
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
 from polymerge.planning.leavings import Leavings, notes, partly_kept
-from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, part_of
-from polymerge.planning.overrides import Choice, choices_of, matches
+from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
+from polymerge.planning.overrides import Choice, choices_of, matches, unmatched
 from polymerge.planning.stored import stored_dtypes
-from polymerge.planning.vocabulary import TokenJoin, outside
+from polymerge.planning.vocabulary import Vocabularies
 from polymerge.reads import Ranges, names_read, rows_of
 from polymerge.recipe import ModelEntry, Recipe, recipe_dict
 
@@ -93,17 +89,14 @@ class _Planner:
         self.settings = list(dict.fromkeys(choice.key for choice in choices if choice.setting.method != COPY))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
-        self.joined = TokenJoin(self.template, problems)
+        self.vocabularies = Vocabularies(self.template, recipe.vocab, problems)
         self.leavings = Leavings(self.template, self.parts)
-        # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
-        self.by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
-        self.unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
 
     def plan(self) -> Plan:
         for model in dict.fromkeys(self.readers):
             if model is not self.template:
                 joinable(self.template, model, self.parts, self.misfits, self.problems)
-        self._check_globs()
+        self.problems += unmatched(self.recipe, self.choices, self.template, self.readers)
         self.problems += misnamed(self.template)
         self.problems += needed_all_the_same(self.template, self.readers)
         comparable = all(model.generic == self.template.generic for model in self.readers)
@@ -270,6 +263,8 @@ class _Planner:
                 self.misfits.note_missing(model, canonical)
             elif model.entries[own_name(model.tensors[found])].dtype not in MERGEABLE:
                 self.misfits.note_dtype(model, found)
+                if model is self.template:  # packed, its shape is no measure of the others'
+                    return False
             elif model.shape(found) != shape and (canonical not in VOCABULARY or model.shape(found)[1:] != shape[1:]):
                 self.misfits.note_shape(model, found, self.template, canonical)
             else:
@@ -286,33 +281,16 @@ class _Planner:
         counts = [(model.shape(name) or (1,))[0] for model, name in zip(readers, names, strict=True)]
         total, reason = rows[-1][1], ""
         rest: Ranges = ()
-        if canonical in VOCABULARY and (self.recipe.vocab == "by-token" or set(counts) != {total}):
-            other = next((model for model, count in zip(readers, counts, strict=True) if count != total), None)
-            if other is not None and self.recipe.vocab == "template":
-                theirs_count = counts[readers.index(other)]
-                self.unequal[other, theirs_count, total].append(canonical)
+        if canonical in VOCABULARY:
+            taken = self.vocabularies.taken(canonical, total, readers, counts)
+            if taken is None:
                 return [], "vocabularies differ"
-            if self.recipe.vocab == "overlap":
-                taken: list[Ranges] = [((0, min(total, *counts)),)] * (len(readers) + 1)
-            else:
-                taken = self.joined.rows(total, readers, counts)
-            rows, *theirs = taken
+            rows, rest, reason = taken.rows, taken.rest, taken.reason
             exprs = [
                 expr if part == ((0, count),) else rows_of(expr, part)
-                for expr, part, count in zip(exprs, theirs, counts, strict=True)
+                for expr, part, count in zip(exprs, taken.theirs, counts, strict=True)
             ]
-            rest = outside(rows, total)
-            kept = ", ".join(f"{start} to {stop}" for start, stop in rest[:3]) + (", ..." if len(rest) > 3 else "")
-            reasons = [f"rows {kept} are the template's"] if rest else []
-            for model, part, count in zip(readers, theirs, counts, strict=True):
-                unread = count - sum(stop - start for start, stop in part)
-                if unread and model is not self.template:
-                    reasons.append(f"{unread} of the {count} rows of '{model.label}' are not read")
-            reason = "; ".join(dict.fromkeys(reasons))
-        if self.recipe.vocab != "by-token" and self._is_vocabulary(canonical):
-            for model in readers:
-                if model is not self.template:
-                    self.by_number[model, min(total, *counts)].append(canonical)
+        self.vocabularies.note(canonical, total, readers, counts)
         deltas = METHODS[choice.setting.method].on == "deltas"
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
@@ -321,13 +299,6 @@ class _Planner:
         if rest:
             pieces.append(self._kept(canonical, rest, rest))
         return (pieces, reason) if rows else ([], "no token is in every vocabulary")
-
-    def _is_vocabulary(self, canonical: str) -> bool:
-        """Whether the rows of a tensor are the vocabulary: by its name, or its height where names have no meaning."""
-        if not self.template.generic:
-            return canonical in VOCABULARY
-        shape = self.template.shape(canonical)
-        return len(shape) == 2 and shape[0] == text_tower(self.template.checkpoint.config).vocab_size
 
     def _note_differences(self, steps: Sequence[Step]) -> None:
         """Note where models do not mean the same by weights of equal shape, each cause once."""
@@ -340,53 +311,10 @@ class _Planner:
         self.warnings += config_warnings((self.template.label, self.template.checkpoint.config), configs, parts)
         if len(set(self.readers)) > 1:
             self.warnings += merged_routers(merged, self.template.tensors)
-        for (model, count, total), names in self.unequal.items():
-            self.warnings.append(
-                f"{' and '.join(dict.fromkeys(names))}: '{model.label}' has {count} rows, template "
-                f"'{self.template.label}' {total}: vocabularies differ, so the template's is kept (vocab: overlap or "
-                "by-token merges)"
-            )
-        alike: dict[tuple[int, tuple[str, ...]], list[Model]] = defaultdict(list)
-        for (model, count), names in self.by_number.items():
-            alike[count, tuple(dict.fromkeys(names))].append(model)
-        for (count, merged_names), models in alike.items():
-            self.warnings += self.joined.unlike(models, count, merged_names)
+        self.warnings += self.vocabularies.warnings()
 
     def _excluded(self, canonical: str) -> bool:
         return any(matches(canonical, glob) for glob in self.recipe.exclude)
-
-    def _check_globs(self) -> None:
-        models = (self.template, *self.readers)
-        every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
-        for where, glob in [
-            *(("exclude", glob) for glob in self.recipe.exclude),
-            *(("overrides", choice.match) for choice in self.choices if choice.match),
-        ]:
-            if not any(matches(name, glob) for name in every):
-                if any(matches(name, glob) for model in models for name in model.entries):
-                    self.problems.append(
-                        RecipeError(
-                            f"recipe: {where}: '{glob}' matches names as stored, and no canonical one. What is not of "
-                            f'a model is left out by `ignore: ["{glob}"]`'
-                        )
-                    )
-                    continue
-                hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
-                self.problems.append(
-                    RecipeError(
-                        f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole canonical names"
-                        f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
-                    )
-                )
-        for choice in self.choices:
-            if choice.layers and choice.layers[1] >= self.template.depth:
-                has = f"layers 0-{self.template.depth - 1}" if self.template.depth else "no text layers"
-                self.problems.append(
-                    RecipeError(
-                        f"recipe: {choice.where}: layers {choice.layers[0]}-{choice.layers[1]}, but template "
-                        f"'{self.template.label}' has {has}"
-                    )
-                )
 
     def _note_extras(self) -> None:
         """Find what a model has in a merged part and the template has not; it would be lost."""

@@ -13,10 +13,9 @@ from polymerge.families import family_of, nearest
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import text_layer, without_branch
 from polymerge.namemap import apart
-from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name
+from polymerge.planning.model import Model, own_name
 
 __all__ = [
-    "VOCABULARY",
     "Misfits",
     "common_parts",
     "joinable",
@@ -29,9 +28,6 @@ __all__ = [
 
 _FEW = 3
 """Names that an error gives at most."""
-
-VOCABULARY = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
-"""Canonical tensors whose rows are the vocabulary."""
 
 _LAYER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
@@ -98,10 +94,7 @@ class Misfits:
         if model.label in self.wide and name.startswith("text."):
             return
         theirs, ours = list(model.shape(found)), list(template.shape(name))
-        hint = ""
-        if name in VOCABULARY:
-            hint = " (rows = vocabulary). Set vocab: template | by-token | overlap"
-        text = f"{name}|'{model.label}' is {theirs}, template '{template.label}' is {ours}{hint}"
+        text = f"{name}|'{model.label}' is {theirs}, template '{template.label}' is {ours}"
         self.shapes[model.label, layer_pattern(name)].append(text)
 
     def note_dtype(self, model: Model, name: str) -> None:

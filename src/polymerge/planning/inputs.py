@@ -13,7 +13,7 @@ from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.joined import ADAPTER, open_joined, renamed, split_source
-from polymerge.checkpoint.wrappers import LORA, unwrapped, wrappers_in
+from polymerge.checkpoint.wrappers import is_lora, unwrapped, wrappers_in
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.generic import GENERIC
@@ -200,7 +200,8 @@ def _open(
     names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
     if 2 * len(names.unknown) > len(stored):  # it is another model: nothing else that is said of it would be true
         refuse_if_any(names.problems)
-    if names.lost:  # how the rest fits is not told, since what is lost would seem to be missing
+    partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
+    if names.lost or partly:  # how the rest fits is not told, since what is lost would seem to be missing
         refuse_if_any(names.problems)
     problems.extend(names.problems)
     for own, blocks in names.layout.items():
@@ -279,7 +280,7 @@ def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family
 
     known  whether the model is of a kind that has no such modules of its own
     """
-    lora = [name for name in shapes if known and any(mark in name for mark in LORA)]
+    lora = [name for name in shapes if known and is_lora(name)]
     if lora:
         raise CheckpointError(
             f"{where}: has LoRA in it that is not merged, in {len(lora)} of its {len(shapes)} tensors, such as "

@@ -7,20 +7,33 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from polymerge.checkpoint import Checkpoint, Entry
 from polymerge.checkpoint.joined import ADAPTER
-from polymerge.checkpoint.wrappers import LORA
+from polymerge.checkpoint.wrappers import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, text_layer
 from polymerge.planning.data import Input
 from polymerge.reads import Expr, Ranges, Read, Stacked, names_read, shape_of
 
-__all__ = ["EMBEDDING", "HEAD", "Model", "headers_digest", "own_name", "part_of", "stored_in", "tensors_digest"]
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "VOCABULARY",
+    "Model",
+    "headers_digest",
+    "own_name",
+    "part_of",
+    "stored_in",
+    "tensors_digest",
+]
 
 HEAD = "text.lm_head.weight"
 EMBEDDING = "text.embed_tokens.weight"
+VOCABULARY: Final = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
+"""Canonical tensors whose rows are the vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +175,12 @@ class Model:
     def remarks(self) -> Iterator[str]:
         """What was read in another way than its config or its names say."""
         if self.wrappers:
-            around = " and ".join(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers)
-            yield f"'{self.label}': {around} of its tensor names is a trainer's; they are read and written without"
+            around = list(dict.fromkeys(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers))
+            are = "are" if around[1:] else "is"
+            yield (
+                f"'{self.label}': {' and '.join(around)} of its tensor names {are} a trainer's; they are read and "
+                "written without"
+            )
         if self.family.inside:
             yield f"'{self.label}' has the names of the body alone: '{self.family.inside}' is read before each"
         if self.other:
@@ -176,7 +193,7 @@ class Model:
                 f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
                 "that entry is out of date and is not believed"
             )
-        if any(mark in name for name in self.stored for mark in LORA):
+        if any(map(is_lora, self.stored)):
             yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
 
     def summary(self) -> Input:

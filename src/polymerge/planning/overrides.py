@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.mapping import text_layer, without_branch
 from polymerge.methods.table import METHODS
+from polymerge.planning.model import EMBEDDING, HEAD, Model
 from polymerge.recipe import ModelEntry, Recipe
 from polymerge.settings import UNREAD, Setting, resolve
 
-__all__ = ["Choice", "choices_of", "matches"]
+__all__ = ["Choice", "choices_of", "matches", "unmatched"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,34 @@ def _refuse_unlisted(
                 "weight of parameters. List it among models if it is to be merged, else leave base_model out"
             )
         )
+
+
+def unmatched(
+    recipe: Recipe, choices: Sequence[Choice], template: Model, readers: Sequence[Model]
+) -> Iterator[RecipeError]:
+    """What is wrong with globs and layers that a recipe says: they match no tensor, or lie beyond the template's."""
+    models = (template, *readers)
+    every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
+    said = [("exclude", glob) for glob in recipe.exclude]
+    said += [("overrides", choice.match) for choice in choices if choice.match]
+    for where, glob in said:
+        if any(matches(name, glob) for name in every):
+            continue
+        if any(matches(name, glob) for model in models for name in model.entries):
+            yield RecipeError(
+                f"recipe: {where}: '{glob}' matches names as stored, and no canonical one. What is not of a model is "
+                f'left out by `ignore: ["{glob}"]`'
+            )
+            continue
+        hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
+        yield RecipeError(
+            f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole canonical names"
+            f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
+        )
+    for choice in choices:
+        if choice.layers and choice.layers[1] >= template.depth:
+            has = f"layers 0-{template.depth - 1}" if template.depth else "no text layers"
+            yield RecipeError(
+                f"recipe: {choice.where}: layers {choice.layers[0]}-{choice.layers[1]}, but template "
+                f"'{template.label}' has {has}"
+            )

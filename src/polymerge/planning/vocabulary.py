@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from polymerge.checkpoint.hubfiles import companions, listed_alike, missing_remote
 from polymerge.checkpoint.prefetch import fetched
 from polymerge.checkpoint.tokens import TOKENIZER, read_tokens
 from polymerge.errors import CheckpointError, PolymergeError
+from polymerge.families import text_tower
 from polymerge.planning.companions import tokenizer_folder
-from polymerge.planning.model import EMBEDDING, Model
+from polymerge.planning.model import EMBEDDING, VOCABULARY, Model
 from polymerge.reads import Ranges
+from polymerge.recipe import Vocab
 
-__all__ = ["TokenJoin", "outside", "runs", "vocabulary_notes"]
+__all__ = ["Taken", "Vocabularies", "outside", "runs", "vocabulary_notes"]
 
 _VOCABULARIES: Final = TOKENIZER[:3]
 
@@ -21,18 +25,89 @@ _SHOWN: Final = 2
 """Rows that stand for other tokens that a warning shows."""
 
 
-class TokenJoin:
-    """Rows joined by token string; tokenizers are read when a vocabulary is merged, each once."""
+@dataclass(frozen=True)
+class Taken:
+    """Which rows of a vocabulary are merged.
 
-    def __init__(self, template: Model, problems: list[PolymergeError]) -> None:
-        self._template, self._problems = template, problems
+    rows     of the template's tensor
+    theirs   those of each reader that are merged into them, in the same order
+    rest     rows of the template's that stay as they are
+    reason   what a plan says of rows that are left out on either side
+    """
+
+    rows: Ranges
+    theirs: tuple[Ranges, ...]
+    rest: Ranges
+    reason: str
+
+
+class Vocabularies:
+    """Which rows are merged with which, and what is to be said of it; tokenizers are read when needed, each once.
+
+    vocab   as the recipe has it: template, overlap or by-token
+    """
+
+    def __init__(self, template: Model, vocab: Vocab, problems: list[PolymergeError]) -> None:
+        self._template, self._vocab, self._problems = template, vocab, problems
         self._tokens: dict[Model, Mapping[int, str] | PolymergeError] = {}
+        # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
+        self._by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
+        self._unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
 
-    def rows(self, total: int, readers: Sequence[Model], counts: Sequence[int]) -> list[Ranges]:
-        """The template's rows whose token every reader has, in order, and each reader's rows for them.
+    def taken(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> Taken | None:
+        """What is merged of a tensor whose rows are a vocabulary; None where they differ and the template's is kept.
 
         total, counts   rows of the template's tensor, and of each reader's
         """
+        if self._vocab == "by-token":
+            rows, *theirs = self._joined(total, readers, counts)
+        elif set(counts) == {total} or self._vocab == "overlap":
+            rows = ((0, min(total, *counts)),)
+            theirs = [rows] * len(readers)
+        else:
+            other, count = next(pair for pair in zip(readers, counts, strict=True) if pair[1] != total)
+            self._unequal[other, count, total].append(canonical)
+            return None
+        rest = outside(rows, total)
+        kept = ", ".join(f"{start} to {stop}" for start, stop in rest[:3]) + (", ..." if len(rest) > 3 else "")
+        reasons = [f"rows {kept} are the template's"] if rest else []
+        for model, part, count in zip(readers, theirs, counts, strict=True):
+            unread = count - sum(stop - start for start, stop in part)
+            if unread and model is not self._template:
+                reasons.append(f"{unread} of the {count} rows of '{model.label}' are not read")
+        return Taken(rows, tuple(theirs), rest, "; ".join(dict.fromkeys(reasons)))
+
+    def note(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> None:
+        """Take down that a tensor is merged: rows of a vocabulary are those of one number, unless joined by token."""
+        if self._vocab == "by-token" or not self._is_vocabulary(canonical):
+            return
+        for model in readers:
+            if model is not self._template:
+                self._by_number[model, min(total, *counts)].append(canonical)
+
+    def _is_vocabulary(self, canonical: str) -> bool:
+        """Whether the rows of a tensor are the vocabulary: by its name, or its height where names have no meaning."""
+        if not self._template.generic:
+            return canonical in VOCABULARY
+        shape = self._template.shape(canonical)
+        return len(shape) == 2 and shape[0] == text_tower(self._template.checkpoint.config).vocab_size
+
+    def warnings(self) -> Iterator[str]:
+        """What to say of vocabularies that differ, and of rows that are merged by number and stand for other tokens."""
+        for (model, count, total), names in self._unequal.items():
+            yield (
+                f"{' and '.join(dict.fromkeys(names))}: '{model.label}' has {count} rows, template "
+                f"'{self._template.label}' {total}: vocabularies differ, so the template's is kept (vocab: overlap or "
+                "by-token merges)"
+            )
+        alike: dict[tuple[int, tuple[str, ...]], list[Model]] = defaultdict(list)
+        for (model, count), names in self._by_number.items():
+            alike[count, tuple(dict.fromkeys(names))].append(model)
+        for (count, merged), models in alike.items():
+            yield from self._unlike(models, count, merged)
+
+    def _joined(self, total: int, readers: Sequence[Model], counts: Sequence[int]) -> list[Ranges]:
+        """The template's rows whose token every reader has, in order, and each reader's rows for them."""
         theirs = [self._places(model, count) for model, count in zip(readers, counts, strict=True)]
         joined = sorted(
             (number, *(known[token] for known in theirs))
@@ -42,7 +117,7 @@ class TokenJoin:
         columns = zip(*joined, strict=True) if joined else [()] * (len(readers) + 1)
         return [runs(column) for column in columns]
 
-    def unlike(self, models: Sequence[Model], rows: int, names: Sequence[str]) -> Iterator[str]:
+    def _unlike(self, models: Sequence[Model], rows: int, names: Sequence[str]) -> Iterator[str]:
         """A warning where the first `rows` rows of `names`, merged by number, stand for other tokens in some models.
 
         Models that differ from the template alike share one; nothing is said where a model has no tokenizer.
