@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,13 +62,26 @@ def test_verify_finds_a_weight_that_peft_would_not(tmp_path: Path) -> None:
     assert "are not in base_layer" in found["names"].detail
 
 
-def test_full_weights_and_factors_of_one_module_do_not_mix(tmp_path: Path) -> None:
-    full = adapter(tmp_path / "full", 1, modules_to_save=["lm_head"])
-    factors = adapter(tmp_path / "factors", 2, target_modules=["q_proj", "lm_head"])
-    for order in ([full, factors], [factors, full]):
-        ran = cli("plan", recipe_file(recipe("cat", order), tmp_path / "recipe.yaml"))
+FULL, FACTORS = {"modules_to_save": ["embed_tokens"]}, {"target_modules": ["q_proj", "embed_tokens"]}
+ROWS = {"trainable_token_indices": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((FULL, FACTORS), ("has trained it in full", "has LoRA on it")),
+        ((FULL, ROWS), ("has trained it in full", "has trained rows of it")),
+        ((FACTORS, ROWS), ("has LoRA on it", "has trained rows of it")),
+    ],
+)
+def test_what_is_trained_in_two_ways_does_not_mix(
+    settings: tuple[dict[str, Any], dict[str, Any]], said: tuple[str, str], tmp_path: Path
+) -> None:
+    one, other = (adapter(tmp_path / name, **given) for name, given in zip(("one", "other"), settings, strict=True))
+    for first, second, words in ((one, other, said), (other, one, said[::-1])):
+        ran = cli("plan", recipe_file(recipe("cat", [first, second]), tmp_path / "recipe.yaml"))
         assert ran.status == 2
-        assert "lm_head.weight: 'full' has trained it in full, 'factors' has LoRA on it" in ran.err
+        assert f"model.embed_tokens.weight: '{first.name}' {words[0]}, '{second.name}' {words[1]}. Fold both" in ran.err
 
 
 @pytest.mark.parametrize("rank", [20, 21])

@@ -193,21 +193,20 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
 
 
 def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
-    """A module that one adapter has factors of and another has trained in full has no single form in one adapter."""
-    factors = {
-        opened.key(place, f"{module}.weight"): label
-        for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True))
-        for module in adapter.pairs
-    }
+    """A module that one adapter has factors or trained rows of, and another has in full, has no single form in one."""
+    seen: dict[str, tuple[str, str]] = {}
     for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True)):
-        own = {opened.key(place, f"{module}.weight") for module in adapter.pairs}
-        for parameter in adapter.extras:
+        kinds = dict.fromkeys(adapter.extras, "has trained it in full")
+        kinds |= dict.fromkeys(adapter.tokens, "has trained rows of it")
+        kinds |= dict.fromkeys((f"{module}.weight" for module in adapter.pairs), "has LoRA on it")
+        for parameter, kind in kinds.items():
             canonical = opened.key(place, parameter)
-            if canonical in factors and canonical not in own:
+            first, other = seen.setdefault(canonical, (label, kind))
+            if kind != other:
                 problems.append(
                     RecipeError(
-                        f"{canonical}: '{label}' has trained it in full, '{factors[canonical]}' has LoRA on it. Fold "
-                        "both into their base and merge the models"
+                        f"{canonical}: '{first}' {other}, '{label}' {kind}. Fold both into their base and merge the "
+                        "models"
                     )
                 )
 
