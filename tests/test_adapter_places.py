@@ -26,6 +26,8 @@ pytestmark = [
         "`is_gradient_checkpointing` is deprecated",
         "Setting `save_embedding_layers` to `True` as",
         "Model has `tie_word_embeddings=True`",
+        "`lora_bias=True` was passed but the targeted layer",
+        "Adapter 'default'. . LoRA tensor.s. have invalid shape",
     )
 ]
 
@@ -273,3 +275,22 @@ def test_what_a_base_is_without_is_said(tmp_path: Path) -> None:
         in ran.err
     )
     assert "family llama) does not have: it is a model without vision. Name a base that has one" in ran.err
+
+
+def test_a_bias_of_layers_that_have_none_is_said(tmp_path: Path) -> None:
+    """And lands in those that have one, as the queries of Qwen2."""
+    for family in ("llama", "qwen2"):
+        base = build(family, tmp_path / family, dtype="float32")
+        settings = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], lora_bias=True, init_lora_weights=False)
+        peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), settings)
+        peft.save_pretrained(tmp_path / f"of {family}")
+        if family == "qwen2":
+            after = peft.merge_and_unload().state_dict()
+    ran = cli("fold", tmp_path / "of llama", "--base", tmp_path / "llama", "--dry-run")
+    assert ran.status == 2
+    assert "1 problem" in ran.err
+    assert "model.layers.0.self_attn.q_proj.bias" in ran.err
+    assert "lora_bias gives a bias to layers that have none" in ran.err
+    made = raw_tensors(fold(tmp_path / "qwen2", tmp_path / "of qwen2", tmp_path / "out"))
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, after[name], **CLOSE)

@@ -392,9 +392,20 @@ def test_rows_that_are_not_there(tmp_path: Path) -> None:
     assert "trainable_token_indices is set, and no trainable_tokens_delta is there" in message
 
 
-def test_one_list_for_two_embeddings(tmp_path: Path) -> None:
+def test_one_list_is_of_an_embedding_and_of_the_head_that_is_tied_to_it(tmp_path: Path) -> None:
+    """PEFT saves both where the vocabulary was resized."""
     tensors = FACTORS | {ROWS: torch.zeros(1, 8), ROWS.replace("model.embed_tokens", "lm_head"): torch.zeros(1, 8)}
-    assert len(refusal(saved(tmp_path, tensors, trainable_token_indices=[1]))) == 2
+    tokens = open_adapter("a", saved(tmp_path, tensors, trainable_token_indices=[1])).tokens
+    assert [(name, rows) for name, (rows, _) in sorted(tokens.items())] == [
+        ("lm_head.weight", (1,)), ("model.embed_tokens.weight", (1,))
+    ]  # fmt: skip
+
+
+def test_bare_parameters_are_one_problem(tmp_path: Path) -> None:
+    """PEFT wraps one module once for each of its parameters, so that names are of no form that modules have."""
+    wrapped = {f"{PREFIX}model.layers.0.mlp.experts.base_layer.lora_A.weight": torch.zeros(2, 8)}
+    message = only(saved(tmp_path, FACTORS | wrapped, target_parameters=["mlp.experts.down_proj"]))
+    assert "target_parameters is set to" in message
 
 
 # --- as PEFT itself writes them

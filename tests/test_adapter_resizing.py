@@ -149,6 +149,21 @@ def test_a_resized_embedding_without_the_head_that_it_leaves_behind_is_refused(t
     assert f"model.embed_tokens.weight with {ROWS + 2} rows, its base {ROWS}, and lm_head.weight would have" in ran.err
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_what_lies_beside_is_of_both_unless_both_lie_there(both: bool, tmp_path: Path) -> None:
+    """Other trainers save the parameters that they train, of which a tied model has one."""
+    base = build("llama", tmp_path / "base", dtype="float32", tie=True)
+    learned = adapter(tmp_path / "adapter", factors({Q0: (32, 32)})[0])
+    embedding, head = torch.randn((2, ROWS + 3, 32), generator=torch.Generator().manual_seed(2)).unbind()
+    trained = {"model.embed_tokens.weight": embedding.clone()} | ({"lm_head.weight": head.clone()} if both else {})
+    torch.save({f"base_model.model.{name}": tensor for name, tensor in trained.items()},
+               learned / "non_lora_state_dict.bin")  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(fold(base, learned, tmp_path / "out"))
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    assert torch.equal(model.get_output_embeddings().weight, head if both else embedding)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is not both
+
+
 def test_a_live_model_is_not_the_base_of_what_an_adapter_makes_of_it(tmp_path: Path) -> None:
     base = build("llama", tmp_path / "base", dtype="float32")
     learned = adapter(

@@ -248,3 +248,54 @@ def test_the_dtype_that_an_adapter_s_config_names_follows(tmp_path: Path) -> Non
         found = {str(value.dtype) for value in load_file(out / "adapter_model.safetensors").values()}
         assert found == {f"torch.{asked or 'float32'}"}
         assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["lora_dtype"] == said
+
+
+def test_a_dtype_that_nothing_is_written_in_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """What is folded into the template keeps its dtype, as what is copied does; merged alone it takes another."""
+    model = AutoModelForImageTextToText.from_pretrained(pair[0])
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    source = f"{pair[0]}+{tmp_path / 'adapter'}"
+    copy = {"merge_method": "copy", "models": [source]}
+    plan = polymerge.plan(copy | {"dtype": "float16"})
+    assert {step.dtype for step in plan.steps} == {"BF16"}
+    said = "nothing is: all keeps its own. It is so where the model is merged alone"
+    assert any(said in warning for warning in plan.warnings)
+    assert not any("dtype:" in warning for warning in polymerge.plan(copy).warnings)
+    alone = polymerge.plan(
+        {"merge_method": "linear", "models": [source], "parameters": {"weight": 1}, "dtype": "float16"}
+    )
+    assert not any(said in warning for warning in alone.warnings)
+    made = stored(polymerge.merge(alone, tmp_path / "alone").folder)
+    folded = stored(polymerge.merge(copy, tmp_path / "folded").folder)
+    assert {value.dtype for value in made.values()} == {torch.float16}
+    name = next(name for name in folded if name.endswith("layers.0.mlp.up_proj.weight"))
+    assert torch.equal(made[name], folded[name].to(torch.float16))
+
+
+def test_a_projector_of_another_dtype_than_the_model_that_it_comes_to(tmp_path: Path) -> None:
+    """LLaVA's adapters: a float16 language model, trained in bfloat16. Nothing of either is rounded."""
+    base = build("llama", tmp_path / "base", dtype="float16")
+    tensors = load_file(base / "model.safetensors")
+    learned = tmp_path / "adapter"
+    learned.mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+    save_file(factors, learned / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (learned / "adapter_config.json").write_text(json.dumps(settings))
+    projector = torch.full((32, 8), 1e5, dtype=torch.bfloat16)  # more than float16 can hold
+    torch.save({"base_model.model.model.mm_projector.weight": projector}, learned / "non_lora_trainables.bin")
+    config = json.loads((base / "config.json").read_text()) | {
+        "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "torch_dtype": "bfloat16"
+    }  # fmt: skip
+    config.pop("dtype")
+    (learned / "config.json").write_text(json.dumps(config))
+    plan = polymerge.plan({"merge_method": "copy", "models": [f"{base}+{learned}"]})
+    (said,) = [warning for warning in plan.warnings if "its config.json says" in warning]
+    assert "says bfloat16, which rounds its tensors of float16; the output's says float32" in said
+    out = polymerge.merge(plan, tmp_path / "out").folder
+    assert dtypes_in(out) == {"float32"}
+    made = stored(out)
+    assert torch.equal(made["model.mm_projector.weight"], projector)
+    assert torch.equal(made["lm_head.weight"], tensors["lm_head.weight"])

@@ -97,14 +97,13 @@ class Adapter:
         files = [self.extras[name].file for name in parameters if name in self.extras]
         return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
-    def trained(self, parameter: str) -> bool:
-        """Whether a full weight was trained, and is not what PEFT saves of a resized base beside what was.
+    def saved_apart(self, parameter: str) -> bool:
+        """Whether a full weight is that of a copy that PEFT trained in the place of a module (`modules_to_save`).
 
-        A base has one tensor for its head and its embedding where it ties them, and such a weight is of both.
+        What else lies there is of the base's own tensor, which head and embedding share where it ties them.
         """
-        saved = self.config.get("modules_to_save") or ()
         module = parameter.rpartition(".")[0]
-        return self.extras[parameter].file in self.beside or any(f".{module}".endswith(f".{name}") for name in saved)
+        return any(f".{module}".endswith(f".{name}") for name in self.config.get("modules_to_save") or ())
 
     @property
     def tokens_of_tied(self) -> bool:
@@ -181,7 +180,8 @@ def open_adapter(source: str, path: Path) -> Adapter:
         if found_beside is not None:
             contents[name] = found_beside
     found, misnamed = sort_names(folder, [(file, name in files.beside) for name, file in contents.items()])
-    problems += misnamed
+    if not (rules is None and configs.get(CONFIG, {}).get("target_parameters")):  # which names modules otherwise
+        problems += misnamed
     if not (found.factors or found.extras or found.tokens or problems):
         problems.append(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
     problems += _unmergeable(found)

@@ -51,8 +51,9 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     reading = parameters.reading(adapter)
     joining = _Joining(label, parameters, adapter, reading, problems)
     left_out: dict[str, str] = {}
-    # what was not trained is what PEFT adds to: it lies there before all that was
-    for parameter, entry in sorted(adapter.extras.items(), key=lambda held: adapter.trained(held[0])):
+    apart = joining.apart()
+    # the base's own tensor lies there before all that PEFT trains beside it
+    for parameter, entry in sorted(adapter.extras.items(), key=lambda held: held[0] in apart):
         if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
             kind = (parameters.checkpoint.config.get("architectures") or ["a model without one"])[0]
             left_out[ADAPTER + entry.name] = (
@@ -62,7 +63,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
             continue
         place = joining.own(parameter)
         if place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
-            for one in (place,) if adapter.trained(parameter) else joining.tied_with(place):
+            for one in (place,) if parameter in apart else joining.tied_with(place):
                 joining.put(one, Read(ADAPTER + entry.name))
     ties = parameters.ties
     trained: dict[Place, tuple[tuple[int, ...], str]] = {}
@@ -138,11 +139,18 @@ class _Joining:
             self.missing[parameter] = None
         return place
 
-    def tied_with(self, place: Place) -> tuple[Place, ...]:
+    def tied_with(self, place: Place | None) -> tuple[Place, ...]:
         """All places that are one tensor with this one in the base, itself among them."""
         ties = self.parameters.ties
         both = (((ties.embedding, ()),), ((ties.head, ()),)) if ties and ties.virtual else ()
-        return both if place in both else (place,)
+        return both if place in both else (place,) if place else ()
+
+    def apart(self) -> set[str]:
+        """The full weights that are of one of a tied pair alone: PEFT's copies, and two that lie beside its files."""
+        adapter, place = self.adapter, self.parameters.place
+        beside = [name for name, entry in adapter.extras.items() if entry.file in adapter.beside]
+        tied = {name for name in beside if len(self.tied_with(place(name, self.reading))) == 2}
+        return {name for name in adapter.extras if adapter.saved_apart(name)} | (tied if len(tied) == 2 else set())
 
     def now(self, place: Place) -> Expr:
         """What lies at a place, with the changes so far."""
@@ -278,7 +286,14 @@ def _why_missing(
             (),
         )
         part, layer = (held[0].partition(".")[0], text_layer(held[0])) if held else ("", None)
-        if ".experts." in parameter:
+        pair = adapter.pairs.get(parameter.removesuffix(".bias"))
+        if pair is not None and pair.bias is not None and parameters.place(f"{pair.module}.weight", reading):
+            way = "Use it with PEFT as it is, or train it again without lora_bias"
+            cause = (
+                ": lora_bias gives a bias to layers that have none, and no class of the base has a place for it",
+                way,
+            )
+        elif ".experts." in parameter:
             cause = ("", f"{name_base} (or a copy in which experts lie as they did there)")
         elif layer is not None and layer >= parameters.depth:
             cause = (f": its text tower has {parameters.depth} layers", name_base)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 from polymerge.checkpoint.jsontext import strings_at
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holding, holds
@@ -21,6 +21,8 @@ from polymerge.families.config import CONFIG_DTYPES, QUANTIZATION, config_dtype
 from polymerge.planning.data import Step
 
 __all__ = ["Stored", "stored_dtypes"]
+
+_ALONE: Final = " where the model is merged alone (merge_method: linear, weight: 1)"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Stored:
     rounded  tensors, by name, that are no part of that: the template's own config rounds them
     asked    whether the recipe asks for a dtype
     mixed    whether there are several of them because this merge writes another dtype than the template's
+    merged   whether any of it is merged, so that a dtype that is asked has an effect
     """
 
     tensors: Mapping[str, int]
@@ -41,6 +44,7 @@ class Stored:
     rounded: tuple[str, ...]
     asked: bool
     mixed: bool
+    merged: bool = True
 
     def named(self, code: str) -> str:
         """What stands in a config in place of a dtype: itself, unless it would lose something or another was asked."""
@@ -85,10 +89,16 @@ class Stored:
             )
         elif own is not None and not self.asked and self.named(own) != own:
             named = dtype_name(self.named(own))
-            yield (
-                f"'{template}': its config.json says {dtype_name(own)}, which rounds its tensors of {named}; the "
-                f"output's says {named}, as they are stored. `dtype: {dtype_name(own)}` stores them so"
+            rounded = " and ".join(
+                dtype_name(code) for code in self.tensors if code in self.needed and not holds(own, code)
             )
+            yield (
+                f"'{template}': its config.json says {dtype_name(own)}, which rounds its tensors of {rounded}; the "
+                f"output's says {named}, in which nothing of them is lost. `dtype: {dtype_name(own)}` stores them so"
+                f"{'' if self.merged else _ALONE}"
+            )
+        if self.asked and not self.merged:
+            yield f"dtype: it is of what is merged, and nothing is: all keeps its own. It is so{_ALONE}"
 
 
 def stored_dtypes(steps: Sequence[Step], config: Mapping[str, Any], asked: bool) -> Stored:
@@ -119,6 +129,7 @@ def stored_dtypes(steps: Sequence[Step], config: Mapping[str, Any], asked: bool)
         rounded=rounded,
         asked=asked,
         mixed=len(needed) > 1 and any(step.dtype != step.source_dtype for step in floats),
+        merged=any(step.fate == "merged" for step in steps),
     )
 
 
