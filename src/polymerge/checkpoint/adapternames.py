@@ -11,7 +11,7 @@ from typing import Final
 from polymerge.checkpoint.entry import Contents, Entry, listed
 from polymerge.checkpoint.hubfiles import missing_remote
 from polymerge.checkpoint.prefetch import fetch_all
-from polymerge.checkpoint.wrappers import unwrapped, wrappers_in
+from polymerge.checkpoint.wrapped import unwrapped, wrappers_in
 from polymerge.errors import CheckpointError
 
 __all__ = ["Sorted", "sort_names"]

@@ -14,7 +14,7 @@ from typing import Final
 from polymerge.checkpoint.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoint.entry import Entry
 from polymerge.checkpoint.folder import Checkpoint, open_checkpoint
-from polymerge.checkpoint.wrappers import unwrapped
+from polymerge.checkpoint.wrapped import unwrapped
 from polymerge.errors import CheckpointError, refuse_if_any
 
 __all__ = ["ADAPTER", "open_joined", "renamed", "split_source"]
@@ -87,7 +87,7 @@ def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, Entry]:
 def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
     """A checkpoint whose tensors have their names without what trainers put around them; those of an adapter stay.
 
-    wrappers  as `checkpoint.wrappers.unwrapped` takes them
+    wrappers  as `checkpoint.wrapped.unwrapped` takes them
 
     raises Refused where two tensors then have one name.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polymerge.families.config import TextTower, family_of, splits, text_config, text_tower, untied, with_rows
 from polymerge.families.quantization import quantization_method
-from polymerge.families.reading import Reading, nearest, read_names
+from polymerge.families.recognition import Reading, nearest, read_names
 from polymerge.families.table import FAMILIES
 
 __all__ = [

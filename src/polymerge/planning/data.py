@@ -44,7 +44,7 @@ class Input:
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
     files        of an adapter, what became of each weight file in its folder
-    wrappers     what is taken off their names as stored (see `checkpoint.wrappers`); all other names here are without
+    wrappers     what is taken off their names as stored (see `checkpoint.wrapped`); all other names here are without
     """
 
     label: str

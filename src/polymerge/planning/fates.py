@@ -27,7 +27,7 @@ from polymerge.planning.inputs import Models, bases_among, labels_of, open_model
 from polymerge.planning.leavings import Leavings, notes, partly_kept
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
 from polymerge.planning.overrides import Choice, choices_of, matches, unmatched
-from polymerge.planning.stored import stored_dtypes
+from polymerge.planning.storage import stored_dtypes
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.reads import Ranges, names_read, rows_of
 from polymerge.recipe import ModelEntry, Recipe, recipe_dict

@@ -13,7 +13,7 @@ from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.discovery import LAYOUTS
 from polymerge.checkpoint.hub import locate
 from polymerge.checkpoint.joined import ADAPTER, open_joined, renamed, split_source
-from polymerge.checkpoint.wrappers import is_lora, unwrapped, wrappers_in
+from polymerge.checkpoint.wrapped import is_lora, unwrapped, wrappers_in
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.generic import GENERIC

@@ -11,7 +11,7 @@ from typing import Final
 
 from polymerge.checkpoint import Checkpoint, Entry
 from polymerge.checkpoint.joined import ADAPTER
-from polymerge.checkpoint.wrappers import is_lora
+from polymerge.checkpoint.wrapped import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.generic import GENERIC
 from polymerge.mapping import Family, counterpart, text_layer

@@ -26,7 +26,7 @@ from polymerge.planning.data import IGNORED
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import EMBEDDING, HEAD
-from polymerge.planning.stored import stored_dtypes
+from polymerge.planning.storage import stored_dtypes
 from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution

@@ -26,7 +26,7 @@ from polymerge.families.quantization import quantization_method, without_quantiz
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.model import EMBEDDING
-from polymerge.planning.stored import Stored, stored_dtypes
+from polymerge.planning.storage import Stored, stored_dtypes
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter, zero_update
 from polymerge.run.ancestry import DeltaNorm, ancestry_warnings, delta_norms

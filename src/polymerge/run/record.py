@@ -17,7 +17,7 @@ from polymerge.checkpoint.whole import pinned
 from polymerge.dtypes import dtype_name
 from polymerge.planning import AdapterPlan, Input, Plan
 from polymerge.planning.data import Step
-from polymerge.planning.stored import Stored
+from polymerge.planning.storage import Stored
 from polymerge.run.ancestry import DeltaNorm
 from polymerge.run.norms import UpdateNorms
 from polymerge.settings import Setting

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from polymerge.checkpoint.wrappers import unwrapped, wrappers_in
+from polymerge.checkpoint.wrapped import unwrapped, wrappers_in
 from polymerge.families.config import Config, family_of, text_config
 from polymerge.families.generic import GENERIC
 from polymerge.families.table import FAMILIES, claimed
@@ -23,7 +23,7 @@ class Reading:
     """How the names of a checkpoint are read.
 
     family    whose table explains them, or the one that its config names where none does
-    wrappers  what trainers have put around them (see `checkpoint.wrappers.unwrapped`)
+    wrappers  what trainers have put around them (see `checkpoint.wrapped.unwrapped`)
     other     what config.json names instead of a class of that family, such as `Qwen2Model`; empty where it names one
     """
 
