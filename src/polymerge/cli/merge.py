@@ -132,8 +132,6 @@ def _report(merged: Merged, as_json: bool) -> None:
     """Say what was made, for people or as JSON."""
     from polymerge.planning import AdapterPlan
 
-    for warning in merged.warnings:
-        click.echo(f"note: {warning}", err=True)
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
