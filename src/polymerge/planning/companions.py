@@ -157,7 +157,7 @@ def files_beside(folder: Path, label: str, why: str, config: str = "config.json"
 
 
 def chat_template_folder(checkpoint: Checkpoint) -> Path | None:
-    """The folder whose chat template goes with a checkpoint's weights: its adapter's or its own; None where it has none.
+    """The folder with the chat template that goes with a checkpoint's weights: its adapter's or its own; None if none.
 
     raises what `chat_template_in` raises.
     """

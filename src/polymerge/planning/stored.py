@@ -69,6 +69,13 @@ class Stored:
                 end = stop
         return "".join([*made, text[end:]])
 
+    def loads_in(self, config: Mapping[str, Any]) -> str | None:
+        """The dtype that the output is loaded in, by its safetensors name; None where nothing says one.
+
+        config  the template's
+        """
+        return config_dtype(json.loads(self.written_in(json.dumps(dict(config)))))
+
     def warnings(self, config: Mapping[str, Any], template: str) -> Iterator[str]:
         """What a person should know of the dtypes: a mixture, and a config that does not fit its own tensors."""
         own = config_dtype(config)

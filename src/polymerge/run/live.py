@@ -18,12 +18,15 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from polymerge.checkpoint import Entry
+from polymerge.dtypes import dtype_name
 from polymerge.errors import CheckpointError, RecipeError
-from polymerge.generation.models import load_model, plain_loading, quiet
+from polymerge.families.config import config_dtype
+from polymerge.generation.models import DTYPES, load_model, plain_loading, quiet
 from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.stored import stored_dtypes
 from polymerge.reads import Ranges, Stacked
 from polymerge.run.device import open_device
 from polymerge.run.execute import Execution
@@ -86,7 +89,7 @@ class LiveModel:
 
     plan     any of the plans to come; they are of one template
     device   where the model runs, and the blocks of a merge are computed
-    dtype    auto (as the weights are), or a torch dtype; what was merged is rounded to the output's dtype first
+    dtype    auto (that of the folder), or a torch dtype; what was merged is rounded to the output's dtype first
     threads  of the merge; no bit depends on it
 
     raises CheckpointError where the template does not load with every weight in its place.
@@ -120,6 +123,11 @@ class LiveModel:
                     f"{self.folder}: transformers cannot load it: {around[0].strip('.')}. stands in its tensor names. "
                     "Merge it alone first (linear, weight 1): the output has the names that its class loads"
                 )
+            stored = stored_dtypes(steps, reopened.config, first.recipe.get("dtype") is not None)
+            said = stored.loads_in(reopened.config)
+            other = None if said is None or said == config_dtype(reopened.config) else dtype_name(said)
+            if dtype == "auto" and other in DTYPES:
+                dtype = other
             self.processor_folder = self._processor_folder(first)
         self.model: Any = load_model(self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         if any(taken.kind == "generation config" for taken in first.companions):
