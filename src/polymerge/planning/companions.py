@@ -75,22 +75,20 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
         left = f"; the base's {listed(dropped, 5)} stays behind" if dropped else ""
         notes.append(f"{kind}: {listed(files, 5)} of the adapter '{own.name}', {why}{left}")
 
-    whole = has_tokenizer(own)
     settings = _matching(here, _TOKENIZER)
-    said = _object(own / "tokenizer_config.json") if whole else {}
-    if whole:
+    if has_tokenizer(own):
         take("tokenizer", settings, _matching(there, _TOKENIZER), "whose folder has a whole tokenizer")
     elif settings:
         notes.append(
             f"tokenizer: the base's; {listed(settings, 5)} of the adapter '{own.name}' is left out, for its folder has "
             "no vocabulary, and a tokenizer's files belong together"
         )
-    template = _matching(here, _TEMPLATE)
+    template, chosen = _matching(here, _TEMPLATE), chat_template_folder(checkpoint)
     if template:
         take("chat template", template, _matching(there, _TEMPLATE), "whose folder has one")
-    elif said.get("chat_template"):
+    elif chosen == own:
         take("chat template", (), _matching(there, _TEMPLATE), "which its tokenizer_config.json holds")
-    elif whole and not _matching(there, _TEMPLATE) and _object(base / "tokenizer_config.json").get("chat_template"):
+    elif chosen is None and chat_template_in(base):
         notes.append(
             f"chat template: none, for the tokenizer of the adapter '{own.name}' has none, and the base's is part of "
             "its tokenizer_config.json. Put a chat_template.jinja into the adapter's folder if there is to be one"
@@ -123,8 +121,15 @@ def told_beside(
         return {"config": None, "tokenizer": None, "chat_template": None, "why": f"{why}: a file without a config"}, []
     try:
         beside = files_beside(template.checkpoint.folder, template.label, why)
+        if (adapter := template.checkpoint.adapter) is not None:
+            folders = {
+                "tokenizer": tokenizer_folder(template.checkpoint),
+                "chat_template": chat_template_folder(template.checkpoint),
+            }
+            beside |= {kind: adapter.folder.name for kind, folder in folders.items() if folder == adapter.folder}
+            beside |= {kind: None for kind, folder in folders.items() if folder is None}
         alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
-        silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_in(one.checkpoint.folder)]
+        silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_folder(one.checkpoint)]
     except PolymergeError as error:
         problems += error.problems
         return {}, []
@@ -151,14 +156,32 @@ def files_beside(folder: Path, label: str, why: str, config: str = "config.json"
     }
 
 
-def chat_template_in(folder: Path) -> bool:
-    """Whether a checkpoint says how a chat is written for it: in a file of its own, or in another one's JSON.
+def chat_template_folder(checkpoint: Checkpoint) -> Path | None:
+    """The folder with the chat template that goes with a checkpoint's weights: its adapter's or its own; None if none.
+
+    raises what `chat_template_in` raises.
+    """
+    if checkpoint.adapter is None:
+        return checkpoint.folder if chat_template_in(checkpoint.folder) else None
+    own = checkpoint.adapter.folder
+    whole, here = has_tokenizer(own), _names(own)
+    if _matching(here, _TEMPLATE) or (whole and _object(own / "tokenizer_config.json").get("chat_template")):
+        return own
+    replaced = {*(_TOKENIZER if whole else ()), *_matching(here, _PROCESSOR)}
+    staying = [name for name in _MAY_HOLD_CHAT_TEMPLATE if name not in replaced]
+    taken = [name for name in _MAY_HOLD_CHAT_TEMPLATE if name in replaced]
+    in_order = ((checkpoint.folder, staying), (own, taken))
+    return next((folder for folder, others in in_order if chat_template_in(folder, others)), None)
+
+
+def chat_template_in(folder: Path, others: Sequence[str] = _MAY_HOLD_CHAT_TEMPLATE) -> bool:
+    """Whether a checkpoint says how a chat is written for it: in a file of its own, or in the JSON of `others`.
 
     raises CheckpointError where such JSON cannot be read, or does not come from the hub.
     """
     if any(_listed(folder / name) for name in _CHAT_TEMPLATE):
         return True
-    for file in [folder / name for name in _MAY_HOLD_CHAT_TEMPLATE if _listed(folder / name)]:
+    for file in [folder / name for name in others if _listed(folder / name)]:
         fetched(file)
         if parse_object(file.read_bytes(), str(file), unique_keys=False).get("chat_template"):
             return True

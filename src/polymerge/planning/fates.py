@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from polymerge.dtypes import MERGEABLE, dtype_code
@@ -127,7 +126,6 @@ class _Planner:
         draws = any(METHODS[setting.method].random for setting in by_key.values())
         beside, silent = told_beside(self.recipe, self.models, self.problems)
         self.warnings += silent
-        beside |= {kind: Path(one.folder).name for one in companions if (kind := one.kind.replace(" ", "_")) in beside}
         told = notes(self.recipe, self.models, self.base, by_key.values(), steps, inputs)
         return Plan(
             recipe=recipe_dict(self.recipe),

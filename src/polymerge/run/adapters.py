@@ -118,10 +118,10 @@ def zero_update(label: str, adapter: Adapter) -> str | None:
     finally:
         files.close()
     full = len(adapter.extras) + len(adapter.tokens)
-    rest = f"only its {full} full weights do" if full else "the output has nothing of it"
+    rest = f"only its {full} full weights come" if full else "nothing of it comes"
     return (
-        f"'{label}': the update of its {len(adapter.pairs)} modules is all zeros, so that nothing of it comes into the "
-        f"output; {rest}. If it was trained, its lora_B were not saved as they were then"
+        f"'{label}': the update of its {len(adapter.pairs)} modules is all zeros, so that {rest} into the output. If "
+        "it was trained, its lora_B were not saved as they were then"
     )
 
 
