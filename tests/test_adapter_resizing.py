@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -131,6 +132,24 @@ def test_what_is_tied_has_the_new_rows_of_either(
     out = polymerge.merge(plan, tmp_path / "out").folder
     assert raw_rows(out) == ROWS + more
     assert (len(raw_tensors(out)) - len(raw_tensors(base))) == apart
+    torch.testing.assert_close(says(out), want, rtol=1e-4, atol=2e-5)
+    live = LiveModel(plan)
+    live.set(plan)
+    with torch.no_grad():
+        assert torch.equal(live.model(input_ids=WORDS).logits, says(out))
+
+
+@pytest.mark.parametrize("more", [0, 2])
+@pytest.mark.parametrize("settings", [{}, ON_HEAD, {"modules_to_save": ["embed_tokens"]}], ids=str)
+def test_a_base_that_stores_what_is_tied_as_its_head(settings: dict[str, Any], more: int, tmp_path: Path) -> None:
+    base = build("llama", tmp_path / "base", dtype="float32", tie=True)
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    want = resized(base, tmp_path / "adapter", ROWS + more, **settings)
+    plan = polymerge.plan({"merge_method": "copy", "models": [f"{base}+{tmp_path / 'adapter'}"]})
+    assert any(f"{ROWS + more} rows, {ROWS} in its base" in said for said in plan.warnings) == bool(more)
+    out = polymerge.merge(plan, tmp_path / "out").folder
     torch.testing.assert_close(says(out), want, rtol=1e-4, atol=2e-5)
     live = LiveModel(plan)
     live.set(plan)

@@ -13,7 +13,7 @@ from polymerge.checkpoint.tokens import TOKENIZER, read_tokens
 from polymerge.errors import CheckpointError, PolymergeError
 from polymerge.families import text_tower
 from polymerge.planning.companions import tokenizer_folder
-from polymerge.planning.model import EMBEDDING, VOCABULARY, Model
+from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model
 from polymerge.reads import Ranges
 from polymerge.recipe import Vocab
 
@@ -222,10 +222,11 @@ def outside(rows: Ranges, total: int) -> Ranges:
 
 def vocabulary_notes(model: Model) -> Iterator[str]:
     """What to say of a model whose adapter resized its vocabulary, or has a tokenizer that does not fit its rows."""
-    own = next((name for name, held in model.layout.items() if held[0][0] == EMBEDDING), None)
-    if model.checkpoint.adapter is None or own is None:
+    names = {held[0][0]: name for name, held in model.layout.items() if name in model.entries}
+    canonical = next((one for one in (EMBEDDING, HEAD) if one in names), None)  # a tied one may be stored as either
+    if model.checkpoint.adapter is None or canonical is None:
         return
-    before, rows = model.entries[own].shape[0], model.shape(EMBEDDING)[0]
+    before, rows = model.entries[names[canonical]].shape[0], model.shape(canonical)[0]
     folder = tokenizer_folder(model.checkpoint)
     if before != rows:
         yield f"'{model.label}': its adapter resized the vocabulary: {rows} rows, {before} in its base"

@@ -25,7 +25,7 @@ from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
-from polymerge.planning.model import EMBEDDING
+from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.storage import Stored, stored_dtypes
 from polymerge.recipe import Recipe
 from polymerge.run.adapters import AdapterLayout, reopen_adapters, write_adapter, zero_update
@@ -148,11 +148,7 @@ def merge(
         stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
         if template.config:
             copy_beside(plan, template.folder, folder)
-            config = _config(plan, template)
-            if template.brought or config != template.config:
-                text = json.dumps(dict(config), indent=2, ensure_ascii=False)
-                (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
-            _name_dtypes(folder / "config.json", stored)
+            _write_config(plan, template, stored, folder / "config.json")
         if file_format == "torch":
             from polymerge.checkpoint.torchwrite import as_torch_files  # needs torch, which a merge does not
 
@@ -177,7 +173,7 @@ def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
         config = without_quantization(config)
     for step in plan.steps:
         stored = template.entries.get(step.name)
-        if step.canonical == EMBEDDING and stored is not None and stored.shape != step.shape:
+        if step.canonical in (EMBEDDING, HEAD) and stored is not None and stored.shape != step.shape:
             return with_rows(config, stored.shape[0], step.shape[0])
     return config
 
@@ -188,10 +184,13 @@ def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, ad
         running.run(plan, write, advance)
 
 
-def _name_dtypes(file: Path, stored: Stored) -> None:
-    """Have a config.json name the dtype of what was written; not a byte of it changes where it does."""
-    before = file.read_bytes()
-    after = stored.written_in(before.decode("utf-8")).encode("utf-8")
+def _write_config(plan: Plan, template: Checkpoint, stored: Stored, file: Path) -> None:
+    """Write the config.json of the output over a copy of the template's; not a byte of it changes that need not."""
+    before, config = file.read_bytes() if file.exists() else b"", _config(plan, template)
+    text = before.decode("utf-8")
+    if template.brought or config != template.config:
+        text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"
+    after = stored.written_in(text).encode("utf-8")
     if after != before:
         file.write_bytes(after)
 
