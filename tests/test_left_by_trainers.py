@@ -143,6 +143,8 @@ def test_a_wrapped_base_of_an_adapter(tmp_path: Path) -> None:
         lambda name: name.replace("model.layers", "_fsdp_wrapped_module.model.layers"),
         lambda name: f"base_model.model.{name}",
         lambda name: f"module.{name}",
+        lambda name: f"model.{name}",
+        lambda name: f"policy.actor.{name.replace('.self_attn', '._orig_mod.self_attn')}",
     ],
 )
 def test_a_wrapped_adapter_folds_as_the_plain_one(rename: Rename, tmp_path: Path) -> None:

@@ -126,7 +126,11 @@ def _inner(name: str) -> str:
 
 def _unwrapped(names: Mapping[str, str]) -> dict[str, str]:
     """Names by key without what wrappers of the model put into them while it was trained."""
-    wrappers = [one for one in wrappers_in([name for name in names.values() if name]) if one != _PREFIX]
+    said = [name for name in names.values() if name]
+    before = {name.partition(_PREFIX)[0] if _PREFIX in name else "" for name in said}
+    outer = [*before] if len(before) == 1 and before != {""} else []  # whatever stands before PEFT's prefix everywhere
+    inner = wrappers_in([unwrapped(name, outer) for name in said])
+    wrappers = [*outer, *(one for one in inner if one != _PREFIX)]
     return {key: unwrapped(name, wrappers) for key, name in names.items()}
 
 
