@@ -19,13 +19,16 @@ from polymerge.mapping import text_layer
 from polymerge.planning.fit import VOCABULARY, layer_pattern
 from polymerge.planning.folding import base_named
 from polymerge.planning.model import EMBEDDING, HEAD
-from polymerge.planning.parameters import Block, Parameters, Place, Reading, Ties
+from polymerge.planning.parameters import Block, Parameters, Place, Reading, Ties, named_family
 from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
 
 __all__ = ["Changed", "changes", "parted"]
 
 _TASK_HEADS: Final = ("score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "regression_head")
 """What classes for other tasks than language call their heads."""
+
+_BENEATH: Final = ".base_layer."
+"""In names of the weights that PEFT adds to, which it saves of an embedding or a head that has factors."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     joining = _Joining(label, parameters, adapter, reading, problems)
     left_out: dict[str, str] = {}
     apart = joining.apart()
+    elsewhere = {reading.family.name, *(own.name for own in named_family(adapter))} != {parameters.family.name}
     # the base's own tensor lies there before all that PEFT trains beside it
     for parameter, entry in sorted(adapter.extras.items(), key=lambda held: held[0] in apart):
         if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
@@ -62,7 +66,11 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
             )
             continue
         place = joining.own(parameter)
-        if place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
+        if elsewhere and place is not None and _BENEATH in entry.name and joining.shape(place) == entry.shape:
+            left_out[ADAPTER + entry.name] = (
+                "is what lay beneath its factors in the model that it was trained on, and this base has its own"
+            )
+        elif place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
             for one in (place,) if parameter in apart else joining.tied_with(place):
                 joining.put(one, Read(ADAPTER + entry.name))
     ties = parameters.ties
@@ -355,9 +363,19 @@ def _unequal_rows(label: str, parameters: Parameters, found: Mapping[str, Expr])
     if changed[0] == changed[1]:
         return
     one = 0 if changed[0] else 1
-    yield RecipeError(
+    where = (
         f"'{label}': the adapter has {names[one]} with {after[one]} rows, its base {before[one]}, and {names[1 - one]} "
-        f"would have {after[1 - one]}: a vocabulary has as many in both. Save the adapter with both of them "
+        f"would have {after[1 - one]}"
+    )
+    if before[0] != before[1]:
+        yield RecipeError(
+            f"{where}: in this base embedding and head differ by {abs(before[0] - before[1])} rows, those of images, "
+            "which the model that it was trained on has not. Fold it into that one, and merge the two with "
+            "vocab: overlap"
+        )
+        return
+    yield RecipeError(
+        f"{where}: a vocabulary has as many in both. Save the adapter with both of them "
         '(modules_to_save: ["embed_tokens", "lm_head"], or save_embedding_layers=True), or name the base as it was '
         "resized for training"
     )
