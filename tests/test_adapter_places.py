@@ -168,6 +168,19 @@ def test_factors_of_a_head_are_added_to_the_head_of_the_vlm(family: str, tie: bo
     assert any("what lay beneath its factors in the model that it was trained on" in one for one in plan.warnings)
 
 
+def test_biases_beneath_factors_are_trained(tmp_path: Path) -> None:
+    base = build("llava_onevision", tmp_path / "base", dtype="float32")
+    llm = related_llm(base, tmp_path / "llm", seed=1)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only", init_lora_weights=False)
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32), lora)
+    name = "model.layers.1.self_attn.q_proj"
+    with torch.no_grad():
+        peft.base_model.model.get_submodule(name).base_layer.bias.copy_(torch.arange(32))
+    peft.save_pretrained(tmp_path / "adapter")
+    made = tiny.open_model(fold(base, tmp_path / "adapter", tmp_path / "out"), dtype=torch.float32).state_dict()
+    assert torch.equal(made["model.language_model.layers.1.self_attn.q_proj.bias"], torch.arange(32.0))
+
+
 def test_rows_of_images_beyond_the_vocabulary_are_said(tmp_path: Path) -> None:
     """Llama 3.2 Vision has eight rows more in its embedding than the language model has that an adapter is of."""
     base = build("mllama", tmp_path / "base", dtype="float32")

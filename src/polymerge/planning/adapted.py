@@ -27,8 +27,8 @@ __all__ = ["Changed", "changes", "parted"]
 _TASK_HEADS: Final = ("score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "regression_head")
 """What classes for other tasks than language call their heads."""
 
-_BENEATH: Final = ".base_layer."
-"""In names of the weights that PEFT adds to, which it saves of an embedding or a head that has factors."""
+_BENEATH: Final = ".base_layer.weight"
+"""How the names end of weights that PEFT adds to, and saves of an embedding or a head; biases there are trained."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
             )
             continue
         place = joining.own(parameter)
-        if elsewhere and place is not None and _BENEATH in entry.name and joining.shape(place) == entry.shape:
+        if elsewhere and place is not None and entry.name.endswith(_BENEATH) and joining.shape(place) == entry.shape:
             left_out[ADAPTER + entry.name] = (
                 "is what lay beneath its factors in the model that it was trained on, and this base has its own"
             )
