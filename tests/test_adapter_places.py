@@ -148,6 +148,50 @@ def test_a_plain_model_with_its_adapter_says_what_the_vlm_says(tmp_path: Path) -
     torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "gemma3"])
+def test_factors_of_a_head_are_added_to_the_head_of_the_vlm(family: str, tie: bool, tmp_path: Path) -> None:
+    """PEFT saves what lies beneath factors of a head too: that of the language model, which the VLM's is not."""
+    base = build(family, tmp_path / "base", dtype="float32", tie=tie)
+    llm = related_llm(base, tmp_path / "llm", seed=1)
+    lora = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32), lora)
+    peft.save_pretrained(tmp_path / "adapter")
+    assert f"{PREFIX}lm_head.base_layer.weight" in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    update = peft.base_model.model.lm_head.get_delta_weight("default").detach()
+    out = fold(base, tmp_path / "adapter", tmp_path / "out")
+    was, made = (tiny.open_model(folder, dtype=torch.float32) for folder in (base, out))
+    want = was.get_output_embeddings().weight + update
+    torch.testing.assert_close(made.get_output_embeddings().weight, want, **CLOSE)
+    assert torch.equal(made.get_input_embeddings().weight, was.get_input_embeddings().weight)
+    plan = polymerge.plan({"merge_method": "copy", "models": [f"{base}+{tmp_path / 'adapter'}"]})
+    assert any("what lay beneath its factors in the model that it was trained on" in one for one in plan.warnings)
+
+
+def test_biases_beneath_factors_are_trained(tmp_path: Path) -> None:
+    base = build("llava_onevision", tmp_path / "base", dtype="float32")
+    llm = related_llm(base, tmp_path / "llm", seed=1)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only", init_lora_weights=False)
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32), lora)
+    name = "model.layers.1.self_attn.q_proj"
+    with torch.no_grad():
+        peft.base_model.model.get_submodule(name).base_layer.bias.copy_(torch.arange(32))
+    peft.save_pretrained(tmp_path / "adapter")
+    made = tiny.open_model(fold(base, tmp_path / "adapter", tmp_path / "out"), dtype=torch.float32).state_dict()
+    assert torch.equal(made["model.language_model.layers.1.self_attn.q_proj.bias"], torch.arange(32.0))
+
+
+def test_rows_of_images_beyond_the_vocabulary_are_said(tmp_path: Path) -> None:
+    """Llama 3.2 Vision has eight rows more in its embedding than the language model has that an adapter is of."""
+    base = build("mllama", tmp_path / "base", dtype="float32")
+    rows = {"model.embed_tokens.weight": torch.zeros(64, 32), "lm_head.weight": torch.zeros(64, 32)}
+    learned = adapter(tmp_path / "adapter", rows, modules_to_save=["embed_tokens", "lm_head"])
+    ran = cli("fold", learned, "--base", base, "--dry-run")
+    assert ran.status == 2
+    assert "differ by 8 rows, those of images" in ran.err
+    assert "vocab: overlap" in ran.err
+
+
 # --- modules that are one tensor here and several there
 
 SIZES = Sizes(heads=4, width=6, shared=2, hidden=24, inner=10)

@@ -13,7 +13,7 @@ from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.model import VOCABULARY
-from polymerge.planning.parameters import Block, Parameters, Place, Reading, Ties
+from polymerge.planning.parameters import Block, Parameters, Place, Reading, Ties, named_family
 from polymerge.planning.unplaced import (
     name_the_base,
     no_place_for_a_head,
@@ -28,6 +28,9 @@ __all__ = ["Changed", "changes", "parted"]
 
 _TASK_HEADS: Final = ("score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "regression_head")
 """What classes for other tasks than language call their heads."""
+
+_BENEATH: Final = ".base_layer.weight"
+"""How the names end of weights that PEFT adds to, and saves of an embedding or a head; biases there are trained."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
     joining = _Joining(label, parameters, adapter, reading, problems)
     left_out: dict[str, str] = {}
     apart = joining.apart()
+    elsewhere = {reading.family.name, *(own.name for own in named_family(adapter))} != {parameters.family.name}
     # the base's own tensor lies there before all that PEFT trains beside it
     for parameter, entry in sorted(adapter.extras.items(), key=lambda held: held[0] in apart):
         if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
@@ -64,7 +68,11 @@ def changes(label: str, parameters: Parameters, adapter: Adapter, problems: list
             )
             continue
         place = joining.own(parameter)
-        if place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
+        if elsewhere and place is not None and entry.name.endswith(_BENEATH) and joining.shape(place) == entry.shape:
+            left_out[ADAPTER + entry.name] = (
+                "is what lay beneath its factors in the model that it was trained on, and this base has its own"
+            )
+        elif place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
             for one in (place,) if parameter in apart else joining.tied_with(place):
                 joining.put(one, Read(ADAPTER + entry.name))
     ties = parameters.ties

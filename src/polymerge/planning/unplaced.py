@@ -103,9 +103,19 @@ def unequal_rows(label: str, parameters: Parameters, found: Mapping[str, Expr]) 
     if changed[0] == changed[1]:
         return
     one = 0 if changed[0] else 1
-    yield RecipeError(
+    where = (
         f"'{label}': the adapter has {names[one]} with {after[one]} rows, its base {before[one]}, and {names[1 - one]} "
-        f"would have {after[1 - one]}: a vocabulary has as many in both. Save the adapter with both of them "
+        f"would have {after[1 - one]}"
+    )
+    if before[0] != before[1]:
+        yield RecipeError(
+            f"{where}: in this base embedding and head differ by {abs(before[0] - before[1])} rows, those of images, "
+            "which the model that it was trained on has not. Fold it into that one, and merge the two with "
+            "vocab: overlap"
+        )
+        return
+    yield RecipeError(
+        f"{where}: a vocabulary has as many in both. Save the adapter with both of them "
         '(modules_to_save: ["embed_tokens", "lm_head"], or save_embedding_layers=True), or name the base as it was '
         "resized for training"
     )
