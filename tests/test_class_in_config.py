@@ -124,6 +124,9 @@ def test_a_reward_model_is_merged_with_a_chat_model_without_its_head(tmp_path: P
         "family 'llama' of its model_type does not explain 1 of its "
     )
     assert '`ignore: ["score.*"]`' in problem
+    # as the template it is told the same, and not that `parts` says nothing of it as well
+    (again,) = problems_of(recipe_of(reward, chat, parts=["text"]))
+    assert again.startswith("'reward': its config.json names the class LlamaForSequenceClassification")
     asked = recipe_of(chat, {"model": str(reward), "ignore": ["score.*"]}, exclude=["text.lm_head.weight"])
     out, a, b = load(merged(asked, tmp_path / "out")), load(chat), load(other)
     assert torch.equal(out.pop("lm_head.weight"), a["lm_head.weight"])

@@ -157,7 +157,8 @@ class _Planner:
     def _parts(self) -> frozenset[str] | None:
         """The parts that are merged; None where names have no parts because the family is not known."""
         if self.template.generic:
-            if self.recipe.parts is not None:
+            # among models of known families that is the problem, and told as such
+            if self.recipe.parts is not None and all(model.generic for model in self.readers):
                 self.problems.append(
                     RecipeError("parts: the template's family is not known, so its tensors have no parts; use exclude")
                 )
