@@ -25,8 +25,8 @@ from polymerge.generation.models import load_model
 from polymerge.planning import Plan
 from polymerge.run.live import LiveModel
 from running import checkpoint, cli, merged, raw, recipe_file, small_llama
-from test_fold import SAME_WEIGHTS, Trained, check, fold, loaded, pytestmark, trained
-from tiny import build
+from test_fold import SAME_WEIGHTS, Trained, check, fold, pytestmark, trained
+from tiny import build, loaded
 
 __all__ = ["pytestmark"]
 

@@ -19,16 +19,14 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import polymerge
-import tiny
 from layouts import Sizes, config_of, random_tower, stored
 from polymerge.planning.estimate import BLOCK
 from polymerge.run.cards import model_card
 from polymerge.run.device import Device, Torch
 from running import checkpoint, cli, raw, weights
-from tiny import as_2024, as_live, build
+from tiny import as_2024, as_live, build, loaded, logits
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -52,24 +50,6 @@ SAME_WEIGHTS = {"rtol": 1e-6, "atol": 1e-6}
 
 
 # --- models with adapters
-
-
-def loaded(folder: Path) -> Any:
-    """The model in float32; fails unless every tensor on disk has its place in it and the other way round."""
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    auto = AutoModelForCausalLM if kind in tiny.LLMS else AutoModelForImageTextToText
-    model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not any(report.values()), report
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(model: Any, folder: Path) -> Tensor:
-    """What a model that was loaded from `folder` makes of a sum, and of an image if it can see."""
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    found = model(**tiny._question(model, folder, kind)).logits
-    assert isinstance(found, Tensor)
-    return found
 
 
 @dataclass

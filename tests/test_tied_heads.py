@@ -11,17 +11,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import polymerge
-import tiny
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES
 from polymerge.planning.inputs import _beside
 from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.run.live import LiveModel
 from running import cli, linear, merged
-from tiny import as_2024, as_live, build, load
+from tiny import as_2024, as_live, build, load, loaded, logits
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -40,23 +38,6 @@ FAMILIES_TIED = (
 
 SAME_LOGITS = {"rtol": 1e-4, "atol": 5e-5}
 """Of float32 models whose factors are applied one by one in PEFT, and summed up in a checkpoint."""
-
-
-def loaded(folder: Path) -> Any:
-    """The model in float32; fails unless every tensor on disk has its place in it and the other way round."""
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    auto = AutoModelForCausalLM if kind in tiny.LLMS else AutoModelForImageTextToText
-    model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not any(report.values()), report
-    return model.eval()
-
-
-@torch.no_grad()
-def says(model: Any, folder: Path) -> Tensor:
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    found = model(**tiny._question(model, folder, kind)).logits
-    assert isinstance(found, Tensor)
-    return found
 
 
 def pair(folder: Path) -> tuple[Tensor, Tensor]:
@@ -231,7 +212,7 @@ def trained(base: Path, adapter: Path, seed: int = 7, **settings: Any) -> Tensor
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     peft.save_pretrained(adapter)
-    return says(peft, base)
+    return logits(peft, base)
 
 
 Q = r".*(q_proj|v_proj)"
@@ -265,7 +246,7 @@ def folded(base: Path, adapter: Path, out: Path) -> Path:
 
 def check_fold(base: Path, out: Path, said: Tensor, *, apart: bool) -> None:
     model = loaded(out)
-    torch.testing.assert_close(says(model, out), said, **SAME_LOGITS)
+    torch.testing.assert_close(logits(model, out), said, **SAME_LOGITS)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert (head is embedding) != apart
     assert (len(load(out)) - len(load(base))) == apart
@@ -317,7 +298,7 @@ def test_fold_onto_a_base_that_stores_both(own: bool, settings: str, tmp_path: P
         save_file(tensors, base / "model.safetensors", {"format": "pt"})
     said = trained(base, tmp_path / "adapter", **(APART | TIED)[settings])
     out = folded(base, tmp_path / "adapter", tmp_path / "out")
-    torch.testing.assert_close(says(loaded(out), out), said, **SAME_LOGITS)
+    torch.testing.assert_close(logits(loaded(out), out), said, **SAME_LOGITS)
 
 
 @pytest.mark.parametrize("settings", APART)
@@ -328,7 +309,7 @@ def test_a_torch_file_whose_two_names_share_a_storage(settings: str, tmp_path: P
     (base / "model.safetensors").unlink()
     torch.save({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, base / "pytorch_model.bin")
     out = folded(base, tmp_path / "adapter", tmp_path / "out")
-    torch.testing.assert_close(says(loaded(out), out), said, **SAME_LOGITS)
+    torch.testing.assert_close(logits(loaded(out), out), said, **SAME_LOGITS)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
 
 
@@ -363,9 +344,9 @@ def test_a_live_model_of_a_fold_and_a_torch_output(tmp_path: Path) -> None:
     plan = polymerge.plan({"merge_method": "copy", "models": [f"{base}+{tmp_path / 'adapter'}"]})
     live = LiveModel(plan)
     live.set(plan)
-    torch.testing.assert_close(says(live.model, base), said, **SAME_LOGITS)
+    torch.testing.assert_close(logits(live.model, base), said, **SAME_LOGITS)
     out = polymerge.merge(plan, tmp_path / "out", file_format="torch", shard_size="20KB").folder
-    torch.testing.assert_close(says(loaded(out), out), said, **SAME_LOGITS)
+    torch.testing.assert_close(logits(loaded(out), out), said, **SAME_LOGITS)
 
 
 def test_exclude_keeps_the_head_that_an_adapter_parted(tmp_path: Path) -> None:
@@ -393,7 +374,7 @@ def test_a_plan_that_parts_them_can_be_stored(tmp_path: Path) -> None:
 
 
 def peft_says(base: Path, adapter: Path) -> Tensor:
-    return says(PeftModel.from_pretrained(loaded(base), adapter).eval(), base)
+    return logits(PeftModel.from_pretrained(loaded(base), adapter).eval(), base)
 
 
 @pytest.mark.parametrize("settings", [*APART, *TIED])
@@ -409,7 +390,7 @@ def test_a_merged_adapter_is_the_mean_of_what_peft_loads(settings: str, tmp_path
     made = pair(folded(base, out, tmp_path / "folded"))
     for one, other, mean in zip(*there, made, strict=True):
         assert torch.allclose(mean, (one + other) / 2, rtol=0, atol=2e-5)
-    torch.testing.assert_close(says(loaded(tmp_path / "folded"), base), peft_says(base, out), **SAME_LOGITS)
+    torch.testing.assert_close(logits(loaded(tmp_path / "folded"), base), peft_says(base, out), **SAME_LOGITS)
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,24 @@ def open_model(folder: Path, **options: Any) -> Any:
     return _class_of(family_in(folder)).from_pretrained(folder, **options)
 
 
+def loaded(folder: Path) -> Any:
+    """The model in float32; fails unless every tensor on disk has its place in it and the other way round."""
+    kind = _read_json(folder / "config.json")["model_type"]
+    auto = transformers.AutoModelForCausalLM if kind in LLMS else transformers.AutoModelForImageTextToText
+    model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: Any, folder: Path) -> Tensor:
+    """What a model that was loaded from `folder` makes of a sum, and of an image if it can see."""
+    kind = _read_json(folder / "config.json")["model_type"]
+    found = model(**_question(model, folder, kind)).logits
+    assert isinstance(found, Tensor)
+    return found
+
+
 def _read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 

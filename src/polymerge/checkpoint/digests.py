@@ -9,7 +9,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["file_digest"]
+__all__ = ["file_digest", "sha256_of"]
 
 _CHUNK = 1 << 22
 
@@ -30,7 +30,7 @@ def file_digest(path: Path) -> str:
         kept = json.loads(note.read_text(encoding="utf-8"))
         if kept["seen"] == seen:
             return str(kept["sha256"])
-    digest = _sha256(real)
+    digest = sha256_of(real)
     with suppress(OSError):  # a cache that cannot be written is slower, not wrong
         note.parent.mkdir(parents=True, exist_ok=True)
         fresh = note.with_name(f"{note.name}.{os.getpid()}")
@@ -39,7 +39,8 @@ def file_digest(path: Path) -> str:
     return digest
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, read now, in hexadecimal."""
     digest = hashlib.sha256()
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)

@@ -6,7 +6,6 @@ there when a process ended is fetched again.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from polymerge.checkpoint.digests import sha256_of
 from polymerge.checkpoint.huberrors import LastingError, hub_cache, hub_disk, hub_errors
 from polymerge.checkpoint.hubfiles import Remote, head_of, listing, missing_remote
 from polymerge.errors import CheckpointError, RecipeError
@@ -202,7 +202,7 @@ def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: 
     listed = listing(remote.repository, remote.commit).get(remote.name)
     delivered = found.stat().st_size
     wrong = "" if listed is None or delivered == listed.size else f"{delivered} bytes, listed are {listed.size}"
-    if not wrong and listed is not None and listed.sha256 is not None and (sha256 := _sha256(found)) != listed.sha256:
+    if not wrong and listed is not None and listed.sha256 is not None and (sha256 := sha256_of(found)) != listed.sha256:
         wrong = f"it has the sha256 {sha256}, listed is {listed.sha256}"
     if not wrong and file.suffix == ".safetensors":
         text = head_of(file, remote).text
@@ -254,14 +254,6 @@ def _bar_class(received: _Received) -> Any:
             pass
 
     return Bar
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetches_to(folder: Path) -> bool:

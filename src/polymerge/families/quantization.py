@@ -109,7 +109,17 @@ def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
     tables, and none stands beside a scale: what was dequantized and saved often has its old config still.
     """
     said, packed = quantization_method(config), packed_tensor(dtypes)
-    plain = (
+    if packed is None and (said is None or _are_plain(dtypes)):
+        return None
+    method = packed[0] if packed and said in (None, "unknown") else said or "unknown"
+    shown = f"; {packed[1]} is {dtypes[packed[1]]}" if packed else ""
+    other = f", or {_DEQUANTIZED[said]}" if said in _DEQUANTIZED else ""  # transformers goes by the config alone
+    return f"is quantized ({method}{shown}): its numbers cannot be merged. Use the unquantized checkpoint{other}"
+
+
+def _are_plain(dtypes: Mapping[str, str]) -> bool:
+    """Whether all weights are of types that can be merged, beside whole numbers for tables, and none has a scale."""
+    return (
         bool(dtypes)
         and all(dtype in MERGEABLE or dtype in _TABLES for dtype in dtypes.values())
         and not any(
@@ -118,9 +128,3 @@ def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
             for ending, instead in _SCALES
         )
     )
-    if packed is None and (said is None or plain):
-        return None
-    method = packed[0] if packed and said in (None, "unknown") else said or "unknown"
-    shown = f"; {packed[1]} is {dtypes[packed[1]]}" if packed else ""
-    other = f", or {_DEQUANTIZED[said]}" if said in _DEQUANTIZED else ""  # transformers goes by the config alone
-    return f"is quantized ({method}{shown}): its numbers cannot be merged. Use the unquantized checkpoint{other}"

@@ -19,6 +19,7 @@ __all__ = [
     "load_told",
     "model_class",
     "named_class",
+    "needs_code",
     "plain_loading",
     "quiet",
     "tokenizer_of",
@@ -60,6 +61,13 @@ def named_class(config: Mapping[str, Any]) -> Any:
 
     names = (name for name in config.get("architectures") or () if isinstance(name, str))
     return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
+
+
+def needs_code(config: Mapping[str, Any]) -> bool:
+    """Whether a model is made by Python files that lie beside its config, and by no class of transformers."""
+    import transformers
+
+    return "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING
 
 
 def load_model(

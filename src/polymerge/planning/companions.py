@@ -16,9 +16,7 @@ from polymerge.checkpoint.adapter import Adapter
 from polymerge.checkpoint.adapterfiles import CONFIG
 from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.folder import read_config
-from polymerge.checkpoint.hubfiles import missing_remote
-from polymerge.checkpoint.jsontext import parse_object
-from polymerge.checkpoint.prefetch import fetch_all, fetched
+from polymerge.checkpoint.prefetch import fetched
 from polymerge.errors import PolymergeError
 from polymerge.planning.data import Companions
 from polymerge.planning.inputs import Models
@@ -36,7 +34,7 @@ _TOKENIZER: Final = (
     *_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
 )  # fmt: skip
 _TEMPLATE: Final = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
-_CHAT_TEMPLATE: Final = ("chat_template.jinja", "chat_template.json")
+_CHAT_TEMPLATE: Final = _TEMPLATE[:2]
 _MAY_HOLD_CHAT_TEMPLATE: Final = ("tokenizer_config.json", "processor_config.json")
 _PROCESSOR: Final = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _NESTED: Final = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
@@ -147,10 +145,9 @@ def files_beside(folder: Path, label: str, why: str, config: str = "config.json"
 
     why   the reason, which is kept beside them
     """
-    tokenizer = has_tokenizer(folder)
     return {
         "config": label if _listed(folder / config) else None,
-        "tokenizer": label if tokenizer else None,
+        "tokenizer": label if has_tokenizer(folder) else None,
         "chat_template": label if chat_template_in(folder) else None,
         "why": why,
     }
@@ -181,11 +178,7 @@ def chat_template_in(folder: Path, others: Sequence[str] = _MAY_HOLD_CHAT_TEMPLA
     """
     if any(_listed(folder / name) for name in _CHAT_TEMPLATE):
         return True
-    for file in [folder / name for name in others if _listed(folder / name)]:
-        fetched(file)
-        if parse_object(file.read_bytes(), str(file), unique_keys=False).get("chat_template"):
-            return True
-    return False
+    return any(_object(folder / name).get("chat_template") for name in others)
 
 
 def _listed(file: Path) -> bool:
@@ -234,6 +227,6 @@ def _matching(names: Collection[str], patterns: Sequence[str]) -> tuple[str, ...
 
 def _object(file: Path) -> Mapping[str, Any]:
     """What a JSON file holds, fetched where it is on the hub; {} where there is none."""
-    if missing_remote(file) and file.is_symlink():
-        fetch_all([file])
+    if file.is_symlink():
+        fetched(file)
     return read_config(file)

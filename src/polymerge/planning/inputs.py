@@ -217,10 +217,11 @@ def _open(
     ties = _ties(text_tower(checkpoint.config, table).ties_head, table, names.tensors)
     adapted: dict[str, Expr] = {}
     apart = False
+    layout = dict(names.layout)
+    if ties is not None and ties.virtual:
+        virtual, same = (HEAD, EMBEDDING) if ties.virtual == ties.head else (EMBEDDING, HEAD)
+        layout[ties.virtual] = ((virtual, ()),)
     if checkpoint.adapter is not None:
-        layout = dict(names.layout)
-        if ties is not None and ties.virtual:
-            layout[ties.virtual] = ((HEAD if ties.virtual == ties.head else EMBEDDING, ()),)
         parameters = Parameters(checkpoint, table, layout, names.views, ties)
         made = changes(label, parameters, checkpoint.adapter, problems)
         adapted = dict(made.found)
@@ -230,14 +231,12 @@ def _open(
         canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
         for canonical, expr in names.tensors.items()
     }
-    layout, borrowed = dict(names.layout), set[str]()
+    borrowed = set[str]()
     if ties is not None and ties.virtual:
-        canonical, same = (HEAD, EMBEDDING) if ties.virtual == ties.head else (EMBEDDING, HEAD)
-        tensors[canonical] = adapted.get(ties.virtual, tensors[same])
-        if apart:
-            layout[ties.virtual] = ((canonical, ()),)
-        else:
-            borrowed.add(canonical)
+        tensors[virtual] = adapted.get(ties.virtual, tensors[same])
+        if not apart:
+            del layout[ties.virtual]
+            borrowed.add(virtual)
     return Model(
         label, path, checkpoint, table, tensors, layout, names.views, frozenset(names.buffers),
         frozenset(borrowed), adapted, apart, frozenset(gone), reading.wrappers, reading.other,

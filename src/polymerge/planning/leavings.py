@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.joined import ADAPTER
 from polymerge.families import quantization_method
 from polymerge.methods.table import METHODS
@@ -203,10 +204,8 @@ def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[
     found = []
     for label, names in skipped:
         for reason in dict.fromkeys(names.values()):
-            listed = [f"'{name}'" for name, why in names.items() if why == reason]
-            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-            verb = "is" if len(listed) == 1 else "are"
-            found.append(f"'{label}': {', '.join(listed[:3])}{more} in its file {verb} left out: {reason}")
+            those = [name for name, why in names.items() if why == reason]
+            found.append(f"'{label}': {listed(those)} in its file {'are' if those[1:] else 'is'} left out: {reason}")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoint.hubfiles import companions, listed_alike, missing_remote
@@ -126,7 +127,8 @@ class Vocabularies:
         alike: dict[tuple[int, str], list[str]] = {}
         for model in models:
             try:
-                if not _has_tokenizer(model) or not _has_tokenizer(self._template) or self._same_file(model):
+                folders = [tokenizer_folder(one.checkpoint) for one in (self._template, model)]
+                if not all(map(_says_tokens, folders)) or self._same_file(model):
                     continue
                 ours, theirs = self._read(self._template), self._read(model)
             except PolymergeError as error:
@@ -168,10 +170,7 @@ class Vocabularies:
     def _read(self, model: Model) -> Mapping[int, str]:
         if model not in self._tokens:
             try:
-                folder = tokenizer_folder(model.checkpoint)
-                for file in companions(folder, TOKENIZER):
-                    fetched(file)
-                self._tokens[model] = read_tokens(folder)
+                self._tokens[model] = _tokens_in(tokenizer_folder(model.checkpoint))
             except PolymergeError as error:
                 self._tokens[model] = error
         found = self._tokens[model]
@@ -190,9 +189,16 @@ class Vocabularies:
             return False  # one has none, or what is wrong with it is said when it is read
 
 
-def _has_tokenizer(model: Model) -> bool:
-    folder = tokenizer_folder(model.checkpoint)
-    return bool(companions(folder, TOKENIZER[:3])) or any((folder / name).is_file() for name in TOKENIZER[:3])
+def _says_tokens(folder: Path) -> bool:
+    """Whether a folder has a file that says which token a row is, here or still on the hub."""
+    return any((folder / name).is_file() or (folder / name).is_symlink() for name in _VOCABULARIES)
+
+
+def _tokens_in(folder: Path) -> Mapping[int, str]:
+    """The token of each row, by the files of a folder, which are fetched where they are on the hub."""
+    for file in companions(folder, TOKENIZER):
+        fetched(file)
+    return read_tokens(folder)
 
 
 def _token(token: str | None) -> str:
@@ -238,12 +244,10 @@ def vocabulary_notes(model: Model) -> Iterator[str]:
     files = companions(folder, TOKENIZER)
     if before == rows and (folder == model.checkpoint.folder or any(map(missing_remote, files))):
         return  # a tokenizer on the hub takes megabytes, which no mere doubt is worth
-    for file in files:
-        fetched(file)
-    if not any((folder / name).exists() for name in _VOCABULARIES):
+    if not _says_tokens(folder):
         return
     try:
-        last = max(read_tokens(folder), default=-1)
+        last = max(_tokens_in(folder), default=-1)
     except CheckpointError as error:
         yield f"'{model.label}': whether its tokens fit its rows is not checked: {error}"
         return

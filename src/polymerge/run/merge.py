@@ -166,6 +166,12 @@ def merge(
     return Merged(target, plan, verification, deltas=deltas, warnings=warnings)
 
 
+def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
+    """Carry out the steps; where one fails, threads that wait for a file are let go before they are waited for."""
+    with running, prefetch.wanted():
+        running.run(plan, write, advance)
+
+
 def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
     """The template's config as the output is: rows of the vocabulary, a head of its own, plain weights."""
     config = untied(template.config) if plan.unties else template.config
@@ -176,12 +182,6 @@ def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
         if step.canonical in (EMBEDDING, HEAD) and stored is not None and stored.shape != step.shape:
             return with_rows(config, stored.shape[0], step.shape[0])
     return config
-
-
-def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]) -> None:
-    """Carry out the steps; where one fails, threads that wait for a file are let go before they are waited for."""
-    with running, prefetch.wanted():
-        running.run(plan, write, advance)
 
 
 def _write_config(plan: Plan, template: Checkpoint, stored: Stored, file: Path) -> None:
@@ -268,8 +268,8 @@ def _check_room(out: Path, size: int, to_come: int = 0) -> None:
     place = out.resolve().parent
     free, beside = shutil.disk_usage(place).free, to_come if to_come and fetches_to(place) else 0
     if size + beside > free:
-        fetched = f" and {beside / 1e9:.1f} GB for what is fetched to the same disk" if beside else ""
-        raise OutputError(f"{out}: needs {size / 1e9:.1f} GB{fetched}, the disk has {free / 1e9:.1f} GB free")
+        more = f" and {beside / 1e9:.1f} GB for what is fetched to the same disk" if beside else ""
+        raise OutputError(f"{out}: needs {size / 1e9:.1f} GB{more}, the disk has {free / 1e9:.1f} GB free")
 
 
 def _require(*packages: str, to: str, instead: str) -> None:

@@ -12,7 +12,7 @@ from polymerge.checkpoint.entry import listed
 from polymerge.checkpoint.folder import read_config
 from polymerge.checkpoint.hub import split_revision
 from polymerge.errors import PolymergeError
-from polymerge.generation.models import model_class, named_class, quiet
+from polymerge.generation.models import model_class, named_class, needs_code, quiet
 from polymerge.verification.findings import Finding, Verification
 from polymerge.verification.values import finite
 
@@ -76,7 +76,6 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
     """Whether PEFT finds a module of the base for every tensor of the adapter, and a tensor for every module."""
     try:
         import peft
-        import transformers
     except ImportError as error:
         return Finding("loads", None, f"{error.name or 'peft'} is not installed")
     if adapter.layout == "llava":
@@ -88,7 +87,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
         config = read_config(folder / "config.json")
     except PolymergeError as error:
         return Finding("loads", None, f"its base cannot be read: {error}")
-    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING and not trust_remote_code:
+    if needs_code(config) and not trust_remote_code:
         return Finding("loads", None, "its base is code that lies in a folder; --trust-remote-code runs it")
     if config.get("architectures") and named_class(config) is None and "auto_map" not in config:
         return Finding("loads", None, f"transformers has none of the classes of its base {folder}")

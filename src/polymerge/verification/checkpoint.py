@@ -15,7 +15,7 @@ from polymerge.checkpoint import Checkpoint, open_checkpoint
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype
-from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, named_class, quiet
+from polymerge.generation.models import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
 from polymerge.namemap import map_names
 from polymerge.reads import names_read
 from polymerge.verification.findings import Finding, Verification
@@ -103,7 +103,7 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, An
     config = checkpoint.config
     if not config:
         return Finding("loads", None, "there is no config.json, so no class can be asked to load it"), None
-    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING and not trust_remote_code:
+    if needs_code(config) and not trust_remote_code:
         return Finding("loads", None, "its model is code that lies in the folder; --trust-remote-code runs it"), None
     loader = model_class(config)
     # a class that only its authors' program has: transformers may take it for another one by its model type
