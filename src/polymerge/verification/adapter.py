@@ -76,6 +76,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
     """Whether PEFT finds a module of the base for every tensor of the adapter, and a tensor for every module."""
     try:
         import peft
+        import transformers  # noqa: F401 (peft, once loaded, stays without it)
     except ImportError as error:
         return Finding("loads", None, f"{error.name or 'peft'} is not installed")
     if adapter.layout == "llava":
