@@ -41,10 +41,10 @@ from transformers.utils import logging as transformers_logging
 
 import polymerge
 from measure import RunError, machine, measure
-from polymerge.demo import models
+from polymerge.demo import trained_models as models
+from polymerge.demo.exam import Question, Share, examine_vlm, share, write_exam
 from polymerge.demo.lessons import in_picture
 from polymerge.demo.pictures import draw, load_handwriting
-from polymerge.demo.score import Question, Share, examine_vlm, share, write_exam
 from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, ask, split_pairs
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS

@@ -26,15 +26,15 @@ from PIL import Image
 import polymerge
 from dataset import MODELS, SHAPES, make_models
 from measure import machine, settle
+from polymerge.checkpoints.loading import load_model, load_processor
+from polymerge.demo.exam import write_exam
 from polymerge.demo.pictures import load_handwriting
-from polymerge.demo.score import write_exam
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
 from polymerge.demo.world import split_pairs
-from polymerge.generation.answering import Answerer, batches
-from polymerge.generation.models import load_model, load_processor
-from polymerge.generation.prompts import Prompt
+from polymerge.inference.answering import Answerer, batches
+from polymerge.inference.live import LiveModel
+from polymerge.inference.prompts import Prompt
 from polymerge.planning.variation import varied
-from polymerge.run.live import LiveModel
 
 VALUES = tuple(place / 20 for place in range(13))  # 0:0.6:0.05, the finer grid of the paper
 PROMPTS = 100

@@ -25,8 +25,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import close_session, constants
 
-from polymerge.checkpoint import hub as hub_module
-from polymerge.checkpoint import hubfiles
+from polymerge.checkpoints import hub as hub_module
+from polymerge.checkpoints import hub_files as hubfiles
 
 _CHUNK = 1 << 16
 

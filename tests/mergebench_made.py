@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from polymerge.demo.exam import Question, write_exam
 from polymerge.demo.pictures import load_handwriting
-from polymerge.demo.score import Question, write_exam
 from polymerge.demo.story import SHIPPED, SHIPPED_SEED
 from polymerge.demo.world import split_pairs
-from polymerge.evaluation.tasks import TASKS, Task
+from polymerge.evaluation.mm_mergebench.tasks import TASKS, Task
 
 VLM = str(SHIPPED / "vlm")
 EACH = 5

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from headers_only import llm, vlm
+from polymerge.families.expressions import Expr, names_read
 from polymerge.planning import Piece, Plan, Step
-from polymerge.reads import Expr, names_read
 
 HEAD, EMBEDDING = "text.lm_head.weight", "text.embed_tokens.weight"
 

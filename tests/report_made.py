@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.analysis.overlap import overlap
+from polymerge.engine.merge import merge
 from polymerge.evaluation.results import Results, TaskResult
-from polymerge.run.merge import merge
 from running import checkpoint, small_llama
 
 SHA = "0" * 64

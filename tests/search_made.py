@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from polymerge.demo.exam import write_exam
 from polymerge.demo.pictures import load_handwriting
-from polymerge.demo.score import write_exam
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
 from polymerge.demo.world import split_pairs
 from running import recipe_file

@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save_file
 
 import polymerge
 from adapters_made import adapter, llama
+from polymerge.analysis.ablation import ablate, in_layers
+from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.cli.knockout import ablate as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.generation.answering import Answerer, batches
-from polymerge.generation.log import AnswerLog
-from polymerge.generation.models import load_model, load_processor
-from polymerge.generation.prompts import read_prompts
-from polymerge.knockout.ablation import ablate, in_layers
+from polymerge.inference import generate
+from polymerge.inference.answer_log import AnswerLog
+from polymerge.inference.answering import Answerer, batches
+from polymerge.inference.options import Generation
+from polymerge.inference.prompts import read_prompts
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
-from polymerge.recipe import read_recipe, recipe_dict
-from polymerge.search import generate
-from polymerge.search.options import Generation
+from polymerge.recipe.recipe import read_recipe, recipe_dict
 from running import recipe_file
 from search_made import VLM, prompts_file, recipe
 from tiny import build, load, perturbed, related_llm

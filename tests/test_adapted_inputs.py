@@ -15,10 +15,10 @@ from torch import Tensor
 
 import polymerge
 from plans import names_in, step_of
-from polymerge.checkpoint import Entry
-from polymerge.planning.show import describe, expression
-from polymerge.reads import Adapted, Concat, Expr, Read, Rows, names_read
-from polymerge.run.updates import Updates
+from polymerge.checkpoints import Entry
+from polymerge.engine.adapted_blocks import Updates
+from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, names_read
+from polymerge.planning.text import describe, expression
 from running import checkpoint, cli, merged, raw, recipe_file
 from tiny import as_live, build, perturbed, related_llm
 

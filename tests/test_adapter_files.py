@@ -19,11 +19,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import adapters_made
 from adapters_made import PREFIX
 from polymerge import plan as make_plan
-from polymerge.checkpoint.adapter import is_adapter, open_adapter
+from polymerge.checkpoints.adapter import is_adapter, open_adapter
+from polymerge.checkpoints.loading import load_model
 from polymerge.errors import CheckpointError
-from polymerge.generation.models import load_model
+from polymerge.inference.live import LiveModel
 from polymerge.planning import Plan
-from polymerge.run.live import LiveModel
 from running import checkpoint, cli, merged, raw, recipe_file, small_llama
 from test_fold import SAME_WEIGHTS, Trained, check, fold, pytestmark, trained
 from tiny import build, loaded

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from polymerge.checkpoint.adapter import Adapter, Pair, is_adapter, open_adapter
-from polymerge.checkpoint.entry import Entry
-from polymerge.checkpoint.loraconfig import foreign_kind, read_lora_config
+from polymerge.checkpoints.adapter import Adapter, Pair, is_adapter, open_adapter
+from polymerge.checkpoints.adapter_config import foreign_kind, read_lora_config
+from polymerge.checkpoints.tensor_info import Entry
 from polymerge.errors import Refused
 
 pytestmark = [

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from polymerge.checkpoint.adapter import open_adapter
+from polymerge.checkpoints.adapter import open_adapter
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused
 
 PREFIX = "base_model.model."

@@ -18,7 +18,7 @@ import tiny
 from layouts import Sizes, config_of, random_tower, stored
 from polymerge.errors import CheckpointError
 from polymerge.families import with_rows
-from polymerge.run.live import LiveModel
+from polymerge.inference.live import LiveModel
 from running import checkpoint, cli, raw
 from test_adapter_places import CLOSE, adapter, factors, fold, raw_tensors
 from tiny import build

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_made import PEFT_WARNINGS, PREFIX, adapter, config, llama, loaded, recipe, tensors
-from polymerge.verification import verify
+from polymerge.engine.verify import verify
 from running import cli, merged, recipe_file
 
 pytestmark = PEFT_WARNINGS

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import polymerge
-from polymerge.run.ancestry import FAR, DeltaNorm, ancestry_warnings
+from polymerge.engine.ancestry import FAR, DeltaNorm, ancestry_warnings
 from running import checkpoint, cli, recipe_file, small_llama
 
 Tensors = dict[str, Tensor]

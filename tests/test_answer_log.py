@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polymerge.errors import OutputError, Refused
-from polymerge.generation.log import AnswerLog
+from polymerge.inference.answer_log import AnswerLog
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers.utils import logging
 
+from polymerge.checkpoints.loading import load_model, load_processor, model_class
 from polymerge.demo import __file__ as demo
+from polymerge.demo.exam import Question, examine_language_model, examine_vlm, write_exam
 from polymerge.demo.pictures import load_handwriting
-from polymerge.demo.score import Question, examine_language_model, examine_vlm, write_exam
 from polymerge.demo.world import split_pairs
 from polymerge.errors import CheckpointError, RecipeError
-from polymerge.generation.answering import Answerer, AnswerError, batches
-from polymerge.generation.models import load_model, load_processor, model_class
-from polymerge.generation.prompts import Prompt
+from polymerge.inference.answering import Answerer, AnswerError, batches
+from polymerge.inference.prompts import Prompt
 from tiny import build
 
 CHECKPOINTS = Path(demo).parent / "checkpoints"

@@ -14,7 +14,7 @@ from layouts import ATTENTION, KEYS_AND_VALUES, MLP, NORMS, TWICE, Sizes, load, 
 from polymerge.errors import Refused
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.compare import inspect_models
-from polymerge.planning.show import describe
+from polymerge.planning.text import describe
 
 SIZES = Sizes(heads=6, shared=2, width=2)
 LAYERS = range(SIZES.layers)

@@ -14,9 +14,10 @@ from openpyxl import Workbook
 
 from mergebench_made import VLM, adapter, results_of, write
 from polymerge.errors import PolymergeError
-from polymerge.examining import lmmseval, vlmevalkit
-from polymerge.examining.wrappers import DATASETS, WRAPPERS
-from polymerge.families.table import FAMILIES
+from polymerge.evaluation.harness import lmms_eval as lmmseval
+from polymerge.evaluation.harness import vlmevalkit
+from polymerge.evaluation.harness.registered_classes import DATASETS, WRAPPERS
+from polymerge.families.registry import FAMILIES
 from running import cli
 
 STAMP = "20261125_101500"

@@ -241,7 +241,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
 ) -> None:
     assert cli("merge", asked, "-o", tmp_path / "quick", "--no-verify").err == ""
     monkeypatch.setattr("polymerge.cli.progress._SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr("polymerge.run.pool.ERRAND", 1)  # tensors as small as these go to a thread together, else
+    monkeypatch.setattr("polymerge.engine.pool.ERRAND", 1)  # tensors as small as these go to a thread together, else
     said = cli("merge", asked, "-o", tmp_path / "out", "--no-verify", "--json")
     assert json.loads(said.out)
     lines = said.err.splitlines()

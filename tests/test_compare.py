@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from polymerge.evaluation.bootstrap import interval, resampled_means
-from polymerge.evaluation.comparing import Comparison, compare_files
+from polymerge.evaluation.comparison import Comparison, compare_files
 from polymerge.evaluation.results import FORMAT, VERSION
 from running import cli
 

@@ -19,10 +19,11 @@ pytest.importorskip("matplotlib")
 from PIL import Image  # noqa: E402
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration  # noqa: E402
 
-from polymerge.demo import models, story, train  # noqa: E402
+from polymerge.demo import story, train  # noqa: E402
+from polymerge.demo import trained_models as models  # noqa: E402
+from polymerge.demo.exam import examine_vlm, share, write_exam  # noqa: E402
 from polymerge.demo.lessons import Lesson, base_lesson, reason_lesson, vlm_lesson  # noqa: E402
 from polymerge.demo.pictures import draw, load_handwriting  # noqa: E402
-from polymerge.demo.score import examine_vlm, share, write_exam  # noqa: E402
 from polymerge.demo.world import (  # noqa: E402
     ARITHMETIC,
     PERCEPTION,

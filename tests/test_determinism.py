@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import polymerge
-from polymerge.run.device import Device, Torch
+from polymerge.engine.device import Device, Torch
 from running import checkpoint, raw, recipe_file, weights
 
 PROGRAM = Path(sys.executable).with_name("polymerge")
@@ -91,7 +91,7 @@ def test_torch_computes_the_same_bits(
         opened.append(name)
         return Torch("cpu")
 
-    monkeypatch.setattr("polymerge.run.merge.open_device", open_torch)
+    monkeypatch.setattr("polymerge.engine.merge.open_device", open_torch)
     made = polymerge.merge(recipe(models, name), tmp_path / "out", check=False, threads=2, block=block)
     assert opened == ["cpu"]
     assert weights(made.folder) == expected[name]

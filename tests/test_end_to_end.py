@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from polymerge.reads import expr_from_json, names_read
+from polymerge.families.expressions import expr_from_json, names_read
 from running import cli, merged, raw, recipe_file
 from tiny import as_2024, as_live, build, family_in, generate, is_buffer, load, open_model, perturbed, related_llm
 from tiny_classless import joined

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from mergebench_made import EACH, VLM, adapter, benchmark, results_of, write
+from polymerge.evaluation import ask_tasks as asking
+from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.scorers.java import has_java
-from polymerge.evaluation.squares import Squares, squared
-from polymerge.evaluation.tasks import TASKS
-from polymerge.examining import asking
+from polymerge.inference.squares import Squares, squared
 from running import Ran, cli, killed_in_the_middle, merged
 
 FEW = ("--max-new-tokens", "4")
@@ -92,7 +92,7 @@ def test_the_layout_of_the_scripts_gives_the_same_scores(direct: Path, tmp_path:
 
 
 def test_prompts_have_the_form_of_their_task(data: Path) -> None:
-    from polymerge.examining.exams import read_exams
+    from polymerge.evaluation.prompted_tasks import read_exams
 
     exams = {exam.name: exam for exam in read_exams(["mm-mergebench"], data, None, None)}
     science = exams["ScienceQA"]

@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
-from polymerge.checkpoint import open_checkpoint
+from polymerge.analysis.cells import Cell
+from polymerge.analysis.replacements import Replacement, knocked_out
+from polymerge.analysis.unchanged import open_intact
+from polymerge.checkpoints import open_checkpoint
+from polymerge.engine.device import Torch
+from polymerge.engine.extents import Files, clip, extents
 from polymerge.errors import CheckpointError, Refused
-from polymerge.knockout.cells import Cell
-from polymerge.knockout.intact import open_intact
-from polymerge.knockout.replacing import Replacement, knocked_out
-from polymerge.mapping import Family, Rule
-from polymerge.namemap import Stack, map_names
-from polymerge.planning.show import expression
-from polymerge.reads import Concat, Read, Rows, Stacked, expr_from_json, expr_to_json, shape_of
-from polymerge.run.device import Torch
-from polymerge.run.files import Files, clip, extents
-from polymerge.run.live import LiveModel
+from polymerge.families.expressions import Concat, Read, Rows, Stacked, expr_from_json, expr_to_json, shape_of
+from polymerge.families.resolve import Stack, map_names
+from polymerge.families.rules import Family, Rule
+from polymerge.inference.live import LiveModel
+from polymerge.planning.text import expression
 from running import checkpoint, cli, merged, raw, recipe_file
 from test_live import same_bits
 from tiny import as_2024, as_live, build, generate, load, open_model, perturbed, related_llm
@@ -230,7 +230,7 @@ def test_torch_computes_the_same_bits(models: Models, tmp_path: Path, monkeypatc
     plan = polymerge.plan(recipe(models, "ties", "vlm the other way", "tuned the other way"))
     polymerge.merge(plan, tmp_path / "here", check=False)
     opened = []
-    monkeypatch.setattr("polymerge.run.merge.open_device", lambda name: opened.append(name) or Torch("cpu"))
+    monkeypatch.setattr("polymerge.engine.merge.open_device", lambda name: opened.append(name) or Torch("cpu"))
     polymerge.merge(plan, tmp_path / "torch", check=False, block=1000)
     assert opened == ["cpu"]
     assert raw(tmp_path / "torch") == raw(tmp_path / "here")

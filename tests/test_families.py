@@ -14,8 +14,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
-from polymerge.mapping import Family
-from polymerge.namemap import Stack, map_names
+from polymerge.families.resolve import Stack, map_names
+from polymerge.families.rules import Family
 from tiny import as_2024, as_live, build, generate, load, perturbed, related_llm
 from tiny_configs import CLASSLESS, LLMS, RUNNABLE, TEXT, VLMS
 from tiny_trees import TREES

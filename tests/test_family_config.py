@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_config, text_tower
-from polymerge.namemap import Stack
+from polymerge.families.resolve import Stack
 from tiny_classless import config_of, sizes_of
 from tiny_configs import CLASSLESS, decoder
 from tiny_trees import TREES

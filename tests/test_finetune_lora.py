@@ -23,7 +23,7 @@ pytest.importorskip("sklearn")
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from polymerge.demo import models  # noqa: E402
+from polymerge.demo import trained_models as models  # noqa: E402
 from polymerge.demo.lessons import in_picture  # noqa: E402
 from polymerge.demo.pictures import draw, load_handwriting  # noqa: E402
 from polymerge.demo.world import ask, split_pairs  # noqa: E402

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import polymerge
 from layouts import Sizes, config_of, random_tower, stored
+from polymerge.engine.device import Device, Torch
+from polymerge.engine.model_card import model_card
 from polymerge.planning.estimate import BLOCK
-from polymerge.run.cards import model_card
-from polymerge.run.device import Device, Torch
 from running import checkpoint, cli, raw, weights
 from tiny import as_2024, as_live, build, loaded, logits
 
@@ -436,7 +436,7 @@ def test_torch_computes_the_same_bits(
         opened.append(name)
         return Torch("cpu")
 
-    monkeypatch.setattr("polymerge.run.merge.open_device", open_torch)
+    monkeypatch.setattr("polymerge.engine.merge.open_device", open_torch)
     plan = {"merge_method": "copy", "models": [f"{base}+{adapter}"]}
     made = polymerge.merge(plan, tmp_path / "other", check=False, threads=2, block=30_011)
     assert opened == ["cpu"]

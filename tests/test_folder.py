@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from polymerge.checkpoint import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoints import Checkpoint, Entry, open_checkpoint
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused
 
 INDEX = "model.safetensors.index.json"

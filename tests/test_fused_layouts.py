@@ -16,7 +16,7 @@ import polymerge
 from layouts import ATTENTION, LAYOUTS, TWICE, Sizes, load, outside, random_tower, same_bits, stored, text_of, write
 from polymerge.errors import Refused
 from polymerge.planning import make_plan
-from polymerge.planning.show import describe
+from polymerge.planning.text import describe
 
 GROUPED = Sizes(heads=6, shared=2, width=2)
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from polymerge.checkpoint.entry import Entry, listed
-from polymerge.checkpoint.headers import HEADER_LIMIT, read_safetensors
+from polymerge.checkpoints.safetensors import HEADER_LIMIT, read_safetensors
+from polymerge.checkpoints.tensor_info import Entry, listed
 from polymerge.errors import CheckpointError, PolymergeError, Refused
 
 DTYPES = {
@@ -225,7 +225,7 @@ def test_a_damaged_byte_is_refused_or_harmless(data: st.DataObject) -> None:
 
 def test_reading_imports_no_torch() -> None:
     code = (
-        "import sys, polymerge.checkpoint\n"
+        "import sys, polymerge.checkpoints\n"
         "print(sorted({'torch', 'safetensors', 'transformers', 'numpy', 'numba'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 import polymerge
 from headers_only import llm, vlm
 from hub_standin import Standin, empty_cache, environment
-from polymerge.checkpoint import hub as hub_module
-from polymerge.checkpoint.hub import locate
+from polymerge.checkpoints import hub as hub_module
+from polymerge.checkpoints.hub import locate
+from polymerge.engine.opening import fetch
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+from polymerge.inference.live import LiveModel
 from polymerge.planning import Plan
-from polymerge.run.inputs import fetch
-from polymerge.run.live import LiveModel
 from running import checkpoint, cli, leftovers, linear, merged, raw, small_llama, weights
 from tiny import build, generate, related_llm
 

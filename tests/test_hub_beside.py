@@ -12,14 +12,14 @@ from huggingface_hub import constants
 
 import polymerge
 from hub_standin import Standin, empty_cache
-from polymerge.checkpoint import hub as hub_module
-from polymerge.checkpoint import output as output_module
-from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.prefetch import Prefetch
-from polymerge.checkpoint.whole import bring
+from polymerge.checkpoints import hub as hub_module
+from polymerge.checkpoints import output_folder as output_module
+from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.local_copy import bring
+from polymerge.checkpoints.prefetch import Prefetch
+from polymerge.engine.opening import beside_template, fetch, files_read, reopen
 from polymerge.errors import PolymergeError
 from polymerge.planning import Plan
-from polymerge.run.inputs import beside_template, fetch, files_read, reopen
 from running import linear
 from test_hub import NAMES, shard, sharded
 
@@ -66,7 +66,7 @@ def test_an_output_is_not_made_without_a_file_that_is_gone(
         place.symlink_to(tmp_path / "nowhere")
         return copy(*arguments, **options)
 
-    monkeypatch.setattr("polymerge.run.inputs.copy_companions", late)
+    monkeypatch.setattr("polymerge.engine.opening.copy_companions", late)
     with pytest.raises(PolymergeError, match=r"tokenizer.json: is a link to nothing"):
         polymerge.merge(plan, tmp_path / "out", check=False)
     assert not (tmp_path / "out").exists()

@@ -19,12 +19,12 @@ from transformers import dynamic_module_utils
 import polymerge
 from hub_standin import Standin, empty_cache, environment
 from mergebench_made import adapter, benchmark, results_of
-from polymerge.checkpoint import hub as hub_module
+from polymerge.checkpoints import hub as hub_module
 from polymerge.demo.story import EXCLUDED
 from polymerge.errors import RecipeError
+from polymerge.inference import generate
+from polymerge.inference.live import LiveModel
 from polymerge.planning import Plan
-from polymerge.run.live import LiveModel
-from polymerge.search import generate
 from running import checkpoint, cli, linear, merged, raw, small_llama, weights
 from search_made import BASE, REASON, VLM, prompts_file, recipe
 from tiny import build, perturbed

@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 
 import polymerge
 from hub_standin import Standin, empty_cache, environment, xet_storage
-from polymerge.checkpoint import hubfiles, prefetch
-from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.huberrors import LastingError
-from polymerge.checkpoint.prefetch import Prefetch, fetch_all, fetched
+from polymerge.checkpoints import hub_files as hubfiles
+from polymerge.checkpoints import prefetch
+from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.hub_errors import LastingError
+from polymerge.checkpoints.prefetch import Prefetch, fetch_all, fetched
 from polymerge.errors import CheckpointError, RecipeError
 from running import linear, merged, weights
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
 from polymerge.errors import Refused
-from polymerge.recipe import read_recipe, recipe_dict
+from polymerge.recipe.recipe import read_recipe, recipe_dict
 from running import cli, merged, raw, recipe_file
 from tiny import build, load, perturbed, related_llm
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polymerge import kernels
-from polymerge.kernels.cpu.trimming import philox
+from polymerge.methods import kernels
+from polymerge.methods.kernels.cpu.trimming import philox
 
 FLOATS = [np.float32, np.float64]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from polymerge import kernels
+from polymerge.methods import kernels
 
 FLOATS = [np.float32, np.float64]
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}

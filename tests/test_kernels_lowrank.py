@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from polymerge import kernels
-from polymerge.kernels.cpu.lowrank import TILE
+from polymerge.methods import kernels
+from polymerge.methods.kernels.cpu.low_rank import TILE
 
 Floats = NDArray[Any]
 FLOATS = [np.float32, np.float64]

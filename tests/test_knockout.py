@@ -18,23 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
+from polymerge.analysis.cells import Cell, layers_in, make_cells, third_of
+from polymerge.analysis.knockout import knockout
+from polymerge.analysis.knockout_summary import drops, thirds
+from polymerge.analysis.replacements import Replacement, knocked_out, plan_parent
+from polymerge.analysis.scoring_prompts import Marks
+from polymerge.analysis.unchanged import Intact, open_intact
+from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.cli.knockout import knockout as command
 from polymerge.errors import PolymergeError, RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.generation.answering import Answerer, batches
-from polymerge.generation.log import AnswerLog
-from polymerge.generation.models import load_model, load_processor
-from polymerge.generation.prompts import read_prompts
-from polymerge.knockout.asking import Marks
-from polymerge.knockout.cells import Cell, layers_in, make_cells, third_of
-from polymerge.knockout.intact import Intact, open_intact
-from polymerge.knockout.replacing import Replacement, knocked_out, plan_parent
-from polymerge.knockout.running import knockout
-from polymerge.knockout.summary import drops, thirds
+from polymerge.inference import generate
+from polymerge.inference.answer_log import AnswerLog
+from polymerge.inference.answering import Answerer, batches
+from polymerge.inference.live import LiveModel
+from polymerge.inference.options import Generation
+from polymerge.inference.prompts import read_prompts
 from polymerge.planning import Plan
-from polymerge.run.live import LiveModel
-from polymerge.search import generate
-from polymerge.search.options import Generation
 from running import cli, killed_in_the_middle
 from search_made import BASE, VLM, prompts_file, recipe
 from tiny import as_2024, as_live, build, load, perturbed, related_llm

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
-from polymerge.checkpoint.wrapped import unwrapped, wrappers_in
+from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
 from polymerge.errors import Refused
 from running import checkpoint, cli, linear, merged, raw, small_llama
 from test_ignore import problems_of, recipe_of, with_more

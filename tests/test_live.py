@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import polymerge
 from adapters_made import adapter, llama
+from polymerge.analysis.ablation import _open
+from polymerge.checkpoints.loading import load_model
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
-from polymerge.generation.models import load_model
-from polymerge.knockout.ablation import _open
+from polymerge.inference.live import LiveModel
 from polymerge.methods.table import METHODS
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
-from polymerge.recipe import read_recipe
-from polymerge.run.live import LiveModel
+from polymerge.recipe.recipe import read_recipe
 from test_class_in_config import says
 from test_ignore import VALUE_HEAD, recipe_of, with_more
 from tiny import as_2024, as_live, build, perturbed, related_llm

@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polymerge.errors import CheckpointError, RecipeError
-from polymerge.mapping import Family, Rule, counterpart, text_layer
-from polymerge.namemap import apart, map_names
-from polymerge.reads import (
+from polymerge.families.expressions import (
     Adapted,
     Concat,
     Expr,
@@ -26,6 +24,8 @@ from polymerge.reads import (
     rows_of,
     shape_of,
 )
+from polymerge.families.resolve import apart, map_names
+from polymerge.families.rules import Family, Rule, counterpart, text_layer
 
 TOY = Family(
     "toy",

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polymerge.engine.pool import Pool
 from polymerge.planning.estimate import BLOCK
-from polymerge.run.pool import Pool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 

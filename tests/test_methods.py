@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polymerge.errors import RecipeError
-from polymerge.kernels import encode, find_cutoffs, on_host
 from polymerge.methods.dare import dare_linear, dare_ties
+from polymerge.methods.kernels import encode, find_cutoffs, on_host
 from polymerge.methods.linear import linear
 from polymerge.methods.slerp import arc_weights, slerp
 from polymerge.methods.table import METHODS, SHARED, method_function

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import polymerge
-from polymerge.checkpoint.digests import file_digest
-from polymerge.checkpoint.output import copy_companions, output_folder
+from polymerge.checkpoints.identity import file_digest
+from polymerge.checkpoints.output_folder import copy_companions, output_folder
 from polymerge.errors import OutputError
 from running import checkpoint, cli, leftovers, linear, merged, raw, recipe_file, small_llama, two_llamas, weights
 from tiny import build, generate, related_llm
@@ -168,7 +168,7 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     file = tmp_path / "weights"
     file.write_bytes(b"first")
     assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
-    monkeypatch.setattr("polymerge.checkpoint.digests._sha256", lambda _: "computed again")
+    monkeypatch.setattr("polymerge.checkpoints.identity._sha256", lambda _: "computed again")
     assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
     stat = file.stat()
     file.write_bytes(b"other")

@@ -18,14 +18,14 @@ from polymerge.errors import OutputError
 from running import checkpoint, cli, leftovers, linear, raw, recipe_file, small_llama, two_llamas
 
 FAILING = (
-    "polymerge.run.merge.lay_out",
-    "polymerge.run.merge.execute",
-    "polymerge.run.execute.kernels.encode",
-    "polymerge.checkpoint.shards.os.pwrite",
-    "polymerge.run.inputs.copy_companions",
-    "polymerge.run.merge.provenance",
-    "polymerge.run.merge.verify",
-    "polymerge.run.merge.file_digest",
+    "polymerge.engine.merge.lay_out",
+    "polymerge.engine.merge.execute",
+    "polymerge.engine.executor.kernels.encode",
+    "polymerge.checkpoints.shards.os.pwrite",
+    "polymerge.engine.opening.copy_companions",
+    "polymerge.engine.merge.provenance",
+    "polymerge.engine.merge.verify",
+    "polymerge.engine.merge.file_digest",
 )
 
 SLOW = """
@@ -73,7 +73,7 @@ def test_ctrl_c_ends_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
-    monkeypatch.setattr("polymerge.run.merge.execute", interrupt)
+    monkeypatch.setattr("polymerge.engine.merge.execute", interrupt)
     ran = cli("merge", asked, "-o", tmp_path / "out")
     assert (ran.status, ran.out) == (1, "")
     assert ran.err.strip() == "polymerge: interrupted; nothing half written is left"  # click ends the line of a ^C
@@ -126,7 +126,7 @@ def test_what_was_moved_aside_is_put_back_after_a_kill_between_the_renames(tmp_p
 
 
 def polymerge_output(out: Path) -> Any:
-    from polymerge.checkpoint.output import output_folder
+    from polymerge.checkpoints.output_folder import output_folder
 
     return output_folder(out)
 
@@ -155,7 +155,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path: Path, monkey
 
     asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr("polymerge.run.merge.execute", lambda *_, **__: pytest.fail("computed in vain"))
+    monkeypatch.setattr("polymerge.engine.merge.execute", lambda *_, **__: pytest.fail("computed in vain"))
     ran = cli("merge", asked, "-o", tmp_path / "out")
     assert ran.status == 1
     assert ran.err.startswith("polymerge: ")
@@ -166,7 +166,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path: Path, monkey
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = two_llamas(tmp_path)
-    monkeypatch.setattr("polymerge.run.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr("polymerge.engine.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(OutputError, match=r"the disk has 0\.0 GB free"):
         polymerge.merge(linear(*models), tmp_path / "out")
     nothing_is_left(tmp_path)
@@ -209,7 +209,7 @@ def test_results_too_large_for_their_dtype_are_found(tmp_path: Path) -> None:
 
 
 def test_an_input_that_shrinks_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polymerge.run import merge as module
+    from polymerge.engine import merge as module
 
     one, other = two_llamas(tmp_path)
     execute = module.execute

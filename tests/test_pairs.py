@@ -9,7 +9,7 @@ import pytest
 
 from polymerge import read_recipe
 from polymerge.families import FAMILIES
-from polymerge.mapping import Family, counterpart
+from polymerge.families.rules import Family, counterpart
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "pairs.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from polymerge.families import family_of, splits
-from polymerge.namemap import map_names
+from polymerge.families.resolve import map_names
 from running import cli, merged, raw, recipe_file
 from tiny import build, family_in, generate, load, perturbed
 from tiny_configs import CLASSLESS, RUNNABLE, VLMS

@@ -16,8 +16,8 @@ import polymerge
 from headers_only import canonical, is_buffer
 from plans import EMBEDDING, HEAD, MODELS, check_account, model_folders, names_in, reads_of, recipe_of
 from polymerge.errors import RecipeError, Refused
+from polymerge.families.expressions import Rows, names_read
 from polymerge.planning import Plan
-from polymerge.reads import Rows, names_read
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from polymerge.errors import Refused
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import memory_estimate
-from polymerge.planning.show import describe
+from polymerge.planning.text import describe
 
 PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden/names.json").read_text(encoding="utf-8"))
 WIDTH, INNER = 4096, 11008

@@ -14,9 +14,9 @@ import polymerge
 from headers_only import BUFFER, llm, vlm
 from plans import EMBEDDING, HEAD, check_account, model_folders, names_in, reads_of, recipe_of, step_of
 from polymerge.errors import Refused
+from polymerge.families.expressions import Read, Rows
 from polymerge.planning import Piece, Plan
-from polymerge.planning.show import describe
-from polymerge.reads import Read, Rows
+from polymerge.planning.text import describe
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 import polymerge
 from headers_only import llm, vlm
 from plans import model_folders, recipe_of
-from polymerge.planning.show import describe, expression, human_size
-from polymerge.reads import Concat, Read, Rows
+from polymerge.families.expressions import Concat, Read, Rows
+from polymerge.planning.text import describe, expression, human_size
 
 
 @pytest.fixture(scope="module")

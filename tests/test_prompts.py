@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused
-from polymerge.generation.images import StoredImage, open_image
-from polymerge.generation.prompts import Prompt, check_images, materialise, read_prompts
+from polymerge.inference.images import StoredImage, open_image
+from polymerge.inference.prompts import Prompt, check_images, materialise, read_prompts
 
 datasets: Any = pytest.importorskip("datasets")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polymerge.errors import PolymergeError, RecipeError, Refused
-from polymerge.recipe import ModelEntry, Override, Recipe, parse_recipe, read_recipe, recipe_dict
+from polymerge.recipe.recipe import ModelEntry, Override, Recipe, parse_recipe, read_recipe, recipe_dict
 
 MINIMAL: dict[str, Any] = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}]}
 

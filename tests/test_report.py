@@ -13,15 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from polymerge.cli.report import report as report_command
+from polymerge.engine.provenance import plan_table, provenance
 from polymerge.errors import PolymergeError, Refused
-from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
-from polymerge.reads import Read
-from polymerge.report import fitting, making
-from polymerge.report.collecting import collect
-from polymerge.report.making import report
-from polymerge.report.page import make_page
-from polymerge.run.record import plan_table, provenance
-from polymerge.settings import Setting
+from polymerge.families.expressions import Read
+from polymerge.planning.plan import Input, LeftOut, Piece, Plan, Step
+from polymerge.recipe.parameters import Setting
+from polymerge.reporting import fitting
+from polymerge.reporting import report as making
+from polymerge.reporting.collecting import collect
+from polymerge.reporting.page import make_page
+from polymerge.reporting.report import report
 from report_made import ablation, everything, knockout, results, sampled_search, search, small_merge, write
 
 STATIC = Path(making.__file__).parent / "static"

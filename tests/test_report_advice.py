@@ -11,8 +11,8 @@ import pytest
 
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter
-from polymerge.report.collecting import collect
-from polymerge.report.suggestion import Suggestion
+from polymerge.reporting.collecting import collect
+from polymerge.reporting.suggestion import Suggestion
 from report_made import ablation, knockout, results, search, small_merge, write
 
 pytestmark = PEFT_WARNINGS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from polymerge.analysis.overlap import overlap
-from polymerge.report.making import Report, report
+from polymerge.reporting.report import Report, report
 from report_made import everything, knockout, results, search, small_merge, write
 from test_report import plan_of, record_of
 

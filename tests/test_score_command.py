@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from polymerge.cli.score import score
 from polymerge.errors import RecipeError, Refused
-from polymerge.evaluation.jsonfiles import MOST_SHOWN
+from polymerge.evaluation.json_files import MOST_SHOWN
+from polymerge.evaluation.mm_mergebench.tasks import TASKS, task_named
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.evaluation.scoring import score_predictions, score_questions
-from polymerge.evaluation.tasks import TASKS, task_named
 from test_scores_golden import NEEDS_JAVA, written
 
 

@@ -13,10 +13,10 @@ from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Ref
 from polymerge.evaluation.scorers import SCORERS, java, meteor, scorer_named
 from polymerge.evaluation.scorers.anls import edit_distance
 from polymerge.evaluation.scorers.boxes import intersection_over_union, parsed_box
-from polymerge.evaluation.scorers.captions import caption_metrics
-from polymerge.evaluation.scorers.tokens import plain_tokens, ptb_tokens
+from polymerge.evaluation.scorers.caption_metrics import caption_metrics
+from polymerge.evaluation.scorers.caption_words import plain_tokens, ptb_tokens
+from polymerge.evaluation.scorers.matching import parsed_letter
 from polymerge.evaluation.scorers.vqa import punctuation_then_words
-from polymerge.evaluation.scorers.words import parsed_letter
 
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR and the PTB tokenizer need java")
 ON_CAPTIONS = ("captions", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")

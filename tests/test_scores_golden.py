@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from polymerge.errors import Refused
+from polymerge.evaluation.mm_mergebench.annotations import read_truth
+from polymerge.evaluation.mm_mergebench.published import Published, as_published
+from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.predictions import Predictions, read_predictions
-from polymerge.evaluation.published import Published, as_published
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.evaluation.scorers.captions import METRICS, WITHOUT_JAVA, caption_metrics
-from polymerge.evaluation.scorers.tokens import ptb_tokens
+from polymerge.evaluation.scorers.caption_metrics import METRICS, WITHOUT_JAVA, caption_metrics
+from polymerge.evaluation.scorers.caption_words import ptb_tokens
 from polymerge.evaluation.scorers.vqa import evalai, punctuation_then_words
 from polymerge.evaluation.scoring import score_predictions, score_questions
-from polymerge.evaluation.tasks import TASKS
-from polymerge.evaluation.truth import read_truth
 
 FOLDER = Path(__file__).parent / "golden" / "scores"
 CASES = {task: json.loads((FOLDER / f"{task}.json").read_text(encoding="utf-8")) for task in TASKS}

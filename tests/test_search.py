@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import polymerge
+from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.generation.answering import Answerer, batches
-from polymerge.generation.log import AnswerLog
-from polymerge.generation.models import load_model, load_processor
-from polymerge.generation.prompts import read_prompts
-from polymerge.search import generate
-from polymerge.search.criterion import choose
+from polymerge.inference import generate
+from polymerge.inference.answer_log import AnswerLog
+from polymerge.inference.answering import Answerer, batches
+from polymerge.inference.prompts import read_prompts
+from polymerge.tuning.criterion import choose
 from running import cli, recipe_file
 from search_made import BASE, REASON, VLM, prompts_file, recipe, words
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from polymerge.errors import RecipeError
-from polymerge.search.criterion import CRITERIA, choose
-from polymerge.search.fromlogs import choose_from_logs
-from polymerge.search.judging import Judging, judge
+from polymerge.tuning.criterion import CRITERIA, choose
+from polymerge.tuning.from_logs import choose_from_logs
+from polymerge.tuning.judging import Judging, judge
 from test_search_logs import GOLDEN, laid_out
 
 TOY_VALUES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

@@ -9,10 +9,10 @@ import pytest
 
 from polymerge import read_recipe
 from polymerge.errors import RecipeError
-from polymerge.recipe import Recipe
-from polymerge.search.candidates import plan_candidates, read_space
-from polymerge.search.knobs import Knob, parse_knob, turn
-from polymerge.search.values import parse_span, parse_values
+from polymerge.recipe.recipe import Recipe
+from polymerge.tuning.candidates import plan_candidates, read_space
+from polymerge.tuning.knobs import Knob, parse_knob, turn
+from polymerge.tuning.values import parse_span, parse_values
 from running import checkpoint, small_llama
 
 

@@ -13,10 +13,10 @@ import openpyxl
 import pytest
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused
-from polymerge.generation.draw import draw
-from polymerge.search.fromlogs import choose_from_logs
-from polymerge.search.logs import Logs, read_logs
-from polymerge.search.logs.values import values_of
+from polymerge.evaluation.logs import Logs, read_logs
+from polymerge.evaluation.logs.folder_values import values_of
+from polymerge.inference.sampling import draw
+from polymerge.tuning.from_logs import choose_from_logs
 
 GOLDEN = Path(__file__).parent / "golden" / "search"
 VALUES = ("0.1", "0.2", "0.3")

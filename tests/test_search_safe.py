@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import polymerge
-from polymerge.search import trials
-from polymerge.search.candidates import Space, read_space
-from polymerge.search.trials import SAMPLERS, run_trials
+from polymerge.tuning import trials
+from polymerge.tuning.candidates import Space, read_space
+from polymerge.tuning.trials import SAMPLERS, run_trials
 from running import cli, recipe_file
 from search_made import REASON, VLM, prompts_file, recipe, words
 

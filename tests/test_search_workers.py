@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from polymerge.errors import RecipeError, Refused
-from polymerge.generation.answering import AnswerError
-from polymerge.search.workers import hire, own_device
+from polymerge.inference.answering import AnswerError
+from polymerge.inference.workers import hire, own_device
 from running import cli, killed_in_the_middle, recipe_file
 from search_made import VLM, prompts_file, recipe, words
 
@@ -144,7 +144,7 @@ def test_a_worker_that_is_gone_is_said_in_a_line() -> None:
     from concurrent.futures import Future
     from concurrent.futures.process import BrokenProcessPool
 
-    from polymerge.search.workers import Crew, WorkerError
+    from polymerge.inference.workers import Crew, WorkerError
 
     def gone(*_: object) -> Future[object]:
         future: Future[object] = Future()
@@ -158,7 +158,7 @@ def test_a_worker_that_is_gone_is_said_in_a_line() -> None:
 def test_a_cluster_without_room_is_refused_and_not_waited_for() -> None:
     from types import SimpleNamespace
 
-    from polymerge.search.cluster import _check_room
+    from polymerge.inference.ray import _check_room
 
     ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": False, "Resources": {}}])
     _check_room(ray, "host:1", 3, {"CPU": 1.0})
@@ -169,7 +169,7 @@ def test_a_cluster_without_room_is_refused_and_not_waited_for() -> None:
 def test_an_address_where_nobody_listens() -> None:
     import socket
 
-    from polymerge.search.cluster import _probe
+    from polymerge.inference.ray import _probe
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polymerge.kernels import keep_largest
-from polymerge.run import selection
-from polymerge.run.selection import exact_cutoffs
+from polymerge.engine import thresholds as selection
+from polymerge.engine.thresholds import exact_cutoffs
+from polymerge.methods.kernels import keep_largest
 
 
 class Blocks:

@@ -9,8 +9,8 @@ import pytest
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.overrides import Choice, choices_of
-from polymerge.recipe import parse_recipe
-from polymerge.settings import Setting, read_parameters
+from polymerge.recipe.parameters import Setting, read_parameters
+from polymerge.recipe.recipe import parse_recipe
 
 LABELS = ("one", "two")
 

@@ -15,9 +15,9 @@ from torch import Tensor
 import polymerge
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES
+from polymerge.inference.live import LiveModel
 from polymerge.planning.inputs import _beside
 from polymerge.planning.model import EMBEDDING, HEAD
-from polymerge.run.live import LiveModel
 from running import cli, linear, merged
 from tiny import as_2024, as_live, build, load, loaded, logits
 

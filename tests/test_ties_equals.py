@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, exact_updates
 from literal_methods import elected, largest
+from polymerge.engine.device import Torch
 from polymerge.methods.ties import ties
-from polymerge.run.device import Torch
 from running import checkpoint, raw
 from tiny import load
 
@@ -100,7 +100,7 @@ def test_no_bit_depends_on_blocks_threads_or_the_device(
         found.append(
             raw(polymerge.merge(asked, tmp_path / str(place), check=False, block=block, threads=threads).folder)
         )
-    monkeypatch.setattr("polymerge.run.merge.open_device", lambda _: Torch("cpu"))
+    monkeypatch.setattr("polymerge.engine.merge.open_device", lambda _: Torch("cpu"))
     found.append(raw(polymerge.merge(asked, tmp_path / "torch", check=False, block=1000).folder))
     assert all(one == found[0] for one in found)
     rows = [deltas(models, label) for label in "ab"]

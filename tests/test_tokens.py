@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE, Unigram, WordLevel
 
-from polymerge.checkpoint.tokens import read_tokens
+from polymerge.checkpoints.tokenizer import read_tokens
 from polymerge.errors import CheckpointError
 
 WORDS = ("<unk>", "a", "b", "ab", "ß")

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polymerge.checkpoint import torchcontainer
-from polymerge.checkpoint.pickled import Call, Global, read_pickle
-from polymerge.checkpoint.torchfile import read_torch
+from polymerge.checkpoints import torch_container as torchcontainer
+from polymerge.checkpoints.pickled import Call, Global, read_pickle
+from polymerge.checkpoints.torch_files import read_torch
 from polymerge.errors import CheckpointError, PolymergeError, Refused
 
 ZIP, LEGACY = True, False

@@ -9,7 +9,7 @@ import pytest
 
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.variation import varied
-from polymerge.recipe import Recipe, read_recipe
+from polymerge.recipe.recipe import Recipe, read_recipe
 from search_made import BASE, REASON, VLM, recipe
 
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

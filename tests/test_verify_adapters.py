@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 
 import polymerge
 from adapters_made import PEFT_WARNINGS
-from polymerge.verification import Finding
+from polymerge.engine.verify import Finding
 from running import cli, linear, recipe_file
 from tiny import LLMS, build
 

@@ -19,7 +19,7 @@ import polymerge
 from layouts import Sizes, load, random_tower, same_bits, write
 from polymerge.errors import Refused
 from polymerge.planning import Plan, make_plan
-from polymerge.planning.show import describe
+from polymerge.planning.text import describe
 from polymerge.planning.vocabulary import outside, runs
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 import polymerge
+from polymerge.demo.exam import write_exam
 from polymerge.demo.pictures import load_handwriting
-from polymerge.demo.score import write_exam
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
 from polymerge.demo.world import split_pairs
 

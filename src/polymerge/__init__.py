@@ -10,25 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polymerge.engine.merge import Merged, merge
+    from polymerge.engine.verify import Verification, verify
     from polymerge.errors import PolymergeError
     from polymerge.planning import Plan
     from polymerge.planning import make_plan as plan
-    from polymerge.recipe import Recipe, read_recipe
-    from polymerge.run.merge import Merged, merge
-    from polymerge.verification import Verification, verify
+    from polymerge.recipe.recipe import Recipe, read_recipe
 
 __all__ = ["Merged", "Plan", "PolymergeError", "Recipe", "Verification", "merge", "plan", "read_recipe", "verify"]
 
 _HOMES = {
-    "Merged": "polymerge.run.merge",
+    "Merged": "polymerge.engine.merge",
     "Plan": "polymerge.planning",
     "PolymergeError": "polymerge.errors",
-    "Recipe": "polymerge.recipe",
-    "Verification": "polymerge.verification",
-    "merge": "polymerge.run.merge",
+    "Recipe": "polymerge.recipe.recipe",
+    "Verification": "polymerge.engine.verify",
+    "merge": "polymerge.engine.merge",
     "plan": "polymerge.planning",
-    "read_recipe": "polymerge.recipe",
-    "verify": "polymerge.verification",
+    "read_recipe": "polymerge.recipe.recipe",
+    "verify": "polymerge.engine.verify",
 }
 
 

@@ -8,19 +8,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from polymerge import kernels
 from polymerge.analysis.figures import Reference, Shape
 from polymerge.analysis.signs import Whole
 from polymerge.analysis.spectrum import Spectrum, spectrum_of, spectrum_of_factors
-from polymerge.analysis.stored import stored_values
-from polymerge.checkpoint import Entry
+from polymerge.analysis.whole_tensors import stored_values
+from polymerge.checkpoints import Entry
+from polymerge.engine.blocks import PieceBlocks, Workspace, repeats
+from polymerge.engine.executor import is_wide
+from polymerge.engine.extents import Files
 from polymerge.errors import CheckpointError, RecipeError
-from polymerge.kernels import CELL
+from polymerge.methods import kernels
 from polymerge.methods.factors import Factors, dot
+from polymerge.methods.kernels import CELL
 from polymerge.planning import AdapterPlan, PairStep, Piece, Plan, Step
-from polymerge.run.blocks import PieceBlocks, Workspace, repeats
-from polymerge.run.execute import is_wide
-from polymerge.run.files import Files
 
 __all__ = ["DeltaTensor", "stored_deltas", "update_deltas"]
 

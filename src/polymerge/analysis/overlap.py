@@ -17,18 +17,18 @@ from polymerge.analysis.figures import DeltaFigures, Measured, PairFigures, Row,
 from polymerge.analysis.places import MODULES, Place, place_of
 from polymerge.analysis.signs import sums_of
 from polymerge.analysis.spectrum import EXACT, Spectrum
-from polymerge.checkpoint import Entry
+from polymerge.checkpoints import Entry
+from polymerge.engine.adapter_merge import reopen_adapters
+from polymerge.engine.blocks import Workspace
+from polymerge.engine.device import open_device
+from polymerge.engine.extents import Files
+from polymerge.engine.opening import fetch, reopen
+from polymerge.engine.thresholds import RunAll
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
-from polymerge.mapping import PARTS
+from polymerge.families.rules import PARTS
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
-from polymerge.recipe import Recipe
-from polymerge.run.adapters import reopen_adapters
-from polymerge.run.blocks import Workspace
-from polymerge.run.device import open_device
-from polymerge.run.files import Files
-from polymerge.run.inputs import fetch, reopen
-from polymerge.run.selection import RunAll
+from polymerge.recipe.recipe import Recipe
 
 __all__ = ["DeltaFigures", "Overlap", "PairFigures", "Row", "overlap"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from polymerge.mapping import PARTS, text_layer, without_branch
+from polymerge.families.rules import PARTS, text_layer, without_branch
 
 __all__ = ["MODULES", "Place", "place_of"]
 

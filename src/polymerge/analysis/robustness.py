@@ -9,9 +9,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from polymerge.analysis.directions import Agreement, Directions, directions
-from polymerge.analysis.stored import stored_values
-from polymerge.checkpoint.adapter import Adapter, Pair, open_adapter
-from polymerge.checkpoint.hub import locate
+from polymerge.analysis.whole_tensors import stored_values
+from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.hub import locate
 from polymerge.errors import RecipeError
 from polymerge.methods.factors import Factors
 from polymerge.planning.inputs import labels_of

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge import kernels
-from polymerge.kernels import CELL
-from polymerge.kernels.compiled import compiled
+from polymerge.engine.thresholds import RunAll, Source, exact_cutoffs
+from polymerge.methods import kernels
+from polymerge.methods.kernels import CELL
+from polymerge.methods.kernels.compiled import compiled
 from polymerge.methods.ties import kept as kept_of
-from polymerge.run.selection import RunAll, Source, exact_cutoffs
 
 __all__ = ["Sums", "added", "sums_of"]
 

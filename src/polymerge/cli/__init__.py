@@ -11,13 +11,13 @@ import click
 
 from polymerge.cli.demo import demo
 from polymerge.cli.evaluate import compare, evaluate
+from polymerge.cli.inspect import families, inspect, methods
 from polymerge.cli.knockout import ablate, knockout
 from polymerge.cli.merge import fold, merge, plan, verify
 from polymerge.cli.overlap import overlap
 from polymerge.cli.report import report
 from polymerge.cli.score import score
 from polymerge.cli.search import search
-from polymerge.cli.show import families, inspect, methods
 from polymerge.errors import PolymergeError
 
 __all__ = ["main"]

@@ -62,8 +62,8 @@ def evaluate(model: str, more: tuple[str, ...], tasks: str, out: str | None, as_
         raise RecipeError(f"{what} for another tool: say which with --with {' or '.join(_TOOLS)}")
     if out is None:
         raise click.UsageError("Missing option '-o': the folder of the run.")
-    from polymerge.examining.evaluate import evaluate as run
-    from polymerge.search.options import Generation
+    from polymerge.evaluation.evaluate import evaluate as run
+    from polymerge.inference.options import Generation
 
     said = {name: options[name] for name in ("batch_size", "workers", "dtype") if options[name] is not None}
     generation = Generation(
@@ -79,7 +79,7 @@ def evaluate(model: str, more: tuple[str, ...], tasks: str, out: str | None, as_
 def _by_tool(
     model: str, tasks: list[str], out: str | None, more: tuple[str, ...], as_json: bool, options: dict[str, Any]
 ) -> None:
-    from polymerge.examining.tools import plan_tool, run_tool
+    from polymerge.evaluation.harness.run import plan_tool, run_tool
 
     unused = [name for name in _OURS if options[name] not in (None, False)]
     if unused:
@@ -104,7 +104,7 @@ def _report(results: Results, out: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(results.to_json(), indent=1, ensure_ascii=False))
         return
-    from polymerge.evaluation.comparetext import describe_results
+    from polymerge.evaluation.comparison_text import describe_results
 
     click.echo(describe_results(results))
     click.echo(f"{out}: results.json and every answer")
@@ -132,8 +132,8 @@ def compare(
     Models by tasks, with averages over the seen and the unseen tasks of MM-MergeBench. With --parents or --template,
     also what each model gains, with an interval from the paired bootstrap, which says what is within noise.
     """
-    from polymerge.evaluation.comparetext import plain_text, write_comparison
-    from polymerge.evaluation.comparing import compare_files
+    from polymerge.evaluation.comparison import compare_files
+    from polymerge.evaluation.comparison_text import plain_text, write_comparison
 
     named = [one.strip() for one in (parents or "").split(",") if one.strip()]
     compared = compare_files(

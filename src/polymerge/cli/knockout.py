@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from polymerge.cli.options import recipe_of, recipe_options_without
 from polymerge.cli.progress import progress_bar
+from polymerge.cli.recipe_options import recipe_of, recipe_options_without
 from polymerge.errors import RecipeError, refuse_if_any
 
 if TYPE_CHECKING:
-    from polymerge.search.options import Generation
+    from polymerge.inference.options import Generation
 
 __all__ = ["ablate", "knockout"]
 
@@ -84,8 +84,8 @@ def knockout(model: str, prompts: tuple[str, ...], out: str, as_json: bool, forc
 
     MODEL is a checkpoint, or BASE+ADAPTER. Nothing of it is changed on disk.
     """
-    from polymerge.knockout.running import knockout as run
-    from polymerge.knockout.show import describe_knockout
+    from polymerge.analysis.knockout import knockout as run
+    from polymerge.analysis.knockout_text import describe_knockout
 
     generation, prompts = _generation(options), _tasks(prompts, options)
     with progress_bar("answers", unit="") as progress:
@@ -112,8 +112,8 @@ def ablate(prompts: tuple[str, ...], out: str, as_json: bool, force: bool, **opt
     RECIPE is a YAML file; the options say the same without a file. Embedding, final norm, head and everything outside
     the text tower are merged in `full` only.
     """
-    from polymerge.knockout.ablation import ablate as run
-    from polymerge.knockout.show import describe_ablation
+    from polymerge.analysis.ablation import ablate as run
+    from polymerge.analysis.knockout_text import describe_ablation
 
     generation, prompts = _generation(options), _tasks(prompts, options)
     own = {
@@ -153,6 +153,6 @@ def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> tuple[str, ...]
 
 
 def _generation(options: dict[str, Any]) -> Generation:
-    from polymerge.search.options import Generation
+    from polymerge.inference.options import Generation
 
     return Generation(dtype=options.pop("model_dtype"), **{name: options.pop(name) for name in _GENERATION})

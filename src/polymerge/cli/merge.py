@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from polymerge.cli.options import output_options, recipe_of, recipe_options
 from polymerge.cli.progress import progress_bar
+from polymerge.cli.recipe_options import output_options, recipe_of, recipe_options
 
 if TYPE_CHECKING:
-    from polymerge.planning.words import Paint
-    from polymerge.run.merge import Merged
+    from polymerge.engine.merge import Merged
+    from polymerge.planning.text_words import Paint
 
 __all__ = ["fold", "merge", "plan", "verify"]
 
@@ -27,7 +27,7 @@ _COLOURS = {
 
 def _paint_for(stream: TextIO) -> Paint:
     """Colours for a plan on a terminal, unless NO_COLOR says none; elsewhere text as it is."""
-    from polymerge.planning.words import plain
+    from polymerge.planning.text_words import plain
 
     if not stream.isatty() or os.environ.get("NO_COLOR"):
         return plain
@@ -44,7 +44,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
     RECIPE is a YAML file; the options say the same without a file.
     """
     from polymerge.planning import make_plan
-    from polymerge.planning.show import describe
+    from polymerge.planning.text import describe
 
     made = make_plan(recipe_of(options))
     if json_file is not None:
@@ -104,8 +104,8 @@ def _carry_out(
 ) -> None:
     """Plan, and make what is planned unless only the plan is wanted."""
     from polymerge.planning import make_plan
-    from polymerge.planning.show import describe
-    from polymerge.planning.words import note_lines
+    from polymerge.planning.text import describe
+    from polymerge.planning.text_words import note_lines
 
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o': the folder to make.")
@@ -117,7 +117,7 @@ def _carry_out(
             else describe(made, paint=_paint_for(sys.stdout))
         )
         return
-    from polymerge.run.merge import merge as run
+    from polymerge.engine.merge import merge as run
 
     for line in note_lines(made.warnings, _paint_for(sys.stderr)):
         click.echo(line, err=True)
@@ -170,7 +170,7 @@ def _report(merged: Merged, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
     """Check that a checkpoint or adapter folder, or one on the hub, loads as it is, without memory for its weights."""
-    from polymerge.verification import verify as run
+    from polymerge.engine.verify import verify as run
 
     result = run(folder, base=base, trust_remote_code=trust_remote_code)
     if as_json:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from polymerge.cli.options import recipe_of, recipe_options
 from polymerge.cli.progress import progress_bar
+from polymerge.cli.recipe_options import recipe_of, recipe_options
 from polymerge.errors import OutputError
 
 __all__ = ["overlap"]
@@ -38,7 +38,7 @@ def overlap(
 
     plan = make_plan(recipe_of(options))
     from polymerge.analysis.overlap import overlap as run
-    from polymerge.analysis.overlaptext import describe_overlap
+    from polymerge.analysis.overlap_text import describe_overlap
 
     with progress_bar("comparing", unit="") as progress:
         found = run(plan, density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)

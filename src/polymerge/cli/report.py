@@ -17,7 +17,7 @@ def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | 
 
     RUN is a folder that merge, search, evaluate, knockout or ablate has made, or a file as `overlap --json` writes.
     """
-    from polymerge.report.making import report as run
+    from polymerge.reporting.report import report as run
 
     made = run(runs, out, title, json_file=json_file)
     shown = ", ".join(f"{source['kind']} {source['label']}" for source in made.data["sources"])

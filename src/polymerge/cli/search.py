@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from polymerge.cli.options import recipe_of, recipe_options_without
 from polymerge.cli.progress import progress_bar
+from polymerge.cli.recipe_options import recipe_of, recipe_options_without
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 
 if TYPE_CHECKING:
-    from polymerge.search.judging import Judging
+    from polymerge.tuning.judging import Judging
 
 __all__ = ["search"]
 
@@ -112,9 +112,10 @@ def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeE
 
 
 def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
-    from polymerge.search.options import Generation, PromptSource, Scoring
-    from polymerge.search.search import search as run
-    from polymerge.search.show import describe_search
+    from polymerge.inference.options import Generation, PromptSource
+    from polymerge.tuning.checks import Scoring
+    from polymerge.tuning.search import search as run
+    from polymerge.tuning.text_of_search import describe_search
 
     out = options.pop("out")
     if out is None:
@@ -155,9 +156,9 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
 
 
 def _from_logs(directory: Path, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
-    from polymerge.search.chosen import Chosen
-    from polymerge.search.fromlogs import choose_from_logs
-    from polymerge.search.show import describe_search
+    from polymerge.tuning.chosen import Chosen
+    from polymerge.tuning.from_logs import choose_from_logs
+    from polymerge.tuning.text_of_search import describe_search
 
     judging, write, recipe = _judging(options), options["write"], None
     asked = {name: options.pop(name) for name in ("task", "value_pattern", "keep", "samples", "out")}
@@ -184,7 +185,7 @@ def _recipe(options: dict[str, Any], problems: list[PolymergeError]) -> Any:
 
 
 def _judging(options: dict[str, Any]) -> Judging:
-    from polymerge.search.judging import Judging
+    from polymerge.tuning.judging import Judging
 
     said = {name: options.pop(name) for name in ("criterion", "compare", "embedding_model", "smooth")}
     return Judging(**{name: value for name, value in said.items() if value is not None})

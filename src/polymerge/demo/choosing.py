@@ -9,10 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from polymerge.search.options import Generation, PromptSource, Scoring
-from polymerge.search.search import Searched, search
+from polymerge.inference.options import Generation, PromptSource
+from polymerge.tuning.checks import Scoring
+from polymerge.tuning.search import Searched, search
 
-from .score import LONGEST_ANSWER, Question
+from .exam import LONGEST_ANSWER, Question
 
 __all__ = ["choose_weight", "report_choice", "write_questions"]
 

@@ -21,12 +21,12 @@ from transformers.utils import logging as transformers_logging
 from polymerge import merge
 
 from .choosing import choose_weight, report_choice
-from .models import load, load_processor, save_language_model
-from .page import make_page
+from .demo_page import make_page
+from .demo_plot import plot
+from .exam import GROUPS, Question, Share, examine_language_model, examine_vlm, share, write_exam
 from .pictures import load_handwriting
-from .plot import plot
-from .score import GROUPS, Question, Share, examine_language_model, examine_vlm, share, write_exam
 from .train import train_all
+from .trained_models import load, load_processor, save_language_model
 from .world import split_pairs
 
 SHIPPED = Path(__file__).parent / "checkpoints"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .lessons import Lesson, base_lesson, reason_lesson, vlm_lesson
-from .models import IMAGE_ID, IMAGE_TOKENS, MEAN, STD, new_base, new_vlm, save_language_model, save_vlm
 from .pictures import Handwriting, Picture, draw, load_handwriting
+from .trained_models import IMAGE_ID, IMAGE_TOKENS, MEAN, STD, new_base, new_vlm, save_language_model, save_vlm
 from .world import COLOURS, END, GRID, PAD, USER, WORDS, Pairs, draw_scene, split_pairs
 
 BATCH = 64

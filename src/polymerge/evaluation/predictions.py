@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.jsonfiles import Broken, json_of, kind_of, shortened, text_of_file
+from polymerge.evaluation.json_files import Broken, json_of, kind_of, shortened, text_of_file
 
 __all__ = ["Line", "Predictions", "failures_note", "is_failure", "read_predictions", "some_of"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.jsonfiles import Broken, json_of, kind_of, shortened, text_of_file
+from polymerge.evaluation.json_files import Broken, json_of, kind_of, shortened, text_of_file
 from polymerge.evaluation.scoring import TaskScore
 
 __all__ = ["FILE", "FORMAT", "VERSION", "Results", "TaskResult", "read_results", "task_result"]

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.errors import PolymergeError, refuse_if_any
-from polymerge.evaluation.jsonfiles import shortened
+from polymerge.evaluation.json_files import shortened
+from polymerge.evaluation.mm_mergebench.annotations import Truth, answers_in, question_items, read_truth
+from polymerge.evaluation.mm_mergebench.published import Published, as_published
+from polymerge.evaluation.mm_mergebench.tasks import task_named
 from polymerge.evaluation.predictions import Predictions, read_predictions
-from polymerge.evaluation.published import Published, as_published
 from polymerge.evaluation.scorers import SCORERS, Scored, scorer_named
-from polymerge.evaluation.scorers.captions import METRICS, WITHOUT_JAVA, caption_metrics
+from polymerge.evaluation.scorers.caption_metrics import METRICS, WITHOUT_JAVA, caption_metrics
+from polymerge.evaluation.scorers.caption_words import NOT_PTB, plain_tokens
 from polymerge.evaluation.scorers.java import NEEDS_JAVA, has_java
-from polymerge.evaluation.scorers.tokens import NOT_PTB, plain_tokens
-from polymerge.evaluation.tasks import task_named
-from polymerge.evaluation.truth import Truth, answers_in, question_items, read_truth
 
 __all__ = ["TaskScore", "score_predictions", "score_questions"]
 

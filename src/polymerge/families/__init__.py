@@ -5,7 +5,7 @@ from __future__ import annotations
 from polymerge.families.config import TextTower, family_of, splits, text_config, text_tower, untied, with_rows
 from polymerge.families.quantization import quantization_method
 from polymerge.families.recognition import Reading, nearest, read_names
-from polymerge.families.table import FAMILIES
+from polymerge.families.registry import FAMILIES
 
 __all__ = [
     "FAMILIES",

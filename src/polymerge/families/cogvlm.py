@@ -6,7 +6,7 @@ both generations, CogVLM2 has biases on the image tokens' queries, keys and valu
 
 from __future__ import annotations
 
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 _LAYER = "text.layers.{i}."
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from polymerge.dtypes import dtype_code
-from polymerge.families.table import FAMILIES, claimed
-from polymerge.mapping import Family, Rule
-from polymerge.namemap import Split, Stack
+from polymerge.families.registry import FAMILIES, claimed
+from polymerge.families.resolve import Split, Stack
+from polymerge.families.rules import Family, Rule
 
 __all__ = [
     "CONFIG_DTYPES",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymerge.mapping import Rule
+from polymerge.families.rules import Rule
 
 __all__ = ["GATE_AND_UP", "QUERIES_KEYS_VALUES", "decoder", "fused", "internlm2_decoder"]
 

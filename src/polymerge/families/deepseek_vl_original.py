@@ -6,7 +6,7 @@ Janus has the same model type and more towers, whose names no rule here explains
 from __future__ import annotations
 
 from polymerge.families.decoder import decoder
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 DEEPSEEK_VL_ORIGINAL = Family(
     "deepseek_vl_original",

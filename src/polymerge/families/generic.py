@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 GENERIC = Family(
     "generic",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polymerge.families.decoder import decoder
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 IDEFICS2 = Family(
     "idefics2",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polymerge.families.idefics2 import IDEFICS2
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 IDEFICS3 = Family(
     "idefics3",

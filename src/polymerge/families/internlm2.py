@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polymerge.families.decoder import internlm2_decoder
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 INTERNLM2 = Family(
     "internlm2",

@@ -6,7 +6,7 @@ Pixtral is stored as one too, with a tower of its own and a Mistral.
 from __future__ import annotations
 
 from polymerge.families.decoder import decoder
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 LLAVA = Family(
     "llava",

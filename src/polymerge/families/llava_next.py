@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polymerge.families.llava import LLAVA
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 LLAVA_NEXT = Family(
     "llava_next",

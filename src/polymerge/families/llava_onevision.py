@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polymerge.families.llava_next import LLAVA_NEXT
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 LLAVA_ONEVISION = Family(
     "llava_onevision",

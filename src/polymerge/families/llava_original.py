@@ -8,7 +8,7 @@ the conversion scripts of transformers.
 from __future__ import annotations
 
 from polymerge.families.decoder import decoder
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 LLAVA_ORIGINAL = Family(
     "llava_original",

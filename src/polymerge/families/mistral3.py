@@ -7,7 +7,7 @@ in another order there.
 from __future__ import annotations
 
 from polymerge.families.internvl import INTERNVL
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 MISTRAL3 = Family(
     "mistral3",

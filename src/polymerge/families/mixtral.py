@@ -7,7 +7,7 @@ written like that are known too.
 from __future__ import annotations
 
 from polymerge.families.llama import LLAMA
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 _MOE = "model.layers.{i}.block_sparse_moe."
 _EXPERT = "text.layers.{i}.mlp.experts.{e}."

@@ -6,7 +6,7 @@ The config lists those layers (`projector.cross_layers`); the others are counted
 from __future__ import annotations
 
 from polymerge.families.decoder import decoder
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 MLLAMA = Family(
     "mllama",

@@ -6,7 +6,7 @@ What is fused in which order is the same in Molmo 2, whose conversion transforme
 from __future__ import annotations
 
 from polymerge.families.decoder import GATE_AND_UP, QUERIES_KEYS_VALUES, fused
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 _BLOCK, _LAYER = "model.transformer.blocks.{i}.", "text.layers.{i}."
 

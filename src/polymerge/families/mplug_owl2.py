@@ -6,7 +6,7 @@ Names as its own conversion script writes them.
 from __future__ import annotations
 
 from polymerge.families.decoder import decoder
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 _WAYS = (("0", "text"), ("1", "image"))
 _TWICE = ("input_layernorm", "post_attention_layernorm", "self_attn.k_proj", "self_attn.v_proj")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polymerge.families.decoder import GATE_AND_UP, QUERIES_KEYS_VALUES, fused
 from polymerge.families.llama import LLAMA
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 PHI3 = Family(
     "phi3",

@@ -6,7 +6,7 @@ Names from the published index of Phi-3-Vision.
 from __future__ import annotations
 
 from polymerge.families.phi3 import PHI3
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 PHI3_V = Family(
     "phi3_v",

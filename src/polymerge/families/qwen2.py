@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polymerge.families.llama import LLAMA
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 QWEN2 = Family(
     "qwen2",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from polymerge.families.qwen2_vl import QWEN2_VL
-from polymerge.mapping import Family, Rule
+from polymerge.families.rules import Family, Rule
 
 _THINKER = (
     *(Rule(f"{outer}audio_tower.{{rest}}", "audio.{rest}") for outer in ("", "model.")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polymerge.families.qwen2_vl import QWEN2_VL
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 QWEN2_5_VL = Family(
     "qwen2_5_vl",

@@ -7,7 +7,7 @@ like that are known too.
 from __future__ import annotations
 
 from polymerge.families.llama import LLAMA
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 QWEN3_MOE = Family(
     "qwen3_moe",

@@ -6,7 +6,7 @@ Published files have each expert transposed against what transformers 5 has in m
 from __future__ import annotations
 
 from polymerge.families.qwen3_vl import QWEN3_VL
-from polymerge.mapping import Family
+from polymerge.families.rules import Family
 
 QWEN3_VL_MOE = Family(
     "qwen3_vl_moe",

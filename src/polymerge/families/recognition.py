@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from polymerge.checkpoint.wrapped import unwrapped, wrappers_in
+from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
 from polymerge.families.config import Config, family_of, text_config
 from polymerge.families.generic import GENERIC
-from polymerge.families.table import FAMILIES, claimed
-from polymerge.mapping import Family
+from polymerge.families.registry import FAMILIES, claimed
+from polymerge.families.rules import Family
 
 __all__ = ["Reading", "nearest", "read_names"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from polymerge.errors import RecipeError
-from polymerge.kernels import AnyBlock, elected_sum, keep_random, weighted_sum
+from polymerge.methods.kernels import AnyBlock, elected_sum, keep_random, weighted_sum
 from polymerge.methods.ties import Elect, Normalize, check_words
 from polymerge.methods.weights import PerModel, per_model, shares
 
@@ -26,8 +26,8 @@ def dare_linear(
 
     Yu et al. 2024, arXiv:2311.03099, section 3: what is kept, with probability `density`, is divided by it, so that
     the expectation stays. Bring Reason to Vision computes the quotient and throws it away (`rescale=False`). The draws
-    come from a counter-based generator, one word per element (see `polymerge.kernels.keep_random`), so they depend on
-    nothing but the key and the element's place; the quotient is taken as a product with 1 / density.
+    come from a counter-based generator, one word per element (see `polymerge.methods.kernels.keep_random`), so they
+    depend on nothing but the key and the element's place; the quotient is taken as a product with 1 / density.
 
     deltas     [model, n]  task vectors, float32 or float64; overwritten by the thinned ones
     weight     [model]     each model's say, of either sign

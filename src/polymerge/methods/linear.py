@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymerge.kernels import AnyBlock, add_scaled, rounded, weighted_sum
+from polymerge.methods.kernels import AnyBlock, add_scaled, rounded, weighted_sum
 from polymerge.methods.weights import PerModel, shares
 
 __all__ = ["linear"]

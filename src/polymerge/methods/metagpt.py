@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.kernels import AnyBlock, gram_of, weighted_sum
+from polymerge.methods.kernels import AnyBlock, gram_of, weighted_sum
 
 __all__ = ["metagpt"]
 

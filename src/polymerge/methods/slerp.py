@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.errors import RecipeError
-from polymerge.kernels import AnyBlock, gram_of, weighted_sum
+from polymerge.methods.kernels import AnyBlock, gram_of, weighted_sum
 
 __all__ = ["arc_weights", "slerp"]
 

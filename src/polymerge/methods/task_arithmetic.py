@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polymerge.kernels import AnyBlock, weighted_sum
+from polymerge.methods.kernels import AnyBlock, weighted_sum
 from polymerge.methods.weights import PerModel, shares
 
 __all__ = ["task_arithmetic"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from polymerge.errors import RecipeError
-from polymerge.kernels import AnyBlock, elected_sum, find_cutoffs, keep_largest
+from polymerge.methods.kernels import AnyBlock, elected_sum, find_cutoffs, keep_largest
 from polymerge.methods.weights import PerModel, per_model, shares
 
 __all__ = ["Elect", "Normalize", "check_words", "kept", "ties"]

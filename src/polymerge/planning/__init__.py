@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from polymerge.planning.data import Input, LeftOut, Piece, Plan, Step
 from polymerge.planning.making import make_plan
 from polymerge.planning.pairs import AdapterPlan, PairRead, PairStep
+from polymerge.planning.plan import Input, LeftOut, Piece, Plan, Step
 
 __all__ = ["AdapterPlan", "Input", "LeftOut", "PairRead", "PairStep", "Piece", "Plan", "Step", "make_plan"]

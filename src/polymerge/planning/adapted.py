@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from polymerge.checkpoint.adapter import Adapter, Pair
-from polymerge.checkpoint.joined import ADAPTER
+from polymerge.checkpoints.adapter import Adapter, Pair
+from polymerge.checkpoints.joined import ADAPTER
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
+from polymerge.planning.adapter_places import Block, Parameters, Place, Reading, Ties, named_family
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.model import VOCABULARY
-from polymerge.planning.parameters import Block, Parameters, Place, Reading, Ties, named_family
 from polymerge.planning.unplaced import (
     name_the_base,
     no_place_for_a_head,
@@ -22,7 +23,6 @@ from polymerge.planning.unplaced import (
     unknown_head,
     why_missing,
 )
-from polymerge.reads import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
 
 __all__ = ["Changed", "changes", "parted"]
 

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from polymerge.checkpoint.adapter import is_adapter, open_adapter
-from polymerge.checkpoint.entry import listed
-from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.joined import split_source
+from polymerge.checkpoints.adapter import is_adapter, open_adapter
+from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.joined import split_source
+from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
 from polymerge.methods.table import ADAPTERS, METHODS
-from polymerge.planning.companions import files_beside, files_left_out, has_tokenizer
-from polymerge.planning.compatibility import config_warnings
-from polymerge.planning.extras import plan_extras
-from polymerge.planning.fit import merged_routers
-from polymerge.planning.inputs import labels_of
-from polymerge.planning.leavings import left_out_of_files
-from polymerge.planning.loraoutput import base_said, foreign_names, output_config
-from polymerge.planning.openedadapters import (
+from polymerge.planning.adapter_inputs import (
     Opened,
     base_of,
     check_bases,
@@ -28,11 +21,18 @@ from polymerge.planning.openedadapters import (
     skipped,
     summaries,
 )
+from polymerge.planning.adapter_output import base_said, foreign_names, output_config
+from polymerge.planning.companions import files_beside, files_left_out, has_tokenizer
+from polymerge.planning.compatibility import config_warnings
+from polymerge.planning.fit import merged_routers
+from polymerge.planning.inputs import labels_of
+from polymerge.planning.non_lora import plan_extras
 from polymerge.planning.overrides import Choice
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.pairsteps import PairPlanner
-from polymerge.recipe import Recipe, recipe_dict
-from polymerge.settings import Setting, resolve
+from polymerge.planning.unused import left_out_of_files
+from polymerge.recipe.parameters import Setting, resolve
+from polymerge.recipe.recipe import Recipe, recipe_dict
 
 __all__ = ["names_adapters", "plan_adapters"]
 

@@ -11,16 +11,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
-from polymerge.checkpoint import Checkpoint
-from polymerge.checkpoint.adapter import Adapter
-from polymerge.checkpoint.adapterfiles import CONFIG
-from polymerge.checkpoint.entry import listed
-from polymerge.checkpoint.folder import read_config
-from polymerge.checkpoint.prefetch import fetched
+from polymerge.checkpoints import Checkpoint
+from polymerge.checkpoints.adapter import Adapter
+from polymerge.checkpoints.adapter_files import CONFIG
+from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.prefetch import fetched
+from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError
-from polymerge.planning.data import Companions
 from polymerge.planning.inputs import Models
-from polymerge.recipe import Recipe
+from polymerge.planning.plan import Companions
+from polymerge.recipe.recipe import Recipe
 
 __all__ = ["adapter_companions", "files_beside", "files_left_out", "has_tokenizer", "tokenizer_folder", "told_beside"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from polymerge.errors import PolymergeError, refuse_if_any
-from polymerge.mapping import PARTS, counterpart, without_branch
+from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.planning.compatibility import config_warnings
 from polymerge.planning.fit import Misfits, common_parts, joinable, other_lineages
 from polymerge.planning.inputs import open_each

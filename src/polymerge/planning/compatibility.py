@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from polymerge.families import text_config
 from polymerge.families.defaults import CLASS_DEFAULTS
-from polymerge.mapping import PARTS
+from polymerge.families.rules import PARTS
 
 __all__ = ["COMPARED", "config_warnings", "differences"]
 

@@ -6,7 +6,7 @@ import os
 from math import prod
 from typing import Final
 
-from polymerge.planning.data import Plan
+from polymerge.planning.plan import Plan
 
 __all__ = ["BLOCK", "TURNED", "default_threads", "memory_estimate"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import family_of, nearest
 from polymerge.families.generic import GENERIC
-from polymerge.mapping import text_layer, without_branch
-from polymerge.namemap import apart
+from polymerge.families.resolve import apart
+from polymerge.families.rules import text_layer, without_branch
 from polymerge.planning.model import Model, own_name
 
 __all__ = [

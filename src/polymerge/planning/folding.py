@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoint.adapter import open_adapter
-from polymerge.checkpoint.hub import locate
+from polymerge.checkpoints.adapter import open_adapter
+from polymerge.checkpoints.hub import locate
 from polymerge.errors import RecipeError
 
 __all__ = ["base_named", "fold_recipe"]

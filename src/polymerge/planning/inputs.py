@@ -8,24 +8,24 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from polymerge.checkpoint import Checkpoint, open_checkpoint
-from polymerge.checkpoint.adapter import Adapter
-from polymerge.checkpoint.discovery import LAYOUTS
-from polymerge.checkpoint.hub import locate
-from polymerge.checkpoint.joined import ADAPTER, open_joined, renamed, split_source
-from polymerge.checkpoint.wrapped import is_lora, unwrapped, wrappers_in
+from polymerge.checkpoints import Checkpoint, open_checkpoint
+from polymerge.checkpoints.adapter import Adapter
+from polymerge.checkpoints.discovery import LAYOUTS
+from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.joined import ADAPTER, open_joined, renamed, split_source
+from polymerge.checkpoints.wrappers import is_lora, unwrapped, wrappers_in
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
+from polymerge.families.expressions import Expr, Read, replace_reads
 from polymerge.families.generic import GENERIC
 from polymerge.families.quantization import why_quantized
-from polymerge.mapping import Family
+from polymerge.families.resolve import map_names
+from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
-from polymerge.namemap import map_names
 from polymerge.planning.adapted import changes, parted
+from polymerge.planning.adapter_places import Parameters, Ties
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
-from polymerge.planning.parameters import Parameters, Ties
-from polymerge.reads import Expr, Read, replace_reads
-from polymerge.recipe import ModelEntry, Recipe
+from polymerge.recipe.recipe import ModelEntry, Recipe
 
 __all__ = [
     "Models",

@@ -8,10 +8,10 @@ from typing import Any
 
 from polymerge.errors import PolymergeError
 from polymerge.planning.adapters import names_adapters, plan_adapters
-from polymerge.planning.data import Plan
-from polymerge.planning.fates import plan_checkpoints
 from polymerge.planning.pairs import AdapterPlan
-from polymerge.recipe import Recipe, parse_recipe
+from polymerge.planning.plan import Plan
+from polymerge.planning.planner import plan_checkpoints
+from polymerge.recipe.recipe import Recipe, parse_recipe
 
 __all__ = ["make_plan"]
 

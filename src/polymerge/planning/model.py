@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoint import Checkpoint, Entry
-from polymerge.checkpoint.joined import ADAPTER
-from polymerge.checkpoint.wrapped import is_lora
+from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints.joined import ADAPTER
+from polymerge.checkpoints.wrappers import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
+from polymerge.families.expressions import Expr, Ranges, Read, Stacked, names_read, shape_of
 from polymerge.families.generic import GENERIC
-from polymerge.mapping import Family, counterpart, text_layer
-from polymerge.planning.data import Input
-from polymerge.reads import Expr, Ranges, Read, Stacked, names_read, shape_of
+from polymerge.families.rules import Family, counterpart, text_layer
+from polymerge.planning.plan import Input
 
 __all__ = [
     "EMBEDDING",

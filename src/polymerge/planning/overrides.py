@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
-from polymerge.mapping import text_layer, without_branch
+from polymerge.families.rules import text_layer, without_branch
 from polymerge.methods.table import METHODS
 from polymerge.planning.model import EMBEDDING, HEAD, Model
-from polymerge.recipe import ModelEntry, Recipe
-from polymerge.settings import UNREAD, Setting, resolve
+from polymerge.recipe.parameters import UNREAD, Setting, resolve
+from polymerge.recipe.recipe import ModelEntry, Recipe
 
 __all__ = ["Choice", "choices_of", "matches", "unmatched"]
 

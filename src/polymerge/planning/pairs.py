@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from polymerge.dtypes import byte_count
 from polymerge.errors import RecipeError
-from polymerge.planning.data import Input, LeftOut, Plan
-from polymerge.settings import Setting
+from polymerge.planning.plan import Input, LeftOut, Plan
+from polymerge.recipe.parameters import Setting
 
 __all__ = ["AdapterPlan", "PairRead", "PairStep"]
 

@@ -6,18 +6,18 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from polymerge.checkpoint.adapter import Pair
+from polymerge.checkpoints.adapter import Pair
 from polymerge.dtypes import dtype_code
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.mapping import text_layer
+from polymerge.families.rules import text_layer
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.data import LeftOut
-from polymerge.planning.loraoutput import alpha_of
-from polymerge.planning.openedadapters import Opened
+from polymerge.planning.adapter_inputs import Opened
+from polymerge.planning.adapter_output import alpha_of
 from polymerge.planning.overrides import Choice, matches
 from polymerge.planning.pairs import PairRead, PairStep
-from polymerge.recipe import Recipe
-from polymerge.settings import Setting
+from polymerge.planning.plan import LeftOut
+from polymerge.recipe.parameters import Setting
+from polymerge.recipe.recipe import Recipe
 
 __all__ = ["PairPlanner"]
 

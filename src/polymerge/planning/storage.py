@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
-from polymerge.checkpoint.jsontext import strings_at
+from polymerge.checkpoints.json_objects import strings_at
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holding, holds
 from polymerge.families.config import CONFIG_DTYPES, QUANTIZATION, config_dtype
-from polymerge.planning.data import Step
+from polymerge.planning.plan import Step
 
 __all__ = ["Stored", "stored_dtypes"]
 

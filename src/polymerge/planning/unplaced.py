@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from polymerge.checkpoint import Checkpoint
-from polymerge.checkpoint.adapter import Adapter
+from polymerge.checkpoints import Checkpoint
+from polymerge.checkpoints.adapter import Adapter
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES
+from polymerge.families.expressions import Expr, shape_of
 from polymerge.families.generic import GENERIC
-from polymerge.mapping import text_layer
+from polymerge.families.rules import text_layer
+from polymerge.planning.adapter_places import Parameters, Reading
 from polymerge.planning.folding import base_named
 from polymerge.planning.model import EMBEDDING, HEAD
-from polymerge.planning.parameters import Parameters, Reading
-from polymerge.reads import Expr, shape_of
 
 __all__ = ["name_the_base", "no_place_for_a_head", "other_projector", "unequal_rows", "unknown_head", "why_missing"]
 

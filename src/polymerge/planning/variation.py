@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import COPY, METHODS
-from polymerge.planning.data import Plan
 from polymerge.planning.inputs import labels_of, sources_of
-from polymerge.planning.leavings import drops_at_random, measures_tensors
 from polymerge.planning.overrides import Choice, choices_of
-from polymerge.recipe import Recipe, recipe_dict
+from polymerge.planning.plan import Plan
+from polymerge.planning.unused import drops_at_random, measures_tensors
+from polymerge.recipe.recipe import Recipe, recipe_dict
 
 __all__ = ["varied"]
 

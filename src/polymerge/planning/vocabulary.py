@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoint.hubfiles import companions, listed_alike, missing_remote
-from polymerge.checkpoint.prefetch import fetched
-from polymerge.checkpoint.tokens import TOKENIZER, read_tokens
+from polymerge.checkpoints.hub_files import companions, listed_alike, missing_remote
+from polymerge.checkpoints.prefetch import fetched
+from polymerge.checkpoints.tokenizer import TOKENIZER, read_tokens
 from polymerge.errors import CheckpointError, PolymergeError
 from polymerge.families import text_tower
+from polymerge.families.expressions import Ranges
 from polymerge.planning.companions import tokenizer_folder
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model
-from polymerge.reads import Ranges
-from polymerge.recipe import Vocab
+from polymerge.recipe.recipe import Vocab
 
 __all__ = ["Taken", "Vocabularies", "outside", "runs", "vocabulary_notes"]
 

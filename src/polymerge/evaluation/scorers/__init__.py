@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from polymerge.errors import RecipeError, did_you_mean
 from polymerge.evaluation.scorers.anls import anls, anls_lmms_eval
 from polymerge.evaluation.scorers.boxes import box_iou
-from polymerge.evaluation.scorers.captions import captions, corpus_scorer
+from polymerge.evaluation.scorers.caption_metrics import captions, corpus_scorer
+from polymerge.evaluation.scorers.matching import containment, exact, exact_lower, exact_normalised, letter
 from polymerge.evaluation.scorers.scored import Scored, Scorer
 from polymerge.evaluation.scorers.vqa import vqa, vqa_evalai, vqa_official
-from polymerge.evaluation.scorers.words import containment, exact, exact_lower, exact_normalised, letter
 
 __all__ = ["SCORERS", "Scored", "Scorer", "scorer_named"]
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from polymerge.errors import MissingExtraError, PolymergeError
+from polymerge.evaluation.scorers.caption_words import one_line
 from polymerge.evaluation.scorers.java import NEEDS_JAVA, captions_module, has_java
-from polymerge.evaluation.scorers.tokens import one_line
 
 __all__ = ["meteor"]
 

@@ -1,0 +1,340 @@
+"""LoRA adapters: pairs of factors, and the full weights that were trained beside them, from headers alone.
+
+PEFT writes an adapter_config.json and one adapter_model.safetensors (older: .bin), in which every name begins with
+`base_model.model.` and goes on as in the base model. LLaVA puts a non_lora_trainables.bin beside it, with the full
+weights that were trained, such as the projector's, and the config.json of the model; other trainers call that file
+otherwise. So every weight file of the folder is read, but for those that are known to be none (see `adapterfiles`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_lora_config
+from polymerge.checkpoints.adapter_files import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
+from polymerge.checkpoints.adapter_names import Sorted, sort_names
+from polymerge.checkpoints.folder import collected, missing, read_config, read_file
+from polymerge.checkpoints.index import disagreements, read_index
+from polymerge.checkpoints.tensor_info import Contents, Entry, listed
+from polymerge.dtypes import MERGEABLE
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse_if_any
+
+__all__ = ["Adapter", "Pair", "is_adapter", "open_adapter"]
+
+_GATHER: Final = (
+    "Gather it before it is saved: with ZeRO-3 by stage3_gather_16bit_weights_on_model_save: true, or from its "
+    "checkpoint by zero_to_fp32.py; with FSDP by state dicts of type FULL_STATE_DICT."
+)
+_AGAIN: Final = "Save the adapter again with PEFT."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two factors of one module's update, `scaling * b @ a`."""
+
+    module: str
+    """As the base model calls it: 'model.layers.0.self_attn.q_proj'."""
+    a: Entry
+    """[rank, in]; of an embedding [rank, vocabulary]."""
+    b: Entry
+    """[out, rank]; of an embedding [dimension, rank]."""
+    rank: int
+    scaling: float
+    embedding: bool
+    transposed: bool
+    """The base stores the transpose: the weight of an embedding is [vocabulary, dimension], that of GPT-2 [in, out]."""
+    bias: Entry | None
+    """[out], to be scaled as the product is and added to the bias of the base."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the update, [out, in], before it is transposed."""
+        return self.b.shape[0], self.a.shape[1]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder, as its headers describe it; no tensor has been read."""
+
+    source: str
+    """As the user wrote it."""
+    folder: Path
+    config: Mapping[str, Any]
+    """adapter_config.json."""
+    model_config: Mapping[str, Any]
+    """config.json beside it, or {} where there is none."""
+    layout: Literal["peft", "llava"]
+    """"llava" where a non_lora_trainables.bin lies beside the factors."""
+    pairs: Mapping[str, Pair]
+    """By module, in order of the file."""
+    extras: Mapping[str, Entry]
+    """By the name of a parameter in the base model, the full tensor that stands in its place."""
+    tokens: Mapping[str, tuple[tuple[int, ...], Entry]]
+    """By the name of an embedding's parameter, token indices and the rows that stand in their place."""
+    files: tuple[Path, ...]
+    skipped: Mapping[str, str]
+    """What the files hold that is no part of the adapter -> why it is left out."""
+    beside: tuple[Path, ...] = ()
+    """Those of `files` that are not PEFT's own."""
+    became: Mapping[str, str] = field(default_factory=dict)
+    """Of every weight file in the folder, by its name, what it holds or why it is left out."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """The weight files in the folder that are no part of the adapter -> why."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every tensor of the adapter, under its name in the file."""
+        factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
+        return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
+
+    def where(self, parameters: Iterable[str]) -> str:
+        """Where full weights of these names lie: in files beside PEFT's own, or somewhere in the folder."""
+        files = [self.extras[name].file for name in parameters if name in self.extras]
+        return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
+
+    def saved_apart(self, parameter: str) -> bool:
+        """Whether a full weight is that of a copy that PEFT trained in the place of a module (`modules_to_save`).
+
+        What else lies there is of the base's own tensor, which head and embedding share where it ties them.
+        """
+        module = parameter.rpartition(".")[0]
+        return any(f".{module}".endswith(f".{name}") for name in self.config.get("modules_to_save") or ())
+
+    @property
+    def tokens_of_tied(self) -> bool:
+        """Whether trained rows are of an embedding and of the head that is tied to it, as a plain list of them is."""
+        return isinstance(self.config.get("trainable_token_indices"), list)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What it changes, as the model that it was trained on calls it, each once."""
+        weights = (f"{module}.weight" for module in self.pairs)
+        biases = (f"{module}.bias" for module, pair in self.pairs.items() if pair.bias)
+        return tuple(dict.fromkeys((*self.extras, *self.tokens, *weights, *biases)))
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is a folder with an adapter_config.json and without a whole model's weights."""
+    try:
+        names = {file.name for file in path.iterdir()}
+    except OSError:
+        return False
+    return holds_adapter(names)
+
+
+def open_adapter(source: str, path: Path) -> Adapter:
+    """Read configs and headers of the adapter in the folder `path`, and check that they agree.
+
+    `source` is what the user called it. Nothing in the files is executed.
+
+    Raises RecipeError where `path` is no adapter, CheckpointError where it cannot be listed, and Refused with all that
+    is wrong with it.
+    """
+    try:
+        if not path.exists():
+            raise RecipeError(f"adapter '{source}': {missing(path.absolute())}")
+        folder = path.resolve()
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        present = {file.name for file in there if not file.is_dir()}
+        inside = [file.name for file in there if (file / CONFIG).is_file()]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}. Check its permissions.") from None
+    where = folder / CONFIG
+    if CONFIG not in present:
+        held = f"It holds {listed([file.name for file in there], 8)}. " if there else ""
+        then = (
+            f"Name {listed([str(folder / name) for name in inside])}." if inside else "Name the folder that PEFT saved."
+        )
+        raise RecipeError(f"{folder}: has no {CONFIG}, so it is no adapter. {held}{then}")
+
+    problems: list[PolymergeError] = []
+    configs: dict[str, Mapping[str, Any]] = {}
+    for name in (CONFIG, "config.json"):
+        with collected(problems, folder / name):
+            configs[name] = read_config(folder / name)
+    rules: LoraConfig | None = None
+    if CONFIG in configs:
+        if foreign := foreign_kind(configs[CONFIG], str(where)):
+            refuse_if_any([*problems, foreign])
+        with collected(problems, where):
+            rules = read_lora_config(configs[CONFIG], str(where))
+
+    contents: dict[str, Contents] = {}
+    files = AdapterFiles()
+    with collected(problems, folder):
+        files = sort_files(folder, present)
+    for name in files.factors:
+        with collected(problems, folder / name):
+            contents[name] = read_file(folder / name)
+    if files.index and len(contents) == len(files.factors):
+        with collected(problems, folder / files.index):
+            held_by = {name: [entry.name for entry in file.entries] for name, file in contents.items()}
+            problems += disagreements(folder / files.index, read_index(folder / files.index), held_by)
+    for name in files.beside:
+        found_beside = _read_beside(folder / name, problems)
+        if found_beside is not None:
+            contents[name] = found_beside
+    found, misnamed = sort_names(folder, [(file, name in files.beside) for name, file in contents.items()])
+    if not (rules is None and configs.get(CONFIG, {}).get("target_parameters")):  # which names modules otherwise
+        problems += misnamed
+    if not (found.factors or found.extras or found.tokens or problems):
+        problems.append(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
+    problems += _unmergeable(found)
+    problems += _emptied(found)
+    pairs: dict[str, Pair] = {}
+    if all(name in contents for name in files.factors):
+        pairs, unpaired = _paired(found, rules, where)
+        problems += unpaired
+    tokens: dict[str, tuple[tuple[int, ...], Entry]] = {}
+    if rules and len(contents) == len(files.read) > 0:
+        tokens, lost = _token_rows(found, rules, where)
+        problems += lost
+    refuse_if_any(problems)
+    return Adapter(
+        source=source,
+        folder=folder,
+        config=MappingProxyType(dict(configs[CONFIG])),
+        model_config=MappingProxyType(dict(configs["config.json"])),
+        layout="llava" if LLAVA in present else "peft",
+        pairs=MappingProxyType(pairs),
+        extras=MappingProxyType(found.extras),
+        tokens=MappingProxyType(tokens),
+        files=tuple(folder / name for name in files.read),
+        skipped=MappingProxyType(found.skipped),
+        beside=tuple(folder / name for name in files.beside),
+        became=MappingProxyType(_became(files, found)),
+        left_out=MappingProxyType(files.left_out),
+    )
+
+
+def _read_beside(file: Path, problems: list[PolymergeError]) -> Contents | None:
+    """What a weight file beside PEFT's own holds; None, with the problem said, where that cannot be a model's."""
+    wrong: list[PolymergeError] = []
+    with collected(wrong, file):
+        contents = read_file(file)
+        if contents.entries:
+            return contents
+        wrong.append(CheckpointError(f"{file}: holds no tensors."))
+    then = "If it is no part of the adapter, move it out of the folder."
+    problems += [CheckpointError(f"{error} {then}") for error in wrong]
+    return None
+
+
+def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
+    """What each weight file holds, in words."""
+    factors = Counter(entry.file.name for slots in found.factors.values() for entry in slots.values())
+    full = Counter(entry.file.name for entry in found.extras.values())
+    rows = Counter(entry.file.name for entry in found.tokens.values())
+    said: dict[str, list[str]] = {name: [] for name in files.read}
+    for counts, what in ((factors, "factors"), (full, "full weights"), (rows, "trained rows of embeddings")):
+        for name, count in counts.items():
+            said[name].append(f"{count} {what}")
+    for (first, second), names in found.repeated.items():
+        said[second.name].append(f"{len(names)} that {first.name} holds byte for byte, and that are read there")
+    became = {name: ", ".join(words) or "nothing that is read" for name, words in said.items()}
+    return became | {name: f"left out: {why}" for name, why in files.left_out.items()}
+
+
+def _emptied(found: Sorted) -> list[CheckpointError]:
+    """What to say of full weights whose numbers were on other processes when they were saved."""
+    names: dict[Path, list[str]] = {}
+    for entry in (*found.extras.values(), *found.tokens.values()):
+        if 0 in entry.shape:
+            names.setdefault(entry.file, []).append(f"{entry.name} {list(entry.shape)}")
+    return [
+        CheckpointError(f"{file}: {listed(held)}: without a number, for it was not gathered. {_GATHER}")
+        for file, held in names.items()
+    ]
+
+
+def _unmergeable(found: Sorted) -> list[CheckpointError]:
+    """What to say of tensors that no arithmetic can be done on, such as those of a quantized base."""
+    factors = [entry for slots in found.factors.values() for entry in slots.values()]
+    names: dict[tuple[Path, str], list[str]] = {}
+    for entry in (*factors, *found.extras.values(), *found.tokens.values()):
+        if entry.dtype not in MERGEABLE:
+            names.setdefault((entry.file, entry.dtype), []).append(entry.name)
+    return [
+        CheckpointError(
+            f"{file}: {listed(held)} of dtype {dtype}, which cannot be merged. Save the adapter in one of "
+            f"{', '.join(MERGEABLE)}."
+        )
+        for (file, dtype), held in names.items()
+    ]
+
+
+def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> tuple[dict[str, Pair], list[CheckpointError]]:
+    """The pairs of factors, and what is wrong with those that make none; one message for all that have one fault."""
+    pairs: dict[str, Pair] = {}
+    faults: dict[tuple[Path, str], list[str]] = {}
+    for (module, embedding), slots in found.factors.items():
+        a, b, bias = slots.get("A"), slots.get("B"), slots.get("bias")
+        fault = _fault(a, b, bias, embedding)
+        if a and b and not fault:
+            rank = a.shape[0]
+            if (module, not embedding) in found.factors:
+                fault = f"has the factors of an embedding and of a linear layer. {_AGAIN}"
+            elif rules and rules.rank_of(module) != rank:
+                fault = (
+                    f"of rank {rank}, {where.name} says {rules.rank_of(module)}. Find the config that belongs to it."
+                )
+            elif rules:
+                transposed = embedding or rules.fan_in_fan_out
+                scaling = rules.scaling_of(module, rank)
+                pairs[module] = Pair(module, a, b, rank, scaling, embedding, transposed, bias)
+        if fault:
+            faults.setdefault((next(iter(slots.values())).file, fault), []).append(module)
+    return pairs, [CheckpointError(f"{file}: {listed(modules)}: {fault}") for (file, fault), modules in faults.items()]
+
+
+def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool) -> str | None:
+    """What keeps two factors from being multiplied, and what to do about it."""
+    prefix = "lora_embedding_" if embedding else "lora_"
+    if a is None or b is None:
+        there = [name for name, entry in ((f"{prefix}A", a), (f"{prefix}B", b), ("lora_B.bias", bias)) if entry]
+        return f"has {' and '.join(there)} and no {prefix}{'A' if a is None else 'B'}. Download the file again."
+    shapes = f"{prefix}A {list(a.shape)}, {prefix}B {list(b.shape)}"
+    if min(len(a.shape), len(b.shape)) < 2 or 0 in a.shape + b.shape:
+        return f"{shapes}: one shard of a factor, or none. {_GATHER}"
+    if len(a.shape) > 2 or len(b.shape) > 2:
+        return (
+            f"{shapes}: factors of a convolution, which are not supported. Fold it into its base with PEFT's "
+            "merge_and_unload(), and merge the result as a full model."
+        )
+    if a.shape[0] != b.shape[1]:
+        return f"{shapes}: ranks {a.shape[0]} and {b.shape[1]}. {_AGAIN}"
+    if bias and bias.shape != b.shape[:1]:
+        return f"lora_B.bias {list(bias.shape)}, lora_B {list(b.shape)}. {_AGAIN}"
+    return None
+
+
+def _token_rows(
+    found: Sorted, rules: LoraConfig, where: Path
+) -> tuple[dict[str, tuple[tuple[int, ...], Entry]], list[CheckpointError]]:
+    """The trained rows with the indices that the config gives them, and what is wrong with them."""
+    rows: dict[str, tuple[tuple[int, ...], Entry]] = {}
+    problems: list[CheckpointError] = []
+    said = f"{where}: trainable_token_indices"
+    if rules.tokens and not found.tokens:
+        problems.append(CheckpointError(f"{said} is set, and no trainable_tokens_delta is there. {_AGAIN}"))
+    for parameter, entry in found.tokens.items():
+        module = parameter.removesuffix(".weight")
+        named = (name for name in rules.tokens if name == module or module.endswith(f".{name}"))
+        name = "" if "" in rules.tokens else next(named, None)
+        if name is None:
+            problems.append(CheckpointError(f"{said} does not say which rows '{entry.name}' holds. {_AGAIN}"))
+        elif len(entry.shape) != 2 or entry.shape[0] != len(rules.tokens[name]):
+            problems.append(
+                CheckpointError(
+                    f"{entry.file}: '{entry.name}' is {list(entry.shape)}, {where.name} names "
+                    f"{len(rules.tokens[name])} rows. Find the config that belongs to it."
+                )
+            )
+        else:
+            rows[parameter] = rules.tokens[name], entry
+    return rows, problems

@@ -1,0 +1,244 @@
+"""What adapter_config.json says of a LoRA adapter: how its factors are scaled, and what makes them something else.
+
+PEFT writes one config for many methods. Only plain LoRA is read here: an update of `scaling * B @ A` to a weight that
+is the base's own. Whatever an adapter asks for beyond that is refused by name, before its tensors are misread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, Final
+
+from polymerge.checkpoints.tensor_info import listed
+from polymerge.errors import CheckpointError, refuse_if_any
+
+__all__ = ["LoraConfig", "foreign_kind", "read_lora_config"]
+
+_FOLD: Final = "Fold it into its base with PEFT's merge_and_unload(), and merge the result as a full model."
+_NO_FOLD: Final = "It cannot be merged; leave it out."
+_RESTORE: Final = (
+    "Save it again with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes it "
+    "plain LoRA for the base as published."
+)
+
+_FOREIGN: Final[Mapping[str, tuple[str, str]]] = {
+    kind: (why, then)
+    for kinds, why, then in (
+        (
+            "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT CARTRIDGE ADAPTION_PROMPT",
+            "learns what is put before the input and changes no weight",
+            _NO_FOLD,
+        ),
+        ("XLORA POLY LILY SHADOW", "depends on each input, so there is no one update of a weight", _NO_FOLD),
+        ("ADALORA", "has a third factor, lora_E, between lora_A and lora_B, and a rank of its own a module", _FOLD),
+        ("VERA PVERA RANDLORA", "scales random projections, which are shared by all modules, by vectors", _FOLD),
+        ("VBLORA UNILORA", "builds its factors from a few vectors that all modules share", _FOLD),
+        ("LOHA", "is the elementwise product of two low-rank updates", _FOLD),
+        ("LOKR", "is a Kronecker product", _FOLD),
+        ("IA3 ROAD", "transforms activations, so that its update depends on the base's weights", _FOLD),
+        ("OFT BOFT HRA", "is an orthogonal matrix times the base's weights, so that it depends on them", _FOLD),
+        ("HIRA GLORA DEFT PEANUT", "is computed from the base's weights, so that its update depends on them", _FOLD),
+        ("OSF FROD PSOFT ADAMSS TINYLORA", "is made from a decomposition of the base's weights", _FOLD),
+        ("FOURIERFT WAVEFT C3A", "is stored as coefficients of a transform (Fourier, wavelet, circulant)", _FOLD),
+        ("SHIRA SUPERTUNING", "changes single entries of the weights", _FOLD),
+        ("DELORA", "divides its factors by their norms", _FOLD),
+        ("GRALORA MISS", "puts its update together from blocks", _FOLD),
+        ("LN_TUNING BEFT TRAINABLE_TOKENS", "trains vectors or rows of the model itself and has no factors", _FOLD),
+    )
+    for kind in kinds.split()
+}
+"""By peft_type: why it is not `B @ A`, and what to do."""
+
+_BEYOND: Final[Mapping[str, tuple[str, str]]] = {
+    "use_dora": ("rescales each row by a norm that depends on the base's weights (DoRA)", _FOLD),
+    "kasa_config": ("cuts off a part of the base's weights and has a third factor (KaSA)", _FOLD),
+    "use_bdlora": ("stores its factors as blocks of a diagonal (BD-LoRA)", _FOLD),
+    "monteclora_config": ("samples its factors around the stored ones (MonteCLoRA)", _FOLD),
+    "target_parameters": ("adapts bare parameters, whose place its tensors' names do not tell", _FOLD),
+    "layer_replication": ("repeats layers, so that its layers are not those of the base", _FOLD),
+    "megatron_config": ("adapts Megatron's parallel layers, which no other model has", _FOLD),
+    "enable_lora": ("adapts parts of fused layers with grouped factors, as PEFT no longer does", _FOLD),
+    "use_qalora": ("pools the input before lora_A, whose shape is then not the weight's (QA-LoRA)", _NO_FOLD),
+    "alora_invocation_tokens": ("acts only after certain tokens, so there is no one update of a weight", _NO_FOLD),
+    "arrow_config": ("chooses among adapters for each token, so there is no one update of a weight", _NO_FOLD),
+}
+"""By key of the config: what it does beyond `B @ A` where it is set, and what to do."""
+
+_STARTS: Final = ("gaussian", "eva", "orthogonal", "mica")
+"""Values of init_lora_weights that leave the base as it is; so do true and false."""
+
+_MOVED_STARTS: Final[Mapping[str, tuple[str, str]]] = {
+    **dict.fromkeys(
+        ("pissa", "olora", "corda", "lora_ga"), ("takes the factors' first product out of the base", _RESTORE)
+    ),
+    "loftq": (
+        "quantizes the base",
+        "Fold it into that quantized base with PEFT's merge_and_unload(), and merge the result as a full model.",
+    ),
+}
+
+_SCALING: Final = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_WITHOUT_EFFECT: Final = (
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
+    "lora_bias", "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "velora_config", "megatron_core", "qalora_group_size", "runtime_config", "trainable_token_indices",
+    "ensure_weight_tying", "merge_weights", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
+)  # fmt: skip
+"""What says how the adapter was trained, or is read where it matters (init_lora_weights, trainable_token_indices)."""
+
+_LARGE: Final = 1e30  # float32 could not hold much more; also false for NaN
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """How the factors of each module are scaled, and which rows of the embeddings were trained."""
+
+    rank: int
+    alpha: float
+    rank_stabilized: bool
+    """Divide by the root of the rank, not by the rank itself (`use_rslora`)."""
+    ranks: tuple[tuple[re.Pattern[str], int], ...]
+    """For modules that differ: the first pattern that matches counts, in the order of the file, as PEFT loads it."""
+    alphas: tuple[tuple[re.Pattern[str], float], ...]
+    fan_in_fan_out: bool
+    """The adapted weights are stored as [in, out], as in GPT-2."""
+    tokens: Mapping[str, tuple[int, ...]]
+    """Trained rows by the name of the embedding; "" where the config does not name it."""
+
+    def rank_of(self, module: str) -> int:
+        """The rank that the config gives a module."""
+        return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
+
+    def scaling_of(self, module: str, rank: int) -> float:
+        """What the product of a module's factors is multiplied by."""
+        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
+        return alpha / (sqrt(rank) if self.rank_stabilized else rank)
+
+
+def foreign_kind(config: Mapping[str, Any], where: str) -> CheckpointError | None:
+    """What to say of an adapter of another kind than LoRA; its tensors are then worth no look."""
+    kind = config.get("peft_type")
+    if kind == "LORA":
+        return None
+    if not isinstance(kind, str):
+        said = "is missing" if kind is None else f"is {_shown(kind)}"
+        return CheckpointError(f"{where}: peft_type {said}, 'LORA' expected. Save the adapter again with PEFT.")
+    why, then = _FOREIGN.get(kind, ("is a kind that this version does not know", _FOLD))
+    return CheckpointError(f"{where}: peft_type is '{kind}', only 'LORA' can be read: '{kind}' {why}. {then}")
+
+
+def read_lora_config(config: Mapping[str, Any], where: str) -> LoraConfig:
+    """Check what the config of a LoRA adapter says; `where` names the file in messages.
+
+    Raises Refused with everything that keeps its update from being `scaling * B @ A` on the base's own weights, and
+    with every value that cannot be used.
+    """
+    said = _Values(config, where)
+    said.problems += _beyond(config, where)
+    rank = said.rank("r", config.get("r"))
+    alpha = said.number("lora_alpha", config.get("lora_alpha"))
+    ranks = tuple((pattern, said.rank(name, value)) for pattern, name, value in said.patterns("rank_pattern"))
+    alphas = tuple((pattern, said.number(name, value)) for pattern, name, value in said.patterns("alpha_pattern"))
+    rank_stabilized, fan_in_fan_out = said.flag("use_rslora"), said.flag("fan_in_fan_out")
+    tokens = said.tokens("trainable_token_indices")
+    refuse_if_any(said.problems)
+    return LoraConfig(rank, alpha, rank_stabilized, ranks, alphas, fan_in_fan_out, tokens)
+
+
+def _beyond(config: Mapping[str, Any], where: str) -> Iterator[CheckpointError]:
+    """What the config asks for that is more than plain LoRA."""
+    for key, (why, then) in _BEYOND.items():
+        if _is_set(config.get(key)):
+            yield CheckpointError(f"{where}: {key} is set to {_shown(config[key])}, which {why}. {then}")
+    start = config.get("init_lora_weights", True)
+    word = start.lower() if isinstance(start, str) else ""
+    moved = next((name for name in _MOVED_STARTS if word.startswith(name)), None)
+    if moved:
+        why, then = _MOVED_STARTS[moved]
+        yield CheckpointError(
+            f"{where}: init_lora_weights is '{start}', which {why}: the update belongs to a changed base. {then}"
+        )
+    elif not (start is None or isinstance(start, bool) or word in _STARTS):
+        yield CheckpointError(
+            f"{where}: init_lora_weights is {_shown(start)}, not true, false or one of "
+            f"{', '.join((*_STARTS, *_MOVED_STARTS))}: it may have changed the base. {_FOLD}"
+        )
+    known = {*_SCALING, *_WITHOUT_EFFECT, *_BEYOND}
+    unknown = [key for key, value in config.items() if key not in known and _is_set(value)]
+    if unknown:
+        yield CheckpointError(
+            f"{where}: sets {listed(unknown)}, which this version does not know and which may change what the factors "
+            "mean. Upgrade polymerge, or remove from the file what only says how the adapter was trained."
+        )
+
+
+class _Values:
+    """Reads values of the config and keeps what is wrong with them; a wrong one reads as something harmless."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        self.config, self.where = config, where
+        self.problems: list[CheckpointError] = []
+
+    def rank(self, name: str, value: object) -> int:
+        if type(value) is int and value > 0:
+            return value
+        self._refuse(name, value, "a whole number above 0")
+        return 1
+
+    def number(self, name: str, value: object) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGE:
+            return float(value)
+        self._refuse(name, value, "a finite number")
+        return 1.0
+
+    def flag(self, name: str) -> bool:
+        value = self.config.get(name)
+        if value is not None and not isinstance(value, bool):
+            self._refuse(name, value, "true or false")
+        return value is True
+
+    def patterns(self, name: str) -> Iterator[tuple[re.Pattern[str], str, object]]:
+        """Each pattern, as PEFT matches it (the end of a module's name, from a dot on), what to call it, its value."""
+        value = self.config.get(name)
+        if value is not None and not isinstance(value, dict):
+            self._refuse(name, value, "an object of patterns")
+        for pattern, inner in value.items() if isinstance(value, dict) else ():
+            try:
+                yield re.compile(rf"(.*\.)?({pattern})$"), f"{name}['{pattern}']", inner
+            except (re.error, RecursionError, OverflowError) as error:
+                self._refuse(f"{name}['{pattern}']", pattern, f"a regular expression ({error})")
+
+    def tokens(self, name: str) -> dict[str, tuple[int, ...]]:
+        value = self.config.get(name)
+        if value is None:
+            return {}
+        if isinstance(value, list) and _all_indices(value):
+            return {"": tuple(value)}
+        if isinstance(value, dict) and all(isinstance(one, list) and _all_indices(one) for one in value.values()):
+            return {module: tuple(indices) for module, indices in value.items()}
+        self._refuse(name, value, "a list of different token indices, or an object of such lists")
+        return {}
+
+    def _refuse(self, name: str, value: object, wanted: str) -> None:
+        said = "is missing" if value is None else f"is {_shown(value)}"
+        self.problems.append(
+            CheckpointError(f"{self.where}: {name} {said}, {wanted} expected. Download it, or save the adapter, again.")
+        )
+
+
+def _is_set(value: object) -> bool:
+    return value is not None and value is not False and value not in ([], {})
+
+
+def _all_indices(values: Iterable[object]) -> bool:
+    found = list(values)
+    return all(type(value) is int and value >= 0 for value in found) and len({*map(repr, found)}) == len(found)
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if not isinstance(value, bool | None) else {True: "true", False: "false", None: "null"}[value]
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,105 @@
+"""From what a recipe calls a model to where it lies: a local path, or a repository of the hub."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+from polymerge.checkpoints.hub_errors import hub_errors
+from polymerge.checkpoints.hub_files import remote_of, view
+from polymerge.errors import RecipeError, did_you_mean
+
+__all__ = ["locate", "one_commit", "restore", "split_revision"]
+
+_HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
+_FRESH: Final = 60.0
+"""Seconds for which a branch stays the commit it was, so that a plan, which asks more than once, sees one commit."""
+
+_seen: dict[str, tuple[float, Path]] = {}
+_held: dict[object, float] = {}
+"""Since when branches stay what they are, for each `one_commit` that has not ended."""
+
+
+@contextmanager
+def one_commit() -> Iterator[None]:
+    """Whatever is located inside stays the commit that it is found to be, however long it takes."""
+    mine = object()
+    _held[mine] = time.monotonic()
+    try:
+        yield
+    finally:
+        del _held[mine]
+
+
+def locate(source: str) -> Path:
+    """The local path of a model: `source` itself where it exists, else a folder for the hub repository it names.
+
+    A path that exists is never looked up anywhere else. A hub id may carry a revision, `owner/name@revision`; it is
+    resolved to a commit with huggingface_hub, so its cache, token and offline switch (HF_HUB_OFFLINE) hold. Of the
+    files only the config and the index are fetched here: the folder has a link for every file of that commit, and
+    what is needed arrives later (see `hubfiles` and `prefetch`).
+
+    raises RecipeError where there is neither such a path nor such an id, CheckpointError where the hub fails.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path.resolve() if path.is_dir() else path.absolute()
+    found = _HUB_ID.fullmatch(source)
+    if found is None or path.is_symlink() or path.parent.is_dir():
+        named = "" if found or "/" in source else " A model of the hub is owner/name"
+        raise RecipeError(f"{source}: there is no such file or folder.{_neighbours(path)}{named}")
+    since, folder = _seen.get(source, (0.0, path))
+    if since < min([time.monotonic(), *_held.values()]) - _FRESH or not folder.is_dir():
+        folder = _look_up(found["id"], found["revision"])
+        _seen[source] = (time.monotonic(), folder)
+    return folder
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """A hub id and the revision that it carries, for what takes the two apart; a path that exists is one as it is."""
+    if Path(source).expanduser().exists():
+        return source, None
+    name, _, revision = source.partition("@")
+    return name, revision or None
+
+
+def restore(path: Path) -> Path:
+    """A path that `locate` gave, which a plan has recorded: made again, of the same commit, where a cache lost it."""
+    remote = remote_of(path)
+    if remote is None:
+        return path
+    if path.is_dir():
+        needed = (file for file in path.iterdir() if any(fnmatch(file.name, one) for one in _FOR_A_PLAN))
+        if all(file.exists() for file in needed):
+            return path
+    return _look_up(remote.repository, remote.commit)
+
+
+def _look_up(repository: str, revision: str | None) -> Path:
+    # imported here: a merge of local folders must not pay for it, nor touch the network
+    from huggingface_hub import snapshot_download
+    from tqdm import tqdm
+
+    class Hidden(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+
+    quiet: Any = Hidden
+    with hub_errors(repository, revision):
+        snapshot = snapshot_download(repository, revision=revision, allow_patterns=_FOR_A_PLAN, tqdm_class=quiet)
+        return view(repository, Path(snapshot))
+
+
+def _neighbours(path: Path) -> str:
+    parent = path.parent
+    while not parent.is_dir():
+        path, parent = parent, parent.parent
+    names = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")][:200]
+    hint = did_you_mean(path.name, names) if names else ""
+    return hint if hint.startswith(" Did") else f" '{parent}' exists, but has no '{path.name}'."

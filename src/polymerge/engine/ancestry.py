@@ -1,0 +1,119 @@
+"""Is the base what the models were trained from? The norms of their deltas, from a sample of what is merged.
+
+A fine-tune changes a weight by a small part of itself. Two models that share nothing are orthogonal, so that the delta
+of one to the other is at least as long as the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum, inf, sqrt
+from typing import Any, Final
+
+from polymerge.checkpoints import Entry
+from polymerge.engine.blocks import PieceBlocks, Workspace
+from polymerge.engine.device import open_device
+from polymerge.engine.extents import Files
+from polymerge.methods import kernels
+from polymerge.planning import Plan, Step
+
+__all__ = ["FAR", "DeltaNorm", "ancestry_warnings", "delta_norms"]
+
+FAR: Final = 0.5
+"""Norm of a delta over the base's from which on a base is doubted: half of what is least without a common ancestor."""
+
+_PIECES: Final = 512
+_ELEMENTS: Final = 4096
+"""So many pieces are looked at, and so many elements in the midst of each: 8 MB of BF16 numbers for each model."""
+
+
+@dataclass(frozen=True)
+class DeltaNorm:
+    """How far a model is from the base in a sample of what is merged.
+
+    ratio    norm of the model's delta over that of the base, of the matrices in the sample; inf for a base of zeros
+    equal    whether the model is the base in all of the sample, which has vectors too
+    pieces   in the sample
+    """
+
+    ratio: float
+    equal: bool
+    pieces: int
+
+
+def delta_norms(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> dict[str, DeltaNorm]:
+    """Compare each model with the base in a sample of what is merged as deltas to it; nothing where nothing is.
+
+    entries  for each of the plan's inputs, where its tensors lie
+
+    The sample is always the same: up to 512 pieces, as far apart in the plan as they can be, and 4096 elements of each.
+    """
+    if plan.base is None:
+        return {}
+    every = [(step, piece) for step, piece, _ in plan.merged_pieces() if piece.base is not None]
+    stride = max(-(-len(every) // _PIECES), 1)
+    sample = every[::stride]
+    files, workspace = Files(), Workspace(open_device("cpu"))
+    squares: dict[int, list[float]] = {place: [] for place in dict.fromkeys(plan.models) if place != plan.base}
+    of_base: list[float] = []
+    equal = dict.fromkeys(squares, True)
+    try:
+        for step, piece in sample:
+            inputs = [*plan.models, plan.base]
+            blocks = PieceBlocks(
+                piece, [plan.inputs[place].label for place in inputs], [entries[place] for place in inputs], files,
+                workspace, _ELEMENTS, wide=True,
+            )  # fmt: skip
+            if not blocks.count:
+                continue
+            block = blocks.read(len(blocks.sizes) // 2)
+            deltas = dict(zip(plan.models, block.models, strict=True))
+            for place in squares:
+                equal[place] = equal[place] and not deltas[place].any()
+            if _is_matrix(step) and block.base is not None:
+                of_base.append(_square(block.base))
+                for place, found in squares.items():
+                    found.append(_square(deltas[place]))
+    finally:
+        files.close()
+    if not sample:
+        return {}
+    length = sqrt(fsum(of_base))
+    return {
+        plan.inputs[place].label: DeltaNorm(_ratio(sqrt(fsum(found)), length), equal[place], len(sample))
+        for place, found in squares.items()
+    }
+
+
+def ancestry_warnings(norms: Mapping[str, DeltaNorm], base: str) -> Iterator[str]:
+    """A sentence for the models whose base is no ancestor of theirs, and one for those that are the base itself."""
+    far = [f"'{label}' by {norm.ratio:.2f}" for label, norm in norms.items() if norm.ratio >= FAR and not norm.equal]
+    same = [f"'{label}'" for label, norm in norms.items() if norm.equal]
+    if far:
+        yield (
+            f"base_model '{base}' does not look like the common ancestor: models differ from it by so many times its "
+            f"norm: {', '.join(far)}. Fine-tuning changes a small part, and models that share nothing differ by 1 or "
+            "more. Name the checkpoint that they were trained from"
+        )
+    if same:
+        pieces = next(iter(norms.values())).pieces
+        yield (
+            f"{' and '.join(same)} {'are' if len(same) > 1 else 'is'} equal to base_model '{base}' in all {pieces} "
+            "tensors of a sample: such a delta adds nothing to the merge"
+        )
+
+
+def _is_matrix(step: Step) -> bool:
+    """Whether a step's tensor is a matrix: the ones of norms, which hardly move, would outweigh all else."""
+    return len(step.row_shape) > 0
+
+
+def _square(values: Any) -> float:
+    """The squared norm of float64 numbers [n], summed in a fixed order."""
+    return float(kernels.gram_of(values[None])[0, 0])
+
+
+def _ratio(delta: float, base: float) -> float:
+    """To four digits, so that no record depends on how a machine adds."""
+    return float(f"{delta / base:.4g}") if base else (inf if delta else 0.0)

@@ -1,0 +1,161 @@
+"""The models' elements of one piece, block by block, as rows of one array: what methods and statistics are given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from polymerge.checkpoints import Entry
+from polymerge.dtypes import BITS
+from polymerge.engine.adapted_blocks import Updates
+from polymerge.engine.device import Device
+from polymerge.engine.extents import Extent, Files, begins, clip, extents, same_numbers
+from polymerge.errors import CheckpointError
+from polymerge.methods import kernels
+from polymerge.planning import Piece, Plan
+
+__all__ = ["Block", "PieceBlocks", "Workspace", "repeats"]
+
+Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
+
+
+class Workspace(threading.local):
+    """Buffers of one thread, as large as the largest block it has had."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._values: dict[str, Array] = {}
+        self._raw: dict[str, Array] = {}
+
+    def values(self, rows: int, count: int, precision: str) -> Array:
+        """A [rows, count] array of float32 or float64, its content left from before."""
+        have = self._values.get(precision)
+        if have is None or have.shape[0] < rows or have.shape[1] < count:
+            old = (0, 0) if have is None else have.shape
+            have = self._values[precision] = self.device.empty((max(rows, old[0]), max(count, old[1])), precision)
+        return have[:rows, :count]
+
+    def raw(self, use: str, size: int) -> Array:
+        """A buffer of `size` bytes on the host that files are read into or written from."""
+        have = self._raw.get(use)
+        if have is None or have.shape[0] < size:
+            have = self._raw[use] = self.device.host_bytes(size)
+        return have[:size]
+
+
+class Block:
+    """One block from element `start` on: `models` [model, n] are weights, or deltas where there is a `base` [n].
+
+    Weights, and the base, may be the bits of BF16 numbers; deltas never are.
+    """
+
+    def __init__(self, models: Array, base: Array | None, start: int) -> None:
+        self.models, self.base, self.start = models, base, start
+
+
+class PieceBlocks:
+    """The blocks of one piece of a step.
+
+    sizes   elements of each block, in order
+    """
+
+    def __init__(
+        self,
+        piece: Piece,
+        labels: Sequence[str],
+        entries: Sequence[Mapping[str, Entry]],
+        files: Files,
+        workspace: Workspace,
+        block: int,
+        wide: bool,
+    ) -> None:
+        reads = [*piece.reads, *([piece.base] if piece.base is not None else [])]
+        self._runs = [extents(expr, held) for expr, held in zip(reads, entries, strict=False)]
+        self._updates = [Updates(expr, held, self._load) for expr, held in zip(reads, entries, strict=False)]
+        self._beginnings = [begins(run.count for run in runs) for runs in self._runs]
+        self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
+        self._has_base = piece.base is not None
+        self.name = piece.canonical
+        self.precision = "F64" if wide else "F32"
+        # rows of BF16 are handed on as they lie on disk: compiled kernels widen them while they read
+        bits = {run.dtype for runs in self._runs for run in runs} == {"BF16"}
+        self._as_bits = bits and not wide and workspace.device.takes_bits and not any(self._updates)
+        self.count = sum(run.count for run in self._runs[0])
+        self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
+
+    def read(self, index: int) -> Block:
+        """Read a block; its arrays are valid until this thread reads the next one.
+
+        raises CheckpointError where a value is not a finite number.
+        """
+        start = index * self._block
+        count = self.sizes[index]
+        if self._as_bits:
+            return self._read_bits(start, count)
+        rows = self._workspace.values(len(self._runs), count, self.precision)
+        for place, runs in enumerate(self._runs):
+            self._fill(rows[place], runs, start, count, place)
+            self._updates[place].add(rows[place], start)
+        if not self._has_base:
+            return Block(rows, None, start)
+        base = rows[-1]
+        return Block(kernels.subtract(rows[:-1], base), base, start)
+
+    def _read_bits(self, start: int, count: int) -> Block:
+        """Read a block of BF16 numbers as their bits."""
+        size = 2 * count
+        raw = self._workspace.raw("rows", size * len(self._runs)).reshape(len(self._runs), size)
+        rows = raw.view("u2")
+        for place, runs in enumerate(self._runs):
+            done = 0
+            for run in clip(runs, start, start + count, self._beginnings[place]):
+                self._files.fill(run, raw[place, done : done + 2 * run.count].data)
+                if not kernels.finite(rows[place, done // 2 : done // 2 + run.count]):
+                    raise self._not_finite(run.file, place, start, count)
+                done += 2 * run.count
+        if not self._has_base:
+            return Block(rows, None, start)
+        deltas = self._workspace.values(len(rows) - 1, count, self.precision)
+        return Block(kernels.subtract(rows[:-1], rows[-1], deltas), rows[-1], start)
+
+    def _not_finite(self, file: Path, place: int, start: int, count: int) -> CheckpointError:
+        return CheckpointError(
+            f"{file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements {start} to "
+            f"{start + count}). A merge would spread it: mend the checkpoint, or name all of its tensor in exclude"
+        )
+
+    def _load(self, entry: Entry) -> Array:
+        """A whole tensor, which is a factor of an adapter and small."""
+        count = prod(entry.shape)
+        out = self._workspace.device.empty((count,), self.precision)
+        raw = self._workspace.device.host_bytes(entry.nbytes)
+        self._files.read(entry.file, entry.start, self._workspace.device.view(raw))
+        if not kernels.decode(self._workspace.device.upload(raw), entry.dtype, out):
+            raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Mend the adapter")
+        return out.reshape(entry.shape)
+
+    def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:
+        done = 0
+        for run in clip(runs, start, start + count, self._beginnings[place]):
+            size = run.count * BITS[run.dtype] // 8
+            raw = self._workspace.raw("read", size)
+            self._files.fill(run, self._workspace.device.view(raw))
+            target = out[done : done + run.count]
+            if not kernels.decode(self._workspace.device.upload(raw), run.dtype, target):
+                raise self._not_finite(run.file, place, start, count)
+            done += run.count
+
+
+def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, Entry]], files: Files) -> bool:
+    """Whether a piece that is merged holds the same numbers as another one, in the base and in every model.
+
+    entries  for each of the plan's inputs, where its tensors lie
+    """
+    places = [*(piece.inputs or plan.models), *([] if plan.base is None else [plan.base])]
+    ours, theirs = ([*one.reads, *([] if one.base is None else [one.base])] for one in (piece, twin))
+    return len(ours) == len(theirs) and all(
+        same_numbers(one, other, entries[place], files) for place, one, other in zip(places, ours, theirs, strict=False)
+    )

@@ -1,0 +1,311 @@
+"""Carry out a plan's steps: blocks through a pool of threads, each handed on as it is done."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from math import ceil, prod
+from typing import Any, TypeVar
+
+from polymerge.checkpoints import Entry
+from polymerge.checkpoints.shards import Write
+from polymerge.dtypes import BITS, byte_count
+from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
+from polymerge.engine.device import Device
+from polymerge.engine.extents import Extent, Files, begins, extents
+from polymerge.engine.pool import Pool, silent
+from polymerge.engine.statistics import cutoffs, draw_keys, gram
+from polymerge.engine.transposed import Turning
+from polymerge.families.expressions import Ranges
+from polymerge.methods import kernels
+from polymerge.methods.kernels import CELL
+from polymerge.methods.table import METHODS, SHARED, method_function
+from polymerge.planning import Piece, Plan, Step
+from polymerge.planning.estimate import BLOCK, TURNED
+from polymerge.recipe.parameters import Setting
+
+__all__ = ["Execution", "execute"]
+
+COPY_BLOCK = 1 << 22
+T = TypeVar("T")
+
+
+def execute(
+    plan: Plan,
+    entries: Sequence[Mapping[str, Entry]],
+    write: Write,
+    *,
+    device: Device,
+    threads: int,
+    block: int = BLOCK,
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Compute or copy every tensor of the plan, and hand its bytes on.
+
+    entries  for each of the plan's inputs, where its tensors lie
+    write    where the bytes go: files of a new folder, or a model in memory
+    block    elements that are merged at a time; the result does not depend on it, nor on `threads`
+    advance  told how many bytes of output are done, from the calling thread
+
+    raises CheckpointError where an input's values cannot be merged (NaN, infinity) or its file fails.
+    """
+    with Execution(entries, device=device, threads=threads, block=block) as execution:
+        execution.run(plan, write, advance)
+
+
+class Execution:
+    """Carries out plans of the same inputs, one after the other; what it had to find out of them it finds out once.
+
+    entries, device, threads, block   as in `execute`
+    again    whether more plans will come, so that where their tensors lie is worth keeping
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Mapping[str, Entry]],
+        *,
+        device: Device,
+        threads: int,
+        block: int = BLOCK,
+        again: bool = False,
+    ) -> None:
+        self.entries, self.device, self.block, self.again = entries, device, block, again
+        self.pool = Pool(threads)
+        self.workspace = Workspace(device)
+        self.files = Files()
+        # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
+        self._known: dict[Hashable, Any] = {}
+
+    def __enter__(self) -> Execution:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of threads and files; what was queued and has not begun is dropped."""
+        self.pool.close()
+        self.files.close()
+
+    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> None:
+        """Compute or copy every tensor of a plan; see `execute`."""
+        self.pool.advance = advance or silent
+        self.plan, self.write, self.turning = plan, write, Turning(write)
+        # one threshold over a whole model needs one precision for all of it
+        self.wide = {
+            piece.setting
+            for step, piece, setting in plan.merged_pieces()
+            if is_wide(step) and setting.parameters.get("trim") == "model"
+        }
+        self.model_grams: dict[int, Any] = {}
+        self.model_cutoffs: dict[int, list[float]] = {}
+        for number, setting in enumerate(plan.settings):
+            if setting.parameters.get("trim") == "model":
+                self._cut_whole_models(number, setting)
+            elif METHODS[setting.method].span == "model":
+                self._measure_whole_models(number)
+        for step in plan.steps:
+            if step.fate == "copied" and not step.pieces:
+                self._copy(step, 0, self.entries[plan.template][step.name].nbytes)
+            for piece in step.pieces:
+                if piece.setting is not None:
+                    self._merge(step, piece, plan.settings[piece.setting])
+                elif step.dtype == step.source_dtype and not piece.reads:
+                    self._copy_rows(step, piece.rows)
+                else:
+                    self._convert(step, piece)
+        self.pool.finish()
+        self.turning.finish()
+
+    def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
+        size = block or self._size(step, piece)
+        if not self.again:
+            return self._laid_out(step, piece, size)
+        key = ("blocks", piece.canonical, size, self._of(step, piece))
+        return self._once(key, lambda: self._laid_out(step, piece, size))
+
+    def _size(self, step: Step, piece: Piece) -> int:
+        """Elements of a block: more of them, in whole rows, where these are columns of a file on either side.
+
+        Of such a file a block reads all that lies between its first column and its last.
+        """
+        rows, width = sum(stop - start for start, stop in piece.rows), prod(step.row_shape)
+        if not step.turns(piece) or not rows * width:
+            return self.block
+        blocks = ceil(rows / max(TURNED * self.block // width, 1))
+        return ceil(rows / blocks) * width
+
+    def _laid_out(self, step: Step, piece: Piece, block: int) -> PieceBlocks:
+        inputs = [
+            *(piece.inputs or self.plan.models),
+            *([self.plan.base] if piece.base is not None and self.plan.base is not None else []),
+        ]
+        labels = [self.plan.inputs[place].label for place in inputs]
+        entries = [self.entries[place] for place in inputs]
+        wide = is_wide(step) or piece.setting in self.wide
+        return PieceBlocks(piece, labels, entries, self.files, self.workspace, block, wide)
+
+    def _cut_whole_models(self, number: int, setting: Setting) -> None:
+        """One cutoff per model over everything that a setting merges."""
+        merged, density = self._merged_by(number).values(), setting.parameters["density"]
+        self.model_cutoffs[number] = self._once(
+            ("cutoffs", density, *(self._of(*one) for one in merged)),
+            lambda: cutoffs([self._blocks(*one) for one in merged], density, self.pool.run_all),
+        )
+
+    def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
+        """What a setting merges, by name; what is stored twice counts once."""
+        found = {
+            piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
+        }
+        return {
+            name: (step, piece)
+            for name, (step, piece) in found.items()
+            if piece.twin not in found or not self._repeats(piece, found[piece.twin][1])
+        }
+
+    def _repeats(self, piece: Piece, twin: Piece) -> bool:
+        key = ("repeats", piece, twin, self.plan.models, self.plan.base)
+        return self._once(key, lambda: repeats(self.plan, piece, twin, self.entries, self.files))
+
+    def _measure_whole_models(self, number: int) -> None:
+        """Dot products of the models over everything that a setting merges."""
+        merged = self._merged_by(number).values()
+
+        def measure() -> Any:
+            blocks = [self._blocks(step, piece, self._cells) for step, piece in merged]
+            return gram([piece for piece in blocks if piece.count], self.pool.run_all)
+
+        self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
+
+    def _once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What was found under this key, or is found now."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: T = self._known[key]
+        return found
+
+    def _of(self, step: Step, piece: Piece) -> Hashable:
+        """What the numbers of a piece depend on."""
+        wide = is_wide(step) or piece.setting in self.wide
+        return piece.reads, piece.base, piece.inputs or self.plan.models, self.plan.base, wide
+
+    @property
+    def _cells(self) -> int:
+        """A block of whole cells, which sums are taken over in a fixed order."""
+        return max(self.block // CELL, 1) * CELL
+
+    def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
+        row = METHODS[setting.method]
+        blocks = self._blocks(step, piece)
+        if not blocks.count:
+            return
+        arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
+        if row.statistic == "cutoff":
+            known = self.model_cutoffs.get(piece.setting or 0)
+            density = setting.parameters["density"]
+            arguments["cutoff"] = known or self._once(
+                ("cutoff", density, self._of(step, piece)), lambda: cutoffs([blocks], density, self.pool.run_all)
+            )
+        elif row.statistic == "gram":
+            known_gram = self.model_grams.get(piece.setting or 0)
+            if known_gram is None:
+                whole = self._blocks(step, piece, self._cells)
+                known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))
+            arguments["gram"] = known_gram
+        if row.random:
+            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical)
+        function = method_function(row)
+        scale = float(setting.parameters.get("scale", 1.0))
+
+        def merged(block: Block) -> Any:
+            start = {"start": block.start} if row.random else {}
+            result = function(block.models, **arguments, **start)
+            return result if block.base is None else kernels.add_scaled(block.base, result, scale)
+
+        self._write_blocks(step, piece, blocks, merged)
+
+    def _places(self, piece: Piece) -> Sequence[int]:
+        """The places in the recipe of the models that a piece is made from."""
+        place_of = dict(zip(self.plan.models, self.plan.places, strict=True))
+        return [place_of[place] for place in piece.inputs] if piece.inputs else self.plan.places
+
+    def _convert(self, step: Step, piece: Piece) -> None:
+        """Write rows of one input: the template's in another dtype, or what an adapter makes of them."""
+        (place,) = piece.inputs or (self.plan.template,)
+        reads = piece.reads or (step.rows(piece.rows),)
+        whole = Piece(piece.canonical, piece.rows, reads=reads)
+        labels, entries = [self.plan.inputs[place].label], [self.entries[place]]
+        blocks = PieceBlocks(whole, labels, entries, self.files, self.workspace, self._size(step, piece), is_wide(step))
+        self._write_blocks(step, piece, blocks, lambda block: kernels.weighted_sum(block.models, [1.0]))
+
+    def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
+        """Queue every block of a piece: read, compute, round once, write."""
+        width = BITS[step.dtype] // 8
+        row_size = byte_count(step.dtype, step.row_shape)
+        beginnings = begins(stop - start for start, stop in piece.rows)
+
+        def write_block(index: int) -> None:
+            block = blocks.read(index)
+            result = compute(block)
+            raw = self.workspace.raw("write", blocks.sizes[index] * width)
+            encoded = self.device.beside(raw)
+            kernels.encode(result, step.dtype, encoded)
+            self.device.download(encoded, raw)
+            view, done = self.device.view(raw), 0
+            for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
+                part = view[done : done + stop - start]
+                if step.transposed:
+                    self.turning.put(step, start // row_size, part)
+                else:
+                    self.write(step.name, part, start)
+                done += stop - start
+
+        for index, size in enumerate(blocks.sizes):
+            self.pool.submit(size * width, write_block, index)
+
+    def _copy_rows(self, step: Step, rows: Ranges) -> None:
+        """Copy rows of a template tensor as they are."""
+        width = byte_count(step.dtype, step.row_shape)
+        for start, stop in rows:
+            if not step.transposed:
+                self._copy(step, start * width, stop * width)
+                continue
+            for run in extents(step.rows(((start, stop),)), self.entries[self.plan.template]):
+                self.pool.submit(run.count // step.shape[1] * width, self._copy_turned, step, start, run)
+                start += run.count // step.shape[1]
+
+    def _copy_turned(self, step: Step, row: int, run: Extent) -> None:
+        """Copy rows of one matrix, from row `row` of the tensor on."""
+        view = self.device.view(self.workspace.raw("read", byte_count(run.dtype, (run.count,))))
+        self.files.fill(run, view)
+        self.turning.put(step, row, view)
+
+    def _copy(self, step: Step, first: int, last: int) -> None:
+        """Copy a template tensor's bytes `first` to `last` as they are."""
+        entry = self.entries[self.plan.template][step.name]
+
+        def copy_block(start: int, stop: int) -> None:
+            view = self.device.view(self.workspace.raw("read", stop - start))
+            self.files.read(entry.file, entry.start + start, view)
+            self.write(step.name, view, start)
+
+        for start in range(first, last, COPY_BLOCK):
+            stop = min(start + COPY_BLOCK, last)
+            self.pool.submit(stop - start, copy_block, start, stop)
+
+
+def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where `size` bytes from byte `start` of stacked rows lie in the tensor that the rows are of."""
+    for place in range(bisect_right(beginnings, start // row_size) - 1, len(rows)):
+        (first, last), position = rows[place], beginnings[place] * row_size
+        if position >= start + size:
+            return
+        begin, end = max(start, position), min(start + size, position + (last - first) * row_size)
+        if begin < end:
+            yield first * row_size + begin - position, first * row_size + end - position
+
+
+def is_wide(step: Step) -> bool:
+    """Whether a tensor is computed in float64: where the template or the output holds it so."""
+    return "F64" in (step.dtype, step.source_dtype)

@@ -1,0 +1,143 @@
+"""How large the update of merged adapters is beside theirs, and whether their A factors are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import fsum, sqrt
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from polymerge.methods.factors import Factors, dot
+from polymerge.methods.table import METHODS
+from polymerge.recipe.parameters import Setting
+
+__all__ = ["ModuleNorms", "UpdateNorms", "module_norms", "update_norms"]
+
+LARGE: Final = 1.5
+"""How many times as large as its adapters' an update may be before there is a warning."""
+
+ALIKE: Final = 0.5
+"""Cosine of A factors below which one adapter's B does not fit to another's A."""
+
+Pair = tuple[str, str]
+
+
+class ModuleNorms(NamedTuple):
+    """What one merged module tells.
+
+    setting   which of the plan's settings merged it
+    merged    squared Frobenius norm of the merged update; `adapters` the mean of those of the adapters' updates
+    cosines   of the A factors of every two adapters, as vectors; none where ranks differ or one is zero
+    """
+
+    module: str
+    setting: int
+    merged: float
+    adapters: float
+    cosines: Mapping[Pair, float]
+
+    @property
+    def ratio(self) -> float | None:
+        """See `UpdateNorms`."""
+        return sqrt(self.merged / self.adapters) if self.adapters else None
+
+
+@dataclass(frozen=True)
+class UpdateNorms:
+    """The merged update beside those that it was made of.
+
+    ratio     Frobenius norm of the merged update over the root mean square of the adapters', all merged modules
+              together; None where the adapters' are zero
+    modules   the same of each module
+    cosines   by two adapters, the cosine of their A factors, rank row by rank row, as a mean over the modules: near 1
+              where both began with the same A, near 0 where not
+    warnings  what a person should know of these numbers
+    """
+
+    ratio: float | None
+    modules: Mapping[str, float]
+    cosines: Mapping[Pair, float]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        cosines = [{"adapters": list(pair), "cosine": cosine} for pair, cosine in self.cosines.items()]
+        return {"ratio": self.ratio, "modules": dict(self.modules), "a_cosines": cosines}
+
+
+def module_norms(
+    module: str, setting: int, labels: Sequence[str], pairs: Sequence[Factors], merged: Factors, scaling: float
+) -> ModuleNorms:
+    """Measure one module, in float64 and from the factors alone.
+
+    labels   [model] what the adapters are called
+    pairs    [model] their updates, and what they were merged into, all of them less a common `scaling`
+    """
+    powers = [scaling**2 * max(dot(one, one), 0.0) for one in (*pairs, merged)]
+    wide = [pair.a.astype(np.float64) for pair in pairs]
+    lengths = [float(np.linalg.norm(a)) for a in wide]
+    cosines = {
+        (labels[i], labels[j]): float((wide[i] * wide[j]).sum() / (lengths[i] * lengths[j]))
+        for i, j in combinations(range(len(pairs)), 2)
+        if wide[i].shape == wide[j].shape and lengths[i] and lengths[j]
+    }
+    return ModuleNorms(module, setting, powers[-1], fsum(powers[:-1]) / len(pairs), cosines)
+
+
+def update_norms(measured: Sequence[ModuleNorms], settings: Sequence[Setting]) -> UpdateNorms:
+    """Sum up what the modules of a merge tell; `settings` are those of its plan."""
+    modules = {one.module: ratio for one in measured if (ratio := one.ratio) is not None}
+    warnings = []
+    for place, setting in enumerate(settings):
+        own = [one for one in measured if one.setting == place]
+        ratio, cosines = _ratio(own), _cosines(own)
+        if ratio is not None and ratio > LARGE:
+            warnings.append(_too_large(setting, ratio, max(own, key=lambda one: one.ratio or 0.0)))
+        least = min(cosines, key=lambda pair: cosines[pair], default=None)
+        if _joins_factors(setting) and least is not None and cosines[least] < ALIKE:
+            warnings.append(_unlike(setting, least, cosines[least]))
+    return UpdateNorms(_ratio(measured), modules, _cosines(measured), tuple(warnings))
+
+
+def _ratio(measured: Sequence[ModuleNorms]) -> float | None:
+    adapters = fsum(one.adapters for one in measured)
+    return sqrt(fsum(one.merged for one in measured) / adapters) if adapters else None
+
+
+def _cosines(measured: Sequence[ModuleNorms]) -> dict[Pair, float]:
+    found: dict[Pair, list[float]] = {}
+    for one in measured:
+        for pair, cosine in one.cosines.items():
+            found.setdefault(pair, []).append(cosine)
+    return {pair: fsum(some) / len(some) for pair, some in found.items()}
+
+
+def _joins_factors(setting: Setting) -> bool:
+    """Whether A and B are merged apart, so that every adapter's B meets every adapter's A."""
+    return "factors" in (setting.parameters.get("compose"), setting.parameters.get("space"))
+
+
+def _too_large(setting: Setting, ratio: float, worst: ModuleNorms) -> str:
+    if METHODS[setting.method].parameter("scale"):
+        scale = float(setting.parameters.get("scale", 1.0)) / ratio ** (0.5 if _joins_factors(setting) else 1.0)
+        way_out = f"`scale: {scale:.2g}` makes it about as large as theirs"
+    else:
+        way_out = f"{setting.method} has no `scale`: task_arithmetic has one"
+    return (
+        f"{setting.method}: the norm of the merged update is {ratio:.2f} times the root mean square of the adapters', "
+        f"{worst.ratio:.2f} times in {worst.module}. Above {LARGE} the merges of docs/adapters.md lose much of what "
+        f"adapters and model can do; {way_out}"
+    )
+
+
+def _unlike(setting: Setting, pair: Pair, cosine: float) -> str:
+    product = "compose" in setting.parameters
+    said = "compose: factors" if product else "space: factors"
+    return (
+        f"{setting.method}, {said}: joins each adapter's B with every other one's A, which fits only where they began "
+        f"with the same A; those of '{pair[0]}' and '{pair[1]}' have a cosine of {cosine:.2f}, below {ALIKE}. "
+        f"Set {'compose: product' if product else 'space: delta'}"
+    )

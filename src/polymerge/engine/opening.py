@@ -1,0 +1,125 @@
+"""Open a plan's inputs again, to carry it out, and fetch what it needs of those on the hub."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from polymerge.checkpoints import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoints.adapter import open_adapter
+from polymerge.checkpoints.adapter_files import CONFIG
+from polymerge.checkpoints.folder import check_file
+from polymerge.checkpoints.hub import restore
+from polymerge.checkpoints.hub_files import companions
+from polymerge.checkpoints.joined import open_joined, renamed
+from polymerge.checkpoints.output_folder import copy_companions
+from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.errors import CheckpointError
+from polymerge.families.expressions import names_read
+from polymerge.planning import AdapterPlan, Input, Plan, Step
+from polymerge.planning.model import headers_digest
+
+__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "reopen"]
+
+
+def reopen(recorded: Input) -> Checkpoint:
+    """An input's headers, refused where they are no longer what was planned with."""
+    path = restore(Path(recorded.path))
+    if recorded.adapter:
+        checkpoint = open_joined(recorded.source, path, restore(Path(recorded.adapter)))
+    else:
+        checkpoint = open_checkpoint(recorded.source, path)
+    checkpoint = renamed(checkpoint, recorded.wrappers)
+    if headers_digest(checkpoint) != recorded.headers:
+        raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
+    return checkpoint
+
+
+def fetch(
+    plan: Plan | AdapterPlan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False
+) -> None:
+    """Bring here all that a plan needs of models on the hub; nothing happens where they are local.
+
+    After that the path of each input is a folder that holds what is read of it; that of the template is complete, with
+    its tokenizer, processor and remote code, and can be loaded.
+
+    progress     called with bytes done and bytes in all; without it, a bar on a terminal
+    merged_only  bring only what is read of the tensors that are merged; the template can then not be loaded
+
+    raises CheckpointError or RecipeError where something cannot be had.
+    """
+    if isinstance(plan, AdapterPlan):
+        adapters = [
+            open_adapter(plan.inputs[place].source, restore(Path(plan.inputs[place].path))) for place in plan.models
+        ]
+        bases = [reopen(entry) for entry in plan.inputs[len(adapters) :]]
+        entries = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
+        files = [file for adapter in adapters for file in adapter.files]
+        files += files_read(plan.extras, [*entries, *(base.entries for base in bases)]) if plan.extras else []
+    else:
+        stored = [reopen(entry).entries for entry in plan.inputs]
+        files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
+    fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
+
+
+def beside_template(plan: Plan | AdapterPlan) -> list[Path]:
+    """What comes along with the template's weights and is on the hub; of its adapter, where it has one, as well."""
+    found = companions(Path(plan.inputs[plan.template].path))
+    for taken in plan.companions if isinstance(plan, Plan) else ():
+        found += companions(restore(Path(taken.folder)), taken.files)
+    return found
+
+
+def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
+    """Copy what belongs beside the weights of an output: the template's, and what its adapter has in the place of it.
+
+    template  its folder
+
+    raises CheckpointError where a file is a link to nothing.
+    """
+    copy_companions(template, folder)
+    (folder / CONFIG).unlink(missing_ok=True)  # with it transformers would look for an adapter there
+    for taken in plan.companions:
+        for name in taken.dropped:
+            (folder / name).unlink(missing_ok=True)
+            if (inside := (folder / name).parent) != folder and inside.is_dir() and not any(inside.iterdir()):
+                inside.rmdir()
+        for name in taken.files:
+            check_file(Path(taken.folder) / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(taken.folder) / name, folder / name)
+
+
+def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+    """Every weight file that a merge reads from, each once, in the order in which the plan's steps need them.
+
+    entries  for each of the plan's inputs, where its tensors lie
+    """
+    reads = [entries[place][name].file for step in plan.steps for place, name in _reads(plan, step)]
+    for place, stored in enumerate(entries):
+        left_out = {entry.name for entry in plan.left_out if entry.input == place}
+        reads += [entry.file for name, entry in stored.items() if name not in left_out]
+    return list(dict.fromkeys(reads))
+
+
+def _files_merged(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+    """The weight files that hold what is merged, and what the template has in its place."""
+    steps = dict.fromkeys(step for step, _, _ in plan.merged_pieces())
+    reads = [place for step in steps for place in (*_reads(plan, step), (plan.template, step.name))]
+    # a tensor that the template does not store has no file of its own
+    return list(dict.fromkeys(entries[place][name].file for place, name in reads if name in entries[place]))
+
+
+def _reads(plan: Plan, step: Step) -> Iterator[tuple[int, str]]:
+    """What a step reads: places of inputs, each with a name in it."""
+    if step.fate == "copied" and not step.pieces:
+        yield plan.template, step.name
+    for piece in step.pieces:
+        if piece.setting is None and not piece.reads:
+            yield plan.template, step.name
+        places = piece.inputs or (plan.models if piece.setting is not None else (plan.template,))
+        for place, expr in zip(places, piece.reads, strict=False):
+            yield from ((place, name) for name in names_read(expr))
+        if piece.base is not None and plan.base is not None:
+            yield from ((plan.base, name) for name in names_read(piece.base))

@@ -1,0 +1,194 @@
+"""Does an adapter load as it is? Its files, its config and shapes, its values, PEFT on the names of its base."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polymerge.checkpoints.adapter import Adapter, open_adapter
+from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.hub import split_revision
+from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.tensor_info import listed
+from polymerge.engine.findings import Finding, Verification
+from polymerge.engine.stored_values import finite
+from polymerge.errors import PolymergeError
+
+__all__ = ["verify_adapter"]
+
+
+def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
+    """Check an adapter folder: what it holds fits its config, is finite, and PEFT finds a place for all of it.
+
+    The base is built on the meta device from its config alone: none of its values is read, and it need not be there.
+
+    base               a folder, or a hub id of which the cache has the config; the one that the adapter's config names
+                       where it is not said
+    trust_remote_code  run Python files that lie in the base's folder, where its model needs them
+
+    raises PolymergeError where it cannot be opened.
+    """
+    path = Path(folder)
+    adapter = open_adapter(str(folder), path)
+    ranks = sorted({pair.rank for pair in adapter.pairs.values()})
+    held = f"{len(adapter.pairs)} modules of rank {', '.join(map(str, ranks))}, {len(adapter.extras)} full weights"
+    return Verification(
+        path,
+        (
+            Finding("files", True, held),
+            _names(adapter),
+            finite(adapter.entries),
+            _config(path),
+            _base(adapter, base, trust_remote_code),
+        ),
+    )
+
+
+def _names(adapter: Adapter) -> Finding:
+    """Whether PEFT finds each full weight where it looks: in `base_layer`, where the module has factors too."""
+    lost = [
+        entry.name
+        for parameter, entry in adapter.extras.items()
+        if parameter.rpartition(".")[0] in adapter.pairs and ".base_layer." not in entry.name
+    ]
+    if lost:
+        return Finding("names", False, f"{len(lost)} weights of modules with factors are not in base_layer: {lost[0]}")
+    return Finding("names", True, "every full weight has the name that PEFT looks for")
+
+
+def _config(path: Path) -> Finding:
+    try:
+        from peft import PeftConfig
+    except ImportError as error:
+        return Finding("config", None, f"peft is not installed: {error}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(str(path))
+    except Exception as error:  # whatever PEFT raises means that the folder does not load
+        return Finding("config", False, f"PeftConfig: {type(error).__name__}: {error}")
+    return Finding("config", True, f"{type(config).__name__}, rank {getattr(config, 'r', '?')}")
+
+
+def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Finding:
+    """Whether PEFT finds a module of the base for every tensor of the adapter, and a tensor for every module."""
+    try:
+        import peft
+        import transformers  # noqa: F401 (peft, once loaded, stays without it)
+    except ImportError as error:
+        return Finding("loads", None, f"{error.name or 'peft'} is not installed")
+    if adapter.layout == "llava":
+        return Finding("loads", None, "it is in LLaVA's own layout, which PEFT alone does not load")
+    folder, why = _folder_of(said or adapter.config.get("base_model_name_or_path"), adapter.config.get("revision"))
+    if folder is None:
+        return Finding("loads", None, f"{why}; say where it is with --base")
+    try:
+        config = read_config(folder / "config.json")
+    except PolymergeError as error:
+        return Finding("loads", None, f"its base cannot be read: {error}")
+    if needs_code(config) and not trust_remote_code:
+        return Finding("loads", None, "its base is code that lies in a folder; --trust-remote-code runs it")
+    if config.get("architectures") and named_class(config) is None and "auto_map" not in config:
+        return Finding("loads", None, f"transformers has none of the classes of its base {folder}")
+    loader = _class_of(adapter.config, config)
+    try:
+        with quiet():
+            model, resized = _skeleton(loader, folder, adapter, trust_remote_code)
+    except Exception as error:  # whatever a model's class raises says that the base itself cannot be built here
+        return Finding("loads", None, f"{loader.__name__} cannot build its base {folder}: {_first(error)}")
+    try:
+        with quiet():
+            loaded = peft.PeftModel.from_pretrained(
+                model, str(adapter.folder), low_cpu_mem_usage=True, torch_device="cpu"
+            )
+            # what it has found a place for is told only by loading once more
+            result = loaded.load_adapter(
+                str(adapter.folder), "default", low_cpu_mem_usage=True, torch_device="cpu",
+                key_mapping=getattr(model, "_checkpoint_conversion_mapping", None),
+            )  # fmt: skip
+    except Exception as error:  # whatever PEFT raises means that the adapter does not load
+        return Finding("loads", False, f"PEFT on {type(model).__name__} of {folder}: {_first(error)}")
+    # PEFT saves the weights of a resized vocabulary under several names, and finds those of one
+    lost, empty = sorted({*result.unexpected_keys} - {*adapter.skipped}), sorted(result.missing_keys)
+    where = f"PEFT on {type(model).__name__} of {folder}{f', resized to {resized} rows' if resized else ''}"
+    absent = f"{len(empty)} tensors of modules are not there: {listed(empty, 2)}"
+    # without them a module is the base's, unless its factors begin with an update
+    if lost or (empty and adapter.config.get("init_lora_weights") is False):
+        parts = [f"{len(lost)} tensors find no module: {listed(lost, 2)}"] if lost else []
+        parts += [absent] if empty else []
+        return Finding("loads", False, f"{where}: {'; '.join(parts)}.{_older(lost, empty)}")
+    if empty:
+        return Finding("loads", True, f"{where}: every tensor has its module, and {absent}, so these are the base's")
+    return Finding("loads", True, f"{where}: every tensor has its module")
+
+
+def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
+    """A folder with the base's config, or nothing and why there is none; no network is asked."""
+    if not isinstance(base, str) or not base:
+        return None, "its config names no base"
+    path = Path(base).expanduser()
+    if (path / "config.json").is_file():
+        return path, ""
+    if path.exists() or path.is_absolute():
+        return None, f"its base {base} has no config.json here"
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name, own = split_revision(base)
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=own or (str(revision) if revision else None))
+    except HFValidationError:
+        found = None
+    return (Path(found).parent, "") if isinstance(found, str) else (None, f"its base {base} is not on this disk")
+
+
+def _class_of(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """The class that an adapter was trained on, as far as its config says so, or else the one that the base's names."""
+    import transformers
+
+    named = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    if isinstance(named, str) and hasattr(transformers, named):
+        return getattr(transformers, named)
+    return transformers.AutoModel if adapter.get("task_type") == "FEATURE_EXTRACTION" else model_class(config)
+
+
+def _skeleton(loader: Any, folder: Path, adapter: Adapter, trust_remote_code: bool) -> tuple[Any, int]:
+    """The base on the meta device, and to how many rows its vocabulary was resized; 0 where it is its own."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    text, rows = config.get_text_config(), _rows(adapter)
+    resized = rows if rows and rows != getattr(text, "vocab_size", rows) else 0
+    if resized:
+        text.vocab_size = rows
+    with torch.device("meta"):
+        if issubclass(loader, transformers.PreTrainedModel):
+            return loader._from_config(config), resized
+        return loader.from_config(config, trust_remote_code=trust_remote_code), resized
+
+
+def _rows(adapter: Adapter) -> int:
+    """How many rows the vocabulary of an adapter has, as far as it changes embedding or head; 0 where it does not."""
+    ends = ("embed_tokens", "lm_head")
+    full = [(name.removesuffix(".weight"), entry.shape[0]) for name, entry in adapter.extras.items() if entry.shape]
+    pairs = [(name, pair.shape[1] if pair.embedding else pair.shape[0]) for name, pair in adapter.pairs.items()]
+    return next((rows for module, rows in (*full, *pairs) if module.rpartition(".")[2] in ends), 0)
+
+
+def _older(lost: list[str], empty: list[str]) -> str:
+    """What to do where an adapter has the names of another layout of its base."""
+    return (
+        " The names are those of another transformers, or of another model: `polymerge fold` joins either layout"
+        if lost and empty
+        else ""
+    )
+
+
+def _first(error: Exception) -> str:
+    """What an error says, on one line of at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

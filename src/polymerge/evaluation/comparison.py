@@ -1,0 +1,187 @@
+"""Set models side by side: scores, averages over seen and unseen tasks, gains and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
+from polymerge.evaluation.bootstrap import RESAMPLES, SEED, interval
+from polymerge.evaluation.gains import Gain, Samples
+from polymerge.evaluation.mm_mergebench.tasks import TASKS
+from polymerge.evaluation.results import Results, TaskResult, read_results
+
+__all__ = ["Column", "Comparison", "compare", "compare_files"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A task, or the average of several."""
+
+    name: str
+    tasks: tuple[str, ...]
+
+    @property
+    def is_average(self) -> bool:
+        """Whether it is one."""
+        return self.tasks != (self.name,)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table.
+
+    scores  by model and column; None where a model lacks a score
+    """
+
+    models: tuple[str, ...]
+    columns: tuple[Column, ...]
+    scores: Mapping[tuple[str, str], float | None]
+    gains: tuple[Gain, ...] = ()
+    parents: tuple[str, ...] = ()
+    template: str | None = None
+    published: bool = False
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+def compare_files(
+    files: Sequence[str | Path],
+    *,
+    parents: Sequence[str] = (),
+    template: str | None = None,
+    published: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Comparison:
+    """Compare what results files, or folders of runs, hold; several of one model are put together.
+
+    raises Refused with everything that is wrong with files and names.
+    """
+    problems: list[PolymergeError] = []
+    read = [found for file in files if (found := read_results(Path(file).expanduser(), problems)) is not None]
+    joined: dict[str, Results] = {}
+    for found in read:
+        before = joined.get(found.name)
+        both = sorted(before.tasks.keys() & found.tasks.keys()) if before else []
+        if both:
+            problems.append(
+                RecipeError(
+                    f"two results of the model '{found.name}' have {', '.join(both)}. Leave one out, or give one "
+                    "another name with evaluate --name"
+                )
+            )
+        joined[found.name] = replace(found, tasks={**before.tasks, **found.tasks}) if before else found
+    names = {"--parents": list(parents), "--template": [template] if template is not None else []}
+    for option, said in names.items():
+        problems += [
+            RecipeError(f"{option}: there are no results of '{one}'.{did_you_mean(one, joined)}")
+            for one in said
+            if joined and one not in joined
+        ]
+    if resamples < 1:
+        problems.append(RecipeError(f"--resamples: {resamples} are none"))
+    refuse_if_any(problems)
+    return compare(
+        list(joined.values()), parents=parents, template=template, published=published, resamples=resamples, seed=seed
+    )
+
+
+def compare(
+    results: Sequence[Results],
+    *,
+    parents: Sequence[str] = (),
+    template: str | None = None,
+    published: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Comparison:
+    """Compare models whose names differ.
+
+    parents    the models that others are merged of: gains are over the mean of their scores
+    template   a model over which gains are told, too
+    published  the scores of the published scripts, without intervals
+    """
+    models = tuple(found.name for found in results)
+    by_name = {found.name: found for found in results}
+    columns = _columns(results)
+    scores = {
+        (model, column.name): _mean([_score(by_name[model], task, published) for task in column.tasks])
+        for model in models
+        for column in columns
+    }
+    overs = [tuple(dict.fromkeys(parents))] if parents else []
+    overs += [(template,)] if template is not None and (template,) not in overs else []
+    pairs = [(model, over) for over in overs for model in models if model not in over and model not in parents]
+    samples = Samples(by_name, pairs, published, resamples, seed)
+    gains = tuple(
+        _gain(model, column, over, scores, samples)
+        for model, over in pairs
+        for column in columns
+        if scores[model, column.name] is not None and all(scores[one, column.name] is not None for one in over)
+    )
+    notes = [
+        f"{found.name}: {name}: {task.failed} of {task.total} questions have no answer and count as wrong"
+        for found in results
+        for name, task in found.tasks.items()
+        if task.failed
+    ]
+    notes += [
+        f"{found.name}: {name}: no score: {task.reason}"
+        for found in results
+        for name, task in found.tasks.items()
+        if task.score is None and not published and task.reason
+    ]
+    return Comparison(
+        models, columns, scores, gains, tuple(parents), template, published, tuple(notes),
+        {"resamples": resamples, "seed": seed},
+    )  # fmt: skip
+
+
+def _columns(results: Sequence[Results]) -> tuple[Column, ...]:
+    """Seen tasks and their average, unseen ones and theirs, then the others, averaged where there are two or more."""
+    tasks: dict[str, TaskResult] = {}
+    for found in results:
+        tasks |= {name: task for name, task in found.tasks.items() if name not in tasks}
+    usual = [*(name for name in TASKS if name in tasks), *(name for name in tasks if name not in TASKS)]
+    columns: list[Column] = []
+    for group, average in (("seen", "seen"), ("unseen", "unseen"), (None, "average")):
+        named = tuple(name for name in usual if tasks[name].group == group)
+        columns += [Column(name, (name,)) for name in named]
+        comparable = all(found.tasks[name].unit == "%" for found in results for name in named if name in found.tasks)
+        if len(named) > 1 and (group or comparable):
+            columns.append(Column(average, named))
+    return tuple(columns)
+
+
+def _score(found: Results, task: str, published: bool) -> float | None:
+    if task not in found.tasks:
+        return None
+    return found.tasks[task].as_published if published else found.tasks[task].score
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known and len(known) == len(scores) else None
+
+
+def _gain(
+    model: str,
+    column: Column,
+    over: tuple[str, ...],
+    scores: Mapping[tuple[str, str], float | None],
+    samples: Samples,
+) -> Gain:
+    own, others = scores[model, column.name], _mean([scores[one, column.name] for one in over])
+    assert own is not None
+    assert others is not None
+    found = [samples.means(task, model, over) for task in column.tasks]
+    lacking = [one for one in found if isinstance(one, str)]
+    if lacking:
+        return Gain(model, column.name, over, own - others, reason=lacking[0])
+    means = np.mean([one for one in found if not isinstance(one, str)], axis=0)
+    rough = any(samples.are_rough(task, model, over) for task in column.tasks)
+    return Gain(model, column.name, over, own - others, *interval(means), rough=rough)

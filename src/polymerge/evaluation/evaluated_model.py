@@ -1,0 +1,105 @@
+"""Which model is evaluated: a checkpoint as it is, or a base with an adapter that is folded into it in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymerge.checkpoints.adapter import is_adapter
+from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.hub_files import remote_of
+from polymerge.checkpoints.local_copy import bring, pinned
+from polymerge.errors import RecipeError
+from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning.folding import fold_recipe
+
+__all__ = ["Subject", "subject"]
+
+_PLUS = "+"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to be evaluated.
+
+    name    what tables call it
+    folder  of the checkpoint, or of the base
+    plan    that folds the adapter into the base; None for a checkpoint
+    """
+
+    source: str
+    name: str
+    folder: Path
+    plan: Plan | AdapterPlan | None
+
+    def described(self) -> dict[str, Any]:
+        """What results.json says of it."""
+        said = {"name": self.name, "source": self.source, "plan": None if self.plan is None else self.plan.hash}
+        commits = pinned(self.folder, self._adapter)
+        return said | ({"pinned": commits} if commits else {})
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on: the files, by name, size and the time at which they were written, or a commit."""
+        if self.plan is None:
+            return {"source": self.source, "files": _digest([self.folder])}
+        places = [Path(place) for entry in self.plan.inputs for place in (entry.path, entry.adapter) if place]
+        return {"source": self.source, "plan": self.plan.hash, "files": _digest(places)}
+
+    def fetch(self) -> None:
+        """Have its folder complete where it lies on the hub; a plan's models are fetched when they are loaded."""
+        if self.plan is None:
+            bring(self.source, self.folder)
+
+    @property
+    def _adapter(self) -> Path | None:
+        own = self.plan.inputs[0].adapter if self.plan is not None else ""
+        return Path(own) if own else None
+
+
+def subject(source: str, name: str | None = None) -> Subject:
+    """The model that MODEL on the command line is.
+
+    source  a folder, a hub id, BASE+ADAPTER of such, or an adapter alone, whose config names its base
+    name    what tables call it; by default the last part of the path, or of both paths
+
+    raises RecipeError where there is none, Refused where base and adapter do not fit.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise RecipeError(f"{source}: is a file. Give the folder of a checkpoint, or BASE+ADAPTER")
+    if not path.exists() and _PLUS in source:
+        return _folded(source, {"merge_method": "copy", "models": [source]}, name)
+    if not path.exists() and (source.partition("@")[0].count("/") != 1 or path.parent.is_dir()):
+        raise RecipeError(f"{source}: there is no such folder, and it is no hub id such as owner/name")
+    folder = locate(source)
+    if is_adapter(folder):
+        return _folded(source, fold_recipe(source, None), name)
+    if not (folder / "config.json").is_file():
+        raise RecipeError(f"{source}: has no config.json. Give the folder of a checkpoint, or BASE+ADAPTER")
+    return Subject(source, name or (folder.name if path.exists() else _short(source)), folder, None)
+
+
+def _folded(source: str, recipe: dict[str, Any], name: str | None) -> Subject:
+    plan = make_plan(recipe)
+    return Subject(source, name or _short(recipe["models"][0]), Path(plan.inputs[0].path), plan)
+
+
+def _short(source: str) -> str:
+    return _PLUS.join(Path(part.partition("@")[0]).name for part in source.split(_PLUS))
+
+
+def _digest(places: list[Path]) -> str:
+    """sha256 of names, sizes and times of the files of some folders; one of the hub is told by its commit."""
+    lines = []
+    for place in places:
+        remote = remote_of(place)
+        if remote is not None:
+            lines.append(remote.pinned)
+            continue
+        for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+            if file.is_file():
+                about = file.stat()
+                lines.append(f"{file.name} {about.st_size} {about.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""lmms-eval and VLMEvalKit: run on a merged model, and read."""

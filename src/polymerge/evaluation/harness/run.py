@@ -1,0 +1,214 @@
+"""Let lmms-eval or VLMEvalKit evaluate a folder: the command, running it, and its results in our format."""
+
+from __future__ import annotations
+
+import codecs
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.json_objects import parse_object
+from polymerge.errors import MissingExtraError, OutputError, PolymergeError, RecipeError, refuse_if_any
+from polymerge.evaluation.evaluated_model import Subject, subject
+from polymerge.evaluation.harness import lmms_eval as lmmseval
+from polymerge.evaluation.harness import vlmevalkit
+from polymerge.evaluation.harness.registered_classes import wrapper_of
+from polymerge.evaluation.results import FILE, Results, TaskResult
+from polymerge.families.registry import claimed
+from polymerge.inference.run_folder import open_run
+
+__all__ = ["ToolJob", "plan_tool", "run_tool"]
+
+_MODULES = {"lmms-eval": "lmms_eval", "vlmevalkit": "vlmeval"}
+
+
+@dataclass(frozen=True)
+class ToolJob:
+    """What is run.
+
+    run      the folder of the run
+    files    to be written before
+    links    to be made before, each to where it leads: a name of the folder that the tool understands
+    read     finds the tool's results, given the files that were there before it ran
+    """
+
+    tool: str
+    command: tuple[str, ...]
+    run: Path
+    asked: Subject
+    tasks: tuple[str, ...]
+    read: Callable[[set[Path], list[PolymergeError]], Mapping[str, TaskResult]]
+    force: bool = False
+    files: Mapping[Path, str] = field(default_factory=dict)
+    links: Mapping[Path, Path] = field(default_factory=dict)
+
+    def printed(self) -> str:
+        """What can be pasted into a shell."""
+        made = {path.parent for path in (*self.files, *self.links)}
+        lines = [f"mkdir -p {shlex.join(map(str, sorted(made)))}"] if made else []
+        lines += [f"ln -sfn {shlex.join([str(target), str(link)])}" for link, target in self.links.items()]
+        lines += [f"cat > {shlex.quote(str(file))} <<'END'\n{text}END" for file, text in self.files.items()]
+        return "\n".join([*lines, shlex.join(self.command)])
+
+
+def plan_tool(
+    tool: str,
+    model: str,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    name: str | None = None,
+    environment: str | None = None,
+    kit: str | None = None,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    trust_remote_code: bool = False,
+    more: Sequence[str] = (),
+    force: bool = False,
+) -> ToolJob:
+    """The command that lets a tool evaluate a checkpoint.
+
+    environment  the tool's virtual environment, or its Python; else this one
+    kit          the clone of VLMEvalKit, which has its run.py
+    more         further options of the tool
+
+    raises RecipeError where the tool has no model for the family, or the checkpoint is no folder of its own.
+    """
+    asked = subject(model, name)
+    if asked.plan is not None:
+        raise RecipeError(
+            f"{model}: {tool} reads a checkpoint from its folder. Make one with `polymerge fold`, and evaluate that"
+        )
+    if not tasks:
+        raise RecipeError("--tasks: names none")
+    if kit is not None and tool != "vlmevalkit":
+        raise RecipeError(f"--kit says nothing to {tool}")
+    family = claimed(read_config(asked.folder / "config.json")).name
+    row = wrapper_of(family, tool)
+    python = _python(environment)
+    run = out.expanduser().absolute()
+    if tool == "lmms-eval":
+        folder = run / "lmms-eval"
+        command = lmmseval.command(row, asked.folder, tasks, folder, device, batch_size or 1, trust_remote_code)
+        return ToolJob(
+            tool, (python, *command, *more), run, asked, tuple(tasks),
+            lambda before, problems: lmmseval.read(folder, tasks, before, problems), force,
+        )  # fmt: skip
+    if batch_size is not None:
+        raise RecipeError("--batch-size: VLMEvalKit asks one question at a time. Leave it out")
+    folder = run / "vlmevalkit"
+    place, label = vlmevalkit.place(row, asked.folder, run / "models"), vlmevalkit.label(asked.name)
+    config = run / "vlmevalkit.json"
+    script = str(Path(kit).expanduser() / "run.py") if kit is not None else "run.py"
+    if kit is not None and not Path(script).is_file():
+        raise RecipeError(f"--kit {kit}: has no run.py. Give the clone of VLMEvalKit")
+    names = vlmevalkit.datasets(tasks)
+    return ToolJob(
+        tool, (python, script, *vlmevalkit.command(config, folder), *more), run, asked, tuple(names),
+        lambda before, problems: vlmevalkit.read(folder / label, label, list(names), before, problems), force,
+        {config: vlmevalkit.config(row, label, place, names)},
+        {} if place == asked.folder else {place: asked.folder},
+    )  # fmt: skip
+
+
+def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
+    """Run the command, show what it prints as it prints it, and write its results as RUN/results.json.
+
+    raises OutputError where the tool fails or writes no results, MissingExtraError where it is not installed.
+    """
+    _check_installed(job)
+    settings = {"kind": f"evaluation by {job.tool}", "model": job.asked.identity(), "command": list(job.command)}
+    _refuse_others(job, settings)
+    job.asked.fetch()
+    run = open_run(
+        job.run,
+        settings,
+        force=job.force,
+        what="an evaluation",
+        parts="tasks",
+    )
+    for link, target in job.links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    for file, text in job.files.items():
+        file.write_text(text, encoding="utf-8")
+    before = {path for path in job.run.rglob("*") if path.is_file()}
+    log = job.run / f"{job.tool}.log"
+    status = _stream(job.command, log, show, Path(job.command[1]).parent if job.tool == "vlmevalkit" else None)
+    problems: list[PolymergeError] = []
+    if status != 0:
+        raise OutputError(f"{job.tool} ended with exit status {status}. What it said is above and in {log}")
+    tasks = job.read(before, problems)
+    if problems:
+        problems.append(OutputError(f"{job.tool}: what it said is above and in {log}"))
+    refuse_if_any(problems)
+    results = Results(job.tool, job.asked.described(), tasks, {"command": list(job.command[1:])})
+    run.write_json(FILE, results.to_json())
+    return results
+
+
+def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
+    """Keep the results of another command."""
+    file = job.run / "run.json"
+    if not (job.run / FILE).is_file() or job.force:
+        return
+    had = parse_object(file.read_bytes(), str(file)) if file.is_file() else None
+    if had != settings:
+        raise RecipeError(
+            f"{job.run}: holds results of another model or command. Name another folder, or say --force to replace them"
+        )
+
+
+def _python(environment: str | None) -> str:
+    """The Python of an environment; of none, this one."""
+    if environment is None:
+        return sys.executable
+    path = Path(environment).expanduser().absolute()
+    found = path / "bin" / "python" if path.is_dir() else path
+    if not found.is_file() or not os.access(found, os.X_OK):
+        raise RecipeError(f"--environment {environment}: there is no {found}. Give the folder of a virtual environment")
+    return str(found)
+
+
+def _check_installed(job: ToolJob) -> None:
+    here = job.command[0] == sys.executable
+    if job.tool == "vlmevalkit" and job.command[1] == "run.py":
+        raise RecipeError("VLMEvalKit runs from its clone: say where it is with --kit PATH")
+    if job.tool == "lmms-eval" and here and importlib.util.find_spec(_MODULES[job.tool]) is None:
+        raise MissingExtraError(
+            "lmms-eval is not installed here: pip install lmms-eval, or name its own environment with --environment"
+        )
+
+
+def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], place: Path | None) -> int:
+    """Run a command; what it prints is shown and kept as it comes, progress bars included."""
+    decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        log.open("wb") as kept,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            cwd=place,
+        ) as tool,
+    ):
+        assert tool.stdout is not None
+        try:
+            while data := os.read(tool.stdout.fileno(), 65536):
+                kept.write(data)
+                show(decoder.decode(data))
+        except BaseException:
+            tool.terminate()
+            raise
+    return tool.returncode

@@ -1,0 +1,1 @@
+"""MM-MergeBench: its tasks, its files, and its published scorers."""

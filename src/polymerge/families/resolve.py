@@ -1,0 +1,202 @@
+"""Find where the canonical tensors of a checkpoint lie: names on disk to read expressions, by a family's table.
+
+What is found is a read expression (see `polymerge.families.expressions`) that says how to get the tensor. Names and
+shapes are looked at here, and no value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from polymerge.errors import CheckpointError
+from polymerge.families.expressions import Expr, Ranges, Read, Shape, Stacked, names_read, rows_of, shape_of
+from polymerge.families.rules import Family
+
+__all__ = ["NameMap", "Split", "Stack", "apart", "map_names"]
+
+_FEW = 3
+"""Names that an error gives at most."""
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """Where the canonical tensors of one checkpoint are read from, and what could not be placed.
+
+    tensors   canonical name -> read expression
+    layout    name on disk -> the canonical names that it holds, each with its rows; no rows stand for all of them
+    views     name on disk -> what those are the rows of, where it is not the tensor as it lies
+    buffers   names on disk that are recognised and never merged
+    lost      names on disk that hold what is known to the family, but not where in them
+    unknown   names on disk that no rule explains
+    problems  those, canonical names that two tensors claim, and fused tensors that a config does not explain
+    """
+
+    tensors: Mapping[str, Expr]
+    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
+    views: Mapping[str, Stacked]
+    buffers: tuple[str, ...]
+    lost: tuple[str, ...]
+    unknown: tuple[str, ...]
+    problems: tuple[CheckpointError, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How all experts lie in a tensor of three dimensions: one matrix each, as a linear layer has it or transposed.
+
+    experts        how many there are, or None where the config does not say
+    rows, columns  of each matrix as a linear layer has it; None where anything may be
+    """
+
+    experts: int | None = None
+    rows: int | None = None
+    columns: int | None = None
+
+    def ways(self, shape: Shape, parts: int) -> frozenset[bool]:
+        """Whether a tensor of that shape can hold them as they are (False) or transposed (True), `parts` in each."""
+        if len(shape) != 3 or 0 in shape or self.experts not in (None, shape[0]):
+            return frozenset()
+        found = {False: shape[1:], True: shape[:0:-1]}
+        return frozenset(
+            transposed
+            for transposed, (rows, columns) in found.items()
+            if self.rows in (None, rows) and self.columns in (None, columns) and rows % parts == 0
+        )
+
+    def __str__(self) -> str:
+        one = f"[{self.rows or '...'}, {self.columns or '...'}]"
+        return f"{'experts' if self.experts is None else self.experts} x {one}, or each of them transposed"
+
+
+Split: TypeAlias = tuple[Ranges, ...] | Stack
+"""The rows of each canonical tensor in a fused one, or how all experts lie in one tensor."""
+
+
+def map_names(
+    family: Family,
+    names: Iterable[str],
+    checkpoint: str,
+    splits: Mapping[str, Split] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+) -> NameMap:
+    """Give every tensor name of a checkpoint its canonical name; `checkpoint` is what errors call it.
+
+    splits   for each way of fusing tensors that this checkpoint's config settles, where each one lies in it
+    shapes   of the tensors, which tell how experts lie in theirs
+    """
+    read = {name: family.read(name) for name in names}
+    buffers = tuple(name for name, found in read.items() if found is None and family.is_buffer(name))
+    unknown = [name for name, found in read.items() if found is None and not family.is_buffer(name)]
+    ruled = {name: (*found, (splits or {}).get(found[0].split)) for name, found in read.items() if found is not None}
+    unsettled = {name: rule.split for name, (rule, _, split) in ruled.items() if rule.split and split is None}
+    stacks = {name: (split, len(rule.names)) for name, (rule, _, split) in ruled.items() if isinstance(split, Stack)}
+    views, problems = _views(stacks, shapes or {}, checkpoint)
+
+    tensors: dict[str, Expr] = {}
+    layout: dict[str, tuple[tuple[str, Ranges], ...]] = {}
+    twice: dict[str, str] = {}
+    for name, (_, held, split) in ruled.items():
+        if name in views:
+            layout[name] = _experts(held, views[name], (shapes or {})[name])
+        elif name not in stacks and name not in unsettled:
+            layout[name] = tuple(zip(held, split if isinstance(split, tuple) else ((),), strict=True))
+        for canonical, ranges in layout.get(name, ()):
+            if canonical in tensors:
+                first = names_read(tensors[canonical])[0]
+                twice[name] = f"'{first}' and '{name}' both mean {canonical} in family '{family.name}'"
+            else:
+                whole = views.get(name, Read(name))
+                tensors[canonical] = rows_of(whole, ranges) if ranges else whole
+    problems += [
+        CheckpointError(f"{checkpoint}: {twice[first]}{more}. Keep one of them in the checkpoint.")
+        for first, more in _alike(twice)
+    ]
+    problems += [
+        CheckpointError(
+            f"{checkpoint}: '{first}'{more} is fused by '{unsettled[first]}', and config.json does not say how many "
+            "heads it holds, how wide an MLP, or how wide the model is. Complete config.json"
+        )
+        for first, more in _alike(unsettled, unsettled.get)
+    ]
+    if unknown:
+        problems.append(_unexplained(family, unknown, read, checkpoint))
+    lost = tuple(name for name in ruled if name not in layout)
+    return NameMap(tensors, layout, views, buffers, lost, tuple(unknown), tuple(problems))
+
+
+def _unexplained(family: Family, unknown: list[str], names: Collection[str], checkpoint: str) -> CheckpointError:
+    """One error for all names that no rule explains, with what leaves them out."""
+    kinds = [f"'{first}'{more}" for first, more in _alike(unknown)]
+    few = ", ".join(kinds[:_FEW]) + (", ..." if len(kinds) > _FEW else "")
+    what = f"tensor {few}" if len(kinds) == 1 else f"{len(unknown)} of its {len(names)} tensors: {few}"
+    globs = apart(unknown, set(names) - set(unknown))
+    ignore = ", ".join(f'"{glob}"' for glob in globs)
+    way = f"leave what is not of the model out with `ignore: [{ignore}]` in the recipe, or say"
+    if len(globs) > _FEW:
+        way = "say"
+    return CheckpointError(
+        f"{checkpoint}: no rule of family '{family.name}' explains {what}. If config.json names another model than the "
+        f"file holds, mend it; else {way} `family:` beside the model. (Whoever adds names to the family: a Rule in "
+        f"polymerge/families/{family.name}.py)"
+    )
+
+
+def apart(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The shortest globs that match `some` names whole and none of the `others`: `mtp.*` where all of it is."""
+    taken = {name[:place] for name in others for place, character in enumerate(f"{name}.") if character == "."}
+    globs: dict[str, None] = {}
+    for name in some:
+        stops = [place for place, character in enumerate(name) if character == "."]
+        stem = next((name[:stop] for stop in stops if name[:stop] not in taken), None)
+        globs[name if stem is None else f"{stem}.*"] = None
+    return list(globs)
+
+
+def _views(
+    stacks: Mapping[str, tuple[Stack, int]], shapes: Mapping[str, Shape], checkpoint: str
+) -> tuple[dict[str, Stacked], list[CheckpointError]]:
+    """How the tensors are seen that hold all experts: one way in all of a checkpoint.
+
+    A matrix may be square; then the others tell. Where all are, they are a linear layer's, as transformers reads them.
+    """
+    ways = {name: stack.ways(shapes.get(name, ()), parts) for name, (stack, parts) in stacks.items()}
+    problems = [
+        CheckpointError(
+            f"{checkpoint}: '{first}'{more} is {list(shapes.get(first, ()))}, its config.json asks for "
+            f"{stacks[first][0]}. Mend config.json or the file"
+        )
+        for first, more in _alike(name for name, found in ways.items() if not found)
+    ]
+    common = {False, True}.intersection(*(found for found in ways.values() if found))
+    if not common:
+        plain, turned = (next(name for name, found in ways.items() if found == {way}) for way in (False, True))
+        problems.append(
+            CheckpointError(
+                f"{checkpoint}: the experts of '{turned}' {list(shapes[turned])} lie transposed, those of '{plain}' "
+                f"{list(shapes[plain])} do not. Write all of them alike"
+            )
+        )
+    transposed = common == {True}
+    return {name: Stacked(Read(name), transposed) for name, found in ways.items() if transposed in found}, problems
+
+
+def _experts(held: tuple[str, ...], view: Stacked, shape: Shape) -> tuple[tuple[str, Ranges], ...]:
+    """What lies one below the other in a tensor of all experts: each of `held`, first those of the first expert."""
+    height = shape_of(view, {view.of.name: shape})[0] // (shape[0] * len(held))
+    names = [name.replace("{e}", str(expert)) for expert in range(shape[0]) for name in held]
+    return tuple((name, ((place * height, (place + 1) * height),)) for place, name in enumerate(names))
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"(?<=\.)[0-9]+(?=\.)", "{i}", name)
+
+
+def _alike(names: Iterable[str], kind: Callable[[str], object] = _without_numbers) -> list[tuple[str, str]]:
+    """The first name of each kind, and how many more there are: 40 layers are one error."""
+    kinds: dict[object, list[str]] = {}
+    for name in names:
+        kinds.setdefault(kind(name), []).append(name)
+    return [(first, f" ({len(more)} more like it)" if more else "") for first, *more in kinds.values()]

@@ -1,0 +1,189 @@
+"""Ask a model: greedily, in batches, through its own chat template."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+from polymerge.checkpoints.loading import tokenizer_of
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
+from polymerge.inference.images import open_image
+from polymerge.inference.prompt import Prompt
+
+__all__ = ["AnswerError", "Answerer", "batches"]
+
+_TOKENS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+class AnswerError(PolymergeError):
+    """A model gave no answer; `ids` are those of the prompts that it was asked, or whose image is broken."""
+
+    def __init__(self, message: str, ids: Sequence[int | str]) -> None:
+        super().__init__(message)
+        self.ids = tuple(ids)
+
+    def __reduce__(self) -> tuple[type[AnswerError], tuple[str, tuple[int | str, ...]]]:
+        return AnswerError, (str(self), self.ids)  # so that it comes whole out of another process
+
+
+def batches(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
+    """Cut prompts into batches of at most `size`, the same ones whatever order the prompts are in.
+
+    They are sorted by number of images, length of text and id; all prompts of a batch have equally many images.
+    """
+    if size < 1:
+        raise RecipeError(f"batch size: {size} is not at least 1")
+    # the last key tells 7 from "7"
+    ordered = sorted(prompts, key=lambda p: (len(p.images), len(p.text), str(p.id), isinstance(p.id, str)))
+    cut = []
+    for _, group in groupby(ordered, key=lambda prompt: len(prompt.images)):
+        alike = tuple(group)
+        cut += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return cut
+
+
+class Answerer:
+    """A model that is asked prompts; its answers are greedy, so the same batch has the same answers.
+
+    Of the model's generation_config only the token ids count: what it says about sampling, penalties and lengths
+    would make two models' answers hard to compare.
+
+    model           as `polymerge.checkpoints.loading.load_model` gives it; it may get other weights between two batches
+    processor       as `load_processor` of the same module gives it; with a tokenizer the model is asked in text only
+    max_new_tokens  the longest answer, at least 1
+    chat_template   a Jinja template in place of the processor's own, for a model that comes without one
+
+    raises RecipeError where there is no chat template: a model asked in a form that it was not taught answers badly,
+    and nobody would see why.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, *, max_new_tokens: int = 16, chat_template: str | None = None
+    ) -> None:
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise RecipeError(f"max_new_tokens: {max_new_tokens!r} is not a whole number of at least 1")
+        self._model, self._processor, self._tokenizer = model, processor, tokenizer_of(processor)
+        self._sees = processor is not self._tokenizer
+        self._template = chat_template  # None for the processor's own, else there must be one inside it
+        if chat_template is None and not getattr(processor, "chat_template", None):
+            self._template = getattr(self._tokenizer, "chat_template", None)
+        if not (self._template or getattr(processor, "chat_template", None)):
+            raise RecipeError(
+                f"{type(processor).__name__} has no chat template, so nobody knows how the model is to be asked. Copy "
+                "chat_template.jinja from the model that it was made from into its folder, or give one with "
+                "chat_template."
+            )
+        self._config = _greedy(model, self._tokenizer, max_new_tokens)
+
+    def answer(self, batch: Sequence[Prompt]) -> list[str]:
+        """The answers to some prompts, in their order, without the space around them.
+
+        Prompts with equally many images are asked together, as `batches` has them; others one group after the other.
+
+        raises AnswerError that names the prompts where an image is broken or the model fails.
+        """
+        opened, answers = _opened(batch), dict[int, str]()
+        for count in sorted({len(prompt.images) for prompt in batch}):
+            places = [place for place, prompt in enumerate(batch) if len(prompt.images) == count]
+            said = self._answer(
+                [batch[place] for place in places], [opened[place] for place in places] if count else []
+            )
+            answers.update(zip(places, said, strict=True))
+        return [answers[place] for place in range(len(batch))]
+
+    def _answer(self, alike: list[Prompt], images: list[list[Any]]) -> list[str]:
+        ids = [prompt.id for prompt in alike]
+        if images and not self._sees:
+            raise AnswerError(f"{_named(ids)}: the model reads text only, it has no processor for images", ids)
+        try:
+            return self._generate(alike, images)
+        except Exception as error:  # whatever a model's own code raises: these prompts have no answer
+            told = next(iter(str(error).strip().splitlines()), "")
+            raise AnswerError(f"{_named(ids)}: no answer: {type(error).__name__}: {told}", ids) from error
+
+    def _generate(self, alike: list[Prompt], images: list[list[Any]]) -> list[str]:
+        import torch
+
+        texts = [self._asked(prompt) for prompt in alike]
+        how: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        # as transformers does it: a template that writes the special tokens itself gets no second ones
+        begin = self._tokenizer.bos_token
+        if not self._sees or (begin is not None and texts[0].startswith(begin)):
+            how["add_special_tokens"] = False
+        if images:
+            how["images"] = images
+        inputs = dict(self._processor(text=texts, **how))
+        if "token_type_ids" not in inspect.signature(self._model.forward).parameters:
+            inputs.pop("token_type_ids", None)  # tokenizers give them to models that have no use for them
+        if not inputs["attention_mask"][:, -1].all():
+            raise ValueError(f"{type(self._processor).__name__} pads on the right, and answers must follow the prompts")
+        device, dtype = self._model.device, self._model.dtype
+        moved = {
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in inputs.items()
+        }
+        with torch.inference_mode(), _in_place_of(self._model, self._config):
+            output = self._model.generate(**moved)
+        said = self._tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in said]
+
+    def _asked(self, prompt: Prompt) -> str:
+        """The prompt as the template writes it: images first, in the form that processors take."""
+        content: Any = prompt.text
+        if self._sees:
+            content = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.text}]
+        written: str = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return written
+
+
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    """A generation_config that takes the likeliest token until the end, and nothing of the model's but token ids."""
+    import transformers
+
+    make: Any = transformers.GenerationConfig  # transformers leaves its constructors untyped
+    ids = {name: getattr(model.generation_config, name, None) for name in _TOKENS}
+    if ids["eos_token_id"] is None:
+        ids["eos_token_id"] = tokenizer.eos_token_id
+    return make(**ids, pad_token_id=tokenizer.pad_token_id, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+
+
+@contextmanager
+def _in_place_of(model: Any, config: Any) -> Iterator[None]:
+    """Give a model another generation_config for a while; handed to `generate`, the model's own would fill its gaps."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _opened(batch: Sequence[Prompt]) -> list[list[Any]]:
+    """The images of some prompts, a list each."""
+    opened, broken = [], {}
+    for prompt in batch:
+        try:
+            opened.append([open_image(image) for image in prompt.images])
+        except MissingExtraError:
+            raise
+        except Exception as error:  # PIL's formats raise whatever they like
+            broken[prompt.id] = error
+    if broken:
+        told = "; ".join(f"{name!r}: {error}" for name, error in broken.items())
+        raise AnswerError(f"images that cannot be read, of prompt {told}", list(broken))
+    return opened
+
+
+def _named(ids: Sequence[int | str]) -> str:
+    shown = ", ".join(repr(name) for name in ids[:5])
+    return f"prompt{'s' if len(ids) > 1 else ''} {shown}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}"

@@ -1,0 +1,331 @@
+"""A plan carried out into a loaded model: what it merges is computed anew, in place, as often as wanted."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from polymerge.checkpoints import Entry
+from polymerge.checkpoints.loading import DTYPES, load_model, plain_loading, quiet
+from polymerge.engine.device import open_device
+from polymerge.engine.executor import Execution
+from polymerge.engine.extents import Files
+from polymerge.engine.merge import merge
+from polymerge.engine.opening import copy_beside, fetch, reopen
+from polymerge.errors import CheckpointError, RecipeError
+from polymerge.families import quantization_method
+from polymerge.families.expressions import Ranges, Stacked
+from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
+from polymerge.planning.estimate import default_threads
+from polymerge.planning.folding import fold_recipe
+from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.plan import IGNORED
+from polymerge.planning.storage import stored_dtypes
+
+__all__ = ["LiveModel", "Overwrite", "Overwritten"]
+
+_TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Overwrite:
+    """Rows of a tensor, by its name on disk, whose numbers `fill` replaces; it is given those that a plan left there.
+
+    rows     as the pieces of its step have them, each block of one matrix where the step has a view
+    view     that of the step
+    fill     of the rows stacked, in the output's dtype; it can be pickled, and its repr says all that it depends on
+    """
+
+    name: str
+    rows: Ranges
+    fill: Callable[[Tensor], Tensor]
+    view: Stacked | None = None
+
+    def carry_out(self, tensor: Tensor) -> None:
+        """Replace the rows in place."""
+        blocks = [self._block(tensor, start, stop) for start, stop in self.rows]
+        filled = torch.split(self.fill(torch.cat(blocks)), [len(block) for block in blocks])
+        for block, numbers in zip(blocks, filled, strict=True):
+            block.copy_(numbers)
+
+    def _block(self, tensor: Tensor, start: int, stop: int) -> Tensor:
+        if self.view is None:
+            return tensor[start:stop]
+        matrices = tensor.mT if self.view.transposed else tensor
+        matrix, first = divmod(start, matrices.shape[1])
+        return matrices[matrix, first : first + stop - start]
+
+
+@dataclass(frozen=True)
+class Overwritten(Plan):
+    """A plan after which some tensors get numbers that no checkpoint holds; for a `LiveModel`, not for `merge`."""
+
+    overwrites: tuple[Overwrite, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """sha256 of what a live model computes: that of the plan, and what is overwritten."""
+        return hashlib.sha256(f"{super().hash}\0{self.overwrites}".encode()).hexdigest()
+
+
+class LiveModel:
+    """The template as transformers loads it, whose merged tensors take the values that a plan gives them.
+
+    After `set(plan)` the model computes what the folder that `merge` writes for the same plan would, once loaded: the
+    weights are the same bits. No checkpoint is written. Of a plan that merges adapters, the model is their base; the
+    merged adapter, which is small, is folded into it from a temporary folder.
+
+    plan     any of the plans to come; they are of one template
+    device   where the model runs, and the blocks of a merge are computed
+    dtype    auto (that in which the folder would be loaded), or a torch dtype; what was merged is rounded to the
+             output's dtype first
+    threads  of the merge; no bit depends on it
+
+    raises CheckpointError where the template does not load with every weight in its place.
+    """
+
+    def __init__(
+        self,
+        plan: Plan | AdapterPlan,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._device, self._threads = open_device(device), threads or default_threads()
+        with self._folded(plan) as first:
+            fetch(first)
+            self._template = _place(first)
+            recorded = first.inputs[first.template]
+            template = reopen(recorded)
+            stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
+            if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
+                dtype = named
+            steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
+            rows = next((step.shape[0] for step in steps if step.canonical == EMBEDDING), None)
+            self.folder = Path(self._template[0])
+            if brought := template.brought:
+                raise CheckpointError(
+                    f"{self.folder}: with its adapter it is another model ({brought[0]} is of that), and transformers "
+                    "cannot load what no folder holds. Fold the adapter first, and name the folder"
+                )
+            ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
+            if why := _unloadable(recorded.wrappers, template.config):
+                raise CheckpointError(
+                    f"{self.folder}: transformers cannot load it: {why}. Merge it alone first (linear, weight 1): the "
+                    "output has what its class loads"
+                )
+            self.processor_folder = self._processor_folder(first)
+        self.model: Any = load_model(
+            self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, ignored=ignored
+        )
+        if any(taken.kind == "generation config" for taken in first.companions):
+            self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
+        if rows is not None and rows != self.model.get_input_embeddings().weight.shape[0]:
+            self.model.resize_token_embeddings(rows, mean_resizing=False)  # `set` gives all rows their numbers
+        if unties:
+            _untie(self.model)
+        self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
+        self._held = {
+            step.name: _stored(template.entries[step.name])
+            for step in steps
+            if step.name not in self._shadow.live_names
+        }
+        self._changed: set[str] = set()
+        self._inputs: tuple[Input, ...] = ()
+        self._execution: Execution | None = None
+
+    def _processor_folder(self, plan: Plan) -> Path:
+        """Where to load the processor from: the template's folder, or one with what its adapter has in place of it."""
+        if not plan.companions:
+            return self.folder
+        folder = Path(mkdtemp(prefix="polymerge-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        copy_beside(plan, self.folder, folder)
+        return folder
+
+    def set(self, plan: Plan | AdapterPlan) -> None:
+        """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
+
+        raises RecipeError for a plan of another template, CheckpointError where values cannot be merged; the weights
+        are then neither the old nor the new ones.
+        """
+        with self._folded(plan) as made:
+            if _place(made) != self._template:
+                raise RecipeError(f"live: this plan is of another template than the one that is loaded, {self.folder}")
+            self._carry_out(made)
+
+    @contextmanager
+    def _folded(self, plan: Plan | AdapterPlan) -> Iterator[Plan]:
+        """The plan itself, or that of folding the adapter that it makes, which is there meanwhile."""
+        if isinstance(plan, Plan):
+            yield plan
+            return
+        with TemporaryDirectory(prefix="polymerge-") as folder:
+            adapter = merge(plan, Path(folder) / "adapter", check=False, threads=self._threads).folder
+            made = make_plan(fold_recipe(str(adapter), plan.recipe.get("base_model")))
+            assert isinstance(made, Plan)
+            yield made
+
+    def _carry_out(self, plan: Plan) -> None:
+        overwrites = plan.overwrites if isinstance(plan, Overwritten) else ()
+        changed = {step.name for step in plan.steps if step.pieces} | {one.name for one in overwrites}
+        steps = tuple(
+            step if step.pieces else replace(step, fate="copied")
+            for step in plan.steps
+            if step.name in changed | self._changed
+        )
+        self._changed |= changed  # all of it, should this one fail
+        staged = {step.name: self._target(step) for step in steps}
+        views = {name: _bytes(tensor) for name, tensor in staged.items()}
+
+        def write(name: str, view: memoryview, start: int) -> None:
+            views[name][start : start + len(view)] = view
+
+        try:
+            self._executing(plan.inputs).run(replace(plan, steps=steps), write)
+        except BaseException:
+            self.close()  # what is still queued is of a plan that failed
+            raise
+        with torch.no_grad():
+            for one in overwrites:
+                one.carry_out(staged[one.name])
+            for name, tensor in staged.items():
+                live = self._live(name)
+                if live is not None and live.data_ptr() != tensor.data_ptr():
+                    live.copy_(tensor)
+            if self._held:
+                self._shadow.refill(self._held)
+        self._changed = changed
+
+    def _executing(self, inputs: tuple[Input, ...]) -> Execution:
+        """The execution of the last plan, where this one reads the same inputs, with all that it knows of them."""
+        if self._execution is None or inputs != self._inputs:
+            self.close()
+            entries = [reopen(entry).entries for entry in inputs]
+            self._execution = Execution(entries, device=self._device, threads=self._threads, again=True)
+            self._inputs = inputs
+        return self._execution
+
+    def close(self) -> None:
+        """Let go of threads and files; the model keeps its weights."""
+        if self._execution is not None:
+            self._execution.close()
+            self._execution = None
+
+    def _live(self, name: str) -> Tensor | None:
+        """The model's tensor that a tensor on disk is, as it is; None for one that is put together with others."""
+        live = self._shadow.live_names.get(name)
+        return None if live is None else self._shadow.parameters[live]
+
+    def _target(self, step: Step) -> Tensor:
+        """Where a step's bytes go: into the model itself where it holds them as they are, else beside it."""
+        live, dtype = self._live(step.name), _TORCH[step.dtype]
+        if live is None:
+            if self._held[step.name].dtype != dtype:
+                self._held[step.name] = self._held[step.name].to(dtype)
+            return self._held[step.name]
+        if tuple(live.shape) != step.shape:
+            raise CheckpointError(
+                f"{self.folder}: {step.name} is {list(step.shape)} on disk and {list(live.shape)} in the loaded model"
+            )
+        if live.device.type == "cpu" and live.dtype == dtype and live.is_contiguous():
+            return live
+        return torch.empty(step.shape, dtype=dtype)
+
+
+class _Shadow:
+    """Which tensor of a loaded model each tensor on disk becomes, found by loading tensors that take no memory.
+
+    Names in memory are transformers' own affair and change with its versions, so they are not computed: markers are
+    loaded in place of the weights, and what is then a marker is the tensor that it was given for.
+
+    live_names  name on disk -> name in memory; without those that transformers puts together from several
+    parameters  name in memory -> the model's tensor
+    """
+
+    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._model, self._shapes = model, shapes
+        self.parameters: Mapping[str, Tensor] = model.state_dict()
+        self.live_names: dict[str, str] = {}
+        for dtype in dict.fromkeys(tensor.dtype for tensor in self.parameters.values()):
+            # a marker keeps its storage only where it need not be cast
+            markers = self._markers(dtype)
+            name_of = {tensor.untyped_storage().data_ptr(): name for name, tensor in markers.items()}
+            for live, tensor in self._load(markers).items():
+                name = name_of.get(tensor.untyped_storage().data_ptr())
+                if name is not None and tensor.shape == markers[name].shape:
+                    self.live_names.setdefault(name, live)
+
+    def refill(self, held: Mapping[str, Tensor]) -> None:
+        """Let transformers put together again what it makes of several tensors, and give the model the result."""
+        dtype = next(iter(self.parameters.values())).dtype
+        known = set(self.live_names.values())
+        for name, tensor in self._load({**self._markers(dtype), **held}).items():
+            live = self.parameters[name]
+            if name not in known and tensor.untyped_storage().nbytes() >= tensor.nbytes:
+                live.copy_(tensor)
+
+    def _markers(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {name: torch.zeros((), dtype=dtype).expand(shape) for name, shape in self._shapes.items()}
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        with quiet():
+            loaded: Any = plain_loading(type(self._model))(
+                None, config=copy.deepcopy(self._model.config), state_dict=dict(tensors), dtype=self._model.dtype
+            )
+        found: Mapping[str, Tensor] = loaded.state_dict()
+        return found
+
+
+def _unloadable(wrappers: Sequence[str], config: Mapping[str, Any]) -> str:
+    """What keeps transformers from loading a folder that a plan reads all the same; empty where nothing does."""
+    if wrappers:
+        return f"{wrappers[0].strip('.')}. stands in its tensor names"
+    if (method := quantization_method(config)) is not None:
+        return f"its config.json says that it is quantized ({method}), and its weights are plain"
+    return ""
+
+
+def _untie(model: Any) -> None:
+    """Give a model whose head transformers tied to its embedding one of its own, which a plan has a tensor for."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    raw: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(raw)
+
+
+def _stored(entry: Entry) -> Tensor:
+    """A tensor of a checkpoint as it lies on disk."""
+    tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
+    files = Files()
+    try:
+        files.read(entry.file, entry.start, _bytes(tensor))
+    finally:
+        files.close()
+    return tensor
+
+
+def _place(plan: Plan) -> tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    """What makes two templates the same: where it lies, and the tensors it has."""
+    return plan.inputs[plan.template].path, tuple((step.name, step.shape) for step in plan.steps)

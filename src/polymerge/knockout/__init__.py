@@ -1,1 +1,0 @@
-"""What each layer does: replace a part of a model, or merge a part of it only, and score what is left."""

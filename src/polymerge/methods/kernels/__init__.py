@@ -1,0 +1,191 @@
+"""The few operations on blocks that merge methods are composed of, for numpy arrays and for torch tensors.
+
+A block holds the same stretch of every model's tensor as rows, [model, n], in the working dtype, float32 or float64;
+the elements of a row are contiguous. What only reads weights (`subtract`, `weighted_sum`, `dots`, and `add_scaled` its
+base) also takes rows of BF16 as they lie on disk, as uint16: widened where they are read, they need no pass of their
+own and half the room in the cache. Numpy arrays are computed by compiled loops (`cpu`), torch tensors, wherever they
+are, by torch (`tensor`); which one follows from what is given. Both do the same roundings in the same order, so their
+results are equal bit for bit. Torch is imported when a tensor comes.
+
+Weights are rounded once to the working dtype. Entry by entry nothing depends on where a block begins or how long it is;
+`start` is the flat index of a block's first element in its tensor, and `dots` is taken on a grid.
+"""
+
+# mypy: disable-error-code="no-any-return"
+# (which set of kernels it is shows only when a block comes; both have all of these names)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.methods.kernels import cpu
+from polymerge.methods.kernels.grid import CELL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "CELL",
+    "AnyBlock",
+    "Block",
+    "add_low_rank",
+    "add_scaled",
+    "decode",
+    "dots",
+    "elected_sum",
+    "encode",
+    "find_cutoffs",
+    "finite",
+    "gram_of",
+    "keep_largest",
+    "keep_random",
+    "on_host",
+    "rounded",
+    "subtract",
+    "transposed",
+    "weighted_sum",
+]
+
+Block: TypeAlias = "NDArray[Any] | Tensor"
+"""A numpy array or a torch tensor; what is returned is of the same kind as what was given."""
+
+AnyBlock = TypeVar("AnyBlock", "NDArray[Any]", "Tensor")
+
+
+def _set_for(x: Block) -> ModuleType:
+    if isinstance(x, np.ndarray):
+        return cpu
+    from polymerge.methods.kernels import tensor
+
+    return tensor
+
+
+def decode(raw: AnyBlock, dtype: str, out: AnyBlock) -> bool:
+    """Read numbers from the bytes of a file.
+
+    raw     uint8 [bytes], aligned for its dtype
+    dtype   BF16, F16, F32 or F64
+    out     [n], float32 or float64, is filled; only F64 into float32 is rounded
+    returns whether all of `out` are finite
+    """
+    return _set_for(out).decode(raw, dtype, out)
+
+
+def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
+    """Write numbers as the bytes of a file, rounded once, to the nearest, ties to even.
+
+    What is too large becomes an infinity, NaN stays NaN.
+
+    values  [n], float32 or float64
+    dtype   BF16, F16, F32 or F64
+    out     uint8 [bytes], is filled; a tensor may lie on another device than `values`
+    returns `out`
+    """
+    return _set_for(values).encode(values, dtype, out)
+
+
+def rounded(x: AnyBlock, dtype: str) -> AnyBlock:
+    """Round numbers [n], in place, to those that BF16, F16, F32 or F64 has."""
+    return _set_for(x).rounded(x, dtype)
+
+
+def finite(bits: NDArray[np.uint16]) -> bool:
+    """Whether all of a row of BF16 numbers, as their bits, are finite."""
+    return cpu.finite(bits)
+
+
+def subtract(x: AnyBlock, base: AnyBlock, out: AnyBlock | None = None) -> AnyBlock:
+    """Make deltas of weights: every row of `x` [model, n] less `base` [n], in place or into `out`.
+
+    Rows of BF16 bits need an `out` in the working dtype.
+    """
+    return _set_for(x).subtract(x, base, out)
+
+
+def add_scaled(base: AnyBlock, merged: AnyBlock, scale: float) -> AnyBlock:
+    """Add `scale` times `merged` [n] to `base` [n], in place of one of them; the product is rounded, then the sum."""
+    return _set_for(base).add_scaled(base, merged, scale)
+
+
+def weighted_sum(x: AnyBlock, weight: Sequence[float]) -> AnyBlock:
+    """Sum the rows of `x` [model, n], each times its weight, in order; every product and every sum is rounded."""
+    return _set_for(x).weighted_sum(x, weight)
+
+
+def add_low_rank(out: AnyBlock, left: AnyBlock, right: AnyBlock, scale: float, first: int) -> None:
+    """Add `scale` times elements `first` to `first + n` of `left @ right`, counted row by row, to `out` [n], in place.
+
+    left [rows, rank] and right [rank, width] are in the dtype of `out`. The sum over the rank is taken in order, every
+    product and every sum rounded; so is the product with `scale`.
+    """
+    _set_for(out).add_low_rank(out, left, right, scale, first)
+
+
+def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:
+    """Find for every row of `deltas` [model, n] its `keep[model]`-th largest magnitude: infinity where that is none.
+
+    For tensors in memory; `polymerge.engine.thresholds` does it out of core.
+    """
+    return _set_for(deltas).find_cutoffs(deltas, keep)
+
+
+def keep_largest(deltas: AnyBlock, cutoffs: Sequence[float]) -> AnyBlock:
+    """Set to zero, in place, what of each row of `deltas` [model, n] is smaller in magnitude than its cutoff."""
+    return _set_for(deltas).keep_largest(deltas, cutoffs)
+
+
+def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequence[float], rescale: bool) -> AnyBlock:
+    """Set to zero, in place, all of each row of `deltas` [model, n] but a random share of its entries.
+
+    Element e (counted from the tensor's beginning) has a 32-bit word of its own: word e % 4 of Philox4x32-10 under the
+    row's key at counter e // 4. It is kept if the word is below floor(density * 2**32): none at 0, all at 1.
+
+    keys     64-bit integers, one per row
+    density  in [0, 1], one per row
+    rescale  whether to multiply what is kept by 1 / density, rounded to the working dtype
+    """
+    return _set_for(deltas).keep_random(deltas, keys, start, density, rescale)
+
+
+def elected_sum(deltas: AnyBlock, weight: Sequence[float], elect: str, normalize: str) -> AnyBlock:
+    """Elect a sign per entry and sum up what agrees with it: `deltas` [model, n] to [n].
+
+    elect      weighted: the sign of the sum of weight * delta; a model agrees if its weight * delta has that sign
+               unweighted: the sign of the sum of deltas; a model agrees if its delta has it
+               A sum of zero counts as plus; a zero agrees with neither sign.
+    normalize  by what the sum of weight * delta over those that agree is divided:
+               weight (the sum of their weights), count (their number), none.
+               A sum of weights of less than 1e-8, either way, does not divide.
+    """
+    return _set_for(deltas).elected_sum(deltas, weight, elect, normalize)
+
+
+def dots(x: AnyBlock) -> NDArray[np.float64]:
+    """Dot products of the rows of `x` [model, n] with each other, for every `CELL` of elements: [cell, model, model].
+
+    A cell's sum is taken in float64 in a fixed order. Give it blocks that begin at multiples of `CELL` and add up the
+    cells with `math.fsum`: the total then depends neither on the blocks nor on their order.
+    """
+    return _set_for(x).dots(x)
+
+
+def gram_of(x: AnyBlock) -> NDArray[np.float64]:
+    """Dot products of whole tensors with each other, [model, model], from a block [model, n] that holds all of them."""
+    cells, models = dots(x), range(len(x))
+    return np.array([[fsum(cells[:, one, other]) for other in models] for one in models])
+
+
+def transposed(x: AnyBlock) -> AnyBlock:
+    """A matrix turned over, in memory row by row."""
+    return np.ascontiguousarray(x.T) if isinstance(x, np.ndarray) else x.T.contiguous()
+
+
+def on_host(x: Block) -> NDArray[Any]:
+    """The block as a numpy array, copied only if it lies on another device."""
+    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()

@@ -1,0 +1,96 @@
+"""Which entries of a delta stay: the largest, or some drawn at random; the others become zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.methods.kernels.compiled import compiled
+
+__all__ = ["find_cutoffs", "keep_largest", "keep_random", "philox"]
+
+Floats = NDArray[Any]
+
+TILE = 4096
+
+
+def find_cutoffs(deltas: Floats, keep: Sequence[int]) -> list[float]:
+    """See `polymerge.methods.kernels.find_cutoffs`."""
+    return [_find_cutoff(row, count) for row, count in zip(deltas, keep, strict=True)]
+
+
+def _find_cutoff(row: Floats, count: int) -> float:
+    if count <= 0:
+        return inf
+    if count >= row.size:
+        return 0.0
+    return float(np.partition(np.abs(row), row.size - count)[row.size - count])
+
+
+def keep_largest(deltas: Floats, cutoffs: Sequence[float]) -> Floats:
+    """See `polymerge.methods.kernels.keep_largest`."""
+    for row, cutoff in zip(deltas, cutoffs, strict=True):
+        _keep_largest(row, row.dtype.type(cutoff))
+    return deltas
+
+
+def keep_random(deltas: Floats, keys: Sequence[int], start: int, density: Sequence[float], rescale: bool) -> Floats:
+    """See `polymerge.methods.kernels.keep_random`."""
+    for row, key, share in zip(deltas, keys, density, strict=True):
+        if share < 1:
+            limit = int(share * 2**32)
+            factor = row.dtype.type(1 / share if rescale and limit else 1)
+            _keep_random(row, np.uint64(key), np.uint64(start), np.uint32(limit), factor)
+    return deltas
+
+
+@compiled
+def _keep_largest(row: Floats, cutoff: Any) -> None:
+    zero = row.dtype.type(0)
+    for i in range(row.size):
+        row[i] = row[i] if abs(row[i]) >= cutoff else zero
+
+
+@compiled
+def _keep_random(row: Floats, key: np.uint64, start: np.uint64, limit: np.uint32, factor: Any) -> None:
+    zero = row.dtype.type(0)
+    skip = np.int64(start % np.uint64(4))  # words of the first counter that belong to the block before
+    counter = start // np.uint64(4)
+    words = np.empty(TILE + 4, np.uint32)
+    for place in range(0, row.size, TILE):
+        tile = row[place : place + TILE]
+        philox(counter + np.uint64(place // 4), key, words[: 4 * ((skip + tile.size + 3) // 4)])
+        drawn = words[skip : skip + tile.size]
+        for i in range(tile.size):
+            tile[i] = tile[i] * factor if drawn[i] < limit else zero
+
+
+LOW = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
+
+@compiled
+def philox(counter: np.uint64, key: np.uint64, out: NDArray[np.uint32]) -> None:
+    """Four random words for each of consecutive counters: Philox4x32 with ten rounds.
+
+    Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3". The 32-bit words are kept in
+    64-bit lanes whose upper halves are never cleared: a product reads the lower halves only, and so does the caller.
+    """
+    for block in range(out.size // 4):
+        place = counter + np.uint64(block)
+        a, b, c, d = place & LOW, place >> HALF, np.uint64(0), np.uint64(0)
+        key_0, key_1 = key & LOW, key >> HALF
+        for _ in range(10):
+            product_0, product_1 = MULTIPLIER_0 * (a & LOW), MULTIPLIER_1 * (c & LOW)
+            a, b, c, d = (product_1 >> HALF) ^ b ^ key_0, product_1, (product_0 >> HALF) ^ d ^ key_1, product_0
+            key_0, key_1 = (key_0 + WEYL_0) & LOW, (key_1 + WEYL_1) & LOW
+        out[4 * block] = a
+        out[4 * block + 1] = b
+        out[4 * block + 2] = c
+        out[4 * block + 3] = d

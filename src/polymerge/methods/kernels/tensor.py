@@ -1,0 +1,190 @@
+"""The kernels for torch tensors, on any device: plain torch operations, each of which rounds once.
+
+They are the loops of `cpu` written out operation by operation. Nothing here may fuse a product with a sum (`addcmul`,
+`lerp`, `alpha=`), and no sum over elements may be left to torch, whose order is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polymerge.methods.kernels.grid import CELL, LANES
+
+__all__ = [
+    "add_low_rank",
+    "add_scaled",
+    "decode",
+    "dots",
+    "elected_sum",
+    "encode",
+    "find_cutoffs",
+    "keep_largest",
+    "keep_random",
+    "rounded",
+    "subtract",
+    "weighted_sum",
+]
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+def _rounded(number: float, like: Tensor) -> float:
+    return float(np.float32(number)) if like.dtype == torch.float32 else float(number)
+
+
+def decode(raw: Tensor, dtype: str, out: Tensor) -> bool:
+    """See `polymerge.methods.kernels.decode`."""
+    out.copy_(raw.view(DTYPES[dtype]))
+    return bool(torch.isfinite(out).all())
+
+
+def encode(values: Tensor, dtype: str, out: Tensor) -> Tensor:
+    """See `polymerge.methods.kernels.encode`."""
+    if values.dtype == torch.float64 and dtype in ("BF16", "F16"):
+        values = _round_to_odd(values)
+    out.copy_(values.to(DTYPES[dtype]).view(torch.uint8))
+    return out
+
+
+def rounded(x: Tensor, dtype: str) -> Tensor:
+    """See `polymerge.methods.kernels.rounded`."""
+    raw = torch.empty(x.numel() * DTYPES[dtype].itemsize, dtype=torch.uint8, device=x.device)
+    decode(encode(x, dtype, raw), dtype, x)
+    return x
+
+
+def _round_to_odd(values: Tensor) -> Tensor:
+    """See `polymerge.methods.kernels.cpu.formats`: by way of float32 without rounding twice."""
+    near = values.to(torch.float32)
+    bits = near.view(torch.int32)
+    cut = bits - (near.to(torch.float64).abs() > values.abs()).to(torch.int32)
+    return torch.where(near.to(torch.float64) == values, bits, cut | 1).view(torch.float32)
+
+
+def subtract(x: Tensor, base: Tensor, out: Tensor | None = None) -> Tensor:
+    """See `polymerge.methods.kernels.subtract`."""
+    if out is not None:
+        return torch.sub(x, base, out=out)
+    return x.sub_(base)
+
+
+def add_scaled(base: Tensor, merged: Tensor, scale: float) -> Tensor:
+    """See `polymerge.methods.kernels.add_scaled`."""
+    return base.add_(merged * _rounded(scale, base))
+
+
+def weighted_sum(x: Tensor, weight: Sequence[float]) -> Tensor:
+    """See `polymerge.methods.kernels.weighted_sum`."""
+    total = x[0] * _rounded(weight[0], x)
+    for row, share in zip(x[1:], weight[1:], strict=True):
+        total += row * _rounded(share, x)
+    return total
+
+
+def add_low_rank(out: Tensor, left: Tensor, right: Tensor, scale: float, first: int) -> None:
+    """See `polymerge.methods.kernels.add_low_rank`."""
+    width = right.shape[1]
+    begin = first // width
+    rows = left[begin : -(-(first + len(out)) // width)]
+    total = torch.zeros((len(rows), width), dtype=out.dtype, device=out.device)
+    for k in range(len(right)):
+        total += rows[:, k : k + 1] * right[k]
+    offset = first - begin * width
+    out += total.view(-1)[offset : offset + len(out)] * _rounded(scale, out)
+
+
+def find_cutoffs(deltas: Tensor, keep: Sequence[int]) -> list[float]:
+    """See `polymerge.methods.kernels.find_cutoffs`."""
+    return [_find_cutoff(row, count) for row, count in zip(deltas, keep, strict=True)]
+
+
+def _find_cutoff(row: Tensor, count: int) -> float:
+    n = row.numel()
+    if count <= 0:
+        return inf
+    if count >= n:
+        return 0.0
+    return float(row.abs().sort().values[n - count])
+
+
+def keep_largest(deltas: Tensor, cutoffs: Sequence[float]) -> Tensor:
+    """See `polymerge.methods.kernels.keep_largest`."""
+    for row, cutoff in zip(deltas, cutoffs, strict=True):
+        row.masked_fill_(row.abs() < cutoff, 0)
+    return deltas
+
+
+def keep_random(deltas: Tensor, keys: Sequence[int], start: int, density: Sequence[float], rescale: bool) -> Tensor:
+    """See `polymerge.methods.kernels.keep_random`."""
+    for row, key, share in zip(deltas, keys, density, strict=True):
+        if share < 1:
+            limit = int(share * 2**32)
+            factor = _rounded(1 / share if rescale and limit else 1, row)
+            words = _philox(int(key), start // 4, -(-(start % 4 + row.numel()) // 4), row.device)
+            drawn = words[start % 4 : start % 4 + row.numel()]
+            row.mul_(factor).masked_fill_(drawn >= limit, 0)
+    return deltas
+
+
+def _philox(key: int, counter: int, count: int, device: torch.device) -> Tensor:
+    """The words of `count` counters from `counter` on; see `polymerge.methods.kernels.cpu.trimming.philox`."""
+    low = 0xFFFFFFFF
+    place = torch.arange(counter, counter + count, device=device)
+    a, b, c, d = place & low, place >> 32, torch.zeros_like(place), torch.zeros_like(place)
+    key_0, key_1 = key & low, key >> 32
+    for _ in range(10):
+        # the products have 64 bits and wrap around to negative numbers; the mask after the shift mends that
+        product_0, product_1 = a * 0xD2511F53, c * 0xCD9E8D57
+        a, c = (product_1 >> 32 & low) ^ b ^ key_0, (product_0 >> 32 & low) ^ d ^ key_1
+        b, d = product_1 & low, product_0 & low
+        key_0, key_1 = (key_0 + 0x9E3779B9) & low, (key_1 + 0xBB67AE85) & low
+    return torch.stack((a, b, c, d), dim=1).flatten()
+
+
+def elected_sum(deltas: Tensor, weight: Sequence[float], elect: str, normalize: str) -> Tensor:
+    """See `polymerge.methods.kernels.elected_sum`."""
+    share = [_rounded(one, deltas) for one in weight]
+    say = share if elect == "weighted" else [1.0] * len(share)
+    part = share if normalize == "weight" else [1.0] * len(share)
+    votes = [row * vote for row, vote in zip(deltas, say, strict=True)]
+    ballot = votes[0].clone()
+    for vote in votes[1:]:
+        ballot += vote
+    plus = ballot >= 0
+    zero = torch.zeros_like(ballot)
+    total, parts = zero.clone(), zero.clone()
+    for row, vote, own, counts in zip(deltas, votes, share, part, strict=True):
+        agrees = torch.where(plus, vote, -vote) > 0
+        total += torch.where(agrees, row * own, zero)
+        parts += torch.where(agrees, torch.full_like(zero, counts), zero)
+    if normalize == "none":
+        return total
+    return total / torch.where(parts.abs() >= _rounded(1e-8, parts), parts, torch.ones_like(parts))
+
+
+def dots(x: Tensor) -> NDArray[np.float64]:
+    """See `polymerge.methods.kernels.dots`."""
+    models, n = x.shape
+    cells = -(-n // CELL)
+    wide = torch.zeros((models, cells * CELL), dtype=torch.float64, device=x.device)
+    wide[:, :n] = x
+    rows = wide.view(models, cells, CELL // LANES, LANES)
+    result = np.empty((cells, models, models), np.float64)
+    for one in range(models):
+        for other in range(one, models):
+            products = rows[one] * rows[other]
+            lanes = torch.zeros((cells, LANES), dtype=torch.float64, device=x.device)
+            for step in range(CELL // LANES):
+                lanes += products[:, step]
+            width = LANES
+            while width > 1:
+                width //= 2
+                lanes = lanes[:, :width] + lanes[:, width:]
+            result[:, one, other] = result[:, other, one] = lanes[:, 0].cpu().numpy()
+    return result

@@ -1,0 +1,256 @@
+"""The adapters of a recipe, opened: what they are, whether they belong together, and how their names are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.tensor_info import listed
+from polymerge.errors import PolymergeError, RecipeError
+from polymerge.families import FAMILIES, family_of
+from polymerge.families.expressions import Concat, shape_of
+from polymerge.families.generic import GENERIC
+from polymerge.families.rules import Family
+from polymerge.methods.table import METHODS
+from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of
+from polymerge.planning.inputs import open_each
+from polymerge.planning.model import Model, tensors_digest
+from polymerge.planning.plan import Input, LeftOut
+from polymerge.recipe.recipe import Recipe
+
+__all__ = [
+    "Opened",
+    "base_of",
+    "check_bases",
+    "check_beside",
+    "check_both_kinds",
+    "check_local_base",
+    "open_adapters",
+    "skipped",
+    "summaries",
+]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The adapters of a recipe in its order, their labels, and how the names of each become canonical."""
+
+    adapters: tuple[Adapter, ...]
+    labels: tuple[str, ...]
+    template: int
+    readings: tuple[Reading, ...]
+
+    def key(self, place: int, parameter: str) -> str:
+        """What joins the parameter of the adapter at `place` with that of another: its canonical name."""
+        return self.readings[place].joint(parameter) or parameter
+
+    def names(self, place: int) -> dict[str, str]:
+        """What an adapter calls each parameter that it changes, by canonical name."""
+        return {self.key(place, name): name for name in self.adapters[place].parameters}
+
+    def with_names_of_today(self) -> tuple[Opened, str]:
+        """With the template whose names PEFT finds, and a word on it, where the first adapter is of an older layout.
+
+        transformers 4.52 put what a multimodal model holds under `model.`, its text tower under
+        `model.language_model.`. Of an adapter with the names of before, as of Qwen2.5-VL, PEFT may load nothing today,
+        and says so in a warning only. The template stays the first where another one lacks anything, for names are not
+        translated back.
+        """
+        first = self.names(self.template)
+        if _of_today(first):
+            return self, ""
+        every = {name for place in range(len(self.adapters)) for name in self.names(place)}
+        for place in range(len(self.adapters)):
+            names = self.names(place)
+            other = next((name for name in names if first.get(name, names[name]) != names[name]), None)
+            if other is not None and _of_today(names) and set(names) == every:
+                said = (
+                    f"'{self.labels[self.template]}' names modules as transformers did before 4.52 ({first[other]}), "
+                    f"which PEFT may not find today; the output has the names, the config and the files of "
+                    f"'{self.labels[place]}' ({names[other]}). To have the others, say template: "
+                    f"'{self.adapters[self.template].source}'"
+                )
+                return replace(self, template=place), said
+        return self, ""
+
+
+def _of_today(names: Mapping[str, str]) -> bool:
+    """Whether the parameters of a multimodal model, by canonical name, have the names of transformers since 4.52."""
+    return all(
+        own.startswith("model.language_model." if canonical.startswith("text.") else "model.")
+        for canonical, own in names.items()
+        if not canonical.startswith("text.lm_head.")
+    )
+
+
+def open_adapters(recipe: Recipe, labels: Sequence[str], problems: list[PolymergeError]) -> Opened | None:
+    """Open every adapter of a recipe; None, with the problems said, where one cannot be used."""
+    adapters = []
+    for entry in recipe.models:
+        try:
+            adapters.append(open_adapter(entry.model, locate(entry.model)))
+        except PolymergeError as error:
+            problems += error.problems
+    sources = [entry.model for entry in recipe.models]
+    template = 0
+    if recipe.template is not None and recipe.template not in sources:
+        problems.append(RecipeError(f"template '{recipe.template}' has to be one of the adapters in models"))
+    elif recipe.template is not None:
+        template = sources.index(recipe.template)
+    if len(adapters) < len(sources) or not adapters:
+        return None
+    families = _families(recipe, adapters)
+    readings = [reading_of(adapter.parameters, (*named_family(adapter), *families)) for adapter in adapters]
+    return Opened(tuple(adapters), tuple(labels), template, tuple(readings))
+
+
+def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
+    """The families whose names modules may have, by the configs that are at hand: of the base, and of the adapters."""
+    config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
+    found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
+    if config is not None and config.is_file():
+        found.append(family_of(parse_object(config.read_bytes(), str(config), unique_keys=False)))
+    found += [family for adapter in adapters for family in named_family(adapter)]
+    return found or [GENERIC]
+
+
+def base_of(recipe: Recipe, problems: list[PolymergeError]) -> Model | None:
+    """The base, where full weights are merged as deltas to it."""
+    extra = METHODS.get(str(recipe.parameters.get("extra")))
+    if extra is None or extra.on != "deltas":
+        return None
+    if recipe.base_model is None:
+        problems.append(RecipeError(f"extra: {extra.name} works on deltas of the full weights and needs base_model"))
+        return None
+    return next(iter(open_each([recipe.base_model], problems)), None)
+
+
+def check_bases(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) -> None:
+    """Adapters of different bases do not belong together; their configs say of which they are."""
+    labelled = list(zip(opened.labels, opened.adapters, strict=True))
+    if recipe.base_model is None:
+        named = {label: str(adapter.config.get("base_model_name_or_path") or "") for label, adapter in labelled}
+        if len({Path(base).name.casefold() for base in named.values() if base}) > 1:
+            listed = ", ".join(f"'{label}' of {base}" for label, base in named.items() if base)
+            problems.append(
+                RecipeError(f"the adapters are of different bases: {listed}. If these are one model, say base_model")
+            )
+    kinds = {label: one.model_config.get("model_type") for label, one in labelled if one.model_config}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"'{label}' is for a {kind}" for label, kind in kinds.items())
+        problems.append(RecipeError(f"the adapters are of different families: {listed}"))
+
+
+def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) -> bool:
+    """Check against the base's headers, where it is a folder here, that it has what the adapters change.
+
+    A base that cannot be read as a model that is merged (a quantized one, say) is only recorded, and so is one that
+    lies elsewhere: False then.
+    """
+    if recipe.base_model is None or not Path(recipe.base_model).expanduser().exists():
+        return False
+    found: list[PolymergeError] = []
+    bases = open_each([recipe.base_model], found)
+    if found or not bases:
+        return False
+    parameters = Parameters(bases[0].checkpoint, bases[0].family, bases[0].layout, bases[0].views)
+    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
+        reading = parameters.reading(adapter)
+        lacking: dict[str, list[Pair]] = {}
+        for pair in adapter.pairs.values():
+            if (have := _instead_of_place(parameters, reading, adapter, pair)) is not None:
+                lacking.setdefault(have, []).append(pair)
+        for have, (pair, *others) in lacking.items():
+            more = f" (and {len(others)} more modules)" if others else ""
+            problems.append(
+                RecipeError(
+                    f"base_model '{recipe.base_model}' (family {parameters.family.name}) has no {pair.module} of "
+                    f"{list(pair.shape)} (out, in), which '{label}' is for{more}{have}. Name the base that it was "
+                    "trained on"
+                )
+            )
+    return True
+
+
+def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter, pair: Pair) -> str | None:
+    """What a base has instead of the weight that a pair changes; None where it has that, empty where it has nothing.
+
+    A head may be its embedding, and then has no name; an adapter may have the weight that its pair changes with it.
+    """
+    name = f"{pair.module}.weight"
+    place = parameters.place(name, reading)
+    if place is None:
+        return None if pair.module.rpartition(".")[2] == "lm_head" else ""
+    shapes = {own: entry.shape for own, entry in parameters.checkpoint.entries.items()}
+    lying = Concat(tuple(parameters.read(block) for block in place))
+    have = adapter.extras[name].shape if name in adapter.extras else shape_of(lying, shapes)
+    wanted = pair.shape[::-1] if pair.transposed else pair.shape
+    return None if have == wanted else f": {place[0][0]} is {list(have)}"
+
+
+def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
+    """A module that one adapter has factors or trained rows of, and another has in full, has no single form in one."""
+    seen: dict[str, tuple[str, str]] = {}
+    for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True)):
+        kinds = dict.fromkeys(adapter.extras, "has trained it in full")
+        kinds |= dict.fromkeys(adapter.tokens, "has trained rows of it")
+        kinds |= dict.fromkeys((f"{module}.weight" for module in adapter.pairs), "has LoRA on it")
+        for parameter, kind in kinds.items():
+            canonical = opened.key(place, parameter)
+            first, other = seen.setdefault(canonical, (label, kind))
+            if kind != other:
+                problems.append(
+                    RecipeError(
+                        f"{canonical}: '{first}' {other}, '{label}' {kind}. Fold both into their base and merge the "
+                        "models"
+                    )
+                )
+
+
+def check_beside(opened: Opened, problems: list[PolymergeError]) -> None:
+    """Full weights in a file that is not PEFT's own have to be of a model, whose names some family has."""
+    families = [reading.family for reading in opened.readings]
+    if GENERIC in families:
+        return  # its names are not known
+    tables = [*families, *(table for table in FAMILIES.values() if table is not GENERIC)]
+    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
+        for file in adapter.beside:
+            held = [parameter for parameter, entry in adapter.extras.items() if entry.file == file]
+            unknown = [name for name in held if not any(table.joint(name) or table.is_buffer(name) for table in tables)]
+            if unknown:
+                problems.append(
+                    RecipeError(
+                        f"'{label}': {file}: {listed(unknown)} have names that no family of models has, so what they "
+                        "are is not known. Move the file out of the folder if it is no part of the adapter"
+                    )
+                )
+
+
+def summaries(opened: Opened) -> list[Input]:
+    """What the plan records of each adapter."""
+    return [
+        Input(
+            label=label,
+            source=adapter.source,
+            path=str(adapter.folder),
+            family=reading.family.name,
+            tensors=len(adapter.entries),
+            size=sum(entry.nbytes for entry in adapter.entries),
+            headers=tensors_digest(adapter.entries),
+            files=dict(adapter.became),
+        )
+        for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
+    ]
+
+
+def skipped(opened: Opened) -> list[LeftOut]:
+    """What the files hold that is no part of the adapters."""
+    return [
+        LeftOut(place, name, reason)
+        for place, adapter in enumerate(opened.adapters)
+        for name, reason in adapter.skipped.items()
+    ]

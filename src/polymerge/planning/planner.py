@@ -1,0 +1,336 @@
+"""Decide the fate of every tensor: recipe and headers in, plan out; nothing here reads a value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from polymerge.dtypes import MERGEABLE, dtype_code
+from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.families.expressions import Ranges, names_read, rows_of
+from polymerge.families.rules import PARTS, counterpart, without_branch
+from polymerge.methods.table import COPY, METHODS
+from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
+from polymerge.planning.compatibility import config_warnings
+from polymerge.planning.fit import (
+    Misfits,
+    common_parts,
+    joinable,
+    merged_routers,
+    misnamed,
+    needed_all_the_same,
+    other_lineages,
+)
+from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
+from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
+from polymerge.planning.overrides import Choice, choices_of, matches, unmatched
+from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
+from polymerge.planning.storage import stored_dtypes
+from polymerge.planning.unused import Leavings, notes, partly_kept
+from polymerge.planning.vocabulary import Vocabularies
+from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
+
+__all__ = ["plan_checkpoints"]
+
+
+def plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
+    """Plan a merge of checkpoints from a recipe and their headers; `problems` has what is wrong with the recipe.
+
+    raises Refused with every problem of the recipe, of the checkpoints, and of how they fit together.
+    """
+    recipe = _with_base(recipe)
+    models = open_models(recipe, problems)
+    named = labels_of(sources_of(recipe))
+    labels = [named[entry.model] for entry in recipe.models]
+    base = bases_among(recipe, models)
+    choices = choices_of(recipe, labels, recipe.models, problems, base)
+    if models is not None:
+        models = _without_base(models, choices, base)
+        choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
+    if models is None or not models.merged:
+        refuse_if_any(problems or [RecipeError("recipe: models names nothing but the base")])
+        raise AssertionError("unreachable: a recipe without models is a problem")
+    plan = _Planner(recipe, models, choices, problems).plan()
+    refuse_if_any(problems)
+    return plan
+
+
+def _with_base(recipe: Recipe) -> Recipe:
+    """A recipe that names one model, of a method that takes two: base_model is the other one, as in mergekit."""
+    wanted, base = METHODS[recipe.merge_method].models, recipe.base_model
+    if base is None or wanted != len(recipe.models) + 1 or base in [entry.model for entry in recipe.models]:
+        return recipe
+    return replace(recipe, models=(*recipe.models, ModelEntry(base)))
+
+
+def _without_base(models: Models, choices: Sequence[Choice], base: Collection[int]) -> Models:
+    """Drop the base from models where it stands among them, as mergekit's recipes have it: its delta is zero."""
+    kinds = {METHODS[choice.setting.method].on for choice in choices}
+    if "deltas" not in kinds or "weights" in kinds:
+        return models
+    own = tuple(place for place in models.own if place not in base)
+    return replace(models, merged=tuple(models.merged[place] for place in own), own=own)
+
+
+class _Planner:
+    """The state while a plan is made: what was decided, what is wrong, what was used."""
+
+    def __init__(
+        self, recipe: Recipe, models: Models, choices: Sequence[Choice], problems: list[PolymergeError]
+    ) -> None:
+        self.recipe, self.models, self.choices, self.problems = recipe, models, choices, problems
+        self.template = models.template
+        self.base = models.base if any(METHODS[choice.setting.method].on == "deltas" for choice in choices) else None
+        self.readers = models.merged if self.base is None else (*models.merged, self.base)
+        self.misfits = Misfits()
+        self.warnings: list[str] = []
+        self.settings = list(dict.fromkeys(choice.key for choice in choices if choice.setting.method != COPY))
+        self.parts = self._parts()
+        self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
+        self.vocabularies = Vocabularies(self.template, recipe.vocab, problems)
+        self.leavings = Leavings(self.template, self.parts)
+
+    def plan(self) -> Plan:
+        for model in dict.fromkeys(self.readers):
+            if model is not self.template:
+                joinable(self.template, model, self.parts, self.misfits, self.problems)
+        self.problems += unmatched(self.recipe, self.choices, self.template, self.readers)
+        self.problems += misnamed(self.template)
+        self.problems += needed_all_the_same(self.template, self.readers)
+        comparable = all(model.generic == self.template.generic for model in self.readers)
+        # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
+        names = [*self.template.stored, *([self.template.parted_name] if self.template.parted_name else [])]
+        steps = tuple(self._step(name) for name in names) if comparable else ()
+        if comparable:
+            self._note_extras()
+            self._note_differences(steps)
+        for model in dict.fromkeys((self.template, *self.readers)):
+            self.warnings += files_left_out(model.label, model.checkpoint.folder, model.checkpoint.adapter)
+        companions = self._companions()
+        self.problems.extend(self.misfits.problems(self.template.label))
+        if self.template.generic and (self.misfits.missing or self.misfits.extra):
+            self.problems.append(
+                RecipeError(
+                    "these models' families are not known and their tensor names differ, so nothing says which belong "
+                    "together: add a table for each to src/polymerge/families/, or say `family:` beside a model whose "
+                    "names one of `polymerge families` has"
+                )
+            )
+        if comparable and not self.problems and not any(step.fate in ("merged", "folded") for step in steps):
+            self.problems.append(RecipeError("nothing would be merged: every tensor of the template is a copy"))
+        config = self.template.checkpoint.config
+        self.warnings += stored_dtypes(steps, config, self.dtype is not None).warnings(config, self.template.label)
+        inputs = tuple(dict.fromkeys((self.template, *self.readers)))
+        by_key = {choice.key: choice.setting for choice in self.choices}
+        draws = any(METHODS[setting.method].random for setting in by_key.values())
+        beside, silent = told_beside(self.recipe, self.models, self.problems)
+        self.warnings += silent
+        told = notes(self.recipe, self.models, self.base, by_key.values(), steps, inputs)
+        return Plan(
+            recipe=recipe_dict(self.recipe),
+            inputs=tuple(model.summary() for model in inputs),
+            template=inputs.index(self.template),
+            models=tuple(inputs.index(model) for model in self.models.merged),
+            places=self.models.own if draws else tuple(range(len(self.models.own))),
+            base=None if self.base is None else inputs.index(self.base),
+            seed=self.recipe.seed,
+            settings=tuple(by_key[key] for key in self.settings),
+            steps=steps,
+            left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
+            warnings=tuple(dict.fromkeys((*self.warnings, *told))),
+            beside=beside,
+            companions=companions,
+            unties=self.template.parted,
+        )
+
+    def _companions(self) -> tuple[Companions, ...]:
+        """What the output takes from the folder of the template's adapter; said, and so is what cannot be read."""
+        try:
+            companions, said = adapter_companions(self.template.checkpoint)
+        except PolymergeError as error:
+            self.problems += error.problems
+            return ()
+        self.warnings += said
+        return companions
+
+    def _parts(self) -> frozenset[str] | None:
+        """The parts that are merged; None where names have no parts because the family is not known."""
+        if self.template.generic:
+            # among models of known families that is the problem, and told as such
+            if self.recipe.parts is not None and all(model.generic for model in self.readers):
+                self.problems.append(
+                    RecipeError("parts: the template's family is not known, so its tensors have no parts; use exclude")
+                )
+            return None
+        if self.recipe.parts is None:
+            return common_parts((self.template, *self.readers))
+        merged = set(self.recipe.parts)
+        for part in self.recipe.parts:
+            lacking = [model.label for model in (self.template, *self.readers) if part not in model.parts]
+            for label in dict.fromkeys(lacking) if not any(model.generic for model in self.readers) else ():
+                self.problems.append(RecipeError(f"parts: '{label}' has no part '{part}'"))
+                merged.discard(part)  # said once, and not of each of its tensors
+        return frozenset(merged)
+
+    def _step(self, name: str) -> Step:
+        """The fate of one tensor of the template, by its own name."""
+        entry = self.template.entries[name if name in self.template.stored else self._beside(name)]
+        blocks = self.template.layout.get(name, ())
+        if self.template.ties_head:  # one storage, whichever of its names is stored
+            blocks = tuple((EMBEDDING if block == HEAD else block, rows) for block, rows in blocks)
+        canonical = blocks[0][0] if blocks else name
+        shape = self.template.shape(canonical) if canonical in VOCABULARY and len(blocks) == 1 else entry.shape
+        whole = ((0, shape[0] if shape else 1),)
+
+        def step(fate: Fate, reason: str, **more: Any) -> Step:
+            dtype, view = more.pop("dtype", entry.dtype), self.template.views.get(name)
+            return Step(name, canonical, fate, dtype, entry.dtype, shape, reason, view=view, **more)
+
+        first = self.template.checkpoint.aliases.get(name)
+        if first is not None and self.template.ties_head:
+            return step("tied", f"tied to {first}", same_as=first)
+        if name in self.template.buffers:
+            return step("copied", "a buffer that is computed from the config, never merged")
+        if not blocks:
+            return step("copied", "no rule explains its name")  # a problem already, said by the mapping
+        made = [self._block(block, rows or whole) for block, rows in blocks]
+        pieces = tuple(piece for found, _ in made for piece in found)
+        reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
+        if all(piece.setting is None for piece in pieces):
+            if any(piece.reads for piece in pieces):
+                return step("folded", "" if self.recipe.merge_method == COPY else reason, pieces=pieces)
+            return step("copied", reason)
+        dtype = self.dtype or entry.dtype
+        if len(made) > 1:
+            kept = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
+            reason = partly_kept(kept, dtype if dtype != entry.dtype else "")
+        return step("merged", reason, dtype=dtype, pieces=pieces)
+
+    def _beside(self, name: str) -> str:
+        """The tensor that `name`, which its adapter parts from it, is one with in the template's files."""
+        canonical = EMBEDDING if self.template.layout[name][0][0] == HEAD else HEAD
+        return next(own for own, held in self.template.layout.items() if held == ((canonical, ()),))
+
+    def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
+        """What becomes of one canonical tensor in the template: its pieces, and why where it is not merged."""
+        choice = next(choice for choice in self.choices if choice.covers(canonical))
+        readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
+        reason = self._why_copied(canonical, choice)
+        if not reason and not self._fits(canonical, readers):
+            reason = "does not fit"  # a problem, said by the misfits
+        pieces: list[Piece] = []
+        if not reason:
+            pieces, reason = self._pieces(canonical, rows, choice, readers)
+        if not pieces:
+            self.leavings.kept[canonical] = reason
+            return [self._kept(canonical, rows)], reason
+        return pieces, reason
+
+    def _kept(self, canonical: str, rows: Ranges, of: Ranges | None = None) -> Piece:
+        """Rows of the output that are the template's: its bytes, or, where its adapter changes them, what they become.
+
+        of   which rows of the canonical tensor they are; all of them, unless it is said
+        """
+        expr = self.template.tensors.get(canonical)
+        own = self.template.parted_name
+        apart = bool(own) and self.template.layout[own][0][0] == canonical
+        if expr is None or (not apart and all(name in self.template.stored for name in names_read(expr))):
+            return Piece(canonical, rows)
+        return Piece(canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=(0,))
+
+    def _why_copied(self, canonical: str, choice: Choice) -> str:
+        """Why the recipe has a tensor stay the template's, or nothing."""
+        if self._excluded(canonical):
+            return "excluded by the recipe"
+        if self.parts is not None and part_of(canonical) not in self.parts:
+            return f"part {part_of(canonical)} is not merged"
+        if choice.setting.method == COPY:
+            return f"copied by the recipe ({choice.where})"
+        if self.recipe.branches == "retain" and canonical.endswith("@image"):
+            for model in self.models.merged:  # a base has no branches: it is older than they are
+                if model.find(canonical) not in (canonical, None):
+                    return f"'{model.label}' has no branch @image of it, and branches: retain"
+        return ""
+
+    def _fits(self, canonical: str, readers: Sequence[Model]) -> bool:
+        """Whether every model has the tensor, in a dtype and a shape that can be merged; what is wrong is noted."""
+        shape, fits = self.template.shape(canonical), True
+        for model in dict.fromkeys((self.template, *readers)):
+            found = model.find(canonical)
+            if found is None:
+                self.misfits.note_missing(model, canonical)
+            elif model.entries[own_name(model.tensors[found])].dtype not in MERGEABLE:
+                self.misfits.note_dtype(model, found)
+                if model is self.template:  # packed, its shape is no measure of the others'
+                    return False
+            elif model.shape(found) != shape and (canonical not in VOCABULARY or model.shape(found)[1:] != shape[1:]):
+                self.misfits.note_shape(model, found, self.template, canonical)
+            else:
+                continue
+            fits = False
+        return fits
+
+    def _pieces(
+        self, canonical: str, rows: Ranges, choice: Choice, readers: Sequence[Model]
+    ) -> tuple[list[Piece], str]:
+        """The pieces of a tensor that is merged; none, with the reason, where vocabularies forbid it."""
+        names = [model.find(canonical) or canonical for model in readers]
+        exprs = [model.tensors[name] for model, name in zip(readers, names, strict=True)]
+        counts = [(model.shape(name) or (1,))[0] for model, name in zip(readers, names, strict=True)]
+        total, reason = rows[-1][1], ""
+        rest: Ranges = ()
+        if canonical in VOCABULARY:
+            taken = self.vocabularies.taken(canonical, total, readers, counts)
+            if taken is None:
+                return [], "vocabularies differ"
+            rows, rest, reason = taken.rows, taken.rest, taken.reason
+            exprs = [
+                expr if part == ((0, count),) else rows_of(expr, part)
+                for expr, part, count in zip(exprs, taken.theirs, counts, strict=True)
+            ]
+        self.vocabularies.note(canonical, total, readers, counts)
+        deltas = METHODS[choice.setting.method].on == "deltas"
+        base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
+        twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
+        merged = Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base, twin=twin)
+        pieces = [merged] if rows else []
+        if rest:
+            pieces.append(self._kept(canonical, rest, rest))
+        return (pieces, reason) if rows else ([], "no token is in every vocabulary")
+
+    def _note_differences(self, steps: Sequence[Step]) -> None:
+        """Note where models do not mean the same by weights of equal shape, each cause once."""
+        others = [model for model in dict.fromkeys(self.readers) if model is not self.template]
+        merged = {piece.canonical for step in steps for piece in step.pieces if piece.setting is not None}
+        parts = PARTS if self.template.generic else {part_of(canonical) for canonical in merged}
+        if not self.template.generic and (self.parts is None or "text" in self.parts):
+            self.warnings += other_lineages(self.template, others)
+        configs = [(model.label, model.checkpoint.config) for model in others]
+        self.warnings += config_warnings((self.template.label, self.template.checkpoint.config), configs, parts)
+        if len(set(self.readers)) > 1:
+            self.warnings += merged_routers(merged, self.template.tensors)
+        self.warnings += self.vocabularies.warnings()
+
+    def _excluded(self, canonical: str) -> bool:
+        return any(matches(canonical, glob) for glob in self.recipe.exclude)
+
+    def _note_extras(self) -> None:
+        """Find what a model has in a merged part and the template has not; it would be lost."""
+        for model in dict.fromkeys(self.readers):
+            taken = {model.find(name) for name in self.template.tensors}
+            for name in model.tensors:
+                if name in taken or name in model.borrowed:
+                    continue
+                if self.parts is not None and part_of(name) not in self.parts:
+                    continue
+                if self._excluded(name):
+                    reason = "excluded by the recipe"
+                elif name != without_branch(name) and counterpart(without_branch(name), self.template.tensors):
+                    reason = f"the template has no branch {name[name.index('@') :]} of it"
+                elif model is self.base:
+                    reason = "the template has no such tensor"
+                else:
+                    self.misfits.note_extra(model, name)
+                    continue
+                self.leavings.extras[model.label, name] = reason

@@ -1,0 +1,91 @@
+"""Words of plans that are shown: sizes, settings, runs of numbers, reasons."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from polymerge.recipe.parameters import Setting
+
+__all__ = ["Paint", "beside_words", "by_reason", "human_size", "note_lines", "plain", "ranges", "setting_words"]
+
+Paint = Callable[[str, str], str]
+"""How some text is shown: given what it is, a fate or `note`, and the text."""
+
+
+_FEW = 4
+
+
+def plain(_: str, text: str) -> str:
+    """Text as it is, for `Paint`."""
+    return text
+
+
+def note_lines(warnings: Iterable[str], paint: Paint = plain) -> Iterator[str]:
+    """The warnings of a plan, a line each."""
+    yield from (f"{paint('note', 'note:')} {warning}" for warning in warnings)
+
+
+def human_size(size: float) -> str:
+    """Bytes as people write them: 16.1 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:
+    """A line on whose files an output has beside its weights; none where that is not told."""
+    if not beside:
+        return
+    owners: dict[str | None, list[str]] = defaultdict(list)
+    for kind in ("config", "tokenizer", "chat_template"):
+        owners[beside[kind]].append(kind.replace("_", " "))
+    lacking = owners.pop(None, [])
+    taken = "; ".join(f"{', '.join(kinds)} of {owner}" for owner, kinds in owners.items())
+    yield f"  output: {taken or 'no files beside the weights'} ({beside['why']})" + (
+        f"; no {', no '.join(lacking)}" if taken and lacking else ""
+    )
+
+
+def setting_words(setting: Setting, labels: Sequence[str]) -> str:
+    """A method with its parameters: `ties (weight 0.5 a, 0.5 b; density 0.2)`."""
+    words = []
+    for name, value in setting.parameters.items():
+        if isinstance(value, tuple):
+            if len(set(value)) == 1 and name != "weight":
+                words.append(f"{name} {value[0]:g}")
+            else:
+                words.append(
+                    f"{name} " + ", ".join(f"{share:g} {label}" for share, label in zip(value, labels, strict=True))
+                )
+        else:
+            words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".lower())
+    return f"{setting.method}{' (' + '; '.join(words) + ')' if words else ''}"
+
+
+def by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """(reason, name) pairs, one line a reason: how many names, and what they begin with."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for reason, name in entries:
+        kinds[reason].append(name)
+    for reason, names in kinds.items():
+        if len(names) <= _FEW:
+            shown = ", ".join(names)
+        else:
+            stems = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
+            few = [stem if stem in names else f"{stem}.*" for stem in stems]
+            shown = ", ".join(few) if len(few) <= _FEW else f"{names[0]}, ..."
+        yield f"  {reason}: {len(names)} ({shown})"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in order as people write them: `0-3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,228 @@
+"""What a plan leaves of its inputs, each tensor with the reason, and what else a person should know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from polymerge.checkpoints.joined import ADAPTER
+from polymerge.checkpoints.tensor_info import listed
+from polymerge.families import quantization_method
+from polymerge.families.expressions import Expr, names_read
+from polymerge.methods.table import METHODS
+from polymerge.planning.inputs import Models
+from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
+from polymerge.planning.overrides import matches
+from polymerge.planning.plan import IGNORED, LeftOut, Piece, Step
+from polymerge.planning.vocabulary import vocabulary_notes
+from polymerge.recipe.parameters import Setting
+from polymerge.recipe.recipe import Recipe
+
+__all__ = ["Leavings", "drops_at_random", "left_out_of_files", "measures_tensors", "notes", "partly_kept"]
+
+
+@dataclass
+class Leavings:
+    """Why tensors of the inputs are not read: noted while a plan is made, and told when its steps are known.
+
+    parts    that are merged; None where names have no parts
+    kept     canonical names whose place in the output the template's own tensor has, each with why
+    extras   what a model (its label) has and the template has not, by canonical name, each with why it may be lost
+    """
+
+    template: Model
+    parts: frozenset[str] | None
+    kept: dict[str, str] = field(default_factory=dict)
+    extras: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def left_out(
+        self, inputs: Sequence[Model], models: Sequence[Model], base: Model | None, steps: Sequence[Step]
+    ) -> tuple[LeftOut, ...]:
+        """Every tensor of an input that no step reads, each with its reason."""
+        places = [inputs.index(model) for model in models]
+        own_base = None if base is None else inputs.index(base)
+        used = {(inputs.index(self.template), step.name) for step in steps}
+        for step in steps:
+            for piece in step.pieces:
+                used.update((place, own) for place, expr in _reads(piece, places, own_base) for own in names_read(expr))
+        left_out: list[LeftOut] = []
+        for place, model in enumerate(inputs):
+            kept = {model.find(canonical): why for canonical, why in reversed(self.kept.items())}
+            left_out += [
+                LeftOut(place, own, self._why(model, own, kept)) for own in model.entries if (place, own) not in used
+            ]
+        return tuple(left_out)
+
+    def _why(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
+        """Why no step reads a tensor; `kept` by the names that the model has for it."""
+        if own in model.ignored:
+            return IGNORED
+        if own in model.adapted and own not in names_read(model.adapted[own]):
+            return "its adapter has another in its place"
+        if own in model.checkpoint.skipped:
+            return model.checkpoint.skipped[own]
+        if own in model.buffers:
+            return "a buffer that is computed from the config, never merged"
+        if own.startswith(ADAPTER) and not model.held(own):
+            return "its base ties head and embedding, and its adapter keeps them so: it is the other"
+        reasons = []
+        for name in model.held(own):
+            if (model.label, name) in self.extras:
+                reasons.append(self.extras[model.label, name])
+            elif name in kept:
+                reasons.append(f"the template's is kept: {kept[name]}")
+            elif name == HEAD and self.template.ties_head:
+                reasons.append("the template ties its head to its embedding")
+            elif self.parts is not None and part_of(name) not in self.parts:
+                reasons.append(f"part {part_of(name)} is not merged")
+        return "; ".join(dict.fromkeys(reasons)) or "the method does not read it"
+
+
+def _reads(piece: Piece, models: Sequence[int], base: int | None) -> Iterator[tuple[int, Expr]]:
+    """Each input that a piece reads, and what of it."""
+    yield from zip(piece.inputs or models, piece.reads, strict=True) if piece.reads else ()
+    if base is not None and piece.base is not None:
+        yield base, piece.base
+
+
+def partly_kept(kept: Mapping[str, str], dtype: str) -> str:
+    """What a merged tensor says of the parts that stay the template's.
+
+    kept   their canonical names, each with why
+    dtype  in which they are written, if it is another one than the template's
+    """
+    reasons = []
+    for reason in dict.fromkeys(kept.values()):
+        first, *more = (name for name, why in kept.items() if why == reason)
+        reasons.append(f"{first}{f' and {len(more)} more are' if more else ' is'} the template's: {reason}")
+    return "; ".join(reasons) + (f" (as {dtype}, like the rest)" if reasons and dtype else "")
+
+
+def _one_is_excluded(recipe: Recipe) -> bool:
+    return len({any(matches(name, glob) for glob in recipe.exclude) for name in (EMBEDDING, HEAD)}) == 2
+
+
+def notes(
+    recipe: Recipe,
+    models: Models,
+    base: Model | None,
+    settings: Collection[Setting],
+    steps: Sequence[Step],
+    inputs: Sequence[Model],
+) -> list[str]:
+    """What a person should know of a plan although nothing forbids it; `base` is read, that of the models is named."""
+    found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
+    if models.template.generic:
+        found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
+    if models.base is not None and base is None and models.base not in models.merged:
+        found.append(f"base_model '{models.base.label}' is not read: {recipe.merge_method} needs none")
+    if models.template.parted:
+        found.append(
+            f"'{models.template.label}': its adapter parts the head from the embedding, which its base ties. As in "
+            "PEFT they are two tensors then, so the output has a head of its own, and its config.json says so "
+            "(tie_word_embeddings: false)"
+        )
+    if models.template.ties_head and _one_is_excluded(recipe):
+        found.append(
+            f"exclude names one of {EMBEDDING} and {HEAD}: the template '{models.template.label}' has one tensor for "
+            f"both, which goes by {EMBEDDING}"
+        )
+    found += [*_brought(models.template), *vocabulary_notes(models.template)]
+    for model in inputs:
+        found += model.remarks()
+    if models.template.other and not models.template.misnamed:
+        found.append(
+            f"the output has the config.json of '{models.template.label}', and loads only if {models.template.other} "
+            f"is a class of these tensors; if it is not, name one of family {models.template.family.name} there before "
+            f"merging: {' or '.join(models.template.family.architectures) or 'none is published'}"
+        )
+    if quantization_method(models.template.checkpoint.config) is not None:
+        found.append("the output's config.json is without that entry: its weights are plain")
+    said = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
+    said += [override.parameters for override in recipe.overrides]
+    if any("int8_mask" in parameters for parameters in said):
+        found.append("int8_mask has no effect")
+    merged = dict.fromkeys(models.merged)
+    own = [model for model in merged if HEAD in model.tensors and not model.ties_head]
+    if models.template.ties_head and own:
+        labels = " and ".join(f"'{model.label}'" for model in own)
+        have = "have heads of their own" if len(own) > 1 else "has a head of its own"
+        perhaps = "if it is not the embedding, " if all(model.config_ties for model in own) else ""
+        found.append(
+            f"{labels} {have}, which the tied template '{models.template.label}' has no place for: {perhaps}nothing of "
+            f"that head is in the output. Make '{own[0].label}' the template to merge heads"
+        )
+    if not models.template.generic and models.template not in (*models.merged, base):
+        found.append(f"template '{models.template.label}' gives the layout only: it is not among models")
+    found += _beside_mergekit(recipe, models, base, settings, steps)
+    return found
+
+
+def _beside_mergekit(
+    recipe: Recipe, models: Models, base: Model | None, settings: Collection[Setting], steps: Sequence[Step]
+) -> Iterator[str]:
+    """Where what mergekit's readers expect of a recipe needs a word."""
+    if base is not None:
+        own = [entry.parameters for place, entry in enumerate(recipe.models) if place not in models.own]
+        if any("weight" in given or "density" in given for given in own):
+            yield f"'{base.label}' is base_model, so its delta is zero and what it says of itself counts for nothing"
+    fused = [
+        step.name for step in steps if len({piece.canonical for piece in step.pieces if piece.setting is not None}) > 1
+    ]
+    for setting in settings:
+        row = METHODS[setting.method]
+        if row.models == 2 and models.base in models.merged[1:] and models.base is not models.merged[0]:
+            assert models.base is not None
+            yield f"t is counted from base_model '{models.base.label}'; the plan has it from '{models.merged[0].label}'"
+        if drops_at_random(setting):
+            yield f"{row.name} drops entries at random: the same ones for a seed, but other ones than mergekit drops"
+        if fused and measures_tensors(setting):
+            yield (
+                f"{row.name} takes the parts of fused tensors ({fused[0]}{', ...' if fused[1:] else ''}) one by one, "
+                "where mergekit takes each stored tensor as a whole"
+            )
+
+
+def drops_at_random(setting: Setting) -> bool:
+    """Whether what a setting keeps is drawn."""
+    return METHODS[setting.method].random and min(setting.parameters["density"]) < 1
+
+
+def measures_tensors(setting: Setting) -> bool:
+    """Whether what a setting makes of an entry depends on what else is in the tensor."""
+    row, said = METHODS[setting.method], setting.parameters
+    if row.statistic == "gram":
+        return row.span == "tensor"
+    return row.statistic == "cutoff" and said["trim"] == "tensor" and min(said["density"]) < 1
+
+
+def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """A sentence for each model and reason, of what lies in its files and is no part of it.
+
+    skipped   labels of models, each with names and why they are left out
+    """
+    found = []
+    for label, names in skipped:
+        for reason in dict.fromkeys(names.values()):
+            those = [name for name, why in names.items() if why == reason]
+            found.append(f"'{label}': {listed(those)} in its file {'are' if those[1:] else 'is'} left out: {reason}")
+    return found
+
+
+def _brought(model: Model) -> Iterator[str]:
+    """What to say of a model that its adapter makes of another one."""
+    brought, config = model.checkpoint.brought, model.checkpoint.config
+    if not brought:
+        return
+    kind = (config.get("architectures") or [config.get("model_type")])[0]
+    tower = config.get("mm_vision_tower")
+    without = (
+        f"; its vision tower, {tower}, is not in it, and whoever loads it fetches that, as LLaVA has it"
+        if tower and "vision" not in model.parts
+        else ""
+    )
+    yield (
+        f"'{model.label}': the config.json beside the adapter is of another model than its base, {kind}, and the "
+        f"adapter has {len(brought)} tensors of that ({brought[0]}, ...): the output is that model, in its own "
+        f"layout{without}. For transformers' layout, fold onto a checkpoint in that layout"
+    )
