@@ -1,0 +1,71 @@
+"""The README and the ready recipes say what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paths import ROOT
+from polymerge import read_recipe
+from polymerge.families import FAMILIES
+from polymerge.methods.table import ADAPTERS, METHODS, Parameter
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def shown(parameter: Parameter) -> str:
+    default = parameter.default
+    if default is None:
+        return parameter.name
+    word = f"{default:g}" if isinstance(default, float) else str(default).lower()
+    return f"{parameter.name} [{word}]"
+
+
+@pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
+def test_the_table_of_methods_has_every_row(row) -> None:
+    parameters = ", ".join(map(shown, row.parameters))
+    assert f"| `{row.name}` | {row.title} | {parameters} | {row.source} |" in README
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_table_of_families_has_every_row(family) -> None:
+    assert f"| `{family.name}` | {family.title} | {family.source} |" in README
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_ready_recipe_is_understood_and_says_where_it_is_from(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.template == recipe.models[0].model
+    papers = {
+        "brv": "# Bring Reason to Vision (ICML 2025)",
+        "adamms": "# AdaMMS (CVPR 2025)",
+        "robustmerge": "# RobustMerge (NeurIPS 2025)",
+    }
+    paper = papers[path.stem.split("-")[0]]
+    assert path.read_text(encoding="utf-8").startswith(paper)
+
+
+@pytest.mark.parametrize("parameter", ADAPTERS, ids=lambda parameter: parameter.name)
+def test_the_parameters_of_adapters_are_told(parameter) -> None:
+    assert f"`{shown(parameter)}`" in README
+
+
+def test_there_is_a_recipe_for_each_mode_of_the_paper_s_code() -> None:
+    read = [read_recipe(path) for path in RECIPES if path.stem.startswith("brv")]
+    methods = {recipe.merge_method for recipe in read}
+    assert methods == {"linear", "ties", "dare_linear", "dare_ties", "task_arithmetic"}
+    assert any(override.merge_method == "copy" for recipe in read for override in recipe.overrides)
+
+
+def test_the_recipe_in_the_readme_runs_on_what_the_project_ships(tmp_path, monkeypatch) -> None:
+    from polymerge import merge
+
+    text = README.split("```yaml\n")[1].split("```")[0]
+    monkeypatch.chdir(ROOT)
+    merged = merge(yaml.safe_load(text), tmp_path / "merged")
+    assert merged.verification is not None
+    assert merged.verification.passed
+    assert merged.plan.counts()["merged"] > 0
