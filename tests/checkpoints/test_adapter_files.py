@@ -12,13 +12,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_fold import SAME_WEIGHTS, Trained, check, fold, pytestmark, trained
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import adapters_made
 from adapters_made import PREFIX
+from folded import SAME_WEIGHTS, Trained, check, fold, pytestmark, trained
 from polymerge import plan as make_plan
 from polymerge.checkpoints.adapter import is_adapter, open_adapter
 from polymerge.checkpoints.loading import load_model

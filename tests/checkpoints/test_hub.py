@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import polymerge
 from headers_only import llm, vlm
+from hub_shards import NAMES, shard, sharded
 from hub_standin import Standin, empty_cache, environment
 from polymerge.checkpoints import hub as hub_module
 from polymerge.checkpoints.hub import locate
@@ -32,34 +33,12 @@ from polymerge.planning import Plan
 from running import checkpoint, cli, leftovers, linear, merged, raw, small_llama, weights
 from tiny import build, generate, related_llm
 
-NAMES = list(small_llama(0))
-
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     """The stand-in, an empty cache, and nobody logged in."""
     with empty_cache(monkeypatch, tmp_path) as server:
         yield server
-
-
-def sharded(folder: Path, seed: int, rows: int = 7) -> Path:
-    """A small Llama, each tensor of which is in a file of its own."""
-    folder.mkdir()
-    tensors, files = small_llama(seed, rows=rows), {}
-    for number, (name, tensor) in enumerate(tensors.items(), 1):
-        files[name] = f"model-{number:05}-of-{len(tensors):05}.safetensors"
-        save_file({name: tensor.contiguous()}, folder / files[name])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {f"t{row}": row for row in range(rows)}}}))
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    (folder / "code.py").write_text("CODE = 1\n")
-    (folder / "README.md").write_text("a card")
-    return folder
-
-
-def shard(name: str) -> str:
-    return f"model-{NAMES.index(name) + 1:05}-of-{len(NAMES):05}.safetensors"
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from test_hub import NAMES, shard, sharded
 
 import polymerge
+from hub_shards import NAMES, shard, sharded
 from hub_standin import Standin, empty_cache
 from polymerge.checkpoints import hub as hub_module
 from polymerge.checkpoints import output_folder as output_module

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_live import same_bits
 from torch import Tensor
 
 import polymerge
+from bits import same_bits
 from polymerge.analysis.cells import Cell
 from polymerge.analysis.replacements import Replacement, knocked_out
 from polymerge.analysis.unchanged import open_intact

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
+from folded import SAME_LOGITS, SAME_WEIGHTS, check, fold, trained
 from layouts import Sizes, config_of, random_tower, stored
 from paths import GOLDEN, SUPPORT
 from polymerge.engine.device import Device, Torch
@@ -29,96 +29,10 @@ from polymerge.planning.estimate import BLOCK
 from running import checkpoint, cli, raw, weights
 from tiny import as_2024, as_live, build, loaded, logits
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated",
-        "Setting `save_embedding_layers` to `True` as embedding layers",
-        "Adapter 'default'. . LoRA tensor.s. have invalid shape",  # it takes lora_B.bias for a broken factor
-        "Model has `tie_word_embeddings=True`",
-        "Model with `tie_word_embeddings=True` and the tied_target_modules",
-        "Input and output embeddings are no longer tied after merging",
-    )
-]
-
 PROGRAM = Path(sys.executable).with_name("polymerge")
-
-SAME_LOGITS = {"rtol": 1e-4, "atol": 2e-5}
-"""Of float32 models whose weights agree to `SAME_WEIGHTS`: the factors are applied one by one here, summed up there."""
-
-SAME_WEIGHTS = {"rtol": 1e-6, "atol": 1e-6}
-"""Between two float32 sums over the rank in different orders, of numbers below 10."""
 
 
 # --- models with adapters
-
-
-@dataclass
-class Trained:
-    """A base with an adapter, and what PEFT has to say of the two.
-
-    before, after  every parameter of the base, and of PEFT's `merge_and_unload`
-    base_says, says  logits without and with the adapter
-    """
-
-    base: Path
-    adapter: Path
-    before: dict[str, Tensor]
-    after: dict[str, Tensor]
-    base_says: Tensor
-    says: Tensor
-
-
-def trained(base: Path, adapter: Path, **settings: Any) -> Trained:
-    """Put an adapter on `base`, change every trainable parameter of it as training would, and save it to `adapter`."""
-    given = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj", "down_proj"]} | settings
-    model = loaded(base)
-    before, base_says = {name: tensor.clone() for name, tensor in model.state_dict().items()}, logits(model, base)
-    with torch.random.fork_rng():
-        torch.manual_seed(7)  # peft draws what a factor begins with
-        peft = get_peft_model(model, LoraConfig(**given)).eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for _, parameter in sorted(peft.named_parameters()):
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
-    peft.save_pretrained(adapter)
-    says = logits(peft, base)
-    after = {name: tensor.clone() for name, tensor in peft.merge_and_unload().state_dict().items()}
-    assert (says - base_says).abs().max() > 0.01
-    return Trained(base, adapter, before, after, base_says, says)
-
-
-def fold(base: Path, adapter: Path, out: Path, *words: object) -> Path:
-    ran = cli("fold", adapter, "--base", base, "-o", out, *words)
-    assert ran.status == 0, ran.err
-    return out
-
-
-def check(case: Trained, out: Path, *, exact: bool = True, says: Tensor | None = None) -> set[str]:
-    """Hold a folded checkpoint against PEFT, whole and tensor by tensor; the names on disk of the tensors that changed.
-
-    exact   float32; else what was rounded once, to the nearest of bfloat16
-    """
-    model = loaded(out)
-    found = model.state_dict()
-    assert set(found) == set(case.after) == set(case.before)
-    moved = {name for name, tensor in case.after.items() if not torch.equal(tensor, case.before[name])}
-    for name, tensor in case.after.items():
-        if name not in moved:
-            assert torch.equal(found[name], tensor), name
-        elif exact:
-            torch.testing.assert_close(found[name], tensor, **SAME_WEIGHTS)
-        else:
-            assert ((found[name] - tensor).abs() <= (tensor.abs() + 1e-6) * 2**-8 * 1.001).all(), name
-    if exact:
-        torch.testing.assert_close(logits(model, out), case.says if says is None else says, **SAME_LOGITS)
-    own, was = raw(out), raw(case.base)
-    assert list(own) == list(was)
-    changed = {name for name in own if own[name] != was[name]}
-    storages = {tensor.untyped_storage().data_ptr() for name, tensor in found.items() if name in moved}
-    assert len(changed) == len(storages)
-    return changed
 
 
 LAYOUTS: dict[str, Callable[[Path], Path]] = {"": lambda folder: folder, "2024": as_2024, "live": as_live}

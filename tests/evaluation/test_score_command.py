@@ -6,7 +6,6 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from test_scores_golden import NEEDS_JAVA, written
 
 from polymerge.cli.score import score
 from polymerge.errors import RecipeError, Refused
@@ -14,6 +13,7 @@ from polymerge.evaluation.json_files import MOST_SHOWN
 from polymerge.evaluation.mm_mergebench.tasks import TASKS, task_named
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.evaluation.scoring import score_predictions, score_questions
+from score_files import NEEDS_JAVA, written
 
 
 def run(*arguments):

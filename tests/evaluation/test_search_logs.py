@@ -12,21 +12,14 @@ from typing import Any
 import openpyxl
 import pytest
 
-from paths import GOLDEN
+from logged import SEARCH, laid_out, logs_of_2024, put
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused
 from polymerge.evaluation.logs import Logs, read_logs
 from polymerge.evaluation.logs.folder_values import values_of
 from polymerge.inference.sampling import draw
 from polymerge.tuning.from_logs import choose_from_logs
 
-SEARCH = GOLDEN / "search"
 VALUES = ("0.1", "0.2", "0.3")
-
-
-def put(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def lines(*rows: Any) -> str:
@@ -35,21 +28,6 @@ def lines(*rows: Any) -> str:
 
 def own(*answers: str) -> str:
     return lines(*({"id": place, "answer": answer} for place, answer in enumerate(answers)))
-
-
-def logs_of_2024(*answers: str, **fields: Any) -> str:
-    logs = [
-        {
-            "doc_id": place,
-            "target": "x",
-            "arguments": [["?"]],
-            "resps": [[answer]],
-            "filtered_resps": [answer],
-            **fields,
-        }
-        for place, answer in enumerate(answers)
-    ]
-    return json.dumps({"args": {}, "model_configs": {}, "logs": logs})
 
 
 def sheet(path: Path, *rows: tuple[Any, ...]) -> Path:
@@ -74,23 +52,6 @@ def refused(root: Path, **options: Any) -> str:
         read_logs(root, **options)
     assert error.value.exit_status == 2
     return str(error.value)
-
-
-def laid_out(case: str, root: Path) -> tuple[dict[str, Any], Path]:
-    """A golden case, and its answers written as the tool that it imitates writes them."""
-    golden = json.loads((SEARCH / f"{case}.json").read_text(encoding="utf-8"))
-    for name, answers in golden["answers"].items():
-        if case == "diff2_kit":
-            records = [{"index": number, "question": "?", "prediction": text} for number, text in enumerate(answers)]
-            put(root / name, json.dumps(records))
-            continue
-        log = json.loads(logs_of_2024(*answers))
-        for document in log["logs"]:
-            mine = document["doc_id"] in golden.get("mme_percetion_score", ())
-            document["mme_percetion_score" if mine else "other_score"] = {"category": "color", "score": 1.0}
-        put(root / name, json.dumps(log))
-        put((root / name).with_name("results.json"), '{"results": {}}')
-    return golden, root
 
 
 # values

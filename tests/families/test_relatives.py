@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_end_to_end import average, check_fates, in_memory, literal_merge, recipe, same
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from running import cli, merged, raw, recipe_file
 from tiny import build, family_in, generate, load, related_llm
 from tiny_configs import HIDDEN, PIXTRAL, ROWS, config_of, decoder, vision
+from whole_merges import average, check_fates, in_memory, literal_merge, recipe, same
 
 MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
 TALKER = {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
 
-from paths import GOLDEN
 from polymerge.errors import Refused
 from polymerge.evaluation.mm_mergebench.annotations import read_truth
 from polymerge.evaluation.mm_mergebench.published import Published, as_published
@@ -19,12 +17,10 @@ from polymerge.evaluation.scorers.caption_metrics import METRICS, WITHOUT_JAVA, 
 from polymerge.evaluation.scorers.caption_words import ptb_tokens
 from polymerge.evaluation.scorers.vqa import evalai, punctuation_then_words
 from polymerge.evaluation.scoring import score_predictions, score_questions
+from score_files import CASES, FOLDER, NEEDS_JAVA, written
 
-FOLDER = GOLDEN / "scores"
-CASES = {task: json.loads((FOLDER / f"{task}.json").read_text(encoding="utf-8")) for task in TASKS}
 GENERAL = json.loads((FOLDER / "general.json").read_text(encoding="utf-8"))
 CAPTIONS = [name for name, task in TASKS.items() if task.kind == "captions"]
-NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR and the PTB tokenizer need java")
 REFUSED = {"bad_json_line": "5: is not JSON: Unterminated string", "no_text_key": "3: has no 'text'"}
 
 
@@ -34,18 +30,6 @@ def marked(task, *others):
 
 VARIANTS = [(task, variant) for task, case in CASES.items() for variant in case["variants"]]
 SCORED = [marked(*pair) for pair in VARIANTS if pair[1] not in REFUSED]
-
-
-def written(task, variant, folder):
-    """The files of a case or of a variant of it: predictions, annotation folder, and what is expected."""
-    case = CASES[task]
-    expected = case["variants"][variant] if variant else case
-    lines = [case["lines"][line] if isinstance(line, int) else line for line in expected["lines"]]
-    predictions = folder / "merge.jsonl"
-    predictions.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
-    for name, content in (case["annotations"] | expected.get("annotations", {})).items():
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    return predictions, folder, expected
 
 
 def check_sound(found, sound):

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_class_in_config import says
-from test_ignore import VALUE_HEAD, recipe_of, with_more
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import polymerge
 from adapters_made import adapter, llama
+from bits import same_bits
+from class_names import says
+from ignored import VALUE_HEAD, recipe_of, with_more
 from polymerge.analysis.ablation import _open
 from polymerge.checkpoints.loading import load_model
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
@@ -61,14 +62,6 @@ def recipe(models: dict[str, str], method: str, weight: float = 0.4, **more: Any
         "parameters": parameters,
         **more,
     }
-
-
-def same_bits(model: Any, other: Any) -> None:
-    ours, theirs = model.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert tensor.dtype == theirs[name].dtype, name
-        assert torch.equal(tensor.contiguous().view(torch.uint8), theirs[name].contiguous().view(torch.uint8)), name
 
 
 def written(plan: polymerge.Plan, folder: Path) -> Path:

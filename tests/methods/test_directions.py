@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_factors import adapters, dense
 
+from low_rank import adapters, dense
 from polymerge.analysis.directions import Agreement, directions
 from polymerge.errors import RecipeError
 from polymerge.methods.factors import Factors, pad, stack, truncate

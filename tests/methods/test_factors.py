@@ -7,24 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from low_rank import adapters, dense
 from polymerge.errors import RecipeError
 from polymerge.methods.cat import cat, svd
 from polymerge.methods.factors import Factors, check_shapes, decompose, of_dense, pad, stack, truncate
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 999)
-
-
-def adapters(seed, out=13, columns=9, ranks=(3, 1, 4)):
-    rng = np.random.default_rng(seed)
-    return [
-        Factors(rng.normal(0, 1, (out, r)).astype(np.float32), rng.normal(0, 1, (r, columns)).astype(np.float32))
-        for r in ranks
-    ]
-
-
-def dense(pair):
-    return pair.b.astype(np.float64) @ pair.a.astype(np.float64)
 
 
 def best(matrix, rank):

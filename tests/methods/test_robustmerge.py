@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_factors import adapters, dense
 
+from low_rank import adapters, dense
 from paths import GOLDEN
 from polymerge.errors import RecipeError
 from polymerge.methods.factors import Factors

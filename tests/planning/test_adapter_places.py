@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import polymerge
 import tiny
 from layouts import FUSED, Sizes, config_of, random_tower, stored, tower_of
+from misplaced import CLOSE, PREFIX, RANK, adapter, factors, fold, raw_tensors
 from running import checkpoint, cli
 from tiny import build, related_llm
 from tiny_configs import CROSS
@@ -30,36 +30,6 @@ pytestmark = [
         "Adapter 'default'. . LoRA tensor.s. have invalid shape",
     )
 ]
-
-CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-PREFIX = "base_model.model."
-RANK, ALPHA = 3, 4
-
-
-def factors(modules: dict[str, tuple[int, int]], seed: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Random factors for modules of these shapes, [out, in], and the update of each in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors, updates = {}, {}
-    for module, (out, width) in modules.items():
-        a, b = (torch.randn(shape, generator=generator) for shape in ((RANK, width), (out, RANK)))
-        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-        updates[module] = b.double() @ a.double() * ALPHA / RANK
-    return tensors, updates
-
-
-def adapter(folder: Path, tensors: dict[str, Tensor], **config: Any) -> Path:
-    folder.mkdir()
-    save_file({PREFIX + name: tensor.contiguous() for name, tensor in tensors.items()},
-              folder / "adapter_model.safetensors")  # fmt: skip
-    said = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj"], **config}
-    (folder / "adapter_config.json").write_text(json.dumps(said))
-    return folder
-
-
-def fold(base: Path, learned: Path, out: Path, *words: object) -> Path:
-    ran = cli("fold", learned, "--base", base, "-o", out, *words)
-    assert ran.status == 0, ran.err
-    return out
 
 
 # --- a text model's adapter on a multimodal model of the same decoder
@@ -110,10 +80,6 @@ def test_a_text_adapter_lands_on_every_vlm_of_its_decoder(family: str, body: boo
             torch.testing.assert_close(tensor.double(), landed[name], **CLOSE)
         else:
             assert torch.equal(tensor, before[name]), name
-
-
-def raw_tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def text_name(family: str, layer: int, kind: str, names: dict[str, Tensor]) -> str:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_adapter_places import CLOSE, adapter, factors, fold, raw_tensors
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import polymerge
 import tiny
 from layouts import Sizes, config_of, random_tower, stored
+from misplaced import CLOSE, adapter, factors, fold, raw_tensors
 from polymerge.errors import CheckpointError
 from polymerge.families import with_rows
 from polymerge.inference.live import LiveModel

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_architecture import loaded_by
 
 from adapters_made import LAYER, PEFT_WARNINGS, PREFIX, adapter, recipe
+from loading import loaded_by
 from polymerge.planning import AdapterPlan, make_plan
 from running import checkpoint, cli, merged, recipe_file, small_llama
 

@@ -8,24 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_ignore import check_merge, problems_of, recipe_of, with_more
 
 import polymerge
+from class_names import says
+from ignored import check_merge, problems_of, recipe_of, with_more
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES, family_of, read_names
 from polymerge.families.generic import GENERIC
 from running import cli, merged
 from tiny import build, load, open_model, perturbed
 from tiny_configs import RUNNABLE
-
-
-def says(folder: Path, **changes: Any) -> Path:
-    """Change a checkpoint's config.json; None takes a key out."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) | changes
-    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), encoding="utf-8")
-    return folder
-
 
 WRONG: dict[str, dict[str, Any]] = {
     "qwen2": {"architectures": ["Qwen2Model"]},

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_ignore import problems_of, recipe_of, with_more
 from torch import Tensor
 
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
+from ignored import problems_of, recipe_of, with_more
 from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
 from polymerge.errors import Refused
 from running import checkpoint, cli, linear, merged, raw, small_llama

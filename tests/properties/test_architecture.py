@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import polymerge
+from loading import loaded_by
 from polymerge.methods.table import COPY, METHODS, SHARED, Method, method_function
 
 SOURCE = Path(polymerge.__file__).parent
@@ -97,15 +96,6 @@ def imported_at_the_top(file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or ""
-
-
-def loaded_by(code: str) -> set[str]:
-    """The packages that are loaded after some code has run in a fresh interpreter."""
-    report = "import sys; sys.stderr.write(' '.join({name.partition('.')[0] for name in sys.modules}))"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=60, check=True
-    )
-    return set(done.stderr.split())
 
 
 HELP = """

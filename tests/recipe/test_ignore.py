@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
+from ignored import VALUE_HEAD, check_merge, problems_of, recipe_of, with_more
 from polymerge.errors import Refused
 from polymerge.recipe.recipe import read_recipe, recipe_dict
 from running import cli, merged, raw, recipe_file
@@ -20,38 +20,7 @@ from tiny import build, load, perturbed, related_llm
 
 pytestmark = PEFT_WARNINGS
 
-VALUE_HEAD = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.zeros(1)}
 MTP = {"mtp.fc.weight": torch.ones(4, 8), "model.mtp.layers.0.mlp.up_proj.weight": torch.ones(4, 4)}
-
-
-def with_more(folder: Path, more: dict[str, Tensor], out: Path, before: str = "", drop: tuple[str, ...] = ()) -> Path:
-    """A copy of a checkpoint with more tensors in its file, all names after `before`, and without some."""
-    shutil.copytree(folder, out)
-    held = {name: tensor for name, tensor in load(folder).items() if name not in drop}
-    tensors = {before + name: tensor.contiguous() for name, tensor in (held | more).items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
-def recipe_of(one: Path, other: Any, **more: Any) -> dict[str, Any]:
-    """0.7 of `one` and 0.3 of `other`, which may be an entry of `models`."""
-    entry = other if isinstance(other, dict) else {"model": str(other)}
-    models = [{"model": str(one), "parameters": {"weight": 0.7}}, {**entry, "parameters": {"weight": 0.3}}]
-    return {"merge_method": "linear", "models": models, **more}
-
-
-def check_merge(out: Path, one: Path, other: Path) -> None:
-    """Every tensor of the output is 0.7 of `one` and 0.3 of `other`, and is one of `one`."""
-    a, b, merge = load(one), load(other), load(out)
-    assert set(merge) == set(a)
-    for name, tensor in merge.items():
-        assert torch.allclose(tensor, 0.7 * a[name] + 0.3 * b[name], rtol=0, atol=1e-6), name
-
-
-def problems_of(recipe: dict[str, Any]) -> list[str]:
-    with pytest.raises(Refused) as refused:
-        polymerge.plan(recipe)
-    return [str(problem) for problem in refused.value.problems]
 
 
 @pytest.fixture(params=["qwen2", "llama", "gemma2"])

@@ -15,14 +15,13 @@ from click.testing import CliRunner
 from polymerge.cli.report import report as report_command
 from polymerge.engine.provenance import plan_table, provenance
 from polymerge.errors import PolymergeError, Refused
-from polymerge.families.expressions import Read
-from polymerge.planning.plan import Input, LeftOut, Piece, Plan, Step
-from polymerge.recipe.parameters import Setting
+from polymerge.planning.plan import Piece, Plan, Step
 from polymerge.reporting import fitting
 from polymerge.reporting import report as making
 from polymerge.reporting.collecting import collect
 from polymerge.reporting.page import make_page
 from polymerge.reporting.report import report
+from records import plan_of, record_of
 from report_made import ablation, everything, knockout, results, sampled_search, search, small_merge, write
 
 STATIC = Path(making.__file__).parent / "static"
@@ -275,38 +274,6 @@ def test_no_run_at_all_is_refused(tmp_path: Path) -> None:
 # --- the plan in polymerge.json
 
 
-def plan_of(layers: int) -> Plan:
-    """The plan of a VLM with an LLM of so many layers: names and shapes as LLaVA-1.5 has them."""
-    ends = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-            "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")  # fmt: skip
-    steps = [
-        Step(
-            f"language_model.model.layers.{layer}.{end}.weight", f"text.layers.{layer}.{end}.weight", "merged", "BF16",
-            "BF16", (4096, 4096),
-            pieces=(Piece(f"text.layers.{layer}.{end}.weight", ((0, 4096),), 0, (Read("x"),) * 2),),
-        )
-        for layer in range(layers)
-        for end in ends
-    ]  # fmt: skip
-    steps += [
-        Step(f"vision_tower.vision_model.encoder.layers.{layer}.self_attn.{end}",
-             f"vision.encoder.layers.{layer}.self_attn.{end}", "copied", "BF16", "BF16", (1024, 1024),
-             "part vision is not merged")
-        for layer in range(24)
-        for end in ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias",
-                    "out_proj.weight", "out_proj.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias",
-                    "layer_norm1.weight", "layer_norm1.bias", "layer_norm2.weight", "layer_norm2.bias")
-    ]  # fmt: skip
-    steps.append(Step("lm_head.weight", "text.lm_head.weight", "tied", "BF16", "BF16", (9, 9), same_as="embed.weight"))
-    inputs = tuple(Input(label, f"owner/{label}", f"/models/{label}", "llava", 9, 9, "") for label in ("vlm", "math"))
-    setting = Setting("linear", {"weight": (0.9, 0.1), "normalize": True})
-    return Plan(
-        recipe={"merge_method": "linear"}, inputs=inputs, template=0, models=(0, 1), places=(0, 1), base=None, seed=42,
-        settings=(setting,), steps=tuple(steps), left_out=(LeftOut(1, "lm_head.weight", "its vocabulary differs"),),
-        warnings=("the vocabularies differ",),
-    )  # fmt: skip
-
-
 def test_the_plan_of_seven_billion_parameters_takes_little_of_its_record() -> None:
     plan = plan_of(32)
     assert len(plan.steps) > 600
@@ -427,12 +394,6 @@ def test_the_dark_theme_is_the_same_by_the_switch_and_by_the_system() -> None:
 
 
 # --- its size
-
-
-def record_of(plan: Plan) -> dict[str, Any]:
-    output = {"files": {"model.safetensors": 1}, "tensors": {"merged": 1}, "parameters": 1, "merged": []}
-    record: dict[str, Any] = json.loads(provenance(plan, {}, ["polymerge"], output))
-    return record
 
 
 def test_a_plan_of_ten_thousand_tensors_fits_whole(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import plan_of, record_of
 
 from polymerge.analysis.overlap import overlap
 from polymerge.reporting.report import Report, report
+from records import plan_of, record_of
 from report_made import everything, knockout, results, search, small_merge, write
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from test_search_logs import SEARCH as GOLDEN
-from test_search_logs import laid_out
 
+from logged import SEARCH, laid_out
 from polymerge.errors import RecipeError
 from polymerge.tuning.criterion import CRITERIA, choose
 from polymerge.tuning.from_logs import choose_from_logs
@@ -36,7 +35,7 @@ def test_of_several_minima_the_smallest_is_chosen_and_all_are_told() -> None:
     assert choice.chosen == 0.2
 
 
-@pytest.mark.parametrize("case", sorted(path.stem for path in GOLDEN.glob("*.json")))
+@pytest.mark.parametrize("case", sorted(path.stem for path in SEARCH.glob("*.json")))
 @pytest.mark.parametrize("smooth", [0, 1])
 def test_the_paper_s_scripts_count_and_choose_the_same(case: str, smooth: int, tmp_path: Path) -> None:
     golden, root = laid_out(case, tmp_path)

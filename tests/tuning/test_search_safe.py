@@ -252,7 +252,7 @@ def test_a_run_read_as_logs_is_merged_by_what_it_varied(prompts: Path, tmp_path:
 
 
 def test_mme_is_perception_whether_its_name_is_said_or_found(tmp_path: Path) -> None:
-    from test_search_logs import laid_out
+    from logged import laid_out
 
     golden, root = laid_out("limit_mme", tmp_path)
     said, found = (cli("search", "--from-logs", root, "--json", *more) for more in (("--task", "mme"), ()))
