@@ -5,13 +5,15 @@ PolymergeError
 ├── CheckpointError   a file is missing, broken, unsafe or holds what nobody can merge
 ├── OutputError       the output cannot be written, or did not pass its checks
 ├── MissingExtraError an optional package is needed and not installed
-├── AnswerError       a model gave no answer to some prompts (in generation.answering, which raises it)
+├── AnswerError       a model gave no answer to some prompts (in inference.answering, which raises it)
 └── Refused           several of the above at once, found before any output existed
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "PolymergeError",
     "RecipeError",
     "Refused",
+    "collecting",
     "did_you_mean",
+    "refuse",
     "refuse_if_any",
 ]
 
@@ -73,6 +77,46 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
 
     def __reduce__(self) -> tuple[type[Refused], tuple[tuple[PolymergeError, ...]]]:
         return Refused, (self._problems,)  # so that it comes whole out of another process
+
+
+_GATHERED: ContextVar[list[PolymergeError] | None] = ContextVar("gathered", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[list[PolymergeError]]:
+    """Gather the errors of a block, so that a person reads all of them at once; the list is what was found so far.
+
+    Errors that are given to `refuse` inside are gathered, and so is a PolymergeError that ends the block. At the end
+    the outermost block raises them as one `Refused`. A block inside another hands its errors on and raises nothing:
+    what follows it runs, and can look at the list. Threads that a block starts gather for themselves.
+
+    raises Refused if anything was gathered and no other block is open.
+    """
+    outer = _GATHERED.get()
+    found: list[PolymergeError] = []
+    token = _GATHERED.set(found)
+    try:
+        yield found
+    except PolymergeError as error:
+        found.extend(error.problems)
+    finally:
+        _GATHERED.reset(token)
+    if outer is not None:
+        outer.extend(found)
+    elif found:
+        raise Refused(found)
+
+
+def refuse(*errors: PolymergeError) -> None:
+    """Add errors to those that `collecting` gathers; where nothing is gathered, raise them.
+
+    raises the error, or `Refused` for several, outside of any `collecting`.
+    """
+    gathered = _GATHERED.get()
+    if gathered is not None:
+        gathered.extend(problem for error in errors for problem in error.problems)
+    elif errors:
+        raise errors[0] if len(errors) == 1 else Refused(errors)
 
 
 def refuse_if_any(problems: Iterable[PolymergeError]) -> None:

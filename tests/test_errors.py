@@ -1,0 +1,50 @@
+"""Errors are gathered, so that all of them are said at once, and none is lost on the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, collecting, refuse
+
+
+def test_a_block_raises_all_that_it_gathered_together() -> None:
+    with pytest.raises(Refused) as raised, collecting() as found:
+        refuse(RecipeError("one"), CheckpointError("two"))
+        assert [str(one) for one in found] == ["one", "two"]
+        raise RecipeError("three")
+    assert [str(one) for one in raised.value.problems] == ["one", "two", "three"]
+    assert raised.value.exit_status == 2
+
+
+def test_a_block_inside_another_hands_on_and_goes_on() -> None:
+    went_on = False
+    with pytest.raises(Refused) as raised, collecting():
+        with collecting() as inner:
+            raise Refused([RecipeError("one"), RecipeError("two")])
+        went_on = bool(inner)
+        refuse(RecipeError("three"))
+    assert went_on
+    assert [str(one) for one in raised.value.problems] == ["one", "two", "three"]
+
+
+def test_nothing_gathered_is_nothing_raised() -> None:
+    with collecting() as found:
+        pass
+    assert found == []
+
+
+def test_other_exceptions_go_through_and_leave_nothing_open() -> None:
+    with pytest.raises(ZeroDivisionError), collecting():
+        refuse(RecipeError("one"))
+        raise ZeroDivisionError
+    with pytest.raises(RecipeError, match="two"):
+        refuse(RecipeError("two"))
+
+
+def test_outside_of_a_block_errors_are_raised() -> None:
+    refuse()
+    with pytest.raises(CheckpointError, match="one"):
+        refuse(CheckpointError("one"))
+    with pytest.raises(PolymergeError) as raised:
+        refuse(CheckpointError("one"), RecipeError("two"))
+    assert len(raised.value.problems) == 2
