@@ -8,7 +8,7 @@ from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refus
 
 
 def test_a_block_raises_all_that_it_gathered_together() -> None:
-    with pytest.raises(Refused) as raised, collecting() as found:
+    with pytest.raises(Refused) as raised, collecting() as found:  # noqa: PT012 (it raises at its end)
         refuse(RecipeError("one"), CheckpointError("two"))
         assert [str(one) for one in found] == ["one", "two"]
         raise RecipeError("three")
@@ -18,7 +18,7 @@ def test_a_block_raises_all_that_it_gathered_together() -> None:
 
 def test_a_block_inside_another_hands_on_and_goes_on() -> None:
     went_on = False
-    with pytest.raises(Refused) as raised, collecting():
+    with pytest.raises(Refused) as raised, collecting():  # noqa: PT012 (it raises at its end)
         with collecting() as inner:
             raise Refused([RecipeError("one"), RecipeError("two")])
         went_on = bool(inner)
@@ -34,7 +34,7 @@ def test_nothing_gathered_is_nothing_raised() -> None:
 
 
 def test_other_exceptions_go_through_and_leave_nothing_open() -> None:
-    with pytest.raises(ZeroDivisionError), collecting():
+    with pytest.raises(ZeroDivisionError), collecting():  # noqa: PT012
         refuse(RecipeError("one"))
         raise ZeroDivisionError
     with pytest.raises(RecipeError, match="two"):
