@@ -13,7 +13,7 @@ from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Concat, shape_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of

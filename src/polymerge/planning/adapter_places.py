@@ -18,7 +18,7 @@ from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.json_objects import parse_object
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, text_layer
 
 __all__ = ["Block", "Parameters", "Place", "Reading", "Ties", "named_family", "reading_of", "readings_of"]
