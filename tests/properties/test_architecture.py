@@ -77,7 +77,7 @@ def test_every_floor_exists() -> None:
 def test_methods_see_no_names() -> None:
     for file in (SOURCE / "methods").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        text = text.replace("`polymerge.engine.thresholds`", "")  # says where to find the other half
+        text = text.replace("`polymerge.engine.statistics`", "")  # says where to find the other half
         assert not re.search(r"polymerge\.(checkpoints|planning|families|recipe|engine)\b", text), file
 
 
