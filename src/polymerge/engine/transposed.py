@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.checkpoints.shards import Write
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.methods.kernels.cpu.transpose import turn
 from polymerge.planning import Step
