@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.prefetch import fetched
-from polymerge.checkpoints.shards import Write
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
