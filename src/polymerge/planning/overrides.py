@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from polymerge.errors import PolymergeError, RecipeError, did_you_mean
+from polymerge.errors import PolymergeError, RecipeError, collecting_into, did_you_mean
 from polymerge.families.rules import text_layer, without_branch
 from polymerge.methods.table import METHODS
 from polymerge.planning.model import EMBEDDING, HEAD, Model
@@ -63,9 +63,11 @@ def choices_of(
         where = f"overrides[{place}]"
         method = override.merge_method or recipe.merge_method
         said = [general, (f"recipe: {where}", override.parameters)]
-        setting = resolve(method, said, per_model, labels, problems, base=base)
+        with collecting_into(problems):
+            setting = resolve(method, said, per_model, labels, base=base)
         choices.append(Choice(setting, where, override.layers, override.match))
-    setting = resolve(recipe.merge_method, [general], per_model, labels, problems, base=base)
+    with collecting_into(problems):
+        setting = resolve(recipe.merge_method, [general], per_model, labels, base=base)
     choices.append(Choice(setting, "merge_method"))
     methods = dict.fromkeys(choice.setting.method for choice in choices)
     _refuse_unlisted(recipe, methods, base, problems)
