@@ -10,9 +10,10 @@ from typing import Any
 
 from polymerge.checkpoints.output_folder import check_target
 from polymerge.engine.merge import merge
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, collecting_into
 from polymerge.inference.run_folder import read_settings
-from polymerge.recipe.recipe import Recipe, parse_recipe
+from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.candidates import Space, read_space, without_effect
 
 __all__ = ["Chosen"]
@@ -49,7 +50,8 @@ class Chosen:
                 problems.append(RecipeError(f"--vary {', '.join(vary)}: {directory} varied {', '.join(said)}"))
             vary, keep_template = said, searched["keep_template_weight"]
         found = len(problems)
-        recipe = parse_recipe(source, problems)
+        with collecting_into(problems):
+            recipe = parse_recipe(source)
         space = read_space(recipe, vary, "0,1", problems, keep_template=keep_template)
         try:
             check_target(out, (), force)

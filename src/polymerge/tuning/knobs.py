@@ -80,7 +80,7 @@ def parse_knob(
     """Read what is to be varied: `weight` (of the second model), `weight[2]`, `scale`, `density@layers:0-5`, ...
 
     WHERE is layers:FIRST-LAST of the text tower, a part (text, vision, projector, audio) or a glob on canonical names.
-    Without a text it is the weight, or slerp's t.
+    Without a text it is the weight, or the place between two models.
 
     template       the template's place among the recipe's models; None where only its layout is taken
     keep_template  leave the template's weight as the recipe has it; by default it is 1 minus all the others'
@@ -90,7 +90,7 @@ def parse_knob(
     can = {parameter.name: parameter for parameter in row.parameters}
     numbers = [name for name, parameter in can.items() if parameter.kind in ("number", "count")]
     if text is None:
-        text = next((name for name in ("weight", "t") if name in can), None)
+        text = next((name for name, one in can.items() if name == "weight" or one.between), None)
         if text is None:
             hint = f"Say --vary {numbers[0]}" if numbers else "It has no parameter that could be varied"
             problems.append(RecipeError(f"{row.name} has no weight, so the recipe has no free parameter. {hint}"))

@@ -15,7 +15,7 @@ from typing import Any
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.output_folder import check_target
 from polymerge.engine.merge import merge
-from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse_if_any
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, collecting_into, refuse_if_any
 from polymerge.inference.fingerprints import of_inputs, of_prompts
 from polymerge.inference.generate import Asked, generate
 from polymerge.inference.options import Generation, PromptSource, draw_prompts
@@ -23,7 +23,8 @@ from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run, alone_in, open_run
 from polymerge.inference.workers import Crew
 from polymerge.planning import AdapterPlan, Plan
-from polymerge.recipe.recipe import Recipe, parse_recipe, recipe_dict
+from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.recipe import Recipe, recipe_dict
 from polymerge.tuning.candidates import (
     DEFAULT_VALUES,
     Point,
@@ -149,7 +150,8 @@ def _understood(
 ) -> tuple[Recipe, Space]:
     """The recipe and what is varied in it; where there is no recipe, at least the values are looked at."""
     try:
-        recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
+        with collecting_into(problems):
+            recipe = source if isinstance(source, Recipe) else parse_recipe(source)
     except PolymergeError as error:
         problems.append(error)
         try:
