@@ -16,7 +16,7 @@ from logged import SEARCH, laid_out, logs_of_2024, put
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused
 from polymerge.evaluation.logs import Logs, read_logs
 from polymerge.evaluation.logs.folder_values import values_of
-from polymerge.inference.sampling import draw
+from polymerge.inference.prompts import sample
 from polymerge.tuning.from_logs import choose_from_logs
 
 VALUES = ("0.1", "0.2", "0.3")
@@ -730,7 +730,7 @@ def test_differences_are_those_of_the_paper(case: str, tmp_path: Path) -> None:
     ids = list(logs.answers[0])
     if case == "limit_textvqa_sampled":
         assert len(ids) == 120
-        ids = draw(ids, 100, 2)
+        ids = sample(ids, 100, 2)
     said = [[answers[number].lower() for number in ids] for answers in logs.answers]
     last = len(said) - 1
     differences, candidates = [], []

@@ -14,10 +14,10 @@ import torch
 import polymerge
 from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.inference import generate
-from polymerge.inference.answer_log import AnswerLog
 from polymerge.inference.answering import Answerer, batches
 from polymerge.inference.prompts import read_prompts
+from polymerge.inference.run_folder import AnswerLog
+from polymerge.inference.worker_pool import WorkerPool
 from polymerge.tuning.criterion import choose
 from running import cli, recipe_file
 from search_made import BASE, REASON, VLM, prompts_file, recipe, words
@@ -63,7 +63,7 @@ def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("something was generated")
 
-    monkeypatch.setattr(generate, "_carry_out", refuse)
+    monkeypatch.setattr(WorkerPool, "submit", refuse)
 
 
 def test_the_choice_is_that_of_merging_each_value_to_disk(searched: Path, prompts: Path, tmp_path: Path) -> None:

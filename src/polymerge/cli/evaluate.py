@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
 from polymerge.errors import RecipeError
 
@@ -21,7 +22,7 @@ _OURS = ("data", "image_folder", "max_new_tokens", "workers", "torch_threads", "
 """Options that say nothing to another tool."""
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("model")
 @click.argument("more", metavar="[-- OPTIONS OF THE TOOL]", nargs=-1, type=click.UNPROCESSED)
 @click.option(
@@ -63,7 +64,7 @@ def evaluate(model: str, more: tuple[str, ...], tasks: str, out: str | None, as_
     if out is None:
         raise click.UsageError("Missing option '-o': the folder of the run.")
     from polymerge.evaluation.evaluate import evaluate as run
-    from polymerge.inference.options import Generation
+    from polymerge.inference.generation import Generation
 
     said = {name: options[name] for name in ("batch_size", "workers", "dtype") if options[name] is not None}
     generation = Generation(

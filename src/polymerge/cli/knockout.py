@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.recipe_options import recipe_of, recipe_options_without
 from polymerge.errors import RecipeError, refuse_if_any
 
 if TYPE_CHECKING:
-    from polymerge.inference.options import Generation
+    from polymerge.inference.generation import Generation
 
 __all__ = ["ablate", "knockout"]
 
@@ -65,7 +66,7 @@ def _given(*options: Callable[[F], F]) -> Callable[[F], F]:
     return give
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("model", type=click.Path())
 @_given(*_PROMPTS)
 @click.option("--against", metavar="TEMPLATE", type=click.Path(), help="The model before it was merged, to compare.")
@@ -97,7 +98,7 @@ def knockout(model: str, prompts: tuple[str, ...], out: str, as_json: bool, forc
     click.echo(f"{done.folder}: every answer, knockout.json, the map and the curves")
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @recipe_options_without("dtype", "seed")
 @_given(*_PROMPTS)
 @click.option("--ranges", metavar="LIST", help="Out of early, middle, late (thirds) and full; default: all four.")
@@ -153,6 +154,6 @@ def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> tuple[str, ...]
 
 
 def _generation(options: dict[str, Any]) -> Generation:
-    from polymerge.inference.options import Generation
+    from polymerge.inference.generation import Generation
 
     return Generation(dtype=options.pop("model_dtype"), **{name: options.pop(name) for name in _GENERATION})

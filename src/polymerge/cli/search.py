@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.recipe_options import recipe_of, recipe_options_without
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
@@ -28,7 +29,7 @@ _FOR_PROMPTS = {
 _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @recipe_options_without("dtype")
 @click.option("--prompts", metavar="FILE", help="JSON lines, LLaVA questions, a folder of images, or a dataset.")
 @click.option("--question", help="What is asked of each picture of a folder of images.")
@@ -112,7 +113,8 @@ def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeE
 
 
 def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
-    from polymerge.inference.options import Generation, PromptSource
+    from polymerge.inference.generation import Generation
+    from polymerge.inference.prompts import PromptSource
     from polymerge.tuning.checks import Scoring
     from polymerge.tuning.search import search as run
     from polymerge.tuning.text_of_search import describe_search

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from polymerge.inference.options import Generation, PromptSource
+from polymerge.inference.generation import Generation
+from polymerge.inference.prompts import PromptSource
 from polymerge.tuning.checks import Scoring
 from polymerge.tuning.search import Searched, search
 

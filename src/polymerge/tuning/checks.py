@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import Prompt
 from polymerge.tuning.candidates import Space
 from polymerge.tuning.criterion import CRITERIA

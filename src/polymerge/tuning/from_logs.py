@@ -9,8 +9,8 @@ from typing import Any
 
 from polymerge.errors import OutputError, RecipeError, refuse_if_any
 from polymerge.evaluation.logs import read_logs
+from polymerge.inference.prompts import sample
 from polymerge.inference.run_folder import SETTINGS, Run, read_settings
-from polymerge.inference.sampling import draw
 from polymerge.tuning.criterion import CRITERIA
 from polymerge.tuning.curve_plot import draw_search
 from polymerge.tuning.judging import Judging, judge
@@ -66,7 +66,7 @@ def choose_from_logs(
     if logs.task == "mme" and keep is None and two_sided:
         field = _PERCEPTION
         logs = read_logs(folder, task=task, value_pattern=value_pattern, keep=field)
-    ids = draw(list(logs.answers[0]), samples, seed)
+    ids = sample(list(logs.answers[0]), samples, seed)
     choice = judge(logs.values, logs.answers, ids, judging)
     outcome: dict[str, Any] = {
         "polymerge": importlib.metadata.version("polymerge"),

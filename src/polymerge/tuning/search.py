@@ -17,11 +17,10 @@ from polymerge.checkpoints.output_folder import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse_if_any
 from polymerge.inference.fingerprints import of_inputs, of_prompts
-from polymerge.inference.generate import Asked, generate
-from polymerge.inference.options import Generation, PromptSource, draw_prompts
-from polymerge.inference.prompts import Prompt
+from polymerge.inference.generation import Batches, Generation, generate
+from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, open_run
-from polymerge.inference.workers import Crew
+from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import AdapterPlan, Plan
 from polymerge.recipe.recipe import Recipe, parse_recipe, recipe_dict
 from polymerge.tuning.candidates import (
@@ -40,6 +39,8 @@ from polymerge.tuning.trials import run_trials
 from polymerge.tuning.values import parse_values
 
 __all__ = ["Searched", "search"]
+
+_OUTCOME = ("search.json", "search.png", "search.svg", "optuna.journal", "optuna.journal.lock")
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +97,11 @@ def search(
     found = [*problems, *_unfit(Path(out), None if write is None else Path(write), force)]
     recipe, space = _understood(source, vary, values, keep_template_weight, found)
     sampled = scoring is not None and scoring.sampler != "grid"
-    drawn = draw_prompts(prompts, found)
+    drawn: list[Prompt] = []
+    try:
+        drawn = draw_prompts(prompts)
+    except PolymergeError as error:
+        found += error.problems
     found += misfits(space, generation, judging, scoring, drawn)
     points = [] if sampled or found else space.points()
     plans: dict[str, Plan | AdapterPlan] = {}
@@ -113,13 +118,13 @@ def search(
 
     first = next(iter(plans.values()))
     settings = _settings(recipe, space, first, drawn, generation, keep_template_weight)
-    run = open_run(Path(out), settings, force=force)
-    with alone_in(run), generation.crew(first) as crew:
-        asked = Asked(run.keep_prompts(drawn), generation.batch_size)
+    run = open_run(Path(out), settings, force=force, what="a search", outcome=_OUTCOME)
+    with alone_in(run), generation.worker_pool(first) as pool:
+        asked = Batches(run.keep_prompts(drawn), generation.batch_size)
         if sampled and scoring is not None:
-            outcome, chosen = _sampled(run, recipe, space, asked, crew, scoring, prompts.seed, settings, progress)
+            outcome, chosen = _sampled(run, recipe, space, asked, pool, scoring, prompts.seed, settings, progress)
         else:
-            answers = generate(run, plans, asked, crew, progress)
+            answers = generate(run, plans, asked, pool, progress)
             outcome, chosen = _grid(space, points, plans, asked, answers, judging, scoring)
         about = {
             "polymerge": importlib.metadata.version("polymerge"),
@@ -183,7 +188,7 @@ def _grid(
     space: Space,
     points: Sequence[Point],
     plans: Mapping[str, Plan | AdapterPlan],
-    asked: Asked,
+    asked: Batches,
     answers: Mapping[str, Mapping[int | str, str]],
     judging: Judging,
     scoring: Scoring | None,
@@ -213,8 +218,8 @@ def _sampled(
     run: Run,
     recipe: Recipe,
     space: Space,
-    asked: Asked,
-    crew: Callable[[], Crew],
+    asked: Batches,
+    pool: WorkerPool,
     scoring: Scoring,
     seed: int,
     settings: Mapping[str, Any],
@@ -232,7 +237,7 @@ def _sampled(
             if progress is not None:
                 progress(before + done, scoring.trials * size)
 
-        answers = generate(run, plans, asked, crew, tell)
+        answers = generate(run, plans, asked, pool, tell)
         finished += 1
         return score(scoring.scorer, asked.prompts, next(iter(answers.values())))
 
