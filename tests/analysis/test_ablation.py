@@ -18,7 +18,7 @@ import polymerge
 from adapters_made import adapter, llama
 from polymerge.analysis.ablation import ablate, in_layers
 from polymerge.checkpoints.loading import load_model, load_processor
-from polymerge.cli.knockout import ablate as command
+from polymerge.cli.analyze import ablate as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.inference.answering import Answerer, batches

@@ -25,7 +25,7 @@ from polymerge.analysis.replacements import Replacement, knocked_out, plan_paren
 from polymerge.analysis.scoring_prompts import Marks
 from polymerge.analysis.unchanged import Intact, open_intact
 from polymerge.checkpoints.loading import load_model, load_processor
-from polymerge.cli.knockout import knockout as command
+from polymerge.cli.analyze import knockout as command
 from polymerge.errors import PolymergeError, RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.inference.answering import Answerer, batches
@@ -40,7 +40,7 @@ from search_made import BASE, VLM, prompts_file, recipe
 from tiny import as_2024, as_live, build, load, perturbed, related_llm
 
 SHORT = Generation(max_new_tokens=3, torch_threads=1)  # models this small are fastest on one
-LINE = [sys.executable, "-c", "from polymerge.cli.knockout import knockout; knockout()"]
+LINE = [sys.executable, "-c", "from polymerge.cli.analyze import knockout; knockout()"]
 PROJECTIONS = {"attention": r"self_attn\.[qkvo]_proj\.weight", "mlp": r"mlp\.(gate|up|down)_proj\.weight"}
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 import polymerge
-from polymerge.families.defaults import CLASS_DEFAULTS
+from polymerge.families.config import CLASS_DEFAULTS
 from polymerge.families.rules import PARTS
 from polymerge.planning.compatibility import COMPARED, config_warnings, differences
 from polymerge.planning.fit import merged_routers

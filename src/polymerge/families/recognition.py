@@ -8,8 +8,7 @@ from typing import Final
 
 from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
 from polymerge.families.config import Config, family_of, text_config
-from polymerge.families.generic import GENERIC
-from polymerge.families.registry import FAMILIES, claimed
+from polymerge.families.registry import FAMILIES, GENERIC, claimed
 from polymerge.families.rules import Family
 
 __all__ = ["Reading", "nearest", "read_names"]

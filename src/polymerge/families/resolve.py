@@ -140,7 +140,7 @@ def _unexplained(family: Family, unknown: list[str], names: Collection[str], che
     return CheckpointError(
         f"{checkpoint}: no rule of family '{family.name}' explains {what}. If config.json names another model than the "
         f"file holds, mend it; else {way} `family:` beside the model. (Whoever adds names to the family: a Rule in "
-        f"polymerge/families/{family.name}.py)"
+        f"its table in polymerge/families/tables)"
     )
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.folder import read_config
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.json_objects import parse_object
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Concat, shape_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of
@@ -113,7 +113,7 @@ def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
     config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
     found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
     if config is not None and config.is_file():
-        found.append(family_of(parse_object(config.read_bytes(), str(config), unique_keys=False)))
+        found.append(family_of(read_config(config)))
     found += [family for adapter in adapters for family in named_family(adapter)]
     return found or [GENERIC]
 

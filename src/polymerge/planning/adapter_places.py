@@ -15,10 +15,10 @@ from typing import Final, TypeAlias
 
 from polymerge.checkpoints import Checkpoint, Entry
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.folder import read_config
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, text_layer
 
 __all__ = ["Block", "Parameters", "Place", "Reading", "Ties", "named_family", "reading_of", "readings_of"]
@@ -149,7 +149,7 @@ def named_family(adapter: Adapter) -> tuple[Family, ...]:
     base = adapter.config.get("base_model_name_or_path")
     file = Path(str(base)).expanduser() / "config.json" if base else None
     if not config and file is not None and file.is_file():
-        config = parse_object(file.read_bytes(), str(file), unique_keys=False)
+        config = read_config(file)
     return (family_of(config),) if config else ()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from polymerge.families import text_config
-from polymerge.families.defaults import CLASS_DEFAULTS
+from polymerge.families.config import CLASS_DEFAULTS
 from polymerge.families.rules import PARTS
 
 __all__ = ["COMPARED", "config_warnings", "differences"]

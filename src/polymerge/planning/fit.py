@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import family_of, nearest
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import apart
 from polymerge.families.rules import text_layer, without_branch
 from polymerge.planning.model import Model, own_name

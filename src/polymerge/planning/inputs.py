@@ -17,8 +17,8 @@ from polymerge.checkpoints.wrappers import is_lora, unwrapped, wrappers_in
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.expressions import Expr, Read, replace_reads
-from polymerge.families.generic import GENERIC
 from polymerge.families.quantization import why_quantized
+from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import map_names
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS

@@ -14,7 +14,7 @@ from polymerge.checkpoints.joined import ADAPTER
 from polymerge.checkpoints.wrappers import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.expressions import Expr, Ranges, Read, Stacked, names_read, shape_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, counterpart, text_layer
 from polymerge.planning.plan import Input
 

@@ -10,7 +10,7 @@ from polymerge.checkpoints.adapter import Adapter
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES
 from polymerge.families.expressions import Expr, shape_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import text_layer
 from polymerge.planning.adapter_places import Parameters, Reading
 from polymerge.planning.folding import base_named
