@@ -59,7 +59,6 @@ FLAGS_LEFT = {
     "evaluation": 37,
     "planning": 1,
     "reporting": 2,
-    "tuning": 40,
 }
 """How many strings of a room outside of cli/ still name an option. The numbers only shrink."""
 
