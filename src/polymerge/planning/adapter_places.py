@@ -142,7 +142,7 @@ class Parameters:
         return _best(trusted, adapter.parameters, lambda name, reading: self.place(name, reading) is not None)
 
     def place(self, parameter: str, reading: Reading) -> Place | None:
-        """Where a parameter lies, or None; one that has no branch lies where a model with two has its text tokens'."""
+        """Where a parameter lies, or None; one without a branch is that of a two-branch model's text tokens."""
         if parameter in self.layout:
             return ((parameter, ()),)
         if (joint := reading.joint(parameter)) in self.joint:
@@ -203,7 +203,7 @@ def _readings(trusted: Sequence[Family]) -> Iterator[Reading]:
 def why_missing(
     label: str, parameters: Parameters, adapter: Adapter, reading: Reading, missing: Iterable[str]
 ) -> Iterable[PolymergeError]:
-    """What to say of parameters that the base does not have: one message for each cause, and what to do about it."""
+    """An error for each cause of parameters that the base does not have, with what to do about it."""
     parts = {name.partition(".")[0] for name in parameters.blocks}
     causes: dict[tuple[str, str], list[str]] = {}
     name_base = name_the_base(parameters.checkpoint, adapter)
@@ -252,7 +252,7 @@ def name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
 
 
 def _with_config(adapter: Adapter) -> str:
-    """How an adapter brings parts of its own along."""
+    """The advice on how an adapter brings parts of its own along."""
     if adapter.model_config:
         return (
             "the language model whose module names the adapter has: these weights then come from the adapter, and "

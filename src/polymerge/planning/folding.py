@@ -139,7 +139,7 @@ def changes(label: str, parameters: Parameters, adapter: Adapter) -> Changed:
 
 
 class _Joining:
-    """Puts what an adapter changes where it belongs, and keeps what has no place or does not fit."""
+    """Puts what an adapter changes where it belongs, and notes what has no place or does not fit."""
 
     def __init__(self, label: str, parameters: Parameters, adapter: Adapter, reading: Reading) -> None:
         self.label, self.parameters, self.adapter, self.reading = label, parameters, adapter, reading
@@ -154,7 +154,7 @@ class _Joining:
         return {name: entry.shape for name, entry in self.parameters.checkpoint.entries.items()}
 
     def own(self, parameter: str) -> Place | None:
-        """Where a parameter lies in the base; what has no place, or not one that can be added to, is noted."""
+        """Where a parameter lies in the base; what has no place is noted, another dtype refused."""
         place, ties = self.parameters.place(parameter, self.reading), self.parameters.ties
         if self.kept_tied and ties and place == ((ties.virtual, ()),):
             return None  # the same numbers as those of the other one, which PEFT wrote twice
@@ -190,7 +190,7 @@ class _Joining:
         return shape_of(self.now(place), self._shapes)
 
     def put(self, place: Place, expr: Expr) -> None:
-        """Let something else lie at a place."""
+        """Replace what lies at a place."""
         first = 0
         for block in place:
             height = shape_of(self.parameters.read(block), self._shapes)[0]
@@ -224,7 +224,7 @@ class _Joining:
         )
 
     def misshapen(self) -> Iterable[PolymergeError]:
-        """What to say of the changes that do not fit, one message for all layers that are alike."""
+        """An error for each kind of change that does not fit; layers that are alike share one."""
         for found in self._wrong.values():
             what, place, shape, have = found[0]
             names = " with ".join(dict.fromkeys(name for name, _ in place))
@@ -267,9 +267,9 @@ class _Joining:
 
 
 def _part(ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
-    """Settle what becomes of the one of a tied pair that the base does not store.
+    """Decide what becomes of the one of a tied pair that the base does not store.
 
-    Nothing where they stay one, since the adapter says so, or since it makes the same of both.
+    Nothing where they stay one: the adapter says so, or makes the same of both.
     """
     before = Read(ties.stored)
     other = found.pop(ties.virtual, before)

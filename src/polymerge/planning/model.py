@@ -38,17 +38,17 @@ VOCABULARY: Final = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """An opened input: its headers, its family, and where each canonical tensor lies in it.
+    """An opened input.
 
     tensors  canonical name -> expression over its own names
-    layout   its own name -> the canonical names that it holds, each with its rows
-    views    its own name -> what those are the rows of, where it is not the tensor as it lies
-    buffers  its names that are never merged (rotary frequencies and the like)
+    layout   own name -> the canonical names that it holds, each with its rows
+    views    own name -> what those are the rows of, where that is not the tensor as it lies
+    buffers  own names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
-    adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
+    adapted  own names of the tensors that its adapter changes, if it has one -> what they become
     parted   whether its adapter makes two tensors of the head and the embedding that its base's config ties
-    ignored  its own names that the recipe leaves out, which no rule is asked about
-    wrappers what is taken off its names as stored, its own names being without
+    ignored  own names that the recipe leaves out; no rule has to explain them
+    wrappers what is taken off the names as stored; its own names are without
     other    what its config.json names instead of a class of its family; empty where it names one
     """
 
@@ -132,15 +132,15 @@ class Model:
 
     @property
     def parted_name(self) -> str:
-        """The name that it has no tensor of, of the head or embedding that its adapter parts from the other."""
+        """The name of the head or embedding that its adapter unties; empty where there is none."""
         return next((name for name in self.layout if name not in self.stored), "")
 
     def find(self, canonical: str) -> str | None:
-        """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""
+        """Its canonical name for what the template calls `canonical`: the same, or the branch that stands in for it."""
         return counterpart(canonical, self.tensors)
 
     def held(self, own: str) -> tuple[str, ...]:
-        """The canonical names of what a tensor holds, by its own name; for one of its adapter, of what that changes."""
+        """The canonical names that a tensor holds, by its own name; for one of its adapter, those that it changes."""
         changed = (
             [own] if own in self.layout else [name for name, expr in self.adapted.items() if own in names_read(expr)]
         )
@@ -151,8 +151,8 @@ class Model:
         """Its own names by what they hold: see `Family.joint`."""
         return self.family.by_joint(self.layout)
 
-    def whole(self, joint: str) -> Expr | None:
-        """How the tensor is read that has one canonical name, or several together: see `Family.joint`."""
+    def expr_of(self, joint: str) -> Expr | None:
+        """How to read the tensor with this canonical name, or several joined: see `Family.joint`."""
         if (found := self.find(joint)) is not None:
             return self.tensors[found]
         own = self.joint.get(joint)
@@ -169,11 +169,11 @@ class Model:
 
     @cached_property
     def unread(self) -> frozenset[str]:
-        """The canonical names of what the recipe has it leave out, as far as rules explain it."""
+        """The canonical names of what the recipe ignores, as far as rules explain it."""
         return frozenset(canonical for name in self.ignored for canonical in self.family.canonical(name))
 
     def remarks(self) -> Iterator[str]:
-        """What was read in another way than its config or its names say."""
+        """Sentences on what was read in another way than its config or its names say."""
         if self.wrappers:
             around = list(dict.fromkeys(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers))
             are = "are" if around[1:] else "is"
@@ -197,7 +197,7 @@ class Model:
             yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
 
     def summary(self) -> Input:
-        """What the plan records of it."""
+        """What a plan records of it."""
         return Input(
             label=self.label,
             source=self.checkpoint.source,

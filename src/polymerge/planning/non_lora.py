@@ -119,7 +119,7 @@ def plan_extras(
             settings.append(own_setting)
         origin = None
         if row is not None and row.on == "deltas" and base is not None:
-            origin = base.whole(canonical)
+            origin = base.expr_of(canonical)
             if origin is None or shape_of(origin, base.shapes) != entry.shape:
                 problems.append(RecipeError(f"{canonical}: base_model '{base.label}' has no such tensor of this shape"))
                 continue

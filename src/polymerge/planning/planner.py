@@ -18,7 +18,7 @@ from polymerge.planning.inputs import Models, bases_among, labels_of, open_model
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.storage import stored_dtypes
-from polymerge.planning.unused import Leavings, notes, partly_kept
+from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.recipe.overrides import Choice, choices_of, matches
 from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
@@ -81,7 +81,7 @@ class _Planner:
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         self.vocabularies = Vocabularies(self.template, recipe.vocab)
-        self.leavings = Leavings(self.template, self.parts)
+        self.unused = UnusedTensors(self.template, self.parts)
 
     def plan(self) -> Plan:
         for model in dict.fromkeys(self.readers):
@@ -129,7 +129,7 @@ class _Planner:
             seed=self.recipe.seed,
             settings=tuple(by_key[key] for key in self.settings),
             steps=steps,
-            left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
+            left_out=self.unused.left_out(inputs, self.models.merged, self.base, steps),
             warnings=tuple(dict.fromkeys((*self.warnings, *told))),
             beside=beside,
             companions=companions,
@@ -215,7 +215,7 @@ class _Planner:
         if not reason:
             pieces, reason = self._pieces(canonical, rows, choice, readers)
         if not pieces:
-            self.leavings.kept[canonical] = reason
+            self.unused.kept[canonical] = reason
             return [self._kept(canonical, rows)], reason
         return pieces, reason
 
@@ -325,4 +325,4 @@ class _Planner:
                 else:
                     self.misfits.note_extra(model, name)
                     continue
-                self.leavings.extras[model.label, name] = reason
+                self.unused.extras[model.label, name] = reason
