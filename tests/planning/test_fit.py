@@ -280,18 +280,18 @@ def fails_to_plan(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], 
 
 def test_the_command_line_says_all_of_it(tmp_path: Path) -> None:
     one, other = small_llama(1), small_llama(2)
-    other["model.layers.1.self_attn.q_proj.weight"] = torch.ones(8, 5)
+    other["model.layers.0.mlp.up_proj.weight"] = torch.ones(8, 6)
     del other["model.layers.1.mlp.up_proj.weight"]
     other["model.layers.1.mlp.gate_proj.weight"] = torch.ones(9, 6)
-    more = {"exclude": ["text.lm_heads.*"], "modell": 1, "overrides": [{"layers": "0-9", "merge_method": "copy"}]}
+    more = {"exclude": ["text.lm_heads.*"], "modell": 1, "overrides": [{"layers": "8-9", "merge_method": "copy"}]}
     said = fails_to_plan(one, other, tmp_path, **more)
     for problem in (
-        "text.layers.{i}.self_attn.q_proj.weight: 'other' is [8, 5], template 'one' is",
+        "text.layers.{i}.mlp.up_proj.weight: 'other' is [8, 6], template 'one' is [9, 6]",
         "text.layers.{i}.mlp.up_proj.weight: template 'one' has it, 'other' does not",
         "text.layers.{i}.mlp.gate_proj.weight: 'other' has it, template 'one' does not",
         "'text.lm_heads.*' matches no tensor",
         "unknown field 'modell' is not supported. Did you mean 'models'",
-        "layers 0-9, but template 'one' has layers 0-1",
+        "layers 8-9, but template 'one' has layers 0-1",
     ):
         assert problem in said
 
