@@ -158,7 +158,7 @@ def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeErr
         (base,) = Context().run(open_each, [recipe.base_model])
     except PolymergeError:
         return False
-    parameters = Parameters(base.checkpoint, base.family, base.layout, base.views)
+    parameters = Parameters(base)
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
         reading = parameters.reading(adapter)
         lacking: dict[str, list[Pair]] = {}
@@ -169,7 +169,7 @@ def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeErr
             more = f" (and {len(others)} more modules)" if others else ""
             problems.append(
                 RecipeError(
-                    f"base_model '{recipe.base_model}' (family {parameters.family.name}) has no {pair.module} of "
+                    f"base_model '{recipe.base_model}' (family {base.family.name}) has no {pair.module} of "
                     f"{list(pair.shape)} (out, in), which '{label}' is for{more}{have}. Name the base that it was "
                     "trained on"
                 )
@@ -186,7 +186,7 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
     place = parameters.place(name, reading)
     if place is None:
         return None if pair.module.rpartition(".")[2] == "lm_head" else ""
-    shapes = {own: entry.shape for own, entry in parameters.checkpoint.entries.items()}
+    shapes = {own: entry.shape for own, entry in parameters.base.entries.items()}
     lying = Concat(tuple(parameters.read(block) for block in place))
     have = adapter.extras[name].shape if name in adapter.extras else shape_of(lying, shapes)
     wanted = pair.shape[::-1] if pair.transposed else pair.shape

@@ -16,15 +16,14 @@ from polymerge.checkpoints.joined import ADAPTER, open_joined, renamed, split_so
 from polymerge.checkpoints.wrappers import is_lora, unwrapped, wrappers_in
 from polymerge.errors import CheckpointError, RecipeError, collecting, did_you_mean, refuse, refuse_if_any
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
-from polymerge.families.expressions import Expr, Read, replace_reads
+from polymerge.families.expressions import Expr
 from polymerge.families.generic import GENERIC
 from polymerge.families.quantization import why_quantized
 from polymerge.families.resolve import NameMap, map_names
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
-from polymerge.planning.adapter_places import Parameters, Ties
-from polymerge.planning.folding import changes, parted
-from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
+from polymerge.planning.folding import folded
+from polymerge.planning.model import EMBEDDING, HEAD, Model, Ties, own_name, stored_in
 from polymerge.recipe.recipe import ModelEntry, Recipe
 
 __all__ = [
@@ -183,31 +182,17 @@ def _open(source: str, paths: tuple[Path, Path | None], label: str, family: str 
     known = table is not GENERIC or nearest(checkpoint.config) is not GENERIC
     _refuse_unfinished(where, shapes, table, known)
     names = _mapped(where, checkpoint, table, shapes)
-    layout = dict(names.layout)
+    tensors, borrowed = dict(names.tensors), set[str]()
     ties = _ties(text_tower(checkpoint.config, table).ties_head, table, names.tensors)
     if ties is not None and ties.virtual:
         virtual, same = (HEAD, EMBEDDING) if ties.virtual == ties.head else (EMBEDDING, HEAD)
-        layout[ties.virtual] = ((virtual, ()),)
-    adapted: Mapping[str, Expr] = {}
-    apart = False
-    if checkpoint.adapter is not None:
-        made = changes(label, Parameters(checkpoint, table, layout, names.views, ties), checkpoint.adapter)
-        adapted, apart = made.found, parted(ties, made.found, checkpoint.adapter)
-        checkpoint = replace(checkpoint, skipped={**checkpoint.skipped, **made.left_out})
-    tensors = {
-        canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
-        for canonical, expr in names.tensors.items()
-    }
-    borrowed = set[str]()
-    if ties is not None and ties.virtual:
-        tensors[virtual] = adapted.get(ties.virtual, tensors[same])
-        if not apart:
-            del layout[ties.virtual]
-            borrowed.add(virtual)
-    return Model(
-        label, path, checkpoint, table, tensors, layout, names.views, frozenset(names.buffers),
-        frozenset(borrowed), adapted, apart, frozenset(gone), reading.wrappers, reading.other,
+        tensors[virtual] = tensors[same]
+        borrowed.add(virtual)
+    model = Model(
+        label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
+        frozenset(borrowed), ignored=frozenset(gone), wrappers=reading.wrappers, other=reading.other, ties=ties,
     )  # fmt: skip
+    return model if checkpoint.adapter is None else folded(model, checkpoint.adapter)
 
 
 def _opened(source: str, path: Path, adapter: Path | None, label: str) -> Checkpoint:

@@ -23,6 +23,7 @@ __all__ = [
     "HEAD",
     "VOCABULARY",
     "Model",
+    "Ties",
     "headers_digest",
     "own_name",
     "part_of",
@@ -34,6 +35,24 @@ HEAD = "text.lm_head.weight"
 EMBEDDING = "text.embed_tokens.weight"
 VOCABULARY: Final = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 """Canonical tensors whose rows are the vocabulary."""
+
+
+@dataclass(frozen=True)
+class Ties:
+    """A head and an embedding that a config ties, by a model's own names.
+
+    virtual  the one that is not stored, whose name is that of the same layout; it is then the other one. Empty where
+             both are stored
+    """
+
+    embedding: str
+    head: str
+    virtual: str = ""
+
+    @property
+    def stored(self) -> str:
+        """The one that stands for the virtual one as well."""
+        return self.embedding if self.virtual == self.head else self.head
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +69,7 @@ class Model:
     ignored  own names that the recipe leaves out; no rule has to explain them
     wrappers what is taken off the names as stored; its own names are without
     other    what its config.json names instead of a class of its family; empty where it names one
+    ties     its head and embedding, where its config ties them or only one of them is stored
     """
 
     label: str
@@ -66,6 +86,7 @@ class Model:
     ignored: frozenset[str] = frozenset()
     wrappers: tuple[str, ...] = ()
     other: str = ""
+    ties: Ties | None = None
 
     @property
     def entries(self) -> Mapping[str, Entry]:
