@@ -1,4 +1,4 @@
-"""Carry out a plan's steps: blocks through a pool of threads, each handed on as it is done."""
+"""Carry out a plan's steps: blocks go through a pool of threads, and each is written as soon as it is computed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def execute(
     block: int = BLOCK,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Compute or copy every tensor of the plan, and hand its bytes on.
+    """Compute or copy every tensor of a plan, and write its bytes.
 
     entries  for each of the plan's inputs, where its tensors lie
     write    where the bytes go: files of a new folder, or a model in memory
@@ -53,10 +53,10 @@ def execute(
 
 
 class Execution:
-    """Carries out plans of the same inputs, one after the other; what it had to find out of them it finds out once.
+    """Carries out plans over the same inputs, one after the other; statistics of the inputs are computed once and kept.
 
     entries, device, threads, block   as in `execute`
-    again    whether more plans will come, so that where their tensors lie is worth keeping
+    again    whether more plans will follow, so that it pays to keep where tensors lie
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Execution:
         self.close()
 
     def close(self) -> None:
-        """Let go of threads and files; what was queued and has not begun is dropped."""
+        """Release threads and files; what is queued and has not begun is dropped."""
         self.pool.close()
         self.files.close()
 
@@ -153,7 +153,7 @@ class Execution:
         )
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """What a setting merges, by name; what is stored twice counts once."""
+        """What a setting merges, by canonical name; what is stored twice counts once."""
         found = {
             piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
         }
@@ -178,20 +178,20 @@ class Execution:
         self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
 
     def _once(self, key: Hashable, find: Callable[[], T]) -> T:
-        """What was found under this key, or is found now."""
+        """The value known by this key; found and kept if there is none yet."""
         if key not in self._known:
             self._known[key] = find()
         found: T = self._known[key]
         return found
 
     def _of(self, step: Step, piece: Piece) -> Hashable:
-        """What the numbers of a piece depend on."""
+        """Everything that the values of a piece depend on."""
         wide = is_wide(step) or piece.setting in self.wide
         return piece.reads, piece.base, piece.inputs or self.plan.models, self.plan.base, wide
 
     @property
     def _cells(self) -> int:
-        """A block of whole cells, which sums are taken over in a fixed order."""
+        """Elements of a block of whole cells, over which sums are taken in a fixed order."""
         return max(self.block // CELL, 1) * CELL
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
@@ -225,7 +225,7 @@ class Execution:
         self._write_blocks(step, piece, blocks, merged)
 
     def _places(self, piece: Piece) -> Sequence[int]:
-        """The places in the recipe of the models that a piece is made from."""
+        """The places in the recipe of the models that a piece is merged from."""
         place_of = dict(zip(self.plan.models, self.plan.places, strict=True))
         return [place_of[place] for place in piece.inputs] if piece.inputs else self.plan.places
 
@@ -295,7 +295,7 @@ class Execution:
 
 
 def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where `size` bytes from byte `start` of stacked rows lie in the tensor that the rows are of."""
+    """Where `size` bytes from byte `start` on of stacked rows lie in the tensor that the rows belong to."""
     for place in range(bisect_right(beginnings, start // row_size) - 1, len(rows)):
         (first, last), position = rows[place], beginnings[place] * row_size
         if position >= start + size:
@@ -306,5 +306,5 @@ def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, 
 
 
 def is_wide(step: Step) -> bool:
-    """Whether a tensor is computed in float64: where the template or the output holds it so."""
+    """Whether a tensor is computed in float64: where the template or the output has it in float64."""
     return "F64" in (step.dtype, step.source_dtype)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from polymerge.errors import collecting
+from polymerge.errors import Refused, collecting
 from polymerge.planning.adapters import names_adapters, plan_adapters
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.plan import Plan
@@ -26,4 +26,4 @@ def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Pl
     with collecting() as problems:
         recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
         return (plan_adapters if names_adapters(recipe, problems) else plan_checkpoints)(recipe, problems)
-    raise AssertionError("unreachable: what ends the block is raised")
+    raise Refused(problems)
