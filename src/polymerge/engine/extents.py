@@ -19,7 +19,7 @@ from polymerge.checkpoints import Entry
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
 from polymerge.methods.kernels.cpu.transpose import turn
 
 __all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "same_numbers", "shape_in"]
@@ -72,6 +72,8 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return tuple(_turned(entries[of.name], 0, count * rows))
         case Stacked(of) | Adapted(of):
             return extents(of, entries)
+        case LowRank():
+            return ()
 
 
 def _turned(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
@@ -142,7 +144,7 @@ def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Fi
 
 def _adapted(expr: Expr) -> bool:
     match expr:
-        case Adapted():
+        case Adapted() | LowRank():
             return True
         case Rows(of):
             return _adapted(of)

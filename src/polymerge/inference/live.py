@@ -27,7 +27,7 @@ from polymerge.engine.opening import copy_beside, fetch, reopen
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Ranges, Stacked
-from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
+from polymerge.planning import Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import EMBEDDING, HEAD
@@ -98,7 +98,7 @@ class LiveModel:
 
     def __init__(
         self,
-        plan: Plan | AdapterPlan,
+        plan: Plan,
         *,
         device: str = "cpu",
         dtype: str = "auto",
@@ -157,7 +157,7 @@ class LiveModel:
         copy_beside(plan, self.folder, folder)
         return folder
 
-    def set(self, plan: Plan | AdapterPlan) -> None:
+    def set(self, plan: Plan) -> None:
         """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
 
         raises RecipeError for a plan of another template, CheckpointError where values cannot be merged; the weights
@@ -169,16 +169,14 @@ class LiveModel:
             self._carry_out(made)
 
     @contextmanager
-    def _folded(self, plan: Plan | AdapterPlan) -> Iterator[Plan]:
+    def _folded(self, plan: Plan) -> Iterator[Plan]:
         """The plan itself, or that of folding the adapter that it makes, which is there meanwhile."""
-        if isinstance(plan, Plan):
+        if not plan.of_adapters:
             yield plan
             return
         with TemporaryDirectory(prefix="polymerge-") as folder:
             adapter = merge(plan, Path(folder) / "adapter", check=False, threads=self._threads).folder
-            made = make_plan(fold_recipe(str(adapter), plan.recipe.get("base_model")))
-            assert isinstance(made, Plan)
-            yield made
+            yield make_plan(fold_recipe(str(adapter), plan.recipe.get("base_model")))
 
     def _carry_out(self, plan: Plan) -> None:
         overwrites = plan.overwrites if isinstance(plan, Overwritten) else ()
