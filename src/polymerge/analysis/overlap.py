@@ -20,7 +20,7 @@ from polymerge.analysis.spectrum import EXACT, Spectrum
 from polymerge.engine.blocks import Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import fetch, reopen
+from polymerge.engine.opening import fetch, opened
 from polymerge.engine.thresholds import RunAll
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.families.rules import PARTS
@@ -127,7 +127,7 @@ def _deltas(plan: Plan, files: Files, block: int) -> list[DeltaTensor]:
     """Every tensor that the plan merges; nothing of it is read yet."""
     fetch(plan, merged_only=True)
     workspace = Workspace(open_device("cpu"))
-    entries = [reopen(entry).entries for entry in plan.inputs]
+    entries = [opened(entry).entries for entry in plan.inputs]
     return [*update_deltas(plan, entries, block), *stored_deltas(plan, entries, files, workspace, block)]
 
 

@@ -21,7 +21,7 @@ from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
-from polymerge.engine.opening import beside_template, files_read, reopen
+from polymerge.engine.opening import beside_template, files_read, opened
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
@@ -106,7 +106,7 @@ def merge(
         plan = replace(plan, layout=layout)
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="--no-verify")
-    inputs = [reopen(recorded) for recorded in plan.inputs]
+    inputs = [opened(recorded) for recorded in plan.inputs]
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
     total, done, one_at_a_time = plan.size, 0, threading.Lock()

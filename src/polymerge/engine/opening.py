@@ -12,6 +12,7 @@ from polymerge.checkpoints.adapter_files import CONFIG
 from polymerge.checkpoints.folder import check_file
 from polymerge.checkpoints.hub import restore
 from polymerge.checkpoints.hub_files import companions
+from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.joined import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.prefetch import fetch_all
@@ -20,12 +21,20 @@ from polymerge.families.expressions import names_read
 from polymerge.planning import Input, Plan, Step
 from polymerge.planning.model import headers_digest
 
-__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "reopen"]
+__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "opened"]
 
 
-def reopen(recorded: Input) -> Checkpoint:
-    """An input's headers, refused where they are no longer what was planned with."""
+def opened(recorded: Input) -> Checkpoint:
+    """An input's headers: as the plan was made from them, or, in another process, as its files have them.
+
+    raises CheckpointError where they are no longer what was planned with.
+    """
     path = restore(Path(recorded.path))
+    if recorded.opened is not None:
+        now = stamps_of(recorded.opened.files)
+        # what was not here is a file of the hub, whose commit the plan has
+        if all(before in (None, stamp) for before, stamp in zip(recorded.stamps, now, strict=True)):
+            return recorded.opened
     if recorded.kind == "adapter":
         checkpoint = adapter_alone(open_adapter(recorded.source, path))
     elif recorded.adapter:
@@ -49,7 +58,7 @@ def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, mer
 
     raises CheckpointError or RecipeError where something cannot be had.
     """
-    stored = [reopen(entry).entries for entry in plan.inputs]
+    stored = [opened(entry).entries for entry in plan.inputs]
     files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
     fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
 

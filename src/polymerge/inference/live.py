@@ -23,7 +23,7 @@ from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
 from polymerge.engine.merge import merge
-from polymerge.engine.opening import copy_beside, fetch, reopen
+from polymerge.engine.opening import copy_beside, fetch, opened
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Ranges, Stacked
@@ -110,7 +110,7 @@ class LiveModel:
             fetch(first)
             self._template = _place(first)
             recorded = first.inputs[first.template]
-            template = reopen(recorded)
+            template = opened(recorded)
             stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
             if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
                 dtype = named
@@ -213,7 +213,7 @@ class LiveModel:
         """The execution of the last plan, where this one reads the same inputs, with all that it knows of them."""
         if self._execution is None or inputs != self._inputs:
             self.close()
-            entries = [reopen(entry).entries for entry in inputs]
+            entries = [opened(entry).entries for entry in inputs]
             self._execution = Execution(entries, device=self._device, threads=self._threads, again=True)
             self._inputs = inputs
         return self._execution

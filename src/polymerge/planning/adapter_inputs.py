@@ -8,6 +8,8 @@ from pathlib import Path
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.identity import stamps_of
+from polymerge.checkpoints.joined import adapter_alone
 from polymerge.checkpoints.json_objects import parse_object
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
@@ -243,6 +245,8 @@ def summaries(opened: Opened) -> list[Input]:
             headers=tensors_digest(adapter.entries),
             files=dict(adapter.became),
             kind="adapter",
+            opened=adapter_alone(adapter),
+            stamps=stamps_of(adapter.files),
         )
         for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
     ]

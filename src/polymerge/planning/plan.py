@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
+from polymerge.checkpoints import Checkpoint
+from polymerge.checkpoints.identity import Stamp
 from polymerge.dtypes import byte_count
-from polymerge.errors import RecipeError
 from polymerge.families.expressions import (
     Adapted,
     Concat,
@@ -18,14 +19,26 @@ from polymerge.families.expressions import (
     Read,
     Rows,
     Stacked,
-    expr_from_json,
     expr_to_json,
     rows_of,
     shape_of,
 )
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["FATES", "IGNORED", "PREFIX", "Companions", "Fate", "Input", "Layout", "LeftOut", "Lora", "Piece", "Plan"]
+__all__ = [
+    "FATES",
+    "FORMAT",
+    "IGNORED",
+    "PREFIX",
+    "Companions",
+    "Fate",
+    "Input",
+    "Layout",
+    "LeftOut",
+    "Lora",
+    "Piece",
+    "Plan",
+]
 __all__ += ["Step"]
 
 Fate = Literal["merged", "folded", "copied", "tied"]
@@ -53,6 +66,8 @@ class Input:
     files        of an adapter, what became of each weight file in its folder
     wrappers     what is taken off their names as stored (see `checkpoint.wrapped`); all other names here are without
     kind         whether it is a checkpoint, be it with an adapter, or an adapter alone
+    opened       its headers as the plan was made from them, in the process that made it; of an adapter alone as well
+    stamps       of its files at that time
     """
 
     label: str
@@ -66,6 +81,11 @@ class Input:
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     wrappers: tuple[str, ...] = ()
     kind: Literal["checkpoint", "adapter"] = "checkpoint"
+    opened: Checkpoint | None = field(default=None, compare=False, repr=False)
+    stamps: tuple[Stamp, ...] = field(default=(), compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "opened": None, "stamps": ()}  # another process opens it for itself
 
 
 @dataclass(frozen=True)
@@ -285,26 +305,8 @@ class Plan:
                     yield step, piece, self.settings[piece.setting]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON data; `from_json` gives an equal plan back."""
+        """The plan as JSON data; `make_plan` gives an equal plan back."""
         return {one.name: _plain(getattr(self, one.name)) for one in fields(Plan)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` wrote; raises RecipeError for a plan of another version."""
-        if data.get("version") != FORMAT:
-            raise RecipeError(f"this plan has format {data.get('version')}, this polymerge reads {FORMAT}: plan again")
-        lists: dict[str, Any] = {name: tuple(data[name]) for name in ("models", "places", "warnings")}
-        return cls(
-            **{one.name: data[one.name] for one in fields(Plan) if one.name in data}
-            | lists
-            | {
-                "inputs": tuple(Input(**_tuples(entry)) for entry in data["inputs"]),
-                "settings": tuple(Setting(one["method"], _tuples(one["parameters"])) for one in data["settings"]),
-                "steps": tuple(map(_step_from_json, data["steps"])),
-                "left_out": tuple(LeftOut(**entry) for entry in data["left_out"]),
-                "companions": tuple(Companions(**_tuples(one)) for one in data["companions"]),
-            }
-        )
 
 
 def _transposed(expr: Expr | None) -> bool:
@@ -328,26 +330,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(held) for name, held in value.items()}
     return [_plain(held) for held in value] if isinstance(value, list | tuple) else value
-
-
-def _step_from_json(data: Mapping[str, Any]) -> Step:
-    pieces = tuple(
-        Piece(
-            **_tuples(entry)
-            | {
-                "rows": tuple((start, stop) for start, stop in entry["rows"]),
-                "reads": tuple(expr_from_json(expr) for expr in entry["reads"]),
-                "base": None if entry["base"] is None else expr_from_json(entry["base"]),
-            }
-        )
-        for entry in data["pieces"]
-    )
-    view = None if data["view"] is None else expr_from_json(data["view"])
-    if view is not None and not isinstance(view, Stacked):
-        raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is none. Plan again")
-    lora = Lora(**_tuples(data["lora"])) if data.get("lora") else None
-    return Step(**_tuples(data) | {"pieces": pieces, "view": view, "lora": lora})
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

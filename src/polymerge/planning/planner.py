@@ -31,6 +31,7 @@ from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.storage import stored_dtypes
 from polymerge.planning.unused import Leavings, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
+from polymerge.planning.written_plan import written_plan
 from polymerge.recipe.recipe import ModelEntry, Recipe, parse_recipe, recipe_dict
 
 __all__ = ["make_plan"]
@@ -39,10 +40,12 @@ __all__ = ["make_plan"]
 def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Plan:
     """Plan a merge from a recipe and the headers of the checkpoints, or adapters, that it names.
 
-    source   a recipe file, a mapping of the same form, or a `Recipe`
+    source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan as JSON, which is read as it is
 
     raises Refused with every problem of the recipe, of the models, and of how they fit together.
     """
+    if not isinstance(source, Recipe) and (written := written_plan(source)) is not None:
+        return written
     with collecting() as problems:
         recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
         plan = plan_adapters(recipe) if names_adapters(recipe) else _plan_checkpoints(recipe, problems)
