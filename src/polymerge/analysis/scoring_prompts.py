@@ -15,7 +15,7 @@ from polymerge.inference.generate import Asked, generate
 from polymerge.inference.options import Generation, PromptSource, draw_prompts
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run, alone_in, open_run
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["Marks", "Task", "ask", "begin", "read_tasks"]
 
@@ -98,7 +98,7 @@ def begin(
 def ask(
     run: Run,
     tasks: Sequence[Task],
-    plans: Mapping[str, Plan | AdapterPlan],
+    plans: Mapping[str, Plan],
     generation: Generation,
     scorer: str,
     progress: Progress | None = None,

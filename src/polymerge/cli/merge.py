@@ -130,8 +130,6 @@ def _carry_out(
 
 def _report(merged: Merged, as_json: bool) -> None:
     """Say what was made, for people or as JSON."""
-    from polymerge.planning import AdapterPlan
-
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
@@ -143,7 +141,7 @@ def _report(merged: Merged, as_json: bool) -> None:
         return
     merged_count = counts.pop("merged")
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
-    what = "modules and full weights" if isinstance(plan, AdapterPlan) else "tensors"
+    what = "modules and full weights" if plan.of_adapters else "tensors"
     click.echo(f"{merged.folder}: {merged_count} {what} merged, {others}, {plan.size / 1e9:.2f} GB")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])

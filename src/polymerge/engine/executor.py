@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from math import ceil, prod
 from typing import Any, TypeVar
+
+from threadpoolctl import threadpool_limits
 
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.shards import Write
@@ -13,6 +16,8 @@ from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
+from polymerge.engine.low_rank import ModuleMerger
+from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.pool import Pool, silent
 from polymerge.engine.statistics import cutoffs, draw_keys, gram
 from polymerge.families.expressions import Ranges
@@ -38,18 +43,19 @@ def execute(
     threads: int,
     block: int = BLOCK,
     advance: Callable[[int], None] | None = None,
-) -> None:
+) -> list[ModuleNorms]:
     """Compute or copy every tensor of a plan, and write its bytes.
 
     entries  for each of the plan's inputs, where its tensors lie
     write    where the bytes go: files of a new folder, or a model in memory
     block    elements that are merged at a time; the result does not depend on it, nor on `threads`
     advance  told how many bytes of output are done, from the calling thread
+    returns  what was found of each module that is merged by its factors
 
     raises CheckpointError where an input's values cannot be merged (NaN, infinity) or its file fails.
     """
     with Execution(entries, device=device, threads=threads, block=block) as execution:
-        execution.run(plan, write, advance)
+        return execution.run(plan, write, advance)
 
 
 class Execution:
@@ -86,10 +92,11 @@ class Execution:
         self.pool.close()
         self.files.close()
 
-    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> None:
+    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> list[ModuleNorms]:
         """Compute or copy every tensor of a plan; see `execute`."""
         self.pool.advance = advance or silent
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
+        modules = ModuleMerger(plan, self.entries, self.files, write)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             piece.setting
@@ -103,18 +110,27 @@ class Execution:
                 self._cut_whole_models(number, setting)
             elif METHODS[setting.method].span == "model":
                 self._measure_whole_models(number)
-        for step in plan.steps:
-            if step.fate == "copied" and not step.pieces:
-                self._copy(step, 0, self.entries[plan.template][step.name].nbytes)
-            for piece in step.pieces:
-                if piece.setting is not None:
-                    self._merge(step, piece, plan.settings[piece.setting])
-                elif step.dtype == step.source_dtype and not piece.reads:
-                    self._copy_rows(step, piece.rows)
+        # a module is computed on one thread, whose linear algebra has no threads of its own
+        with threadpool_limits(1) if any(step.lora for step in plan.steps) else nullcontext():
+            for step in plan.steps:
+                if step.lora is not None:
+                    self.pool.submit(step.size, modules.run, step, long=True)
                 else:
-                    self._convert(step, piece)
-        self.pool.finish()
+                    self._run_step(step)
+            self.pool.finish()
         self.transposed_out.finish()
+        return modules.norms
+
+    def _run_step(self, step: Step) -> None:
+        if step.fate == "copied" and not step.pieces:
+            self._copy(step, 0, self.entries[self.plan.template][step.name].nbytes)
+        for piece in step.pieces:
+            if piece.setting is not None:
+                self._merge(step, piece, self.plan.settings[piece.setting])
+            elif step.dtype == step.source_dtype and not piece.reads:
+                self._copy_rows(step, piece.rows)
+            else:
+                self._convert(step, piece)
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
         size = block or self._size(step, piece)

@@ -23,7 +23,7 @@ from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.shards import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
 from polymerge.methods.kernels.cpu.transpose import turn
 from polymerge.planning import Step
 
@@ -77,6 +77,8 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return tuple(_transposed(entries[of.name], 0, count * rows))
         case Stacked(of) | Adapted(of):
             return extents(of, entries)
+        case LowRank():
+            return ()
 
 
 def _transposed(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
@@ -147,7 +149,7 @@ def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Fi
 
 def _adapted(expr: Expr) -> bool:
     match expr:
-        case Adapted():
+        case Adapted() | LowRank():
             return True
         case Rows(of):
             return _adapted(of)

@@ -25,14 +25,16 @@ class Pool:
         self._most = 4 * threads
         self.advance: Callable[[int], None] = silent
 
-    def submit(self, size: int, function: Callable[..., object], *arguments: object) -> None:
+    def submit(self, size: int, function: Callable[..., object], *arguments: object, long: bool = False) -> None:
         """Queue a call that produces `size` bytes of output; waits while the queue is full.
 
         Small calls go to a thread several at a time: to wake one takes longer than to merge a norm.
+
+        long   that it takes long although its output is small
         """
         self._gathered.append((function, arguments))
         self._size += size
-        if self._size >= ERRAND:
+        if self._size >= ERRAND or long:
             self._hand_over()
 
     def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:

@@ -13,7 +13,7 @@ from polymerge.inference.attempts import Attempt
 from polymerge.inference.prompt import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.workers import Crew
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["Failures", "ask"]
 
@@ -27,7 +27,7 @@ def ask(
     run: Run,
     exams: Sequence[Exam],
     size: int,
-    plan: Plan | AdapterPlan | None,
+    plan: Plan | None,
     crew: Callable[[], Crew],
     progress: Callable[[int, int], None] | None = None,
 ) -> Failures:
@@ -68,7 +68,7 @@ def ask(
 
 def _carry_out(
     waiting: deque[_Batch],
-    plan: Plan | AdapterPlan | None,
+    plan: Plan | None,
     crew: Crew,
     write: Callable[[Exam, Sequence[Prompt], Sequence[Attempt]], None],
 ) -> None:

@@ -12,7 +12,7 @@ from polymerge.inference.answering import batches
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.workers import Crew
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["Asked", "generate"]
 
@@ -36,13 +36,13 @@ class _Task:
     """A candidate in a worker's hands: what it is still to be asked."""
 
     name: str
-    plan: Plan | AdapterPlan
+    plan: Plan
     left: deque[tuple[Prompt, ...]]
 
 
 def generate(
     run: Run,
-    plans: Mapping[str, Plan | AdapterPlan],
+    plans: Mapping[str, Plan],
     asked: Asked,
     crew: Callable[[], Crew],
     progress: Callable[[int, int], None] | None = None,

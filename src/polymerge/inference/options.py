@@ -13,7 +13,7 @@ from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.inference.prompts import Prompt, check_images, read_prompts
 from polymerge.inference.sampling import draw
 from polymerge.inference.workers import Crew, Job, hire
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["Generation", "PromptSource", "draw_prompts"]
 
@@ -67,7 +67,7 @@ class Generation:
         return found
 
     @contextmanager
-    def crew(self, plan: Plan | AdapterPlan | None, folder: str = "") -> Iterator[Callable[[], Crew]]:
+    def crew(self, plan: Plan | None, folder: str = "") -> Iterator[Callable[[], Crew]]:
         """What hires its workers when it is first called, and sees them off at the end.
 
         plan    whose models they load; None where they load the checkpoint in `folder`

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.inference.attempts import Attempt
 from polymerge.inference.prompts import Prompt
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ class Job:
     folder          of a checkpoint, where there is no plan
     """
 
-    plan: Plan | AdapterPlan | None
+    plan: Plan | None
     device: str = "cpu"
     dtype: str = "auto"
     max_new_tokens: int = 16
@@ -83,7 +83,7 @@ class Worker:
         self._answerers: dict[How, Answerer] = {}
         self._asking(self._usual)  # so that a model that cannot be asked is found out now
 
-    def take(self, plan: Plan | AdapterPlan | None) -> None:
+    def take(self, plan: Plan | None) -> None:
         """Give the model the weights of a candidate; None leaves them as they were loaded."""
         if plan is not None:
             assert self._live is not None
@@ -133,7 +133,7 @@ class Crew:
         self.count = count
         self._submit = submit
 
-    def take(self, worker: int, plan: Plan | AdapterPlan | None) -> Future[None]:
+    def take(self, worker: int, plan: Plan | None) -> Future[None]:
         """Have a worker take the weights of a candidate."""
         return _plain(self._submit(worker, "take", plan))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.joined import ADAPTER
 from polymerge.checkpoints.wrappers import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
@@ -230,6 +231,8 @@ class Model:
             headers=headers_digest(self.checkpoint),
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
+            opened=self.checkpoint,
+            stamps=stamps_of(self.checkpoint.files),
         )
 
 

@@ -14,7 +14,7 @@ from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.joined import split_source
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.methods.table import METHODS
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.variation import varied
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.knobs import Knob, parse_knob, turn
@@ -100,19 +100,19 @@ def read_space(
     return Space(tuple(knobs), tuple(listed), tuple(spans))
 
 
-def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan | AdapterPlan]:
+def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
     """Plan every candidate, by name; they differ in methods and parameters only.
 
     raises Refused with everything that is wrong with any of them.
     """
-    plans: dict[str, Plan | AdapterPlan] = {}
+    plans: dict[str, Plan] = {}
     problems: list[PolymergeError] = []
     first: tuple[Plan, Recipe] | None = None
     for point in points:
         try:
             turned = space.turned(recipe, point)
             plan = (varied(*first, turned) if first else None) or make_plan(turned)
-            first = first or ((plan, turned) if isinstance(plan, Plan) else None)
+            first = first or (plan, turned)
         except PolymergeError as error:
             problems += error.problems
             continue
@@ -139,12 +139,9 @@ def without_effect(recipe: Recipe, space: Space) -> list[PolymergeError]:
     return problems
 
 
-def _effect(plan: Plan | AdapterPlan) -> str:
+def _effect(plan: Plan) -> str:
     """What a plan merges, and by which settings."""
-    if isinstance(plan, Plan):
-        return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
-    own = [(step.canonical, plan.settings[step.setting]) for step in plan.pairs if step.setting is not None]
-    return repr((own, _effect(plan.extras) if plan.extras else ""))
+    return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
 
 
 def candidate_name(space: Space, point: Point) -> str:
@@ -195,7 +192,7 @@ def _roles(recipe: Recipe) -> tuple[int | None, tuple[int, ...]]:
             (own if parameter.each else said)[parameter.name] = max(1.0, parameter.low)
     models = tuple(replace(one, parameters=own) for one in recipe.models)
     plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
-    if isinstance(plan, AdapterPlan):
+    if plan.of_adapters:
         return plan.template, ()
     idle: tuple[int, ...] = ()
     if plan.base is not None and len(plan.models) < len(recipe.models):

@@ -22,7 +22,7 @@ from polymerge.inference.options import Generation, PromptSource, draw_prompts
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run, alone_in, open_run
 from polymerge.inference.workers import Crew
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 from polymerge.recipe.recipe import Recipe, parse_recipe, recipe_dict
 from polymerge.tuning.candidates import (
     DEFAULT_VALUES,
@@ -99,7 +99,7 @@ def search(
     drawn = draw_prompts(prompts, found)
     found += misfits(space, generation, judging, scoring, drawn)
     points = [] if sampled or found else space.points()
-    plans: dict[str, Plan | AdapterPlan] = {}
+    plans: dict[str, Plan] = {}
     if space.knobs:
         try:
             if found:
@@ -182,7 +182,7 @@ def _unfit(out: Path, write: Path | None, force: bool) -> list[PolymergeError]:
 def _grid(
     space: Space,
     points: Sequence[Point],
-    plans: Mapping[str, Plan | AdapterPlan],
+    plans: Mapping[str, Plan],
     asked: Asked,
     answers: Mapping[str, Mapping[int | str, str]],
     judging: Judging,
@@ -259,7 +259,7 @@ def _sampled(
 def _settings(
     recipe: Recipe,
     space: Space,
-    plan: Plan | AdapterPlan,
+    plan: Plan,
     drawn: Sequence[Prompt],
     generation: Generation,
     keep_template_weight: bool,
