@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -17,11 +16,10 @@ from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.variation import varied
-from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.knobs import Axis, Knob, Roles, Value, axis_of, turn
 
-__all__ = ["Point", "Space", "candidate_name", "make_space", "plan_candidates", "refuse_idle", "understood"]
+__all__ = ["Point", "Space", "candidate_name", "make_space", "plan_candidates", "refuse_idle"]
 
 Point = tuple[Value, ...]
 _MOST = 10_000
@@ -47,11 +45,6 @@ class Space:
     def turned(self, recipe: Recipe, point: Point) -> Recipe:
         """The recipe of a point."""
         return turn(recipe, dict(zip(self.axes, point, strict=True)))
-
-
-def understood(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
-    """As much of a recipe as can be understood; the rest is refused."""
-    return parse_recipe(source)
 
 
 def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: bool = False) -> Space:
