@@ -13,7 +13,7 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.local_copy import pinned
+from polymerge.checkpoints.hub import pinned
 from polymerge.dtypes import dtype_name
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from polymerge.checkpoints.adapter import is_adapter
+from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.local_copy import bring
 from polymerge.engine.findings import Finding, Verification
 from polymerge.engine.verify_adapter import verify_adapter
 from polymerge.engine.verify_checkpoint import verify_checkpoint

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Final
 
 from polymerge.checkpoints.adapter import Adapter, Pair
-from polymerge.checkpoints.joined import ADAPTER
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError
