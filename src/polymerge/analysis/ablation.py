@@ -15,8 +15,8 @@ from polymerge.analysis.knockout_summary import RESAMPLES, interval, resampled
 from polymerge.analysis.layer_ranges import FULL, read_ranges
 from polymerge.analysis.scoring_prompts import Marks, Task, ask, begin, read_tasks
 from polymerge.analysis.unchanged import Intact, open_intact
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.joined import ADAPTER
 from polymerge.errors import PolymergeError, RecipeError, collecting_into, refuse_if_any
 from polymerge.families.rules import text_layer
 from polymerge.inference.fingerprints import of_inputs

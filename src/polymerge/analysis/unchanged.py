@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polymerge.checkpoints.joined import split_source
+from polymerge.checkpoints.folder import split_source
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families.rules import text_layer
 from polymerge.planning import Piece, Plan, Step, make_plan

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from polymerge.checkpoints import Checkpoint, Entry, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
-from polymerge.checkpoints.adapter_files import CONFIG
-from polymerge.checkpoints.folder import check_file
+from polymerge.checkpoints.discovery import CONFIG
+from polymerge.checkpoints.files import check_file
+from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.hub import restore
 from polymerge.checkpoints.hub_files import companions
 from polymerge.checkpoints.identity import stamps_of
-from polymerge.checkpoints.joined import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.errors import CheckpointError

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from polymerge.checkpoints import Checkpoint, Entry
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.files import read_config
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of, shape_of

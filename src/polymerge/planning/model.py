@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.identity import stamps_of
-from polymerge.checkpoints.joined import ADAPTER
-from polymerge.checkpoints.wrappers import is_lora
+from polymerge.checkpoints.names import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.expressions import Expr, Ranges, Read, Stacked, names_read, shape_of
 from polymerge.families.registry import GENERIC
