@@ -22,7 +22,7 @@ from polymerge.families.rules import text_layer
 from polymerge.inference.fingerprints import of_inputs
 from polymerge.inference.options import Generation
 from polymerge.planning import AdapterPlan, Plan, make_plan
-from polymerge.planning.folding import base_named
+from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
 from polymerge.recipe.recipe import Override, Recipe, parse_recipe, recipe_dict
 
