@@ -20,7 +20,7 @@ from polymerge.checkpoints.joined import ADAPTER
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.families.rules import text_layer
 from polymerge.inference.fingerprints import of_inputs
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,11 @@ from polymerge.evaluation.predictions import at_most_shown
 from polymerge.evaluation.scorers import scorer_named
 from polymerge.evaluation.scorers.caption_metrics import NEEDS_JAVA, captions_module, has_java
 from polymerge.evaluation.scoring import TaskScore, score_predictions, score_questions
-from polymerge.inference.answering import batches
-from polymerge.inference.attempts import Attempt
-from polymerge.inference.prompt import Prompt
+from polymerge.inference.answering import Attempt, batches
+from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
-from polymerge.inference.workers import Crew, How
+from polymerge.inference.worker import AnswerSettings, Worker
+from polymerge.inference.worker_pool import Call, WorkerPool
 from polymerge.planning import AdapterPlan, Plan
 
 __all__ = ["AskedTask", "Failures", "ask", "read_tasks"]
@@ -47,7 +47,7 @@ class AskedTask:
     scorer: str
     truth: Path
     questions: tuple[Question, ...]
-    how: How
+    how: AnswerSettings
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -126,7 +126,7 @@ def _asked(word: str, data: Path | None, images: Path | None, max_new_tokens: in
     items = question_items(path)
     read_truth(task, folder)  # all that is wrong with the annotations is said before anything is asked
     questions = _can_be_asked(path, questions_of(items, image_root(items, data, folder, images, task.name), task))
-    how = How(max_new_tokens or task.max_new_tokens, task.image == "pad")
+    how = AnswerSettings(max_new_tokens or task.max_new_tokens, task.image == "pad")
     return AskedTask(task.name, task, task.scorer, folder, questions, how)
 
 
@@ -140,7 +140,7 @@ def _of_file(file: Path, scorer: str, images: Path | None, max_new_tokens: int |
             answers_in(item)
     root = image_root(items, file.parent, file.parent, images, file.name)
     questions = _can_be_asked(file, questions_of(items, root))
-    how = How(max_new_tokens or _OF_A_FILE)
+    how = AnswerSettings(max_new_tokens or _OF_A_FILE)
     return AskedTask(f"{file.stem}-{row.name}", None, row.name, file.resolve(), questions, how)
 
 
@@ -162,7 +162,7 @@ def ask(
     tasks: Sequence[AskedTask],
     size: int,
     plan: Plan | AdapterPlan | None,
-    crew: Callable[[], Crew],
+    pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Failures:
     """Have all questions answered: those that the run has, and the rest now; returns why some cannot be.
@@ -172,7 +172,6 @@ def ask(
 
     size      of a batch
     plan      what workers take before the first batch; None where the checkpoint is asked as it is
-    crew      called for the workers when there is something to ask, and not before
     progress  told how many questions are done, and how many there are
     """
     failures: Failures = {task.name: {} for task in tasks}
@@ -196,31 +195,16 @@ def ask(
             progress(done, total)
 
     if waiting:
-        _carry_out(waiting, plan, crew(), write)
+        streams = (_calls(waiting, plan) for _ in range(min(pool.count, len(waiting))))
+        for asked, attempts in pool.run(streams):
+            if asked is not None:
+                write(*asked, attempts)
     return failures
 
 
-def _carry_out(
-    waiting: deque[_Batch],
-    plan: Plan | AdapterPlan | None,
-    crew: Crew,
-    write: Callable[[AskedTask, Sequence[Prompt], Sequence[Attempt]], None],
-) -> None:
-    """Each worker takes the model, and then one batch after the other."""
-    busy: dict[Future[Any], tuple[int, _Batch | None]] = {
-        crew.take(worker, plan): (worker, None) for worker in range(min(crew.count, len(waiting)))
-    }
-    try:
-        while busy:
-            finished, _ = wait(busy, return_when=FIRST_COMPLETED)
-            for future in finished:
-                worker, asked = busy.pop(future)
-                result = future.result()
-                if asked is not None:
-                    write(*asked, result)
-                if waiting:
-                    task, batch = waiting.popleft()
-                    busy[crew.attempt(worker, batch, task.how)] = (worker, (task, batch))
-    finally:
-        for future in busy:
-            future.cancel()
+def _calls(waiting: deque[_Batch], plan: Plan | AdapterPlan | None) -> Iterator[tuple[_Batch | None, Call]]:
+    """What a worker does: take the model, and then one batch after the other, of those that no other has taken."""
+    yield None, partial(Worker.take, plan=plan)
+    while waiting:
+        task, batch = waiting.popleft()
+        yield (task, batch), partial(Worker.attempt, batch=batch, settings=task.how)

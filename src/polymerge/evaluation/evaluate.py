@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.errors import collecting, refuse
+from polymerge.errors import PolymergeError, collecting, refuse
 from polymerge.evaluation.asking import AskedTask, Failures, ask, read_tasks
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run, alone_in, open_run
 
 __all__ = ["ERRORS", "evaluate"]
@@ -56,18 +56,20 @@ def evaluate(
     where the model does not load.
     """
     generation = generation or Generation()
-    asked = found = None
+    wrong = generation.problems()
+    asked, found = None, list[AskedTask]()
+    try:
+        asked = evaluated_model(model, name)
+    except PolymergeError as error:
+        wrong += error.problems
     with collecting():
-        refuse(*generation.problems())
-        with collecting():
-            asked = evaluated_model(model, name)
+        refuse(*wrong)
         found = read_tasks(tasks, _path(data), _path(image_folder), max_new_tokens)
     assert asked is not None
-    assert found is not None
     run = open_run(Path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks")
     asked.fetch()
-    with alone_in(run), generation.crew(asked.plan, str(asked.folder)) as crew:
-        failures = ask(run, found, generation.batch_size, asked.plan, crew, progress)
+    with alone_in(run), generation.worker_pool(asked.plan, str(asked.folder)) as pool:
+        failures = ask(run, found, generation.batch_size, asked.plan, pool, progress)
         _unasked(found, failures)
         _write_errors(run, found, failures)
         results = Results(

@@ -12,7 +12,7 @@ from polymerge.errors import RecipeError
 from polymerge.evaluation.mm_mergebench.annotations import Item
 from polymerge.evaluation.mm_mergebench.tasks import Task
 from polymerge.evaluation.predictions import some_of
-from polymerge.inference.prompt import Prompt
+from polymerge.inference.prompts import Prompt
 
 __all__ = ["Question", "image_root", "questions_of", "task_folder"]
 
