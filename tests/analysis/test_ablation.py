@@ -28,7 +28,8 @@ from polymerge.inference.run_folder import AnswerLog
 from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
-from polymerge.recipe.recipe import read_recipe, recipe_dict
+from polymerge.recipe.parsing import read_recipe
+from polymerge.recipe.recipe import recipe_dict
 from running import recipe_file
 from search_made import VLM, prompts_file, recipe
 from tiny import build, load, perturbed, related_llm

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from polymerge.errors import PolymergeError, Refused, collecting
+from polymerge.errors import PolymergeError, Refused, collecting, collecting_into
 from polymerge.methods.table import METHODS
 from polymerge.recipe.overrides import Choice, choices_of
 from polymerge.recipe.parameters import Setting, read_parameters
-from polymerge.recipe.recipe import parse_recipe
+from polymerge.recipe.parsing import parse_recipe
 
 LABELS = ("one", "two")
 
@@ -50,8 +50,8 @@ def resolved(
 def parsed(recipe: dict[str, Any], base: tuple[int, ...] = ()) -> tuple[list[Choice], list[str]]:
     """The settings of a recipe; and what is wrong with it, each once."""
     try:
-        with collecting() as problems:
-            read = parse_recipe(recipe, problems)
+        with collecting():
+            read = parse_recipe(recipe)
             choices = choices_of(read, [entry.model for entry in read.models], read.models, base)
     except Refused as error:
         return choices, [str(problem) for problem in error.problems]
@@ -149,7 +149,8 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(text: Any) -> None:
 def test_lambda_is_scale() -> None:
     assert setting("task_arithmetic", {"weight": 1, "lambda": 0.3})["scale"] == 0.3
     found: list[PolymergeError] = []
-    assert read_parameters({"scale": 1, "lambda": 2}, "here", found) == {"scale": 1}
+    with collecting_into(found):
+        assert read_parameters({"scale": 1, "lambda": 2}, "here") == {"scale": 1}
     assert [str(one) for one in found] == ["here: scale is said twice, the second time as 'lambda'"]
 
 

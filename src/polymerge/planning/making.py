@@ -11,7 +11,8 @@ from polymerge.planning.adapters import names_adapters, plan_adapters
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.plan import Plan
 from polymerge.planning.planner import plan_checkpoints
-from polymerge.recipe.recipe import Recipe, parse_recipe
+from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.recipe import Recipe
 
 __all__ = ["make_plan"]
 
@@ -24,6 +25,6 @@ def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Pl
     raises Refused with every problem of the recipe, of the models, and of how they fit together.
     """
     with collecting() as problems:
-        recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
+        recipe = source if isinstance(source, Recipe) else parse_recipe(source)
         return (plan_adapters if names_adapters(recipe, problems) else plan_checkpoints)(recipe, problems)
     raise AssertionError("unreachable: what ends the block is raised")

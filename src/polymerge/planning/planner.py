@@ -10,7 +10,7 @@ from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.families.expressions import Ranges, names_read, rows_of
 from polymerge.families.rules import PARTS, counterpart, without_branch
-from polymerge.methods.table import COPY, METHODS
+from polymerge.methods.table import METHODS
 from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
 from polymerge.planning.compatibility import config_warnings, merged_routers, other_lineages
 from polymerge.planning.fit import Misfits, common_parts, joinable, misnamed, needed_all_the_same, unmatched
@@ -77,7 +77,7 @@ class _Planner:
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings: list[str] = []
-        self.settings = list(dict.fromkeys(choice.key for choice in choices if choice.setting.method != COPY))
+        self.settings = list(dict.fromkeys(choice.key for choice in choices if not choice.setting.row.copies))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         self.vocabularies = Vocabularies(self.template, recipe.vocab)
@@ -191,7 +191,7 @@ class _Planner:
         reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
         if all(piece.setting is None for piece in pieces):
             if any(piece.reads for piece in pieces):
-                return step("folded", "" if self.recipe.merge_method == COPY else reason, pieces=pieces)
+                return step("folded", "" if METHODS[self.recipe.merge_method].copies else reason, pieces=pieces)
             return step("copied", reason)
         dtype = self.dtype or entry.dtype
         if len(made) > 1:
@@ -237,7 +237,7 @@ class _Planner:
             return "excluded by the recipe"
         if self.parts is not None and part_of(canonical) not in self.parts:
             return f"part {part_of(canonical)} is not merged"
-        if choice.setting.method == COPY:
+        if choice.setting.row.copies:
             return f"copied by the recipe ({choice.where})"
         if self.recipe.branches == "retain" and canonical.endswith("@image"):
             for model in self.models.merged:  # a base has no branches: it is older than they are

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from polymerge.errors import PolymergeError, collecting
-from polymerge.methods.table import COPY, METHODS
+from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import labels_of, sources_of
 from polymerge.planning.plan import Plan
 from polymerge.planning.unused import drops_at_random, measures_tensors
@@ -49,7 +49,7 @@ def _base(plan: Plan, recipe: Recipe) -> list[int]:
 def _choices(recipe: Recipe, base: Sequence[int]) -> list[Choice]:
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
-    return [one for one in choices_of(recipe, labels, recipe.models, base) if one.setting.method != COPY]
+    return [one for one in choices_of(recipe, labels, recipe.models, base) if not one.setting.row.copies]
 
 
 def _pattern(choices: Sequence[Choice]) -> list[tuple[object, ...]]:

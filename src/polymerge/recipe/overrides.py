@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.errors import RecipeError, refuse
 from polymerge.families.rules import text_layer, without_branch
 from polymerge.methods.table import METHODS
 from polymerge.recipe.parameters import UNREAD, Setting, resolve
@@ -56,15 +56,14 @@ def choices_of(
     per_model = [entry.parameters for entry in entries]
     general = ("recipe: parameters", recipe.parameters)
     choices = []
-    with collecting() as problems:
-        for place, override in enumerate(recipe.overrides):
-            where = f"overrides[{place}]"
-            method = override.merge_method or recipe.merge_method
-            said = [general, (f"recipe: {where}", override.parameters)]
-            setting = resolve(method, said, per_model, labels, problems, base=base)
-            choices.append(Choice(setting, where, override.layers, override.match))
-        setting = resolve(recipe.merge_method, [general], per_model, labels, problems, base=base)
-        choices.append(Choice(setting, "merge_method"))
+    for place, override in enumerate(recipe.overrides):
+        where = f"overrides[{place}]"
+        method = override.merge_method or recipe.merge_method
+        said = [general, (f"recipe: {where}", override.parameters)]
+        setting = resolve(method, said, per_model, labels, base=base)
+        choices.append(Choice(setting, where, override.layers, override.match))
+    setting = resolve(recipe.merge_method, [general], per_model, labels, base=base)
+    choices.append(Choice(setting, "merge_method"))
     methods = dict.fromkeys(choice.setting.method for choice in choices)
     _refuse_unlisted(recipe, methods, base)
     for method in methods:

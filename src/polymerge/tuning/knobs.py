@@ -121,9 +121,9 @@ def axis_of(knob: Knob, recipe: Recipe, roles: Roles, *, keep_template_weight: b
     row, name = METHODS[recipe.merge_method], knob.parameter
     parameters = {parameter.name: parameter for parameter in row.parameters}
     if name is None:
-        name = next((name for name in ("weight", "t") if name in parameters), None)
+        name = next((name for name, one in parameters.items() if name == "weight" or one.between), None)
         if name is None:
-            numbers = [name for name, parameter in parameters.items() if parameter.kind == "number"]
+            numbers = [name for name, parameter in parameters.items() if parameter.kind in ("number", "count")]
             hint = f"Vary {numbers[0]}" if numbers else "It has no parameter that could be varied"
             raise RecipeError(f"{row.name} has no weight, so the recipe has no free parameter. {hint}")
     if name not in parameters:

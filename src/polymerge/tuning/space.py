@@ -13,11 +13,12 @@ from typing import Any
 
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.joined import split_source
-from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
+from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, Plan, make_plan
 from polymerge.planning.variation import varied
-from polymerge.recipe.recipe import Recipe, parse_recipe
+from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.knobs import Axis, Knob, Roles, Value, axis_of, turn
 
 __all__ = ["Point", "Space", "candidate_name", "make_space", "plan_candidates", "refuse_idle", "understood"]
@@ -50,10 +51,7 @@ class Space:
 
 def understood(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     """As much of a recipe as can be understood; the rest is refused."""
-    problems: list[PolymergeError] = []
-    recipe = parse_recipe(source, problems)
-    refuse(*problems)
-    return recipe
+    return parse_recipe(source)
 
 
 def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: bool = False) -> Space:
