@@ -8,14 +8,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.output_folder import check_target
 from polymerge.engine.merge import merge
-from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse_if_any
+from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.inference.fingerprints import of_inputs, of_prompts
 from polymerge.inference.generate import Asked, generate
 from polymerge.inference.options import Generation, PromptSource, draw_prompts
@@ -163,8 +162,6 @@ def _understood(
 def _unfit(out: Path, write: Path | None, force: bool) -> list[PolymergeError]:
     """What would go wrong at the end, said at the start."""
     problems: list[PolymergeError] = []
-    if find_spec("matplotlib") is None:
-        problems.append(MissingExtraError("the plot of a search needs matplotlib: pip install 'polymerge[search]'"))
     if write is not None:
         run, target = out.resolve(), write.resolve()
         if run == target or run in target.parents or target in run.parents:
