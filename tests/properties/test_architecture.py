@@ -21,6 +21,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FLOORS = {
     "errors": 0, "dtypes": 0,
+    "themes": 0, "charts": 1,
     "checkpoints": 1, "methods": 1,
     "families": 2,
     "recipe": 3,
