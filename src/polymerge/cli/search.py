@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import (
     AS_JSON,
@@ -38,7 +39,7 @@ _FOR_PROMPTS = {
 _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @recipe_options(without=("dtype",))
 @click.option(
     "--prompts", metavar="FILE", help="Ask these: JSON lines, LLaVA questions, a folder of images, or a dataset."

@@ -47,7 +47,7 @@ def make_page(
         scored[name] = folder
     compared = compare_files([folder / "results.json" for folder in scored.values()], template="VLM")
     knocked_out = knockout(
-        merged, [f"{task}={file}" for task, file in zip(TASKS, questions, strict=True)], out / "knockout",
+        merged, dict(zip(TASKS, questions, strict=True)), out / "knockout",
         scorer="exact", against=vlm, samples=KNOCKED_OUT, generation=GENERATION, force=True,
     )  # fmt: skip
     runs = [merged, search, out / "overlap.json", *scored.values(), knocked_out.folder]
