@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +16,13 @@ from polymerge.analysis.task_scores import (
     RESAMPLES,
     Score,
     Task,
+    TaskPrompts,
     Tasks,
     answer_settings,
     ask,
     begin,
     draw_tasks,
+    installed_version,
 )
 from polymerge.checkpoints.hub import one_commit
 from polymerge.errors import RecipeError, collecting, refuse
@@ -71,7 +72,7 @@ class Summary:
     difference: Thirds | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Knockout:
     """The outcome of a knockout.
 
@@ -82,14 +83,16 @@ class Knockout:
     """
 
     folder: Path
+    polymerge: str = field(default_factory=installed_version)
     model: str
     against: str | None
     replace: str
     scorer: str
     depth: int
     modules: tuple[str, ...]
+    resamples: int = RESAMPLES
     seed: int
-    tasks: tuple[Task, ...]
+    tasks: Mapping[str, TaskPrompts]
     baseline: Mapping[str, Mapping[str, Score]]
     cells: tuple[CellDrops, ...]
     summary: tuple[Summary, ...]
@@ -98,25 +101,12 @@ class Knockout:
     settings: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """What knockout.json holds."""
-        return {
-            "polymerge": importlib.metadata.version("polymerge"),
-            "model": self.model,
-            "against": self.against,
-            "replace": self.replace,
-            "scorer": self.scorer,
-            "depth": self.depth,
-            "modules": self.modules,
-            "resamples": RESAMPLES,
-            "seed": self.seed,
-            "tasks": {task.name: task.to_json() for task in self.tasks},
-            "baseline": {who: {task: asdict(one) for task, one in own.items()} for who, own in self.baseline.items()},
-            "cells": [_without_none(asdict(cell)) for cell in self.cells],
-            "summary": [_without_none(asdict(line)) for line in self.summary],
-            "samples": self.samples,
-            "sample_seed": self.sample_seed,
-            "settings": self.settings,
-        }
+        """What knockout.json holds: everything but the folder, and nothing about another model where there is none."""
+        data = asdict(self)
+        del data["folder"]
+        for row in (*data["cells"], *data["summary"]) if self.against is None else ():
+            del row["against"], row["difference"]
+        return data
 
 
 @one_commit()
@@ -199,7 +189,7 @@ def knockout(
         depth=depth,
         modules=tuple(dict.fromkeys(modules)),
         seed=seed,
-        tasks=tuple(asked),
+        tasks={task.name: task.prompts for task in asked},
         baseline={who: {task.name: own[task.name][BASELINE] for task in asked} for who, own in scores.items()},
         cells=tuple(cell for own, _ in measured for cell in own),
         summary=tuple(summary for _, summary in measured),
@@ -276,7 +266,3 @@ def _measured(
             )
         told.append(CellDrops(task.name, module, cell.layers, third_of(cell.layers, depth), **cast(Any, of_models)))
     return told, Summary(task.name, module, **{who: thirds(one, cells, depth) for who, one in found.items()})
-
-
-def _without_none(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if value is not None}

@@ -19,12 +19,12 @@ def describe_knockout(outcome: Knockout) -> str:
     """For each task the drop of every cell, and the thirds of the layers in which the drops are."""
     shown = ["model"] if outcome.against is None else list(_NAMES)
     lines = []
-    for task in outcome.tasks:
-        scores = ", ".join(f"{_NAMES[who]} {found[task.name].score:.1f}" for who, found in outcome.baseline.items())
-        lines.append(f"{task.name}: {len(task.ids)} prompts, {outcome.scorer}: {scores}")
+    for task, asked in outcome.tasks.items():
+        scores = ", ".join(f"{_NAMES[who]} {found[task].score:.1f}" for who, found in outcome.baseline.items())
+        lines.append(f"{task}: {asked.prompts} prompts, {outcome.scorer}: {scores}")
         lines.append(f"Drop in points where weights are replaced ({outcome.replace}), with 95 % of the resamples:")
         for module in outcome.modules:
-            cells = [cell for cell in outcome.cells if (cell.task, cell.module) == (task.name, module)]
+            cells = [cell for cell in outcome.cells if (cell.task, cell.module) == (task, module)]
             rows = [[module, *(_NAMES[who] for who in shown)]]
             for cell in cells:
                 drops: list[Drop] = [getattr(cell, who) for who in shown]
@@ -32,7 +32,7 @@ def describe_knockout(outcome: Knockout) -> str:
                     _points(one.drop, one.interval, who == "difference") for who, one in zip(shown, drops, strict=True)
                 ]
                 rows.append([_layers(cell.layers), *row])
-            (summary,) = [line for line in outcome.summary if (line.task, line.module) == (task.name, module)]
+            (summary,) = [line for line in outcome.summary if (line.task, line.module) == (task, module)]
             found: list[Thirds] = [getattr(summary, who) for who in shown]
             for third in THIRDS:
                 of: list[Third] = [getattr(one, third) for one in found]
@@ -57,7 +57,7 @@ def describe_knockout(outcome: Knockout) -> str:
 
 def describe_layerwise(outcome: Layerwise) -> str:
     """For each range of layers its score on every task, and what it gains over the template."""
-    tasks = [task.name for task in outcome.tasks]
+    tasks = list(outcome.tasks)
     rows = [["merged", *(word for task in tasks for word in (task, "gain"))]]
     rows.append(["nothing", *(word for task in tasks for word in (f"{outcome.baseline[task].score:.1f}", ""))])
     for one in outcome.ranges:
@@ -66,7 +66,7 @@ def describe_layerwise(outcome: Layerwise) -> str:
             found = one.tasks[task]
             row += [f"{found.score:.1f}", _points(found.gain, found.interval, signed=True)]
         rows.append(row)
-    counts = ", ".join(f"{task.name} {len(task.ids)}" for task in outcome.tasks)
+    counts = ", ".join(f"{task} {asked.prompts}" for task, asked in outcome.tasks.items())
     title = f"{outcome.scorer} in percent ({counts} prompts); gain over the template in points, 95 % of the resamples"
     return "\n".join([title, *_table(rows)])
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,13 @@ from polymerge.analysis.task_scores import (
     RESAMPLES,
     Interval,
     Score,
-    Task,
+    TaskPrompts,
     Tasks,
     answer_settings,
     ask,
     begin,
     draw_tasks,
+    installed_version,
     interval,
     resampled,
 )
@@ -81,19 +81,11 @@ class LayerRange:
     name: str
     layers: tuple[int, ...]
     plan: str
-    recipe: Recipe
+    recipe: Mapping[str, Any]
     tasks: Mapping[str, RangeScore]
 
-    def to_json(self) -> dict[str, Any]:
-        """What layerwise results on disk say of it."""
-        tasks = {task: asdict(score) for task, score in self.tasks.items()}
-        return {
-            "name": self.name, "layers": self.layers, "plan": self.plan, "recipe": recipe_dict(self.recipe),
-            "tasks": tasks,
-        }  # fmt: skip
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layerwise:
     """The outcome of layer-wise merging.
 
@@ -103,11 +95,13 @@ class Layerwise:
     """
 
     folder: Path
+    polymerge: str = field(default_factory=installed_version)
     template: str
     scorer: str
     depth: int
+    resamples: int = RESAMPLES
     seed: int
-    tasks: tuple[Task, ...]
+    tasks: Mapping[str, TaskPrompts]
     baseline: Mapping[str, Score]
     ranges: tuple[LayerRange, ...]
     samples: int
@@ -115,21 +109,8 @@ class Layerwise:
     settings: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """What ablation.json holds."""
-        return {
-            "polymerge": importlib.metadata.version("polymerge"),
-            "template": self.template,
-            "scorer": self.scorer,
-            "depth": self.depth,
-            "resamples": RESAMPLES,
-            "seed": self.seed,
-            "tasks": {task.name: task.to_json() for task in self.tasks},
-            "baseline": {task: asdict(score) for task, score in self.baseline.items()},
-            "ranges": [one.to_json() for one in self.ranges],
-            "samples": self.samples,
-            "sample_seed": self.sample_seed,
-            "settings": self.settings,
-        }
+        """What ablation.json holds: everything but the folder."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
 
 
 @one_commit()
@@ -195,17 +176,20 @@ def layerwise(
     }  # fmt: skip
     run, asked = begin(Path(out), "an ablation", settings, drawn, generation.batch_size, force)
     scores = ask(run, asked, {BASELINE: baseline.plan, **plans}, generation, scorer, progress)
-    measured = {task.name: _measured(scores[task.name], list(chosen), task.name, seed) for task in asked}
+    measured: dict[str, dict[str, RangeScore]] = {name: {} for name in chosen}
+    for task, own_scores in scores.items():
+        for name, score in zip(chosen, _paired(own_scores, list(chosen), task, seed), strict=True):
+            measured[name][task] = score
     outcome = Layerwise(
         folder=run.folder,
         template=baseline.plan.inputs[0].source,
         scorer=scorer,
         depth=baseline.depth,
         seed=seed,
-        tasks=tuple(asked),
+        tasks={task.name: task.prompts for task in asked},
         baseline={task: own[BASELINE] for task, own in scores.items()},
         ranges=tuple(
-            LayerRange(name, own, plans[name].hash, recipes[name], {task: one[name] for task, one in measured.items()})
+            LayerRange(name, own, plans[name].hash, recipe_dict(recipes[name]), measured[name])
             for name, own in chosen.items()
         ),
         samples=samples,
@@ -326,16 +310,11 @@ def _layers_of(plan: Plan | AdapterPlan) -> set[int]:
     return {layer for name in names if (layer := text_layer(name)) is not None}
 
 
-def _measured(scores: Mapping[str, Score], names: Sequence[str], task: str, seed: int) -> dict[str, RangeScore]:
-    """What each range scores on a task, paired with the template prompt by prompt."""
+def _paired(scores: Mapping[str, Score], names: Sequence[str], task: str, seed: int) -> list[RangeScore]:
+    """What each range scores on a task, and gains over the template prompt by prompt."""
     before, *merged = (scores[name] for name in (BASELINE, *names))
     drawn = resampled([before, *merged], task, seed)
-    return {
-        name: RangeScore(
-            one.score,
-            one.score - before.score,
-            None if drawn is None else interval(drawn[:, place] - drawn[:, 0]),
-            one.samples,
-        )
-        for place, (name, one) in enumerate(zip(names, merged, strict=True), 1)
-    }
+    ends = [None if drawn is None else interval(drawn[:, place] - drawn[:, 0]) for place in range(1, len(scores))]
+    return [
+        RangeScore(one.score, one.score - before.score, end, one.samples) for one, end in zip(merged, ends, strict=True)
+    ]

@@ -6,6 +6,8 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from re import fullmatch
 from typing import Any
@@ -24,16 +26,19 @@ __all__ = [
     "Interval",
     "Score",
     "Task",
+    "TaskPrompts",
     "Tasks",
     "answer_settings",
     "ask",
     "begin",
     "draw_tasks",
+    "installed_version",
     "interval",
     "resampled",
 ]
 
 RESAMPLES = 2000
+installed_version = partial(version, "polymerge")
 Interval = tuple[float, float]
 Tasks = Mapping[str, str | os.PathLike[str]]
 """A file of prompts by the name of its task."""
@@ -49,13 +54,18 @@ class Task:
     asked: Asked
 
     @property
-    def ids(self) -> tuple[int | str, ...]:
-        """The ids of its prompts, in order."""
-        return tuple(prompt.id for prompt in self.asked.prompts)
+    def prompts(self) -> TaskPrompts:
+        """Its prompts, for a report."""
+        ids = tuple(prompt.id for prompt in self.asked.prompts)
+        return TaskPrompts(len(ids), ids)
 
-    def to_json(self) -> dict[str, Any]:
-        """What a report says of its prompts."""
-        return {"prompts": len(self.ids), "ids": list(self.ids)}
+
+@dataclass(frozen=True)
+class TaskPrompts:
+    """How many prompts a task has, and their ids in order."""
+
+    prompts: int
+    ids: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,7 @@ def ask(
     plans   all with the same template
     prefix  of a plan's name where answers are kept: `candidates/TASK,PREFIX-NAME`
     """
-    total = len(plans) * sum(len(task.ids) for task in tasks)
+    total = len(plans) * sum(len(task.asked.prompts) for task in tasks)
     before = 0
     scores: dict[str, dict[str, Score]] = {}
     with alone_in(run), generation.crew(next(iter(plans.values()))) as workers:
@@ -160,7 +170,7 @@ def ask(
         for task in tasks:
             names = {name: f"{task.name},{prefix}{name}" for name in plans}
             answers = generate(run, {names[name]: plan for name, plan in plans.items()}, task.asked, workers, tell)
-            before += len(plans) * len(task.ids)
+            before += len(plans) * len(task.asked.prompts)
             scores[task.name] = {name: _score(scorer, task, answers[names[name]]) for name in plans}
     return scores
 
