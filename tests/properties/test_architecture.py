@@ -52,7 +52,6 @@ FLAGS_OF_OTHERS = {"evaluation/harness/lmms_eval.py", "evaluation/harness/vlmeva
 """Files that write the command line of another tool."""
 
 FLAGS_LEFT = {
-    "analysis": 28,
     "checkpoints": 2,
     "engine": 10,
     "evaluation": 37,
