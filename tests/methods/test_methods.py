@@ -15,10 +15,8 @@ from paths import GOLDEN
 from polymerge.errors import RecipeError
 from polymerge.methods.dare import dare_linear, dare_ties
 from polymerge.methods.kernels import encode, find_cutoffs, on_host
-from polymerge.methods.linear import linear
-from polymerge.methods.slerp import arc_weights, slerp
+from polymerge.methods.sums import arc_weights, linear, slerp, task_arithmetic
 from polymerge.methods.table import METHODS, method_function
-from polymerge.methods.task_arithmetic import task_arithmetic
 from polymerge.methods.ties import kept, ties
 
 VECTORS = json.loads((GOLDEN / "vectors.json").read_text())
@@ -218,8 +216,8 @@ def test_the_ends_of_density(seed, n, name):
 @given(seeds, st.permutations([0, 1, 2]), st.sampled_from([row.name for row in ROWS if row.models is None]))
 def test_the_order_of_models_does_not_matter(seed, order, name):
     x, function, chosen = numbers(seed, 3, 100, np.float64), method_function(METHODS[name]), arguments(name, 3)
-    turned = {key: [value[i] for i in order] if isinstance(value, list) else value for key, value in chosen.items()}
-    np.testing.assert_allclose(function(x[order].copy(), **turned), function(x.copy(), **chosen), atol=1e-12)
+    reordered = {key: [value[i] for i in order] if isinstance(value, list) else value for key, value in chosen.items()}
+    np.testing.assert_allclose(function(x[order].copy(), **reordered), function(x.copy(), **chosen), atol=1e-12)
 
 
 @relaxed

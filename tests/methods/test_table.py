@@ -18,8 +18,8 @@ from polymerge.checkpoints.loading import load_model
 from polymerge.errors import Refused
 from polymerge.inference.live import LiveModel
 from polymerge.methods import table
-from polymerge.methods.factors import Factors, stack, truncate
 from polymerge.methods.kernels import Block, weighted_sum
+from polymerge.methods.lora import Factors, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, Method, Parameter, method_function
 from running import cli, merged, raw
 from tiny import build, perturbed

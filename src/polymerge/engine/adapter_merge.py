@@ -26,7 +26,7 @@ from polymerge.engine.norms import ModuleNorms, UpdateNorms, module_norms, updat
 from polymerge.engine.statistics import draw_keys
 from polymerge.errors import CheckpointError
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors
+from polymerge.methods.lora import Factors
 from polymerge.methods.table import METHODS
 from polymerge.planning import AdapterPlan, PairRead, PairStep
 from polymerge.planning.model import tensors_digest

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.engine.thresholds import exact_cutoffs
-from polymerge.methods.factors import Factors, of_dense, pad, stack, truncate
-from polymerge.methods.spaces import enter
+from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.methods.ties import kept
 from polymerge.methods.weights import shares

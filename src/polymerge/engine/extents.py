@@ -20,7 +20,7 @@ from polymerge.checkpoints.prefetch import fetched
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
-from polymerge.methods.kernels.cpu.transpose import turn
+from polymerge.methods.kernels.cpu.matrices import transpose
 
 __all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
@@ -179,10 +179,10 @@ class Files:
                 self.read(run.file, offset + column * pitch, row.view("u1").data)
         out = np.frombuffer(buffer, bits)
         if run.count == wanted * columns:
-            turn(lying, out.reshape(wanted, columns))
+            transpose(lying, out.reshape(wanted, columns))
         else:
             begin, whole = skipped - first * columns, np.empty((wanted, columns), bits)
-            turn(lying, whole)
+            transpose(lying, whole)
             out[...] = whole.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:

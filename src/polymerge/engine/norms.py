@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from polymerge.methods.factors import Factors, dot
+from polymerge.methods.lora import Factors, dot
 from polymerge.methods.table import METHODS
 from polymerge.recipe.parameters import Setting
 

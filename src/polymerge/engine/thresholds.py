@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.methods.kernels import find_cutoffs, on_host
-from polymerge.methods.kernels.cpu.counting import count_around, count_bins
+from polymerge.methods.kernels.cpu.trimming import count_around, count_bins
 
 __all__ = ["RunAll", "Source", "exact_cutoffs"]
 

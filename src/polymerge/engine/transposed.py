@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from polymerge.checkpoints.shards import Write
 from polymerge.dtypes import BITS
-from polymerge.methods.kernels.cpu.transpose import turn
+from polymerge.methods.kernels.cpu.matrices import transpose
 from polymerge.planning import Step
 
 __all__ = ["Turning"]
@@ -48,7 +48,7 @@ class Turning:
             begun = self._begun.get((step.name, matrix))
             if begun is None:
                 begun = self._begun[step.name, matrix] = _Begun(self._matrix(columns, rows, bits), rows)
-        turn(block, begun.lying[:, first : first + len(block)])
+        transpose(block, begun.lying[:, first : first + len(block)])
         with self._lock:
             begun.missing -= len(block)
             if begun.missing:

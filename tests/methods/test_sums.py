@@ -19,7 +19,7 @@ from torch import Tensor
 
 import polymerge
 from layouts import TWICE, Sizes, load, random_tower, same_bits, text_of, write
-from polymerge.methods.metagpt import metagpt
+from polymerge.methods.sums import metagpt
 from polymerge.planning import make_plan
 
 SIZES = Sizes(heads=6, shared=2, width=2, inner=9, rows=11)
