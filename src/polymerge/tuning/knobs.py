@@ -154,7 +154,6 @@ def _turn_all(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
                 one.pop(name, None)
         else:
             own[knob.model][name] = value
-            general.pop("t", None)  # slerp takes weights in its place
     for knob in values:
         if knob.template is not None:
             said = [one.get("weight", general.get("weight")) for one in own.values()]
