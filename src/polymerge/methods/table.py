@@ -83,6 +83,12 @@ class Method:
     adds_ranks: bool = False
     equal_ranks: bool = False
 
+    def __post_init__(self) -> None:
+        if self.statistic == "cutoff" and not self.parameter("density"):
+            raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
+        if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
+            raise ValueError(f"{self.name}: only methods on factors know of ranks")
+
     @property
     def copies(self) -> bool:
         """Whether it merges nothing and keeps the template's tensor."""
