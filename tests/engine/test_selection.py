@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polymerge.engine import thresholds as selection
-from polymerge.engine.thresholds import exact_cutoffs
+from polymerge.engine import statistics as selection
+from polymerge.engine.statistics import exact_cutoffs
 from polymerge.methods.kernels import keep_largest
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from polymerge.errors import PolymergeError, collecting_into
+from polymerge.errors import PolymergeError, Refused, collecting, collecting_into
 from polymerge.methods.table import METHODS
-from polymerge.planning.overrides import Choice, choices_of
+from polymerge.recipe.overrides import Choice, choices_of
 from polymerge.recipe.parameters import Setting, read_parameters
 from polymerge.recipe.parsing import parse_recipe
 
@@ -44,16 +44,18 @@ def resolved(
     overrides = [{"match": "*", "parameters": override, **more}] if override is not None or more else []
     base_model = {"base_model": "base"} if method != "linear" or more else {}
     said = {"merge_method": method, "models": models, "parameters": general, "overrides": overrides}
-    return read(said | base_model, base)
+    return parsed(said | base_model, base)
 
 
-def read(recipe: dict[str, Any], base: tuple[int, ...] = ()) -> tuple[list[Choice], list[str]]:
-    """The settings of a recipe, and what is wrong with it, each problem once."""
-    found: list[PolymergeError] = []
-    with collecting_into(found):
-        parsed = parse_recipe(recipe)
-        choices = choices_of(parsed, [entry.model for entry in parsed.models], parsed.models, found, base)
-    return choices, list(dict.fromkeys(map(str, found)))
+def parsed(recipe: dict[str, Any], base: tuple[int, ...] = ()) -> tuple[list[Choice], list[str]]:
+    """The settings of a recipe; and what is wrong with it, each once."""
+    try:
+        with collecting():
+            read = parse_recipe(recipe)
+            choices = choices_of(read, [entry.model for entry in read.models], read.models, base)
+    except Refused as error:
+        return choices, [str(problem) for problem in error.problems]
+    return choices, []
 
 
 def setting(
@@ -230,7 +232,7 @@ def test_slerp_counts_t_from_the_base_and_a_weight_is_each_model_s_say(said: tup
 
 def test_slerp_takes_two_models() -> None:
     recipe = {"merge_method": "slerp", "parameters": {"t": 0.5}, "models": ["a", "b", "c"]}
-    assert read(recipe)[1] == ["slerp takes 2 models, the recipe has 3"]
+    assert parsed(recipe)[1] == ["slerp takes 2 models, the recipe has 3"]
 
 
 # --- what is wrong
@@ -301,7 +303,7 @@ def test_metagpt_finds_its_weights_and_takes_none() -> None:
 @pytest.mark.parametrize("method", [name for name in WEIGHED if METHODS[name].on == "deltas"])
 def test_deltas_need_a_base(method: str) -> None:
     recipe = {"merge_method": method, "parameters": {"weight": 1}, "models": ["a", "b"]}
-    assert read(recipe)[1] == [f"{method} works on deltas and needs base_model, their common ancestor"]
+    assert parsed(recipe)[1] == [f"{method} works on deltas and needs base_model, their common ancestor"]
 
 
 @pytest.mark.parametrize("parameters", [{}, {"weight": [1, 2]}, {"density": 7, "t": "x"}])
@@ -349,7 +351,7 @@ AVERAGE = {"merge_method": "linear", "base_model": "base", "models": ["one", "tw
 
 def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergekit_would_merge_it_in() -> None:
     def found(**more: Any) -> list[str]:
-        return read(AVERAGE | more, (1,) if more.get("base_model") == "two" else ())[1]
+        return parsed(AVERAGE | more, (1,) if more.get("base_model") == "two" else ())[1]
 
     assert found(parameters={"weight": 0.5}) == [
         "linear reads no base_model, where mergekit merges 'base' in with the weight of parameters. List it among "
@@ -395,5 +397,5 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
 )  # fmt: skip
 def test_what_follows_from_a_mistake_is_no_mistake_of_its_own(recipe: dict[str, Any], message: str) -> None:
     whole = {"merge_method": "linear", "models": ["one", "two"], **recipe}
-    (only,) = read({name: value for name, value in whole.items() if value is not None})[1]
+    (only,) = parsed({name: value for name, value in whole.items() if value is not None})[1]
     assert message in only

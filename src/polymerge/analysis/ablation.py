@@ -20,9 +20,9 @@ from polymerge.checkpoints.joined import ADAPTER
 from polymerge.errors import PolymergeError, RecipeError, collecting_into, refuse_if_any
 from polymerge.families.rules import text_layer
 from polymerge.inference.fingerprints import of_inputs
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.planning import AdapterPlan, Plan, make_plan
-from polymerge.planning.folding import base_named
+from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
 from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Override, Recipe, recipe_dict

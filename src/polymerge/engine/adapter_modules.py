@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.engine.thresholds import exact_cutoffs
+from polymerge.engine.statistics import exact_cutoffs
 from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.methods.ties import kept

@@ -8,14 +8,13 @@ from math import ceil, prod
 from typing import Any, TypeVar
 
 from polymerge.checkpoints import Entry
-from polymerge.checkpoints.shards import Write
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
-from polymerge.engine.extents import Extent, Files, begins, extents
+from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
 from polymerge.engine.pool import Pool, silent
 from polymerge.engine.statistics import cutoffs, draw_keys, gram
-from polymerge.engine.transposed import Turning
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
@@ -90,7 +89,7 @@ class Execution:
     def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> None:
         """Compute or copy every tensor of a plan; see `execute`."""
         self.pool.advance = advance or silent
-        self.plan, self.write, self.turning = plan, write, Turning(write)
+        self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             piece.setting
@@ -115,7 +114,7 @@ class Execution:
                 else:
                     self._convert(step, piece)
         self.pool.finish()
-        self.turning.finish()
+        self.transposed_out.finish()
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
         size = block or self._size(step, piece)
@@ -256,7 +255,7 @@ class Execution:
             for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
                 part = view[done : done + stop - start]
                 if step.transposed:
-                    self.turning.put(step, start // row_size, part)
+                    self.transposed_out.put(step, start // row_size, part)
                 else:
                     self.write(step.name, part, start)
                 done += stop - start
@@ -272,14 +271,14 @@ class Execution:
                 self._copy(step, start * width, stop * width)
                 continue
             for run in extents(step.rows(((start, stop),)), self.entries[self.plan.template]):
-                self.pool.submit(run.count // step.shape[1] * width, self._copy_turned, step, start, run)
+                self.pool.submit(run.count // step.shape[1] * width, self._copy_transposed, step, start, run)
                 start += run.count // step.shape[1]
 
-    def _copy_turned(self, step: Step, row: int, run: Extent) -> None:
+    def _copy_transposed(self, step: Step, row: int, run: Extent) -> None:
         """Copy rows of one matrix, from row `row` of the tensor on."""
         view = self.device.view(self.workspace.raw("read", byte_count(run.dtype, (run.count,))))
         self.files.fill(run, view)
-        self.turning.put(step, row, view)
+        self.transposed_out.put(step, row, view)
 
     def _copy(self, step: Step, first: int, last: int) -> None:
         """Copy a template tensor's bytes `first` to `last` as they are."""

@@ -1,4 +1,7 @@
-"""Read elements of a piece from disk: expressions become runs of bytes, and runs are read into a buffer."""
+"""Between tensors and files: expressions become runs of bytes, which are read into buffers, and rows are written.
+
+Where a matrix lies transposed in a file, its rows are columns there, on the way in and on the way out.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,21 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.prefetch import fetched
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
 from polymerge.methods.kernels.cpu.matrices import transpose
+from polymerge.planning import Step
 
-__all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "same_numbers", "shape_in"]
+__all__ = ["Extent", "Files", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
 _SPARSE: Final = 8
 """How many times as much as is wanted is read at once, before it is read bit by bit."""
@@ -32,7 +37,7 @@ _COMPARED: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Turned:
+class Transposed:
     """A matrix [rows, columns] that lies transposed in a file, and how many of its elements come before a run."""
 
     rows: int
@@ -44,14 +49,14 @@ class Turned:
 class Extent:
     """A run of `count` elements of one dtype in a file, one after the other from byte `offset` on.
 
-    turned   where they are rows of a matrix that lies transposed, which matrix that is; it begins at `offset`
+    transposed   where they are rows of a matrix that lies transposed, which matrix that is; it begins at `offset`
     """
 
     file: Path
     offset: int
     dtype: str
     count: int
-    turned: Turned | None = None
+    transposed: Transposed | None = None
 
 
 def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
@@ -61,7 +66,7 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             entry = entries[name]
             return (Extent(entry.file, entry.start, entry.dtype, prod(entry.shape)),)
         case Rows(Stacked(of, True), start, stop):
-            return tuple(_turned(entries[of.name], start, stop))
+            return tuple(_transposed(entries[of.name], start, stop))
         case Rows(of, start, stop):
             width = prod(shape_in(of, entries)[1:])
             return tuple(clip(extents(of, entries), start * width, stop * width))
@@ -69,20 +74,20 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return tuple(extent for block in of for extent in extents(block, entries))
         case Stacked(of, True):
             count, _, rows = entries[of.name].shape
-            return tuple(_turned(entries[of.name], 0, count * rows))
+            return tuple(_transposed(entries[of.name], 0, count * rows))
         case Stacked(of) | Adapted(of):
             return extents(of, entries)
 
 
-def _turned(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
+def _transposed(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
     """The rows `start` to `stop` of the matrices of a tensor [n, columns, rows], seen one below the other."""
     _, columns, rows = entry.shape
     size = rows * columns * BITS[entry.dtype] // 8
     while start < stop:
         matrix, first = divmod(start, rows)
         height = min(stop - start, rows - first)
-        turned = Turned(rows, columns, first * columns)
-        yield Extent(entry.file, entry.start + matrix * size, entry.dtype, height * columns, turned)
+        transposed = Transposed(rows, columns, first * columns)
+        yield Extent(entry.file, entry.start + matrix * size, entry.dtype, height * columns, transposed)
         start += height
 
 
@@ -104,11 +109,11 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
         first, last = max(start, position), min(stop, position + run.count)
         if first < last:
             skipped = first - position
-            if run.turned is None:
+            if run.transposed is None:
                 yield Extent(run.file, run.offset + skipped * BITS[run.dtype] // 8, run.dtype, last - first)
             else:
-                turned = replace(run.turned, skipped=run.turned.skipped + skipped)
-                yield replace(run, count=last - first, turned=turned)
+                transposed = replace(run.transposed, skipped=run.transposed.skipped + skipped)
+                yield replace(run, count=last - first, transposed=transposed)
 
 
 def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
@@ -160,13 +165,27 @@ class Files:
         self._lock = threading.Lock()
         self._local = threading.local()
 
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def blocks(self, entry: Entry, size: int) -> Iterator[NDArray[np.uint8]]:
+        """A tensor's bytes, `size` at a time; each array is valid until the next. Raises as `read` does."""
+        buffer = np.empty(min(size, entry.nbytes), np.uint8)
+        for start in range(0, entry.nbytes, size):
+            part = buffer[: entry.nbytes - start]
+            self.read(entry.file, entry.start + start, part.data)
+            yield part
+
     def fill(self, run: Extent, buffer: memoryview) -> None:
         """Fill a buffer with a run; raises as `read` does."""
-        if run.turned is None:
+        if run.transposed is None:
             self.read(run.file, run.offset, buffer)
             return
         bits = np.dtype(f"u{BITS[run.dtype] // 8}")
-        rows, columns, skipped = run.turned.rows, run.turned.columns, run.turned.skipped
+        rows, columns, skipped = run.transposed.rows, run.transposed.columns, run.transposed.skipped
         first, last = skipped // columns, -(-(skipped + run.count) // columns)
         wanted, pitch, offset = last - first, rows * bits.itemsize, run.offset + first * bits.itemsize
         if rows <= _SPARSE * wanted:
@@ -223,3 +242,57 @@ class Files:
                         raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
                 found = self._descriptors[file]
         return found
+
+
+@dataclass
+class _Begun:
+    """A matrix as it will lie in the file, and how many of its rows are still to come."""
+
+    lying: NDArray[Any]
+    missing: int
+
+
+class TransposedWriter:
+    """Gathers the rows of each matrix, from any thread, and writes the matrix in one go when it has them all.
+
+    Column by column it would be a call for every few hundred bytes.
+
+    write   where the bytes go, as for `execute`
+    """
+
+    def __init__(self, write: Write) -> None:
+        self._write, self._lock = write, threading.Lock()
+        self._begun: dict[tuple[str, int], _Begun] = {}
+        self._done: list[NDArray[Any]] = []
+
+    def put(self, step: Step, row: int, raw: memoryview) -> None:
+        """Take whole rows of one matrix of a transposed tensor, the first of them row `row` of the tensor's view."""
+        _, columns, rows = step.shape
+        matrix, first = divmod(row, rows)
+        bits = np.dtype(f"u{BITS[step.dtype] // 8}")
+        block = np.frombuffer(raw, bits).reshape(-1, columns)
+        with self._lock:
+            begun = self._begun.get((step.name, matrix))
+            if begun is None:
+                begun = self._begun[step.name, matrix] = _Begun(self._matrix(columns, rows, bits), rows)
+        transpose(block, begun.lying[:, first : first + len(block)])
+        with self._lock:
+            begun.missing -= len(block)
+            if begun.missing:
+                return
+            del self._begun[step.name, matrix]
+        self._write(step.name, begun.lying.reshape(-1).view("u1").data, matrix * begun.lying.nbytes)
+        with self._lock:
+            self._done.append(begun.lying)
+
+    def finish(self) -> None:
+        """Make sure that every matrix that was begun has been written."""
+        assert not self._begun, f"rows are missing in {sorted(self._begun)[:3]}"
+
+    def _matrix(self, columns: int, rows: int, bits: np.dtype[Any]) -> NDArray[Any]:
+        """Room for a matrix: that of one which is written, if it was of this size."""
+        while self._done:
+            again = self._done.pop()
+            if again.size == columns * rows and again.dtype == bits:
+                return again.reshape(columns, rows)
+        return np.empty((columns, rows), bits)

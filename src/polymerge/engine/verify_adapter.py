@@ -12,8 +12,7 @@ from polymerge.checkpoints.folder import read_config
 from polymerge.checkpoints.hub import split_revision
 from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.engine.findings import Finding, Verification
-from polymerge.engine.stored_values import finite
+from polymerge.engine.findings import Finding, Verification, finite
 from polymerge.errors import PolymergeError
 
 __all__ = ["verify_adapter"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.folder import read_config
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.json_objects import parse_object
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
@@ -113,7 +114,7 @@ def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
     config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
     found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
     if config is not None and config.is_file():
-        found.append(family_of(parse_object(config.read_bytes(), str(config), unique_keys=False)))
+        found.append(family_of(read_config(config)))
     found += [family for adapter in adapters for family in named_family(adapter)]
     return found or [GENERIC]
 
@@ -126,7 +127,7 @@ def base_of(recipe: Recipe, problems: list[PolymergeError]) -> Model | None:
     if recipe.base_model is None:
         problems.append(RecipeError(f"extra: {extra.name} works on deltas of the full weights and needs base_model"))
         return None
-    return next(iter(open_each([recipe.base_model], problems)), None)
+    return next(iter(open_each([recipe.base_model])), None)
 
 
 def check_bases(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) -> None:
@@ -153,11 +154,11 @@ def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeErr
     """
     if recipe.base_model is None or not Path(recipe.base_model).expanduser().exists():
         return False
-    found: list[PolymergeError] = []
-    bases = open_each([recipe.base_model], found)
-    if found or not bases:
+    try:  # in a context of its own, in which what is wrong with it is raised, and not gathered with the recipe's
+        (base,) = Context().run(open_each, [recipe.base_model])
+    except PolymergeError:
         return False
-    parameters = Parameters(bases[0].checkpoint, bases[0].family, bases[0].layout, bases[0].views)
+    parameters = Parameters(base.checkpoint, base.family, base.layout, base.views)
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
         reading = parameters.reading(adapter)
         lacking: dict[str, list[Pair]] = {}

@@ -23,14 +23,13 @@ from polymerge.planning.adapter_inputs import (
 )
 from polymerge.planning.adapter_output import base_said, foreign_names, output_config
 from polymerge.planning.companions import files_beside, files_left_out, has_tokenizer
-from polymerge.planning.compatibility import config_warnings
-from polymerge.planning.fit import merged_routers
+from polymerge.planning.compatibility import config_warnings, merged_routers
 from polymerge.planning.inputs import labels_of
 from polymerge.planning.non_lora import plan_extras
-from polymerge.planning.overrides import Choice
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.pairsteps import PairPlanner
 from polymerge.planning.unused import left_out_of_files
+from polymerge.recipe.overrides import Choice
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe, recipe_dict
 

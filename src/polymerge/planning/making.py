@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from polymerge.errors import PolymergeError, collecting_into
+from polymerge.errors import Refused, collecting
 from polymerge.planning.adapters import names_adapters, plan_adapters
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.plan import Plan
@@ -24,7 +24,7 @@ def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Pl
 
     raises Refused with every problem of the recipe, of the models, and of how they fit together.
     """
-    problems: list[PolymergeError] = []
-    with collecting_into(problems):
+    with collecting() as problems:
         recipe = source if isinstance(source, Recipe) else parse_recipe(source)
-    return (plan_adapters if names_adapters(recipe, problems) else plan_checkpoints)(recipe, problems)
+        return (plan_adapters if names_adapters(recipe, problems) else plan_checkpoints)(recipe, problems)
+    raise Refused(problems)  # where another block is open, which the problems were handed on to

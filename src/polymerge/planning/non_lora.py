@@ -12,8 +12,8 @@ from polymerge.errors import PolymergeError, RecipeError, collecting_into
 from polymerge.families.expressions import Read, shape_of
 from polymerge.methods.table import METHODS
 from polymerge.planning.model import VOCABULARY, Model
-from polymerge.planning.overrides import matches
 from polymerge.planning.plan import Input, LeftOut, Piece, Plan, Step
+from polymerge.recipe.overrides import matches
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe, recipe_dict
 

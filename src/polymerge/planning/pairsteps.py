@@ -12,9 +12,9 @@ from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families.rules import text_layer
 from polymerge.planning.adapter_inputs import Opened
 from polymerge.planning.adapter_output import alpha_of
-from polymerge.planning.overrides import Choice, matches
 from polymerge.planning.pairs import PairRead, PairStep
 from polymerge.planning.plan import LeftOut
+from polymerge.recipe.overrides import Choice, matches
 from polymerge.recipe.parameters import Setting
 from polymerge.recipe.recipe import Recipe
 

@@ -12,9 +12,9 @@ from polymerge.families.expressions import Expr, names_read
 from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import Models
 from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
-from polymerge.planning.overrides import matches
 from polymerge.planning.plan import IGNORED, LeftOut, Piece, Step
 from polymerge.planning.vocabulary import vocabulary_notes
+from polymerge.recipe.overrides import matches
 from polymerge.recipe.parameters import Setting
 from polymerge.recipe.recipe import Recipe
 
