@@ -17,7 +17,7 @@ from polymerge.checkpoints.tensor_info import Entry
 from polymerge.checkpoints.wrappers import unwrapped
 from polymerge.errors import CheckpointError, refuse_if_any
 
-__all__ = ["ADAPTER", "open_joined", "renamed", "split_source"]
+__all__ = ["ADAPTER", "adapter_alone", "open_joined", "renamed", "split_source"]
 
 ADAPTER: Final = "adapter/"
 """What the names of an adapter's tensors begin with, once they stand beside those of the base."""
@@ -65,6 +65,21 @@ def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
         skipped=MappingProxyType({**checkpoint.skipped, **beside.skipped}),
         adapter=beside,
         brought=tuple(brought),
+    )
+
+
+def adapter_alone(adapter: Adapter) -> Checkpoint:
+    """An adapter as a checkpoint that has no tensors but its, under their own names."""
+    return Checkpoint(
+        source=adapter.source,
+        folder=adapter.folder,
+        config=adapter.model_config,
+        entries=MappingProxyType({entry.name: entry for entry in adapter.entries}),
+        files=adapter.files,
+        layout="safetensors",
+        aliases={},
+        skipped=adapter.skipped,
+        adapter=adapter,
     )
 
 

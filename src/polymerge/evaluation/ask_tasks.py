@@ -12,7 +12,7 @@ from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.worker import Worker
 from polymerge.inference.worker_pool import Call, WorkerPool
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["Failures", "ask"]
 
@@ -26,7 +26,7 @@ def ask(
     run: Run,
     exams: Sequence[Exam],
     size: int,
-    plan: Plan | AdapterPlan | None,
+    plan: Plan | None,
     pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Failures:
@@ -67,7 +67,7 @@ def ask(
     return failures
 
 
-def _calls(waiting: deque[_Batch], plan: Plan | AdapterPlan | None) -> Iterator[tuple[_Batch | None, Call]]:
+def _calls(waiting: deque[_Batch], plan: Plan | None) -> Iterator[tuple[_Batch | None, Call]]:
     """What a worker does: take the model, and then one batch after the other, of those that no other has taken."""
     yield None, partial(Worker.take, plan=plan)
     while waiting:

@@ -12,7 +12,7 @@ from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.hub_files import remote_of
 from polymerge.checkpoints.local_copy import bring, pinned
 from polymerge.errors import RecipeError
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.folding import fold_recipe
 
 __all__ = ["Subject", "subject"]
@@ -32,7 +32,7 @@ class Subject:
     source: str
     name: str
     folder: Path
-    plan: Plan | AdapterPlan | None
+    plan: Plan | None
 
     def described(self) -> dict[str, Any]:
         """What results.json says of it."""
