@@ -11,7 +11,7 @@ from polymerge.analysis.knockout import knockout
 from polymerge.analysis.overlap import overlap
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_text import plain_text
-from polymerge.evaluation.evaluate import evaluate
+from polymerge.evaluation.evaluating import evaluate
 from polymerge.inference.generation import Generation
 from polymerge.reporting.report import report
 
