@@ -22,7 +22,7 @@ from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.worker import AnswerSettings, Worker
 from polymerge.inference.worker_pool import Call, WorkerPool
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["AskedTask", "Failures", "ask", "read_tasks"]
 
@@ -161,7 +161,7 @@ def ask(
     run: Run,
     tasks: Sequence[AskedTask],
     size: int,
-    plan: Plan | AdapterPlan | None,
+    plan: Plan | None,
     pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Failures:
@@ -202,7 +202,7 @@ def ask(
     return failures
 
 
-def _calls(waiting: deque[_Batch], plan: Plan | AdapterPlan | None) -> Iterator[tuple[_Batch | None, Call]]:
+def _calls(waiting: deque[_Batch], plan: Plan | None) -> Iterator[tuple[_Batch | None, Call]]:
     """What a worker does: take the model, and then one batch after the other, of those that no other has taken."""
     yield None, partial(Worker.take, plan=plan)
     while waiting:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.adapter import is_adapter
-from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.folder import bring
+from polymerge.checkpoints.hub import locate, pinned
 from polymerge.checkpoints.hub_files import remote_of
-from polymerge.checkpoints.local_copy import bring, pinned
 from polymerge.errors import RecipeError
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.folding import fold_recipe
 
 __all__ = ["EvaluatedModel", "evaluated_model"]
@@ -32,7 +32,7 @@ class EvaluatedModel:
     source: str
     name: str
     folder: Path
-    plan: Plan | AdapterPlan | None
+    plan: Plan | None
 
     def described(self) -> dict[str, Any]:
         """What results.json says of it."""

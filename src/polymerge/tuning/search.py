@@ -21,13 +21,14 @@ from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, open_run
 from polymerge.inference.worker_pool import WorkerPool
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
+from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Recipe, recipe_dict
 from polymerge.tuning.criterion import CRITERIA, Judging, judge
 from polymerge.tuning.curve_plot import draw_search
 from polymerge.tuning.knobs import Knob
 from polymerge.tuning.outcome import SearchResult
-from polymerge.tuning.space import Point, Space, candidate_name, make_space, plan_candidates, refuse_idle, understood
+from polymerge.tuning.space import Point, Space, candidate_name, make_space, plan_candidates, refuse_idle
 from polymerge.tuning.trials import SAMPLERS, Scoring, check_labels, run_trials, score
 
 __all__ = ["PlannedSearch", "plan_search", "search"]
@@ -89,7 +90,7 @@ class PlannedSearch:
     source: PromptSource
     drawn: Sequence[Prompt]
     points: Sequence[Point]
-    plans: Mapping[str, Plan | AdapterPlan]
+    plans: Mapping[str, Plan]
     keep_template_weight: bool
     judging: Judging
     scoring: Scoring | None
@@ -228,12 +229,12 @@ def plan_search(
     run, target = Path(out), None if write is None else Path(write)
     drawn: list[Prompt] = []
     points: list[Point] = []
-    plans: dict[str, Plan | AdapterPlan] = {}
+    plans: dict[str, Plan] = {}
     space, read = Space(), None
     with collecting() as wrong:
         _refuse_unfit(run, target, force)
         with collecting():
-            read = recipe if isinstance(recipe, Recipe) else understood(recipe)
+            read = recipe if isinstance(recipe, Recipe) else parse_recipe(recipe)
             space = make_space(read, vary, keep_template_weight=keep_template_weight)
         drawn = draw_prompts(prompts)
         refuse(*generation.problems(), *judging.problems())
