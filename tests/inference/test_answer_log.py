@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polymerge.errors import OutputError, Refused
-from polymerge.inference.answer_log import AnswerLog
+from polymerge.inference.run_folder import AnswerLog
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 import polymerge
 from polymerge.families.config import CLASS_DEFAULTS
 from polymerge.families.rules import PARTS
-from polymerge.planning.compatibility import COMPARED, config_warnings, differences
-from polymerge.planning.fit import merged_routers
+from polymerge.planning.compatibility import COMPARED, config_warnings, differences, merged_routers
 from running import checkpoint, cli, linear, merged, recipe_file, small_llama, tensor
 
 Config = dict[str, Any]

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import (
     AS_JSON,
@@ -90,7 +91,7 @@ def overlap(
     click.echo(describe_overlap(found, by_conflict=sort == "conflict"))
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("model", type=click.Path())
 @_TASKS
 @click.option(
@@ -129,7 +130,7 @@ def knockout(model: str, prompts: tuple[str, ...], out: str, as_json: bool, forc
     click.echo(f"{done.folder}: every answer, knockout.json, the map and the curves")
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @recipe_options(without=("dtype", "seed"))
 @_TASKS
 @click.option("--ranges", metavar="LIST", help="Merge early, middle, late (thirds) or full; default: all four.")

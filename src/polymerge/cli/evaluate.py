@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, FORCE_RUN, SCORER, generation_of, generation_options, run_folder
 from polymerge.errors import RecipeError
@@ -27,7 +28,7 @@ _NOT_FOR_TOOLS = ("data", "image_folder", "max_new_tokens", "workers", "torch_th
 _WRITTEN = {"model_dtype": "dtype"}
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("model")
 @click.argument("more", metavar="[-- OPTIONS OF THE TOOL]", nargs=-1, type=click.UNPROCESSED)
 @click.option(

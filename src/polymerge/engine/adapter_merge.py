@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoints.output_folder import copy_companions
-from polymerge.checkpoints.shards import Shards, Write, lay_out
+from polymerge.checkpoints.writer import Shards, Write, as_torch_file, lay_out
 from polymerge.dtypes import byte_count
 from polymerge.engine.adapter_modules import merge_pairs, model_weights
 from polymerge.engine.device import Device
@@ -99,8 +99,6 @@ def write_adapter(
     config = {**plan.config, "modules_to_save": _saved_modules(plan, adapters, layout)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if as_torch or layout == "llava":
-        from polymerge.checkpoints.torch_write import as_torch_file  # needs torch, which a merge does not
-
         for file in sorted(folder.glob("*.safetensors")):
             as_torch_file(file, file.with_suffix(".bin"))
     return {one.norms.module: one.error for one in made}, update_norms([one.norms for one in made], plan.settings)

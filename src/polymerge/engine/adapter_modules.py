@@ -39,7 +39,7 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
     if row.scales:
         given["scale"], scale = scale, 1.0
     if row.on == "factors":
-        merged = function(pairs, **given, **({"rank": rank} if row.name == "tsv" else {}))
+        merged = function(pairs, **given, **({"rank": rank} if row.needs_rank else {}))
         return _cut(_scaled(merged, scale), rank)
 
     def join(rows: NDArray[Any], name: str, **more: Any) -> NDArray[Any]:

@@ -54,17 +54,15 @@ def delta_norms(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> dict[str,
     every = [(step, piece) for step, piece, _ in plan.merged_pieces() if piece.base is not None]
     stride = max(-(-len(every) // _PIECES), 1)
     sample = every[::stride]
-    files, workspace = Files(), Workspace(open_device("cpu"))
+    workspace = Workspace(open_device("cpu"))
     squares: dict[int, list[float]] = {place: [] for place in dict.fromkeys(plan.models) if place != plan.base}
     of_base: list[float] = []
     equal = dict.fromkeys(squares, True)
-    try:
+    inputs = [*plan.models, plan.base]
+    labels, tensors = [plan.inputs[place].label for place in inputs], [entries[place] for place in inputs]
+    with Files() as files:
         for step, piece in sample:
-            inputs = [*plan.models, plan.base]
-            blocks = PieceBlocks(
-                piece, [plan.inputs[place].label for place in inputs], [entries[place] for place in inputs], files,
-                workspace, _ELEMENTS, wide=True,
-            )  # fmt: skip
+            blocks = PieceBlocks(piece, labels, tensors, files, workspace, _ELEMENTS, wide=True)
             if not blocks.count:
                 continue
             block = blocks.read(len(blocks.sizes) // 2)
@@ -75,8 +73,6 @@ def delta_norms(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> dict[str,
                 of_base.append(_square(block.base))
                 for place, found in squares.items():
                     found.append(_square(deltas[place]))
-    finally:
-        files.close()
     if not sample:
         return {}
     length = sqrt(fsum(of_base))

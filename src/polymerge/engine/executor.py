@@ -8,7 +8,7 @@ from math import ceil, prod
 from typing import Any, TypeVar
 
 from polymerge.checkpoints import Entry
-from polymerge.checkpoints.shards import Write
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.prefetch import fetched
-from polymerge.checkpoints.shards import Write
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
@@ -164,6 +164,20 @@ class Files:
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def blocks(self, entry: Entry, size: int) -> Iterator[NDArray[np.uint8]]:
+        """A tensor's bytes, `size` at a time; each array is valid until the next. Raises as `read` does."""
+        buffer = np.empty(min(size, entry.nbytes), np.uint8)
+        for start in range(0, entry.nbytes, size):
+            part = buffer[: entry.nbytes - start]
+            self.read(entry.file, entry.start + start, part.data)
+            yield part
 
     def fill(self, run: Extent, buffer: memoryview) -> None:
         """Fill a buffer with a run; raises as `read` does."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polymerge.checkpoints import Entry
 from polymerge.dtypes import BITS, MERGEABLE
+from polymerge.engine.extents import Files
 from polymerge.methods import kernels
 
-__all__ = ["Finding", "Verification", "blocks_of", "finite"]
+__all__ = ["BLOCK", "Finding", "Verification", "finite"]
 
 BLOCK: Final = 1 << 20
-"""Elements that are looked at a time."""
+"""Elements that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +53,17 @@ class Verification:
 def finite(entries: Iterable[Entry]) -> Finding:
     """Check that no value is NaN or infinite; each is read once, a block at a time."""
     bad = []
-    values = np.empty(BLOCK, np.float32)
-    wide = np.empty(0, np.float64)
-    for entry in entries:
-        if entry.dtype not in MERGEABLE:
-            continue
-        if entry.dtype == "F64" and not wide.size:
-            wide = np.empty(BLOCK, np.float64)
-        out = wide if entry.dtype == "F64" else values
-        width = BITS[entry.dtype] // 8
-        if not all(
-            kernels.decode(raw, entry.dtype, out[: raw.size // width]) for raw in blocks_of(entry, BLOCK * width)
-        ):
-            bad.append(entry.name)
+    values: dict[str, NDArray[Any]] = {"F64": np.empty(0, np.float64), "": np.empty(BLOCK, np.float32)}
+    with Files() as files:
+        for entry in entries:
+            if entry.dtype not in MERGEABLE:
+                continue
+            if entry.dtype == "F64" and not values["F64"].size:
+                values["F64"] = np.empty(BLOCK, np.float64)
+            out, width = values.get(entry.dtype, values[""]), BITS[entry.dtype] // 8
+            blocks = files.blocks(entry, BLOCK * width)
+            if not all(kernels.decode(raw, entry.dtype, out[: raw.size // width]) for raw in blocks):
+                bad.append(entry.name)
     if bad:
         return Finding("values", False, f"NaN or infinity in {len(bad)} tensor(s), first {', '.join(bad[:3])}")
     return Finding("values", True, "no NaN, no infinity")
-
-
-def blocks_of(entry: Entry, size: int = BLOCK) -> Iterator[np.ndarray]:
-    """A tensor's bytes, `size` at a time; each array is valid until the next."""
-    buffer = np.empty(min(size, entry.nbytes), np.uint8)
-    with entry.file.open("rb", buffering=0) as file:
-        file.seek(entry.start)
-        left = entry.nbytes
-        while left:
-            part = buffer[: min(size, left)]
-            done = 0
-            while done < part.size:
-                done += file.readinto(part.data[done:]) or _ended(entry)
-            yield part
-            left -= part.size
-
-
-def _ended(entry: Entry) -> int:
-    raise EOFError(f"{entry.file} ends inside of {entry.name}")

@@ -19,7 +19,7 @@ from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.identity import file_digest
 from polymerge.checkpoints.output_folder import check_target, output_folder
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
-from polymerge.checkpoints.shards import Write, lay_out, parse_size
+from polymerge.checkpoints.writer import Write, as_torch_files, lay_out, parse_size
 from polymerge.engine.adapter_merge import AdapterLayout, reopen_adapters, write_adapter, zero_update
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import Device, open_device
@@ -150,8 +150,6 @@ def merge(
             copy_beside(plan, template.folder, folder)
             _write_config(plan, template, stored, folder / "config.json")
         if file_format == "torch":
-            from polymerge.checkpoints.torch_write import as_torch_files  # needs torch, which a merge does not
-
             as_torch_files(folder, {step.name: step.same_as for step in plan.steps if step.fate == "tied"})
         pattern = "pytorch_model*.bin" if file_format == "torch" else "model*.safetensors"
         written = {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}

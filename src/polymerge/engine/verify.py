@@ -17,7 +17,8 @@ from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
 from polymerge.checkpoints.local_copy import bring
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
-from polymerge.engine.findings import Finding, Verification, blocks_of, finite
+from polymerge.engine.extents import Files
+from polymerge.engine.findings import BLOCK, Finding, Verification, finite
 from polymerge.engine.verify_adapter import verify_adapter
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import read_names, text_tower
@@ -107,9 +108,9 @@ def _ties(checkpoint: Checkpoint) -> Finding:
     if pair[0] is None or pair[1] is None:
         return Finding("ties", True, "head and embedding are one tensor")
     embedding, head = (checkpoint.entries[names_read(expr)[0]] for expr in pair if expr is not None)
-    same = embedding.nbytes == head.nbytes and all(
-        np.array_equal(one, other) for one, other in zip(blocks_of(embedding), blocks_of(head), strict=True)
-    )
+    with Files() as files:
+        pairs = zip(files.blocks(embedding, BLOCK), files.blocks(head, BLOCK), strict=False)
+        same = embedding.nbytes == head.nbytes and all(np.array_equal(one, other) for one, other in pairs)
     if same:
         return Finding("ties", True, f"{embedding.name} and {head.name} are stored twice with the same values")
     detail = (

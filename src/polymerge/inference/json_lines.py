@@ -5,29 +5,46 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from polymerge.errors import RecipeError
+from polymerge.errors import RecipeError, refuse
 
-__all__ = ["parse", "split_lines"]
+__all__ = ["json_lines", "parse_json"]
 
-
-def split_lines(data: bytes) -> list[tuple[int, bytes]]:
-    """The lines that hold something, each with its number from 1; only a line feed ends one."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+_BOM = b"\xef\xbb\xbf"
 
 
-def parse(text: bytes, file: str, line: int = 1) -> Any:
-    """The JSON value that `text` is, without NaN, infinity, a key twice in one object or half a surrogate pair.
+def json_lines(data: bytes, file: str) -> Iterator[tuple[int, Any]]:
+    """The value of each line that is not blank, with the line's number from 1; only a line feed ends a line.
 
-    line  the number of its first line in the file
+    file  what messages call it
+
+    A broken line is refused by its number and left out.
+    """
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.removeprefix(_BOM).strip():
+            try:
+                value = parse_json(line, file, number)
+            except RecipeError as problem:
+                refuse(problem)
+            else:
+                yield number, value
+
+
+def parse_json(text: bytes, file: str, line: int = 1) -> Any:
+    """The JSON value of a text, without NaN, infinity, a key twice in one object or half a surrogate pair.
+
+    line  the number of the text's first line in the file
 
     raises RecipeError that names file and line.
     """
     try:
         value = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_number, parse_float=_finite
+            text.removeprefix(_BOM if line == 1 else b"").decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_number,
+            parse_float=_finite,
         )
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def base_of(recipe: Recipe, problems: list[PolymergeError]) -> Model | None:
     if recipe.base_model is None:
         problems.append(RecipeError(f"extra: {extra.name} works on deltas of the full weights and needs base_model"))
         return None
-    return next(iter(open_each([recipe.base_model], problems)), None)
+    return next(iter(open_each([recipe.base_model])), None)
 
 
 def check_bases(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) -> None:
@@ -153,11 +154,11 @@ def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeErr
     """
     if recipe.base_model is None or not Path(recipe.base_model).expanduser().exists():
         return False
-    found: list[PolymergeError] = []
-    bases = open_each([recipe.base_model], found)
-    if found or not bases:
+    try:  # in a context of its own, in which what is wrong with it is raised, and not gathered with the recipe's
+        (base,) = Context().run(open_each, [recipe.base_model])
+    except PolymergeError:
         return False
-    parameters = Parameters(bases[0].checkpoint, bases[0].family, bases[0].layout, bases[0].views)
+    parameters = Parameters(base.checkpoint, base.family, base.layout, base.views)
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
         reading = parameters.reading(adapter)
         lacking: dict[str, list[Pair]] = {}

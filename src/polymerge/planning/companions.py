@@ -17,7 +17,7 @@ from polymerge.checkpoints.adapter_files import CONFIG
 from polymerge.checkpoints.folder import read_config
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import PolymergeError
+from polymerge.errors import PolymergeError, refuse
 from polymerge.planning.inputs import Models
 from polymerge.planning.plan import Companions
 from polymerge.recipe.recipe import Recipe
@@ -101,9 +101,7 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
     return tuple(taken), tuple(notes)
 
 
-def told_beside(
-    recipe: Recipe, models: Models, problems: list[PolymergeError]
-) -> tuple[dict[str, str | None], list[str]]:
+def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], list[str]]:
     """Whose config, tokenizer and chat template the output has, and a warning where models would lose their own."""
     template = models.template
     if recipe.template is not None:
@@ -129,7 +127,7 @@ def told_beside(
         alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
         silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_folder(one.checkpoint)]
     except PolymergeError as error:
-        problems += error.problems
+        refuse(error)
         return {}, []
     if not silenced:
         return beside, []

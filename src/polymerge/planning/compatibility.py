@@ -7,15 +7,19 @@ have a default for it.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from polymerge.families import text_config
 from polymerge.families.config import CLASS_DEFAULTS
-from polymerge.families.rules import PARTS
+from polymerge.families.rules import PARTS, without_branch
+from polymerge.planning.model import Model
 
-__all__ = ["COMPARED", "config_warnings", "differences"]
+__all__ = ["COMPARED", "config_warnings", "differences", "merged_routers", "other_lineages"]
 
 Config = Mapping[str, Any]
 
@@ -144,6 +148,7 @@ _SAME: Final = {
 _SQUARE: Final = ("patch_size", "image_size")
 _NESTED: Final = {"vision": ("vision_config",), "audio": ("audio_config",)}
 _NONE: Final = "none"
+_ROUTER: Final = re.compile(r".+\.((router|gate|shared_expert_gate)\..+|e_score_correction_bias|expert_bias)")
 
 
 def differences(ours: Config, theirs: Config, part: str) -> dict[str, tuple[Any, Any]]:
@@ -184,6 +189,42 @@ def config_warnings(
                 f"compute with the {part} weights ({said}): the output has the template's config, under which the "
                 "others' weights were not trained"
             )
+
+
+def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
+    """A sentence for each lineage that text towers come from and the template's does not."""
+    ours = template.tower.model_type
+    others: dict[str, list[str]] = defaultdict(list)
+    for model in models:
+        theirs = model.tower.model_type
+        if ours and theirs and ours != theirs:
+            others[theirs].append(f"'{model.label}'")
+    for kind, labels in others.items():
+        yield (
+            f"the text tower of template '{template.label}' is a {ours}, that of {' and of '.join(labels)} a {kind}: "
+            "their tensors have the same names, but a merge only means something if they come from one base"
+        )
+
+
+def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
+    """A sentence with globs for the routers of experts that are merged, if there are any.
+
+    merged   canonical names of what is merged
+    names    all canonical names of the template, where they are known: a gate is a router if experts are beside it
+    """
+    beside = None if names is None else {name.partition(".experts.")[0] for name in names if ".experts." in name}
+    found: dict[str, int] = defaultdict(int)
+    for name in sorted(merged):
+        plain = without_branch(name)
+        module, gate, _ = plain.partition(".gate.")
+        doubtful = gate and ".router" not in module and beside is not None and module not in beside
+        if _ROUTER.fullmatch(plain) and not doubtful:
+            found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
+    if found:
+        yield (
+            f"the routers of experts are merged ({sum(found.values())} tensors): one that is averaged sends tokens to "
+            f"other experts than those trained for them. To keep the template's, say exclude: {json.dumps(list(found))}"
+        )
 
 
 def _facts(config: Config, part: str) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from polymerge.checkpoints.discovery import LAYOUTS
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.joined import ADAPTER, open_joined, renamed, split_source
 from polymerge.checkpoints.wrappers import is_lora, unwrapped, wrappers_in
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
+from polymerge.errors import CheckpointError, RecipeError, collecting, did_you_mean, refuse, refuse_if_any
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.expressions import Expr, Read, replace_reads
 from polymerge.families.quantization import why_quantized
@@ -22,8 +22,8 @@ from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import map_names
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
-from polymerge.planning.adapted import changes, parted
 from polymerge.planning.adapter_places import Parameters, Ties
+from polymerge.planning.folding import changes, parted
 from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
 from polymerge.recipe.recipe import ModelEntry, Recipe
 
@@ -69,11 +69,11 @@ def sources_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None:
-    """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used."""
+def open_models(recipe: Recipe) -> Models | None:
+    """Open every checkpoint that the recipe names; None where one cannot be opened, which is refused."""
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), problems)
+    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models))
     if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
@@ -93,9 +93,12 @@ def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
     return tuple(place for place, model in enumerate(models.merged) if model is models.base)
 
 
-def open_each(sources: Sequence[str], problems: list[PolymergeError], ignore: Sequence[str] = ()) -> list[Model]:
-    """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match."""
-    return list(_open_all(sources, {}, _Ignored(ignore), problems).values())
+def open_each(sources: Sequence[str], ignore: Sequence[str] = ()) -> list[Model]:
+    """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match.
+
+    refuses what is wrong with them; those that cannot be opened are left out.
+    """
+    return list(_open_all(sources, {}, _Ignored(ignore)).values())
 
 
 class _Ignored:
@@ -140,38 +143,25 @@ def _matched(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def _open_all(
-    sources: Sequence[str],
-    families: Mapping[str, str | None],
-    ignored: _Ignored,
-    problems: list[PolymergeError],
-) -> dict[str, Model]:
+def _open_all(sources: Sequence[str], families: Mapping[str, str | None], ignored: _Ignored) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
     labels = labels_of(sources)
     by_path: dict[tuple[Path, Path | None], Model] = {}
     opened: dict[str, Model] = {}
-    for source in dict.fromkeys(sources):
-        try:
-            base, adapter = split_source(source)
-            path = (locate(base), None if adapter is None else locate(adapter))
-            if path not in by_path:
-                by_path[path] = _open(source, path, labels[source], families.get(source), ignored, problems)
-            opened[source] = by_path[path]
-        except PolymergeError as error:
-            problems += error.problems
-    if len(opened) == len(set(sources)):
-        problems += ignored.problems()
+    with collecting():
+        for source in dict.fromkeys(sources):
+            with collecting():
+                base, adapter = split_source(source)
+                path = (locate(base), None if adapter is None else locate(adapter))
+                if path not in by_path:
+                    by_path[path] = _open(source, path, labels[source], families.get(source), ignored)
+                opened[source] = by_path[path]
+        if len(opened) == len(set(sources)):
+            refuse(*ignored.problems())
     return opened
 
 
-def _open(
-    source: str,
-    paths: tuple[Path, Path | None],
-    label: str,
-    family: str | None,
-    ignored: _Ignored,
-    problems: list[PolymergeError],
-) -> Model:
+def _open(source: str, paths: tuple[Path, Path | None], label: str, family: str | None, ignored: _Ignored) -> Model:
     path, adapter = paths
     if gguf := _gguf_in(path):
         raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
@@ -182,7 +172,7 @@ def _open(
         # and no more of it: what its packed tensors lack beside others is no problem of its own
         raise RecipeError(f"'{label}' ({path}) {why}")
     if family is not None and family not in FAMILIES:
-        problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
+        refuse(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
     reading = read_names(checkpoint.config, [name for name in stored if name not in unread], family)
@@ -203,12 +193,12 @@ def _open(
     partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
     if names.lost or partly:  # how the rest fits is not told, since what is lost would seem to be missing
         refuse_if_any(names.problems)
-    problems.extend(names.problems)
+    refuse(*names.problems)
     for own, blocks in names.layout.items():
         rows = sum(stop - start for _, ranges in blocks for start, stop in ranges)
         shape = shapes[own]
         if rows and rows != shape[0] and own not in names.views:
-            problems.append(
+            refuse(
                 CheckpointError(
                     f"'{label}' ({path}): {own} has {shape[0]} rows, the heads or the MLP in its config.json make "
                     f"{rows}. Mend config.json"
@@ -223,7 +213,7 @@ def _open(
         layout[ties.virtual] = ((virtual, ()),)
     if checkpoint.adapter is not None:
         parameters = Parameters(checkpoint, table, layout, names.views, ties)
-        made = changes(label, parameters, checkpoint.adapter, problems)
+        made = changes(label, parameters, checkpoint.adapter)
         adapted = dict(made.found)
         apart = parted(ties, adapted, checkpoint.adapter)
         checkpoint = replace(checkpoint, skipped={**checkpoint.skipped, **made.left_out})

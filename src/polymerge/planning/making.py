@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from polymerge.errors import PolymergeError
+from polymerge.errors import collecting
 from polymerge.planning.adapters import names_adapters, plan_adapters
 from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.plan import Plan
 from polymerge.planning.planner import plan_checkpoints
-from polymerge.recipe.recipe import Recipe, parse_recipe
+from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.recipe import Recipe
 
 __all__ = ["make_plan"]
 
@@ -23,6 +24,7 @@ def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Pl
 
     raises Refused with every problem of the recipe, of the models, and of how they fit together.
     """
-    problems: list[PolymergeError] = []
-    recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
-    return (plan_adapters if names_adapters(recipe, problems) else plan_checkpoints)(recipe, problems)
+    with collecting() as problems:
+        recipe = source if isinstance(source, Recipe) else parse_recipe(source)
+        return (plan_adapters if names_adapters(recipe, problems) else plan_checkpoints)(recipe, problems)
+    raise AssertionError("unreachable: what ends the block is raised")

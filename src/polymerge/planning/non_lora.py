@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Sequence
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.dtypes import dtype_code
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, collecting_into
 from polymerge.families.expressions import Read, shape_of
 from polymerge.methods.table import METHODS
 from polymerge.planning.model import VOCABULARY, Model
-from polymerge.planning.overrides import matches
 from polymerge.planning.plan import Input, LeftOut, Piece, Plan, Step
+from polymerge.recipe.overrides import matches
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe, recipe_dict
 
@@ -69,7 +69,8 @@ def plan_extras(
         known = {parameter.name for parameter in row.parameters}
         own = [{name: value for name, value in given.items() if name in known} for given in per_model]
         said = {name: value for name, value in recipe.parameters.items() if name in known}
-        setting = resolve(extra, [(general[0], said)], own, labels, problems)
+        with collecting_into(problems):
+            setting = resolve(extra, [(general[0], said)], own, labels)
     settings: list[Setting] = []
     steps = []
     left_out: list[LeftOut] = []

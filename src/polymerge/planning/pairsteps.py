@@ -10,19 +10,15 @@ from polymerge.checkpoints.adapter import Pair
 from polymerge.dtypes import dtype_code
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families.rules import text_layer
-from polymerge.methods.table import COPY, METHODS
 from polymerge.planning.adapter_inputs import Opened
 from polymerge.planning.adapter_output import alpha_of
-from polymerge.planning.overrides import Choice, matches
 from polymerge.planning.pairs import PairRead, PairStep
 from polymerge.planning.plan import LeftOut
+from polymerge.recipe.overrides import Choice, matches
 from polymerge.recipe.parameters import Setting
 from polymerge.recipe.recipe import Recipe
 
 __all__ = ["PairPlanner"]
-
-
-_KEEPS_RANK = ("cat", "robustmerge")
 
 
 class PairPlanner:
@@ -55,7 +51,7 @@ class PairPlanner:
         kept = ""
         if any(matches(name, glob) or matches(key, glob) for glob in self.recipe.exclude):
             kept = "excluded by the recipe"
-        elif choice.setting.method == COPY:
+        elif choice.setting.row.copies:
             kept = f"copied by the recipe ({choice.where})"
         if kept and template not in pairs:
             self._leave_out(pairs, f"{kept}, and the template has none")
@@ -93,20 +89,18 @@ class PairPlanner:
     def _merged(self, key: str, pairs: Mapping[int, Pair], setting: Setting, reason: str) -> PairStep:
         first = pairs.get(self.opened.template) or next(iter(pairs.values()))
         ranks = [pair.rank for pair in pairs.values()]
-        method, wanted = setting.method, setting.parameters.get("rank")
-        apart = setting.parameters.get("space") == "factors" or (
-            method == "robustmerge" and setting.parameters["compose"] == "factors"
-        )
-        if (apart or method == "robustmerge") and len(set(ranks)) > 1:
+        method, row, wanted = setting.method, setting.row, setting.parameters.get("rank")
+        apart = setting.joins_factors
+        if (apart or row.equal_ranks) and len(set(ranks)) > 1:
             listed = ", ".join(f"{pair.rank} '{self.opened.labels[n]}'" for n, pair in pairs.items())
-            hint = "use another method" if method == "robustmerge" else "say space: delta, knots or core"
+            hint = "use another method" if row.equal_ranks else "say space: delta, knots or core"
             self.problems.append(
                 RecipeError(f"{key}: {method} joins factor with factor and the ranks differ: {listed}; {hint}")
             )
-        whole = sum(ranks) if method in _KEEPS_RANK and not apart else max(ranks)
-        dense = setting.parameters.get("space") == "delta" and not METHODS[method].additive
-        most = min(*first.shape, *([] if dense else [sum(ranks)])) if not apart and method not in _KEEPS_RANK else whole
-        rank = min(wanted, most) if wanted else min(whole, most) if method not in _KEEPS_RANK else whole
+        whole = sum(ranks) if row.adds_ranks and not apart else max(ranks)
+        dense = setting.parameters.get("space") == "delta" and not row.additive
+        most = whole if apart or row.adds_ranks else min(*first.shape, *([] if dense else [sum(ranks)]))
+        rank = min(wanted or whole, most)
         if wanted and rank < wanted:
             self.warnings.append(f"rank: {wanted} is more than there is to fill in some modules, which get less")
         scaling = first.scaling
@@ -194,7 +188,7 @@ def _read(place: int, pair: Pair) -> PairRead:
 def _is_identity(setting: Setting) -> bool:
     """Whether a method, given a single model, gives it back."""
     said = setting.parameters
-    if setting.method == "robustmerge" or "weight" not in said:
+    if "weight" not in said:
         return False
     (weight,) = said["weight"]
     (density,) = said.get("density", (1.0,))

@@ -12,9 +12,9 @@ from polymerge.families.expressions import Expr, names_read
 from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import Models
 from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
-from polymerge.planning.overrides import matches
 from polymerge.planning.plan import IGNORED, LeftOut, Piece, Step
 from polymerge.planning.vocabulary import vocabulary_notes
+from polymerge.recipe.overrides import matches
 from polymerge.recipe.parameters import Setting
 from polymerge.recipe.recipe import Recipe
 
@@ -171,7 +171,7 @@ def _beside_mergekit(
     ]
     for setting in settings:
         row = METHODS[setting.method]
-        if row.models == 2 and models.base in models.merged[1:] and models.base is not models.merged[0]:
+        if row.interpolates and models.base in models.merged[1:] and models.base is not models.merged[0]:
             assert models.base is not None
             yield f"t is counted from base_model '{models.base.label}'; the plan has it from '{models.merged[0].label}'"
         if drops_at_random(setting):
@@ -185,7 +185,7 @@ def _beside_mergekit(
 
 def drops_at_random(setting: Setting) -> bool:
     """Whether what a setting keeps is drawn."""
-    return METHODS[setting.method].random and min(setting.parameters["density"]) < 1
+    return METHODS[setting.method].random and min(setting.parameters.get("density", (0.0,))) < 1
 
 
 def measures_tensors(setting: Setting) -> bool:
@@ -193,7 +193,7 @@ def measures_tensors(setting: Setting) -> bool:
     row, said = METHODS[setting.method], setting.parameters
     if row.statistic == "gram":
         return row.span == "tensor"
-    return row.statistic == "cutoff" and said["trim"] == "tensor" and min(said["density"]) < 1
+    return row.statistic == "cutoff" and said.get("trim", "tensor") == "tensor" and min(said["density"]) < 1
 
 
 def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Final
 from polymerge.checkpoints.hub_files import companions, listed_alike, missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tokenizer import TOKENIZER, read_tokens
-from polymerge.errors import CheckpointError, PolymergeError
+from polymerge.errors import CheckpointError, PolymergeError, refuse
 from polymerge.families import text_tower
 from polymerge.families.expressions import Ranges
 from polymerge.planning.companions import tokenizer_folder
@@ -48,8 +48,8 @@ class Vocabularies:
     vocab   as the recipe has it: template, overlap or by-token
     """
 
-    def __init__(self, template: Model, vocab: Vocab, problems: list[PolymergeError]) -> None:
-        self._template, self._vocab, self._problems = template, vocab, problems
+    def __init__(self, template: Model, vocab: Vocab) -> None:
+        self._template, self._vocab = template, vocab
         self._tokens: dict[Model, Mapping[int, str] | PolymergeError] = {}
         # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
         self._by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
@@ -159,12 +159,11 @@ class Vocabularies:
         return {token: number for number, token in found if number < total}
 
     def _of(self, model: Model) -> Mapping[int, str]:
-        """Its tokens, or none with the problem said."""
+        """Its tokens; none where they cannot be read, which is refused."""
         try:
             return self._read(model)
         except PolymergeError as error:
-            if error not in self._problems:
-                self._problems.append(error)
+            refuse(error)
             return {}
 
     def _read(self, model: Model) -> Mapping[int, str]:

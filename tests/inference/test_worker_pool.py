@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from polymerge.errors import RecipeError, Refused
 from polymerge.inference.answering import AnswerError
-from polymerge.inference.workers import hire, own_device
+from polymerge.inference.worker import Job, Worker
+from polymerge.inference.worker_pool import WorkerError, WorkerPool, _check_room, _probe, own_device
 from running import cli, killed_in_the_middle, recipe_file
 from search_made import VLM, prompts_file, recipe, words
 
@@ -125,8 +127,8 @@ def test_a_cluster_that_is_not_there(prompts: Path, tmp_path: Path) -> None:
 
 
 def test_no_workers_are_none() -> None:
-    with pytest.raises(RecipeError, match="0 are none"), hire(None, workers=0):  # type: ignore[arg-type]
-        pass
+    with pytest.raises(RecipeError, match="0 are none"):
+        WorkerPool(Job(None), 0)
 
 
 def test_several_problems_come_whole_out_of_another_process() -> None:
@@ -144,21 +146,19 @@ def test_a_worker_that_is_gone_is_said_in_a_line() -> None:
     from concurrent.futures import Future
     from concurrent.futures.process import BrokenProcessPool
 
-    from polymerge.inference.workers import Crew, WorkerError
-
     def gone(*_: object) -> Future[object]:
         future: Future[object] = Future()
         future.set_exception(BrokenProcessPool("terminated abruptly"))
         return future
 
+    pool = WorkerPool(Job(None))
+    pool._submit = gone
     with pytest.raises(WorkerError, match="run again to go on"):
-        Crew(1, gone).take(0, None).result()
+        pool.submit(0, partial(Worker.take, plan=None)).result()
 
 
 def test_a_cluster_without_room_is_refused_and_not_waited_for() -> None:
     from types import SimpleNamespace
-
-    from polymerge.inference.ray import _check_room
 
     ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": False, "Resources": {}}])
     _check_room(ray, "host:1", 3, {"CPU": 1.0})
@@ -168,8 +168,6 @@ def test_a_cluster_without_room_is_refused_and_not_waited_for() -> None:
 
 def test_an_address_where_nobody_listens() -> None:
     import socket
-
-    from polymerge.inference.ray import _probe
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

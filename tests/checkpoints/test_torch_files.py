@@ -1,7 +1,9 @@
+import copyreg
 import io
 import pickle
 import struct
 import tempfile
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polymerge.checkpoints import torch_container as torchcontainer
-from polymerge.checkpoints.pickled import Call, Global, read_pickle
+from polymerge.checkpoints import torch_files
 from polymerge.checkpoints.torch_files import read_torch
+from polymerge.checkpoints.torch_pickle import Call, Dict, Unpickler
 from polymerge.errors import CheckpointError, PolymergeError, Refused
 
 ZIP, LEGACY = True, False
@@ -411,7 +413,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 
 def test_the_pickle_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "m.pt", {"w": torch.ones(2)})
-    monkeypatch.setattr(torchcontainer, "PICKLE_LIMIT", 50)
+    monkeypatch.setattr(torch_files, "PICKLE_LIMIT", 50)
     assert "more than the 50" in refusal(path)[0]
 
 
@@ -420,6 +422,10 @@ def test_the_pickle_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def touch(path: str) -> None:
     Path(path).write_text("run")
+
+
+def unpickled(program: bytes) -> Any:
+    return Unpickler(io.BytesIO(program), Path("m.bin")).value()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
@@ -458,13 +464,12 @@ def test_code_is_refused_and_never_run(tmp_path: Path, where: str, protocol: int
         b"\x80\x04\x8c\x02os\x8c\x06system\x93(S'touch trace'\nt}\x92.",
         b"\x80\x02ctorch.os\nsystem\nS'touch trace'\n\x85R.",
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2.__globals__\n.",
-        b"\x80\x02}N\x93.",
     ],
 )
 def test_every_way_to_name_code_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="holds code"):
-        read_pickle(io.BytesIO(program), Path("m.bin"), {"collections.OrderedDict"})
+        unpickled(program)
     assert not list(tmp_path.iterdir())
 
 
@@ -486,23 +491,80 @@ def test_every_way_to_name_code_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
         b"\x82\x01.",
         b"}NNb.",
         b"\x97.",
+        b"\x80\x02}N\x93.",
     ],
 )
 def test_a_damaged_program_is_refused(program: bytes) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
-        read_pickle(io.BytesIO(program), Path("m.bin"), ())
+        unpickled(program)
 
 
 def test_a_pickle_is_read_as_data() -> None:
-    value = read_pickle(
-        io.BytesIO(pickle.dumps(Raw(OrderedDict, [("a", 1)]), 2)), Path("m"), {"collections.OrderedDict"}
-    ).value
-    assert isinstance(value, Call)
-    assert (value.function, value.arguments) == (Global("collections.OrderedDict"), ([("a", 1)],))
+    value = unpickled(pickle.dumps({"a": Raw(torch.Size, [1]), "b": {2, (3,)}}, 2))
+    assert isinstance(value, Dict)
+    (a, size), (b, numbers) = value.items
+    assert isinstance(size, Call)
+    assert isinstance(numbers, Call)
+    assert (a, size.name, size.arguments) == ("a", "torch.Size", ([1],))
+    assert (b, numbers.name) == ("b", "__builtin__.set")
+
+
+def test_an_extension_code_is_no_way_around_the_names(tmp_path: Path) -> None:
+    copyreg.add_extension(__name__, "touch", 240)
+    try:
+        program = pickle.dumps(Raw(touch, str(tmp_path / "trace")), 2)
+        assert b"\x82\xf0" in program
+        pickle.loads(program)  # python keeps what the code stands for, and asks nobody the next time
+        (tmp_path / "trace").unlink()
+        with pytest.raises(CheckpointError, match="damaged"):
+            unpickled(program)
+    finally:
+        copyreg.remove_extension(__name__, "touch", 240)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"}r\xff\xff\xff\xff.",  # a memo of 2**32 places
+        b"\x96" + struct.pack("<Q", 2**36) + b"x.",  # a bytearray whose bytes are not there
+        b"\x8e" + struct.pack("<Q", 2**36) + b"x.",
+        b"\x95" + struct.pack("<Q", 2**36) + b"N.",  # a frame
+        b")" + b"\x86".join([b"q\x00h\x00"] * 200) + b"\x86}2\x85.",  # 2**200 tuples in tuples, as a hash sees them
+        b"\x8f(" + b")" + b"q\x00h\x00\x86" * 200 + b"\x90.",  # in a set
+        b"}(" + b")" + b"q\x00h\x00\x86" * 200 + b"Nu.",  # as the key of a dict
+        b"(" + b")" + b"q\x00h\x00\x86" * 200 + b"Nd.",
+        b"(" + b")" + b"q\x00h\x00\x86" * 200 + b"\x91.",  # in a frozenset
+        b"c__builtin__\nfrozenset\n(]" + b")" + b"q\x00h\x00\x86" * 200 + b"atR.",
+        b"ccollections\nOrderedDict\n(]]" + b")" + b"q\x00h\x00\x86" * 200 + b"aNaatR.",
+    ],
+)
+def test_a_pickle_gets_no_more_memory_or_time_than_its_length(program: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with suppress(CheckpointError):
+            unpickled(b"\x80\x04" + program)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_state_changes_no_stand_in(tmp_path: Path) -> None:
+    """BUILD sets attributes of whatever lies on the stack: here the size of a storage, and the name of its class."""
+    state = b"}(X\x08\x00\x00\x00elementsJ\x00\x00\x00\x7fX\x04\x00\x00\x00nameX\x01\x00\x00\x00xub"
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + state + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQ"
+    )
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + state + b"K\x00K\x03\x85K\x01\x85\x89NtR"
+    path = tmp_path / "m.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", b"\x80\x02}X\x01\x00\x00\x00w" + call + b"s.")
+        archive.writestr("m/data/0", bytes(100))
+    assert "'w' needs 12 bytes of storage '0', which has 8" in refusal(path)[0]
 
 
 def test_depth_and_circles_do_no_harm(tmp_path: Path) -> None:
-    deep = b"\x80\x02)" + b"\x85" * 2_000_000  # a tuple in a tuple in a tuple ...
+    deep = b"\x80\x02)" + b"\x85" * 300_000  # a tuple in a tuple in a tuple ...
     circle = b"\x80\x02ctorch._utils\n_rebuild_parameter\n]q\x00Rq\x01h\x00h\x01a"  # a call that is its own argument
     # a parameter of a typed tensor, whose arguments are a list that the parameter is put into afterwards
     wide = (

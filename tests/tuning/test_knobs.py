@@ -1,4 +1,4 @@
-"""What is varied in a recipe, and the values that it takes."""
+"""What is varied in a recipe, and the recipe with it at a value."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from polymerge import read_recipe
 from polymerge.errors import RecipeError
 from polymerge.recipe.recipe import Recipe
-from polymerge.tuning.candidates import plan_candidates, read_space
-from polymerge.tuning.knobs import Knob, parse_knob, turn
-from polymerge.tuning.values import parse_span, parse_values
+from polymerge.tuning.knobs import Axis, Knob, Roles, axis_of, turn
+from polymerge.tuning.space import make_space, plan_candidates
 from running import checkpoint, small_llama
 
 
@@ -21,82 +20,27 @@ def recipe(method: str = "ties", models: int = 2, **more: Any) -> Recipe:
     return read_recipe({"merge_method": method, "base_model": "base", "models": entries, **more})
 
 
-def knob(text: str | None, made: Recipe, **options: Any) -> Knob:
-    problems: list[Any] = []
-    found = parse_knob(text, made, problems, **options)
-    assert not problems
-    assert found is not None
-    return found
-
-
-def refused(text: str | None, made: Recipe) -> str:
-    problems: list[Any] = []
-    parse_knob(text, made, problems)
-    (problem,) = problems
-    return str(problem)
+def axis(
+    made: Recipe, parameter: str | None = None, *, template: int | None = 0, keep: bool = False, **said: Any
+) -> Axis:
+    """The axis of a parameter, whatever its values are."""
+    knob = Knob(parameter, **({"values": (0.5,)} | said))
+    return axis_of(knob, made, Roles(template), keep_template_weight=keep)
 
 
 def weights(made: Recipe) -> list[Any]:
     return [entry.parameters.get("weight") for entry in made.models]
 
 
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("0:0.6:0.1", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
-        ("0:1:0.05", tuple(float(f"{place * 0.05:.2f}") for place in range(21))),
-        ("-1:1:1", (-1.0, 0.0, 1.0)),
-        ("0:1:0.4", (0.0, 0.4, 0.8)),
-        ("0.3,0,0.1", (0.0, 0.1, 0.3)),
-        ("0.5", (0.5,)),
-        (" 0 : 1e-1 : 0.05 ", (0.0, 0.05, 0.1)),
-    ],
-)
-def test_values(text: str, values: tuple[float, ...]) -> None:
-    assert parse_values(text) == values
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "a",
-        "0:1",
-        "0:1:0",
-        "0:1:-0.1",
-        "1:0:0.1",
-        "0:1:0.1:2",
-        "0,,1",
-        "nan",
-        "0,inf",
-        "0,0.0",
-        "0:1:1e-9",
-        "0:1e999999:1",
-        "0,1e400",
-    ],
-)
-def test_what_is_no_list_of_values(text: str) -> None:
-    with pytest.raises(RecipeError, match="--values"):
-        parse_values(text)
-
-
-def test_spans() -> None:
-    assert parse_span("0:0.6", "w") == (0.0, 0.6)
-    assert parse_span("0:0.6:0.1", "w") is None
-    assert parse_span("0,1", "w") is None
-    with pytest.raises(RecipeError, match="no range"):
-        parse_span("1:0", "w")
-
-
 def test_by_default_the_second_weight_varies_and_the_template_s_is_the_rest() -> None:
     for value, rest in ((0.3, 0.7), (0.1, 0.9), (0.0, 1.0), (1.5, -0.5)):
-        assert weights(turn(recipe(), {knob(None, recipe()): value})) == [rest, value]
+        assert weights(turn(recipe(), {axis(recipe()): value})) == [rest, value]
 
 
 def test_a_template_that_is_not_the_first_model() -> None:
     made = recipe()
-    assert weights(turn(made, {knob(None, made, template=1): 0.3})) == [0.3, 0.7]
-    assert weights(turn(made, {knob(None, made, template=None): 0.3})) == [None, 0.3]
+    assert weights(turn(made, {axis(made, template=1): 0.3})) == [0.3, 0.7]
+    assert weights(turn(made, {axis(made, template=None): 0.3})) == [None, 0.3]
 
 
 @pytest.mark.parametrize("base", [0, 1, 2])
@@ -110,9 +54,8 @@ def test_the_base_among_the_models_weighs_nothing(base: int, method: str, tmp_pa
     entries.insert(base, {"model": str(tmp_path / "a" / ".." / "base")})
     said = {"merge_method": method, "base_model": str(tmp_path / "base"), "models": entries}
     for template, expected in (("a", [0.7, 0.3]), ("b", [0.3, 0.7]), ("base", [0.5, 0.3])):
-        made, problems = read_recipe(said | {"template": str(tmp_path / template)}), list[Any]()
-        space = read_space(made, (), "0.3", problems)
-        assert problems == []
+        made = read_recipe(said | {"template": str(tmp_path / template)})
+        space = make_space(made, [Knob(values=(0.3,))])
         found = weights(space.turned(made, (0.3,)))
         assert found.pop(base) is None
         assert found == expected, template
@@ -123,22 +66,20 @@ def test_the_base_among_the_models_weighs_nothing(base: int, method: str, tmp_pa
 def test_the_one_delta_of_a_base_varies(tmp_path: Path) -> None:
     one, base = (checkpoint(tmp_path / name, small_llama(seed)) for seed, name in enumerate(("a", "base")))
     made = read_recipe({"merge_method": "task_arithmetic", "base_model": str(base), "models": [str(one)]})
-    problems: list[Any] = []
-    assert weights(read_space(made, (), "0.3", problems).turned(made, (0.3,))) == [0.3]
-    assert problems == []
+    assert weights(make_space(made, [Knob(values=(0.3,))]).turned(made, (0.3,))) == [0.3]
 
 
 def test_of_three_models_the_template_takes_what_the_others_leave() -> None:
     made = recipe(models=3)
     with pytest.raises(RecipeError, match="not every other model says its own"):
-        turn(made, {knob("weight[2]", made): 0.3})
+        turn(made, {axis(made, "weight", model=2): 0.3})
     made = read_recipe(
         {
             "merge_method": "linear",
             "models": [{"model": "a"}, {"model": "b", "parameters": {"weight": 0.1}}, {"model": "c"}],
         }
     )
-    assert weights(turn(made, {knob("weight[2]", made): 0.3})) == [0.6, 0.1, 0.3]
+    assert weights(turn(made, {axis(made, "weight", model=2): 0.3})) == [0.6, 0.1, 0.3]
 
 
 def test_the_template_s_weight_stays_where_it_is_to() -> None:
@@ -149,8 +90,8 @@ def test_the_template_s_weight_stays_where_it_is_to() -> None:
             "models": [{"model": "a", "parameters": {"weight": 1}}, {"model": "b"}],
         }
     )
-    assert weights(turn(made, {knob(None, made, keep_template=True): 0.3})) == [1, 0.3]
-    assert weights(turn(made, {knob("weight[0]", made): 0.3})) == [0.3, None]
+    assert weights(turn(made, {axis(made, keep=True): 0.3})) == [1, 0.3]
+    assert weights(turn(made, {axis(made, "weight", model=0): 0.3})) == [0.3, None]
 
 
 def test_a_parameter_of_the_method_takes_the_place_of_what_the_models_say() -> None:
@@ -161,31 +102,31 @@ def test_a_parameter_of_the_method_takes_the_place_of_what_the_models_say() -> N
             "models": [{"model": "a", "parameters": {"density": 0.5}}, {"model": "b"}],
         }
     )
-    turned = turn(made, {knob("density", made): 0.2})
+    turned = turn(made, {axis(made, "density"): 0.2})
     assert turned.parameters["density"] == 0.2
     assert all("density" not in entry.parameters for entry in turned.models)
-    assert turn(made, {knob("density[1]", made): 0.2}).models[1].parameters["density"] == 0.2
-    assert turn(made, {knob("scale", made): 2.0}).parameters["scale"] == 2.0
+    assert turn(made, {axis(made, "density", model=1): 0.2}).models[1].parameters["density"] == 0.2
+    assert turn(made, {axis(made, "scale"): 2.0}).parameters["scale"] == 2.0
 
 
 def test_slerp_varies_t() -> None:
     made = recipe("slerp", parameters={"t": 0.5})
-    assert knob(None, made).name == "t"
-    assert turn(made, {knob(None, made): 0.2}).parameters == {"t": 0.2}
+    assert axis(made).name == "t"
+    assert turn(made, {axis(made): 0.2}).parameters == {"t": 0.2}
 
 
 @pytest.mark.parametrize(
-    ("text", "layers", "match"),
+    ("said", "layers", "match"),
     [
-        ("density@layers:0-5", (0, 5), None),
-        ("density@layers:3", (3, 3), None),
-        ("density@vision", None, "vision.*"),
-        ("density@text.layers.*.mlp.*", None, "text.layers.*.mlp.*"),
+        ({"layers": (0, 5)}, (0, 5), None),
+        ({"layers": (3, 3)}, (3, 3), None),
+        ({"part": "vision"}, None, "vision.*"),
+        ({"match": "text.layers.*.mlp.*"}, None, "text.layers.*.mlp.*"),
     ],
 )
-def test_for_some_tensors_only(text: str, layers: Any, match: Any) -> None:
+def test_for_some_tensors_only(said: dict[str, Any], layers: Any, match: Any) -> None:
     made = recipe(overrides=[{"layers": "0-9", "parameters": {"density": 0.9}}])
-    first, second = turn(made, {knob(text, made): 0.2}).overrides
+    first, second = turn(made, {axis(made, "density", **said): 0.2}).overrides
     assert (second.layers, second.match, second.parameters) == (layers, match, {"density": 0.2})
     assert first.layers == (0, 9)  # what the recipe says of some tensors goes before
 
@@ -201,7 +142,11 @@ def test_weights_of_some_layers_are_those_of_all_models() -> None:
             ],
         }
     )
-    both = {knob("weight@layers:0-1", made): 0.2, knob("scale@layers:0-1", made): 2.0, knob("weight", made): 0.3}
+    both = {
+        axis(made, "weight", layers=(0, 1)): 0.2,
+        axis(made, "scale", layers=(0, 1)): 2.0,
+        axis(made, "weight"): 0.3,
+    }
     turned = turn(made, both)
     (override,) = turned.overrides
     assert override.parameters == {"weight": [0.8, 0.2], "scale": 2.0}
@@ -210,7 +155,11 @@ def test_weights_of_some_layers_are_those_of_all_models() -> None:
 
 def test_where_two_scopes_meet_both_are_turned() -> None:
     made = recipe()
-    both = {knob("density@layers:0-5", made): 0.2, knob("scale@text", made): 2.0, knob("scale@layers:4-9", made): 3.0}
+    both = {
+        axis(made, "density", layers=(0, 5)): 0.2,
+        axis(made, "scale", part="text"): 2.0,
+        axis(made, "scale", layers=(4, 9)): 3.0,
+    }
     said = [(one.layers, one.match, dict(one.parameters)) for one in turn(made, both).overrides]
     assert said == [
         ((4, 5), "text.*", {"density": 0.2, "scale": 3.0}),
@@ -221,33 +170,54 @@ def test_where_two_scopes_meet_both_are_turned() -> None:
         (None, "text.*", {"scale": 2.0}),
         ((4, 9), None, {"scale": 3.0}),
     ]
-    apart = {knob("density@vision", made): 0.2, knob("density@text", made): 0.3}
+    apart = {axis(made, "density", part="vision"): 0.2, axis(made, "density", part="text"): 0.3}
     assert [one.match for one in turn(made, apart).overrides] == ["vision.*", "text.*"]
     with pytest.raises(RecipeError, match="may have tensors in common"):
-        turn(made, {knob("density@text", made): 0.2, knob("density@text.layers.*.mlp.*", made): 0.3})
+        turn(made, {axis(made, "density", part="text"): 0.2, axis(made, "density", match="text.layers.*.mlp.*"): 0.3})
 
 
 def test_several_weights_are_set_before_the_template_makes_up_for_them() -> None:
     made = recipe("linear", models=3)
-    assert weights(turn(made, {knob("weight[1]", made): 0.2, knob("weight[2]", made): 0.3})) == [0.5, 0.2, 0.3]
+    assert weights(turn(made, {axis(made, "weight", model=1): 0.2, axis(made, "weight", model=2): 0.3})) == [
+        0.5,
+        0.2,
+        0.3,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "method", "told"),
+    ("knob", "method", "told"),
     [
-        ("densty", "ties", "Did you mean 'density'"),
-        ("weight[5]", "ties", "there is no models[5]"),
-        ("scale[1]", "ties", "one value for all models"),
-        ("density@layers:5-0", "ties", "no range of layers"),
-        ("density@layers:a", "ties", "no range of layers"),
-        (None, "metagpt", "has no weight, so the recipe has no free parameter. Say --vary scale"),
-        (None, "copy", "has no weight, so the recipe has no free parameter. It has no parameter"),
-        ("weight", "copy", "no parameter 'weight'"),
+        (Knob("densty"), "ties", "Did you mean 'density'"),
+        (Knob("weight", model=5), "ties", r"there is no models\[5\]"),
+        (Knob("scale", model=1), "ties", "one value for all models"),
+        (Knob(), "metagpt", "has no weight, so the recipe has no free parameter. Vary scale"),
+        (Knob(), "copy", "has no weight, so the recipe has no free parameter. It has no parameter"),
+        (Knob("weight"), "copy", "no parameter 'weight'"),
+        (Knob("scale"), "ties", "vary scale: say which values"),
+        (Knob(values=(0.1, "a")), "ties", "vary weight: 'a' is no number"),
+        (Knob(values=(0.1, True)), "ties", "'True' is no number"),
+        (Knob(values=(0.1, float("nan"))), "ties", "'nan' is no number"),
+        (Knob(values=(0.1, 0.1)), "ties", "has 0.1 twice"),
+        (Knob(span=(1.0, 0.0)), "ties", "1 to 0 is no range"),
+        (Knob("normalize", values=(0.5,)), "linear", "normalize cannot be '0.5'; it is one of true, false"),
+        (Knob("normalize", values=(True,)), "ties", "normalize cannot be 'True'; it is one of weight, count, none"),
+        (Knob("normalize", span=(0.0, 1.0)), "ties", "only a number is drawn from a range"),
     ],
 )
-def test_what_cannot_be_varied(text: str | None, method: str, told: str) -> None:
-    assert told in refused(text, recipe(method))
+def test_what_cannot_be_varied(knob: Knob, method: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        axis_of(knob, recipe(method), Roles())
 
 
 def test_a_recipe_of_one_model_has_no_second_weight() -> None:
-    assert "there is no models[1]" in refused(None, recipe("linear", models=1))
+    with pytest.raises(RecipeError, match=r"there is no models\[1\]"):
+        axis(recipe("linear", models=1))
+
+
+def test_values_come_in_order_and_in_the_parameter_s_kind() -> None:
+    assert axis(recipe()).values == (0.5,)
+    assert axis_of(Knob(), recipe(), Roles()).values == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    assert axis(recipe(), values=(1, 0.3, 0)).values == (0.0, 0.3, 1.0)
+    assert axis(recipe("linear"), "normalize", values=(True, False)).values == (True, False)
+    assert axis_of(Knob("scale", span=(0.0, 1.0)), recipe(), Roles()).values == ()

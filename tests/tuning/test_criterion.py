@@ -11,9 +11,8 @@ from hypothesis import strategies as some
 
 from logged import SEARCH, laid_out
 from polymerge.errors import RecipeError
-from polymerge.tuning.criterion import CRITERIA, choose
+from polymerge.tuning.criterion import CRITERIA, Judging, choose, judge
 from polymerge.tuning.from_logs import choose_from_logs
-from polymerge.tuning.judging import Judging, judge
 
 TOY_VALUES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 TOY = [list(word) for word in ("aaaa", "aaab", "aabb", "aabb", "abbb", "cbbb", "dbbb")]
@@ -42,7 +41,7 @@ def test_the_paper_s_scripts_count_and_choose_the_same(case: str, smooth: int, t
     backward = case.startswith("diff2")
     # the second script has its smoothing commented out: what it prints for 1 is what it prints for 0
     judging = Judging("backward" if backward else "union", smooth=0 if backward else smooth)
-    found = choose_from_logs(root, task=golden["task"], judging=judging)
+    found = choose_from_logs(root, task=golden["task"], judging=judging).outcome
     expected = golden["expected"][f"smooth{smooth}"]
     assert found["differences"] == pytest.approx(expected["differences"], rel=1e-12, abs=0)
     assert found["candidates"] == [float(alpha) for alpha in expected["candidates"]]

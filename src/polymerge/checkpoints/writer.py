@@ -1,4 +1,7 @@
-"""Safetensors shards laid out before any value is known, so that blocks can be written in any order."""
+"""Write weights: safetensors shards, or the torch files and the index that some loaders ask for.
+
+Shards are laid out before any value is known, so that blocks can be written in any order.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import Final
 from polymerge.dtypes import byte_count
 from polymerge.errors import OutputError, RecipeError
 
-__all__ = ["Place", "Shards", "Write", "lay_out", "parse_size"]
+__all__ = ["Place", "Shards", "Write", "as_torch_file", "as_torch_files", "lay_out", "parse_size"]
 
 Write = Callable[[str, memoryview, int], None]
 """Takes bytes of the tensor of a name, the first of them its byte `start`; from any thread, valid until it returns."""
@@ -73,10 +76,8 @@ class Shards:
     def write_index(self, folder: Path) -> None:
         """Write the index that says which tensor lies in which shard, if there are several."""
         if len(self.names) > 1:
-            weight_map = {name: self.names[place.shard] for name, place in sorted(self.places.items())}
-            index = {"metadata": {"total_size": self.data_size}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2) + "\n"
-            (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+            weight_map = {name: self.names[place.shard] for name, place in self.places.items()}
+            _write_index(folder / "model.safetensors.index.json", weight_map, self.data_size)
 
 
 def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int, stem: str = "model") -> Shards:
@@ -132,3 +133,45 @@ def parse_size(text: str) -> int:
 def _alignment(dtype: str) -> int:
     """Bytes that an element's address should be a multiple of."""
     return byte_count(dtype, (8,)) // 8
+
+
+def as_torch_file(file: Path, target: Path) -> None:
+    """Replace one safetensors file by a torch file with the same tensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(file), target)
+    file.unlink()
+
+
+def as_torch_files(folder: Path, tied: Mapping[str, str]) -> None:
+    """Replace the safetensors files of a folder by torch files with the same tensors, one shard at a time.
+
+    tied   names to add that share the storage of another tensor, each with that tensor's name
+
+    The tensors of a shard are views of the mapped file while torch writes them, so memory does not grow with them.
+    """
+    import torch
+    from safetensors import safe_open
+
+    shards = sorted(folder.glob("model*.safetensors"))
+    weight_map: dict[str, str] = {}
+    size = 0
+    for shard in shards:
+        name = shard.name.replace("model", "pytorch_model", 1).replace(".safetensors", ".bin")
+        with safe_open(shard, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            size += sum(tensor.nbytes for tensor in tensors.values())
+            tensors |= {alias: tensors[same] for alias, same in tied.items() if same in tensors}
+            torch.save(tensors, folder / name)
+        weight_map |= dict.fromkeys(tensors, name)
+        del tensors
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    if len(shards) > 1:
+        _write_index(folder / "pytorch_model.bin.index.json", weight_map, size)
+
+
+def _write_index(index: Path, weight_map: Mapping[str, str], data_size: int) -> None:
+    content = {"metadata": {"total_size": data_size}, "weight_map": dict(sorted(weight_map.items()))}
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
