@@ -21,7 +21,7 @@ from polymerge.inference.run_folder import AnswerLog
 from polymerge.inference.worker_pool import WorkerPool
 from polymerge.tuning.criterion import choose
 from polymerge.tuning.knobs import Knob
-from polymerge.tuning.search import search
+from polymerge.tuning.search import SearchOptions, search
 from polymerge.tuning.trials import Scoring
 from running import cli, recipe_file
 from search_made import BASE, REASON, VLM, prompts_file, recipe, words
@@ -198,10 +198,11 @@ def test_labels_choose_where_they_are_asked(run: Path, prompts: Path) -> None:
 
 def test_the_outcome_as_values(run: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_generation(monkeypatch)
-    found = search(
-        recipe(), PromptSource(prompts), run, vary=[Knob("weight", values=tuple(VALUES))], keep_template_weight=True,
+    options = SearchOptions(
+        vary=[Knob("weight", values=tuple(VALUES))], keep_template_weight=True,
         scoring=Scoring("exact", choose=False), generation=Generation(max_new_tokens=3),
     )  # fmt: skip
+    found = search(recipe(), PromptSource(prompts), run, options)
     told = outcome(run)
     assert found.folder == run
     assert found.best == {"weight": told["chosen"]}

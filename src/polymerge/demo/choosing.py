@@ -13,7 +13,7 @@ from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import PromptSource
 from polymerge.tuning.knobs import Knob
 from polymerge.tuning.outcome import SearchResult
-from polymerge.tuning.search import search
+from polymerge.tuning.search import SearchOptions, search
 from polymerge.tuning.trials import Scoring
 
 from .exam import LONGEST_ANSWER, Question
@@ -37,11 +37,13 @@ def choose_weight(
         recipe,
         PromptSource(file, samples=PROMPTS),
         out / "search",
-        vary=[Knob(values=tuple(map(float, values)))],
-        keep_template_weight=True,
-        scoring=Scoring("exact", choose=False),
-        generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=BATCH),
-        force=True,
+        SearchOptions(
+            vary=[Knob(values=tuple(map(float, values)))],
+            keep_template_weight=True,
+            scoring=Scoring("exact", choose=False),
+            generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=BATCH),
+            force=True,
+        ),
     )
 
 
