@@ -216,7 +216,7 @@ def test_what_may_not_be_read_is_said(tmp_path: Path) -> None:
             "config.json: is not JSON: Expecting property name enclosed in double quotes at line 2, column 3",
         ),
         ("[]", "config.json: expected object, got array"),
-        ("3", "config.json: expected object, got int (3)"),
+        ("3", "config.json: expected object, got 3"),
         ("version https://git-lfs.github.com/spec/v1\n", "config.json: is a Git LFS pointer"),
     ],
 )

@@ -189,7 +189,7 @@ def test_the_plan_says_what_is_merged_and_what_is_folded(models: dict[str, str])
 
 def test_the_plan_survives_json(models: dict[str, str], tmp_path: Path) -> None:
     plan = plan_of(models, parts=["text"])
-    again = polymerge.Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    again = polymerge.plan(json.loads(json.dumps(plan.to_json())))
     assert again == plan
     assert again.hash == plan.hash != plan_of({**models, "both": models["vlm"]}, parts=["text"]).hash
     made = polymerge.merge(again, tmp_path / "out", check=False)

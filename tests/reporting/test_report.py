@@ -164,7 +164,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "latin.json:2: is not UTF-8",
         "list.json: holds an array, not an object",
         "nothing.json: is not JSON",
-        "twice.json: cannot be read: vary appears twice",
+        "twice.json: cannot be read: 'vary' appears twice",
         "other.json: is of no known kind",
         "infinite.json: not a finite number at differences[1], differences[2]",
     ):
@@ -195,7 +195,7 @@ def test_a_file_of_another_kind_under_a_known_name_is_refused(tmp_path: Path) ->
         ("ablation.json", {"ranges": [{"name": "early", "layers": [0], "tasks": {}}]}, "tasks: sums is missing"),
         ("ablation.json", {"depth": "3"}, "depth is a text, not a whole number"),
         ("results.json", {"version": 2}, "is of version 2 of the format, this polymerge reads 1"),
-        ("results.json", {"tasks": {"t": {"score": "1"}}}, "t: score is '1', not a number"),
+        ("results.json", {"tasks": {"t": {"score": "1"}}}, "tasks['t'].score: expected float | null, got str"),
     ],
 )
 def test_a_field_that_is_broken_is_named_with_its_place(

@@ -15,13 +15,13 @@ from polymerge.analysis.knockout_summary import RESAMPLES, interval, resampled
 from polymerge.analysis.layer_ranges import FULL, read_ranges
 from polymerge.analysis.scoring_prompts import Marks, Task, ask, begin, read_tasks
 from polymerge.analysis.unchanged import Intact, open_intact
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.joined import ADAPTER
 from polymerge.errors import PolymergeError, RecipeError, collecting_into, refuse_if_any
 from polymerge.families.rules import text_layer
 from polymerge.inference.fingerprints import of_inputs
 from polymerge.inference.generation import Generation
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
 from polymerge.recipe.parsing import parse_recipe
@@ -97,23 +97,20 @@ def ablate(
     depth = None if intact is None else intact.depth
     chosen = read_ranges(ranges, window, stride, layers, depth, problems)
     recipes: dict[str, Recipe] = {}
-    plans: dict[str, Plan | AdapterPlan] = {}
-    if isinstance(full, AdapterPlan) and intact is not None:
+    plans: dict[str, Plan] = {}
+    if full is not None and full.of_adapters and intact is not None:
         for name, own in chosen.items():
             recipes[name] = recipe
             plans[name] = full if name == FULL else adapters_in_layers(full, own)
             if not _layers_of(plans[name]):
                 problems.append(RecipeError(f"merging {name} ({where(own)}): no adapter has a module in these layers"))
-    elif isinstance(full, Plan) and intact is not None:
+    elif full is not None and intact is not None:
         for name, own in chosen.items():
             recipes[name] = recipe if name == FULL else in_layers(recipe, full, own, intact.depth)
             try:
-                made = full if name == FULL else make_plan(recipes[name])
+                plans[name] = full if name == FULL else make_plan(recipes[name])
             except PolymergeError as error:
                 problems += [type(one)(f"merging {name} ({where(own)}): {one}") for one in error.problems]
-                continue
-            assert isinstance(made, Plan)
-            plans[name] = made
     refuse_if_any(problems)
     assert full is not None
     assert intact is not None
@@ -158,30 +155,30 @@ def in_layers(recipe: Recipe, full: Plan, layers: Sequence[int], depth: int) -> 
     )
 
 
-def adapters_in_layers(full: AdapterPlan, layers: Sequence[int]) -> AdapterPlan:
+def adapters_in_layers(full: Plan, layers: Sequence[int]) -> Plan:
     """The plan that merges the modules in some layers as `full` does, and leaves the others, and full weights, out."""
-    own = tuple(step for step in full.pairs if text_layer(step.canonical) in layers)
-    return replace(full, pairs=own, extras=None, inputs=full.inputs[: len(full.models)])
+    own = tuple(step for step in full.steps if step.lora and text_layer(step.canonical) in layers)
+    return replace(full, steps=own, inputs=full.inputs[: len(full.models)], base=None)
 
 
-def _layers_of(plan: Plan | AdapterPlan) -> set[int]:
+def _layers_of(plan: Plan) -> set[int]:
     """The layers of the text tower that a plan merges something in."""
     names = (
-        [step.canonical for step in plan.pairs]
-        if isinstance(plan, AdapterPlan)
+        [step.canonical for step in plan.steps if step.lora]
+        if plan.of_adapters
         else [piece.canonical for _, piece, _ in plan.merged_pieces()]
     )
     return {layer for name in names if (layer := text_layer(name)) is not None}
 
 
-def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | AdapterPlan | None, Intact | None]:
+def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | None, Intact | None]:
     """The plan of the recipe, and its template, or the base of its adapters, as it is."""
     try:
         full = make_plan(recipe)
     except PolymergeError as error:
         problems += error.problems
         return None, None
-    if isinstance(full, AdapterPlan):
+    if full.config is not None:
         base = recipe.base_model or base_named(full.config)
         if not base:
             problems.append(RecipeError("recipe: its adapters name no base. Say base_model"))
@@ -194,7 +191,7 @@ def _open(recipe: Recipe, problems: list[PolymergeError]) -> tuple[Plan | Adapte
     return full, open_intact(template, "recipe: template", problems, family, ignore)
 
 
-def _settings(recipe: Recipe, full: Plan | AdapterPlan, generation: Generation) -> dict[str, Any]:
+def _settings(recipe: Recipe, full: Plan, generation: Generation) -> dict[str, Any]:
     """What the answers depend on besides the prompts and the layers."""
     return {
         "command": "ablate",
@@ -210,7 +207,7 @@ def _settings(recipe: Recipe, full: Plan | AdapterPlan, generation: Generation) 
 def _measured(
     tasks: Sequence[Task],
     chosen: Mapping[str, Sequence[int]],
-    plans: Mapping[str, Plan | AdapterPlan],
+    plans: Mapping[str, Plan],
     recipes: Mapping[str, Recipe],
     marks: Mapping[str, Mapping[str, Marks]],
     seed: int,

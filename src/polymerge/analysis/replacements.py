@@ -78,7 +78,7 @@ def plan_parent(intact: Intact, source: str, problems: list[PolymergeError]) -> 
         {"merge_method": "linear", "template": template, "models": models, "parts": ["text"]}, found
     )  # fmt: skip
     problems += [type(error)(f"--replace from:{source}: {error}") for error in found]
-    return plan if isinstance(plan, Plan) else None
+    return plan
 
 
 def knocked_out(

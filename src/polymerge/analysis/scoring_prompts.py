@@ -14,7 +14,7 @@ from polymerge.inference.fingerprints import of_prompts
 from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, open_run
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["Marks", "Task", "ask", "begin", "read_tasks"]
 
@@ -101,7 +101,7 @@ def begin(
 def ask(
     run: Run,
     tasks: Sequence[Task],
-    plans: Mapping[str, Plan | AdapterPlan],
+    plans: Mapping[str, Plan],
     generation: Generation,
     scorer: str,
     progress: Progress | None = None,

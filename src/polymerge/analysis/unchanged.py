@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polymerge.checkpoints.joined import split_source
+from polymerge.checkpoints.folder import split_source
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families.rules import text_layer
 from polymerge.planning import Piece, Plan, Step, make_plan
@@ -57,7 +57,7 @@ def open_intact(
     survey = planned({"merge_method": "linear", "models": [{**model, "parameters": {"weight": 1.0}}]}, problems)
     if survey is None:
         return None
-    if not isinstance(survey, Plan):
+    if survey.of_adapters:
         problems.append(RecipeError(f"{what}: {source} is an adapter alone. Say BASE+ADAPTER"))
         return None
     pieces = {step.name: step.pieces for step in survey.steps}
@@ -73,10 +73,10 @@ def open_intact(
         steps = tuple(map(_as_it_is, survey.steps))
         return Intact(replace(survey, steps=steps, settings=()), pieces)
     folded = planned({"merge_method": "copy", "models": [model]}, problems)
-    return Intact(folded, pieces) if isinstance(folded, Plan) else None
+    return Intact(folded, pieces) if folded is not None else None
 
 
-def planned(recipe: Mapping[str, Any], problems: list[PolymergeError]) -> Any:
+def planned(recipe: Mapping[str, Any], problems: list[PolymergeError]) -> Plan | None:
     """The plan of a recipe; None, with the problems said, where there is none."""
     try:
         return make_plan(recipe)

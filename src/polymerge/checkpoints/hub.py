@@ -14,7 +14,7 @@ from polymerge.checkpoints.hub_errors import hub_errors
 from polymerge.checkpoints.hub_files import remote_of, view
 from polymerge.errors import RecipeError, did_you_mean
 
-__all__ = ["locate", "one_commit", "restore", "split_revision"]
+__all__ = ["locate", "one_commit", "pinned", "restore", "split_revision"]
 
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
@@ -103,3 +103,21 @@ def _neighbours(path: Path) -> str:
     names = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")][:200]
     hint = did_you_mean(path.name, names) if names else ""
     return hint if hint.startswith(" Did") else f" '{parent}' exists, but has no '{path.name}'."
+
+
+def pinned(folder: Path, adapter: Path | None = None) -> str:
+    """What a recipe says to have these very files again, `owner/name@commit`; empty where nothing is of the hub.
+
+    adapter  of a base that stands with one
+    """
+    places = [folder, *([adapter] if adapter else [])]
+    commits = [_commit(place) for place in places]
+    return "+".join(commit or str(place) for commit, place in zip(commits, places, strict=True)) if any(commits) else ""
+
+
+def _commit(folder: Path) -> str:
+    remote = remote_of(folder)
+    if remote is not None:
+        return remote.pinned
+    snapshot = re.fullmatch(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40,64})", "/".join(folder.parts[-3:]))
+    return f"{snapshot[1]}/{snapshot[2]}@{snapshot[3]}" if snapshot else ""

@@ -23,13 +23,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, Final
 
 from polymerge.checkpoints.discovery import COMPANIONS, LAYOUTS, of_training
 from polymerge.checkpoints.hub_errors import hub_errors, unreachable
-from polymerge.checkpoints.index import is_plain
 from polymerge.checkpoints.safetensors import HEADER_LIMIT, LENGTH_BYTES, Head
 from polymerge.errors import CheckpointError
 
@@ -38,6 +37,7 @@ __all__ = [
     "Remote",
     "companions",
     "head_of",
+    "is_plain",
     "listed_alike",
     "listing",
     "missing_remote",
@@ -186,6 +186,16 @@ def _ask(repository: str, commit: str) -> Mapping[str, Listed]:
     listed = {name: [one.size, one.sha256, one.blob] for name, one in found.items()}
     _write(note, json.dumps(listed, indent=1).encode())
     return MappingProxyType(found)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file's name is a path that stays below the folder it is relative to."""
+    parts = name.split("/")
+    return (
+        not PureWindowsPath(name).anchor  # a drive, a share or a leading slash
+        and not any(part in ("", ".", "..") for part in parts)
+        and not any(character in name for character in "\\\0")
+    )
 
 
 def head_of(file: Path, remote: Remote) -> Head:

@@ -1,4 +1,4 @@
-"""sha256 of input files, remembered so that a large checkpoint is hashed once and not at every merge."""
+"""Whether files are still what they were: their sha256, remembered so that it is computed once, and cheap stamps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
-__all__ = ["file_digest", "sha256_of"]
+__all__ = ["Stamp", "file_digest", "sha256_of", "stamps_of"]
+
+Stamp: TypeAlias = "tuple[int, int] | None"
+"""Size of a file in bytes and when it was written, in nanoseconds; None for one that is not here."""
 
 _CHUNK = 1 << 22
 
@@ -37,6 +42,19 @@ def file_digest(path: Path) -> str:
         fresh.write_text(json.dumps({"path": str(real), "seen": seen, "sha256": digest}), encoding="utf-8")
         fresh.replace(note)
     return digest
+
+
+def stamps_of(files: Iterable[Path]) -> tuple[Stamp, ...]:
+    """What tells, without a look at their content, whether files were written since."""
+    stamps: list[Stamp] = []
+    for file in files:
+        try:
+            found = file.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_size, found.st_mtime_ns))
+    return tuple(stamps)
 
 
 def sha256_of(path: Path) -> str:

@@ -11,7 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -127,8 +128,10 @@ def checked(
 
 def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
     """What keeps each member of a value from being of its type, where msgspec itself stops at the first."""
+    if get_origin(expected) in (Union, UnionType):  # the part of it that the value is meant for
+        expected = next((one for one in get_args(expected) if _may_be(value, one)), expected)
     kind, arguments = get_origin(expected) or expected, get_args(expected)
-    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    if isinstance(value, dict) and _is_struct(kind):
         for field in msgspec.structs.fields(kind):
             name = field.encode_name
             inner = f"{place}.{name}" if place else name
@@ -147,9 +150,19 @@ def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
             msgspec.convert(value, expected)
         except msgspec.ValidationError as wrong:
             said, _, inside = str(wrong).partition(" - at `$")
-            shown = f" ({_shown(value)})" if isinstance(value, str | int | float) and not inside else ""
+            if not inside and not isinstance(value, list | dict):
+                said = f"{said.partition(', got')[0]}, got {_shown(value)}"
             at = f"{place}{inside.removesuffix('`')}".removeprefix(".")
-            yield f"{at + ': ' if at else ''}{said[:1].lower()}{said[1:].replace('`', '')}{shown}"
+            yield f"{at + ': ' if at else ''}{said[:1].lower()}{said[1:].replace('`', '')}"
+
+
+def _may_be(value: Any, expected: Any) -> bool:
+    kind = get_origin(expected) or expected
+    return isinstance(value, dict | list) and (kind is type(value) or (isinstance(value, dict) and _is_struct(kind)))
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _shown(value: object) -> str:

@@ -8,13 +8,12 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
-from polymerge.evaluation.ask_tasks import Failures, ask
-from polymerge.evaluation.evaluated_model import Subject, subject
-from polymerge.evaluation.prompted_tasks import Exam, read_exams
+from polymerge.errors import PolymergeError, collecting, refuse
+from polymerge.evaluation.asking import AskedTask, Failures, ask, read_tasks
+from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run, alone_in, open_run
@@ -22,8 +21,6 @@ from polymerge.inference.run_folder import Run, alone_in, open_run
 __all__ = ["ERRORS", "evaluate"]
 
 ERRORS = "errors.jsonl"
-
-T = TypeVar("T")
 
 
 @one_commit()
@@ -59,22 +56,26 @@ def evaluate(
     where the model does not load.
     """
     generation = generation or Generation()
-    problems = generation.problems()
-    asked = _gathered(lambda: subject(model, name), problems)
-    exams = _gathered(lambda: read_exams(tasks, _path(data), _path(image_folder), max_new_tokens), problems)
-    refuse_if_any(problems)
+    wrong = generation.problems()
+    asked, found = None, list[AskedTask]()
+    try:
+        asked = evaluated_model(model, name)
+    except PolymergeError as error:
+        wrong += error.problems
+    with collecting():
+        refuse(*wrong)
+        found = read_tasks(tasks, _path(data), _path(image_folder), max_new_tokens)
     assert asked is not None
-    assert exams is not None
-    run = open_run(Path(out), _settings(asked, exams, generation), force=force, what="an evaluation", parts="tasks")
+    run = open_run(Path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks")
     asked.fetch()
     with alone_in(run), generation.worker_pool(asked.plan, str(asked.folder)) as pool:
-        failures = ask(run, exams, generation.batch_size, asked.plan, pool, progress)
-        _unasked(exams, failures)
-        _write_errors(run, exams, failures)
+        failures = ask(run, found, generation.batch_size, asked.plan, pool, progress)
+        _unasked(found, failures)
+        _write_errors(run, found, failures)
         results = Results(
             "polymerge",
             asked.described(),
-            {exam.name: _result(run, exam, asked.name, failures[exam.name]) for exam in exams},
+            {task.name: _result(run, task, asked.name, failures[task.name]) for task in found},
             {
                 "polymerge": importlib.metadata.version("polymerge"),
                 "batch_size": generation.batch_size,
@@ -86,58 +87,49 @@ def evaluate(
     return results
 
 
-def _gathered(read: Callable[[], T], problems: list[PolymergeError]) -> T | None:
-    """What is read, or None and what is wrong with it."""
-    try:
-        return read()
-    except (Refused, RecipeError) as error:
-        problems += error.problems
-    return None
-
-
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
     return None if path is None else Path(path).expanduser()
 
 
-def _settings(asked: Subject, exams: Sequence[Exam], generation: Generation) -> dict[str, Any]:
+def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Generation) -> dict[str, Any]:
     """What the answers depend on."""
     return {
         "kind": "evaluation",
         "model": asked.identity(),
-        "tasks": {exam.name: {**exam.settings(), "prompts": _digest(exam)} for exam in exams},
+        "tasks": {task.name: {**task.settings(), "prompts": _digest(task)} for task in tasks},
         "batch_size": generation.batch_size,
         "device": generation.device.partition(":")[0],
         "dtype": generation.dtype,
     }
 
 
-def _digest(exam: Exam) -> str:
+def _digest(task: AskedTask) -> str:
     """sha256 of what is asked; images are told apart by their paths, for there may be very many."""
-    text = json.dumps([[one.id, one.text, one.images] for one in exam.prompts])
+    text = json.dumps([[one.id, one.text, one.images] for one in task.prompts])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _unasked(exams: Sequence[Exam], failures: Failures) -> None:
+def _unasked(tasks: Sequence[AskedTask], failures: Failures) -> None:
     """Add the questions that could not even be asked."""
-    for exam in exams:
-        failures[exam.name] |= {one.id: one.reason for one in exam.questions if one.prompt is None}
+    for task in tasks:
+        failures[task.name] |= {one.id: one.reason for one in task.questions if one.prompt is None}
 
 
-def _write_errors(run: Run, exams: Sequence[Exam], failures: Failures) -> None:
+def _write_errors(run: Run, tasks: Sequence[AskedTask], failures: Failures) -> None:
     """A line for every question without an answer, in the order of the files."""
     lines = [
-        {"task": exam.name, "id": one.id, "reason": failures[exam.name][one.id]}
-        for exam in exams
-        for one in exam.questions
-        if one.id in failures[exam.name]
+        {"task": task.name, "id": one.id, "reason": failures[task.name][one.id]}
+        for task in tasks
+        for one in task.questions
+        if one.id in failures[task.name]
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (run.folder / ERRORS).write_text(text, encoding="utf-8")
 
 
-def _result(run: Run, exam: Exam, model: str, failed: Mapping[int | str, str]) -> TaskResult:
-    """Write the exam's answers as the scripts of LLaVA do, and score that file."""
-    answers = run.log(exam.name).read()
+def _result(run: Run, task: AskedTask, model: str, failed: Mapping[int | str, str]) -> TaskResult:
+    """Write the task's answers as the scripts of LLaVA do, and score that file."""
+    answers = run.log(task.name).read()
     lines: list[dict[str, Any]] = [
         {
             "question_id": one.id,
@@ -146,8 +138,8 @@ def _result(run: Run, exam: Exam, model: str, failed: Mapping[int | str, str]) -
             "model_id": model,
             "metadata": {},
         }
-        for one in exam.questions
+        for one in task.questions
     ]
-    file = run.part(exam.name) / "predictions.jsonl"
+    file = run.part(task.name) / "predictions.jsonl"
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    return task_result(exam.score(file), exam.group, len(failed), exam.settings(), run.folder)
+    return task_result(task.score(file), task.group, len(failed), task.settings(), run.folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from polymerge.checkpoints.hub_files import remote_of
 from polymerge.inference.images import ImageSource, StoredImage, encode_png
 from polymerge.inference.prompts import Prompt
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["of_files", "of_inputs", "of_prompts"]
 
@@ -27,7 +27,7 @@ def of_prompts(prompts: Sequence[Prompt]) -> str:
     return told.hexdigest()
 
 
-def of_inputs(plan: Plan | AdapterPlan) -> list[dict[str, str]]:
+def of_inputs(plan: Plan) -> list[dict[str, str]]:
     """What of a plan's models answers depend on: where they lie, their headers, their content."""
     return [
         {"path": one.path, "headers": one.headers, "content": of_files(filter(None, (one.path, one.adapter)))}

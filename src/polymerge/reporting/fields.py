@@ -7,9 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.json_files import kind_of
 
-__all__ = ["Fields", "not_finite"]
+__all__ = ["Fields", "kind_of", "not_finite"]
+
+_KINDS = {list: "an array", str: "a text", int: "a number", float: "a number", bool: "a truth value", dict: "an object"}
+
+
+def kind_of(value: object) -> str:
+    """A JSON value's kind in words."""
+    return _KINDS.get(type(value), "null")
 
 
 class Fields:

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.json_files import Broken, json_of, kind_of, text_of_file
-from polymerge.reporting.fields import not_finite
+from polymerge.reporting.fields import kind_of, not_finite
 
 __all__ = ["KINDS", "Kind", "Source", "read_sources"]
 
@@ -82,12 +82,9 @@ def read_sources(sources: Sequence[str | os.PathLike[str]], problems: list[Polym
 
 def _read(file: Path, expected: Kind | None, problems: list[PolymergeError]) -> Source | None:
     try:
-        data = json_of(text_of_file(file))
+        data = read_json(file, Any, encoding="utf-8-sig", error=RecipeError, then="Write it again, or leave it out")
     except RecipeError as error:
         problems.append(error)
-        return None
-    except Broken as error:
-        problems.append(RecipeError(f"{file}: {error}. Write it again, or leave it out"))
         return None
     if not isinstance(data, dict):
         problems.append(RecipeError(f"{file}: holds {kind_of(data)}, not an object. Name what a run has written"))

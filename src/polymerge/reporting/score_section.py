@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import PolymergeError, Refused
+from polymerge.errors import PolymergeError, Refused, collecting
 from polymerge.evaluation.comparison import Comparison, compare_files
 from polymerge.evaluation.results import read_results
 from polymerge.reporting.charts import Chart, bars, heat, measure
@@ -27,9 +27,11 @@ def scores_section(
     """
     if not sources:
         return None
-    before = len(problems)
-    read = [found for one in sources if (found := read_results(one.file, problems)) is not None]
-    if len(problems) > before:
+    try:
+        with collecting():
+            read = [found for one in sources if (found := read_results(one.file)) is not None]
+    except Refused as refused:
+        problems += refused.problems
         return None
     places = {found.name: str(found.model.get("source", "")) for found in read}
     parents, template = _lineage(places, merges)

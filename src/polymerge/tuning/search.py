@@ -22,7 +22,7 @@ from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, open_run
 from polymerge.inference.worker_pool import WorkerPool
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Recipe, recipe_dict
 from polymerge.tuning.criterion import CRITERIA, Judging, judge
@@ -103,7 +103,7 @@ class PlannedSearch:
     source: PromptSource
     drawn: Sequence[Prompt]
     points: Sequence[Point]
-    plans: Mapping[str, Plan | AdapterPlan]
+    plans: Mapping[str, Plan]
     out: Path
     options: SearchOptions
 
@@ -229,7 +229,7 @@ def plan_search(
     options = options or SearchOptions()
     drawn: list[Prompt] = []
     points: list[Point] = []
-    plans: dict[str, Plan | AdapterPlan] = {}
+    plans: dict[str, Plan] = {}
     space, read = Space(), None
     with collecting() as wrong:
         _refuse_unfit(Path(out), options)

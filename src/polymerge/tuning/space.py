@@ -10,11 +10,11 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import split_source
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.methods.table import METHODS
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.variation import varied
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.knobs import Axis, Knob, Roles, Value, axis_of, turn
@@ -66,12 +66,12 @@ def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: b
     return Space(tuple(axes))
 
 
-def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan | AdapterPlan]:
+def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
     """Plan every candidate, by name; they differ in methods and parameters only.
 
     raises Refused with everything that is wrong with any of them.
     """
-    plans: dict[str, Plan | AdapterPlan] = {}
+    plans: dict[str, Plan] = {}
     first: tuple[Plan, Recipe] | None = None
     with collecting():
         for point in points:
@@ -100,7 +100,7 @@ def refuse_idle(recipe: Recipe, space: Space) -> None:
                 )
 
 
-def _effect(plan: Plan | AdapterPlan) -> str:
+def _effect(plan: Plan) -> str:
     """What a plan merges, and by which settings."""
     if isinstance(plan, Plan):
         return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
@@ -130,7 +130,7 @@ def _roles(recipe: Recipe) -> Roles:
             (own if parameter.each else said)[parameter.name] = max(1.0, parameter.low)
     models = tuple(replace(one, parameters=own) for one in recipe.models)
     plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
-    if isinstance(plan, AdapterPlan):
+    if plan.of_adapters:
         return Roles(plan.template)
     idle: tuple[int, ...] = ()
     if plan.base is not None and len(plan.models) < len(recipe.models):

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
-from polymerge.evaluation.logs.folders import AnswerFile, answer_files, newest, of_task, tasks_there
-from polymerge.evaluation.logs.lmms_eval_logs import log_rows, read_lmms_eval
-from polymerge.evaluation.logs.own import NAME, read_own
-from polymerge.evaluation.logs.rows import BROKEN, Complaints, Documents, json_value
-from polymerge.evaluation.logs.vlmevalkit_logs import json_rows, read_vlmevalkit, sheet_rows, tsv_rows
+from polymerge.errors import RecipeError, collecting
+from polymerge.evaluation.harness import lmms_eval, vlmevalkit
+from polymerge.evaluation.harness.answer_files import OWN, AnswerFile, answer_files, newest, of_task, tasks_there
+from polymerge.evaluation.harness.rows import Complaints, Documents, documents, json_lines, json_value, kept
 from polymerge.evaluation.predictions import is_failure
 
 __all__ = ["Logs", "read_logs"]
@@ -50,7 +48,7 @@ def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | N
     task  as lmms-eval or VLMEvalKit calls it; not needed where there is only one
     keep  only documents that have this field, such as `mme_percetion_score` (in either spelling)
 
-    Raises RecipeError where tasks are not clear, and Refused with all that is wrong with the files.
+    raises RecipeError where tasks are not clear, and Refused with all that is wrong with the files.
     """
     notes: list[str] = []
     try:
@@ -58,29 +56,18 @@ def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | N
     except OSError as error:
         raise RecipeError(f"{error.filename}: {error.strerror}. Make the folder readable.") from None
     called, candidates = of_task(found, task)
-    problems: list[PolymergeError] = []
     read: list[tuple[Path, Documents]] = []
     thinking: list[str] = []
-    for folder, files, every in zip(folders, candidates, found, strict=True):
-        if not files:
-            problems.append(_absent(folder, called, every))
-            continue
-        complaints = Complaints(files[0].path)
-        try:
-            chosen, older = newest(files)
-            complaints = Complaints(chosen.path)
-            documents = _documents(chosen, keep, complaints)
-            if chosen.kind != "own":
-                documents, thoughts = _without_thoughts(documents)
+    with collecting():
+        for folder, files, every in zip(folders, candidates, found, strict=True):
+            with collecting():
+                if not files:
+                    raise _absent(folder, called, every)
+                chosen, older = newest(files)
+                one, thoughts = _documents(chosen, keep)
+                read.append((chosen.path, one))
                 thinking += [f"{folder.name} {thoughts}"] if thoughts else []
-            read.append((chosen.path, documents))
-            notes += _passed_over(folder, chosen, older)
-        except RecipeError as error:
-            problems.append(error)
-        except OSError as error:
-            complaints.add(f"cannot be read, {error.strerror}", "", "Is it a link to where the file no longer is?")
-        problems += complaints.errors()
-    refuse_if_any(problems)
+                notes += _passed_over(folder, chosen, older)
     answers = _alike([documents.answers for _, documents in read])
     _check_alignment(folders, answers)
     answers, failures = _without_failures(folders, answers)
@@ -98,20 +85,37 @@ def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | N
     )
 
 
-def _documents(file: AnswerFile, keep: str | None, complaints: Complaints) -> Documents:
+def _documents(file: AnswerFile, keep: str | None) -> tuple[Documents, int]:
+    """What a file answers, and how many answers had thoughts before them; what is wrong with it is refused."""
+    complaints = Complaints(file.path)
+    found = Documents({})
+    try:
+        found = _read(file, keep, complaints)
+    except OSError as error:
+        complaints.add(f"cannot be read, {error.strerror}", "", "Is it a link to where the file no longer is?")
+    complaints.refuse()
+    return (found, 0) if file.kind == "own" else _without_thoughts(found)
+
+
+def _read(file: AnswerFile, keep: str | None, complaints: Complaints) -> Documents:
     if file.kind == "own":
-        return read_own(keep, complaints)
+        rows = kept(json_lines(complaints), keep, complaints)
+        return Documents(documents(rows, "id", _own_answer, complaints, repeats=True))
     if file.kind == "lines":
-        return read_lmms_eval(None, keep, complaints)
+        return lmms_eval.read_answers(None, keep, complaints)
     if file.kind == "table":
-        rows = tsv_rows if file.path.suffix == ".tsv" else sheet_rows
-        return read_vlmevalkit(rows(complaints), keep, complaints)
+        return vlmevalkit.read_answers(vlmevalkit.read_rows(complaints), keep, complaints)
     value = json_value(file.path.read_bytes(), "", complaints)
     if isinstance(value, dict) and "logs" in value:
-        return read_lmms_eval(log_rows(value, complaints), keep, complaints)
-    if not isinstance(value, list | dict) and value is not BROKEN:
-        complaints.add("neither a log of lmms-eval nor a table of VLMEvalKit", "", "Move it away if it is neither.")
-    return read_vlmevalkit(json_rows(value, complaints), keep, complaints)
+        return lmms_eval.read_answers(lmms_eval.log_rows(value, complaints), keep, complaints)
+    return vlmevalkit.read_answers(vlmevalkit.json_rows(value, complaints), keep, complaints)
+
+
+def _own_answer(fields: Mapping[str, Any]) -> str:
+    answer = fields.get("answer")
+    if not isinstance(answer, str):
+        raise ValueError("no 'answer' that is a text")
+    return answer
 
 
 def _without_thoughts(documents: Documents) -> tuple[Documents, int]:
@@ -131,7 +135,7 @@ def _passed_over(folder: Path, chosen: AnswerFile, older: Sequence[AnswerFile]) 
 def _absent(folder: Path, task: str, every: Sequence[AnswerFile]) -> RecipeError:
     there = tasks_there(every)
     holds = f"it has {listed(there, 8)}" if there else "it has no answers at all"
-    wanted = f"no answers to '{task}'" if task else f"no {NAME}"
+    wanted = f"no answers to '{task}'" if task else f"no {OWN}"
     return RecipeError(f"{folder}: {wanted}, {holds}. Generate them, or move the folder away.")
 
 

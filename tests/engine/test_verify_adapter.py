@@ -94,7 +94,7 @@ def test_an_adapter_that_loads(base: tuple[str, Path], tmp_path: Path) -> None:
     bare.mkdir()
     shutil.copy(model / "config.json", bare)
     assert loads(said(plain, base_model_name_or_path="/nowhere/base")).passed is None
-    assert "its base /nowhere/base has no config.json here; say where it is with --base" in loads(plain).detail
+    assert "its base /nowhere/base has no config.json here: say where it is (base)" in loads(plain).detail
     ran = cli("verify", plain, "--base", bare)
     assert (ran.status, "every tensor has its module" in ran.out) == (0, True)
 
@@ -236,7 +236,7 @@ def test_a_base_that_is_not_at_hand(tmp_path: Path) -> None:
     assert "its base owner/name-that-no-cache-has is not on this disk" in loads(hub).detail
     ran = cli("verify", model, "--base", model)
     assert ran.status == 1
-    assert "is a checkpoint, and --base is for adapters" in ran.out
+    assert "is a checkpoint, and base is for adapters" in ran.out
 
 
 def test_a_base_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

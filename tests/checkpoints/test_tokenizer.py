@@ -1,20 +1,20 @@
-"""Tokens from the files of a tokenizer: the forms that `tokenizers` writes, slow tokenizers, sentencepiece by hand."""
+"""Tokens from the files of a tokenizer: the forms that `tokenizers` writes, slow tokenizers, sentencepiece."""
 
 from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import sentencepiece
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE, Unigram, WordLevel
 
 from polymerge.checkpoints.tokenizer import read_tokens
-from polymerge.errors import CheckpointError
+from polymerge.errors import CheckpointError, MissingExtraError
 
 WORDS = ("<unk>", "a", "b", "ab", "ß")
 
@@ -70,44 +70,42 @@ def test_vocab_json_alone(tmp_path: Path) -> None:
 # --- sentencepiece
 
 
-def varint(value: int) -> bytes:
-    """A protocol buffer's number: seven bits a byte, the lowest first."""
-    head = b""
-    while value > 0x7F:
-        head += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return head + bytes([value])
-
-
 def message(number: int, content: bytes) -> bytes:
-    """A field with a length."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def piece(text: str, kind: int = 1) -> bytes:
-    """A SentencePiece: its text, a float score, its kind."""
-    score = varint(2 << 3 | 5) + struct.pack("<f", -1.5)
-    return message(1, message(1, text.encode()) + score + varint(3 << 3) + varint(kind))
+    """A field of a protocol buffer, shorter than 128 bytes."""
+    return bytes([number << 3 | 2, len(content)]) + content
 
 
 def model(*pieces: str) -> bytes:
-    """A ModelProto: pieces, then the trainer's and the normalizer's settings, of every wire type."""
-    trainer = message(1, b"corpus.txt") + varint(4 << 3) + varint(300) + varint(9 << 3 | 1) + struct.pack("<d", 0.5)
-    return b"".join(map(piece, pieces)) + message(2, trainer) + message(3, message(1, b"nmt_nfkc"))
+    """A sentencepiece model, `<unk>` and the pieces: each a text, a float score, and a kind (2 is unknown)."""
+    kinds = {"<unk>": 2}
+    return b"".join(
+        message(1, message(1, text.encode()) + b"\x15" + struct.pack("<f", -1.5) + bytes([3 << 3, kinds.get(text, 1)]))
+        for text in ("<unk>", *pieces)
+    )
 
 
-def test_sentencepiece_by_hand(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(model("<unk>", "<s>", "</s>", "<0x0A>", "▁the", "x" * 200))
+def test_sentencepiece_with_what_was_added(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model("<s>", "</s>", "<0x0A>", "▁the", "x" * 100))
     put(tmp_path, added_tokens={"<image>": 6}, tokenizer_config={"added_tokens_decoder": {"7": {"content": "<eoc>"}}})
-    expected = ("<unk>", "<s>", "</s>", "<0x0A>", "▁the", "x" * 200, "<image>", "<eoc>")
+    expected = ("<unk>", "<s>", "</s>", "<0x0A>", "▁the", "x" * 100, "<image>", "<eoc>")
     assert read_tokens(tmp_path) == dict(enumerate(expected))
 
 
-@given(st.lists(st.text(min_size=1).filter(lambda text: text.isprintable()), max_size=20))
-def test_any_pieces(tmp_path_factory: pytest.TempPathFactory, pieces: list[str]) -> None:
-    folder = tmp_path_factory.mktemp("pieces", numbered=True)
-    (folder / "tokenizer.model").write_bytes(model(*pieces))
-    assert read_tokens(folder) == dict(enumerate(pieces))
+def test_sentencepiece_that_was_trained(tmp_path: Path) -> None:
+    words = ["the quick brown fox", "jumps over the lazy dog", "Grüße aus der weiten Welt"] * 20
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words), model_writer=file, vocab_size=60, hard_vocab_limit=False, minloglevel=5
+        )
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert read_tokens(tmp_path) == {number: expected.id_to_piece(number) for number in range(len(expected))}
+
+
+def test_without_sentencepiece_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model("a"))
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(MissingExtraError, match=r"tokenizer.model: reading it needs sentencepiece.*\[transformers\]"):
+        read_tokens(tmp_path)
 
 
 # --- what cannot be read
@@ -136,10 +134,9 @@ def test_no_tokenizer_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
         ("vocab.json", b'{"a": null}'),
         ("tokenizer.model", model("a", "b")[:-1]),
         ("tokenizer.model", model("a", "b")[:4]),
+        ("tokenizer.model", model("a", "a")),
         ("tokenizer.model", b"\x80\x80"),
-        ("tokenizer.model", message(1, b"")),
-        ("tokenizer.model", message(1, message(1, b"\xff"))),
-        ("tokenizer.model", varint(1 << 3 | 3)),
+        ("tokenizer.model", b""),
         ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 499723\n"),
     ],
 )

@@ -12,8 +12,7 @@ from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.hub import split_revision
 from polymerge.dtypes import dtype_code, dtype_name, holding, holds
 from polymerge.errors import RecipeError
-from polymerge.planning.pairs import PairStep
-from polymerge.planning.plan import Step
+from polymerge.planning.plan import Lora, Step
 
 __all__ = ["alpha_of", "base_said", "foreign_names", "output_config"]
 
@@ -28,28 +27,31 @@ def alpha_of(scaling: float, rank: int) -> float | None:
 
 
 def output_config(
-    template: Adapter, adapters: Sequence[Adapter], steps: Sequence[PairStep], extras: Sequence[Step]
+    template: Adapter, adapters: Sequence[Adapter], modules: Sequence[Step], full: Sequence[Step]
 ) -> dict[str, Any]:
     """The template's config, with ranks, alphas, modules and saved modules as the output has them.
 
     Where every module comes out with the template's own rank and scaling, the config is the template's but for what
     other adapters bring along.
+
+    modules, full  the steps of modules with factors, and those of full weights
     """
     config = dict(template.config)
     own = {module: (pair.rank, pair.scaling) for module, pair in template.pairs.items()}
-    if {step.module for step in steps} != set(own):
-        config |= {"target_modules": sorted(step.module for step in steps), "exclude_modules": None}
+    factors = {step.name: step.lora for step in modules if step.lora is not None}
+    if factors.keys() != own.keys():
+        config |= {"target_modules": sorted(factors), "exclude_modules": None}
         config |= {"layers_to_transform": None, "layers_pattern": None}
-    if steps and {step.module: (step.rank, step.scaling) for step in steps} != own:
-        config |= _ranks(steps)
-    if any(step.bias for step in steps):
+    if factors and {module: (lora.rank, lora.scaling) for module, lora in factors.items()} != own:
+        config |= _ranks(factors)
+    if any(lora.bias for lora in factors.values()):
         config["lora_bias"] = True
     loaded = dtype_code(str(config.get("lora_dtype")))  # what ms-swift loads factors in; PEFT has none of it
-    written = {dtype for step in steps for dtype in step.dtypes}
+    written = {dtype for lora in factors.values() for dtype in lora.dtypes}
     if loaded is not None and not all(holds(loaded, dtype) for dtype in written):
         config["lora_dtype"] = dtype_name(holding(written))
     saved = [name for adapter in adapters for name in adapter.config.get("modules_to_save") or ()]
-    config["modules_to_save"] = sorted(name for name in set(saved) if _holds(name, extras)) or None
+    config["modules_to_save"] = sorted(name for name in set(saved) if _holds(name, full)) or None
     trained = [adapter.config["bias"] for adapter in adapters if adapter.config.get("bias", "none") != "none"]
     if trained:
         config["bias"] = "all" if "all" in trained else trained[0]
@@ -71,16 +73,14 @@ def foreign_names(
     labels: Sequence[str],
     template: int,
     key: Callable[[int, str], str],
-    steps: Sequence[PairStep],
-    extras: Sequence[Step],
+    steps: Sequence[Step],
 ) -> Iterator[RecipeError]:
     """Say which modules of the output would not have names of the template's layout, for no name is translated back."""
     own = {key(template, f"{module}.weight"): module for module in adapters[template].pairs}
     for place, adapter in enumerate(adapters):
         named = ((own.get(key(place, f"{module}.weight")), module) for module in adapter.pairs)
         other = next(((ours, theirs) for ours, theirs in named if ours and ours != theirs), None)
-        readers = [(step.module, [read.input for read in step.reads]) for step in steps]
-        readers += [(step.name, list(step.pieces[0].inputs)) for step in extras]
+        readers = [(step.name, step.pieces[0].inputs) for step in steps]
         alone = [name for name, places in readers if template not in places and places[0] == place]
         if other and alone:
             yield RecipeError(
@@ -90,23 +90,23 @@ def foreign_names(
             )
 
 
-def _holds(module: str, extras: Sequence[Step]) -> bool:
+def _holds(module: str, full: Sequence[Step]) -> bool:
     """Whether one of the full weights is of a module that ends in this name, or lies in it."""
-    return any(f".{module}." in f".{step.name}" for step in extras)
+    return any(f".{module}." in f".{step.name}" for step in full)
 
 
-def _ranks(steps: Sequence[PairStep]) -> dict[str, Any]:
+def _ranks(factors: Mapping[str, Lora]) -> dict[str, Any]:
     """Rank and alpha of the most, and patterns for the others."""
     # where no alpha gives a copied module's scaling exactly, the nearest does, one rounding off
-    exact = {step.module: alpha_of(step.scaling, step.rank) for step in steps}
-    nearest = {step.module: step.scaling * step.rank for step in steps}
+    exact = {module: alpha_of(lora.scaling, lora.rank) for module, lora in factors.items()}
+    nearest = {module: lora.scaling * lora.rank for module, lora in factors.items()}
     alphas = {module: nearest[module] if alpha is None else alpha for module, alpha in exact.items()}
-    (rank, alpha), _ = Counter((step.rank, alphas[step.module]) for step in steps).most_common(1)[0]
+    (rank, alpha), _ = Counter((lora.rank, alphas[module]) for module, lora in factors.items()).most_common(1)[0]
     return {
         "r": rank,
         "lora_alpha": alpha,
         "use_rslora": False,
-        "rank_pattern": _pattern({step.module: step.rank for step in steps if step.rank != rank}),
+        "rank_pattern": _pattern({module: lora.rank for module, lora in factors.items() if lora.rank != rank}),
         "alpha_pattern": _pattern({module: own for module, own in alphas.items() if own != alpha}),
     }
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import RecipeError, did_you_mean
-from polymerge.evaluation.logs.own import NAME
+from polymerge.errors import CheckpointError, RecipeError, did_you_mean
 
-__all__ = ["AnswerFile", "answer_files", "newest", "of_task", "tasks_there"]
+__all__ = ["OWN", "AnswerFile", "answer_files", "newest", "of_task", "tasks_there"]
 
 Kind = Literal["own", "lines", "json", "table"]
+
+OWN = "answers.jsonl"
+"""What polymerge itself calls its file of answers."""
 
 _SAMPLES = re.compile(r"(?:(?P<stamp>.+?)_)?samples_(?P<task>.+)\.jsonl")
 _NO_ANSWERS = re.compile(r"(?:.*_)?(?:results?|acc|score|rating|status)", re.IGNORECASE)
@@ -25,7 +27,6 @@ _NO_ANSWERS = re.compile(r"(?:.*_)?(?:results?|acc|score|rating|status)", re.IGN
 
 _RUN_FOLDER = re.compile(r"T(?P<day>\d{8})(?:_G[0-9A-Za-z]+|-(?P<time>\d{6}))")
 _DATED = re.compile(r"(?P<day>\d{4}-?\d\d-?\d\d)[T_-](?P<time>\d\d[-:.]?\d\d(?:[-:.]?\d\d)?)(?!\d)")
-_WITHOUT_YEAR = re.compile(r"(?P<day>\d{4})_(?P<time>\d{4})_")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class AnswerFile:
 def answer_files(folder: Path) -> Iterator[AnswerFile]:
     """Every file below a candidate's folder that may hold answers, in the order of the paths.
 
-    Raises OSError where a folder cannot be listed.
+    raises OSError where a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:
@@ -67,7 +68,7 @@ def answer_files(folder: Path) -> Iterator[AnswerFile]:
 
 def _recognised(candidate: Path, path: Path) -> AnswerFile | None:
     above = [candidate.name, *path.parent.relative_to(candidate).parts][::-1]
-    if path.name == NAME:
+    if path.name == OWN:
         return AnswerFile(path, "own", (), (), _stamp(above))
     if match := _SAMPLES.fullmatch(path.name):
         return AnswerFile(path, "lines", (match["task"],), (), _stamp([match["stamp"] or "", *above]))
@@ -84,12 +85,10 @@ def _recognised(candidate: Path, path: Path) -> AnswerFile | None:
 
 
 def _stamp(names: Sequence[str]) -> str:
-    """The time in the first name that has one; without a year it is never compared to one that has."""
+    """The time in the first name that has one."""
     for name in names:
         if match := _RUN_FOLDER.fullmatch(name) or _DATED.match(name):
             return "".join(filter(str.isdigit, match["day"] + (match["time"] or "")))
-        if match := _WITHOUT_YEAR.match(name):
-            return f"-{match['day']}{match['time']}"
     return ""
 
 
@@ -100,7 +99,7 @@ def of_task(candidates: Sequence[Sequence[AnswerFile]], task: str | None) -> tup
     ok_vqa was logged as ok_vqa_val2014. Polymerge's own files, which name no task, are taken where there is nothing
     else, or by their name.
 
-    Raises RecipeError, which lists the tasks that are there, where none fits, or several.
+    raises RecipeError, which lists the tasks that are there, where none fits, or several.
     """
     every = [file for files in candidates for file in files]
     if task is not None:
@@ -114,8 +113,8 @@ def of_task(candidates: Sequence[Sequence[AnswerFile]], task: str | None) -> tup
         if longer:
             return longer[0], _called(candidates, longer[0])
     there = tasks_there(every)
-    others = [name for name in there if name != NAME]
-    if NAME in there and (not others or task == NAME):
+    others = [name for name in there if name != OWN]
+    if OWN in there and (not others or task == OWN):
         return "", [[file for file in files if file.kind == "own"] for files in candidates]
     if task is None and len(there) == 1:
         return there[0], _called(candidates, there[0])
@@ -130,19 +129,19 @@ def _called(candidates: Sequence[Sequence[AnswerFile]], task: str) -> list[list[
 
 def tasks_there(files: Iterable[AnswerFile]) -> list[str]:
     """The tasks that the files have answers to, for people; JSON that holds something else is seen through."""
-    return sorted({file.tasks[-1] if file.tasks else NAME for file in files if _may_hold_answers(file)})
+    return sorted({file.tasks[-1] if file.tasks else OWN for file in files if _may_hold_answers(file)})
 
 
 def _may_hold_answers(file: AnswerFile) -> bool:
     if file.kind != "json":
         return True
     try:
-        value = json.loads(file.path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = read_json(file.path, Any, unique_keys=False)
+    except CheckpointError:
         return True  # reading it says what is wrong
     if isinstance(value, list):
         return any(isinstance(record, dict) and "prediction" in record for record in value)
-    return isinstance(value, dict) and not value.keys().isdisjoint({"logs", "prediction"})
+    return isinstance(value, dict) and "logs" in value
 
 
 def _which(there: Sequence[str]) -> str:
@@ -153,7 +152,7 @@ def _which(there: Sequence[str]) -> str:
         )
     return (
         "the folders hold no answers: neither lmms-eval's <stamp>_samples_<task>.jsonl or <task>.json (written with "
-        f"--log_samples) nor VLMEvalKit's <model>_<dataset>.xlsx, .tsv or .json, nor {NAME}."
+        f"--log_samples) nor VLMEvalKit's <model>_<dataset>.xlsx, .tsv or .json, nor {OWN}."
     )
 
 
@@ -162,7 +161,7 @@ def newest(files: Sequence[AnswerFile]) -> tuple[AnswerFile, tuple[AnswerFile, .
 
     One file under several names counts once, and so does a copy; links that lead nowhere are passed over.
 
-    Raises RecipeError where it is not clear which is the newest.
+    raises RecipeError where it is not clear which is the newest.
     """
     different: list[AnswerFile] = []
     for file in sorted(files, key=lambda one: one.stamp == ""):  # of two names, the one in a run's folder says more
@@ -171,8 +170,7 @@ def newest(files: Sequence[AnswerFile]) -> tuple[AnswerFile, tuple[AnswerFile, .
     if not different:
         return files[0], ()
     first, *older = sorted(different, key=lambda one: one.stamp, reverse=True)
-    dated = {one.stamp[:1] == "-" for one in different if one.stamp}
-    if older and (not older[-1].stamp or first.stamp.startswith(older[0].stamp) or len(dated) > 1):
+    if older and (not older[-1].stamp or first.stamp.startswith(older[0].stamp)):
         raise RecipeError(
             f"{listed([str(one.path) for one in different], 8)} answer the same task, and their names do not say which "
             "is the newest. Move the others away."

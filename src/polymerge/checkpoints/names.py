@@ -1,9 +1,13 @@
-"""What the names of an adapter's tensors say: a factor of a module, a full weight of the base, rows of an embedding."""
+"""What names of tensors say: what trainers put around them, and what a tensor of an adapter is.
+
+Trainers wrap a model (DDP, torch.compile, FSDP, DeepSpeed, PEFT, TRL), and its names with it. Those of an adapter tell
+a factor of a module, a full weight of the base, or rows of an embedding.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -11,10 +15,31 @@ from typing import Final
 from polymerge.checkpoints.hub_files import missing_remote
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import Contents, Entry, listed
-from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
 from polymerge.errors import CheckpointError
 
-__all__ = ["Sorted", "sort_names"]
+__all__ = ["Sorted", "is_lora", "sort_names", "unwrapped", "wrappers_in"]
+
+_ANYWHERE: Final = (
+    "_orig_mod",  # torch.compile, of the whole or of a part
+    "_fsdp_wrapped_module",
+    "_fpw_module",  # FSDP in fairscale
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # Lightning with DeepSpeed
+)
+"""Whole components of names that no module of a model has; they may stand anywhere, and before some tensors only."""
+
+_BEFORE_ALL: Final = ("module.", "base_model.model.", "pretrained_model.")
+"""What may be a name in a model too, and is a wrapper where every tensor has it in front."""
+
+_LORA: Final = (
+    ".lora_A.",
+    ".lora_B.",
+    ".lora_embedding_",
+    ".lora_magnitude_vector",
+    ".base_layer.",
+    ".modules_to_save.",
+)
+"""What names have in them that PEFT, or loralib, has wrapped and not merged; the last may end them."""
 
 _PREFIX: Final = "base_model.model."
 
@@ -32,6 +57,32 @@ _WRAPPER: Final = re.compile(
 
 _AGAIN: Final = "Save the adapter again with PEFT."
 _PIECE: Final = 1 << 20  # bytes that are compared at once
+
+
+def is_lora(name: str) -> bool:
+    """Whether a tensor is of a module that LoRA is in and was not merged into."""
+    return any(mark in f"{name}." for mark in _LORA)
+
+
+def wrappers_in(names: Collection[str]) -> tuple[str, ...]:
+    """What trainers have put around the names of a checkpoint, as `unwrapped` takes it, outermost first."""
+    found = [f".{part}." for part in _ANYWHERE if any(f".{part}." in f".{name}" for name in names)]
+    rest = [unwrapped(name, found) for name in names]
+    while rest and (prefix := next((one for one in _BEFORE_ALL if all(name.startswith(one) for name in rest)), None)):
+        found.append(prefix)
+        rest = [name.removeprefix(prefix) for name in rest]
+    return tuple(found)
+
+
+def unwrapped(name: str, wrappers: Sequence[str]) -> str:
+    """A name without wrappers: `.x.` is a component that is taken out wherever it is, `x.` is taken off the front."""
+    for wrapper in wrappers:
+        if wrapper.startswith("."):
+            parts = name.split(".")
+            name = ".".join(part for part in parts if part != wrapper.strip("."))
+        else:
+            name = name.removeprefix(wrapper)
+    return name
 
 
 @dataclass

@@ -1,15 +1,20 @@
-"""What cannot be planned: each kind of misfit has its message, and all of them are said at once."""
+"""What does not fit and cannot be planned: each kind has its message, all are said at once, and nothing is written."""
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import polymerge
 from headers_only import checkpoint, llm, vlm
 from polymerge.errors import CheckpointError, Refused
+from running import checkpoint as stored
+from running import cli, leftovers, linear, merged, raw, recipe_file, small_llama
 
 PROJECTOR = "multi_modal_projector.linear_1.bias"
 Q = "self_attn.q_proj.weight"
@@ -257,3 +262,88 @@ def test_a_broken_checkpoint_alone_is_not_the_recipe_s_fault(tmp_path: Path) -> 
     assert any(
         "there is no such file or folder" in problem for problem in refusal(recipe_of(template, tmp_path / "no"))
     )
+
+
+# --- from the command line, before anything is written
+
+
+def fails_to_plan(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tmp_path: Path, **more: Any) -> str:
+    models = stored(tmp_path / "one", one), stored(tmp_path / "other", other)
+    asked = recipe_file(linear(*models, **more), tmp_path / "r.yaml")
+    planned, ran = cli("plan", asked), cli("merge", asked, "-o", tmp_path / "out")
+    assert planned.status == ran.status == 2
+    assert planned.err == ran.err
+    assert not (tmp_path / "out").exists()
+    assert leftovers(tmp_path) == []
+    return ran.err
+
+
+def test_the_command_line_says_all_of_it(tmp_path: Path) -> None:
+    one, other = small_llama(1), small_llama(2)
+    other["model.layers.0.mlp.up_proj.weight"] = torch.ones(8, 6)
+    del other["model.layers.1.mlp.up_proj.weight"]
+    other["model.layers.1.mlp.gate_proj.weight"] = torch.ones(9, 6)
+    more = {"exclude": ["text.lm_heads.*"], "modell": 1, "overrides": [{"layers": "8-9", "merge_method": "copy"}]}
+    said = fails_to_plan(one, other, tmp_path, **more)
+    for problem in (
+        "text.layers.{i}.mlp.up_proj.weight: 'other' is [8, 6], template 'one' is [9, 6]",
+        "text.layers.{i}.mlp.up_proj.weight: template 'one' has it, 'other' does not",
+        "text.layers.{i}.mlp.gate_proj.weight: 'other' has it, template 'one' does not",
+        "'text.lm_heads.*' matches no tensor",
+        "unknown field 'modell' is not supported. Did you mean 'models'",
+        "layers 8-9, but template 'one' has layers 0-1",
+    ):
+        assert problem in said
+
+
+def test_a_packed_template_is_told_by_its_dtype_and_not_by_its_shapes(tmp_path: Path) -> None:
+    packed = small_llama(1)
+    packed["model.layers.1.mlp.up_proj.weight"] = torch.ones(27, 1, dtype=torch.uint8)
+    said = fails_to_plan(packed, small_llama(2), tmp_path)
+    assert said.startswith("polymerge: 1 problem")
+    assert "'one' holds it as U8, which cannot be merged" in said
+
+
+# --- tensors that nobody calculates with
+
+PACKED = {
+    "F8_E4M3": (torch.uint8, (4, 6), 24),
+    "F8_E5M2": (torch.uint8, (4, 6), 24),
+    "I8": (torch.int8, (4, 6), 24),
+    "I32": (torch.int32, (4, 2), 32),
+    "U8": (torch.uint8, (5,), 5),
+    "BOOL": (torch.bool, (3, 1), 3),
+    "F4": (torch.uint8, (4, 3), 6),
+    "F6_E2M3": (torch.uint8, (4, 3), 9),
+    "I64": (torch.int64, (), 8),
+}
+
+
+def with_packed(folder: Path, dtype: str, seed: int) -> Path:
+    """A Llama of one merged and one packed tensor, written by hand, since torch has not all of these dtypes."""
+    _, shape, size = PACKED[dtype]
+    generator = torch.Generator().manual_seed(seed)
+    norm = torch.randn(8, generator=generator).bfloat16().view(torch.uint8).numpy().tobytes()
+    packed = bytes(torch.randint(0, 2 if dtype == "BOOL" else 256, (size,), generator=generator).tolist())
+    header = {
+        "model.norm.weight": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]},
+        "model.layers.0.packed": {"dtype": dtype, "shape": list(shape), "data_offsets": [16, 16 + size]},
+    }
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + norm + packed)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.mark.parametrize("dtype", PACKED)
+def test_packed_tensors_are_copied_as_they_are_or_refused_by_name(dtype: str, tmp_path: Path) -> None:
+    one, other = with_packed(tmp_path / "one", dtype, 1), with_packed(tmp_path / "other", dtype, 2)
+    ran = cli("merge", recipe_file(linear(one, other), tmp_path / "r.yaml"), "-o", tmp_path / "out")
+    assert ran.status == 2
+    assert f"'one' holds it as {dtype}, which cannot be merged" in ran.err
+    assert "text.layers.{i}.packed" in ran.err
+    assert not (tmp_path / "out").exists()
+    out = merged(linear(one, other, exclude=["text.layers.0.packed"]), tmp_path / "out", "--no-verify")
+    assert raw(out)["model.layers.0.packed"] == raw(one)["model.layers.0.packed"]
+    assert raw(out)["model.norm.weight"] != raw(one)["model.norm.weight"]

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import csv
+import importlib
+import io
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import RecipeError
+from polymerge.checkpoints.json_objects import parse_json
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse
+from polymerge.evaluation.predictions import at_most_shown
 
-__all__ = ["BROKEN", "Complaints", "Documents", "Row", "documents", "json_lines", "json_value", "kept"]
+__all__ = [
+    "AGAIN",
+    "BROKEN",
+    "Cells",
+    "Complaints",
+    "Documents",
+    "Row",
+    "documents",
+    "json_lines",
+    "json_value",
+    "kept",
+    "sheet_cells",
+    "tsv_cells",
+]
+
+AGAIN = "Generate these answers again, or mend the file."
 
 Row = tuple[str, Mapping[str, Any]]
 """Where it stands in the file, as in `line 3`, and its fields."""
+
+Cells = tuple[str, Sequence[Any]]
+"""Where a row of a table stands, and what is in its cells."""
 
 BROKEN = object()
 """Stands for what could not be read."""
@@ -28,17 +51,21 @@ class Complaints:
 
     file: Path
     places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    broken: list[PolymergeError] = field(default_factory=list)
+    """What is no JSON, each by itself."""
 
     def add(self, what: str, place: str, then: str) -> None:
         """Note one thing that is wrong, where in the file, and what to do."""
         self.places.setdefault((what, then), []).append(place)
 
-    def errors(self) -> Iterator[RecipeError]:
-        """One error per kind, with the first few places."""
-        for (what, then), places in self.places.items():
-            shown = ", ".join(place for place in places[:3] if place)
-            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-            yield RecipeError(f"{self.file}: {f'{shown}{more}: ' if shown else ''}{what}. {then}")
+    def refuse(self) -> None:
+        """Refuse the file if anything is wrong with it: one error per kind, with the first few places."""
+        with at_most_shown(self.file):
+            refuse(*self.broken)
+            for (what, then), places in self.places.items():
+                shown = ", ".join(place for place in places[:3] if place)
+                more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+                refuse(RecipeError(f"{self.file}: {f'{shown}{more}: ' if shown else ''}{what}. {then}"))
 
 
 @dataclass(frozen=True)
@@ -53,18 +80,12 @@ class Documents:
 
 def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
     """What a JSON text says; BROKEN, and a complaint, where it is none."""
+    where = f"{complaints.file}: {place}" if place else str(complaints.file)
     try:
-        return json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        what = f"not UTF-8, byte {error.start} is 0x{text[error.start]:02x}"
-    except json.JSONDecodeError as error:
-        what = "not JSON" if place else f"not JSON, {error.msg} at line {error.lineno}, column {error.colno}"
-    except RecursionError:
-        what = "JSON that is nested too deeply to be read"
-    except ValueError as error:  # numbers with thousands of digits
-        what = f"not readable, {error}"
-    complaints.add(what, place, "Generate these answers again, or mend the file.")
-    return BROKEN
+        return parse_json(text, where, Any, unique_keys=False, error=RecipeError, then=AGAIN)
+    except PolymergeError as error:
+        complaints.broken.append(error)
+        return BROKEN
 
 
 def json_lines(complaints: Complaints) -> Iterator[Row]:
@@ -79,10 +100,55 @@ def json_lines(complaints: Complaints) -> Iterator[Row]:
                     complaints.add("no JSON object", f"line {number}", "Each line is one object.")
 
 
+def tsv_cells(complaints: Complaints) -> list[Cells]:
+    """The cells of a table with tabs between them and quotes where they are needed; none where it is broken."""
+    data = complaints.file.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        complaints.add(f"is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}", "", AGAIN)
+        return []
+    usual = csv.field_size_limit(max(len(text), 1))  # some tables carry their images
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    rows: list[Cells] = []
+    try:
+        rows.extend((f"line {reader.line_num}", cells) for cells in reader)
+    except csv.Error as error:
+        complaints.add(f"not a table, {error}", f"line {reader.line_num}", AGAIN)
+    finally:
+        csv.field_size_limit(usual)
+    return rows
+
+
+def sheet_cells(complaints: Complaints) -> list[Cells]:
+    """The cells of the first sheet of an .xlsx file, as many in each row as have a name in the first."""
+    try:
+        openpyxl = importlib.import_module("openpyxl")
+    except ImportError:
+        raise MissingExtraError(f"{complaints.file}: needs openpyxl: pip install 'polymerge[search]'") from None
+    try:
+        with warnings.catch_warnings(), complaints.file.open("rb") as file:
+            warnings.simplefilter("ignore")  # about styles, which nobody reads
+            book = openpyxl.load_workbook(file, read_only=True)  # formulas as text: a model may well answer `=5`
+            sheet = book.worksheets[0]
+            sheet.reset_dimensions()  # some writers state too few
+            rows = list(sheet.iter_rows(values_only=True))
+            book.close()
+    except OSError:
+        raise
+    except Exception as error:  # openpyxl raises whatever it stumbles over in the zip or its XML
+        complaints.add(f"not an .xlsx file that can be read, {type(error).__name__}: {error}", "", AGAIN)
+        return []
+    width = max((place for row in rows[:1] for place, name in enumerate(row, 1) if name is not None), default=0)
+    padded = [[*row, *[None] * (width - len(row))] for row in rows]  # a row ends at its last cell that is not empty
+    trimmed = [row[:width] + [cell for cell in row[width:] if cell is not None] for row in padded]
+    return [(f"row {number}", cells) for number, cells in enumerate(trimmed, 1)]
+
+
 def kept(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> list[Row]:
     """The rows that have a field; all where none is asked for."""
     every = list(rows)
-    if not every and not complaints.places:
+    if not every and not complaints.places and not complaints.broken:
         complaints.add("holds no documents", "", "Generate these answers again.")
     if keep is None:
         return every
