@@ -20,7 +20,7 @@ from polymerge.inference.prompts import PromptSource
 from polymerge.reporting.report import report
 from polymerge.tuning.knobs import Knob
 from polymerge.tuning.outcome import SearchResult
-from polymerge.tuning.search import search
+from polymerge.tuning.search import SearchOptions, search
 from polymerge.tuning.trials import Scoring
 
 __all__ = ["choose_weight", "make_page", "report_choice"]
@@ -46,11 +46,13 @@ def choose_weight(
         recipe,
         PromptSource(file, samples=SEARCH_PROMPTS),
         out / "search",
-        vary=[Knob(values=tuple(map(float, values)))],
-        keep_template_weight=True,
-        scoring=Scoring("exact", choose=False),
-        generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=SEARCH_BATCH),
-        force=True,
+        SearchOptions(
+            vary=[Knob(values=tuple(map(float, values)))],
+            keep_template_weight=True,
+            scoring=Scoring("exact", choose=False),
+            generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=SEARCH_BATCH),
+            force=True,
+        ),
     )
 
 
