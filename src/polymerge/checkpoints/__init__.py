@@ -1,6 +1,8 @@
 """Checkpoints on disk: which tensors they hold and where each lies, without reading one."""
 
 from polymerge.checkpoints.folder import Checkpoint, open_checkpoint
-from polymerge.checkpoints.tensor_info import Entry
+from polymerge.checkpoints.tensor_info import TensorInfo
 
-__all__ = ["Checkpoint", "Entry", "open_checkpoint"]
+Entry = TensorInfo  # as the rooms above call it still
+
+__all__ = ["Checkpoint", "Entry", "TensorInfo", "open_checkpoint"]

@@ -11,8 +11,7 @@ from polymerge.checkpoints.adapter import open_adapter
 from polymerge.checkpoints.discovery import CONFIG
 from polymerge.checkpoints.files import check_file
 from polymerge.checkpoints.folder import open_joined, renamed
-from polymerge.checkpoints.hub import restore
-from polymerge.checkpoints.hub_files import companions
+from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.errors import CheckpointError
