@@ -19,7 +19,7 @@ from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_
 from polymerge.checkpoints.discovery import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
 from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
 from polymerge.checkpoints.names import Sorted, sort_names
-from polymerge.checkpoints.tensor_info import Contents, Entry, listed
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse
 
@@ -38,16 +38,16 @@ class Pair:
 
     module: str
     """As the base model calls it: 'model.layers.0.self_attn.q_proj'."""
-    a: Entry
+    a: TensorInfo
     """[rank, in]; of an embedding [rank, vocabulary]."""
-    b: Entry
+    b: TensorInfo
     """[out, rank]; of an embedding [dimension, rank]."""
     rank: int
     scaling: float
     embedding: bool
     transposed: bool
     """The base stores the transpose: the weight of an embedding is [vocabulary, dimension], that of GPT-2 [in, out]."""
-    bias: Entry | None
+    bias: TensorInfo | None
     """[out], to be scaled as the product is and added to the bias of the base."""
 
     @property
@@ -71,9 +71,9 @@ class Adapter:
     """"llava" where a non_lora_trainables.bin lies beside the factors."""
     pairs: Mapping[str, Pair]
     """By module, in order of the file."""
-    extras: Mapping[str, Entry]
+    extras: Mapping[str, TensorInfo]
     """By the name of a parameter in the base model, the full tensor that stands in its place."""
-    tokens: Mapping[str, tuple[tuple[int, ...], Entry]]
+    tokens: Mapping[str, tuple[tuple[int, ...], TensorInfo]]
     """By the name of an embedding's parameter, token indices and the rows that stand in their place."""
     files: tuple[Path, ...]
     skipped: Mapping[str, str]
@@ -86,7 +86,7 @@ class Adapter:
     """The weight files in the folder that are no part of the adapter -> why."""
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[TensorInfo, ...]:
         """Every tensor of the adapter, under its name in the file."""
         factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
         return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
@@ -284,7 +284,7 @@ def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, P
     return pairs
 
 
-def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool) -> str | None:
+def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, embedding: bool) -> str | None:
     """What keeps two factors from being multiplied, and what to do about it."""
     prefix = "lora_embedding_" if embedding else "lora_"
     if a is None or b is None:
@@ -305,9 +305,9 @@ def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool
     return None
 
 
-def _token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], Entry]]:
+def _token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], TensorInfo]]:
     """The trained rows with the indices that the config gives them; what does not fit is refused."""
-    rows: dict[str, tuple[tuple[int, ...], Entry]] = {}
+    rows: dict[str, tuple[tuple[int, ...], TensorInfo]] = {}
     said = f"{where}: trainable_token_indices"
     if rules.tokens and not found.tokens:
         refuse(CheckpointError(f"{said} is set, and no trainable_tokens_delta is there. {_AGAIN}"))
