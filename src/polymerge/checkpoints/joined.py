@@ -17,7 +17,7 @@ from polymerge.checkpoints.tensor_info import Entry
 from polymerge.checkpoints.wrappers import unwrapped
 from polymerge.errors import CheckpointError, refuse_if_any
 
-__all__ = ["ADAPTER", "adapter_alone", "open_joined", "renamed", "split_source"]
+__all__ = ["ADAPTER", "adapter_alone", "join", "open_joined", "renamed", "split_source"]
 
 ADAPTER: Final = "adapter/"
 """What the names of an adapter's tensors begin with, once they stand beside those of the base."""
@@ -42,13 +42,16 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
-    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise.
+    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise."""
+    return join(open_checkpoint(source, base), open_adapter(source, adapter))
+
+
+def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
+    """A checkpoint with an adapter beside it.
 
     An adapter may make another model of its base: LLaVA's is trained on a language model, and brings the projector and
     the config.json of the LLaVA that the two are. Then that is the config, and these weights are tensors like its own.
     """
-    checkpoint = open_checkpoint(source, base)
-    beside = open_adapter(source, adapter)
     entries = dict(checkpoint.entries)
     brought = _brought(checkpoint, beside)
     if brought:

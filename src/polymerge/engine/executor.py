@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil, prod
+from pathlib import Path
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -64,6 +65,7 @@ class Execution:
 
     entries, device, threads, block   as in `execute`
     again    whether more plans will come, so that where their tensors lie is worth keeping
+    memory   the content of input files that lie nowhere else
     """
 
     def __init__(
@@ -74,11 +76,12 @@ class Execution:
         threads: int,
         block: int = BLOCK,
         again: bool = False,
+        memory: Mapping[Path, memoryview] | None = None,
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
         self.pool = Pool(threads)
         self.workspace = Workspace(device)
-        self.files = Files()
+        self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
         self._known: dict[Hashable, Any] = {}
 

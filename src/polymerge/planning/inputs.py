@@ -69,11 +69,16 @@ def sources_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None:
-    """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used."""
+def open_models(
+    recipe: Recipe, problems: list[PolymergeError], held: Mapping[str, Checkpoint] | None = None
+) -> Models | None:
+    """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used.
+
+    held  those that are open already, by what the recipe calls them
+    """
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), problems)
+    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), problems, held or {})
     if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
@@ -95,7 +100,7 @@ def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
 
 def open_each(sources: Sequence[str], problems: list[PolymergeError], ignore: Sequence[str] = ()) -> list[Model]:
     """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match."""
-    return list(_open_all(sources, {}, _Ignored(ignore), problems).values())
+    return list(_open_all(sources, {}, _Ignored(ignore), problems, {}).values())
 
 
 class _Ignored:
@@ -145,6 +150,7 @@ def _open_all(
     families: Mapping[str, str | None],
     ignored: _Ignored,
     problems: list[PolymergeError],
+    held: Mapping[str, Checkpoint],
 ) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
     labels = labels_of(sources)
@@ -152,10 +158,13 @@ def _open_all(
     opened: dict[str, Model] = {}
     for source in dict.fromkeys(sources):
         try:
-            base, adapter = split_source(source)
-            path = (locate(base), None if adapter is None else locate(adapter))
+            if (checkpoint := held.get(source)) is None:
+                base, adapter = split_source(source)
+                path = (locate(base), None if adapter is None else locate(adapter))
+            else:
+                path = (checkpoint.folder, checkpoint.adapter.folder if checkpoint.adapter else None)
             if path not in by_path:
-                by_path[path] = _open(source, path, labels[source], families.get(source), ignored, problems)
+                by_path[path] = _open(source, path, labels[source], families.get(source), ignored, problems, checkpoint)
             opened[source] = by_path[path]
         except PolymergeError as error:
             problems += error.problems
@@ -171,11 +180,13 @@ def _open(
     family: str | None,
     ignored: _Ignored,
     problems: list[PolymergeError],
+    checkpoint: Checkpoint | None,
 ) -> Model:
     path, adapter = paths
     if gguf := _gguf_in(path):
         raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
-    checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
+    if checkpoint is None:
+        checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
     stored = stored_in(checkpoint)
     dtypes = {name: entry.dtype for name, entry in stored.items()}
     if (why := why_quantized(checkpoint.config, dtypes)) is not None:
