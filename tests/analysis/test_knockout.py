@@ -25,22 +25,22 @@ from polymerge.analysis.replacements import Replacement, knocked_out, plan_paren
 from polymerge.analysis.scoring_prompts import Marks
 from polymerge.analysis.unchanged import Intact, open_intact
 from polymerge.checkpoints.loading import load_model, load_processor
-from polymerge.cli.knockout import knockout as command
+from polymerge.cli.analyze import knockout as command
 from polymerge.errors import PolymergeError, RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.inference import generate
-from polymerge.inference.answer_log import AnswerLog
 from polymerge.inference.answering import Answerer, batches
+from polymerge.inference.generation import Generation
 from polymerge.inference.live import LiveModel
-from polymerge.inference.options import Generation
 from polymerge.inference.prompts import read_prompts
+from polymerge.inference.run_folder import AnswerLog
+from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import Plan
 from running import cli, killed_in_the_middle
 from search_made import BASE, VLM, prompts_file, recipe
 from tiny import as_2024, as_live, build, load, perturbed, related_llm
 
 SHORT = Generation(max_new_tokens=3, torch_threads=1)  # models this small are fastest on one
-LINE = [sys.executable, "-c", "from polymerge.cli.knockout import knockout; knockout()"]
+LINE = [sys.executable, "-c", "from polymerge.cli.analyze import knockout; knockout()"]
 PROJECTIONS = {"attention": r"self_attn\.[qkvo]_proj\.weight", "mlp": r"mlp\.(gate|up|down)_proj\.weight"}
 
 
@@ -322,7 +322,7 @@ def test_a_finished_run_is_counted_again_to_the_byte(
     def refuse(*_: object) -> None:
         raise AssertionError("something was generated")
 
-    monkeypatch.setattr(generate, "_carry_out", refuse)
+    monkeypatch.setattr(WorkerPool, "submit", refuse)
     before = (finished / "knockout.json").read_bytes()
     how: dict[str, Any] = {"scorer": "exact", "against": VLM, "layers": "0-1", "generation": SHORT}
     knockout(merged, [f"all={prompts}"], finished, **how, seed=7)

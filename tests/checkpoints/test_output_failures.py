@@ -21,7 +21,7 @@ FAILING = (
     "polymerge.engine.writers.lay_out",
     "polymerge.engine.merge.execute",
     "polymerge.engine.executor.kernels.encode",
-    "polymerge.checkpoints.shards.os.pwrite",
+    "polymerge.checkpoints.writer.os.pwrite",
     "polymerge.engine.opening.copy_companions",
     "polymerge.engine.merge.provenance",
     "polymerge.engine.merge.verify",

@@ -16,7 +16,7 @@ from torch import Tensor
 import polymerge
 from plans import names_in, step_of
 from polymerge.checkpoints import Entry
-from polymerge.engine.adapted_blocks import Updates
+from polymerge.engine.blocks import Updates
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, names_read
 from polymerge.planning.text import describe, expression
 from running import checkpoint, cli, merged, raw, recipe_file

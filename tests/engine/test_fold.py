@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
+from adapters_made import PEFT_WARNINGS
 from folded import SAME_LOGITS, SAME_WEIGHTS, check, fold, trained
 from layouts import Sizes, config_of, random_tower, stored
 from paths import GOLDEN, SUPPORT
@@ -28,6 +29,8 @@ from polymerge.engine.model_card import model_card
 from polymerge.planning.estimate import BLOCK
 from running import checkpoint, cli, raw, weights
 from tiny import as_2024, as_live, build, loaded, logits
+
+pytestmark = PEFT_WARNINGS
 
 PROGRAM = Path(sys.executable).with_name("polymerge")
 

@@ -16,7 +16,7 @@ from mergebench_made import EACH, VLM, adapter, benchmark, results_of, write
 from polymerge.evaluation import ask_tasks as asking
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.scorers.java import has_java
-from polymerge.inference.squares import Squares, squared
+from polymerge.inference.images import SquareImages, padded
 from running import Ran, cli, killed_in_the_middle, merged
 
 FEW = ("--max-new-tokens", "4")
@@ -258,10 +258,10 @@ def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
 
 def test_images_are_padded_with_the_mean_colour() -> None:
     picture = Image.new("RGB", (4, 2), (255, 0, 0))
-    made = squared(picture, (1, 2, 3))
+    made = padded(picture, (1, 2, 3))
     assert made.size == (4, 4)
     assert [made.getpixel((0, row)) for row in range(4)] == [(1, 2, 3), (255, 0, 0), (255, 0, 0), (1, 2, 3)]
-    assert squared(made, (0, 0, 0)) is made
+    assert padded(made, (0, 0, 0)) is made
 
     class Processor:
         image_processor = type("Of", (), {"image_mean": [0.5, 0.25, 1.0]})()
@@ -270,7 +270,7 @@ def test_images_are_padded_with_the_mean_colour() -> None:
         def __call__(self, **given: Any) -> Any:
             return given
 
-    wrapped = Squares(Processor())
+    wrapped = SquareImages(Processor())
     assert wrapped.chat_template == "own"
     [[seen]] = wrapped(text=["a"], images=[[picture]])["images"]
     assert seen.getpixel((0, 0)) == (127, 63, 255)

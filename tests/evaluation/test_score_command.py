@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from polymerge.cli.score import score
+from polymerge.cli.evaluate import score
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.json_files import MOST_SHOWN
 from polymerge.evaluation.mm_mergebench.tasks import TASKS, task_named

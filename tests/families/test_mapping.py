@@ -168,7 +168,7 @@ def test_unknown_names_are_one_error_that_says_how_to_leave_them_out() -> None:
         "ckpt: no rule of family 'toy' explains 41 of its 42 tensors: 'blocks.0.w' (39 more like it), 'ear.w'. "
     )
     assert '`ignore: ["blocks.*", "ear.*"]`' in str(problem)
-    assert str(problem).endswith("(Whoever adds names to the family: a Rule in polymerge/families/toy.py)")
+    assert str(problem).endswith("(Whoever adds names to the family: a Rule in its table in polymerge/families/tables)")
     assert mapped.unknown == tuple(names[:-1])
 
 

@@ -21,7 +21,7 @@ from polymerge.inference.live import LiveModel
 from polymerge.methods.table import METHODS
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
-from polymerge.recipe.recipe import read_recipe
+from polymerge.recipe.parsing import read_recipe
 from tiny import as_2024, as_live, build, perturbed, related_llm
 
 PARAMETERS: dict[str, dict[str, Any]] = {

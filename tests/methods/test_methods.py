@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 
@@ -18,7 +17,7 @@ from polymerge.methods.dare import dare_linear, dare_ties
 from polymerge.methods.kernels import encode, find_cutoffs, on_host
 from polymerge.methods.linear import linear
 from polymerge.methods.slerp import arc_weights, slerp
-from polymerge.methods.table import METHODS, SHARED, method_function
+from polymerge.methods.table import METHODS, method_function
 from polymerge.methods.task_arithmetic import task_arithmetic
 from polymerge.methods.ties import kept, ties
 
@@ -42,20 +41,6 @@ def arguments(name, models, density=0.5):
     given = {"weight": [0.9, 0.2, 0.4][:models], "t": 0.3, "density": density}
     chosen = {parameter.name: given[parameter.name] for parameter in row.parameters if parameter.name in given}
     return chosen | ({"keys": [11, 22, 33][:models]} if row.random else {})
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_row_and_signature_agree(row):
-    parameters = dict(list(inspect.signature(method_function(row)).parameters.items())[1:])
-    named = {name: p for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
-    expected = {p.name: p.default for p in row.parameters if p.name not in SHARED}
-    assert list(named) == list(expected)
-    for name, default in expected.items():
-        assert named[name].default == (inspect.Parameter.empty if default is None else default)
-    extra = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    needs = {row.statistic} if row.statistic else {"stepwise"} & extra  # said by plans, never by recipes
-    needs |= {"keys", "start"} if row.random else set()
-    assert extra == needs
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polymerge.errors import PolymergeError, RecipeError, Refused
-from polymerge.recipe.recipe import ModelEntry, Override, Recipe, parse_recipe, read_recipe, recipe_dict
+from polymerge.errors import PolymergeError, RecipeError, Refused, collecting_into
+from polymerge.recipe.parsing import parse_recipe, read_recipe
+from polymerge.recipe.recipe import ModelEntry, Override, Recipe, recipe_dict
 
 MINIMAL: dict[str, Any] = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}]}
 
@@ -45,7 +46,8 @@ seed: 7
 def problems(recipe: Any) -> list[str]:
     """Everything that is wrong with a recipe; all of it is the recipe's fault."""
     found: list[PolymergeError] = []
-    parse_recipe(recipe, found)
+    with collecting_into(found):
+        parse_recipe(recipe)
     assert all(isinstance(problem, RecipeError) and problem.exit_status == 2 for problem in found)
     return [str(problem) for problem in found]
 

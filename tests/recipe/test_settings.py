@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from polymerge.errors import PolymergeError
+from polymerge.errors import PolymergeError, Refused, collecting, collecting_into
 from polymerge.methods.table import METHODS
-from polymerge.planning.overrides import Choice, choices_of
+from polymerge.recipe.overrides import Choice, choices_of
 from polymerge.recipe.parameters import Setting, read_parameters
-from polymerge.recipe.recipe import parse_recipe
+from polymerge.recipe.parsing import parse_recipe
 
 LABELS = ("one", "two")
 
@@ -40,14 +40,22 @@ def resolved(
 
     base   places of models that are base_model
     """
-    found: list[PolymergeError] = []
     models = [{"model": "one", "parameters": one}, {"model": "two", "parameters": two}]
     overrides = [{"match": "*", "parameters": override, **more}] if override is not None or more else []
     base_model = {"base_model": "base"} if method != "linear" or more else {}
     said = {"merge_method": method, "models": models, "parameters": general, "overrides": overrides}
-    recipe = parse_recipe(said | base_model, found)
-    choices = choices_of(recipe, LABELS, recipe.models, found, base)
-    return choices, [str(problem) for problem in dict.fromkeys(map(str, found))]
+    return parsed(said | base_model, base)
+
+
+def parsed(recipe: dict[str, Any], base: tuple[int, ...] = ()) -> tuple[list[Choice], list[str]]:
+    """The settings of a recipe; and what is wrong with it, each once."""
+    try:
+        with collecting():
+            read = parse_recipe(recipe)
+            choices = choices_of(read, [entry.model for entry in read.models], read.models, base)
+    except Refused as error:
+        return choices, [str(problem) for problem in error.problems]
+    return choices, []
 
 
 def setting(
@@ -141,7 +149,8 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(text: Any) -> None:
 def test_lambda_is_scale() -> None:
     assert setting("task_arithmetic", {"weight": 1, "lambda": 0.3})["scale"] == 0.3
     found: list[PolymergeError] = []
-    assert read_parameters({"scale": 1, "lambda": 2}, "here", found) == {"scale": 1}
+    with collecting_into(found):
+        assert read_parameters({"scale": 1, "lambda": 2}, "here") == {"scale": 1}
     assert [str(one) for one in found] == ["here: scale is said twice, the second time as 'lambda'"]
 
 
@@ -222,10 +231,8 @@ def test_slerp_counts_t_from_the_base_and_a_weight_is_each_model_s_say(said: tup
 
 
 def test_slerp_takes_two_models() -> None:
-    found: list[PolymergeError] = []
-    recipe = parse_recipe({"merge_method": "slerp", "parameters": {"t": 0.5}, "models": ["a", "b", "c"]}, found)
-    choices_of(recipe, ("a", "b", "c"), recipe.models, found)
-    assert [str(one) for one in found] == ["slerp takes 2 models, the recipe has 3"]
+    recipe = {"merge_method": "slerp", "parameters": {"t": 0.5}, "models": ["a", "b", "c"]}
+    assert parsed(recipe)[1] == ["slerp takes 2 models, the recipe has 3"]
 
 
 # --- what is wrong
@@ -295,10 +302,8 @@ def test_metagpt_finds_its_weights_and_takes_none() -> None:
 
 @pytest.mark.parametrize("method", [name for name in WEIGHED if METHODS[name].on == "deltas"])
 def test_deltas_need_a_base(method: str) -> None:
-    found: list[PolymergeError] = []
-    recipe = parse_recipe({"merge_method": method, "parameters": {"weight": 1}, "models": ["a", "b"]}, found)
-    choices_of(recipe, ("a", "b"), recipe.models, found)
-    assert [str(one) for one in found] == [f"{method} works on deltas and needs base_model, their common ancestor"]
+    recipe = {"merge_method": method, "parameters": {"weight": 1}, "models": ["a", "b"]}
+    assert parsed(recipe)[1] == [f"{method} works on deltas and needs base_model, their common ancestor"]
 
 
 @pytest.mark.parametrize("parameters", [{}, {"weight": [1, 2]}, {"density": 7, "t": "x"}])
@@ -346,10 +351,7 @@ AVERAGE = {"merge_method": "linear", "base_model": "base", "models": ["one", "tw
 
 def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergekit_would_merge_it_in() -> None:
     def found(**more: Any) -> list[str]:
-        problems: list[PolymergeError] = []
-        recipe = parse_recipe(AVERAGE | more, problems)
-        choices_of(recipe, LABELS, recipe.models, problems, (1,) if more.get("base_model") == "two" else ())
-        return list(map(str, problems))
+        return parsed(AVERAGE | more, (1,) if more.get("base_model") == "two" else ())[1]
 
     assert found(parameters={"weight": 0.5}) == [
         "linear reads no base_model, where mergekit merges 'base' in with the weight of parameters. List it among "
@@ -395,8 +397,5 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
 )  # fmt: skip
 def test_what_follows_from_a_mistake_is_no_mistake_of_its_own(recipe: dict[str, Any], message: str) -> None:
     whole = {"merge_method": "linear", "models": ["one", "two"], **recipe}
-    found: list[PolymergeError] = []
-    read = parse_recipe({name: value for name, value in whole.items() if value is not None}, found)
-    choices_of(read, [entry.model for entry in read.models], read.models, found)
-    (only,) = dict.fromkeys(map(str, found))
+    (only,) = parsed({name: value for name, value in whole.items() if value is not None})[1]
     assert message in only

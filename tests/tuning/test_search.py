@@ -14,11 +14,15 @@ import torch
 import polymerge
 from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.inference import generate
-from polymerge.inference.answer_log import AnswerLog
 from polymerge.inference.answering import Answerer, batches
-from polymerge.inference.prompts import read_prompts
+from polymerge.inference.generation import Generation
+from polymerge.inference.prompts import PromptSource, read_prompts
+from polymerge.inference.run_folder import AnswerLog
+from polymerge.inference.worker_pool import WorkerPool
 from polymerge.tuning.criterion import choose
+from polymerge.tuning.knobs import Knob
+from polymerge.tuning.search import search
+from polymerge.tuning.trials import Scoring
 from running import cli, recipe_file
 from search_made import BASE, REASON, VLM, prompts_file, recipe, words
 
@@ -63,7 +67,7 @@ def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("something was generated")
 
-    monkeypatch.setattr(generate, "_carry_out", refuse)
+    monkeypatch.setattr(WorkerPool, "submit", refuse)
 
 
 def test_the_choice_is_that_of_merging_each_value_to_disk(searched: Path, prompts: Path, tmp_path: Path) -> None:
@@ -190,6 +194,21 @@ def test_labels_choose_where_they_are_asked(run: Path, prompts: Path) -> None:
     assert cli(*words(run.parent, prompts, *more)).status == 0
     assert outcome(run)["chosen"] == outcome(run)["minima"][0]
     assert outcome(run)["scores"] == pytest.approx(scores)
+
+
+def test_the_outcome_as_values(run: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_generation(monkeypatch)
+    found = search(
+        recipe(), PromptSource(prompts), run, vary=[Knob("weight", values=tuple(VALUES))], keep_template_weight=True,
+        scoring=Scoring("exact", choose=False), generation=Generation(max_new_tokens=3),
+    )  # fmt: skip
+    told = outcome(run)
+    assert found.folder == run
+    assert found.best == {"weight": told["chosen"]}
+    assert [point.value for point in found.curve] == [{"weight": value} for value in VALUES]
+    assert [point.criterion for point in found.curve] == [None, *told["differences"], None]
+    assert [point.score for point in found.curve] == told["scores"]
+    assert found.recipe.models[1].parameters["weight"] == told["chosen"]
 
 
 def test_the_chosen_value_is_merged(run: Path, prompts: Path, tmp_path: Path) -> None:
@@ -362,9 +381,9 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
     [
         (("--values", "0,0.5"), "needs 3 values, got 2"),
         (("--values", "0:1"), "needs a step"),
-        (("--values", "0.1,a,1"), "'a' in '0.1,a,1' is no number"),
-        (("--vary", "scale"), "say which values of scale"),
-        (("--vary", "scale=0,1,2", "--vary", "weight=0,1,2"), "several need --scorer"),
+        (("--values", "0.1,a,1"), "--vary weight: 'a' is no number"),
+        (("--vary", "scale"), "--vary scale: say which values"),
+        (("--vary", "scale=0,1,2", "--vary", "weight=0,1,2"), "several need `--scorer`"),
         (("--vary", "normalize=true,false"), "a number is varied"),
         (("--vary", "scale=0,1,2", "--values", "0,1,2"), "say them once"),
         (("--scorer", "exct"), "Did you mean 'exact'"),
@@ -408,7 +427,7 @@ def test_an_empty_list_of_prompts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "told"),
-    [("copy", "no free parameter"), ("metagpt", "no free parameter. Say --vary scale")],
+    [("copy", "no free parameter"), ("metagpt", "no free parameter. Vary scale")],
 )
 def test_a_recipe_without_a_free_parameter(method: str, told: str, prompts: Path, tmp_path: Path) -> None:
     recipe_file(recipe(method), tmp_path / "recipe.yaml")

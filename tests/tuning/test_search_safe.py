@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import polymerge
 from polymerge.tuning import trials
-from polymerge.tuning.candidates import Space, read_space
-from polymerge.tuning.trials import SAMPLERS, run_trials
+from polymerge.tuning.knobs import Knob
+from polymerge.tuning.space import Space, make_space
+from polymerge.tuning.trials import SAMPLERS, Scoring, run_trials
 from running import cli, recipe_file
 from search_made import REASON, VLM, prompts_file, recipe, words
 
@@ -77,16 +78,14 @@ def test_a_storage_that_cannot_be_opened(storage: str, prompts: Path, tmp_path: 
     refused(f"--storage {storage}", *words(tmp_path, prompts, *more))
 
 
-def space_of(*vary: str) -> Space:
-    problems: list[Any] = []
-    made = read_space(polymerge.read_recipe(recipe("ties")), vary, None, problems)
-    assert not problems
-    return made
+def space_of(**spans: tuple[float, float]) -> Space:
+    knobs = [Knob(name, span=span) for name, span in spans.items()]
+    return make_space(polymerge.read_recipe(recipe("ties")), knobs)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_goes_on_as_if_it_had_not_been_stopped(sampler: str, tmp_path: Path) -> None:
-    space = space_of("weight=0:1", "density=0.1:1")
+    space = space_of(weight=(0, 1), density=(0.1, 1))
 
     def objective(point: tuple[Any, ...]) -> float:
         return -((point[0] - 0.3) ** 2) - (point[1] - 0.7) ** 2
@@ -97,18 +96,19 @@ def test_every_sampler_goes_on_as_if_it_had_not_been_stopped(sampler: str, tmp_p
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    expected = run_trials(space, sampler, 14, objective, name="n", folder=whole)
-    run_trials(space, sampler, 5, objective, name="n", folder=parts)
+    few, more, every = (Scoring("exact", sampler, count) for count in (5, 6, 14))
+    expected = run_trials(space, every, objective, name="n", folder=whole)
+    run_trials(space, few, objective, name="n", folder=parts)
     with pytest.raises(KeyboardInterrupt):
-        run_trials(space, sampler, 6, stop, name="n", folder=parts)
-    assert run_trials(space, sampler, 14, objective, name="n", folder=parts) == expected
+        run_trials(space, more, stop, name="n", folder=parts)
+    assert run_trials(space, every, objective, name="n", folder=parts) == expected
     assert len(expected) == 14
 
 
 def test_a_sampler_s_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(trials, "find_spec", lambda name: None if name == "cmaes" else name)
     with pytest.raises(polymerge.PolymergeError, match=r"needs cmaes: pip install 'polymerge\[optuna\]'"):
-        run_trials(space_of("weight=0:1"), "cmaes", 1, lambda _: 0.0, name="n", folder=tmp_path)
+        run_trials(space_of(weight=(0, 1)), Scoring("exact", "cmaes", 1), lambda _: 0.0, name="n", folder=tmp_path)
 
 
 def test_both_ends_of_a_range_are_planned_before_anything_is_drawn(prompts: Path, tmp_path: Path) -> None:

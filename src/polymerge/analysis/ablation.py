@@ -17,14 +17,15 @@ from polymerge.analysis.scoring_prompts import Marks, Task, ask, begin, read_tas
 from polymerge.analysis.unchanged import Intact, open_intact
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.joined import ADAPTER
-from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.errors import PolymergeError, RecipeError, collecting_into, refuse_if_any
 from polymerge.families.rules import text_layer
 from polymerge.inference.fingerprints import of_inputs
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.planning import Plan, make_plan
-from polymerge.planning.folding import base_named
+from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
-from polymerge.recipe.recipe import Override, Recipe, parse_recipe, recipe_dict
+from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.recipe import Override, Recipe, recipe_dict
 
 __all__ = ["Ablated", "ablate", "in_layers"]
 
@@ -85,7 +86,8 @@ def ablate(
     """
     generation = generation or Generation()
     problems: list[PolymergeError] = []
-    recipe = source if isinstance(source, Recipe) else parse_recipe(source, problems)
+    with collecting_into(problems):
+        recipe = source if isinstance(source, Recipe) else parse_recipe(source)
     drawn = read_tasks(prompts, scorer, samples, sample_seed, generation, problems)
     full, intact = _open(recipe, problems)
     if full is not None and not _layers_of(full):

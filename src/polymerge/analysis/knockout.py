@@ -18,7 +18,7 @@ from polymerge.analysis.unchanged import Intact, open_intact
 from polymerge.checkpoints.hub import one_commit
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.inference.fingerprints import of_inputs
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.planning import Plan

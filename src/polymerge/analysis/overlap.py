@@ -21,7 +21,7 @@ from polymerge.engine.blocks import Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
 from polymerge.engine.opening import fetch, opened
-from polymerge.engine.thresholds import RunAll
+from polymerge.engine.statistics import RunAll
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
 from polymerge.families.rules import PARTS
 from polymerge.planning import Plan, make_plan

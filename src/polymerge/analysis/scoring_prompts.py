@@ -11,9 +11,8 @@ from typing import Any
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.evaluation.scorers import SCORERS, scorer_named
 from polymerge.inference.fingerprints import of_prompts
-from polymerge.inference.generate import Asked, generate
-from polymerge.inference.options import Generation, PromptSource, draw_prompts
-from polymerge.inference.prompts import Prompt
+from polymerge.inference.generation import Batches, Generation, generate
+from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, open_run
 from polymerge.planning import Plan
 
@@ -27,7 +26,7 @@ class Task:
     """A task of a run and its prompts."""
 
     name: str
-    asked: Asked
+    asked: Batches
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,11 @@ def read_tasks(
             problems.append(RecipeError(f"--prompts {text}: '{name}' is no name for a task. Say NAME={file}"))
         elif name in tasks:
             problems.append(RecipeError(f"--prompts {text}: there is a task '{name}' already. Say NAME={file}"))
-        tasks[name] = draw_prompts(PromptSource(file, samples, seed), problems)
+        tasks[name] = []
+        try:
+            tasks[name] = draw_prompts(PromptSource(file, samples, seed))
+        except PolymergeError as error:
+            problems += error.problems
         without = [prompt.id for prompt in tasks[name] if prompt.answer is None]
         if without:
             problems.append(
@@ -91,7 +94,7 @@ def begin(
     for name, prompts in drawn.items():
         own = Run(folder / "tasks" / name)
         own.folder.mkdir(parents=True, exist_ok=True)
-        tasks.append(Task(name, Asked(own.keep_prompts(prompts), size)))
+        tasks.append(Task(name, Batches(own.keep_prompts(prompts), size)))
     return run, tasks
 
 
@@ -112,7 +115,7 @@ def ask(
     total = len(plans) * sum(len(task.asked.prompts) for task in tasks)
     before = 0
     marks: dict[str, dict[str, Marks]] = {}
-    with alone_in(run), generation.crew(next(iter(plans.values()))) as crew:
+    with alone_in(run), generation.worker_pool(next(iter(plans.values()))) as pool:
 
         def tell(done: int, _: int) -> None:
             if progress is not None:
@@ -120,7 +123,7 @@ def ask(
 
         for task in tasks:
             kept = {f"{task.name},{kept_as}{name}": plan for name, plan in plans.items()}
-            answers = generate(run, kept, task.asked, crew, tell)
+            answers = generate(run, kept, task.asked, pool, tell)
             before += len(plans) * len(task.asked.prompts)
             marks[task.name] = {name: _marks(scorer, task, answers[f"{task.name},{kept_as}{name}"]) for name in plans}
     return marks

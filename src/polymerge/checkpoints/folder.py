@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from polymerge.checkpoints.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoints.hub_files import head_of, missing_remote
 from polymerge.checkpoints.index import disagreements, read_index
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.safetensors import read_safetensors
 from polymerge.checkpoints.tensor_info import Contents, Entry, listed
@@ -131,7 +131,7 @@ def read_config(file: Path) -> dict[str, Any]:
     if not file.exists() and not file.is_symlink():
         return {}
     check_file(file)
-    return parse_object(file.read_bytes(), str(file), unique_keys=False)  # as transformers reads it
+    return read_json(file, dict[str, Any], unique_keys=False)  # as transformers reads it
 
 
 def _read_index(folder: Path, index: str, whole: str | None) -> dict[str, str]:

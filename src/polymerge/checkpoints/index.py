@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from polymerge.checkpoints.discovery import INDEX_SUFFIX
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import CheckpointError, refuse_if_any
 
@@ -22,7 +22,7 @@ def read_index(index: Path) -> dict[str, str]:
     Raises CheckpointError where the index cannot be read, and Refused with every file name that would leave the
     folder. Links are followed, since the cache of the hub consists of them; it is the written name that must be plain.
     """
-    weight_map = parse_object(index.read_bytes(), f"{index}:").get("weight_map")
+    weight_map = read_json(index, dict[str, object]).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: has no 'weight_map' that says which file holds which tensor. Download it again."

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.json_objects import parse_json
 from polymerge.checkpoints.tensor_info import Entry, listed
 from polymerge.dtypes import BITS, byte_count
 from polymerge.errors import CheckpointError, refuse_if_any
@@ -110,7 +110,7 @@ def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any
     text = stream.read(length)
     if not text.startswith(b"{"):  # the format says so, JSON would allow spaces
         raise CheckpointError(f"{file}: its header begins with {text[:1]!r}, not with '{{'. Download it again.")
-    return parse_object(text, f"{file}: its header"), LENGTH_BYTES + length, size
+    return parse_json(text, f"{file}: its header", dict[str, Any]), LENGTH_BYTES + length, size
 
 
 def _fields(fields: object) -> tuple[str, tuple[int, ...], tuple[int, int]]:

@@ -9,9 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from polymerge.inference.options import Generation, PromptSource
-from polymerge.tuning.checks import Scoring
-from polymerge.tuning.search import Searched, search
+from polymerge.inference.generation import Generation
+from polymerge.inference.prompts import PromptSource
+from polymerge.tuning.knobs import Knob
+from polymerge.tuning.outcome import SearchResult
+from polymerge.tuning.search import search
+from polymerge.tuning.trials import Scoring
 
 from .exam import LONGEST_ANSWER, Question
 
@@ -21,7 +24,9 @@ PROMPTS = 100  # the paper's number
 BATCH = 50
 
 
-def choose_weight(recipe: Mapping[str, Any], exam: Sequence[Question], values: Sequence[float], out: Path) -> Searched:
+def choose_weight(
+    recipe: Mapping[str, Any], exam: Sequence[Question], values: Sequence[float], out: Path
+) -> SearchResult:
     """Search the second model's weight on questions of the exam; their answers are scored, but do not choose."""
     folder = out / "questions"
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +37,7 @@ def choose_weight(recipe: Mapping[str, Any], exam: Sequence[Question], values: S
         recipe,
         PromptSource(file, samples=PROMPTS),
         out / "search",
-        values=",".join(f"{value:g}" for value in values),
+        vary=[Knob(values=tuple(map(float, values)))],
         keep_template_weight=True,
         scoring=Scoring("exact", choose=False),
         generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=BATCH),

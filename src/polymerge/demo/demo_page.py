@@ -12,7 +12,7 @@ from polymerge.analysis.overlap import overlap
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_text import plain_text
 from polymerge.evaluation.evaluate import evaluate
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.reporting.report import report
 
 from .choosing import write_questions

@@ -112,7 +112,7 @@ def update_norms(measured: Sequence[ModuleNorms], settings: Sequence[Setting]) -
         if ratio is not None and ratio > LARGE:
             warnings.append(_too_large(setting, ratio, max(own, key=lambda one: one.ratio or 0.0)))
         least = min(cosines, key=lambda pair: cosines[pair], default=None)
-        if _joins_factors(setting) and least is not None and cosines[least] < ALIKE:
+        if setting.joins_factors and least is not None and cosines[least] < ALIKE:
             warnings.append(_unlike(setting, least, cosines[least]))
     lost = {one.module: one.lost for one in measured}
     return UpdateNorms(_ratio(measured), modules, _cosines(measured), lost, tuple(warnings))
@@ -131,14 +131,9 @@ def _cosines(measured: Sequence[ModuleNorms]) -> dict[Pair, float]:
     return {pair: fsum(some) / len(some) for pair, some in found.items()}
 
 
-def _joins_factors(setting: Setting) -> bool:
-    """Whether A and B are merged apart, so that every adapter's B meets every adapter's A."""
-    return "factors" in (setting.parameters.get("compose"), setting.parameters.get("space"))
-
-
 def _too_large(setting: Setting, ratio: float, worst: ModuleNorms) -> str:
     if METHODS[setting.method].parameter("scale"):
-        scale = float(setting.parameters.get("scale", 1.0)) / ratio ** (0.5 if _joins_factors(setting) else 1.0)
+        scale = float(setting.parameters.get("scale", 1.0)) / ratio ** (0.5 if setting.joins_factors else 1.0)
         way_out = f"`scale: {scale:.2g}` makes it about as large as theirs"
     else:
         way_out = f"{setting.method} has no `scale`: task_arithmetic has one"

@@ -1,4 +1,4 @@
-"""Threads that work through what a merge queues, a few blocks ahead of them at most."""
+"""Threads that work through what a merge queues, which is at most a few blocks ahead of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 __all__ = ["Pool", "silent"]
 
 ERRAND: Final = 1 << 18
-"""Bytes of output that are worth waking a thread for."""
+"""Bytes of output from which on it pays to wake a thread."""
 T = TypeVar("T")
 
 
@@ -76,4 +76,4 @@ def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]
 
 
 def silent(_: int) -> None:
-    """Tell nobody how far it is."""
+    """Report progress to nobody."""

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from polymerge.checkpoints import Checkpoint, Entry
 from polymerge.checkpoints.adapter import Adapter, made_adapter
 from polymerge.checkpoints.output_folder import copy_companions
-from polymerge.checkpoints.shards import Shards, lay_out
 from polymerge.checkpoints.tensor_info import Contents
+from polymerge.checkpoints.writer import Shards, lay_out
 from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
@@ -83,7 +83,7 @@ class _CheckpointWriter:
             copy_beside(self._plan, self._template.folder, folder)
             _write_config(self._plan, self._template, self._stored, folder / "config.json")
         if self._as_torch:
-            from polymerge.checkpoints.torch_write import as_torch_files  # needs torch, which a merge does not
+            from polymerge.checkpoints.writer import as_torch_files  # needs torch, which a merge does not
 
             as_torch_files(folder, {step.name: step.same_as for step in self._plan.steps if step.fate == "tied"})
         return _sizes(folder, "pytorch_model*.bin" if self._as_torch else "model*.safetensors")
@@ -115,7 +115,7 @@ class _AdapterWriter:
         config = _adapter_config(self._plan, self._inputs)
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if self._as_torch:
-            from polymerge.checkpoints.torch_write import as_torch_file  # needs torch, which a merge does not
+            from polymerge.checkpoints.writer import as_torch_file  # needs torch, which a merge does not
 
             for file in sorted(folder.glob("*.safetensors")):
                 as_torch_file(file, file.with_suffix(".bin"))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from polymerge.evaluation.prompted_tasks import Exam
-from polymerge.inference.answering import batches
-from polymerge.inference.attempts import Attempt
-from polymerge.inference.prompt import Prompt
+from polymerge.inference.answering import Attempt, batches
+from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
-from polymerge.inference.workers import Crew
+from polymerge.inference.worker import Worker
+from polymerge.inference.worker_pool import Call, WorkerPool
 from polymerge.planning import Plan
 
 __all__ = ["Failures", "ask"]
@@ -28,7 +27,7 @@ def ask(
     exams: Sequence[Exam],
     size: int,
     plan: Plan | None,
-    crew: Callable[[], Crew],
+    pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Failures:
     """Have all questions answered: those that the run has, and the rest now; returns why some cannot be.
@@ -38,7 +37,6 @@ def ask(
 
     size      of a batch
     plan      what workers take before the first batch; None where the checkpoint is asked as it is
-    crew      called for the workers when there is something to ask, and not before
     progress  told how many questions are done, and how many there are
     """
     failures: Failures = {exam.name: {} for exam in exams}
@@ -62,31 +60,16 @@ def ask(
             progress(done, total)
 
     if waiting:
-        _carry_out(waiting, plan, crew(), write)
+        streams = (_calls(waiting, plan) for _ in range(min(pool.count, len(waiting))))
+        for asked, attempts in pool.run(streams):
+            if asked is not None:
+                write(*asked, attempts)
     return failures
 
 
-def _carry_out(
-    waiting: deque[_Batch],
-    plan: Plan | None,
-    crew: Crew,
-    write: Callable[[Exam, Sequence[Prompt], Sequence[Attempt]], None],
-) -> None:
-    """Each worker takes the model, and then one batch after the other."""
-    busy: dict[Future[Any], tuple[int, _Batch | None]] = {
-        crew.take(worker, plan): (worker, None) for worker in range(min(crew.count, len(waiting)))
-    }
-    try:
-        while busy:
-            finished, _ = wait(busy, return_when=FIRST_COMPLETED)
-            for future in finished:
-                worker, asked = busy.pop(future)
-                result = future.result()
-                if asked is not None:
-                    write(*asked, result)
-                if waiting:
-                    exam, batch = waiting.popleft()
-                    busy[crew.attempt(worker, batch, exam.how)] = (worker, (exam, batch))
-    finally:
-        for future in busy:
-            future.cancel()
+def _calls(waiting: deque[_Batch], plan: Plan | None) -> Iterator[tuple[_Batch | None, Call]]:
+    """What a worker does: take the model, and then one batch after the other, of those that no other has taken."""
+    yield None, partial(Worker.take, plan=plan)
+    while waiting:
+        exam, batch = waiting.popleft()
+        yield (exam, batch), partial(Worker.attempt, batch=batch, settings=exam.how)

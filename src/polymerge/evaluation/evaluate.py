@@ -16,7 +16,7 @@ from polymerge.evaluation.ask_tasks import Failures, ask
 from polymerge.evaluation.evaluated_model import Subject, subject
 from polymerge.evaluation.prompted_tasks import Exam, read_exams
 from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run, alone_in, open_run
 
 __all__ = ["ERRORS", "evaluate"]
@@ -67,8 +67,8 @@ def evaluate(
     assert exams is not None
     run = open_run(Path(out), _settings(asked, exams, generation), force=force, what="an evaluation", parts="tasks")
     asked.fetch()
-    with alone_in(run), generation.crew(asked.plan, str(asked.folder)) as crew:
-        failures = ask(run, exams, generation.batch_size, asked.plan, crew, progress)
+    with alone_in(run), generation.worker_pool(asked.plan, str(asked.folder)) as pool:
+        failures = ask(run, exams, generation.batch_size, asked.plan, pool, progress)
         _unasked(exams, failures)
         _write_errors(run, exams, failures)
         results = Results(

@@ -15,8 +15,8 @@ from polymerge.evaluation.mm_mergebench.tasks import BENCHMARK, Task, task_named
 from polymerge.evaluation.scorers import scorer_named
 from polymerge.evaluation.scorers.java import NEEDS_JAVA, captions_module, has_java
 from polymerge.evaluation.scoring import TaskScore, score_predictions, score_questions
-from polymerge.inference.prompt import Prompt
-from polymerge.inference.workers import How
+from polymerge.inference.prompts import Prompt
+from polymerge.inference.worker import AnswerSettings
 
 __all__ = ["Exam", "read_exams"]
 
@@ -41,7 +41,7 @@ class Exam:
     scorer: str
     truth: Path
     questions: tuple[Question, ...]
-    how: How
+    how: AnswerSettings
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -54,7 +54,7 @@ class Exam:
         return self.task.group if self.task else None
 
     def settings(self) -> dict[str, Any]:
-        """How it is asked."""
+        """AnswerSettings it is asked."""
         return {
             "scorer": self.scorer,
             "max_new_tokens": self.how.max_new_tokens,
@@ -130,7 +130,7 @@ def _exam(
     questions = tuple(questions_of(items, root, task))
     if len(problems) == before and not any(question.prompt for question in questions):
         problems.append(_nothing(folder / task.questions, questions))
-    how = How(max_new_tokens or task.max_new_tokens, task.image == "pad")
+    how = AnswerSettings(max_new_tokens or task.max_new_tokens, task.image == "pad")
     return Exam(task.name, task, task.scorer, folder, questions, how) if len(problems) == before else None
 
 
@@ -150,7 +150,7 @@ def _of_file(
     if len(problems) == before and not any(question.prompt for question in questions):
         problems.append(_nothing(file, questions))
     name = f"{file.stem}-{row.name}"
-    how = How(max_new_tokens or _OF_A_FILE)
+    how = AnswerSettings(max_new_tokens or _OF_A_FILE)
     return Exam(name, None, row.name, file.resolve(), questions, how) if len(problems) == before else None
 
 

@@ -1,8 +1,8 @@
 """Read expressions: how to get one tensor from those that a checkpoint has on disk; nothing here looks at a value.
 
-Layouts that differ are joined by blocks of rows (`Rows`, `Concat`), and matrices that lie in one tensor of three
-dimensions are seen one below the other (`Stacked`); a checkpoint that stands with an adapter has tensors of the two
-together (`Adapted`), and an adapter alone has nothing but the factors of its updates (`LowRank`).
+Different layouts are joined by blocks of rows (`Rows`, `Concat`), the matrices in a tensor of three dimensions are read
+one below the other (`Stacked`), a checkpoint with an adapter has tensors of the two together (`Adapted`), and an
+adapter alone has nothing but the factors of its updates (`LowRank`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows `start` to `stop` (exclusive) of another expression, such as q inside a fused qkv."""
+    """Rows `start` to `stop` (exclusive) of another expression, such as q in a fused qkv."""
 
     of: Expr
     start: int
@@ -50,7 +50,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Concat:
-    """Several expressions stacked along dim 0, which is what a fused tensor is made of."""
+    """Several expressions stacked along dim 0, as in a fused tensor."""
 
     of: tuple[Expr, ...]
 
@@ -65,7 +65,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Adapted:
-    """An expression plus `scale` times what an adapter learned of it.
+    """An expression plus `scale` times an adapter's update of it.
 
     a, b        names of the factors, [r, in] and [out, r], whose product b a is added; without `a`, `b` is added itself
     transposed  the product is added transposed: embeddings, and layers that store [in, out]
@@ -95,7 +95,7 @@ class LowRank:
 Expr: TypeAlias = Read | Rows | Concat | Stacked | Adapted | LowRank
 Shape: TypeAlias = tuple[int, ...]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
-"""Blocks of rows, each from its first to the one past its last."""
+"""Blocks of rows, each as its first row and the one after its last."""
 
 
 def rows_of(expr: Expr, ranges: Ranges) -> Expr:
@@ -105,7 +105,7 @@ def rows_of(expr: Expr, ranges: Ranges) -> Expr:
 
 
 def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
-    """The expression with `change(name)` in the place of every `Read(name)`."""
+    """The expression with `change(name)` in place of every `Read(name)`."""
     match expr:
         case Read(name):
             return change(name)

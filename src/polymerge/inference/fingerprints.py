@@ -1,45 +1,50 @@
-"""Tell by a few bytes whether what answers depend on is what it was: prompts with their pictures, checkpoints."""
+"""Tell by a few bytes whether what answers depend on is what it was: prompts with their images, checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from polymerge.checkpoints.hub_files import remote_of
 from polymerge.inference.images import ImageSource, StoredImage, encode_png
 from polymerge.inference.prompts import Prompt
-from polymerge.planning import Input, Plan
+from polymerge.planning import Plan
 
-__all__ = ["of_inputs", "of_prompts"]
+__all__ = ["of_files", "of_inputs", "of_prompts"]
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".jinja", ".py", ".tiktoken")
 _SAMPLES, _SAMPLE = 64, 4096
 
 
 def of_prompts(prompts: Sequence[Prompt]) -> str:
-    """sha256 of prompts and their pictures; what the right answers are does not matter to a model."""
+    """sha256 of prompts and their images; what the right answers are does not matter to a model."""
     told = hashlib.sha256()
     for prompt in prompts:
-        pictures = [hashlib.sha256(_bytes(image)).hexdigest() for image in prompt.images]
-        told.update(json.dumps([prompt.id, prompt.text, pictures]).encode())
+        images = [hashlib.sha256(_bytes(image)).hexdigest() for image in prompt.images]
+        told.update(json.dumps([prompt.id, prompt.text, images]).encode())
     return told.hexdigest()
 
 
 def of_inputs(plan: Plan) -> list[dict[str, str]]:
     """What of a plan's models answers depend on: where they lie, their headers, their content."""
-    return [{"path": one.path, "headers": one.headers, "content": _of_input(one)} for one in plan.inputs]
+    return [
+        {"path": one.path, "headers": one.headers, "content": of_files(filter(None, (one.path, one.adapter)))}
+        for one in plan.inputs
+    ]
 
 
-def _of_input(entry: Input) -> str:
-    """A digest of a model's files: of each its name, its size, and some blocks of its content spread over it.
+def of_files(places: Iterable[str | Path]) -> str:
+    """sha256 of a model's files: of each its name, its size, and some blocks of its content spread over it.
+
+    places  a folder, or a file, each; a base and its adapter are two
 
     Any training changes nearly every number of the tensors that it changes, so that the blocks tell, and copying or
     touching a file changes nothing. What lies on the hub is told by its commit, whether its files are here or not.
     """
     told = hashlib.sha256()
-    for place in (Path(place) for place in (entry.path, entry.adapter) if place):
+    for place in map(Path, places):
         remote = remote_of(place)
         if remote is not None:
             told.update(f"{remote.repository}\0{remote.commit}\0".encode())

@@ -29,8 +29,8 @@ from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Ranges, Stacked
 from polymerge.planning import Input, Plan, Step, make_plan
+from polymerge.planning.adapter_places import base_named
 from polymerge.planning.estimate import default_threads
-from polymerge.planning.folding import base_named
 from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.plan import IGNORED
 from polymerge.planning.storage import stored_dtypes

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.folder import read_config
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.joined import adapter_alone
-from polymerge.checkpoints.json_objects import parse_object
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Concat, shape_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of
@@ -117,7 +118,7 @@ def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
     config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
     found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
     if config is not None and config.is_file():
-        found.append(family_of(parse_object(config.read_bytes(), str(config), unique_keys=False)))
+        found.append(family_of(read_config(config)))
     found += [family for adapter in adapters for family in named_family(adapter)]
     return found or [GENERIC]
 
@@ -133,13 +134,14 @@ def open_base(recipe: Recipe) -> Model | None:
         if extra is not None and needed:
             refuse(RecipeError(f"extra: {extra.name} works on deltas of the full weights and needs base_model"))
         return None
-    if not needed and not Path(recipe.base_model).expanduser().exists():
-        return None
-    found: list[PolymergeError] = []
-    bases = open_each([recipe.base_model], found)
     if needed:
-        refuse(*found)
-    return bases[0] if bases and not found else None
+        return next(iter(open_each([recipe.base_model])), None)
+    if not Path(recipe.base_model).expanduser().exists():
+        return None
+    try:  # in a context of its own, in which what is wrong with it is raised, and not gathered with the recipe's
+        return Context().run(open_each, [recipe.base_model])[0]
+    except PolymergeError:
+        return None
 
 
 def check_bases(recipe: Recipe, opened: Opened) -> None:
@@ -160,7 +162,7 @@ def check_bases(recipe: Recipe, opened: Opened) -> None:
 
 def check_against_base(base: Model, opened: Opened) -> None:
     """Check against a base's headers that it has what the adapters change."""
-    parameters = Parameters(base.checkpoint, base.family, base.layout, base.views)
+    parameters = Parameters(base)
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
         reading = parameters.reading(adapter)
         lacking: dict[str, list[Pair]] = {}
@@ -171,7 +173,7 @@ def check_against_base(base: Model, opened: Opened) -> None:
             more = f" (and {len(others)} more modules)" if others else ""
             refuse(
                 RecipeError(
-                    f"base_model '{base.checkpoint.source}' (family {parameters.family.name}) has no {pair.module} of "
+                    f"base_model '{base.checkpoint.source}' (family {base.family.name}) has no {pair.module} of "
                     f"{list(pair.shape)} (out, in), which '{label}' is for{more}{have}. Name the base that it was "
                     "trained on"
                 )
@@ -187,7 +189,7 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
     place = parameters.place(name, reading)
     if place is None:
         return None if pair.module.rpartition(".")[2] == "lm_head" else ""
-    shapes = {own: entry.shape for own, entry in parameters.checkpoint.entries.items()}
+    shapes = {own: entry.shape for own, entry in parameters.base.entries.items()}
     lying = Concat(tuple(parameters.read(block) for block in place))
     have = adapter.extras[name].shape if name in adapter.extras else shape_of(lying, shapes)
     wanted = pair.shape[::-1] if pair.transposed else pair.shape

@@ -9,21 +9,20 @@ from collections.abc import Collection, Mapping, Sequence
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.adapter import Pair
 from polymerge.dtypes import dtype_code
-from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.errors import RecipeError, refuse
 from polymerge.families.expressions import LowRank, Read, shape_of
 from polymerge.families.rules import text_layer
-from polymerge.methods.table import COPY, METHODS
+from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_inputs import Opened
 from polymerge.planning.model import VOCABULARY, Model
-from polymerge.planning.overrides import Choice, matches
 from polymerge.planning.peft_config import alpha_of
 from polymerge.planning.plan import PREFIX, Fate, LeftOut, Lora, Piece, Step
+from polymerge.recipe.overrides import Choice, matches
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe
 
 __all__ = ["AdapterSteps", "is_dense"]
 
-_KEEPS_RANK = ("cat", "robustmerge")
 _TOKENS = " (trained tokens)"
 """What follows the canonical name of an embedding that only some rows of were trained."""
 
@@ -67,7 +66,7 @@ class AdapterSteps:
         kept = ""
         if any(matches(name, glob) or matches(key, glob) for glob in self._recipe.exclude):
             kept = "excluded by the recipe"
-        elif choice.setting.method == COPY:
+        elif choice.setting.row.copies:
             kept = f"copied by the recipe ({choice.where})"
         if kept:
             others = {place: pair for place, pair in pairs.items() if place != template}
@@ -114,23 +113,20 @@ class AdapterSteps:
     def _rank(self, key: str, pairs: Mapping[int, Pair], setting: Setting) -> int:
         """The rank of a merged module: as the recipe says, as far as there is something to fill it."""
         ranks = [pair.rank for pair in pairs.values()]
-        method, wanted = setting.method, setting.parameters.get("rank")
-        keeps = method in _KEEPS_RANK
-        apart = setting.parameters.get("space") == "factors" or (
-            method == "robustmerge" and setting.parameters["compose"] == "factors"
-        )
-        if (apart or method == "robustmerge") and len(set(ranks)) > 1:
+        method, row, wanted = setting.method, setting.row, setting.parameters.get("rank")
+        apart = setting.joins_factors
+        if (apart or row.equal_ranks) and len(set(ranks)) > 1:
             listed = ", ".join(f"{pair.rank} '{self._opened.labels[place]}'" for place, pair in pairs.items())
-            hint = "use another method" if method == "robustmerge" else "say space: delta, knots or core"
+            hint = "use another method" if row.equal_ranks else "say space: delta, knots or core"
             refuse(RecipeError(f"{key}: {method} joins factor with factor and the ranks differ: {listed}; {hint}"))
-        whole = sum(ranks) if keeps and not apart else max(ranks)
-        if apart or keeps:
+        whole = sum(ranks) if row.adds_ranks and not apart else max(ranks)
+        if apart or row.adds_ranks:
             most = whole
         else:  # an update that was merged entry by entry may have any rank
             most = min(*next(iter(pairs.values())).shape, *([] if is_dense(setting) else [sum(ranks)]))
         if wanted and wanted > most:
             self.warnings.append(f"rank: {wanted} is more than there is to fill in some modules, which get less")
-        return min(wanted, most) if wanted else whole if keeps else min(whole, most)
+        return min(wanted or whole, most)
 
     def _number(self, setting: Setting) -> int:
         if setting not in self.settings:
@@ -210,8 +206,7 @@ class AdapterSteps:
             {name: value for name, value in given.items() if name in known}
             for given in (self._recipe.parameters, *(entry.parameters for entry in self._recipe.models))
         )
-        with collecting() as problems:
-            return resolve(extra, [("recipe: parameters", said)], own, labels, problems)
+        return resolve(extra, [("recipe: parameters", said)], own, labels)
 
     def _full_weight(self, key: str, found: Held, extra: str, setting: Setting) -> Step | None:
         labels, template, places = self._opened.labels, self._opened.template, sorted(found)
@@ -243,7 +238,7 @@ class AdapterSteps:
             own = Setting("linear", {**own.parameters, "stepwise": entry.dtype})
         number, origin = self._number(own), None
         if deltas and self._base is not None:
-            origin = self._base.whole(key)
+            origin = self._base.expr_of(key)
             if origin is None or shape_of(origin, self._base.shapes) != entry.shape:
                 refuse(RecipeError(f"{key}: base_model '{self._base.label}' has no such tensor of this shape"))
                 return None
@@ -304,13 +299,13 @@ def _stem(module: str) -> str:
 
 def is_dense(setting: Setting) -> bool:
     """Whether a method needs the update of a module itself, and not its factors alone."""
-    return setting.parameters.get("space") == "delta" and not METHODS[setting.method].additive
+    return setting.parameters.get("space") == "delta" and not setting.row.additive
 
 
 def _is_identity(setting: Setting) -> bool:
     """Whether a method, given a single model, gives it back."""
     said = setting.parameters
-    if setting.method == "robustmerge" or "weight" not in said:
+    if "weight" not in said:
         return False
     (weight,) = said["weight"]
     (density,) = said.get("density", (1.0,))

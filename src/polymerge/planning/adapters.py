@@ -8,7 +8,7 @@ from polymerge.checkpoints.adapter import is_adapter, open_adapter
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.joined import split_source
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
+from polymerge.errors import PolymergeError, RecipeError, Refused, refuse
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.planning.adapter_inputs import (
     Opened,
@@ -23,21 +23,17 @@ from polymerge.planning.adapter_inputs import (
 )
 from polymerge.planning.adapter_steps import AdapterSteps
 from polymerge.planning.companions import files_beside, files_left_out, has_tokenizer
-from polymerge.planning.compatibility import config_warnings
-from polymerge.planning.fit import merged_routers
+from polymerge.planning.compatibility import config_warnings, merged_routers
 from polymerge.planning.inputs import labels_of
 from polymerge.planning.model import Model
-from polymerge.planning.overrides import Choice
 from polymerge.planning.peft_config import base_said, foreign_names, output_config
 from polymerge.planning.plan import Plan, Step
 from polymerge.planning.unused import left_out_of_files
+from polymerge.recipe.overrides import Choice
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe, recipe_dict
 
 __all__ = ["names_adapters", "plan_adapters"]
-
-
-_REFUSED = {"slerp": "on checkpoints", "metagpt": "on checkpoints, whose norms it weighs"}
 
 
 def names_adapters(recipe: Recipe) -> bool:
@@ -197,15 +193,14 @@ def _choices(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
     choices = []
     for method, where, override in [*rows, (recipe.merge_method, "merge_method", None)]:
         row = METHODS[method]
-        if method in _REFUSED:
-            refuse(RecipeError(f"{method} works {_REFUSED[method]}, not on adapters"))
-        more = tuple(one for one in ADAPTERS if one.name != "space" or row.on in ("weights", "deltas"))
+        if not row.takes_adapters:
+            refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
+        more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
         said_here = override.parameters if override else recipe.parameters
         if row.on == "factors" and any("space" in given for given in (said_here, *per_model)):
             refuse(RecipeError(f"recipe: {where}: {method} has a way of its own with factors and takes no space"))
         layers = [general] if override is None else [general, (f"recipe: {where}", override.parameters)]
-        with collecting() as problems:
-            setting = resolve(method, layers, per_model, labels, problems, more, beside)
+        setting = resolve(method, layers, per_model, labels, more, beside)
         if setting.parameters.get("trim") == "model":
             refuse(RecipeError(f"{method}: trim: model is for checkpoints; adapters are trimmed per module"))
         choices.append(

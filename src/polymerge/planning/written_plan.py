@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.index import is_plain
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.json_objects import parse_json
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families.expressions import Stacked, expr_from_json
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
@@ -28,7 +28,7 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
     else:
         where = str(source)
         try:
-            data = parse_object(Path(source).read_bytes(), where) if where.endswith(".json") else {}
+            data = parse_json(Path(source).read_bytes(), where, dict[str, Any]) if where.endswith(".json") else {}
         except (OSError, PolymergeError):
             return None  # which is said of it as a recipe
     if not {"version", "inputs", "steps"} <= data.keys():

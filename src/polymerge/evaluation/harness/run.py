@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.folder import read_config
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.errors import MissingExtraError, OutputError, PolymergeError, RecipeError, refuse_if_any
 from polymerge.evaluation.evaluated_model import Subject, subject
 from polymerge.evaluation.harness import lmms_eval as lmmseval
@@ -160,7 +160,7 @@ def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
     file = job.run / "run.json"
     if not (job.run / FILE).is_file() or job.force:
         return
-    had = parse_object(file.read_bytes(), str(file)) if file.is_file() else None
+    had = read_json(file, dict[str, Any]) if file.is_file() else None
     if had != settings:
         raise RecipeError(
             f"{job.run}: holds results of another model or command. Name another folder, or say --force to replace them"

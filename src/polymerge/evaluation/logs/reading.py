@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Final
 
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
-from polymerge.evaluation.logs.folder_values import values_of
 from polymerge.evaluation.logs.folders import AnswerFile, answer_files, newest, of_task, tasks_there
 from polymerge.evaluation.logs.lmms_eval_logs import log_rows, read_lmms_eval
 from polymerge.evaluation.logs.own import NAME, read_own
@@ -30,19 +28,15 @@ _THOUGHTS: Final = re.compile(r".*</(?:think|analysis)>\s*(\S.*)", re.DOTALL)
 class Logs:
     """What every candidate answered.
 
-    values   of the coefficient, ascending
-    names    each value as the folder's name writes it
-    answers  for each value the answer to each document, by its id, ascending; the ids are the same for all. A document
-             to which one of them has a tool's message of a failure is left out of all, and of an answer in a tool's log
-             the thoughts before it are
-    scores   for each value the mean of the score that the tool gave each document, None where there is not just one
-    files    what was read for each value
+    answers  for each candidate the answer to each document, by its id, ascending; the ids are the same for all. A
+             document to which one of them has a tool's message of a failure is left out of all, and of an answer in a
+             tool's log the thoughts before it are
+    scores   for each candidate the mean of the score that the tool gave each document, None where there is not just one
+    files    what was read for each candidate
     task     that they answer; empty for answers of a search
-    notes    what a person should know: an older run or a folder that was passed over, requests that had failed
+    notes    what a person should know: an older run that was passed over, requests that had failed
     """
 
-    values: tuple[float, ...]
-    names: tuple[str, ...]
     answers: tuple[Mapping[int | str, str], ...]
     scores: tuple[float | None, ...]
     files: tuple[Path, ...]
@@ -50,42 +44,24 @@ class Logs:
     task: str = ""
 
 
-def read_logs(
-    directory: str | os.PathLike[str],
-    *,
-    task: str | None = None,
-    value_pattern: str | None = None,
-    keep: str | None = None,
-) -> Logs:
-    """The answers that lie in a directory, a folder for each candidate.
+def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | None = None) -> Logs:
+    """The answers that lie in some folders, one for each candidate.
 
-    task           as lmms-eval or VLMEvalKit calls it; not needed where there is only one
-    value_pattern  regular expression with one group: the value in a folder's name
-    keep           only documents that have this field, such as `mme_percetion_score` (in either spelling)
+    task  as lmms-eval or VLMEvalKit calls it; not needed where there is only one
+    keep  only documents that have this field, such as `mme_percetion_score` (in either spelling)
 
-    Raises RecipeError where folders or tasks are not clear, and Refused with all that is wrong with the files.
+    Raises RecipeError where tasks are not clear, and Refused with all that is wrong with the files.
     """
-    root = Path(directory)
+    notes: list[str] = []
     try:
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise RecipeError(
-            f"--from-logs {root}: {error.strerror}. It takes a directory with a folder for each value."
-        ) from None
-    if not folders:
-        raise RecipeError(f"--from-logs {root}: holds no folders. It takes a directory with a folder for each value.")
-    named, without = values_of(folders, value_pattern)
-    notes = [f"passed over {listed(without, 8)}: no value in the name"] if without else []
-    try:
-        found = [list(answer_files(root / one.folder)) for one in named]
+        found = [list(answer_files(folder)) for folder in folders]
     except OSError as error:
         raise RecipeError(f"{error.filename}: {error.strerror}. Make the folder readable.") from None
     called, candidates = of_task(found, task)
     problems: list[PolymergeError] = []
     read: list[tuple[Path, Documents]] = []
     thinking: list[str] = []
-    for one, files, every in zip(named, candidates, found, strict=True):
-        folder = root / one.folder
+    for folder, files, every in zip(folders, candidates, found, strict=True):
         if not files:
             problems.append(_absent(folder, called, every))
             continue
@@ -106,17 +82,14 @@ def read_logs(
         problems += complaints.errors()
     refuse_if_any(problems)
     answers = _alike([documents.answers for _, documents in read])
-    places = [root / one.folder for one in named]
-    _check_alignment(places, answers)
-    answers, failures = _without_failures(places, answers)
+    _check_alignment(folders, answers)
+    answers, failures = _without_failures(folders, answers)
     notes += failures
     if thinking:
         notes.append(
             f"answers begin with a model's thoughts, and what follows these is compared: {'; '.join(thinking)}"
         )
     return Logs(
-        values=tuple(one.value for one in named),
-        names=tuple(one.text for one in named),
         answers=answers,
         scores=tuple(documents.score for _, documents in read),
         files=tuple(path for path, _ in read),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from polymerge.evaluation.mm_mergebench.annotations import Item
 from polymerge.evaluation.mm_mergebench.tasks import Task
-from polymerge.inference.prompt import Prompt
+from polymerge.inference.prompts import Prompt
 
 __all__ = ["Question", "images_of", "questions_of"]
 

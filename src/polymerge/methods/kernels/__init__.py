@@ -130,7 +130,7 @@ def add_low_rank(out: AnyBlock, left: AnyBlock, right: AnyBlock, scale: float, f
 def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:
     """Find for every row of `deltas` [model, n] its `keep[model]`-th largest magnitude: infinity where that is none.
 
-    For tensors in memory; `polymerge.engine.thresholds` does it out of core.
+    For tensors in memory; `polymerge.engine.statistics` does it out of core.
     """
     return _set_for(deltas).find_cutoffs(deltas, keep)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from polymerge.methods.table import METHODS
 from polymerge.reporting.suggestion import Suggestion, percent
 
 __all__ = ["UNRELATED", "suggest_from_overlap"]
@@ -28,9 +29,10 @@ def suggest_from_overlap(overlap: Mapping[str, Any], method: str) -> Iterator[Su
 
 def _conflict(overlap: Mapping[str, Any], conflict: float, method: str) -> Iterator[Suggestion]:
     if conflict >= CONFLICT:
+        trims = method in METHODS and METHODS[method].statistic == "cutoff"
         yield Suggestion(
             overlap["label"],
-            "Lower the density of ties" if method == "ties" else "Try ties with a density of 0.2, or a lower one",
+            f"Lower the density of {method}" if trims else "Try ties with a density of 0.2, or a lower one",
             f"{percent(conflict, 1)} of the deltas' mass cancels when they are added up; two unrelated deltas of "
             f"one size lose {percent(UNRELATED)}. Electing a sign for each entry keeps one side of it.",
             {"conflict by mass": conflict, "unrelated": UNRELATED},
