@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil, prod
+from pathlib import Path
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -16,7 +17,7 @@ from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
-from polymerge.engine.low_rank import ModuleMerger
+from polymerge.engine.lora_modules import ModuleMerger
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.pool import Pool, silent
 from polymerge.engine.statistics import cutoffs, draw_keys, gram
@@ -63,6 +64,7 @@ class Execution:
 
     entries, device, threads, block   as in `execute`
     again    whether more plans will follow, so that it pays to keep where tensors lie
+    memory   the content of input files that lie nowhere else
     """
 
     def __init__(
@@ -73,11 +75,12 @@ class Execution:
         threads: int,
         block: int = BLOCK,
         again: bool = False,
+        memory: Mapping[Path, memoryview] | None = None,
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
         self.pool = Pool(threads)
         self.workspace = Workspace(device)
-        self.files = Files()
+        self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
         self._known: dict[Hashable, Any] = {}
 

@@ -160,9 +160,13 @@ def _adapted(expr: Expr) -> bool:
 
 
 class Files:
-    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way."""
+    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way.
 
-    def __init__(self) -> None:
+    memory  the content of files that lie nowhere else
+    """
+
+    def __init__(self, memory: Mapping[Path, memoryview] | None = None) -> None:
+        self._memory = memory or {}
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -208,6 +212,9 @@ class Files:
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""
+        if (held := self._memory.get(file)) is not None:
+            buffer[:] = held[offset : offset + len(buffer)]
+            return
         descriptor = self._descriptor(file)
         done = 0
         while done < len(buffer):
