@@ -1,7 +1,15 @@
 """Merge multimodal language models without training.
 
-`plan` reads a recipe and checkpoint headers and states every tensor's fate; `merge` carries it out; `verify` checks
-that a folder loads. Importing polymerge imports none of what these need.
+    import polymerge as pm
+
+    pm.inspect("vlm", "llm")                      # what they are, and whether they can be merged
+    plan = pm.plan("recipe.yaml")                 # every tensor's fate, from headers alone
+    with pm.live(plan) as merged: ...             # the merged model in memory
+    pm.merge(plan, "merged")                      # the same on disk, checked
+    found = pm.search("recipe.yaml", pm.PromptSource("prompts.jsonl"), "run")
+    found.best, found.curve
+
+Importing polymerge imports none of what these need; each is loaded when it is first asked for.
 """
 
 from __future__ import annotations
@@ -10,30 +18,101 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polymerge.engine.merge import Merged, merge
+    from polymerge.analysis.knockout import knockout
+    from polymerge.analysis.layerwise import layerwise
+    from polymerge.analysis.overlap import overlap
+    from polymerge.analysis.replacements import Replacement
+    from polymerge.engine.merge import Merged, fold, merge
     from polymerge.engine.verify import Verification, verify
     from polymerge.errors import PolymergeError
+    from polymerge.evaluation.comparison import compare_files as compare
+    from polymerge.evaluation.evaluating import evaluate
+    from polymerge.families.registry import FAMILIES
+    from polymerge.inference.generation import Generation
+    from polymerge.inference.live import live
+    from polymerge.inference.prompts import PromptSource
+    from polymerge.methods.table import METHODS
     from polymerge.planning import Plan
     from polymerge.planning import make_plan as plan
+    from polymerge.planning.compare import inspect
     from polymerge.recipe.parsing import read_recipe
     from polymerge.recipe.recipe import Recipe
+    from polymerge.reporting.report import report
+    from polymerge.tuning.criterion import Judging
+    from polymerge.tuning.knobs import Knob
+    from polymerge.tuning.search import SearchOptions, search
+    from polymerge.tuning.trials import Scoring
 
-__all__ = ["Merged", "Plan", "PolymergeError", "Recipe", "Verification", "merge", "plan", "read_recipe", "verify"]
+__all__ = [
+    "FAMILIES",
+    "METHODS",
+    "Generation",
+    "Judging",
+    "Knob",
+    "Merged",
+    "Plan",
+    "PolymergeError",
+    "PromptSource",
+    "Recipe",
+    "Replacement",
+    "Scoring",
+    "SearchOptions",
+    "Verification",
+    "compare",
+    "evaluate",
+    "fold",
+    "inspect",
+    "knockout",
+    "layerwise",
+    "live",
+    "merge",
+    "overlap",
+    "plan",
+    "read_recipe",
+    "report",
+    "search",
+    "verify",
+]
 
 _HOMES = {
-    "Merged": "polymerge.engine.merge",
-    "Plan": "polymerge.planning",
-    "PolymergeError": "polymerge.errors",
-    "Recipe": "polymerge.recipe.recipe",
-    "Verification": "polymerge.engine.verify",
-    "merge": "polymerge.engine.merge",
-    "plan": "polymerge.planning",
-    "read_recipe": "polymerge.recipe.parsing",
-    "verify": "polymerge.engine.verify",
+    "FAMILIES": "families.registry",
+    "METHODS": "methods.table",
+    "Generation": "inference.generation",
+    "Judging": "tuning.criterion",
+    "Knob": "tuning.knobs",
+    "Merged": "engine.merge",
+    "Plan": "planning",
+    "PolymergeError": "errors",
+    "PromptSource": "inference.prompts",
+    "Recipe": "recipe.recipe",
+    "Replacement": "analysis.replacements",
+    "Scoring": "tuning.trials",
+    "SearchOptions": "tuning.search",
+    "Verification": "engine.verify",
+    "compare": "evaluation.comparison:compare_files",
+    "evaluate": "evaluation.evaluating",
+    "fold": "engine.merge",
+    "inspect": "planning.compare",
+    "knockout": "analysis.knockout",
+    "layerwise": "analysis.layerwise",
+    "live": "inference.live",
+    "merge": "engine.merge",
+    "overlap": "analysis.overlap",
+    "plan": "planning:make_plan",
+    "read_recipe": "recipe.parsing",
+    "report": "reporting.report",
+    "search": "tuning.search",
+    "verify": "engine.verify",
 }
+"""Where each public name is defined, and what it is called there if not the same."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'polymerge' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), "make_plan" if name == "plan" else name)
+    module, _, own = _HOMES[name].partition(":")
+    return getattr(import_module(f"polymerge.{module}"), own or name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,7 +13,7 @@ import polymerge
 from layouts import ATTENTION, KEYS_AND_VALUES, MLP, NORMS, TWICE, Sizes, load, random_tower, same_bits, text_of, write
 from polymerge.errors import Refused
 from polymerge.planning import Plan, make_plan
-from polymerge.planning.compare import inspect_models
+from polymerge.planning.compare import inspect
 from polymerge.planning.text import describe
 
 SIZES = Sizes(heads=6, shared=2, width=2)
@@ -206,7 +206,8 @@ def test_rotary_frequencies_are_never_merged(
 
 
 def test_inspect_says_what_joins_in_either_direction(folders: dict[str, Path]) -> None:
-    portraits, joints = inspect_models([str(folders["cogvlm"]), str(folders["mplug_owl2"])])
+    found = inspect(str(folders["cogvlm"]), str(folders["mplug_owl2"]))
+    portraits, joints = found.models, found.pairs
     assert [(one.family, one.text_tower, one.layers, one.width) for one in portraits] == [
         ("cogvlm", "llama", 2, 12),
         ("mplug_owl2", "llama", 2, 12),
@@ -225,7 +226,7 @@ def test_inspect_says_what_joins_in_either_direction(folders: dict[str, Path]) -
 
 
 def test_inspect_joins_a_plain_tower_to_both_branches(folders: dict[str, Path]) -> None:
-    _, (into_cog, into_llava) = inspect_models([str(folders["cogvlm"]), str(folders["llava_original"])])
+    into_cog, into_llava = inspect(str(folders["cogvlm"]), str(folders["llava_original"])).pairs
     assert (into_cog.joined, into_cog.kept) == (3 + 2 * (2 + 2 * 7), ())
     assert into_llava.joined == 3 + 2 * 9
     assert into_llava.kept == ("14 tensors of its branch @image have no place in the template",)

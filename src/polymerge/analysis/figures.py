@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 from polymerge.analysis.signs import Sums, added
 from polymerge.analysis.spectrum import Spectrum, shared_share
 from polymerge.families.rules import PARTS, text_layer, without_branch
+from polymerge.tables import Table
 
 __all__ = [
     "MODULES",
@@ -150,7 +151,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class Overlap(Table):
     """The overlap of the deltas of one plan.
 
     plan_hash  that of the plan
@@ -169,6 +170,22 @@ class Overlap:
     places: tuple[Row, ...]
     totals: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What is found for each place: shares, the norm of each delta, the cosine of each two."""
+        return [
+            {
+                "part": row.part,
+                "layer": row.layer,
+                "module": row.module,
+                "met": row.met,
+                "conflict": row.conflict,
+                "conflict_mass": row.conflict_mass,
+                **{f"norm {delta.model}": delta.norm for delta in row.deltas},
+                **{f"cosine {pair.one}, {pair.other}": pair.cosine for pair in row.pairs},
+            }
+            for row in self.places
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data; what there is no number for is null."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from polymerge.analysis.baseline import BASELINE, Baseline, open_baseline, third_of
+from polymerge.analysis.baseline import BASELINE, Baseline, layer_words, open_baseline, third_of
 from polymerge.analysis.drops import Drop, Thirds, drops, thirds
 from polymerge.analysis.knockout_plots import draw_curves, draw_maps
 from polymerge.analysis.replacements import Cell, Replacement, knocked_out, make_cells, plan_parent
@@ -30,6 +30,7 @@ from polymerge.inference.fingerprints import of_inputs
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run
 from polymerge.planning import Plan
+from polymerge.tables import Table
 
 __all__ = ["CellDrops", "Knockout", "ModelDrop", "Summary", "knockout"]
 
@@ -73,7 +74,7 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knockout:
+class Knockout(Table):
     """The outcome of a knockout.
 
     folder    of the run
@@ -99,6 +100,22 @@ class Knockout:
     samples: int
     sample_seed: int
     settings: Mapping[str, Any]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each task and each cell that was knocked out."""
+        return [
+            {
+                "task": cell.task,
+                "module": cell.module,
+                "layers": layer_words(cell.layers),
+                "third": cell.third,
+                "score": cell.model.score,
+                "drop": cell.model.drop,
+                "interval": cell.model.interval,
+                **({} if cell.against is None else {f"drop of {self.against}": cell.against.drop}),
+            }
+            for cell in self.cells
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """What knockout.json holds: everything but the folder, and nothing about another model where there is none."""

@@ -44,6 +44,7 @@ from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
 from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Override, Recipe, recipe_dict
+from polymerge.tables import Table
 
 __all__ = ["FULL", "RANGES", "LayerRange", "Layerwise", "RangeScore", "in_layers", "layer_ranges", "layerwise",
            "plan_and_baseline"]  # fmt: skip
@@ -87,7 +88,7 @@ class LayerRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layerwise:
+class Layerwise(Table):
     """The outcome of layer-wise merging.
 
     folder    of the run
@@ -108,6 +109,15 @@ class Layerwise:
     samples: int
     sample_seed: int
     settings: Mapping[str, Any]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each task and each range of layers that was merged."""
+        return [
+            {"task": task, "layers": one.name, "score": found.score, "gain": found.gain, "interval": found.interval}
+            for task in self.tasks
+            for one in self.ranges
+            for found in (one.tasks[task],)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """What ablation.json holds: everything but the folder."""

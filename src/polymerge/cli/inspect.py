@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from polymerge.cli.shared_options import AS_JSON, IGNORE
-from polymerge.errors import PolymergeError
 
 if TYPE_CHECKING:
     from polymerge.methods.table import Parameter
+    from polymerge.planning.compare import AdapterPortrait, Joint, Portrait
 
 __all__ = ["families", "inspect", "methods"]
 
@@ -40,83 +40,48 @@ def inspect(
         # a shell's `MERGED --against A B C` reaches this as against A, models MERGED B C
         _show_robustness(models[0], (*against, *models[1:]), largest, as_json)
         return
-    adapters = [model for model in models if _is_adapter(model)]
-    if adapters:
-        _show_adapters(adapters, as_json)
-        if len(adapters) == len(models):
-            return
-        models = tuple(model for model in models if model not in adapters)
-    from polymerge.planning.compare import inspect_models
+    from polymerge.planning.compare import inspect as run
+
+    found = run(*models, ignore=ignore)
+    if as_json:
+        if found.adapters:
+            click.echo(json.dumps({"adapters": list(map(asdict, found.adapters))}, indent=1))
+        if found.models:
+            report = {"models": list(map(asdict, found.models)), "pairs": list(map(asdict, found.pairs))}
+            click.echo(json.dumps(report, indent=1))
+        return
+    for line in (*_adapter_lines(found.adapters), *_model_lines(found.models), *_pair_lines(found.pairs)):
+        click.echo(line)
+
+
+def _adapter_lines(adapters: Sequence[AdapterPortrait]) -> Iterator[str]:
+    for one in adapters:
+        ranks, scalings = (", ".join(f"{value:g}" for value in values) for values in (one.ranks, one.scalings))
+        yield f"{one.adapter}: LoRA adapter ({one.layout} layout) of {one.base or 'a base not named'}"
+        yield f"  {one.modules} modules, rank {ranks}, times {scalings}; {len(one.full_weights)} full weights"
+        yield from (f"  {name}: {became}" for name, became in one.files.items())
+
+
+def _model_lines(models: Sequence[Portrait]) -> Iterator[str]:
     from polymerge.planning.text_words import human_size
 
-    portraits, joints = inspect_models(models, ignore)
-    if as_json:
-        report = {"models": [asdict(portrait) for portrait in portraits], "pairs": [asdict(joint) for joint in joints]}
-        click.echo(json.dumps(report, indent=1))
-        return
-    for portrait in portraits:
-        click.echo(
-            f"{portrait.label}: family {portrait.family}, {portrait.tensors} tensors, {human_size(portrait.size)}"
+    for one in models:
+        yield f"{one.label}: family {one.family}, {one.tensors} tensors, {human_size(one.size)}"
+        yield (
+            f"  text tower: {one.text_tower or 'unknown'}, {one.layers} layers, width {one.width}, "
+            f"vocabulary {one.vocabulary}, head {'tied' if one.tied_head else 'its own'}"
         )
-        click.echo(
-            f"  text tower: {portrait.text_tower or 'unknown'}, {portrait.layers} layers, width {portrait.width}, "
-            f"vocabulary {portrait.vocabulary}, head {'tied' if portrait.tied_head else 'its own'}"
-        )
-        for part, (count, part_size) in portrait.parts.items():
-            click.echo(f"  {part}: {count} tensors, {human_size(part_size)}")
-        click.echo(f"  dtypes: {', '.join(f'{count} {dtype}' for dtype, count in portrait.dtypes.items())}")
-        for remark in portrait.remarks:
-            click.echo(f"  note: {remark}")
-    for joint in joints:
-        can = "can be merged into" if not joint.obstacles else "cannot be merged into"
-        parts = f" in {', '.join(joint.parts)} ({joint.joined} tensors)" if not joint.obstacles and joint.parts else ""
-        click.echo(f"{joint.other} {can} {joint.template}{parts}")
-        for line in (*joint.obstacles, *joint.kept):
-            click.echo(f"  {line}")
+        yield from (f"  {part}: {count} tensors, {human_size(size)}" for part, (count, size) in one.parts.items())
+        yield f"  dtypes: {', '.join(f'{count} {dtype}' for dtype, count in one.dtypes.items())}"
+        yield from (f"  note: {remark}" for remark in one.remarks)
 
 
-def _is_adapter(source: str) -> bool:
-    from polymerge.checkpoints.adapter import is_adapter
-    from polymerge.checkpoints.folder import split_source
-    from polymerge.checkpoints.hub import locate
-
-    try:
-        return split_source(source)[1] is None and is_adapter(locate(source))
-    except PolymergeError:
-        return False  # said, with all else that is wrong, when it is opened
-
-
-def _show_adapters(sources: Sequence[str], as_json: bool) -> None:
-    from polymerge.checkpoints.adapter import open_adapter
-    from polymerge.checkpoints.hub import locate
-
-    portraits: list[dict[str, Any]] = []
-    for source in sources:
-        adapter = open_adapter(source, locate(source))
-        portraits.append(
-            {
-                "adapter": source,
-                "base": adapter.config.get("base_model_name_or_path"),
-                "layout": adapter.layout,
-                "modules": len(adapter.pairs),
-                "ranks": sorted({pair.rank for pair in adapter.pairs.values()}),
-                "scalings": sorted({pair.scaling for pair in adapter.pairs.values()}),
-                "full_weights": sorted(adapter.extras),
-                "files": dict(adapter.became),
-                "size": sum(entry.nbytes for entry in adapter.entries),
-            }
-        )
-    if as_json:
-        click.echo(json.dumps({"adapters": portraits}, indent=1))
-        return
-    for one in portraits:
-        ranks, scalings = (", ".join(f"{value:g}" for value in one[name]) for name in ("ranks", "scalings"))
-        click.echo(f"{one['adapter']}: LoRA adapter ({one['layout']} layout) of {one['base'] or 'a base not named'}")
-        click.echo(
-            f"  {one['modules']} modules, rank {ranks}, times {scalings}; {len(one['full_weights'])} full weights"
-        )
-        for name, became in one["files"].items():
-            click.echo(f"  {name}: {became}")
+def _pair_lines(pairs: Sequence[Joint]) -> Iterator[str]:
+    for one in pairs:
+        can = "can be merged into" if not one.obstacles else "cannot be merged into"
+        parts = f" in {', '.join(one.parts)} ({one.joined} tensors)" if not one.obstacles and one.parts else ""
+        yield f"{one.other} {can} {one.template}{parts}"
+        yield from (f"  {line}" for line in (*one.obstacles, *one.kept))
 
 
 def _show_robustness(merged: str, against: Sequence[str], largest: int | None, as_json: bool) -> None:

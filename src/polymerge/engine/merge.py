@@ -28,9 +28,10 @@ from polymerge.engine.writers import require, writer_of
 from polymerge.errors import OutputError, RecipeError
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
+from polymerge.planning.folding import fold_recipe
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["Merged", "merge"]
+__all__ = ["Merged", "fold", "merge"]
 
 Progress = Callable[[int, int], None]
 
@@ -151,6 +152,28 @@ def merge(
         if verification is not None and not verification.passed:
             raise OutputError(f"{target}: what was merged did not pass its check, so it is removed:\n{verification}")
     return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings)
+
+
+def fold(
+    adapter: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    ignore: Sequence[str] = (),
+    force: bool = False,
+    check: bool = True,
+    progress: Progress | None = None,
+) -> Merged:
+    """Fold an adapter into its base: a new folder with an ordinary checkpoint that loads without PEFT.
+
+    base    by default the model that the adapter's config names
+    ignore  globs on names of tensors as stored, in either of them, that are left out
+    force, check, progress   as `merge` takes them; more can be said of the output by merging `copy` of BASE+ADAPTER
+
+    raises what `merge` raises, and RecipeError where the adapter names no base.
+    """
+    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore)
+    return merge(recipe, out, force=force, check=check, progress=progress)
 
 
 def execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.evaluation.bootstrap import RESAMPLES, SEED, Floats, interval, resampled_means
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.results import Results, TaskResult, read_results
+from polymerge.tables import Table
 
 __all__ = ["Column", "Comparison", "Gain", "compare", "compare_files"]
 
@@ -61,7 +63,7 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Table):
     """The table.
 
     scores  by model and column; None where a model lacks a score
@@ -76,6 +78,13 @@ class Comparison:
     published: bool = False
     notes: tuple[str, ...] = ()
     settings: Mapping[str, float] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each model, with its score in each column."""
+        return [
+            {"model": model, **{column.name: self.scores[model, column.name] for column in self.columns}}
+            for model in self.models
+        ]
 
 
 def compare_files(

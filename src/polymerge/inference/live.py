@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -34,8 +36,9 @@ from polymerge.planning.estimate import default_threads
 from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.plan import IGNORED
 from polymerge.planning.storage import stored_dtypes
+from polymerge.recipe.recipe import Recipe
 
-__all__ = ["LiveModel", "Overwrite", "Overwritten"]
+__all__ = ["LiveModel", "Overwrite", "Overwritten", "live"]
 
 _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
@@ -250,6 +253,34 @@ class LiveModel:
         if live.device.type == "cpu" and live.dtype == dtype and live.is_contiguous():
             return live
         return torch.empty(step.shape, dtype=dtype)
+
+
+@contextmanager
+def live(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[LiveModel]:
+    """A merged model in memory: its weights are the bits that `merge` would write, and no checkpoint is written.
+
+    `live(recipe).model` is the model as transformers loads it; `set(plan(other))` gives it the weights of another
+    recipe with the same template.
+
+    source  a recipe (file, mapping or `Recipe`), or a `Plan` made of one; the others as `LiveModel` takes them
+
+    raises Refused with everything that is wrong with the recipe, CheckpointError where the template does not load with
+    every weight in its place, or values cannot be merged.
+    """
+    plan = source if isinstance(source, Plan) else make_plan(source)
+    model = LiveModel(plan, device=device, dtype=dtype, threads=threads, trust_remote_code=trust_remote_code)
+    try:
+        model.set(plan)
+        yield model
+    finally:
+        model.close()
 
 
 class _Shadow:

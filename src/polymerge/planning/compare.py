@@ -6,15 +6,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
-from polymerge.errors import PolymergeError, collecting, refuse
+from polymerge.checkpoints.adapter import Adapter, is_adapter, open_adapter
+from polymerge.checkpoints.folder import split_source
+from polymerge.checkpoints.hub import locate
+from polymerge.errors import PolymergeError, collecting, refuse, refuse_if_any
 from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.planning.compatibility import config_warnings, other_lineages
 from polymerge.planning.fit import Misfits, common_parts, joinable
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import VOCABULARY, Model, part_of
+from polymerge.tables import Table
 
-__all__ = ["Joint", "Portrait", "inspect_models"]
+__all__ = ["AdapterPortrait", "Inspection", "Joint", "Portrait", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,92 @@ class Joint:
     obstacles: tuple[str, ...]
 
 
-def inspect_models(sources: Sequence[str], ignore: Sequence[str] = ()) -> tuple[list[Portrait], list[Joint]]:
-    """Open checkpoints from their headers, describe each, and try every ordered pair.
+@dataclass(frozen=True)
+class AdapterPortrait:
+    """A LoRA adapter from its headers.
 
-    ignore  globs on names of tensors as stored, which are left out
+    files  what each weight file in its folder holds, in words
+    size   in bytes
+    """
+
+    adapter: str
+    base: str | None
+    layout: str
+    modules: int
+    ranks: tuple[int, ...]
+    scalings: tuple[float, ...]
+    full_weights: tuple[str, ...]
+    files: dict[str, str]
+    size: int
+
+
+@dataclass(frozen=True)
+class Inspection(Table):
+    """What some models and adapters are, and for each ordered pair of models whether it can be merged."""
+
+    models: tuple[Portrait, ...]
+    pairs: tuple[Joint, ...]
+    adapters: tuple[AdapterPortrait, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each model; adapters are in `adapters`."""
+        return [
+            {
+                "model": one.label,
+                "family": one.family,
+                "text tower": one.text_tower,
+                "layers": one.layers,
+                "width": one.width,
+                "vocabulary": one.vocabulary,
+                "tensors": one.tensors,
+                "GB": one.size / 1e9,
+            }
+            for one in self.models
+        ]
+
+
+def inspect(*sources: str, ignore: Sequence[str] = ()) -> Inspection:
+    """Describe checkpoints and adapters from their headers, and try every ordered pair of checkpoints.
+
+    sources  folders, files or hub ids; BASE+ADAPTER is a checkpoint
+    ignore   globs on names of tensors as stored, which are left out
 
     raises Refused with everything that is wrong with them.
     """
-    models = open_each(sources, ignore)
-    return [_portrait(model) for model in models], [_joint(one, other) for one, other in permutations(models, 2)]
+    adapters, models = list[Adapter](), list[Model]()
+    with collecting() as wrong:
+        own = [source for source in sources if _is_adapter(source)]
+        for source in own:
+            with collecting():
+                adapters.append(open_adapter(source, locate(source)))
+        models = open_each([source for source in sources if source not in own], ignore)
+    refuse_if_any(wrong)  # inside another block nothing has been raised yet
+    return Inspection(
+        tuple(map(_portrait, models)),
+        tuple(_joint(one, other) for one, other in permutations(models, 2)),
+        tuple(map(_adapter_portrait, adapters)),
+    )
+
+
+def _is_adapter(source: str) -> bool:
+    try:
+        return split_source(source)[1] is None and is_adapter(locate(source))
+    except PolymergeError:
+        return False  # said, with all else that is wrong, when it is opened
+
+
+def _adapter_portrait(adapter: Adapter) -> AdapterPortrait:
+    return AdapterPortrait(
+        adapter=adapter.source,
+        base=adapter.config.get("base_model_name_or_path"),
+        layout=adapter.layout,
+        modules=len(adapter.pairs),
+        ranks=tuple(sorted({pair.rank for pair in adapter.pairs.values()})),
+        scalings=tuple(sorted({pair.scaling for pair in adapter.pairs.values()})),
+        full_weights=tuple(sorted(adapter.extras)),
+        files=dict(adapter.became),
+        size=sum(tensor.nbytes for tensor in adapter.entries),
+    )
 
 
 def _portrait(model: Model) -> Portrait:

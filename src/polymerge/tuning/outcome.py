@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.recipe.recipe import Recipe
+from polymerge.tables import Table
 from polymerge.tuning.knobs import Value
 
 __all__ = ["CurvePoint", "Found", "SearchResult", "describe_search"]
@@ -28,7 +29,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Table):
     """The values that were chosen, and why.
 
     outcome  what search.json holds
@@ -56,6 +57,13 @@ class Found:
         return [
             CurvePoint(self._named(value), None if isinstance(value, list) else differences.get(value), score)
             for value, score in zip(outcome["values"], scores, strict=True)
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each value that was tried."""
+        return [
+            {**point.value, "difference": point.criterion, "score": point.score, "chosen": point.value == self.best}
+            for point in self.curve
         ]
 
     def _named(self, value: Any) -> dict[str, Value]:

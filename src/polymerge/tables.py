@@ -1,0 +1,48 @@
+"""Results that are tables: shown as one in a notebook, and as a pandas.DataFrame where pandas is installed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from html import escape
+from importlib import import_module
+from typing import Any, Final
+
+from polymerge.errors import MissingExtraError
+
+__all__ = ["Table"]
+
+_SHOWN: Final = 60
+"""Rows that a notebook shows; `to_pandas` has all of them."""
+
+
+class Table(ABC):
+    """A result whose parts have the same fields each."""
+
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """One mapping for each row, all with the same keys in the same order; None where there is no value."""
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame of the rows; raises MissingExtraError without pandas."""
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise MissingExtraError("to_pandas needs pandas: pip install pandas") from None
+        return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        if not rows:
+            return "<p>no rows</p>"
+        head = "".join(f"<th>{escape(str(name))}</th>" for name in rows[0])
+        body = "".join(
+            f"<tr>{''.join(f'<td>{escape(_text(value))}</td>' for value in row.values())}</tr>" for row in rows[:_SHOWN]
+        )
+        more = f"<p>{len(rows) - _SHOWN} more rows</p>" if len(rows) > _SHOWN else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
