@@ -100,7 +100,7 @@ def test_an_unknown_family_does_not_mix_with_a_known_one(tmp_path: Path, pair: t
             assert refusal(recipe_of(*models)) == [
                 f"'{model.name}' has {what}, which no family table covers, so it only merges with models of identical "
                 f"tensor names; '{known}' is of family {family}. Say `family:` beside the model if one of `polymerge "
-                "families` has its names, or add a table to src/polymerge/families/"
+                "families` has its names, or add a table to src/polymerge/families/tables/"
             ]
 
 

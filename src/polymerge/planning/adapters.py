@@ -9,7 +9,7 @@ from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse
-from polymerge.methods.table import ADAPTERS, METHODS
+from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_inputs import (
     Opened,
     check_against_base,
@@ -29,8 +29,8 @@ from polymerge.planning.model import Model
 from polymerge.planning.peft_config import base_said, foreign_names, output_config
 from polymerge.planning.plan import Plan, Step
 from polymerge.planning.unused import left_out_of_files
-from polymerge.recipe.overrides import Choice
-from polymerge.recipe.parameters import Setting, resolve
+from polymerge.recipe.overrides import choices_of_adapters
+from polymerge.recipe.parameters import Setting
 from polymerge.recipe.recipe import Recipe, recipe_dict
 
 __all__ = ["names_adapters", "plan_adapters"]
@@ -74,7 +74,7 @@ def plan_adapters(recipe: Recipe) -> Plan | None:
     labels = [named[entry.model] for entry in recipe.models]
     if len(named) < len(labels):
         refuse(RecipeError("models: an adapter is named twice"))
-    choices = _choices(recipe, labels)
+    choices = choices_of_adapters(recipe, labels)
     _refuse_fields(recipe)
     opened = open_adapters(recipe, labels)
     if opened is None:
@@ -180,33 +180,6 @@ def _check_ties(opened: Opened, modules: Sequence[Step], full: Sequence[Step], s
                 f"and {what}. Give both one setting that draws nothing, or {whole}"
             )
         )
-
-
-def _choices(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
-    """Every setting of the recipe, in the order in which they are tried; the last covers everything."""
-    per_model = [entry.parameters for entry in recipe.models]
-    general = ("recipe: parameters", recipe.parameters)
-    said = [(f"overrides[{place}]", override) for place, override in enumerate(recipe.overrides)]
-    rows = [(override.merge_method or recipe.merge_method, where, override) for where, override in said]
-    extra = METHODS.get(str(recipe.parameters.get("extra")))
-    beside = {"space", *(parameter.name for parameter in (extra.parameters if extra else ()))}
-    choices = []
-    for method, where, override in [*rows, (recipe.merge_method, "merge_method", None)]:
-        row = METHODS[method]
-        if not row.takes_adapters:
-            refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
-        more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
-        said_here = override.parameters if override else recipe.parameters
-        if row.on == "factors" and any("space" in given for given in (said_here, *per_model)):
-            refuse(RecipeError(f"recipe: {where}: {method} has a way of its own with factors and takes no space"))
-        layers = [general] if override is None else [general, (f"recipe: {where}", override.parameters)]
-        setting = resolve(method, layers, per_model, labels, more, beside)
-        if setting.parameters.get("trim") == "model":
-            refuse(RecipeError(f"{method}: trim: model is for checkpoints; adapters are trimmed per module"))
-        choices.append(
-            Choice(setting, where, override.layers if override else None, override.match if override else None)
-        )
-    return choices
 
 
 def _refuse_fields(recipe: Recipe) -> None:

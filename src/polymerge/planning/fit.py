@@ -125,7 +125,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
             RecipeError(
                 f"'{stranger.label}' has {what}, which no family table covers, so it only merges with models of "
                 f"identical tensor names; '{other.label}' is of family {other.family.name}. Say `family:` beside the "
-                "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/"
+                "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/tables/"
             )
         )
         return

@@ -126,8 +126,8 @@ class _Planner:
             self.problems.append(
                 RecipeError(
                     "these models' families are not known and their tensor names differ, so nothing says which belong "
-                    "together: add a table for each to src/polymerge/families/, or say `family:` beside a model whose "
-                    "names one of `polymerge families` has"
+                    "together: add a table for each to src/polymerge/families/tables/, or say `family:` beside a model "
+                    "whose names one of `polymerge families` has"
                 )
             )
         if comparable and not self.problems and not any(step.fate in ("merged", "folded") for step in steps):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from polymerge.errors import RecipeError, refuse
 from polymerge.families.rules import text_layer, without_branch
-from polymerge.methods.table import METHODS
+from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.recipe.parameters import UNREAD, Setting, resolve
-from polymerge.recipe.recipe import ModelEntry, Recipe
+from polymerge.recipe.recipe import ModelEntry, Override, Recipe
 
-__all__ = ["Choice", "choices_of", "matches"]
+__all__ = ["Choice", "choices_of", "choices_of_adapters", "matches"]
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,10 @@ def choices_of(
     refuses (`polymerge.errors.refuse`) what cannot be resolved.
     """
     per_model = [entry.parameters for entry in entries]
-    general = ("recipe: parameters", recipe.parameters)
-    choices = []
-    for place, override in enumerate(recipe.overrides):
-        where = f"overrides[{place}]"
-        method = override.merge_method or recipe.merge_method
-        said = [general, (f"recipe: {where}", override.parameters)]
-        setting = resolve(method, said, per_model, labels, base=base)
-        choices.append(Choice(setting, where, override.layers, override.match))
-    setting = resolve(recipe.merge_method, [general], per_model, labels, base=base)
-    choices.append(Choice(setting, "merge_method"))
+    choices = [
+        Choice(resolve(method, layers, per_model, labels, base=base), where, override.layers, override.match)
+        for method, where, layers, override in _asked(recipe)
+    ]
     methods = dict.fromkeys(choice.setting.method for choice in choices)
     _refuse_unlisted(recipe, methods, base)
     for method in methods:
@@ -75,6 +70,41 @@ def choices_of(
         if row.on == "deltas" and recipe.base_model is None and "base_model" not in recipe.unread:
             refuse(RecipeError(f"{method} works on deltas and needs base_model, their common ancestor"))
     return choices
+
+
+def choices_of_adapters(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
+    """Every setting of a recipe of adapters, in the order in which they are tried; the last covers everything.
+
+    labels   [model] names of the adapters for messages
+
+    refuses (`polymerge.errors.refuse`) what cannot be resolved.
+    """
+    per_model = [entry.parameters for entry in recipe.models]
+    extra = METHODS.get(str(recipe.parameters.get("extra")))
+    beside = {"space", *(parameter.name for parameter in (extra.parameters if extra else ()))}
+    choices = []
+    for method, where, layers, override in _asked(recipe):
+        row = METHODS[method]
+        if not row.takes_adapters:
+            refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
+        more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
+        if row.on == "factors" and any("space" in given for given in (layers[-1][1], *per_model)):
+            refuse(RecipeError(f"recipe: {where}: {method} has a way of its own with factors and takes no space"))
+        setting = resolve(method, layers, per_model, labels, more, beside)
+        if setting.parameters.get("trim") == "model":
+            refuse(RecipeError(f"{method}: trim: model is for checkpoints; adapters are trimmed per module"))
+        choices.append(Choice(setting, where, override.layers, override.match))
+    return choices
+
+
+def _asked(recipe: Recipe) -> Iterator[tuple[str, str, list[tuple[str, Mapping[str, Any]]], Override]]:
+    """The method of every override and then of the recipe, where that is said, the parameters, and the override."""
+    general = ("recipe: parameters", recipe.parameters)
+    for place, override in enumerate(recipe.overrides):
+        where = f"overrides[{place}]"
+        layers = [general, (f"recipe: {where}", override.parameters)]
+        yield override.merge_method or recipe.merge_method, where, layers, override
+    yield recipe.merge_method, "merge_method", [general], Override()
 
 
 def _refuse_unlisted(recipe: Recipe, methods: Collection[str], base: Collection[int]) -> None:
