@@ -21,7 +21,6 @@ __all__ = [
     "at_most_shown",
     "failures_note",
     "is_failure",
-    "numbered_lines",
     "read_predictions",
     "some_of",
 ]
@@ -139,16 +138,8 @@ def at_most_shown(file: Path) -> Iterator[list[PolymergeError]]:
             found[MOST_SHOWN:] = [RecipeError(f"{file}: {more} more problems like these")]
 
 
-def numbered_lines(file: Path) -> list[tuple[int, str]]:
-    """The lines of a text file, blank ones included, each with its number from 1; only a line feed ends one.
-
-    raises RecipeError where the file cannot be read or is not UTF-8.
-    """
-    lines = read_text(file, encoding="utf-8-sig", error=RecipeError, then="Save it as UTF-8.").split("\n")
-    return list(enumerate(lines[:-1] if lines[-1] == "" else lines, 1))
-
-
-_CUT = "Remove the line, which is the last and may have been cut off, or finish the run."
+_WRONG = "Remove the line or correct it; null stands for no answer."
+_CUT = "It is the last line and may have been cut off: remove it, or finish the run."
 
 
 def read_predictions(file: Path) -> Predictions:
@@ -159,19 +150,18 @@ def read_predictions(file: Path) -> Predictions:
     found: list[Line] = []
     blank: list[int] = []
     with at_most_shown(file):
-        lines = numbered_lines(file)
-        first = next((text for _, text in lines if text.strip()), "")
-        if first.lstrip().startswith("["):
+        text = read_text(file, encoding="utf-8-sig", error=RecipeError, then="Save it as UTF-8.")
+        if text.lstrip().startswith("["):
             raise RecipeError(
                 f"{file}: is a JSON array, not a line of JSON for each prediction. Write one object a line."
             )
-        for number, text in lines:
-            if not text.strip():
+        lines = text.split("\n")  # the last of which is empty, but for a file that was cut off
+        for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
+            if not line.strip():
                 blank.append(number)
                 continue
             with collecting():
-                where = f"{file}:{number}"
-                then = _CUT if number == len(lines) else "Remove the line or correct it; null stands for no answer."
-                line = parse_json(text, where, _Fields, error=RecipeError, then=then)
-                found.append(Line(where, number, line.question_id, line.text, line.prompt))
+                where, then = f"{file}:{number}", _CUT if number == len(lines) else _WRONG
+                fields = parse_json(line, where, _Fields, error=RecipeError, then=then)
+                found.append(Line(where, number, fields.question_id, fields.text, fields.prompt))
     return Predictions(file, tuple(found), tuple(blank))

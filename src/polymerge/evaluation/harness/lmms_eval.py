@@ -28,7 +28,7 @@ from polymerge.evaluation.results import TaskResult
 __all__ = ["command", "log_rows", "read", "read_answers"]
 
 _RESULTS = re.compile(r"(?P<stamp>.+)_results\.json")
-_NO_METRICS = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
+_OF_EVERY_DOCUMENT = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
 _NO_METRIC = re.compile(r"stderr|^(alias|samples|name|sample_len|sample_count)$")
 
 
@@ -218,7 +218,7 @@ def _score(rows: Sequence[Row]) -> float | None:
     """The mean of the one metric that every document has; None where it is not clear which that is."""
     metrics: dict[str, list[float]] = {}
     for _, fields in rows:
-        for name in fields.keys() - _NO_METRICS:
+        for name in fields.keys() - _OF_EVERY_DOCUMENT:
             value = fields[name]
             value = value.get("score") if isinstance(value, dict) else value
             number = _real(value) if isinstance(value, int | float) else None

@@ -89,7 +89,7 @@ def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
 
 
 def json_lines(complaints: Complaints) -> Iterator[Row]:
-    """The objects of a file that has one on each line."""
+    """The objects of a file that has one on each line; NaN, which the tools write, is among their numbers."""
     with complaints.file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():

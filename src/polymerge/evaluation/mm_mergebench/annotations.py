@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from polymerge.checkpoints.json_objects import checked, parse_json, read_json
+from polymerge.checkpoints.json_objects import checked, read_json, read_text
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.mm_mergebench.tasks import Task
-from polymerge.evaluation.predictions import at_most_shown, numbered_lines, some_of
+from polymerge.evaluation.predictions import at_most_shown, some_of
 from polymerge.evaluation.scorers.answers import parsed_box
+from polymerge.inference.json_lines import json_lines
 
 __all__ = ["Item", "Truth", "answers_in", "question_items", "read_truth", "truth_of"]
 
@@ -145,7 +146,11 @@ def question_items(path: Path) -> list[Item]:
     items: list[Item] = []
     first: dict[str, str] = {}
     with at_most_shown(path) as wrong:
-        values = _lines(path) if path.suffix == ".jsonl" else _read(path, list[Any])
+        if path.suffix == ".jsonl":
+            text = read_text(path, encoding="utf-8-sig", error=RecipeError, then=_AGAIN)
+            values: list[Any] | None = [value for _, value in json_lines(text.encode(), str(path))]
+        else:
+            values = _read(path, list[Any])
         if values == [] and not wrong:
             raise RecipeError(f"{path}: is an empty array, not a list of questions. Is it the right file?")
         for place, fields, question in _each(values or (), _Question, f"{path}: item"):
@@ -158,16 +163,6 @@ def question_items(path: Path) -> list[Item]:
             first[str(name)] = place.removeprefix(f"{path}: ")
             items.append(Item(where, name, fields))
     return items
-
-
-def _lines(path: Path) -> list[Any]:
-    """The JSON value on each line of a file; blank lines are passed over."""
-    found: list[Any] = []
-    for number, line in numbered_lines(path):
-        if line.strip():
-            with collecting():
-                found.append(parse_json(line, f"{path}:{number}", dict[str, Any], error=RecipeError, then=_AGAIN))
-    return found
 
 
 def answers_in(item: Item) -> list[str]:
