@@ -1,4 +1,4 @@
-"""Set models side by side: scores, averages over seen and unseen tasks, gains and how sure they are."""
+"""Compare models: scores, averages over seen and unseen tasks, gains with their intervals."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Column:
 
     @property
     def is_average(self) -> bool:
-        """Whether it is one."""
+        """Whether it is an average."""
         return self.tasks != (self.name,)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table.
+    """The scores and gains of several models.
 
     scores  by model and column; None where a model lacks a score
     """
@@ -57,7 +57,7 @@ def compare_files(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare what results files, or folders of runs, hold; several of one model are put together.
+    """Compare results files, or folders of runs; several of one model are joined.
 
     raises Refused with everything that is wrong with files and names.
     """
@@ -101,7 +101,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare models whose names differ.
+    """Compare the results of models, whose names have to differ.
 
     parents    the models that others are merged of: gains are over the mean of their scores
     template   a model over which gains are told, too
@@ -144,7 +144,7 @@ def compare(
 
 
 def _columns(results: Sequence[Results]) -> tuple[Column, ...]:
-    """Seen tasks and their average, unseen ones and theirs, then the others, averaged where there are two or more."""
+    """Seen tasks and their average, unseen tasks and theirs, then the others, averaged if there are several."""
     tasks: dict[str, TaskResult] = {}
     for found in results:
         tasks |= {name: task for name, task in found.tasks.items() if name not in tasks}

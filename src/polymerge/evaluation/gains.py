@@ -25,7 +25,7 @@ _SAME = 1e-6  # percent by which the mean of samples may miss the score
 
 Floats = NDArray[np.float64]
 _Pair = tuple[str, tuple[str, ...]]
-"""A model, and those that it is compared with."""
+"""A model, and the models that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Gain:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval holds zero; None where there is none."""
+        """Whether the interval contains zero; None without an interval."""
         return None if self.low is None or self.high is None else self.low <= 0 <= self.high
 
 
 class Samples:
-    """Resampled gains by task, drawn once for all models that are compared at it."""
+    """Resampled gains by task; all models compared on a task share its resamples."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Samples:
         return self._of_task[task][model, over]
 
     def are_rough(self, task: str, model: str, over: tuple[str, ...]) -> bool:
-        """Whether one of the scores is no mean over questions."""
+        """Whether any of the scores is not a mean over questions."""
         return any(abs(_beside(self._results[name].tasks[task])) > _SAME for name in (model, *over))
 
     def _drawn(self, task: str) -> dict[_Pair, Floats | str]:
@@ -114,14 +114,14 @@ class Samples:
 
 
 def _beside(task: TaskResult) -> float:
-    """By how much the score is more than the mean over its questions."""
+    """The score minus the mean over its questions, in percent."""
     if task.score is None or not task.samples:
         return 0.0
     return task.score - 100 * float(np.mean(list(task.samples.values())))
 
 
 def resampled_means(differences: Sequence[Floats], task: str, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
-    """The means of per-question differences over resampled questions; all rows see the same questions each time.
+    """Resample questions and average per-question differences; all rows share the resamples.
 
     differences  [row][question]
     task         with the seed decides what is drawn, so that no other task or model changes it
@@ -141,6 +141,6 @@ def resampled_means(differences: Sequence[Floats], task: str, resamples: int = R
 
 
 def interval(means: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """The percentile interval of resampled means."""
+    """Percentile interval of resampled means."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
