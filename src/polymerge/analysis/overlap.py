@@ -16,16 +16,14 @@ from polymerge.analysis.deltas import DeltaTensor, stored_deltas, update_deltas
 from polymerge.analysis.figures import MODULES, Measured, Overlap, Place, Row, place_of, row_of, spectra_of
 from polymerge.analysis.signs import sums_of
 from polymerge.analysis.spectrum import EXACT, Spectrum
-from polymerge.checkpoints import Entry
-from polymerge.engine.adapter_merge import reopen_adapters
 from polymerge.engine.blocks import Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import fetch, reopen
+from polymerge.engine.opening import fetch, opened
 from polymerge.engine.statistics import RunAll
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.recipe.recipe import Recipe
 
@@ -38,7 +36,7 @@ T = TypeVar("T")
 
 
 def overlap(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan | AdapterPlan,
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
     density: float = 0.2,
     rank: int = 8,
@@ -70,7 +68,7 @@ def overlap(
         for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
             if value < 1:
                 refuse(RecipeError(f"{name}: {value} is not at least 1"))
-    plan = source if isinstance(source, Plan | AdapterPlan) else make_plan(source)
+    plan = source if isinstance(source, Plan) else make_plan(source)
     files = Files()
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")
@@ -97,18 +95,12 @@ def overlap(
     )  # fmt: skip
 
 
-def _deltas(plan: Plan | AdapterPlan, files: Files, block: int) -> list[DeltaTensor]:
+def _deltas(plan: Plan, files: Files, block: int) -> list[DeltaTensor]:
     """Every tensor that the plan merges; nothing of it is read yet."""
     fetch(plan, merged_only=True)
     workspace = Workspace(open_device("cpu"))
-    if isinstance(plan, Plan):
-        entries = [reopen(entry).entries for entry in plan.inputs]
-        return list(stored_deltas(plan, entries, files, workspace, block))
-    adapters = reopen_adapters(plan)
-    held: list[Mapping[str, Entry]] = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
-    held += [reopen(entry).entries for entry in plan.inputs[len(adapters) :]]
-    extras = stored_deltas(plan.extras, held, files, workspace, block) if plan.extras is not None else ()
-    return [*update_deltas(plan, held, block), *extras]
+    entries = [opened(entry).entries for entry in plan.inputs]
+    return [*update_deltas(plan, entries, block), *stored_deltas(plan, entries, files, workspace, block)]
 
 
 def _run_all(pool: ThreadPoolExecutor, threads: int) -> RunAll:
@@ -164,11 +156,11 @@ def _order(place: Place) -> tuple[int, float, int]:
     return parts.index(place.part), layer, (*MODULES, "all").index(place.module)
 
 
-def _notes(plan: Plan | AdapterPlan, measured: Sequence[Measured]) -> Iterator[str]:
+def _notes(plan: Plan, measured: Sequence[Measured]) -> Iterator[str]:
     alone = [one for one in measured if len(one.models) == 1]
     from_template = [one for one in measured if one.reference == "template"]
     if from_template:
-        origin = "the first adapter" if isinstance(plan, AdapterPlan) else "the template"
+        origin = "the first adapter" if plan.of_adapters else "the template"
         yield (
             f"{_tensors(from_template)} merged without a base: the deltas are differences from {origin} "
             f"('{plan.inputs[plan.template].label}'), not what each model has learned. Say base_model and a method on "
@@ -177,7 +169,7 @@ def _notes(plan: Plan | AdapterPlan, measured: Sequence[Measured]) -> Iterator[s
     if alone:
         yield f"{_tensors(alone)} of one delta alone: there is nothing that it could conflict with"
     large = [one for one in measured if one.spectra and len(one.shape) == 2 and min(one.shape) > EXACT]
-    if large and isinstance(plan, Plan):
+    if large and not plan.of_adapters:
         yield (
             f"the effective ranks of {len(large)} matrices whose shorter side is above {EXACT} are estimates, right to "
             "about five per cent"
@@ -185,8 +177,8 @@ def _notes(plan: Plan | AdapterPlan, measured: Sequence[Measured]) -> Iterator[s
     deep = [one for one in measured if len(one.shape) > 2]
     if deep:
         yield f"{_tensors(deep)} of more than two dimensions, whose singular values are not looked at"
-    if isinstance(plan, AdapterPlan):
-        single = [step for step in plan.pairs if step.fate == "copied"]
+    if plan.of_adapters:
+        single = [step for step in plan.steps if step.lora and step.fate == "copied"]
         if single:
             yield f"{len(single)} modules are copied from one adapter and not compared, such as {single[0].canonical}"
 

@@ -12,7 +12,7 @@ from polymerge.analysis.deltas import stored_values
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoints.hub import locate
 from polymerge.errors import RecipeError
-from polymerge.methods.factors import Factors, check_shapes, decompose
+from polymerge.methods.lora import Factors, check_shapes, decompose
 from polymerge.planning.inputs import labels_of
 
 __all__ = ["Agreement", "Directions", "Robustness", "directions", "robustness"]

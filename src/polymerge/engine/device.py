@@ -94,9 +94,9 @@ def open_device(name: str) -> Device:
     try:
         import torch
     except ImportError:
-        raise MissingExtraError(f"--device {name} needs torch: pip install 'polymerge[transformers]'") from None
+        raise MissingExtraError(f"device '{name}' needs torch: pip install 'polymerge[transformers]'") from None
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(f"--device {name}: torch cannot use it: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"device '{name}': torch cannot use it: {str(error).splitlines()[0]}") from None
     return Torch(name)

@@ -18,19 +18,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
-from polymerge.methods.kernels.cpu.transpose import turn
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
+from polymerge.methods.kernels.cpu.matrices import transpose
 from polymerge.planning import Step
 
 __all__ = ["Extent", "Files", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
 _SPARSE: Final = 8
-"""How many times as much as is wanted is read at once, before it is read bit by bit."""
+"""A read may fetch up to this many times what is wanted; beyond that, many small reads are cheaper."""
 
 _COMPARED: Final = 1 << 20
 """Elements that are compared at a time."""
@@ -38,7 +38,7 @@ _COMPARED: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """A matrix [rows, columns] that lies transposed in a file, and how many of its elements come before a run."""
+    """A matrix [rows, columns] that is transposed in a file, and how many of its elements come before a run."""
 
     rows: int
     columns: int
@@ -49,7 +49,7 @@ class Transposed:
 class Extent:
     """A run of `count` elements of one dtype in a file, one after the other from byte `offset` on.
 
-    transposed   where they are rows of a matrix that lies transposed, which matrix that is; it begins at `offset`
+    transposed   the matrix, if they are rows of one that is transposed in the file; it begins at `offset`
     """
 
     file: Path
@@ -59,8 +59,8 @@ class Extent:
     transposed: Transposed | None = None
 
 
-def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
-    """Where the elements of an expression lie, in its row-major order; what an adapter adds to them lies elsewhere."""
+def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]:
+    """Where the elements of an expression lie, in row-major order, without what adapters add to them."""
     match expr:
         case Read(name):
             entry = entries[name]
@@ -77,9 +77,11 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return tuple(_transposed(entries[of.name], 0, count * rows))
         case Stacked(of) | Adapted(of):
             return extents(of, entries)
+        case LowRank():
+            return ()
 
 
-def _transposed(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
+def _transposed(entry: TensorInfo, start: int, stop: int) -> Iterator[Extent]:
     """The rows `start` to `stop` of the matrices of a tensor [n, columns, rows], seen one below the other."""
     _, columns, rows = entry.shape
     size = rows * columns * BITS[entry.dtype] // 8
@@ -92,14 +94,14 @@ def _transposed(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
 
 
 def begins(counts: Iterable[int]) -> list[int]:
-    """Where each of several runs begins when they are stacked, and where the last of them ends."""
+    """Where each of several runs begins when they are stacked, and where the last one ends."""
     return list(accumulate(counts, initial=0))
 
 
 def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int] | None = None) -> Iterator[Extent]:
-    """The parts of runs that hold elements `start` to `stop`, counted over all of them.
+    """The parts of runs that hold elements `start` to `stop`, counted over all runs.
 
-    beginnings   those of the runs; whoever clips the same runs many times counts them once
+    beginnings   `begins` of the runs, for callers that clip the same runs many times
     """
     beginnings = beginnings or begins(run.count for run in runs)
     for place in range(max(bisect_right(beginnings, start) - 1, 0), len(runs)):
@@ -116,12 +118,12 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
                 yield replace(run, count=last - first, transposed=transposed)
 
 
-def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
+def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
     """The shape of what an expression reads from these tensors."""
     return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
 
 
-def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Files) -> bool:
+def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], files: Files) -> bool:
     """Whether two expressions over one input read the same bytes, which are then the same numbers.
 
     What an adapter adds is compared by its factors' names alone.
@@ -147,7 +149,7 @@ def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Fi
 
 def _adapted(expr: Expr) -> bool:
     match expr:
-        case Adapted():
+        case Adapted() | LowRank():
             return True
         case Rows(of):
             return _adapted(of)
@@ -158,9 +160,13 @@ def _adapted(expr: Expr) -> bool:
 
 
 class Files:
-    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way."""
+    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way.
 
-    def __init__(self) -> None:
+    memory  the content of files that lie nowhere else
+    """
+
+    def __init__(self, memory: Mapping[Path, memoryview] | None = None) -> None:
+        self._memory = memory or {}
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -171,7 +177,7 @@ class Files:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def blocks(self, entry: Entry, size: int) -> Iterator[NDArray[np.uint8]]:
+    def blocks(self, entry: TensorInfo, size: int) -> Iterator[NDArray[np.uint8]]:
         """A tensor's bytes, `size` at a time; each array is valid until the next. Raises as `read` does."""
         buffer = np.empty(min(size, entry.nbytes), np.uint8)
         for start in range(0, entry.nbytes, size):
@@ -198,14 +204,17 @@ class Files:
                 self.read(run.file, offset + column * pitch, row.view("u1").data)
         out = np.frombuffer(buffer, bits)
         if run.count == wanted * columns:
-            turn(lying, out.reshape(wanted, columns))
+            transpose(lying, out.reshape(wanted, columns))
         else:
             begin, whole = skipped - first * columns, np.empty((wanted, columns), bits)
-            turn(lying, whole)
+            transpose(lying, whole)
             out[...] = whole.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""
+        if (held := self._memory.get(file)) is not None:
+            buffer[:] = held[offset : offset + len(buffer)]
+            return
         descriptor = self._descriptor(file)
         done = 0
         while done < len(buffer):
@@ -218,7 +227,7 @@ class Files:
             done += count
 
     def _scratch(self, size: int) -> NDArray[np.uint8]:
-        """Bytes of this thread, which the next call gives again: new ones would cost a fault for each page."""
+        """A buffer of this thread, reused by the next call: a new one would cost a page fault for each page."""
         have: NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
         if have is None or have.size < size:
             have = self._local.scratch = np.empty(size, np.uint8)
@@ -246,7 +255,7 @@ class Files:
 
 @dataclass
 class _Begun:
-    """A matrix as it will lie in the file, and how many of its rows are still to come."""
+    """A matrix as it will be in the file, and how many of its rows are still missing."""
 
     lying: NDArray[Any]
     missing: int
@@ -266,7 +275,7 @@ class TransposedWriter:
         self._done: list[NDArray[Any]] = []
 
     def put(self, step: Step, row: int, raw: memoryview) -> None:
-        """Take whole rows of one matrix of a transposed tensor, the first of them row `row` of the tensor's view."""
+        """Take whole rows of one matrix of a transposed tensor, from row `row` of the tensor's view on."""
         _, columns, rows = step.shape
         matrix, first = divmod(row, rows)
         bits = np.dtype(f"u{BITS[step.dtype] // 8}")
@@ -275,7 +284,7 @@ class TransposedWriter:
             begun = self._begun.get((step.name, matrix))
             if begun is None:
                 begun = self._begun[step.name, matrix] = _Begun(self._matrix(columns, rows, bits), rows)
-        turn(block, begun.lying[:, first : first + len(block)])
+        transpose(block, begun.lying[:, first : first + len(block)])
         with self._lock:
             begun.missing -= len(block)
             if begun.missing:
@@ -286,11 +295,11 @@ class TransposedWriter:
             self._done.append(begun.lying)
 
     def finish(self) -> None:
-        """Make sure that every matrix that was begun has been written."""
+        """Check that every matrix that was begun has been written."""
         assert not self._begun, f"rows are missing in {sorted(self._begun)[:3]}"
 
     def _matrix(self, columns: int, rows: int, bits: np.dtype[Any]) -> NDArray[Any]:
-        """Room for a matrix: that of one which is written, if it was of this size."""
+        """A buffer for a matrix: that of a written one of the same size, or a new one."""
         while self._done:
             again = self._done.pop()
             if again.size == columns * rows and again.dtype == bits:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.dtypes import BITS, MERGEABLE
 from polymerge.engine.extents import Files
 from polymerge.methods import kernels
@@ -50,17 +49,17 @@ class Verification:
         return "\n".join(f"  {finding}" for finding in self.findings)
 
 
-def finite(entries: Iterable[Entry]) -> Finding:
+def finite(entries: Iterable[TensorInfo]) -> Finding:
     """Check that no value is NaN or infinite; each is read once, a block at a time."""
     bad = []
-    values: dict[str, NDArray[Any]] = {"F64": np.empty(0, np.float64), "": np.empty(BLOCK, np.float32)}
+    values, wide = np.empty(BLOCK, np.float32), np.empty(0, np.float64)
     with Files() as files:
         for entry in entries:
             if entry.dtype not in MERGEABLE:
                 continue
-            if entry.dtype == "F64" and not values["F64"].size:
-                values["F64"] = np.empty(BLOCK, np.float64)
-            out, width = values.get(entry.dtype, values[""]), BITS[entry.dtype] // 8
+            if entry.dtype == "F64" and not wide.size:
+                wide = np.empty(BLOCK, np.float64)
+            out, width = wide if entry.dtype == "F64" else values, BITS[entry.dtype] // 8
             blocks = files.blocks(entry, BLOCK * width)
             if not all(kernels.decode(raw, entry.dtype, out[: raw.size // width]) for raw in blocks):
                 bad.append(entry.name)

@@ -13,9 +13,9 @@ import numpy as np
 
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import is_adapter
+from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
-from polymerge.checkpoints.local_copy import bring
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
@@ -48,7 +48,7 @@ def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bo
         if is_adapter(path):
             return verify_adapter(path, base=base, trust_remote_code=trust_remote_code)
         if base is not None:
-            raise RecipeError(f"{path}: is a checkpoint, and --base is for adapters")
+            raise RecipeError(f"{path}: is a checkpoint, and base is for adapters")
         return _verify_checkpoint(path, trust_remote_code)
     except PolymergeError as error:
         return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))
@@ -59,8 +59,8 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
 
     Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
     config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
-    value; the processor or tokenizer is loaded; of a head that is stored although the config ties it, it is said
-    whether it is the embedding; the number of parameters must be that of the template.
+    value; the processor or tokenizer is loaded; a head that is stored although the config ties it is compared
+    with the embedding; the number of parameters must be that of the template.
 
     trust_remote_code  run Python files that lie in the folder, where its model needs them
 
@@ -121,7 +121,7 @@ def _ties(checkpoint: Checkpoint) -> Finding:
 
 
 def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, Any]:
-    """Whether it loads, and the model on the meta device where it does."""
+    """Whether it loads; and the model, on the meta device, if it does."""
     try:
         import transformers
     except ImportError as error:
@@ -130,7 +130,7 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, An
     if not config:
         return Finding("loads", None, "there is no config.json, so no class can be asked to load it"), None
     if needs_code(config) and not trust_remote_code:
-        return Finding("loads", None, "its model is code that lies in the folder; --trust-remote-code runs it"), None
+        return Finding("loads", None, "its model is code that lies in the folder, which trust_remote_code runs"), None
     loader = model_class(config)
     # a class that only its authors' program has: transformers may take it for another one by its model type
     foreign = "auto_map" not in config and _without_class(config)
@@ -159,11 +159,11 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, An
 def _dtypes(checkpoint: Checkpoint, model: Any) -> Finding:
     """Whether values are rounded when the folder is loaded as it is.
 
-    A model is loaded in one dtype. What is stored in one that it does not hold is rounded; that is a fault of most of
-    the tensors, or of any that polymerge wrote. It is none of the few that a published checkpoint stores with more
-    digits than its own config asks for, such as its norms; nor of modules that a family keeps in float32 anyway.
+    A model is loaded in one dtype, and what is stored in a wider one is rounded. That is a fault if it happens to most
+    tensors, or to any that polymerge wrote; not if a published checkpoint stores a few, such as its norms, with more
+    digits than its own config asks for, nor if a family keeps modules in float32 anyway.
 
-    model  on the meta device; None where it could not be loaded, and the config alone can say
+    model  on the meta device; None if it could not be loaded, so that only the config can tell
     """
     stored = Counter[str]()
     for entry in checkpoint.entries.values():
@@ -198,7 +198,7 @@ def _dtypes(checkpoint: Checkpoint, model: Any) -> Finding:
 
 
 def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
-    """Tensors that the template's own config rounds as well, going by the record of the merge; None without one."""
+    """Tensors that the template's own config rounds too, by the record of the merge; None without a record."""
     try:
         record = json.loads((checkpoint.folder / "polymerge.json").read_text(encoding="utf-8"))
         names = record["output"]["rounded_by_template"]
@@ -208,7 +208,7 @@ def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
 
 
 def _without_class(config: Mapping[str, Any]) -> str:
-    """That transformers has none of the classes that a config names; empty where it has one, or none is named."""
+    """Says that transformers has no class that a config names; empty where it has one, or none is named."""
     named = [name for name in config.get("architectures") or () if isinstance(name, str)]
     return f"transformers has no class {named[0]}" if named and named_class(config) is None else ""
 
@@ -232,7 +232,7 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
         if isinstance(error, ImportError) or (isinstance(error, ValueError) and "to be installed" in detail):
             return Finding("processor", None, f"a package that it needs is not installed: {detail}")
         if "auto_map" in checkpoint.config and not trust_remote_code:
-            return Finding("processor", None, "it is code that lies in the folder; --trust-remote-code runs it")
+            return Finding("processor", None, "it is code that lies in the folder, which trust_remote_code runs")
         if foreign := _without_class(checkpoint.config):
             return Finding("processor", None, f"{foreign}, and {loader.__name__} cannot load what it reads with")
         return Finding("processor", False, f"{loader.__name__}: {detail}")

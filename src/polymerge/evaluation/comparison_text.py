@@ -7,9 +7,8 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polymerge.evaluation.comparison import Comparison
+from polymerge.evaluation.comparison import Comparison, Gain
 from polymerge.evaluation.comparison_plot import draw_comparison
-from polymerge.evaluation.gains import Gain
 from polymerge.evaluation.results import Results
 
 __all__ = ["describe_results", "gains_csv", "markdown", "plain_text", "scores_csv", "write_comparison"]

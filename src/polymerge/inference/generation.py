@@ -15,7 +15,7 @@ from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.worker import Job, Worker
 from polymerge.inference.worker_pool import Call, WorkerPool
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = ["Batches", "Generation", "generate"]
 
@@ -62,7 +62,7 @@ class Generation:
             "dtype": self.dtype,
         }
 
-    def worker_pool(self, plan: Plan | AdapterPlan | None, folder: str = "") -> WorkerPool:
+    def worker_pool(self, plan: Plan | None, folder: str = "") -> WorkerPool:
         """Its workers.
 
         plan    whose models they load; None where they load the checkpoint in `folder`
@@ -90,7 +90,7 @@ class Batches:
 
 def generate(
     run: Run,
-    plans: Mapping[str, Plan | AdapterPlan],
+    plans: Mapping[str, Plan],
     asked: Batches,
     pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
@@ -121,7 +121,7 @@ def _unanswered(run: Run, name: str, asked: Batches) -> list[Batch]:
     return [batch for batch in asked.batches if any(prompt.id not in had for prompt in batch)]
 
 
-def _calls(name: str, plan: Plan | AdapterPlan, own: list[Batch]) -> Iterator[tuple[tuple[str, Batch], Call]]:
+def _calls(name: str, plan: Plan, own: list[Batch]) -> Iterator[tuple[tuple[str, Batch], Call]]:
     yield (name, ()), partial(Worker.take, plan=plan)
     for batch in own:
         yield (name, batch), partial(Worker.answer, batch=batch)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
-from polymerge.inference.json_lines import json_lines, parse_json
+from polymerge.inference.json_lines import json_lines, json_list
 from polymerge.inference.prompt_records import Names, Prompt, names_from, prompt_of, refuse_unknown
 
 __all__ = ["Prompt", "PromptSource", "check_images", "draw_prompts", "materialise", "read_prompts", "sample"]
@@ -224,7 +224,7 @@ def _records(path: Path) -> Iterator[tuple[str, int, object]]:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
     if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        for number, record in enumerate(parse_json(data, str(path))):
+        for number, record in enumerate(json_list(path)):
             yield f"{path}: [{number}]", number, record
         return
     for line, value in json_lines(data, str(path)):

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from polymerge.inference.prompt_records import Prompt
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ class Job:
     merge_threads   of one worker, for merging
     """
 
-    plan: Plan | AdapterPlan | None
+    plan: Plan | None
     folder: str = ""
     device: str = "cpu"
     dtype: str = "auto"
@@ -82,7 +82,7 @@ class Worker:
             folder, model = live.processor_folder, live.model
         return live, model, load_processor(folder, trust_remote_code=job.trust_remote_code)
 
-    def take(self, plan: Plan | AdapterPlan | None) -> None:
+    def take(self, plan: Plan | None) -> None:
         """Give the model the weights of a plan; None leaves them as they were loaded."""
         live, _, _ = self._loaded
         self._answerer()  # so that a model that cannot be asked is found out now

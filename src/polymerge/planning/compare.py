@@ -1,4 +1,4 @@
-"""What a model is, and whether two models can be merged: the questions before there is a recipe."""
+"""Describe models, and say which can be merged: what one asks before there is a recipe."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _tensors(template: Model, other: Model, parts: frozenset[str] | None, misfit
 
 
 def _warnings(template: Model, other: Model, parts: frozenset[str] | None) -> Iterator[str]:
-    """What a merge of two models would be warned of by their configs."""
+    """What a merge of two models would be warned about."""
     if template.generic != other.generic:
         return
     if parts is not None and "text" in parts:

@@ -1,4 +1,4 @@
-"""Do the models fit the template? Every way in which they do not, said once per kind and not once per tensor."""
+"""Do the models fit the template, and a recipe its models? What does not, one error per kind and not per tensor."""
 
 from __future__ import annotations
 
@@ -78,19 +78,19 @@ class Misfits:
             )
 
     def note_missing(self, model: Model, name: str) -> None:
-        """The template has a tensor to merge that `model` has not."""
+        """Note that the template has a tensor to merge and `model` does not."""
         if not (model.label in self.deep and name.startswith("text.layers.")):
             self.missing[model.label, layer_pattern(name)].append(name)
             if name in model.unread:
                 self.ignored.add((model.label, layer_pattern(name)))
 
     def note_extra(self, model: Model, name: str) -> None:
-        """`model` has a tensor in a merged part that the template has not."""
+        """Note that `model` has a tensor in a merged part and the template does not."""
         if not (model.label in self.deep and name.startswith("text.layers.")):
             self.extra[model.label, layer_pattern(name)].append(name)
 
     def note_shape(self, model: Model, found: str, template: Model, name: str) -> None:
-        """Both have the tensor, `model` as `found`, in different shapes."""
+        """Note that the template and `model` (as `found`) have a tensor in different shapes."""
         if model.label in self.wide and name.startswith("text."):
             return
         theirs, ours = list(model.shape(found)), list(template.shape(name))
@@ -98,7 +98,7 @@ class Misfits:
         self.shapes[model.label, layer_pattern(name)].append(text)
 
     def note_dtype(self, model: Model, name: str) -> None:
-        """A tensor to merge is of a type that arithmetic is not done on."""
+        """Note that a tensor to merge has a dtype that arithmetic is not done in."""
         dtype = model.entries[own_name(model.tensors[name])].dtype
         self.dtypes[model.label, dtype, layer_pattern(name)].append(name)
 
@@ -150,7 +150,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
 
 
 def _nearly_known(stranger: Model, other: Model) -> RecipeError:
-    """What to say of a model whose model type a family has, and whose class and tensors it has not."""
+    """The error for a model whose model type is that of a family, and whose class and tensors are not."""
     config = stranger.checkpoint.config
     family = family_of(config, nearest(config).name)
     unknown = [name for name in stranger.stored if not family.explains([name])]
@@ -167,7 +167,7 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
 
 
 def misnamed(template: Model) -> Iterator[PolymergeError]:
-    """What to say of a template whose config.json, which is the output's, names the class of another family."""
+    """The error for a template whose config.json, which the output gets, names the class of another family."""
     if template.misnamed:
         yield RecipeError(
             f"template '{template.label}': its config.json, which the output gets, names {template.other}, and its "
@@ -177,7 +177,7 @@ def misnamed(template: Model) -> Iterator[PolymergeError]:
 
 
 def needed_all_the_same(template: Model, models: Sequence[Model]) -> Iterator[PolymergeError]:
-    """What a recipe ignores of the template without which the output would not load, as far as the others show it.
+    """The error for tensors of the template that a recipe ignores and the output would not load without.
 
     A tensor that a rule explains is needed unless a model with that part of the family has none, or its layer is beyond
     those that the config counts.
@@ -214,7 +214,7 @@ def _count(found: list[str]) -> str:
 def unmatched(
     recipe: Recipe, choices: Sequence[Choice], template: Model, readers: Sequence[Model]
 ) -> Iterator[RecipeError]:
-    """What is wrong with globs and layers that a recipe says: they match no tensor, or lie beyond the template's."""
+    """An error for each glob of a recipe that matches no tensor, and for layers beyond the template's."""
     models = (template, *readers)
     every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
     said = [("exclude", glob) for glob in recipe.exclude]

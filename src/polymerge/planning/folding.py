@@ -6,13 +6,12 @@ To fold alone is a merge of that one model, in which everything is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import replace
 from typing import Any, Final
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import ADAPTER
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
@@ -21,7 +20,6 @@ from polymerge.planning.adapter_places import (
     Parameters,
     Place,
     Reading,
-    Ties,
     base_named,
     name_the_base,
     named_family,
@@ -32,9 +30,9 @@ from polymerge.planning.adapter_places import (
     why_missing,
 )
 from polymerge.planning.fit import layer_pattern
-from polymerge.planning.model import VOCABULARY
+from polymerge.planning.model import VOCABULARY, Model, Ties
 
-__all__ = ["Changed", "changes", "fold_recipe", "parted"]
+__all__ = ["fold_recipe", "folded"]
 
 _TASK_HEADS: Final = ("score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "regression_head")
 """What classes for other tasks than language call their heads."""
@@ -52,42 +50,54 @@ def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> d
     """
     named = base or base_named(open_adapter(adapter, locate(adapter)).config)
     if not named:
-        raise RecipeError(f"{adapter}: its config names no base. Say which model it was trained on with --base")
+        raise RecipeError(f"{adapter}: its config names no base: name the model that it was trained on as base")
     recipe: dict[str, Any] = {"merge_method": "copy", "models": [f"{named}+{adapter}"]}
     return recipe | ({"ignore": list(ignore)} if ignore else {})
 
 
-@dataclass(frozen=True)
-class Changed:
-    """What an adapter makes of its base.
+def folded(base: Model, adapter: Adapter) -> Model:
+    """The model that a base and its adapter are together.
 
-    found    for each tensor of the base that it changes, by its own name, what that is read as
-    left_out names of tensors of the adapter that are for another task, each with why nothing comes of them
-    """
-
-    found: Mapping[str, Expr]
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-
-def changes(label: str, parameters: Parameters, adapter: Adapter) -> Changed:
-    """For each tensor of the base that the adapter changes, by its own name, what it is read as.
-
-    Only the rows of the vocabulary may become more or fewer, where the adapter has all of them. Where a base stores one
-    tensor as head and embedding, and the adapter parts the two when PEFT loads it, the one that has no tensor is found
-    under the name that it would have.
+    Where a base stores one tensor as head and embedding, and the adapter parts the two as PEFT loads it, the one that
+    is not stored is read under the name that it has in the base's layout.
 
     refuses what the adapter names and the base does not have, or has in another shape or in a dtype that cannot be
-    added to.
+    added to; only the rows of the vocabulary may become more or fewer, where the adapter has all of them.
+    """
+    found, left_out = _changes(Parameters(base), adapter)
+    apart = _parted(base.ties, found, adapter)
+    tensors = {
+        canonical: replace_reads(expr, lambda own: found.get(own, Read(own)))
+        for canonical, expr in base.tensors.items()
+    }
+    layout, borrowed = base.layout, base.borrowed
+    if base.ties is not None and base.ties.virtual:
+        (virtual,) = base.borrowed
+        tensors[virtual] = found.get(base.ties.virtual, tensors[virtual])
+        if apart:
+            layout, borrowed = {**layout, base.ties.virtual: ((virtual, ()),)}, frozenset()
+    checkpoint = replace(base.checkpoint, skipped={**base.checkpoint.skipped, **left_out})
+    return replace(
+        base, checkpoint=checkpoint, tensors=tensors, layout=layout, borrowed=borrowed, adapted=found, parted=apart
+    )
+
+
+def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr], dict[str, str]]:
+    """What an adapter makes of its base.
+
+    returns   for each tensor of the base that it changes, by its own name, what that is read as; and the names of
+              tensors of the adapter that nothing comes of, each with the reason
     """
     reading = parameters.reading(adapter)
-    joining = _Joining(label, parameters, adapter, reading)
+    joining = _Joining(parameters, adapter, reading)
+    ties = parameters.base.ties
     left_out: dict[str, str] = {}
     apart = joining.apart()
-    elsewhere = {reading.family.name, *(own.name for own in named_family(adapter))} != {parameters.family.name}
+    elsewhere = {reading.family.name, *(own.name for own in named_family(adapter))} != {parameters.base.family.name}
     # the base's own tensor lies there before all that PEFT trains beside it
     for parameter, entry in sorted(adapter.extras.items(), key=lambda held: held[0] in apart):
         if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
-            kind = (parameters.checkpoint.config.get("architectures") or ["a model without one"])[0]
+            kind = (parameters.base.checkpoint.config.get("architectures") or ["a model without one"])[0]
             left_out[ADAPTER + entry.name] = (
                 f"is a head for another task than its base ({kind}) has, so the output is without it. To keep it, fold "
                 "onto a model of the class that the adapter was trained as"
@@ -101,7 +111,6 @@ def changes(label: str, parameters: Parameters, adapter: Adapter) -> Changed:
         elif place is not None and joining.fits(place, entry.shape, parameter, resizing=True):
             for one in (place,) if parameter in apart else joining.tied_with(place):
                 joining.put(one, Read(ADAPTER + entry.name))
-    ties = parameters.ties
     trained: dict[Place, tuple[tuple[int, ...], str]] = {}
     for parameter, (indices, entry) in adapter.tokens.items():
         place = joining.own(parameter)
@@ -129,39 +138,37 @@ def changes(label: str, parameters: Parameters, adapter: Adapter) -> Changed:
     if ties and ties.virtual:
         _part(ties, found, joining.kept_tied)
     refuse(
-        *no_place_for_a_head(label, parameters, missing),
-        *why_missing(label, parameters, adapter, reading, missing),
+        *no_place_for_a_head(parameters, missing),
+        *why_missing(parameters, adapter, reading, missing),
         *joining.misshapen(),
-        *unequal_rows(label, parameters, found),
-        *unknown_head(label, parameters, adapter),
+        *unequal_rows(parameters, found),
+        *unknown_head(parameters, adapter),
     )
-    return Changed(found, left_out)
+    return found, left_out
 
 
 class _Joining:
-    """Puts what an adapter changes where it belongs, and keeps what has no place or does not fit."""
+    """Puts what an adapter changes where it belongs, and notes what has no place or does not fit."""
 
-    def __init__(self, label: str, parameters: Parameters, adapter: Adapter, reading: Reading) -> None:
-        self.label, self.parameters, self.adapter, self.reading = label, parameters, adapter, reading
+    def __init__(self, parameters: Parameters, adapter: Adapter, reading: Reading) -> None:
+        self.parameters, self.adapter, self.reading = parameters, adapter, reading
+        self.base, self.ties = parameters.base, parameters.base.ties
         self.missing: dict[str, None] = {}
-        ties = parameters.ties
-        self.kept_tied = ties is not None and bool(ties.virtual) and adapter.config.get("ensure_weight_tying") is True
+        self.kept_tied = bool(self.ties and self.ties.virtual) and adapter.config.get("ensure_weight_tying") is True
         self._state: dict[Block, Expr] = {}
         self._wrong: dict[tuple[str, Shape, Shape], list[tuple[str, Place, Shape, Shape]]] = {}
 
-    @cached_property
-    def _shapes(self) -> Mapping[str, Shape]:
-        return {name: entry.shape for name, entry in self.parameters.checkpoint.entries.items()}
-
     def own(self, parameter: str) -> Place | None:
-        """Where a parameter lies in the base; what has no place, or not one that can be added to, is noted."""
-        place, ties = self.parameters.place(parameter, self.reading), self.parameters.ties
-        if self.kept_tied and ties and place == ((ties.virtual, ()),):
+        """Where a parameter lies in the base; what has no place is noted, another dtype refused."""
+        place = self.parameters.place(parameter, self.reading)
+        if self.kept_tied and self.ties and place == ((self.ties.virtual, ()),):
             return None  # the same numbers as those of the other one, which PEFT wrote twice
         for name, _ in place or ():
             dtype = self.parameters.entry(name).dtype
             if dtype not in MERGEABLE:
-                refuse(CheckpointError(f"'{self.label}': {name} is held as {dtype}: an adapter cannot be added to it"))
+                refuse(
+                    CheckpointError(f"'{self.base.label}': {name} is held as {dtype}: an adapter cannot be added to it")
+                )
                 return None
         if place is None:
             self.missing[parameter] = None
@@ -169,7 +176,7 @@ class _Joining:
 
     def tied_with(self, place: Place | None) -> tuple[Place, ...]:
         """All places that are one tensor with this one in the base, itself among them."""
-        ties = self.parameters.ties
+        ties = self.ties
         both = (((ties.embedding, ()),), ((ties.head, ()),)) if ties and ties.virtual else ()
         return both if place in both else (place,) if place else ()
 
@@ -187,13 +194,13 @@ class _Joining:
 
     def shape(self, place: Place) -> Shape:
         """The shape of what lies there."""
-        return shape_of(self.now(place), self._shapes)
+        return shape_of(self.now(place), self.base.shapes)
 
     def put(self, place: Place, expr: Expr) -> None:
-        """Let something else lie at a place."""
+        """Replace what lies at a place."""
         first = 0
         for block in place:
-            height = shape_of(self.parameters.read(block), self._shapes)[0]
+            height = shape_of(self.parameters.read(block), self.base.shapes)[0]
             self._state[block] = expr if len(place) == 1 else Rows(expr, first, first + height)
             first += height
 
@@ -224,7 +231,7 @@ class _Joining:
         )
 
     def misshapen(self) -> Iterable[PolymergeError]:
-        """What to say of the changes that do not fit, one message for all layers that are alike."""
+        """An error for each kind of change that does not fit; layers that are alike share one."""
         for found in self._wrong.values():
             what, place, shape, have = found[0]
             names = " with ".join(dict.fromkeys(name for name, _ in place))
@@ -238,9 +245,9 @@ class _Joining:
             elif self._of_projector(place):
                 way = f"The projectors are not of one kind. {other_projector(self.adapter)}"
             else:
-                way = name_the_base(self.parameters.checkpoint, self.adapter)
+                way = name_the_base(self.base.checkpoint, self.adapter)
             yield RecipeError(
-                f"'{self.label}': {what} of the adapter is for {list(shape)}{more}, {names} of its base is "
+                f"'{self.base.label}': {what} of the adapter is for {list(shape)}{more}, {names} of its base is "
                 f"{list(have)}. {way}"
             )
 
@@ -267,9 +274,9 @@ class _Joining:
 
 
 def _part(ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
-    """Settle what becomes of the one of a tied pair that the base does not store.
+    """Decide what becomes of the one of a tied pair that the base does not store.
 
-    Nothing where they stay one, since the adapter says so, or since it makes the same of both.
+    Nothing where they stay one: the adapter says so, or makes the same of both.
     """
     before = Read(ties.stored)
     other = found.pop(ties.virtual, before)
@@ -277,11 +284,8 @@ def _part(ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
         found[ties.virtual] = other
 
 
-def parted(ties: Ties | None, found: Mapping[str, Expr], adapter: Adapter) -> bool:
-    """Whether an adapter makes two tensors of a head and an embedding that its base's config ties.
-
-    found  what the adapter changes, as `changes` gives it
-    """
+def _parted(ties: Ties | None, found: Mapping[str, Expr], adapter: Adapter) -> bool:
+    """Whether an adapter makes two tensors of a head and an embedding that its base's config ties."""
     if ties is None or ties.virtual:
         return ties is not None and ties.virtual in found
     one = found.get(ties.embedding, Read(ties.embedding))

@@ -22,7 +22,9 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     A sweep of a coefficient makes a plan for each value, and they differ in their settings alone: unless something
     other than parameters differs, a value is refused, or two settings that were one are two.
     """
-    if _without_parameters(before) != _without_parameters(recipe) or len(plan.models) != len(recipe.models):
+    if plan.of_adapters or len(plan.models) != len(recipe.models):
+        return None
+    if _without_parameters(before) != _without_parameters(recipe):
         return None
     base = _base(plan, recipe)
     methods = {recipe.merge_method, *(one.merge_method for one in recipe.overrides if one.merge_method)}

@@ -15,15 +15,16 @@ from polymerge.checkpoints.output_folder import check_target
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.engine.merge import merge
 from polymerge.errors import OutputError, RecipeError, collecting, refuse, refuse_if_any
-from polymerge.evaluation.logs import read_logs
+from polymerge.evaluation.harness.logs import read_logs
 from polymerge.inference.prompts import sample
 from polymerge.inference.run_folder import SETTINGS, Run, read_settings
+from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.criterion import CRITERIA, Judging, judge
 from polymerge.tuning.curve_plot import draw_search
 from polymerge.tuning.knobs import Knob
 from polymerge.tuning.outcome import Found
-from polymerge.tuning.space import Space, make_space, refuse_idle, understood
+from polymerge.tuning.space import Space, make_space, refuse_idle
 
 __all__ = ["ChosenMerge", "choose_from_logs", "plan_merge", "value_folders"]
 
@@ -220,7 +221,7 @@ def plan_merge(
         searched = None if isinstance(source, Mapping) else read_settings(Path(source))
         keep_template_weight = searched["keep_template_weight"] if searched else keep_template_weight
         with collecting():
-            read = understood(recipe)
+            read = parse_recipe(recipe)
             knobs = [replace(knob, values=(0.0, 1.0)) for knob in vary or (Knob(),)]  # it may be any
             space = make_space(read, knobs, keep_template_weight=keep_template_weight)
         names = [axis.name for axis in space.axes]

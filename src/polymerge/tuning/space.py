@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
 
+from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import split_source
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.methods.table import METHODS
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.variation import varied
-from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.knobs import Axis, Knob, Roles, Value, axis_of, turn
 
-__all__ = ["Point", "Space", "candidate_name", "make_space", "plan_candidates", "refuse_idle", "understood"]
+__all__ = ["Point", "Space", "candidate_name", "make_space", "plan_candidates", "refuse_idle"]
 
 Point = tuple[Value, ...]
 _MOST = 10_000
@@ -49,11 +47,6 @@ class Space:
         return turn(recipe, dict(zip(self.axes, point, strict=True)))
 
 
-def understood(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
-    """As much of a recipe as can be understood; the rest is refused."""
-    return parse_recipe(source)
-
-
 def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: bool = False) -> Space:
     """The space that some knobs of a recipe span; what cannot be varied, and what is no value, is refused.
 
@@ -73,12 +66,12 @@ def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: b
     return Space(tuple(axes))
 
 
-def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan | AdapterPlan]:
+def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
     """Plan every candidate, by name; they differ in methods and parameters only.
 
     raises Refused with everything that is wrong with any of them.
     """
-    plans: dict[str, Plan | AdapterPlan] = {}
+    plans: dict[str, Plan] = {}
     first: tuple[Plan, Recipe] | None = None
     with collecting():
         for point in points:
@@ -107,7 +100,7 @@ def refuse_idle(recipe: Recipe, space: Space) -> None:
                 )
 
 
-def _effect(plan: Plan | AdapterPlan) -> str:
+def _effect(plan: Plan) -> str:
     """What a plan merges, and by which settings."""
     if isinstance(plan, Plan):
         return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
@@ -137,7 +130,7 @@ def _roles(recipe: Recipe) -> Roles:
             (own if parameter.each else said)[parameter.name] = max(1.0, parameter.low)
     models = tuple(replace(one, parameters=own) for one in recipe.models)
     plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
-    if isinstance(plan, AdapterPlan):
+    if plan.of_adapters:
         return Roles(plan.template)
     idle: tuple[int, ...] = ()
     if plan.base is not None and len(plan.models) < len(recipe.models):
