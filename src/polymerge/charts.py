@@ -1,7 +1,7 @@
-"""Charts as Vega-Lite specifications, made with altair: the page shows them, and pictures are made of the same.
+"""Charts as Vega-Lite specifications, made with altair, for the page and for picture files alike.
 
-No chart names a colour: each follows the configuration that it is drawn with, light or dark. Names that come from a run
-stand in data and titles alone, never in an expression.
+No chart names a colour: colours come from the configuration of the theme that it is drawn with. Names that come from a
+run appear in data and titles only, never in field names or expressions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NUMBERED = 12  # columns of a heat map that leave room for a number in each cel
 
 
 def need_charts() -> None:
-    """Check that charts can be made here.
+    """Check that charts can be made.
 
     raises MissingExtraError without altair or vl-convert.
     """
@@ -55,10 +55,10 @@ def need_charts() -> None:
 
 @dataclass(frozen=True)
 class Series:
-    """What a chart shows of one thing.
+    """The numbers of one series.
 
-    values     one for each place, None where there is none
-    low, high  the ends of an interval around each, or of a band
+    values     one for each x, None where it is missing
+    low, high  the ends of an interval around each value
     """
 
     values: Sequence[float | None]
@@ -67,7 +67,7 @@ class Series:
 
     @property
     def banded(self) -> bool:
-        """Whether there is any interval."""
+        """Whether any value has an interval."""
         return self.low is not None and any(value is not None for value in self.low)
 
 
@@ -83,11 +83,11 @@ def line_chart(
 ) -> alt.LayerChart:
     """Curves over numbers or over names, with a band where a series has intervals.
 
-    x       what the axis is, and its values: numbers, or texts in order
-    y       what the other axis is
+    x       title and values of the x axis: numbers, or names in order
+    y       title of the y axis
     series  by name
-    marks   places on x, by what to write there
-    zero    whether the y axis begins at 0
+    marks   values of x to mark, by label
+    zero    whether the y axis includes 0
     """
     import altair as alt
 
@@ -117,7 +117,7 @@ def line_chart(
         mark = alt.Chart(alt.InlineData([{"x": at, "label": text}])).encode(x=across)
         label = mark.mark_text(style="mark-label").encode(y=alt.value(6 + 14 * place), text="label:N")
         layers += [mark.mark_rule(style="mark"), label]
-    # whatever the height, what is pointed at is the nearest value of x
+    # invisible, from top to bottom: the pointer selects the nearest x at any height
     layers.append(alt.Chart(alt.InlineData(places)).mark_rect(opacity=0, tooltip=_told()).encode(**near))
     meta = _meta(x[0], y, series) | {"marks": [[at, text] for text, at in (marks or {}).items()]}
     return _finished(layers, rows, title, about, meta).properties(height=220)
@@ -136,10 +136,10 @@ def heat_map(
 ) -> alt.LayerChart:
     """A heat map: a row for each y, a column for each x.
 
-    name       what the colour stands for
-    values     of each row the columns, None where there is no value
-    limits     of the colours; by default the least and the most of the values
-    diverging  whether 0 is the middle, and either side means something
+    name       title of the values
+    values     rows of columns, None where a value is missing
+    limits     domain of the colour scale; by default the minimum and maximum of the values
+    diverging  whether 0 is the neutral middle of the scale
     """
     import altair as alt
 
@@ -182,8 +182,8 @@ def bar_chart(
 ) -> alt.LayerChart:
     """Horizontal bars, a group for each label, with intervals where a series has them.
 
-    labels  what they are, and the labels
-    value   what the bars stand for
+    labels  title and values of the y axis
+    value   title of the x axis
     """
     import altair as alt
 
@@ -207,10 +207,10 @@ def bar_chart(
 
 
 def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path, ...]:
-    """Write charts, one below the other, as STEM.png and STEM.svg.
+    """Write charts, one below another, as STEM.png and STEM.svg; returns the files.
 
-    Without altair or vl-convert nothing is drawn, which the log says in one line: a picture is never worth the numbers
-    that it is made of.
+    Without altair or vl-convert, one line of the log says so and nothing is drawn: the numbers behind a picture are
+    worth more than the picture.
     """
     files = stem.with_suffix(".png"), stem.with_suffix(".svg")
     try:
@@ -223,7 +223,7 @@ def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path
     charts = make()
     if not charts:
         return ()
-    views = [chart.to_dict() for chart in charts]
+    views = [chart.to_dict(validate=False) for chart in charts]
     spec = {
         "$schema": views[0]["$schema"],
         "config": chart_config("light"),
@@ -242,13 +242,14 @@ def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path
 
 
 def figure(charts: Mapping[str, alt.LayerChart]) -> dict[str, Any]:
-    """Charts of one title as data for the page, of which a reader chooses one by its name.
+    """A figure for the page: charts of one title, of which the reader chooses one by name.
 
-    Each has its specification, for a container as wide as there is room, the titles of its columns, and what it says
-    of itself, which the page writes around it.
+    Each view holds the specification, which fits the width of its container, the titles of its columns, and the
+    subtitle, which the page writes itself.
     """
     views = []
-    made = {name: chart.to_dict() for name, chart in charts.items()}
+    # the parts were validated as they were made
+    made = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
     for name, spec in made.items():
         drawn = {key: spec[key] for key in ("$schema", "data", "datasets", "height", "layer")}
         about = " ".join(spec["title"]["subtitle"])
@@ -267,7 +268,7 @@ def vega_lite_version() -> str:
 
 
 def _rows(x: Sequence[Any], series: Mapping[str, Series]) -> list[dict[str, Any]]:
-    """A row for each series and x. No field has a name that comes from a run."""
+    """A row for each series and x, with fixed field names."""
     return [
         {"x": at, "series": name, "value": one.values[place]}
         | ({"low": (one.low or ())[place], "high": (one.high or ())[place]} if one.banded else {})
@@ -277,7 +278,7 @@ def _rows(x: Sequence[Any], series: Mapping[str, Series]) -> list[dict[str, Any]
 
 
 def _meta(x: str, value: str, series: Mapping[str, Series]) -> dict[str, Any]:
-    """What the page needs to tell of a chart's rows: the fields by which they are pointed at, and titles."""
+    """What the page needs for tooltips and tables: the fields that identify a row, and the titles of columns."""
     columns = [["x", x], *([["series", "of"]] if len(series) > 1 else []), ["value", value]]
     if any(one.banded for one in series.values()):
         columns += [["low", "low"], ["high", "high"]]
@@ -287,7 +288,7 @@ def _meta(x: str, value: str, series: Mapping[str, Series]) -> dict[str, Any]:
 def _finished(
     layers: Sequence[Any], rows: Sequence[Mapping[str, Any]], title: str, about: str, meta: Mapping[str, Any]
 ) -> alt.LayerChart:
-    """The layers over their rows, with titles."""
+    """Layers over shared data, with title and subtitle."""
     import altair as alt
 
     return alt.LayerChart(layer=list(layers), data=alt.InlineData(list(rows))).properties(
@@ -296,14 +297,14 @@ def _finished(
 
 
 def _told() -> Any:
-    """A tooltip of a row's fields; the page writes their titles, for Vega-Lite would write them into an expression."""
+    """A tooltip with the row's fields alone: Vega-Lite would compile titles into an expression, without escaping."""
     import altair as alt
 
     return alt.TooltipContent(content="data")
 
 
 def _by_name(series: Mapping[str, Series], channel: Any, symbol: str) -> Any:
-    """The encoding, by colour or dashes, that tells series apart."""
+    """Encode the series by colour or dashes."""
     import altair as alt
 
     legend = alt.Legend(title=None, symbolType=symbol, symbolOpacity=1)
@@ -311,7 +312,7 @@ def _by_name(series: Mapping[str, Series], channel: Any, symbol: str) -> Any:
 
 
 def _reaches(values: Sequence[float]) -> list[dict[str, float]]:
-    """For each of different numbers where it is the nearest: from the middle below to the middle above."""
+    """The interval in which each of some distinct numbers is the nearest, between the midpoints around it."""
     known = sorted(values)
     ends = [known[0], *((one + other) / 2 for one, other in pairwise(known)), known[-1]]
     return [{"from": ends[known.index(value)], "to": ends[known.index(value) + 1]} for value in values]

@@ -47,7 +47,7 @@ def chart_config(theme: str) -> dict[str, Any]:
         "axis": axis,
         "legend": {
             "labelColor": colour["soft"], "titleColor": colour["soft"], "labelFontSize": 12, "titleFontSize": 12,
-            "titleFontWeight": "normal", "orient": "top", "symbolStrokeWidth": 2.25, "labelLimit": 240,
+            "titleFontWeight": "normal", "orient": "top", "symbolStrokeWidth": 2.25, "labelLimit": 240, "columns": 2,
         },
         "title": {"color": colour["ink"], "subtitleColor": colour["soft"], "anchor": "start", "frame": "group"},
         "mark": {"color": series[0]},

@@ -198,6 +198,9 @@ def test_a_phone_never_scrolls_sideways(browser: Any, made: Report) -> None:
     assert drawn
     for plot in drawn:
         assert plot.bounding_box()["width"] <= PHONE["width"]
+        for text in plot.locator("text").all():
+            box = text.bounding_box()
+            assert box is None or box["x"] + box["width"] <= PHONE["width"], text.inner_html()
     assert found.noise == []
 
 

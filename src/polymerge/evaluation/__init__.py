@@ -1,1 +1,1 @@
-"""What a merge is worth: tasks, scorers, and the bridges to other tools."""
+"""Evaluation of models: tasks, scorers, results and their comparison, and runs of other evaluation tools."""

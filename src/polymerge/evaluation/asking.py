@@ -1,4 +1,4 @@
-"""The tasks that the user names, found in the data, and their questions asked by whichever worker is free."""
+"""Find the tasks that the user names, and ask their questions, each batch by the next free worker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NEED_CAPTIONS = ("captions", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", 
 
 @dataclass(frozen=True)
 class AskedTask:
-    """A task whose questions a model is asked.
+    """A task, with its questions and how they are asked.
 
     row        a row of the benchmark's table; None for a question file of the user's
     scorer     a row of the scorers' table
@@ -56,7 +56,7 @@ class AskedTask:
 
     @property
     def group(self) -> Literal["seen", "unseen"] | None:
-        """Of the benchmark's two averages, the one that it is in."""
+        """The one of the benchmark's two averages that it is part of."""
         return self.row.group if self.row else None
 
     def settings(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class AskedTask:
 def read_tasks(
     tasks: Sequence[str], data: Path | None, images: Path | None, max_new_tokens: int | None
 ) -> list[AskedTask]:
-    """The tasks that some words mean.
+    """Find the tasks that some words name.
 
     tasks           of the benchmark, a name for several of them (`mm-mergebench`), or FILE:SCORER
     data            holds the benchmark's files
@@ -152,7 +152,7 @@ def _can_be_asked(file: Path, questions: Sequence[Question]) -> tuple[Question, 
 
 
 Failures = dict[str, dict[int | str, str]]
-"""By task, why a question has no answer."""
+"""For each task, the questions without an answer and why."""
 
 _Batch = tuple[AskedTask, tuple[Prompt, ...]]
 
@@ -165,7 +165,7 @@ def ask(
     pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Failures:
-    """Have all questions answered: those that the run has, and the rest now; returns why some cannot be.
+    """Have all questions answered that the run has no answers to; returns why some have none.
 
     A batch of which something is missing is asked again as a whole, since a model's numbers depend in the last bits on
     what is beside; a question that failed is thereby tried again whenever the run goes on.
@@ -203,7 +203,7 @@ def ask(
 
 
 def _calls(waiting: deque[_Batch], plan: Plan | None) -> Iterator[tuple[_Batch | None, Call]]:
-    """What a worker does: take the model, and then one batch after the other, of those that no other has taken."""
+    """The calls of one worker: load the model, then answer batches until none is left."""
     yield None, partial(Worker.take, plan=plan)
     while waiting:
         task, batch = waiting.popleft()

@@ -1,4 +1,4 @@
-"""Set models side by side: scores, averages over seen and unseen tasks, gains and how sure they are."""
+"""Compare models: scores, averages over seen and unseen tasks, gains with their intervals."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ import msgspec
 import numpy as np
 
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
-from polymerge.evaluation.bootstrap import RESAMPLES, SEED, Floats, interval, resampled_means
+from polymerge.evaluation.gains import RESAMPLES, SEED, Gain, Samples, interval
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.results import Results, TaskResult, read_results
 from polymerge.tables import Table
 
-__all__ = ["Column", "Comparison", "Gain", "compare", "compare_files"]
-
-_SAME = 1e-6  # percent by which the mean of samples may miss the score
-
-_Pair = tuple[str, tuple[str, ...]]
-"""A model, and those that it is compared with."""
+__all__ = ["Column", "Comparison", "compare", "compare_files"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +28,12 @@ class Column:
 
     @property
     def is_average(self) -> bool:
-        """Whether it is one."""
+        """Whether it is an average."""
         return self.tasks != (self.name,)
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
 class Gain:
     """By how much a model is better than the mean of some others, in the score's unit.
 
@@ -65,6 +61,10 @@ class Gain:
 @dataclass(frozen=True)
 class Comparison(Table):
     """The table.
+=======
+class Comparison:
+    """The scores and gains of several models.
+>>>>>>> h6
 
     scores  by model and column; None where a model lacks a score
     """
@@ -96,7 +96,7 @@ def compare_files(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare what results files, or folders of runs, hold; several of one model are put together.
+    """Compare results files, or folders of runs; several of one model are joined.
 
     raises Refused with everything that is wrong with files and names.
     """
@@ -140,7 +140,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare models whose names differ.
+    """Compare the results of models, whose names have to differ.
 
     parents    the models that others are merged of: gains are over the mean of their scores
     template   a model over which gains are told, too
@@ -157,7 +157,7 @@ def compare(
     overs = [tuple(dict.fromkeys(parents))] if parents else []
     overs += [(template,)] if template is not None and (template,) not in overs else []
     pairs = [(model, over) for over in overs for model in models if model not in over and model not in parents]
-    samples = _Samples(by_name, pairs, published, resamples, seed)
+    samples = Samples(by_name, pairs, published, resamples, seed)
     gains = tuple(
         _gain(model, column, over, scores, samples)
         for model, over in pairs
@@ -183,7 +183,7 @@ def compare(
 
 
 def _columns(results: Sequence[Results]) -> tuple[Column, ...]:
-    """Seen tasks and their average, unseen ones and theirs, then the others, averaged where there are two or more."""
+    """Seen tasks and their average, unseen tasks and theirs, then the others, averaged if there are several."""
     tasks: dict[str, TaskResult] = {}
     for found in results:
         tasks |= {name: task for name, task in found.tasks.items() if name not in tasks}
@@ -214,7 +214,7 @@ def _gain(
     column: Column,
     over: tuple[str, ...],
     scores: Mapping[tuple[str, str], float | None],
-    samples: _Samples,
+    samples: Samples,
 ) -> Gain:
     own, others = scores[model, column.name], _mean([scores[one, column.name] for one in over])
     assert own is not None
@@ -226,70 +226,3 @@ def _gain(
     means = np.mean([one for one in found if not isinstance(one, str)], axis=0)
     rough = any(samples.are_rough(task, model, over) for task in column.tasks)
     return Gain(model, column.name, over, own - others, *interval(means), rough=rough)
-
-
-class _Samples:
-    """Resampled gains by task, drawn once for all models that are compared at it."""
-
-    def __init__(
-        self,
-        results: Mapping[str, Results],
-        pairs: Sequence[_Pair],
-        published: bool,
-        resamples: int,
-        seed: int,
-    ) -> None:
-        self._results, self._pairs, self._published = results, pairs, published
-        self._resamples, self._seed = resamples, seed
-        self._of_task: dict[str, dict[_Pair, Floats | str]] = {}
-
-    def means(self, task: str, model: str, over: tuple[str, ...]) -> Floats | str:
-        """The resampled gains of a model in percent, or why there are none."""
-        if task not in self._of_task:
-            self._of_task[task] = self._drawn(task)
-        return self._of_task[task][model, over]
-
-    def are_rough(self, task: str, model: str, over: tuple[str, ...]) -> bool:
-        """Whether one of the scores is no mean over questions."""
-        return any(abs(_beside(self._results[name].tasks[task])) > _SAME for name in (model, *over))
-
-    def _drawn(self, task: str) -> dict[_Pair, Floats | str]:
-        found: dict[_Pair, Floats | str] = {}
-        rows: dict[_Pair, Floats] = {}
-        for model, over in self._pairs:
-            row = self._differences(task, model, over)
-            if isinstance(row, str):
-                found[model, over] = row
-            else:
-                rows[model, over] = row
-        for count in {len(row) for row in rows.values()}:
-            alike = {pair: row for pair, row in rows.items() if len(row) == count}
-            means = resampled_means(list(alike.values()), task, self._resamples, self._seed)
-            found |= dict(zip(alike, means, strict=True))
-        return found
-
-    def _differences(self, task: str, model: str, over: tuple[str, ...]) -> Floats | str:
-        if self._published:
-            return "the published score is not made of samples"
-        every = [self._results[name].tasks.get(task) for name in (model, *over)]
-        for name, one in zip((model, *over), every, strict=True):
-            if one is None or not one.samples:
-                return f"{task}: {name} has no score for each question"
-            if one.score is None or one.unit != "%":
-                return f"{task}: the score is no share in percent"
-        own, *others = [one.samples for one in every if one is not None and one.samples]
-        for name, other in zip(over, others, strict=True):
-            if other.keys() != own.keys():
-                return f"{task}: {model} and {name} did not answer the same questions"
-        mean = np.mean([[other[one] for one in own] for other in others], axis=0)
-        gained: Floats = 100 * (np.array(list(own.values()), dtype=np.float64) - mean)
-        first, *rest = [_beside(one) for one in every if one is not None]
-        apart = first - sum(rest) / len(rest)
-        return gained + apart if abs(apart) > _SAME else gained
-
-
-def _beside(task: TaskResult) -> float:
-    """By how much the score is more than the mean over its questions."""
-    if task.score is None or not task.samples:
-        return 0.0
-    return task.score - 100 * float(np.mean(list(task.samples.values())))

@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polymerge.evaluation.comparison import Comparison, Gain
+from polymerge.evaluation.comparison import Comparison
 from polymerge.evaluation.comparison_plot import draw_comparison
+from polymerge.evaluation.gains import Gain
 from polymerge.evaluation.results import Results
 
 __all__ = ["describe_results", "gains_csv", "markdown", "plain_text", "scores_csv", "write_comparison"]
@@ -17,7 +18,7 @@ _NONE = "-"
 
 
 def plain_text(compared: Comparison) -> str:
-    """The tables in columns, for a terminal."""
+    """Format the tables in columns for a terminal."""
     blocks = []
     for title, rows in _tables(compared):
         blocks.append("\n".join([title, *_aligned(rows)]))
@@ -25,7 +26,7 @@ def plain_text(compared: Comparison) -> str:
 
 
 def markdown(compared: Comparison) -> str:
-    """The tables in Markdown."""
+    """Format the tables as Markdown."""
     blocks = []
     for title, (head, *rows) in _tables(compared):
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -73,7 +74,7 @@ def write_comparison(compared: Comparison, folder: Path) -> list[Path]:
 
 
 def describe_results(results: Results) -> str:
-    """One model's results in columns, with what a reader must know of them."""
+    """Format one model's results in columns, followed by notes."""
     head = ["task", "score", "as published", "right", "of", "failed"]
     rows = [head]
     notes = []

@@ -1,4 +1,4 @@
-"""Which model is evaluated: a checkpoint as it is, or a base with an adapter that is folded into it in memory."""
+"""The model to evaluate: a checkpoint, or a base into which an adapter is folded in memory."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class EvaluatedModel:
     plan: Plan | None
 
     def described(self) -> dict[str, Any]:
-        """What results.json says of it."""
+        """Its entry in results.json."""
         said = {"name": self.name, "source": self.source, "plan": None if self.plan is None else self.plan.hash}
         commits = pinned(self.folder, self._adapter)
         return said | ({"pinned": commits} if commits else {})
 
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on: the files, by name, size and the time at which they were written, or a commit."""
+        """What its answers depend on: its files by name, size and modification time, or their commit on the hub."""
         if self.plan is None:
             return {"source": self.source, "files": _digest([self.folder])}
         places = [Path(place) for entry in self.plan.inputs for place in (entry.path, entry.adapter) if place]
         return {"source": self.source, "plan": self.plan.hash, "files": _digest(places)}
 
     def fetch(self) -> None:
-        """Have its folder complete where it lies on the hub; a plan's models are fetched when they are loaded."""
+        """Download a checkpoint that is on the hub; a plan's models are downloaded when they are loaded."""
         if self.plan is None:
             bring(self.source, self.folder)
 
@@ -58,7 +58,7 @@ class EvaluatedModel:
 
 
 def evaluated_model(source: str, name: str | None = None) -> EvaluatedModel:
-    """The model that MODEL on the command line is.
+    """Find the model to evaluate.
 
     source  a folder, a hub id, BASE+ADAPTER of such, or an adapter alone, whose config names its base
     name    what tables call it; by default the last part of the path, or of both paths
@@ -90,7 +90,7 @@ def _short(source: str) -> str:
 
 
 def _digest(places: list[Path]) -> str:
-    """sha256 of names, sizes and times of the files of some folders; one of the hub is told by its commit."""
+    """sha256 of names, sizes and modification times of the files in some folders, or of their commits on the hub."""
     lines = []
     for place in places:
         remote = remote_of(place)

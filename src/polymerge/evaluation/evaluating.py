@@ -92,7 +92,7 @@ def _path(path: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Generation) -> dict[str, Any]:
-    """What the answers depend on."""
+    """Everything that the answers depend on."""
     return {
         "kind": "evaluation",
         "model": asked.identity(),
@@ -104,19 +104,19 @@ def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Gen
 
 
 def _digest(task: AskedTask) -> str:
-    """sha256 of what is asked; images are told apart by their paths, for there may be very many."""
+    """sha256 of the prompts, with images by path only, since there may be very many."""
     text = json.dumps([[one.id, one.text, one.images] for one in task.prompts])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unasked(tasks: Sequence[AskedTask], failures: Failures) -> None:
-    """Add the questions that could not even be asked."""
+    """Add the questions that could not be asked at all."""
     for task in tasks:
         failures[task.name] |= {one.id: one.reason for one in task.questions if one.prompt is None}
 
 
 def _write_errors(run: Run, tasks: Sequence[AskedTask], failures: Failures) -> None:
-    """A line for every question without an answer, in the order of the files."""
+    """Write a line for every question without an answer, in the order of the question files."""
     lines = [
         {"task": task.name, "id": one.id, "reason": failures[task.name][one.id]}
         for task in tasks

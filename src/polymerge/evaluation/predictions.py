@@ -1,4 +1,4 @@
-"""A file of predictions: a JSON object a line, as LLaVA's scripts write it."""
+"""Files of predictions: one JSON object per line, as LLaVA's scripts write them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ __all__ = [
     "at_most_shown",
     "failures_note",
     "is_failure",
-    "numbered_lines",
     "read_predictions",
     "some_of",
 ]
@@ -39,7 +38,7 @@ _FAILURE: Final = re.compile(
 
 
 class _Fields(msgspec.Struct):
-    """A line as it is written; other keys do not count."""
+    """The keys of a line that are read."""
 
     question_id: str | int
     text: str | None
@@ -71,11 +70,11 @@ class Predictions:
     blank: tuple[int, ...]
 
     def by_id(self) -> dict[str, Line]:
-        """The line of each question_id, read as text; the last one where there are several."""
+        """Map question_ids, as text, to lines; the last line of an id counts."""
         return {str(line.id): line for line in self.lines}
 
     def notes(self, known: Sequence[str]) -> list[str]:
-        """What is odd about the file, given the question_ids that are annotated."""
+        """Notes on oddities of the file, given the annotated question_ids."""
         annotated, by_id = set(known), self.by_id()
         counted = [line for name, line in by_id.items() if name in annotated]
         found: list[tuple[Sequence[int], str]] = [
@@ -117,19 +116,19 @@ def some_of(names: Sequence[str], most: int = 5) -> str:
 
 
 def is_failure(text: str) -> bool:
-    """Whether a text is what VLMEvalKit or lmms-eval writes in an answer's place where a request has failed."""
+    """Whether a text is what VLMEvalKit or lmms-eval writes in place of an answer when a request has failed."""
     return _FAILURE.fullmatch(text.strip()) is not None
 
 
 def failures_note(count: int) -> str:
-    """What to say of answers that a tool scored although they are its own message of a failure."""
+    """A note on answers that a tool scored although they are its own messages of failed requests."""
     verb = "is" if count == 1 else "are"
     return f"{count} of the answers {verb} a message of a failed request, and {verb} scored as if the model had said it"
 
 
 @contextmanager
 def at_most_shown(file: Path) -> Iterator[list[PolymergeError]]:
-    """Gather the problems of one file as `collecting` does, and name at most MOST_SHOWN of them."""
+    """Gather the problems of one file as `collecting` does, and report at most MOST_SHOWN of them."""
     with collecting() as found:
         try:
             yield found
@@ -139,39 +138,30 @@ def at_most_shown(file: Path) -> Iterator[list[PolymergeError]]:
             found[MOST_SHOWN:] = [RecipeError(f"{file}: {more} more problems like these")]
 
 
-def numbered_lines(file: Path) -> list[tuple[int, str]]:
-    """The lines of a text file, blank ones included, each with its number from 1; only a line feed ends one.
-
-    raises RecipeError where the file cannot be read or is not UTF-8.
-    """
-    lines = read_text(file, encoding="utf-8-sig", error=RecipeError, then="Save it as UTF-8.").split("\n")
-    return list(enumerate(lines[:-1] if lines[-1] == "" else lines, 1))
-
-
-_CUT = "Remove the line, which is the last and may have been cut off, or finish the run."
+_WRONG = "Remove the line or correct it; null stands for no answer."
+_CUT = "It is the last line and may have been cut off: remove it, or finish the run."
 
 
 def read_predictions(file: Path) -> Predictions:
-    """The lines of a file; every line that cannot be one is refused.
+    """Read a file of predictions; broken lines are refused.
 
     A line must be an object with a question_id (text or whole number) and a text; null stands for no answer.
     """
     found: list[Line] = []
     blank: list[int] = []
     with at_most_shown(file):
-        lines = numbered_lines(file)
-        first = next((text for _, text in lines if text.strip()), "")
-        if first.lstrip().startswith("["):
+        text = read_text(file, encoding="utf-8-sig", error=RecipeError, then="Save it as UTF-8.")
+        if text.lstrip().startswith("["):
             raise RecipeError(
                 f"{file}: is a JSON array, not a line of JSON for each prediction. Write one object a line."
             )
-        for number, text in lines:
-            if not text.strip():
+        lines = text.split("\n")  # the last of which is empty, but for a file that was cut off
+        for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
+            if not line.strip():
                 blank.append(number)
                 continue
             with collecting():
-                where = f"{file}:{number}"
-                then = _CUT if number == len(lines) else "Remove the line or correct it; null stands for no answer."
-                line = parse_json(text, where, _Fields, error=RecipeError, then=then)
-                found.append(Line(where, number, line.question_id, line.text, line.prompt))
+                where, then = f"{file}:{number}", _CUT if number == len(lines) else _WRONG
+                fields = parse_json(line, where, _Fields, error=RecipeError, then=then)
+                found.append(Line(where, number, fields.question_id, fields.text, fields.prompt))
     return Predictions(file, tuple(found), tuple(blank))

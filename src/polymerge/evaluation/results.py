@@ -32,7 +32,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class TaskResult(msgspec.Struct, frozen=True):
-    """What a model is worth at a task.
+    """A model's result on a task.
 
     score         in `unit`; None where it could not be had, and `reason` says why
     unit          % where it is a share in percent, else points: the tool's own number, not to be averaged with others
@@ -75,11 +75,11 @@ class Results(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """What tables call the model."""
+        """The model's name in tables."""
         return str(self.model["name"])
 
     def to_json(self) -> dict[str, Any]:
-        """What results.json holds."""
+        """The content of results.json."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -93,7 +93,7 @@ class Results(msgspec.Struct, frozen=True):
 def task_result(
     scored: TaskScore, group: Group | None, failed: int, settings: Mapping[str, Any], folder: Path
 ) -> TaskResult:
-    """The result that a score is.
+    """Turn a score into a result.
 
     folder  of the run; notes name its files relative to it
     """
@@ -117,13 +117,13 @@ _AGAIN = "Evaluate again."
 
 
 class _Named(msgspec.Struct):
-    """What a model has beside what tells which it is."""
+    """The member that every model needs."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 def read_results(path: Path) -> Results | None:
-    """The results in a file, or in the folder of a run; None where they were refused, with all that is wrong."""
+    """Read a results file, or that in the folder of a run; returns None after refusing it."""
     file = path / FILE if path.is_dir() else path
     with at_most_shown(file) as wrong:
         if path.is_dir() and not file.is_file():

@@ -40,7 +40,7 @@ __all__ = ["TaskScore", "score_predictions", "score_questions"]
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a file of predictions is worth.
+    """The scores of a file of predictions.
 
     score              in percent, over all annotated questions; None, as right is, for captions without Java only
     as_published       what the published script prints, in percent; None where it stops or there is none
@@ -101,7 +101,7 @@ def score_predictions(task: str, predictions_file: str | Path, annotations_folde
 
 
 def score_questions(scorer: str, predictions_file: str | Path, questions_file: str | Path) -> TaskScore:
-    """Score predictions against any question file in the LLaVA format, by a scorer's name.
+    """Score predictions against a question file in the LLaVA format, by the scorer of a name.
 
     Each question holds `answer`, or `answers` as a list of texts (or of objects with an `answer` each).
 
@@ -123,7 +123,7 @@ def score_questions(scorer: str, predictions_file: str | Path, questions_file: s
 
 
 def _texts(predictions: Predictions, truth: Truth) -> list[str]:
-    """The text for each annotated question; nothing where there is none."""
+    """The predicted text of each annotated question, empty where there is none."""
     by_id = predictions.by_id()
     return [(by_id[name].answer or "") if name in by_id else "" for name in truth.ids]
 
@@ -155,7 +155,7 @@ def _task_score(
 
 
 def _captions_without_java(name: str, published: Published | str, predictions: Predictions, truth: Truth) -> TaskScore:
-    """No score, which is a mean with METEOR in it, but BLEU, ROUGE-L and CIDEr on plain tokens, and a word on both."""
+    """Without Java: no score, whose mean includes METEOR, but BLEU, ROUGE-L and CIDEr on plain tokens, and why."""
     said = plain_tokens(_texts(predictions, truth))
     found = caption_metrics(said, [plain_tokens(texts) for texts in truth.references], WITHOUT_JAVA)
     notes = (*predictions.notes(truth.ids), *truth.notes, NOT_PTB)

@@ -1,1 +1,1 @@
-"""One page that shows a merge: what was merged, how its parts lie to each other, what it scores, what to try next."""
+"""One page about a merge: what was merged, how the deltas overlap, what the model scores, and what to try next."""

@@ -1,4 +1,4 @@
-"""What to try next: a few rules, each of which speaks only where a number of the runs makes it."""
+"""What to try next: a few rules, each triggered by numbers of the runs alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Suggestion", "advise"]
 Section = Mapping[str, Any]
 
 CUT = 0.2
-"""Share of an update that a merged adapter may lose to its rank before that is worth a word."""
+"""Share of an update that a merged adapter may lose to its rank before a higher one is suggested."""
 
 CONFLICT, HOT, ALIKE, UNEQUAL, KEPT = 0.25, 1.5, 0.5, 2.0, 0.9
 EVEN = 1 / 3

@@ -1,4 +1,4 @@
-"""Knockouts and ablations as the page shows them: charts, and in which third of the layers something is lost."""
+"""Knockouts and ablations on the page: charts, and the share of each third of the layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Drop(Struct):
 
 
 class Cell(Struct, kw_only=True):
-    """What is lost with some layers of a module: of the model, the original, and of the one less the other."""
+    """The drop without some layers of a module: of the model, of the original, and the difference of the two."""
 
     task: str
     module: str
@@ -39,7 +39,7 @@ class Cell(Struct, kw_only=True):
 
 
 class Third(Struct):
-    """What a third of the layers has of the whole drop."""
+    """The share of a third of the layers in the whole drop."""
 
     cells: Count
     drop: Number
@@ -48,7 +48,7 @@ class Third(Struct):
 
 
 class Thirds(Struct, kw_only=True):
-    """The whole drop, and its thirds."""
+    """The whole drop and its thirds."""
 
     drop: Number
     interval: Ends = None
@@ -58,7 +58,7 @@ class Thirds(Struct, kw_only=True):
 
 
 class Summary(Struct, kw_only=True):
-    """The thirds of a task and module."""
+    """The thirds for one task and module."""
 
     task: str
     module: str
@@ -68,19 +68,19 @@ class Summary(Struct, kw_only=True):
 
 
 class Asked(Struct):
-    """How many prompts a task has."""
+    """The number of prompts of a task."""
 
     prompts: Count
 
 
 class Score(Struct):
-    """The score of a model whose weights are unchanged."""
+    """The baseline: the score with all weights in place."""
 
     score: Number
 
 
 class Knockout(Struct, kw_only=True):
-    """What the page shows of knockout.json."""
+    """The members of knockout.json that the page shows."""
 
     model: str
     against: str | None = None
@@ -105,7 +105,7 @@ class Gain(Struct):
 
 
 class Range(Struct):
-    """A range of layers, and what merging it alone gains."""
+    """A range of layers, and the gains of merging it alone."""
 
     name: str
     layers: list[int]
@@ -113,7 +113,7 @@ class Range(Struct):
 
 
 class Ablation(Struct):
-    """What the page shows of ablation.json."""
+    """The members of ablation.json that the page shows."""
 
     template: str
     scorer: str
@@ -124,7 +124,7 @@ class Ablation(Struct):
 
 
 def knockout_section(source: Source) -> dict[str, Any]:
-    """What knockout.json says, in the page's form.
+    """The page's section on a knockout.
 
     raises RecipeError, or Refused, with what is wrong with it.
     """
@@ -189,7 +189,7 @@ def _points(value: Number) -> Number:
 
 
 def ablation_section(source: Source) -> dict[str, Any]:
-    """What ablation.json says, in the page's form.
+    """The page's section on an ablation.
 
     raises RecipeError, or Refused, with what is wrong with it.
     """

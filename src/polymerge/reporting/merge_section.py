@@ -1,4 +1,4 @@
-"""A merge as the page shows it: recipe, inputs with their digests, outcome, and the plan as a table."""
+"""A merge on the page: recipe, inputs with their digests, outcome, and the plan as a table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Input(Struct, kw_only=True):
 
 
 class Output(Struct):
-    """What was written: a checkpoint has tensors, an adapter modules, ranks and what these have no room for."""
+    """The output: tensors of a checkpoint, or modules of an adapter with ranks and relative errors."""
 
     files: dict[str, Number]
     tensors: dict[str, Number] = field(default_factory=dict)
@@ -46,13 +46,13 @@ class Output(Struct):
 
 
 class Recipe(Struct):
-    """What the page has to know of a recipe, which it shows as it is."""
+    """The one member of a recipe that is read; the page shows the recipe as it is."""
 
     merge_method: str
 
 
 class Record(Struct, kw_only=True):
-    """What the page shows of polymerge.json."""
+    """The members of polymerge.json that the page shows."""
 
     polymerge: str
     created: str
@@ -67,7 +67,7 @@ class Record(Struct, kw_only=True):
 
 
 class PlanSetting(Struct):
-    """A method with its parameters, and the models that its lists have a number for."""
+    """A method with its parameters, and the models that parameters given as lists belong to."""
 
     method: str
     parameters: dict[str, Any]
@@ -75,7 +75,7 @@ class PlanSetting(Struct):
 
 
 class Columns(Struct):
-    """What the cells of each table of a plan are, in order."""
+    """The names of the cells in each table of a plan."""
 
     left_out: list[str]
     steps: list[str] = field(default_factory=list)
@@ -94,7 +94,7 @@ class PlanTable(Struct, kw_only=True):
 
 
 class Step(Struct, kw_only=True):
-    """What became of a tensor, or of an adapter's module, which has a rank."""
+    """The fate of a tensor, or of an adapter's module, which has a rank."""
 
     name: str
     canonical: str
@@ -109,7 +109,7 @@ class Step(Struct, kw_only=True):
 
 
 class LeftOut(Struct):
-    """A tensor of an input that the output has nothing of."""
+    """An unused tensor of an input."""
 
     input: str
     name: str
@@ -117,7 +117,7 @@ class LeftOut(Struct):
 
 
 def merge_section(source: Source) -> dict[str, Any]:
-    """What polymerge.json says, in the page's form.
+    """The page's section on a merge.
 
     raises RecipeError, or Refused, with what is wrong with it.
     """
@@ -176,7 +176,7 @@ def _input(entry: Input) -> dict[str, Any]:
 
 
 def _plan(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The plan with its reasons told once; rows point at them."""
+    """The plan as rows that refer to settings and reasons by number."""
     version = data.get("version")
     if version != PLAN_VERSION:
         said = f"{where} has version {version}, this polymerge reads {PLAN_VERSION}. Use the one that merged"
@@ -210,7 +210,7 @@ def _plan(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _rows(rows: Sequence[Sequence[Any]], columns: Sequence[str], type: Any, where: str) -> Iterator[tuple[str, Any]]:  # noqa: A002
-    """Each row of a table by the names of its columns, and where it stands; refuses rows that do not fit."""
+    """Each row of a table as a struct, with its place in the file; refuses rows that do not fit."""
     for place, row in enumerate(rows):
         at = f"{where}[{place}]"
         if len(row) != len(columns):

@@ -1,4 +1,4 @@
-"""An overlap as the page shows it: heat maps over layers and modules, norms by layer, and every tensor in a table."""
+"""An overlap on the page: heat maps over layers and modules, norms by layer, and a table of all tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import groupby
 from math import sqrt
 from typing import Annotated, Any, Final
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from polymerge.analysis.figures import MODULES
 from polymerge.charts import Series, figure, heat_map, line_chart
@@ -33,7 +33,7 @@ _COLUMNS = ("name", "entries", "cosine", "conflict", "conflict_mass", "common", 
 
 
 class Pair(Struct):
-    """How two deltas lie to each other."""
+    """The figures of two deltas."""
 
     cosine: Number | None = None
     common: Number | None = None
@@ -42,7 +42,7 @@ class Pair(Struct):
 
 
 class Delta(Struct):
-    """The delta of a model."""
+    """The figures of one delta."""
 
     model: str
     norm: Number | None = None
@@ -51,7 +51,7 @@ class Delta(Struct):
 
 
 class Place(Struct, kw_only=True):
-    """A tensor, a place in the model, or all of it."""
+    """The figures of a tensor, of a place in the model, or of everything."""
 
     name: str
     part: str
@@ -67,7 +67,7 @@ class Place(Struct, kw_only=True):
 
 
 class Overlap(Struct, kw_only=True):
-    """What the page shows of the JSON of `polymerge overlap`."""
+    """The members of overlap.json that the page shows."""
 
     plan_hash: str
     density: Number
@@ -79,7 +79,7 @@ class Overlap(Struct, kw_only=True):
 
 
 def overlap_section(source: Source) -> dict[str, Any]:
-    """What the JSON of `polymerge overlap` says, in the page's form.
+    """The page's section on an overlap.
 
     raises RecipeError, or Refused, with what is wrong with it.
     """
@@ -106,21 +106,9 @@ def overlap_section(source: Source) -> dict[str, Any]:
 
 
 def _row(place: Place) -> Row:
-    row: Row = {
-        "name": place.name,
-        "part": place.part,
-        "layer": place.layer,
-        "module": place.module,
-        "reference": place.reference,
-        "tensors": place.tensors,
-        "entries": place.entries,
-        "conflict": place.conflict if place.pairs else None,
-        "conflict_mass": place.conflict_mass if place.pairs else None,
-        "deltas": [
-            {"model": one.model, "norm": one.norm, "kept": one.kept, "rank_share": one.rank_share}
-            for one in place.deltas
-        ],
-    }
+    row: Row = to_builtins(place)
+    if not row.pop("pairs"):
+        row["conflict"] = row["conflict_mass"] = None  # a delta alone conflicts with nothing
     return row | {name: _mean(getattr(pair, name) for pair in place.pairs) for name in _PAIRED}
 
 
@@ -130,7 +118,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _charts(places: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """The text tower's layers; charts for each reference, for deltas from the base and from the template differ."""
+    """Charts over the text tower's layers, one set for deltas from the base and one for deltas from the template."""
     layered = sorted((row for row in places if row["layer"] is not None), key=lambda row: str(row["reference"]))
     for reference, group in groupby(layered, key=lambda row: row["reference"]):
         yield from _of_reference(list(group), "" if reference == "base" else " (deltas from the template)")

@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its style, its script and its data, and asks nobody for anything."""
+"""The page: one HTML file with its own style, scripts and data, which makes no request to the network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from polymerge.themes import PALETTES, chart_config
 __all__ = ["GENERATOR", "embedded", "make_page", "vega"]
 
 GENERATOR: Final = '<meta name="generator" content="polymerge report">'
-"""What every page that was made here holds."""
+"""Marks every page made here, so that a page may be replaced."""
 
-_SCRIPTS = ("elements.js", "table.js", "chart.js", "sections.js", "measured.js", "layers.js", "script.js")
+_SCRIPTS = ("elements.js", "table.js", "chart.js", "sections.js", "script.js")
 
 
 def make_page(data: Mapping[str, Any]) -> str:
-    """The page that shows a report's data."""
+    """The HTML page that shows the data of a report."""
     own = "\n".join(['"use strict";', "(() => {", *(_static(name) for name in _SCRIPTS), "})();"])
     scripts = [vega(), own]
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
@@ -36,12 +36,12 @@ def make_page(data: Mapping[str, Any]) -> str:
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
         "data": embedded({**data, "themes": {theme: chart_config(theme) for theme in PALETTES}}),
     }
-    # one pass, so that what was put in is not looked through for more
+    # in one pass, so that inserted text is never searched for placeholders
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _static("template.html"))
 
 
 def embedded(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside a script element whatever its texts hold."""
+    """JSON that is safe inside a script element, whatever its strings contain."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -50,14 +50,14 @@ def embedded(data: Mapping[str, Any]) -> str:
 
 @cache
 def vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, which asks for nothing; about 0.9 MB."""
+    """Vega, Vega-Lite and vega-embed as one script without dependencies, about 0.9 MB."""
     import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
 
 
 def _colours() -> str:
-    """The colours of both themes as CSS: light, dark where the system is, and whichever is asked for."""
+    """Both palettes as CSS variables: light by default, dark where the system is or the reader asks for it."""
     light, dark = (
         " ".join([*(f"--{name}: {colour};" for name, colour in palette.items()), f"color-scheme: {theme};"])
         for theme, palette in PALETTES.items()

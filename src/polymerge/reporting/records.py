@@ -23,7 +23,7 @@ T = TypeVar("T")
 Number = int | float
 Count = Annotated[int, Meta(ge=0)]
 Ends = tuple[Number, Number] | None
-"""The two ends of an interval; null for none."""
+"""The ends of an interval, null where there is none."""
 
 AGAIN: Final = "Write the file again, or leave it out."
 
@@ -32,9 +32,9 @@ AGAIN: Final = "Write the file again, or leave it out."
 class Kind:
     """A kind of record.
 
-    name, file  what it is called, and its file in the folder of a run
-    command     that writes it
-    keys        members that no other kind has all of
+    name, file  its name, and its file in the folder of a run
+    command     the command that writes it
+    keys        members that together identify it
     """
 
     name: str
@@ -51,14 +51,14 @@ KINDS: Final = (
     Kind("knockout", "knockout.json", "polymerge knockout", frozenset({"replace", "baseline", "cells", "summary"})),
     Kind("ablation", "ablation.json", "polymerge ablate", frozenset({"template", "baseline", "ranges"})),
 )
-"""Every kind, in the order in which the page shows them."""
+"""Every kind, in the order of the page."""
 
 _FEW = 5
 
 
 @dataclass(frozen=True)
 class Source:
-    """A record to be shown: its kind, what it is called on the page, its file, and the JSON object in it."""
+    """A record to show: its kind, its label on the page, its file, and the JSON object in that."""
 
     kind: str
     label: str
@@ -66,21 +66,21 @@ class Source:
     data: Mapping[str, Any]
 
     def read(self, type: type[T]) -> T:  # noqa: A002 (as msgspec names it)
-        """The record as a struct.
+        """Convert the record to a struct.
 
         raises RecipeError naming the file and the member that is missing or of another type, Refused for several.
         """
         return checked(self.data, type, str(self.file), error=RecipeError, then=AGAIN)
 
     def wrong(self, said: str) -> RecipeError:
-        """What is wrong with it, after the name of its file."""
+        """An error about this record, with its file."""
         return RecipeError(f"{self.file}: {said}. {AGAIN}")
 
 
 def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
-    """Read every record of some folders and files; one that is named twice is read once.
+    """Read every record in the given folders and files, each once even where it is named twice.
 
-    Refuses what is not there, is no JSON object of finite numbers, or is of no known kind.
+    Refuses what does not exist, is not a JSON object of finite numbers, or is of no known kind.
     """
     files: dict[Path, tuple[Path, Kind | None]] = {}
     for source in sources:
@@ -123,7 +123,7 @@ def _read(file: Path, expected: Kind | None) -> Source:
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[str]:
-    """Where a number is NaN or infinite, which Python reads but which is neither JSON nor a result."""
+    """The places of NaN and infinite numbers, which Python parses although they are not JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         yield where
     elif isinstance(value, dict):
@@ -135,7 +135,7 @@ def _not_finite(value: Any, where: str = "") -> Iterator[str]:
 
 
 def _labelled(found: Sequence[Source]) -> Iterator[Source]:
-    """Sources whose labels tell them apart within their kind."""
+    """Sources in the order of their kinds, with labels that are unique within a kind."""
     times = Counter((one.kind, one.label) for one in found)
     for kind in KINDS:
         for one in found:

@@ -18,7 +18,7 @@ from polymerge.reporting.advice import advise
 from polymerge.reporting.knockout_section import ablation_section, knockout_section
 from polymerge.reporting.merge_section import merge_section
 from polymerge.reporting.overlap_section import overlap_section
-from polymerge.reporting.page import GENERATOR, embedded, make_page
+from polymerge.reporting.page import GENERATOR, embedded, make_page, vega
 from polymerge.reporting.records import Source, read_sources
 from polymerge.reporting.score_section import scores_section
 from polymerge.reporting.search_section import search_section
@@ -28,10 +28,10 @@ __all__ = ["Report", "collect", "report"]
 FORMAT, VERSION = "polymerge report", 1
 
 MOST_BYTES: Final = 3_900_000
-"""Of the data in a page, so that the page stays below 5 MB; the script that draws the charts has 0.9."""
+"""Limit of the data in a page, which keeps the page below 5 MB; the script that draws charts has 0.9 MB."""
 
 MOST_TENSORS: Final = 300
-"""Of an overlap that is shortened."""
+"""Rows that a shortened overlap keeps."""
 
 _SECTIONS = {
     "merges": ("merge", merge_section),
@@ -47,7 +47,7 @@ class Report:
     """What was made.
 
     page, json  the two files
-    data        what both hold
+    data        the content of both
     """
 
     page: Path
@@ -62,13 +62,13 @@ def report(
     *,
     json_file: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Show runs as one self-contained page of less than 5 MB, with every number of it in a JSON file beside it.
+    """Show runs on one self-contained page of less than 5 MB, with all its numbers in a JSON file beside it.
 
-    sources    folders of merge, search, overlap, evaluate, knockout and ablate, or files that they have written; all
-               that is found in a folder is shown, several of one kind one after the other
-    out        the page; a report that is there is replaced, anything else is not
-    title      of the page; by default made of the first merge
-    json_file  by default OUT with .json at its end
+    sources    folders of merge, search, overlap, evaluate, knockout and ablate, or files that these have written;
+               every record in a folder is shown, several of a kind one after another
+    out        the page; an existing report is replaced, any other file is not
+    title      by default made from the first merge
+    json_file  by default `out` with the suffix .json
 
     raises MissingExtraError without altair or vl-convert, Refused with everything that is wrong with sources and paths,
     OutputError where nothing can be written.
@@ -93,12 +93,12 @@ def report(
 
 
 def collect(sources: Sequence[str | os.PathLike[str]], title: str | None = None) -> dict[str, Any]:
-    """Everything that the page shows, as JSON data.
+    """Collect everything that the page shows, as JSON data.
 
     sources  folders of runs, and files of them
-    title    of the page; by default made of the first merge
+    title    by default made from the first merge
 
-    raises Refused with everything that is wrong with any of them.
+    raises Refused with everything that is wrong with any of them; inside `collecting` it returns an empty dict instead.
     """
     sections: dict[str, Any] = {name: [] for name in _SECTIONS} | {"scores": None}
     read: list[Source] = []
@@ -113,7 +113,7 @@ def collect(sources: Sequence[str | os.PathLike[str]], title: str | None = None)
         if scores:
             sections["scores"] = scores_section(scores, sections["merges"])
     if wrong:
-        return {}  # whoever collects raises
+        return {}
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -137,18 +137,17 @@ def _title(merges: Sequence[Mapping[str, Any]]) -> str:
 
 def _fitted(data: dict[str, Any]) -> dict[str, Any]:
     forms = _shorter(data)
-    while len(embedded(data).encode()) > MOST_BYTES:
+    while (size := len(embedded(data).encode())) > MOST_BYTES:
         smaller = next(forms, None)
         if smaller is None:
-            raise RecipeError(
-                f"the page would have {len(embedded(data)) / 1e6:.1f} MB, more than 5: show fewer runs on one page"
-            )
+            total = (size + len(vega())) / 1e6
+            raise RecipeError(f"the page would have {total:.1f} MB, more than 5: show fewer runs on one page")
         data = smaller
     return data
 
 
 def _shorter(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same report with shorter tables: first of overlaps the tensors with most conflict, then plans by kinds."""
+    """The same report, ever shorter: first without the tensors of least conflict, then with plans by kind of tensor."""
     found = dict(data)
     found["overlaps"] = [{**one, "tensors": _worst(one)} for one in data["overlaps"]]
     yield found
@@ -163,7 +162,7 @@ def _worst(overlap: Mapping[str, Any]) -> list[Any]:
 
 
 def _by_kind(plan: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Rows that differ in numbers of their names alone as one, with how many they are."""
+    """Collapse rows whose names differ only in numbers into one, with their count."""
     if plan is None:
         return None
     kinds: dict[str, list[Any]] = {}
@@ -179,7 +178,7 @@ def _pattern(name: str) -> str:
 
 
 def _check_free(file: Path) -> None:
-    """Refuse a path where something is that is no report, or whose folder is not there."""
+    """Refuse a path whose folder does not exist, or where anything but a report is."""
     if not file.parent.is_dir():
         refuse(OutputError(f"{file}: there is no folder {file.parent}. Make it, or name another place"))
         return
@@ -195,7 +194,7 @@ def _check_free(file: Path) -> None:
 
 
 def _write(file: Path, content: str) -> None:
-    """All of the new, or what was there before."""
+    """Write a file atomically."""
     beside = file.with_name(f".{file.name}.new")
     try:
         beside.write_text(content, encoding="utf-8")

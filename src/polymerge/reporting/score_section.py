@@ -10,16 +10,18 @@ from polymerge.charts import figure
 from polymerge.errors import collecting, refuse_if_any
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_plot import comparison_charts
-from polymerge.evaluation.results import read_results
+from polymerge.evaluation.results import Results, read_results
 from polymerge.reporting.records import Source
 
 __all__ = ["scores_section"]
 
 
 def scores_section(sources: Sequence[Source], merges: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What results files say together; refuses what is wrong with them.
+    """Compare all results files; gains are over the template and the models of the merges.
 
-    merges  the sections of merges, whose template and models are what gains are told over
+    merges  the sections of merges
+
+    raises Refused with everything that is wrong with the files.
     """
     with collecting() as problems:
         read = [found for one in sources if (found := read_results(one.file)) is not None]
@@ -77,8 +79,8 @@ def _same(place: str, entry: Mapping[str, Any]) -> bool:
     return place in known or str(Path(place).resolve()) in known
 
 
-def _asked(name: str, read: Sequence[Any]) -> dict[str, Any]:
-    """Of a task: how many questions, its unit and group; nothing of an average."""
+def _asked(name: str, read: Sequence[Results]) -> dict[str, Any]:
+    """Number of questions, unit and group of a task; an average has none of its own."""
     task = next((found.tasks[name] for found in read if name in found.tasks), None)
     if task is None:
         return {"questions": None, "unit": "%", "group": None}

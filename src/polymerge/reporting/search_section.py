@@ -1,4 +1,4 @@
-"""A search as the page shows it: the curve of differences, the scores, what was chosen."""
+"""A search on the page: the curve of differences, the scores, and the choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["search_section"]
 
 
 class Search(Struct, kw_only=True):
-    """What the page shows of search.json; a search has differences, scores, or both."""
+    """The members of search.json that the page shows; a search has differences, scores, or both."""
 
     polymerge: str
     vary: str | list[str]
@@ -49,7 +49,7 @@ _SCORED = ("scorer", "best")
 
 
 def search_section(source: Source) -> dict[str, Any]:
-    """What search.json says, in the page's form.
+    """The page's section on a search.
 
     raises RecipeError, or Refused, with what is wrong with it.
     """
@@ -96,7 +96,7 @@ def _point(value: Any) -> list[Any]:
 
 
 def _rows(section: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each value that was tried."""
+    """A row for each candidate."""
     differences = dict(zip(section.get("candidates", ()), section.get("differences", ()), strict=True))
     scores = section.get("scores") or [None] * len(section["points"])
     return [

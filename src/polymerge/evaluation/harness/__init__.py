@@ -1,1 +1,1 @@
-"""lmms-eval and VLMEvalKit: run on a merged model, and read."""
+"""lmms-eval and VLMEvalKit: how they are run, and how their results and answers are read."""

@@ -1,4 +1,4 @@
-"""Which files of a candidate's folder hold answers, to which task, and which of several runs is the newest."""
+"""Find the files in a candidate's folder that hold answers to a task, and the newest of several runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["OWN", "AnswerFile", "answer_files", "newest", "of_task", "tasks_ther
 Kind = Literal["own", "lines", "json", "table"]
 
 OWN = "answers.jsonl"
-"""What polymerge itself calls its file of answers."""
+"""The name of polymerge's own file of answers."""
 
 _SAMPLES = re.compile(r"(?:(?P<stamp>.+?)_)?samples_(?P<task>.+)\.jsonl")
 _NO_ANSWERS = re.compile(r"(?:.*_)?(?:results?|acc|score|rating|status)", re.IGNORECASE)
-"""What the tools write beside the answers: `mme_results.json`, `model_MME_score.json`, `status.json`."""
+"""Files that the tools write beside the answers: `mme_results.json`, `model_MME_score.json`, `status.json`."""
 
 _RUN_FOLDER = re.compile(r"T(?P<day>\d{8})(?:_G[0-9A-Za-z]+|-(?P<time>\d{6}))")
 _DATED = re.compile(r"(?P<day>\d{4}-?\d\d-?\d\d)[T_-](?P<time>\d\d[-:.]?\d\d(?:[-:.]?\d\d)?)(?!\d)")
@@ -31,7 +31,7 @@ _DATED = re.compile(r"(?P<day>\d{4}-?\d\d-?\d\d)[T_-](?P<time>\d\d[-:.]?\d\d(?:[
 
 @dataclass(frozen=True)
 class AnswerFile:
-    """A file that holds answers, going by its name.
+    """A file that holds answers, judging by its name.
 
     tasks   the tasks that it certainly or probably has the answers to; none for polymerge's own, which does not say
     others  the tasks that it may be meant to have: VLMEvalKit's `<model>_<dataset>` where the model is not known
@@ -46,7 +46,7 @@ class AnswerFile:
 
 
 def answer_files(folder: Path) -> Iterator[AnswerFile]:
-    """Every file below a candidate's folder that may hold answers, in the order of the paths.
+    """Iterate over the files below a candidate's folder that may hold answers, sorted by path.
 
     raises OSError where a folder cannot be listed.
     """
@@ -85,7 +85,7 @@ def _recognised(candidate: Path, path: Path) -> AnswerFile | None:
 
 
 def _stamp(names: Sequence[str]) -> str:
-    """The time in the first name that has one."""
+    """The timestamp in the first name that has one; empty where none has."""
     for name in names:
         if match := _RUN_FOLDER.fullmatch(name) or _DATED.match(name):
             return "".join(filter(str.isdigit, match["day"] + (match["time"] or "")))
@@ -93,7 +93,7 @@ def _stamp(names: Sequence[str]) -> str:
 
 
 def of_task(candidates: Sequence[Sequence[AnswerFile]], task: str | None) -> tuple[str, list[list[AnswerFile]]]:
-    """The name under which the files have a task, and each candidate's files of it.
+    """Return the name by which the files call a task, and each candidate's files of it.
 
     What is called exactly so comes first, then VLMEvalKit's files that end in it, then `<task>_val...`: the task
     ok_vqa was logged as ok_vqa_val2014. Polymerge's own files, which name no task, are taken where there is nothing
@@ -128,7 +128,7 @@ def _called(candidates: Sequence[Sequence[AnswerFile]], task: str) -> list[list[
 
 
 def tasks_there(files: Iterable[AnswerFile]) -> list[str]:
-    """The tasks that the files have answers to, for people; JSON that holds something else is seen through."""
+    """The tasks that the files have answers to, for messages; JSON files that hold something else are ignored."""
     return sorted({file.tasks[-1] if file.tasks else OWN for file in files if _may_hold_answers(file)})
 
 
@@ -157,7 +157,7 @@ def _which(there: Sequence[str]) -> str:
 
 
 def newest(files: Sequence[AnswerFile]) -> tuple[AnswerFile, tuple[AnswerFile, ...]]:
-    """The file of the newest run, and those of older runs.
+    """Return the file of the newest run, and those of older runs.
 
     One file under several names counts once, and so does a copy; links that lead nowhere are passed over.
 

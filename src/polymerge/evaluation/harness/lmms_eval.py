@@ -28,12 +28,12 @@ from polymerge.evaluation.results import TaskResult
 __all__ = ["command", "log_rows", "read", "read_answers"]
 
 _RESULTS = re.compile(r"(?P<stamp>.+)_results\.json")
-_NO_METRICS = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
+_OF_EVERY_DOCUMENT = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
 _NO_METRIC = re.compile(r"stderr|^(alias|samples|name|sample_len|sample_count)$")
 
 
 class _Results(msgspec.Struct):
-    """A file of results, as far as it is read."""
+    """The members of a results file that are read."""
 
     results: dict[str, dict[str, Any]]
     samples: dict[str, dict[str, Any]] = msgspec.field(name="n-samples", default_factory=dict)
@@ -42,7 +42,7 @@ class _Results(msgspec.Struct):
 def command(
     row: Wrapper, folder: Path, tasks: Sequence[str], out: Path, device: str, batch_size: int, trusted: bool
 ) -> tuple[str, ...]:
-    """What follows Python."""
+    """Arguments of the Python executable."""
     arguments = [f"{row.lmms_path}={folder}"]
     if row.placed:
         arguments.append(f"device_map={device}")
@@ -54,7 +54,7 @@ def command(
 
 
 def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
-    """The results of the newest run below a folder, by task; what is missing or broken is refused.
+    """Read the results of the newest run below a folder, by task; missing or broken files are refused.
 
     tasks   as they were asked for; those that lmms-eval names so, or else all that it has numbers of
     before  files that were there before it ran
@@ -84,7 +84,7 @@ def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, Tas
 
 
 def _metrics(value: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a task by name, without their errors; the usual filter is left out of the name."""
+    """A task's numbers by name, without standard errors; the default filter is left out of the names."""
     return {
         str(name).removesuffix(",none"): float(number)
         for name, number in value.items()
@@ -97,7 +97,7 @@ def _is_number(value: object) -> bool:
 
 
 def _task(metrics: Mapping[str, float], file: Path, count: int) -> TaskResult:
-    """The first number is the score. It is one in percent where it is the mean of shares of single documents."""
+    """Take the first number as the score: in percent where it is the mean of the documents' shares."""
     name, score = next(iter(metrics.items()))
     samples, failed = _samples(file, name.partition(",")[0]) if file.is_file() else ({}, 0)
     notes = [f"the score is {name}, the first of {', '.join(metrics)}"] if len(metrics) > 1 else []
@@ -118,7 +118,7 @@ def _task(metrics: Mapping[str, float], file: Path, count: int) -> TaskResult:
 
 
 def _samples(file: Path, metric: str) -> tuple[dict[str, float], int]:
-    """A metric of each document, none where not every document has it as a number; and how many requests failed."""
+    """Read a metric of each document, none if any document lacks it as a number; and count failed requests."""
     complaints = Complaints(file)
     found: dict[str, float] = {}
     whole, failed = True, 0
@@ -141,7 +141,7 @@ def _samples(file: Path, metric: str) -> tuple[dict[str, float], int]:
 
 
 def log_rows(value: Mapping[str, Any], complaints: Complaints) -> list[Row]:
-    """The documents of a file of 2024."""
+    """The documents of a log file of 2024."""
     logs = value.get("logs")
     if not isinstance(logs, list):
         complaints.add("'logs' is no list", "", AGAIN)
@@ -154,7 +154,7 @@ def log_rows(value: Mapping[str, Any], complaints: Complaints) -> list[Row]:
 
 
 def read_answers(rows: Sequence[Row] | None, keep: str | None, complaints: Complaints) -> Documents:
-    """The documents of a log, each with the response that was scored.
+    """Read the documents of a log, each with the response that was scored.
 
     rows  of a file of 2024; None reads a file of today
     """
@@ -177,7 +177,7 @@ def read_answers(rows: Sequence[Row] | None, keep: str | None, complaints: Compl
 
 
 def _response(row: Mapping[str, Any]) -> tuple[str, bool]:
-    """The response that was scored, and whether there are more of which it is the first.
+    """Return the response that was scored, and whether it is the first of several.
 
     raises ValueError that says why there is none.
     """
@@ -188,7 +188,7 @@ def _response(row: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _first(value: Any, field: str) -> tuple[str, bool]:
-    """The first response, and whether there are more."""
+    """Return the first response, and whether there are more."""
     more = False
     while isinstance(value, list):
         if len(value) == 2 and value[1] in (True, False, "True", "False") and _real(value[0]) is not None:
@@ -215,10 +215,10 @@ def _kind(value: Any) -> str:
 
 
 def _score(rows: Sequence[Row]) -> float | None:
-    """The mean of the one metric that every document has; None where it is not clear which that is."""
+    """Average the one metric that every document has; None if there is not exactly one."""
     metrics: dict[str, list[float]] = {}
     for _, fields in rows:
-        for name in fields.keys() - _NO_METRICS:
+        for name in fields.keys() - _OF_EVERY_DOCUMENT:
             value = fields[name]
             value = value.get("score") if isinstance(value, dict) else value
             number = _real(value) if isinstance(value, int | float) else None

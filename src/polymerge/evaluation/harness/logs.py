@@ -1,4 +1,4 @@
-"""Read the answers of every candidate, and see that they are to the same prompts."""
+"""Read the answers of all candidates, and check that they are to the same documents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _THOUGHTS: Final = re.compile(r".*</(?:think|analysis)>\s*(\S.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Logs:
-    """What every candidate answered.
+    """The answers of all candidates.
 
     answers  for each candidate the answer to each document, by its id, ascending; the ids are the same for all. A
              document to which one of them has a tool's message of a failure is left out of all, and of an answer in a
@@ -43,7 +43,7 @@ class Logs:
 
 
 def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | None = None) -> Logs:
-    """The answers that lie in some folders, one for each candidate.
+    """Read the answers in some folders, one for each candidate.
 
     task  as lmms-eval or VLMEvalKit calls it; not needed where there is only one
     keep  only documents that have this field, such as `mme_percetion_score` (in either spelling)
@@ -86,7 +86,7 @@ def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | N
 
 
 def _documents(file: AnswerFile, keep: str | None) -> tuple[Documents, int]:
-    """What a file answers, and how many answers had thoughts before them; what is wrong with it is refused."""
+    """Read a file of answers, and count those that follow a model's thoughts; broken files are refused."""
     complaints = Complaints(file.path)
     found = Documents({})
     try:
@@ -119,7 +119,7 @@ def _own_answer(fields: Mapping[str, Any]) -> str:
 
 
 def _without_thoughts(documents: Documents) -> tuple[Documents, int]:
-    """The documents with what follows the thoughts as answers, and how many had any.
+    """Strip thoughts from the answers; returns the documents, and how many of them had any.
 
     Thoughts that do not end, or that nothing follows, are the answer themselves.
     """
@@ -140,7 +140,7 @@ def _absent(folder: Path, task: str, every: Sequence[AnswerFile]) -> RecipeError
 
 
 def _alike(answers: Sequence[Mapping[int | str, str]]) -> tuple[dict[int | str, str], ...]:
-    """The answers by ids of one kind, in ascending order; one file may write 7 where another writes "7"."""
+    """Sort answers by id, with ids of one type, since one file may have 7 where another has "7"."""
     if all(isinstance(number, int) for one in answers for number in one):
         return tuple({number: one[number] for number in sorted(one, key=int)} for one in answers)
     texts = [{str(number): text for number, text in one.items()} for one in answers]
@@ -167,7 +167,7 @@ def _check_alignment(folders: Sequence[Path], answers: Sequence[Mapping[int | st
 def _without_failures(
     folders: Sequence[Path], answers: Sequence[Mapping[int | str, str]]
 ) -> tuple[tuple[dict[int | str, str], ...], list[str]]:
-    """The answers to the documents that every candidate has an answer to, and what to say of the others."""
+    """Keep the documents that all candidates have an answer to; returns their answers, and a note on the others."""
     failed = [[number for number, text in one.items() if is_failure(text)] for one in answers]
     lost = {number for numbers in failed for number in numbers}
     if not lost:

@@ -1,4 +1,4 @@
-"""How lmms-eval and VLMEvalKit call the class that runs a family: read off lmms-eval 0.7.3 and VLMEvalKit of 2025."""
+"""The classes of lmms-eval and VLMEvalKit that run each family, taken from lmms-eval 0.7.3 and VLMEvalKit of 2025."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ DATASETS: Mapping[str, str] = {
 
 
 def wrapper_of(family: str, tool: str) -> Wrapper:
-    """A family's row.
+    """Look up a family's row.
 
     raises RecipeError where the tool has no class for it.
     """

@@ -1,4 +1,4 @@
-"""Rows of a file of answers, and the documents that they make; what is wrong with them is gathered, not raised."""
+"""Rows of a file of answers, and the documents made of them; problems are gathered by kind before they are raised."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ __all__ = [
 AGAIN = "Generate these answers again, or mend the file."
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where it stands in the file, as in `line 3`, and its fields."""
+"""A row: its place in the file, such as `line 3`, and its fields."""
 
 Cells = tuple[str, Sequence[Any]]
-"""Where a row of a table stands, and what is in its cells."""
+"""A row of a table: its place in the file, and its cells."""
 
 BROKEN = object()
-"""Stands for what could not be read."""
+"""Stands for a value that could not be read."""
 
 _SAME_FIELD = frozenset({"mme_percetion_score", "mme_perception_score"})
-"""lmms-eval wrote the first spelling for years."""
+"""lmms-eval used the first spelling for years."""
 
 
 @dataclass(frozen=True)
 class Complaints:
-    """What is wrong with one file, gathered by kind, so that one broken run does not fill the screen."""
+    """Problems of one file, grouped by kind, so that one broken run does not fill the screen."""
 
     file: Path
     places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     broken: list[PolymergeError] = field(default_factory=list)
-    """What is no JSON, each by itself."""
+    """Errors of JSON syntax, one each."""
 
     def add(self, what: str, place: str, then: str) -> None:
-        """Note one thing that is wrong, where in the file, and what to do."""
+        """Note a problem, its place in the file, and the next step."""
         self.places.setdefault((what, then), []).append(place)
 
     def refuse(self) -> None:
-        """Refuse the file if anything is wrong with it: one error per kind, with the first few places."""
+        """Refuse the file if it has problems: one error per kind, with the first few places."""
         with at_most_shown(self.file):
             refuse(*self.broken)
             for (what, then), places in self.places.items():
@@ -70,7 +70,7 @@ class Complaints:
 
 @dataclass(frozen=True)
 class Documents:
-    """What one candidate answered."""
+    """The answers of one candidate."""
 
     answers: Mapping[int | str, str]
     score: float | None = None
@@ -79,7 +79,7 @@ class Documents:
 
 
 def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
-    """What a JSON text says; BROKEN, and a complaint, where it is none."""
+    """Parse JSON; returns BROKEN after noting the error where it is malformed."""
     where = f"{complaints.file}: {place}" if place else str(complaints.file)
     try:
         return parse_json(text, where, Any, unique_keys=False, error=RecipeError, then=AGAIN)
@@ -89,7 +89,7 @@ def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
 
 
 def json_lines(complaints: Complaints) -> Iterator[Row]:
-    """The objects of a file that has one on each line."""
+    """Iterate over the objects of a JSON-lines file; NaN, which the tools write, is accepted as a number."""
     with complaints.file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -101,7 +101,7 @@ def json_lines(complaints: Complaints) -> Iterator[Row]:
 
 
 def tsv_cells(complaints: Complaints) -> list[Cells]:
-    """The cells of a table with tabs between them and quotes where they are needed; none where it is broken."""
+    """Read the cells of a tab-separated table; returns none where its encoding is broken."""
     data = complaints.file.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -121,7 +121,7 @@ def tsv_cells(complaints: Complaints) -> list[Cells]:
 
 
 def sheet_cells(complaints: Complaints) -> list[Cells]:
-    """The cells of the first sheet of an .xlsx file, as many in each row as have a name in the first."""
+    """Read the cells of the first sheet of an .xlsx file, as many per row as its header has."""
     try:
         openpyxl = importlib.import_module("openpyxl")
     except ImportError:
@@ -146,7 +146,7 @@ def sheet_cells(complaints: Complaints) -> list[Cells]:
 
 
 def kept(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> list[Row]:
-    """The rows that have a field; all where none is asked for."""
+    """Select the rows that have a field; all rows if `keep` is None."""
     every = list(rows)
     if not every and not complaints.places and not complaints.broken:
         complaints.add("holds no documents", "", "Generate these answers again.")
@@ -170,7 +170,7 @@ def documents(
     *,
     repeats: bool = False,
 ) -> dict[int | str, str]:
-    """The answer of each document.
+    """Map each document's id to its answer.
 
     identity  the field that tells documents apart, a whole number or a text; no two may have the same
     answer    takes a row's fields and gives its answer, or raises ValueError that says why there is none

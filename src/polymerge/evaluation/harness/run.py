@@ -1,4 +1,4 @@
-"""Let lmms-eval or VLMEvalKit evaluate a folder: the command, running it, and its results in our format."""
+"""Evaluate a checkpoint with lmms-eval or VLMEvalKit: make the command, run it, convert its results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MODULES = {"lmms-eval": "lmms_eval", "vlmevalkit": "vlmeval"}
 
 @dataclass(frozen=True)
 class ToolJob:
-    """What is run.
+    """A command of a tool, ready to be run.
 
     run      the folder of the run
     files    to be written before
@@ -50,7 +50,7 @@ class ToolJob:
     links: Mapping[Path, Path] = field(default_factory=dict)
 
     def printed(self) -> str:
-        """What can be pasted into a shell."""
+        """Format the command, and all that it needs, to be pasted into a shell."""
         made = {path.parent for path in (*self.files, *self.links)}
         lines = [f"mkdir -p {shlex.join(map(str, sorted(made)))}"] if made else []
         lines += [f"ln -sfn {shlex.join([str(target), str(link)])}" for link, target in self.links.items()]
@@ -73,7 +73,7 @@ def plan_tool(
     more: Sequence[str] = (),
     force: bool = False,
 ) -> ToolJob:
-    """The command that lets a tool evaluate a checkpoint.
+    """Make the command by which a tool evaluates a checkpoint.
 
     environment  the tool's virtual environment, or its Python; else this one
     kit          the clone of VLMEvalKit, which has its run.py
@@ -150,7 +150,7 @@ def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
 
 
 def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
-    """Keep the results of another command."""
+    """Refuse to overwrite the results of another command."""
     file = job.run / "run.json"
     if not (job.run / FILE).is_file() or job.force:
         return
@@ -162,7 +162,7 @@ def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
 
 
 def _python(environment: str | None) -> str:
-    """The Python of an environment; of none, this one."""
+    """Path to the Python of a virtual environment; this Python where none is given."""
     if environment is None:
         return sys.executable
     path = Path(environment).expanduser().absolute()
@@ -183,7 +183,7 @@ def _check_installed(job: ToolJob) -> None:
 
 
 def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], place: Path | None) -> int:
-    """Run a command; what it prints is shown and kept as it comes, progress bars included."""
+    """Run a command; its output is shown and logged as it arrives, progress bars included. Returns the exit status."""
     decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
     variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (

@@ -39,10 +39,10 @@ from polymerge.evaluation.results import TaskResult
 __all__ = ["command", "config", "datasets", "label", "place", "read", "read_answers", "read_rows"]
 
 _ROWS = ("overall", "none", "validation", "val", "dev", "test", "average")
-"""Which row of a table of scores is the one that is published, the first that is there."""
+"""Rows of a table of scores, by how likely they are the published one; the first that is there counts."""
 
 _COLUMNS = ("Overall", "acc", "Relative Score (main)", "aAcc", "accuracy", "Final Score Norm", "Final Score", "score")
-"""Which column is, the same way."""
+"""Columns, the same way."""
 
 _RUN = "Run VLMEvalKit again."
 _ID, _ANSWER = "index", "prediction"
@@ -50,17 +50,17 @@ _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def command(config_file: Path, out: Path) -> tuple[str, ...]:
-    """What follows run.py; what an earlier run of the same has answered is used again."""
+    """Arguments of run.py; answers of an earlier run of the same command are used again."""
     return "--config", str(config_file), "--work-dir", str(out), "--reuse"
 
 
 def label(name: str) -> str:
-    """A model's name that can be part of a file's name."""
+    """Turn a model's name into one that can be part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-") or "model"
 
 
 def place(row: Wrapper, folder: Path, links: Path) -> Path:
-    """A path to the folder by which VLMEvalKit takes it for what it is: its own, or that of a link to it.
+    """Return a path to the checkpoint from which VLMEvalKit recognises its family: its own, or that of a link to it.
 
     raises RecipeError where the path of the link would be misread, too.
     """
@@ -83,7 +83,7 @@ def _understood(row: Wrapper, path: Path) -> bool:
 
 
 def datasets(tasks: Sequence[str]) -> dict[str, str]:
-    """VLMEvalKit's class of each data set; a task is a name of the table, or NAME=CLASS.
+    """Map data sets to VLMEvalKit's classes; a task is a name in the table, or NAME=CLASS.
 
     raises Refused with every name that is not known.
     """
@@ -100,7 +100,7 @@ def datasets(tasks: Sequence[str]) -> dict[str, str]:
 
 
 def config(row: Wrapper, model: str, folder: Path, names: Mapping[str, str]) -> str:
-    """The config file: the model's entry, and one for each data set."""
+    """Format the config file: an entry for the model, and one for each data set."""
     value = {
         "model": {model: {"class": row.kit, "model_path": str(folder), **row.kit_more}},
         "data": {name: {"class": found, "dataset": name} for name, found in names.items()},
@@ -109,7 +109,7 @@ def config(row: Wrapper, model: str, folder: Path, names: Mapping[str, str]) -> 
 
 
 def read(folder: Path, model: str, names: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
-    """The results below a model's folder, by data set; each that has none is refused.
+    """Read the results below a model's folder, by data set; data sets without results are refused.
 
     before  files that were there before it ran; they count where it used them again
     """
@@ -166,7 +166,7 @@ def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float], f
 
 
 def _chosen(metrics: Mapping[str, float]) -> str | None:
-    """The number that is published, by its row and column; that of the only row where there is one."""
+    """Choose the published number by its row and column; None where several rows could hold it."""
     rows = list(dict.fromkeys(name.rpartition(": ")[0] for name in metrics))
     ranked = sorted(rows, key=lambda row: next((n for n, one in enumerate(_ROWS) if row.lower().endswith(one)), 99))
     if len(rows) > 1 and not ranked[0].lower().endswith(_ROWS):
@@ -179,7 +179,7 @@ def _chosen(metrics: Mapping[str, float]) -> str | None:
 
 
 def _metrics(file: Path) -> dict[str, float]:
-    """Every number of a file of scores, as `column` or `row: column`.
+    """Read every number in a file of scores, as `column` or `row: column`.
 
     raises OutputError where it cannot be read or holds none.
     """
@@ -203,7 +203,7 @@ def _metrics(file: Path) -> dict[str, float]:
 
 
 def _records(value: Any) -> list[dict[str, Any]]:
-    """A JSON file of scores: an object of numbers, a list of records, or an object of columns."""
+    """Records of a JSON file of scores: an object of numbers, a list of records, or an object of columns."""
     if isinstance(value, dict) and value and all(isinstance(cells, list) for cells in value.values()):
         return [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
     records = value if isinstance(value, list) else [value]
@@ -246,7 +246,7 @@ def _mark(fields: Mapping[str, Any]) -> float | None:
 
 
 def read_answers(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> Documents:
-    """The documents of a table. A number counts as its text, and an empty cell as an empty answer."""
+    """Read the documents of a table. Numbers count as text, and empty cells as empty answers."""
     return Documents(documents(kept(rows, keep, complaints), _ID, _answer, complaints))
 
 
@@ -258,7 +258,7 @@ def _answer(fields: Mapping[str, Any]) -> str:
 
 
 def read_rows(complaints: Complaints) -> list[Row]:
-    """The rows of a table, whichever of the three kinds of file it is in."""
+    """Read the rows of an .xlsx, .tsv or .json table."""
     match complaints.file.suffix:
         case ".json":
             return json_rows(json_value(complaints.file.read_bytes(), "", complaints), complaints)
@@ -269,7 +269,7 @@ def read_rows(complaints: Complaints) -> list[Row]:
 
 
 def json_rows(value: Any, complaints: Complaints) -> list[Row]:
-    """The rows of a JSON table, which is a list of records."""
+    """The rows of a JSON table: a list of records."""
     if not isinstance(value, list):
         if value is not BROKEN:
             complaints.add("neither a log of lmms-eval nor a table of VLMEvalKit", "", "Move it away if it is neither.")
@@ -287,7 +287,7 @@ def json_rows(value: Any, complaints: Complaints) -> list[Row]:
 
 
 def _table(rows: Sequence[Cells], complaints: Complaints) -> Iterator[Row]:
-    """The rows below the header, as fields by its names; blank rows are passed over."""
+    """The rows below the header as fields by column name; blank rows are skipped."""
     if complaints.places:  # which say why there are no cells
         return
     header = ["" if name is None else str(name) for name in rows[0][1]] if rows else []
@@ -312,7 +312,7 @@ def _has_columns(names: Iterable[str], complaints: Complaints) -> bool:
 
 
 def _filled(cells: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The cells that hold something; pandas writes NaN for one that is empty."""
+    """Drop empty cells, for which pandas writes NaN, and make the index a whole number where it is one."""
     filled = {
         name: cell
         for name, cell in cells

@@ -1,4 +1,4 @@
-"""What is right, read from a task's annotation files: answers, boxes, options' letters, reference captions."""
+"""Read a task's annotation files: answers, boxes, options' letters, reference captions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from polymerge.checkpoints.json_objects import checked, parse_json, read_json
+from polymerge.checkpoints.json_objects import checked, read_json, read_text
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.mm_mergebench.tasks import Task
-from polymerge.evaluation.predictions import at_most_shown, numbered_lines, some_of
+from polymerge.evaluation.predictions import at_most_shown, some_of
 from polymerge.evaluation.scorers.answers import parsed_box
+from polymerge.inference.json_lines import json_lines
 
 __all__ = ["Item", "Truth", "answers_in", "question_items", "read_truth", "truth_of"]
 
@@ -25,7 +26,7 @@ _AGAIN = "Is it the right file? If so, download it again."
 
 
 class _Question(msgspec.Struct):
-    """What every item of a question file has; the scorers take more of it as it is written."""
+    """The member that every item of a question file needs; scorers take the others as written."""
 
     question_id: str | int
 
@@ -52,7 +53,7 @@ class _Coco(msgspec.Struct):
 
 
 class _Splits(msgspec.Struct):
-    """The problems of ScienceQA that are tested."""
+    """ScienceQA's splits."""
 
     test: list[str]
 
@@ -84,7 +85,7 @@ class Truth:
 
 
 def truth_of(items: Sequence[Item], references: Sequence[Any]) -> Truth:
-    """The truth of items that each have a reference."""
+    """Make the truth of items that each have a reference."""
     return Truth(tuple(str(item.id) for item in items), tuple(references), tuple(items))
 
 
@@ -92,7 +93,7 @@ _NO_TRUTH = Truth((), (), ())
 
 
 def read_truth(task: Task, folder: Path) -> Truth:
-    """A task's truth from its annotation folder; all that is wrong with the files is refused."""
+    """Read a task's truth from its annotation folder; broken or missing files are refused."""
     with collecting() as wrong:
         for name in task.files:
             if not (folder / name).is_file():
@@ -114,7 +115,7 @@ def read_truth(task: Task, folder: Path) -> Truth:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
-    """The JSON value of a file; None where it was refused."""
+    """Read a JSON file; returns None after refusing it."""
     try:
         return read_json(path, kind, encoding="utf-8-sig", error=RecipeError, then=_AGAIN)
     except PolymergeError as error:
@@ -123,7 +124,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
 
 
 def _each(values: Sequence[Any], kind: type[T], where: str) -> Iterator[tuple[str, Any, T]]:
-    """The values that are of a kind: where they are, as they are written, and converted; the others are refused."""
+    """Iterate over the values of the right type: place, value as written, value converted; others are refused."""
     for number, value in enumerate(values, 1):
         place = f"{where} {number}"
         try:
@@ -138,14 +139,18 @@ def _each(values: Sequence[Any], kind: type[T], where: str) -> Iterator[tuple[st
 
 
 def question_items(path: Path) -> list[Item]:
-    """The questions of a file in the LLaVA format: a list of objects, each with a question_id of its own.
+    """Read a question file in the LLaVA format: a list of objects with unique question_ids.
 
-    A file that is called .jsonl has an object a line instead. What is wrong with it is refused.
+    A .jsonl file has one object per line instead. Broken items are refused.
     """
     items: list[Item] = []
     first: dict[str, str] = {}
     with at_most_shown(path) as wrong:
-        values = _lines(path) if path.suffix == ".jsonl" else _read(path, list[Any])
+        if path.suffix == ".jsonl":
+            text = read_text(path, encoding="utf-8-sig", error=RecipeError, then=_AGAIN)
+            values: list[Any] | None = [value for _, value in json_lines(text.encode(), str(path))]
+        else:
+            values = _read(path, list[Any])
         if values == [] and not wrong:
             raise RecipeError(f"{path}: is an empty array, not a list of questions. Is it the right file?")
         for place, fields, question in _each(values or (), _Question, f"{path}: item"):
@@ -160,18 +165,8 @@ def question_items(path: Path) -> list[Item]:
     return items
 
 
-def _lines(path: Path) -> list[Any]:
-    """The JSON value on each line of a file; blank lines are passed over."""
-    found: list[Any] = []
-    for number, line in numbered_lines(path):
-        if line.strip():
-            with collecting():
-                found.append(parse_json(line, f"{path}:{number}", dict[str, Any], error=RecipeError, then=_AGAIN))
-    return found
-
-
 def answers_in(item: Item) -> list[str]:
-    """The texts under `answers`, or the one under `answer`, of an item; numbers are read as they are written."""
+    """The texts under `answers` of an item, or the one under `answer`; numbers are taken as written."""
     value = item.fields.get("answers", item.fields.get("answer"))
     values = value if isinstance(value, list) and value else [value]
     texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in values]

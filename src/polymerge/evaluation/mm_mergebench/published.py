@@ -32,7 +32,7 @@ __all__ = ["Published", "as_published"]
 
 @dataclass(frozen=True)
 class Published:
-    """What a script prints: its score in percent, and its further numbers."""
+    """The output of a script: its score in percent, and its other numbers."""
 
     score: float
     right: float
@@ -41,7 +41,7 @@ class Published:
 
 
 def as_published(task: Task, predictions: Predictions, truth: Truth) -> Published | str:
-    """The number that the task's published script gives, or why it stops without one."""
+    """Score as the task's published script does; returns its numbers, or why it stops."""
     if predictions.blank:
         where = f"{predictions.file}:{predictions.blank[0]}"
         return f"{where}: the line is blank; {task.script} reads every line as JSON and stops (JSONDecodeError)"

@@ -1,4 +1,4 @@
-"""A task's files and images, and prompts of its questions: what a model is asked, and what cannot be asked at all."""
+"""Find a task's files and images, and turn its questions into prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHOOSE = "Choose an answer from the choices below: "
 
 
 def task_folder(task: Task, data: Path) -> Path:
-    """The folder that holds a task's question file.
+    """Find the folder that holds a task's question file.
 
     Looked for are `Seen_data/<Task>` and `Unseen_data/<Task>` (the hub), `instructions/<Task>` (the scripts) and
     `<Task>` in `data`, or `data` itself where it is called so; a task's folder has any of its names, in any case. The
@@ -69,7 +69,7 @@ def _holders(folder: Path, name: str) -> list[Path]:
 
 
 def image_root(items: Sequence[Item], data: Path, folder: Path, told: Path | None, name: str) -> Path:
-    """What a task's image paths are relative to: of the likely folders the one in which most of them lie.
+    """Find the folder that a task's image paths are relative to: of the likely ones, that with most of the images.
 
     items   of the question file
     told    the folder, where the user says it
@@ -109,7 +109,7 @@ class Question:
 
 
 def questions_of(items: Sequence[Item], root: Path, task: Task | None = None) -> list[Question]:
-    """The questions of a file, in its order.
+    """Turn the items of a question file into questions, in the same order.
 
     Image marks are taken out of the texts: the model's chat template puts them where it was taught to see them.
 
@@ -143,7 +143,7 @@ def _question(item: Item, root: Path, form: str, names: Sequence[str]) -> Questi
 
 
 def _images_of(item: Item) -> list[str] | None:
-    """The image paths of an item as written, none where it has no image; None where they are no paths."""
+    """The image paths of an item as written, empty without an image; None where they are not paths."""
     value = item.fields.get("image")
     listed = [] if value is None else value if isinstance(value, list) else [value]
     return listed if all(isinstance(image, str) and image and "\0" not in image for image in listed) else None

@@ -51,7 +51,7 @@ class Task:
 
     @property
     def group(self) -> Literal["seen", "unseen"]:
-        """Which of the benchmark's two averages it is in."""
+        """The one of the benchmark's two averages that it is part of."""
         return "seen" if self.seen else "unseen"
 
     @property
@@ -104,11 +104,11 @@ BENCHMARK: Mapping[str, tuple[str, ...]] = {
     "mm-mergebench-seen": tuple(name for name, task in TASKS.items() if task.seen),
     "mm-mergebench-unseen": tuple(name for name, task in TASKS.items() if not task.seen),
 }
-"""What stands for several tasks."""
+"""Names that stand for several tasks."""
 
 
 def task_named(name: str) -> Task:
-    """The task of that name or of a folder of that name, whatever the case.
+    """Look up a task by its name or by that of its folder, ignoring case.
 
     raises RecipeError, with the nearest name, where there is none.
     """

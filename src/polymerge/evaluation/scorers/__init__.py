@@ -53,7 +53,7 @@ SCORERS: Mapping[str, Scorer] = {
 
 
 def scorer_named(name: str) -> Scorer:
-    """The row of that name.
+    """Look up a scorer by its name.
 
     raises RecipeError, with the nearest name, where there is none.
     """

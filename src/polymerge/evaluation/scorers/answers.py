@@ -32,7 +32,7 @@ __all__ = [
 
 
 def _best(predictions: Sequence[str], references: Sequence[Any], worth: Callable[[str, str], float]) -> Scored:
-    """The mean over predictions of what each is worth beside the nearest of its reference's texts."""
+    """Average over predictions, each scored against the best match among its reference's texts."""
     check_pairs(predictions, references)
     pairs = zip(predictions, texts_of(references), strict=True)
     return averaged(max(worth(text, answer) for answer in answers) for text, answers in pairs)
@@ -47,7 +47,7 @@ def exact(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
 
 
 def exact_lower(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """As `exact`, in lower case: differs for the few letters whose upper case is another letter's too."""
+    """As `exact`, but in lower case, which differs for the few letters that share their upper case with another."""
     return _equal(predictions, references, str.lower)
 
 
@@ -57,7 +57,7 @@ def exact_normalised(predictions: Sequence[str], references: Sequence[Any]) -> S
 
 
 def normalised(text: str) -> str:
-    """Lower case, blanks collapsed, quotes and the marks . ! ? taken off both ends."""
+    """Lower-case a text, collapse its blanks, and strip quotes and the marks . ! ? from both ends."""
     return " ".join(text.lower().split()).strip(" \"'.!?")
 
 
@@ -69,7 +69,7 @@ def _equal(predictions: Sequence[str], references: Sequence[Any], fold: Callable
 
 
 def containment(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """The prediction contains one of the reference's texts or is contained in one, in upper case.
+    """Whether the prediction contains one of the reference's texts or is contained in one, in upper case.
 
     Generous: the list of all classes is right. A blank prediction is contained in everything and yet wrong, and a
     blank reference is found nowhere.
@@ -85,12 +85,12 @@ def _contained(text: str, answer: str) -> bool:
 
 
 def letter(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """The option's letter that `parsed_letter` finds is the reference's."""
+    """Whether the letter that `parsed_letter` finds is the reference's."""
     return _best(predictions, references, lambda text, answer: parsed_letter(text) == answer)
 
 
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
-"""The last dot stands for any character but a line break, and one must follow the letter."""
+"""The last dot matches any character but a line break, so one has to follow the letter."""
 
 
 def parsed_letter(text: str) -> str | None:
@@ -154,7 +154,7 @@ Box = tuple[Fraction, Fraction, Fraction, Fraction]
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _HALF = Fraction(1, 2)
 _LONGEST, _LARGEST_EXPONENT = 40, 99
-"""What a coordinate may be: 1e999999999 would fill the memory before it could be found wrong."""
+"""Limits of a coordinate: 1e999999999 would fill the memory before it could be found wrong."""
 
 
 def box_iou(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
@@ -191,7 +191,7 @@ def _is_sane(number: str) -> bool:
 
 
 def intersection_over_union(one: Box, other: Box) -> Fraction:
-    """The exact share, 0 for boxes that do not meet or cover nothing."""
+    """Exact intersection over union; 0 for boxes that do not meet or have no area."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:

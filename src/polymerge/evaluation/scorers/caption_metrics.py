@@ -55,12 +55,12 @@ NOT_PTB = (
 
 
 def has_java() -> bool:
-    """Whether `java` can be run."""
+    """Return whether `java` is on the PATH."""
     return shutil.which("java") is not None
 
 
 def captions_module(name: str) -> Any:
-    """A module of pycocoevalcap.
+    """Import a module of pycocoevalcap.
 
     raises MissingExtraError without it.
     """
@@ -88,7 +88,7 @@ def caption_metrics(
     *,
     empty_is_wrong: bool = True,
 ) -> dict[str, Metric]:
-    """The metrics of captions that are already tokenised, by name.
+    """Compute metrics of captions that are already tokenised; returns them by name.
 
     predictions     tokens joined by blanks, one text an image
     references      the same, at least one text an image, and a word in at least one of them
@@ -150,7 +150,7 @@ def captions(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
 
 
 def corpus_scorer(name: str) -> Callable[[Sequence[str], Sequence[Any]], Scored]:
-    """The scorer for one of METRICS alone; all but METEOR do without Java, on plain tokens and with a note."""
+    """Make the scorer of one of METRICS; without Java all but METEOR score plain tokens, and say so in a note."""
 
     def score(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
         check_pairs(predictions, references)
@@ -204,12 +204,12 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    """A text with every character that some program takes for a line end as a blank."""
+    """Replace every character that any of the programs takes for a line end with a blank."""
     return _LINE_ENDS.sub(" ", text)
 
 
 def without_punctuation(line: str) -> str:
-    """A line of the tokenizer without the tokens that caption metrics leave out."""
+    """Drop the tokens that caption metrics ignore from a line of the tokenizer's output."""
     left_out = frozenset(captions_module("tokenizer.ptbtokenizer").PUNCTUATIONS)
     return " ".join(token for token in line.rstrip().split(" ") if token not in left_out)
 
@@ -222,7 +222,7 @@ def plain_tokens(texts: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=8)  # the references of a task are the same for every model
 def ptb_lines(text: str) -> tuple[str, ...]:
-    """The tokens of each line of a text, joined by blanks; what ends a line is the tokenizer's to say.
+    """The tokens of each line of a text, joined by blanks, where lines are what the tokenizer takes for lines.
 
     raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the tokenizer fails.
     """
@@ -243,7 +243,7 @@ def ptb_lines(text: str) -> tuple[str, ...]:
 
 
 def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, tuple[float, ...]]:
-    """METEOR of a set of tokenised texts, and of each text alone, in [0, 1].
+    """METEOR of a set of tokenised texts, and of each text by itself, in [0, 1].
 
     raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the program fails.
     """

@@ -1,4 +1,4 @@
-"""What every scorer takes and gives."""
+"""The input and the output that all scorers share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Scorer:
 
 
 def averaged(samples: Iterable[float]) -> Scored:
-    """The score that is the mean of its samples."""
+    """Make a score that is the mean of its samples."""
     shares = tuple(float(share) for share in samples)
     right = sum(shares)
     return Scored(100 * right / len(shares), right, len(shares), shares)

@@ -9,6 +9,7 @@ const rowsOf = (view) => view.spec.datasets[view.spec.data.name];
 function chart(figure) {
   let view = figure.views[0];
   let at = -1;
+  let shown = null;
   const canvas = el("div");
   const plot = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${figure.title}. Arrow keys walk through its numbers.` }, canvas);
   const about = el("span", { class: "about" }, view.about);
@@ -24,10 +25,13 @@ function chart(figure) {
 
   async function draw() {
     const theme = data.themes[dark() ? "dark" : "light"];
-    const axisY = { labelLimit: Math.round(plot.clientWidth * 0.36) };
+    const room = plot.clientWidth;
+    const axisY = { labelLimit: Math.round(room * 0.36) };
+    const legend = { ...theme.legend, columns: Math.max(1, Math.floor(room / 260)), labelLimit: Math.min(240, Math.round(room * 0.52)) };
     const tooltip = (_handler, event, _item, row) => (row ? tell(row, event.clientX, event.clientY, false) : leave());
-    await vegaEmbed(canvas, structuredClone(view.spec), {
-      actions: false, ast: true, renderer: "svg", tooltip, config: { ...theme, background: "transparent", axisY },
+    shown?.finalize();
+    shown = await vegaEmbed(canvas, structuredClone(view.spec), {
+      actions: false, ast: true, renderer: "svg", tooltip, config: { ...theme, background: "transparent", axisY, legend },
     });
     for (const name of ["role", "aria-roledescription", "aria-label"]) canvas.removeAttribute(name); // the group has them
     const made = canvas.querySelector("svg");

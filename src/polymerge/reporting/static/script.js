@@ -7,11 +7,10 @@ function themes() {
   const kept = () => { try { return localStorage.getItem("polymerge-theme"); } catch { return null; } };
   const keep = (name) => { try { localStorage.setItem("polymerge-theme", name); } catch { /* a file may not keep anything */ } };
   const names = ["auto", "light", "dark"];
-  const buttons = names.map((name) => el("button", { type: "button", click: () => { set(name); keep(name); } }, name[0].toUpperCase() + name.slice(1)));
+  const buttons = names.map((name) => el("button", { type: "button", click: () => { set(name); keep(name); drawAll(); } }, name[0].toUpperCase() + name.slice(1)));
   function set(name) {
     if (name === "auto") root.removeAttribute("data-theme");
     else root.setAttribute("data-theme", name);
-    drawAll();
     buttons.forEach((button, place) => button.setAttribute("aria-pressed", String(names[place] === name)));
   }
   set(names.includes(kept()) ? kept() : "auto");

@@ -115,7 +115,7 @@ def test_a_question_file_that_is_broken(content: bytes, told: str, tmp_path: Pat
 def test_a_broken_line_of_a_file_of_lines(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps(ONE[0]) + "\n\n{\n", encoding="utf-8")
-    assert f"{file}:3: is not JSON" in refused(VLM, "--tasks", f"{file}:exact", "-o", tmp_path / "run")
+    assert f"{file}: line 3: is not JSON" in refused(VLM, "--tasks", f"{file}:exact", "-o", tmp_path / "run")
     file.write_text("\n", encoding="utf-8")
     assert "is an empty array" in refused(VLM, "--tasks", f"{file}:exact", "-o", tmp_path / "run")
 

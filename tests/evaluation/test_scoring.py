@@ -155,15 +155,15 @@ def test_every_problem_is_named_at_once(tmp_path):
     found = problems_of(tmp_path, lines, questions)
     said = {
         "merge.jsonl:2: expected object, got array": "",
-        "merge.jsonl:3: question_id: expected int | str, got bool (true)": "",
-        "merge.jsonl:4: text: expected str | null, got int (7)": "null stands for no answer",
+        "merge.jsonl:3: question_id: expected int | str, got true": "",
+        "merge.jsonl:4: text: expected str | null, got 7": "null stands for no answer",
         "merge.jsonl:5: cannot be read: 'text' appears twice": "",
         "merge.jsonl:6: holds half of a surrogate pair": "",
         "merge.jsonl:7: question_id is missing": "",
         "merge.jsonl:8: is not JSON: Unterminated string": "may have been cut off",
         "val.json: item 2 (question_id '1'): the same question_id as item 1": "",
-        "val.json: item 5: question_id: expected int | str, got float (1.5)": "",
-        "val.json: item 6: expected object, got int (7)": "",
+        "val.json: item 5: question_id: expected int | str, got 1.5": "",
+        "val.json: item 6: expected object, got 7": "",
         "val.json: item 3 (question_id 2): answer is None": "",
         "val.json: item 4 (question_id 3): answer is nan": "",
     }
