@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from polymerge.analysis import spectrum
 from polymerge.analysis.spectrum import effective_rank, shared_share, spectrum_of, spectrum_of_factors
-from polymerge.methods.factors import Factors
+from polymerge.methods.lora import Factors
 
 ROWS, COLUMNS = 640, 560
 

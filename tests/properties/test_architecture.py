@@ -21,6 +21,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FLOORS = {
     "errors": 0, "dtypes": 0,
+    "themes": 0, "charts": 1,
     "checkpoints": 1, "methods": 1,
     "families": 2,
     "recipe": 3,
@@ -51,7 +52,6 @@ FLAGS_OF_OTHERS = {"evaluation/harness/lmms_eval.py", "evaluation/harness/vlmeva
 """Files that write the command line of another tool."""
 
 FLAGS_LEFT = {
-    "analysis": 28,
     "checkpoints": 2,
     "engine": 10,
     "evaluation": 37,

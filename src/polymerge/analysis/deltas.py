@@ -19,8 +19,8 @@ from polymerge.engine.extents import Files
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors, dot
 from polymerge.methods.kernels import CELL
+from polymerge.methods.lora import Factors, dot
 from polymerge.planning import Piece, Plan, Step
 
 __all__ = ["DeltaTensor", "stored_deltas", "update_deltas"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polymerge.errors import RecipeError
-from polymerge.methods.factors import Factors, check_shapes, decompose
+from polymerge.methods.lora import Factors, check_shapes, decompose
 
 __all__ = ["Agreement", "Directions", "directions"]
 

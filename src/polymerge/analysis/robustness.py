@@ -13,7 +13,7 @@ from polymerge.analysis.whole_tensors import stored_values
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoints.hub import locate
 from polymerge.errors import RecipeError
-from polymerge.methods.factors import Factors
+from polymerge.methods.lora import Factors
 from polymerge.planning.inputs import labels_of
 
 __all__ = ["Robustness", "robustness"]

@@ -24,7 +24,7 @@ from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
-from polymerge.methods.kernels.cpu.transpose import turn
+from polymerge.methods.kernels.cpu.matrices import transpose
 from polymerge.planning import Step
 
 __all__ = ["Extent", "Files", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
@@ -200,10 +200,10 @@ class Files:
                 self.read(run.file, offset + column * pitch, row.view("u1").data)
         out = np.frombuffer(buffer, bits)
         if run.count == wanted * columns:
-            turn(lying, out.reshape(wanted, columns))
+            transpose(lying, out.reshape(wanted, columns))
         else:
             begin, whole = skipped - first * columns, np.empty((wanted, columns), bits)
-            turn(lying, whole)
+            transpose(lying, whole)
             out[...] = whole.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
@@ -277,7 +277,7 @@ class TransposedWriter:
             begun = self._begun.get((step.name, matrix))
             if begun is None:
                 begun = self._begun[step.name, matrix] = _Begun(self._matrix(columns, rows, bits), rows)
-        turn(block, begun.lying[:, first : first + len(block)])
+        transpose(block, begun.lying[:, first : first + len(block)])
         with self._lock:
             begun.missing -= len(block)
             if begun.missing:

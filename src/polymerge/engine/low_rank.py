@@ -18,8 +18,7 @@ from polymerge.engine.statistics import draw_keys, exact_cutoffs
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors, of_dense, pad, stack, truncate
-from polymerge.methods.spaces import enter
+from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.methods.ties import kept
 from polymerge.methods.weights import shares

@@ -15,7 +15,7 @@ from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.adapter import Pair as Factored
 from polymerge.engine.extents import Files
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors, dot
+from polymerge.methods.lora import Factors, dot
 from polymerge.methods.table import METHODS
 from polymerge.recipe.parameters import Setting
 

@@ -61,10 +61,7 @@ def gains_csv(compared: Comparison) -> str:
 
 
 def write_comparison(compared: Comparison, folder: Path) -> list[Path]:
-    """Write compare.md, compare.csv, gains.csv where there are gains, compare.png and compare.svg.
-
-    raises MissingExtraError without matplotlib, before anything is written.
-    """
+    """Write compare.md, compare.csv, gains.csv where there are gains, compare.png and compare.svg; what was written."""
     texts = {"compare.md": markdown(compared), "compare.csv": scores_csv(compared)}
     if compared.gains:
         texts["gains.csv"] = gains_csv(compared)

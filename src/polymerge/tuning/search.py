@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.output_folder import check_target
 from polymerge.engine.merge import merge
-from polymerge.errors import MissingExtraError, RecipeError, collecting, did_you_mean, refuse, refuse_if_any
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any
 from polymerge.inference.fingerprints import of_inputs, of_prompts
 from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
@@ -253,8 +252,6 @@ def plan_search(
 
 def _refuse_unfit(out: Path, options: SearchOptions) -> None:
     """Refuse at the start what would go wrong at the end."""
-    if find_spec("matplotlib") is None:
-        refuse(MissingExtraError("the plot of a search needs matplotlib: pip install 'polymerge[search]'"))
     if options.write is None:
         return
     run, target = out.resolve(), Path(options.write).resolve()

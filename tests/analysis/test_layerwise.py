@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import polymerge
 from adapters_made import adapter, llama
-from polymerge.analysis.ablation import ablate, in_layers
+from polymerge.analysis.layerwise import in_layers, layerwise
 from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.cli.analyze import ablate as command
 from polymerge.errors import RecipeError, Refused
@@ -47,7 +47,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Path:
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    ablate(recipe(), [f"all={prompts}"], out, scorer="exact", generation=SHORT)
+    layerwise(recipe(), {"all": prompts}, out, scorer="exact", generation=SHORT)
     return out
 
 
@@ -83,7 +83,7 @@ def test_each_range_answers_as_its_recipe_merged_to_disk(finished: Path, prompts
         assert kept(finished, entry["name"]) == literal
         scored = SCORERS["exact"].score([literal[one.id] for one in asked], [one.answer for one in asked])
         assert entry["tasks"]["all"]["score"] == pytest.approx(scored.score)
-    assert len({json.dumps(kept(finished, name)) for name in (*RANGES, "nothing")}) > 2
+    assert len({json.dumps(kept(finished, name)) for name in (*RANGES, "baseline")}) > 2
 
 
 def test_gains_and_intervals_are_of_pairs(finished: Path) -> None:
@@ -108,9 +108,9 @@ def test_a_finished_run_is_counted_again_to_the_byte(
 
     monkeypatch.setattr(WorkerPool, "submit", refuse)
     before = (finished / "ablation.json").read_bytes()
-    done = ablate(recipe(), [f"all={prompts}"], finished, scorer="exact", generation=SHORT)
+    done = layerwise(recipe(), {"all": prompts}, finished, scorer="exact", generation=SHORT)
     assert (finished / "ablation.json").read_bytes() == before
-    assert recipe_dict(done.recipes["full"]) == recipe_dict(read_recipe(recipe()))
+    assert done.ranges[-1].recipe == recipe_dict(read_recipe(recipe()))
     files = {path.name for path in finished.iterdir()}
     assert files == {"run.json", "candidates", "tasks", "ablation.json", "ablation.png", "ablation.svg"}
 
@@ -129,7 +129,7 @@ def test_a_run_that_was_cut_short_goes_on_and_another_s_answers_are_refused(prom
     for line in ("nothing", "layers 0-2", "layers 1-3"):
         assert line in again.stdout
     with pytest.raises(RecipeError, match=r"recipe\S* was"):
-        ablate({**recipe(), "seed": 5}, [f"all={prompts}"], tmp_path / "run", scorer="exact", samples=8,
+        layerwise({**recipe(), "seed": 5}, {"all": prompts}, tmp_path / "run", scorer="exact", samples=8,
                window=3, generation=SHORT)  # fmt: skip
 
 
@@ -157,21 +157,23 @@ def test_what_is_in_no_layer_is_merged_in_full_only(tmp_path: Path) -> None:
 
 
 def test_ranges_of_all_kinds_together(prompts: Path, tmp_path: Path) -> None:
-    done = ablate(recipe(), [str(prompts)], tmp_path / "run", scorer="exact", ranges="full", layers="0-1,3",
-                  window=2, stride=2, samples=4, generation=SHORT)  # fmt: skip
-    assert [entry["name"] for entry in done.outcome["ranges"]] == ["full", "0-1", "3", "2-3"]
+    done = layerwise(
+        recipe(), {"prompts": prompts}, tmp_path / "run", scorer="exact", ranges=["full"], layers=[(0, 1), (3,)],
+        window=2, stride=2, samples=4, generation=SHORT,
+    )  # fmt: skip
+    assert [one.name for one in done.ranges] == ["full", "0-1", "3", "2-3"]
 
 
 def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
-        ablate(
-            {**recipe(), "sed": 1}, [str(prompts), "nowhere.jsonl"], tmp_path / "run", scorer="exat", stride=2,
-            ranges="erly,full", layers="2-9,-", generation=Generation(batch_size=0),
+        layerwise(
+            {**recipe(), "sed": 1}, {"one": prompts, "other": "nowhere.jsonl"}, tmp_path / "run", scorer="exat",
+            stride=2, ranges=("erly", "full"), layers=[range(2, 10)], generation=Generation(batch_size=0),
         )  # fmt: skip
     told = str(refused.value)
     for word in (
-        "unknown field 'sed'", "nowhere.jsonl", "Did you mean 'exact'", "Did you mean 'early'", "say --window",
-        "there is no layer 9, the model has 0-3", "'-' is no layer", "--batch-size: 0",
+        "unknown field 'sed'", "nowhere.jsonl", "Did you mean 'exact'", "Did you mean 'early'", "say `window`",
+        "there is no layer 9, the model has 0-3", "batch-size: 0",
     ):  # fmt: skip
         assert word in told, word
     assert not (tmp_path / "run").exists()
@@ -180,20 +182,20 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"window": 5}, "--window: 5 layers of 4"),
-        ({"window": 0}, "--window: 0 is not at least 1"),
-        ({"window": 2, "stride": 0}, "--stride: 0 is not at least 1"),
+        ({"window": 5}, "window: 5 layers of 4"),
+        ({"window": 0}, "window: 0 is not at least 1"),
+        ({"window": 2, "stride": 0}, "stride: 0 is not at least 1"),
     ],
 )
 def test_windows_that_cannot_slide(how: dict[str, int], told: str, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=told):
-        ablate(recipe(), [str(prompts)], tmp_path / "run", scorer="exact", **how)
+        layerwise(recipe(), {"prompts": prompts}, tmp_path / "run", scorer="exact", **how)
 
 
 def test_a_range_in_which_nothing_is_merged_is_named(prompts: Path, tmp_path: Path) -> None:
     made = recipe(overrides=[{"layers": "3-3", "merge_method": "copy"}])
     with pytest.raises(Refused, match=r"merging late \(3\): nothing would be merged"):
-        ablate(made, [str(prompts)], tmp_path / "run", scorer="exact")
+        layerwise(made, {"prompts": prompts}, tmp_path / "run", scorer="exact")
 
 
 def test_a_tower_of_two_layers_has_no_middle(prompts: Path, tmp_path: Path) -> None:
@@ -201,10 +203,9 @@ def test_a_tower_of_two_layers_has_no_middle(prompts: Path, tmp_path: Path) -> N
     llm = related_llm(vlm, tmp_path / "llm", seed=1)
     made = {"merge_method": "linear", "models": [str(vlm), str(llm)], "parameters": {"weight": 0.5}}
     with pytest.raises(Refused, match="2 layers has none in the middle third"):
-        ablate(made, [str(prompts)], tmp_path / "run", scorer="exact")
+        layerwise(made, {"prompts": prompts}, tmp_path / "run", scorer="exact")
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
 def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_path: Path) -> None:
     adapters = []
@@ -217,11 +218,13 @@ def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_
         peft.save_pretrained(tmp_path / str(seed))
         adapters.append(str(tmp_path / str(seed)))
     made = {"merge_method": "robustmerge", "base_model": VLM, "models": adapters}
-    done = ablate(made, [f"all={prompts}"], tmp_path / "run", scorer="exact", layers="1-2", ranges="full", samples=8,
-                  generation=SHORT)  # fmt: skip
+    done = layerwise(
+        made, {"all": prompts}, tmp_path / "run", scorer="exact", layers=[(1, 2)], ranges=["full"], samples=8,
+        generation=SHORT,
+    )  # fmt: skip
     asked = read_prompts(tmp_path / "run" / "tasks" / "all" / "prompts.jsonl")
-    ranges = {entry["name"]: entry["layers"] for entry in done.outcome["ranges"]}
-    assert sorted(ranges.values()) == [[0, 1, 2, 3], [1, 2]]
+    ranges = {one.name: one.layers for one in done.ranges}
+    assert sorted(ranges.values()) == [(0, 1, 2, 3), (1, 2)]
     for name, layers in ranges.items():
         folder = tmp_path / name
         folder.mkdir()
@@ -241,7 +244,7 @@ def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_
             for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
         }
         assert kept(tmp_path / "run", name) == literal
-    assert kept(tmp_path / "run", "full") != kept(tmp_path / "run", "nothing")
+    assert kept(tmp_path / "run", "full") != kept(tmp_path / "run", "baseline")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -250,7 +253,7 @@ def test_adapters_without_a_base_or_without_a_module_in_a_range(prompts: Path, t
     adapters = [str(adapter(tmp_path / str(n), n, target_modules=["q_proj"], layers_to_transform=[0])) for n in (0, 1)]
     made = {"merge_method": "robustmerge", "models": adapters}
     with pytest.raises(Refused, match="name no base"):
-        ablate(made, [f"all={prompts}"], tmp_path / "run", scorer="exact")
+        layerwise(made, {"all": prompts}, tmp_path / "run", scorer="exact")
     made["base_model"] = str(tmp_path / "base")
     with pytest.raises(Refused, match="no adapter has a module in these layers"):
-        ablate(made, [f"all={prompts}"], tmp_path / "run", scorer="exact", layers="1")
+        layerwise(made, {"all": prompts}, tmp_path / "run", scorer="exact", layers=[(1,)])

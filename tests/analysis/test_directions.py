@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from low_rank import adapters, dense
 from polymerge.analysis.directions import Agreement, directions
 from polymerge.errors import RecipeError
-from polymerge.methods.factors import Factors, pad, stack, truncate
+from polymerge.methods.lora import Factors, pad, stack, truncate
 
 few = settings(max_examples=20)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 import polymerge
 from layouts import TWICE, Sizes, load, random_tower, same_bits, text_of, write
-from polymerge.methods.metagpt import metagpt
+from literal_methods import elected, largest
+from polymerge.methods.sums import metagpt
 from polymerge.planning import make_plan
 
 SIZES = Sizes(heads=6, shared=2, width=2, inner=9, rows=11)
@@ -179,15 +180,6 @@ def test_the_function_alone_takes_the_norms_of_what_it_is_given() -> None:
 # --- the other methods of the comparison, on mapped models
 
 
-def trimmed(rows: np.ndarray, density: float) -> np.ndarray:
-    """The `int(density * n)` largest of the whole model, and what is equal to the least of them."""
-    kept = np.zeros_like(rows)
-    for row, own in zip(kept, rows, strict=True):
-        reach = np.sort(np.abs(own))[::-1][int(density * own.size) - 1]
-        row[:] = np.where(np.abs(own) >= reach, own, 0)
-    return kept
-
-
 @pytest.mark.parametrize("template", ["cogvlm", "mplug_owl2"])
 @pytest.mark.parametrize("density", [0.2, 0.55])
 def test_a_threshold_over_the_whole_model_is_exact(
@@ -200,10 +192,10 @@ def test_a_threshold_over_the_whole_model_is_exact(
     }  # fmt: skip
     out = merged(asked, template, tmp_path / "out", block=100)
     names = list(moved)
-    rows = trimmed(np.stack([np.concatenate([moved[n][m].numpy().ravel() for n in names]) for m in (0, 1)]), density)
-    votes = rows[0] + rows[1]
-    agree = np.where(votes >= 0, rows > 0, rows < 0)
-    change = np.where(agree[0], rows[0], 0) + np.where(agree[1], rows[1], 0)
+    rows = [
+        largest(np.concatenate([moved[name][model].numpy().ravel() for name in names]), density) for model in (0, 1)
+    ]
+    change = elected(rows, [1, 1], "unweighted", "none")
     place = 0
     for name in names:
         size = old[name].numel()

@@ -120,8 +120,8 @@ def test_the_order_of_entries_plays_no_part(seed: int, values: int, n: int, dens
     dice = np.random.default_rng(seed)
     x = dice.integers(-values, values + 1, (2, n)).astype(np.float32)
     order = dice.permutation(n)
-    straight, turned = (ties(one.copy(), [0.6, 0.4], density) for one in (x, x[:, order]))
-    np.testing.assert_array_equal(straight[order], turned)
+    straight, reordered = (ties(one.copy(), [0.6, 0.4], density) for one in (x, x[:, order]))
+    np.testing.assert_array_equal(straight[order], reordered)
 
 
 # --- at least one

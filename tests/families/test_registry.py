@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polymerge.families import FAMILIES, family_of, tables
+from polymerge.families import FAMILIES, family_of, registry, tables
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,11 @@ def test_every_table_is_found_and_no_two_have_one_name() -> None:
     assert len(written) == len(set(written))
     assert {*written, "generic"} == set(FAMILIES)
     assert list(FAMILIES)[-1] == "generic"
+
+
+def test_a_table_in_a_new_file_is_found_without_another_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = "from polymerge.families.rules import Family, Rule\n"
+    (tmp_path / "toys.py").write_text(rules + 'TOY = Family("toy", rules=(Rule("{rest}", "text.{rest}"),))\n')
+    monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
+    assert {family.name for family in registry._tables()} == {*FAMILIES, "toy"} - {"generic"}
+    monkeypatch.delitem(sys.modules, f"{tables.__name__}.toys")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from polymerge.methods import kernels
-from polymerge.methods.kernels.cpu.low_rank import TILE
+from polymerge.methods.kernels.cpu.matrices import TILE
 
 Floats = NDArray[Any]
 FLOATS = [np.float32, np.float64]
