@@ -174,7 +174,7 @@ def test_a_family_without_a_wrapper_and_a_model_without_a_folder(tmp_path: Path)
     ran = cli("evaluate", kit, "--with", "vlmevalkit", "--tasks", "MNE", "-o", tmp_path / "run")
     assert "the class of the data set 'MNE' is not known. Did you mean 'MME'?" in ran.err
     ran = cli("evaluate", kit, "--with", "vlmevalkit", "--tasks", "MME", "-o", tmp_path / "run")
-    assert "say where it is with --kit PATH" in ran.err
+    assert "say where it is with `--kit`" in ran.err
     ran = cli("evaluate", kit, "--with", "vlmevalkit", "--tasks", "MME", "-o", tmp_path / "run", "--kit", kit)
     assert "has no run.py" in ran.err
 

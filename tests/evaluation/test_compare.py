@@ -277,6 +277,6 @@ def test_everything_wrong_is_said_at_once(files: list[Path], tmp_path: Path) -> 
         "none.json: cannot be read",
         "empty: has no results.json",
         "--parents: there are no results of 'merge'. Did you mean 'merged'?",
-        "--template: there are no results of 'x'. Known: a, b, merged.",
+        "template: there are no results of 'x'. Known: a, b, merged.",
     ):
         assert told in ran.err

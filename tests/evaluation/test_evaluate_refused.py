@@ -47,7 +47,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         "nothing: there is no such folder",
         "there is no scorer 'exakt'. Did you mean 'exact'?",
         "none.json: cannot be read",
-        "--tasks IconQA: say where its files are with --data DIR",
+        "--tasks IconQA: say where its files are with `--data`",
         "--workers: 0 is too few",
         "Did you mean 'bfloat16'",
     ):

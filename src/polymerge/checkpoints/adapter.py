@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -19,11 +19,11 @@ from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_
 from polymerge.checkpoints.discovery import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
 from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
 from polymerge.checkpoints.names import Sorted, sort_names
-from polymerge.checkpoints.tensor_info import Contents, Entry, listed
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.dtypes import MERGEABLE
-from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse
+from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
 
-__all__ = ["Adapter", "Pair", "is_adapter", "open_adapter"]
+__all__ = ["Adapter", "Pair", "is_adapter", "made_adapter", "open_adapter"]
 
 _GATHER: Final = (
     "Gather it before it is saved: with ZeRO-3 by stage3_gather_16bit_weights_on_model_save: true, or from its "
@@ -38,16 +38,16 @@ class Pair:
 
     module: str
     """As the base model calls it: 'model.layers.0.self_attn.q_proj'."""
-    a: Entry
+    a: TensorInfo
     """[rank, in]; of an embedding [rank, vocabulary]."""
-    b: Entry
+    b: TensorInfo
     """[out, rank]; of an embedding [dimension, rank]."""
     rank: int
     scaling: float
     embedding: bool
     transposed: bool
     """The base stores the transpose: the weight of an embedding is [vocabulary, dimension], that of GPT-2 [in, out]."""
-    bias: Entry | None
+    bias: TensorInfo | None
     """[out], to be scaled as the product is and added to the bias of the base."""
 
     @property
@@ -71,9 +71,9 @@ class Adapter:
     """"llava" where a non_lora_trainables.bin lies beside the factors."""
     pairs: Mapping[str, Pair]
     """By module, in order of the file."""
-    extras: Mapping[str, Entry]
+    extras: Mapping[str, TensorInfo]
     """By the name of a parameter in the base model, the full tensor that stands in its place."""
-    tokens: Mapping[str, tuple[tuple[int, ...], Entry]]
+    tokens: Mapping[str, tuple[tuple[int, ...], TensorInfo]]
     """By the name of an embedding's parameter, token indices and the rows that stand in their place."""
     files: tuple[Path, ...]
     skipped: Mapping[str, str]
@@ -86,7 +86,7 @@ class Adapter:
     """The weight files in the folder that are no part of the adapter -> why."""
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[TensorInfo, ...]:
         """Every tensor of the adapter, under its name in the file."""
         factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
         return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
@@ -216,6 +216,38 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
     )
 
 
+def made_adapter(
+    like: Adapter, config: Mapping[str, Any], factors: Contents, full: tuple[TensorInfo, ...] = ()
+) -> Adapter:
+    """An adapter whose tensors lie in no folder: of the source, and with the files beside, that `like` has.
+
+    config   its adapter_config.json
+    factors  what lies in PEFT's own file
+    full     what lies in a file beside that, as LLaVA has it
+
+    raises Refused where they do not fit together.
+    """
+    where = like.folder / CONFIG
+    rules = read_lora_config(config, str(where))
+    found, _ = sort_names(like.folder, [(factors, False), *([(Contents(full), True)] if full else [])])
+    with collecting() as wrong:
+        pairs = _paired(found, rules, where)
+        tokens = _token_rows(found, rules, where)
+    refuse_if_any(wrong)  # inside another block nothing has been raised yet
+    return replace(
+        like,
+        config=config,
+        pairs=MappingProxyType(pairs),
+        extras=MappingProxyType(found.extras),
+        tokens=MappingProxyType(tokens),
+        files=tuple(dict.fromkeys(tensor.file for tensor in (*factors.entries, *full))),
+        skipped={},
+        beside=tuple({tensor.file for tensor in full}),
+        became={},
+        left_out={},
+    )
+
+
 def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
     """What each weight file holds, in words."""
     factors = Counter(entry.file.name for slots in found.factors.values() for entry in slots.values())
@@ -284,7 +316,7 @@ def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, P
     return pairs
 
 
-def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool) -> str | None:
+def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, embedding: bool) -> str | None:
     """What keeps two factors from being multiplied, and what to do about it."""
     prefix = "lora_embedding_" if embedding else "lora_"
     if a is None or b is None:
@@ -305,9 +337,9 @@ def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool
     return None
 
 
-def _token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], Entry]]:
+def _token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], TensorInfo]]:
     """The trained rows with the indices that the config gives them; what does not fit is refused."""
-    rows: dict[str, tuple[tuple[int, ...], Entry]] = {}
+    rows: dict[str, tuple[tuple[int, ...], TensorInfo]] = {}
     said = f"{where}: trainable_token_indices"
     if rules.tokens and not found.tokens:
         refuse(CheckpointError(f"{said} is set, and no trainable_tokens_delta is there. {_AGAIN}"))

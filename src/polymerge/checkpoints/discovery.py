@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
 from polymerge.checkpoints.tensor_info import listed
@@ -21,6 +21,7 @@ __all__ = [
     "Weights",
     "find_weights",
     "holds_adapter",
+    "is_plain",
     "of_training",
     "shards_of",
     "sort_files",
@@ -283,4 +284,14 @@ def _two_kinds(folder: Path, models: list[str], factors: list[str]) -> RecipeErr
         f"{folder}: holds an adapter ({listed(factors, 1)}) and a whole model ({listed(models)}), and the model may "
         f"have the adapter in it. Move {CONFIG} and {listed(factors, 1)} to a folder of their own and name that, or "
         "name this folder as a model."
+    )
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file's name is a path that stays below the folder it is relative to."""
+    parts = name.split("/")
+    return (
+        not PureWindowsPath(name).anchor  # a drive, a share or a leading slash
+        and not any(part in ("", ".", "..") for part in parts)
+        and not any(character in name for character in "\\\0")
     )

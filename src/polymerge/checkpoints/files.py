@@ -9,16 +9,27 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from polymerge.checkpoints.discovery import INDEX_SUFFIX, LAYOUTS
-from polymerge.checkpoints.hub_files import head_of, is_plain, missing_remote
+from polymerge.checkpoints.discovery import INDEX_SUFFIX, LAYOUTS, is_plain
+from polymerge.checkpoints.hub import missing_remote
+from polymerge.checkpoints.hub_api import head_of
 from polymerge.checkpoints.json_objects import read_json
-from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.checkpoints.prefetch import fetch_all, fetched
 from polymerge.checkpoints.safetensors import read_safetensors
-from polymerge.checkpoints.tensor_info import Contents, listed
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.checkpoints.torch_files import read_torch
 from polymerge.errors import CheckpointError, PolymergeError, did_you_mean, refuse, refuse_if_any
 
-__all__ = ["check_file", "disagreements", "missing", "read_config", "read_file", "read_index", "reading"]
+__all__ = [
+    "check_file",
+    "disagreements",
+    "missing",
+    "read_blocks",
+    "read_config",
+    "read_file",
+    "read_index",
+    "read_tensor",
+    "reading",
+]
 
 _LFS_POINTER: Final = b"version https://git-lfs"
 _MOST_NEIGHBOURS: Final = 12  # a longer list of what lies there helps nobody
@@ -73,6 +84,36 @@ def read_file(file: Path) -> Contents:
         fetch_all([file])
     check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))
+
+
+def read_tensor(tensor: TensorInfo) -> memoryview:
+    """The bytes of a whole tensor; raises what `read_blocks` raises."""
+    return next(read_blocks(tensor, tensor.nbytes), memoryview(b""))
+
+
+def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]:
+    """The bytes of a tensor, `size` at a time; its file is fetched first where it is on the hub.
+
+    Each block is valid until the next. Raises CheckpointError where the file cannot be read, or has become shorter
+    since its header was read.
+    """
+    fetched(tensor.file)
+    buffer = memoryview(bytearray(min(size, tensor.nbytes)))
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start)
+            for left in range(tensor.nbytes, 0, -size):
+                block, done = buffer[:left], 0
+                while done < len(block):
+                    count = file.readinto(block[done:])
+                    if not count:
+                        raise CheckpointError(
+                            f"{tensor.file}: ends inside {tensor.name}; it became shorter since its header was read"
+                        )
+                    done += count
+                yield block
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: cannot be read: {error.strerror}. Check its permissions.") from None
 
 
 def read_index(index: Path) -> dict[str, str]:

@@ -16,10 +16,10 @@ from typing import Any, Final
 from polymerge.checkpoints.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoints.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
-from polymerge.checkpoints.hub_files import companions, missing_remote, remote_of
+from polymerge.checkpoints.hub import companions, missing_remote, remote_of
 from polymerge.checkpoints.names import unwrapped
 from polymerge.checkpoints.prefetch import fetch_all
-from polymerge.checkpoints.tensor_info import Contents, Entry, listed
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "adapter_alone",
     "bring",
+    "join",
     "open_checkpoint",
     "open_joined",
     "renamed",
@@ -54,7 +55,7 @@ class Checkpoint:
     """Absolute; the files in it may be links, as in the cache of the hub."""
     config: Mapping[str, Any]
     """config.json, or {} where there is none."""
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorInfo]
     """Every tensor, in order of files and then of offset."""
     files: tuple[Path, ...]
     layout: str
@@ -138,9 +139,9 @@ def _read_index(folder: Path, index: str, usual: str | None) -> dict[str, str]:
     return weight_map
 
 
-def _gathered(folder: Path, contents: Mapping[str, Contents]) -> dict[str, Entry]:
+def _gathered(folder: Path, contents: Mapping[str, Contents]) -> dict[str, TensorInfo]:
     """The tensors of all files; those that more than one of them has are refused."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorInfo] = {}
     twice: dict[tuple[str, str], list[str]] = {}
     for name, file in contents.items():
         for entry in file.entries:
@@ -182,13 +183,16 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
-    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise.
+    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise."""
+    return join(open_checkpoint(source, base), open_adapter(source, adapter))
+
+
+def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
+    """A checkpoint with an adapter beside it.
 
     An adapter may make another model of its base: LLaVA's is trained on a language model, and brings the projector and
     the config.json of the LLaVA that the two are. Then that is the config, and these weights are tensors like its own.
     """
-    checkpoint = open_checkpoint(source, base)
-    beside = open_adapter(source, adapter)
     entries = dict(checkpoint.entries)
     brought = _brought(checkpoint, beside)
     if brought:
@@ -223,7 +227,7 @@ def adapter_alone(adapter: Adapter) -> Checkpoint:
     )
 
 
-def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, Entry]:
+def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
     """The full weights of an adapter that make another model of its base, by the names that they have there.
 
     None unless the base is a model without eyes, a config.json beside the adapter is of another one, and every module

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -118,8 +118,8 @@ def checked(
     """
     try:
         return msgspec.convert(value, type)
-    except msgspec.ValidationError as wrong:
-        found = list(dict.fromkeys(_mismatches(value, type, ""))) or [str(wrong)]
+    except msgspec.ValidationError:
+        found = list(dict.fromkeys(_mismatches(value, type, "")))
     problems = [error(f"{where}: {problem}. {then}") for problem in found[:_MOST_PROBLEMS]]
     if len(found) > _MOST_PROBLEMS:
         problems.append(error(f"{where}: {len(found) - _MOST_PROBLEMS} more problems like these. {then}"))
@@ -128,6 +128,22 @@ def checked(
 
 def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
     """What keeps each member of a value from being of its type, where msgspec itself stops at the first."""
+    inside = list(_in_members(value, expected, place))
+    yield from inside
+    if not inside:
+        try:
+            msgspec.convert(value, expected)
+        except msgspec.ValidationError as wrong:
+            said, _, deeper = str(wrong).partition(" - at `$")
+            if not deeper and not isinstance(value, list | dict):
+                said = f"{said.partition(', got')[0]}, got {_shown(value)}"
+            at = f"{place}{deeper.removesuffix('`')}".removeprefix(".")
+            yield f"{at + ': ' if at else ''}{said[:1].lower()}{said[1:].replace('`', '')}"
+
+
+def _in_members(value: Any, expected: Any, place: str) -> Iterator[str]:
+    if get_origin(expected) is Annotated:
+        expected = get_args(expected)[0]
     if get_origin(expected) in (Union, UnionType):  # the part of it that the value is meant for
         expected = next((one for one in get_args(expected) if _may_be(value, one)), expected)
     kind, arguments = get_origin(expected) or expected, get_args(expected)
@@ -145,15 +161,6 @@ def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
     elif isinstance(value, list) and kind is list and arguments:
         for number, member in enumerate(value):
             yield from _mismatches(member, arguments[0], f"{place}[{number}]")
-    else:
-        try:
-            msgspec.convert(value, expected)
-        except msgspec.ValidationError as wrong:
-            said, _, inside = str(wrong).partition(" - at `$")
-            if not inside and not isinstance(value, list | dict):
-                said = f"{said.partition(', got')[0]}, got {_shown(value)}"
-            at = f"{place}{inside.removesuffix('`')}".removeprefix(".")
-            yield f"{at + ': ' if at else ''}{said[:1].lower()}{said[1:].replace('`', '')}"
 
 
 def _may_be(value: Any, expected: Any) -> bool:

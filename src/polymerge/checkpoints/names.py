@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.hub_files import missing_remote
+from polymerge.checkpoints.files import read_blocks
+from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.prefetch import fetch_all
-from polymerge.checkpoints.tensor_info import Contents, Entry, listed
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError
 
 __all__ = ["Sorted", "is_lora", "sort_names", "unwrapped", "wrappers_in"]
@@ -56,7 +57,6 @@ _WRAPPER: Final = re.compile(
 )
 
 _AGAIN: Final = "Save the adapter again with PEFT."
-_PIECE: Final = 1 << 20  # bytes that are compared at once
 
 
 def is_lora(name: str) -> bool:
@@ -89,11 +89,11 @@ def unwrapped(name: str, wrappers: Sequence[str]) -> str:
 class Sorted:
     """The tensors of an adapter by what they are, in order of the files."""
 
-    factors: dict[tuple[str, bool], dict[str, Entry]] = field(default_factory=dict)
+    factors: dict[tuple[str, bool], dict[str, TensorInfo]] = field(default_factory=dict)
     """By module, and whether it is an embedding: its 'A', 'B' and 'bias', as far as they are there."""
-    extras: dict[str, Entry] = field(default_factory=dict)
+    extras: dict[str, TensorInfo] = field(default_factory=dict)
     """Full weights, by the name of the parameter in the base."""
-    tokens: dict[str, Entry] = field(default_factory=dict)
+    tokens: dict[str, TensorInfo] = field(default_factory=dict)
     """Rows of embeddings, by the name of the parameter in the base."""
     skipped: dict[str, str] = field(default_factory=dict)
     """What is no part of the adapter -> why it is left out."""
@@ -108,7 +108,7 @@ def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[So
     hold one tensor where it is the same byte for byte; that alone is looked at here beside names.
     """
     found = Sorted()
-    named: list[tuple[str, Entry]] = []
+    named: list[tuple[str, TensorInfo]] = []
     misnamed: list[str] = []
     strange: dict[Path, list[str]] = {}
     for contents, beside in files:
@@ -185,16 +185,12 @@ def _unwrapped(names: Mapping[str, str]) -> dict[str, str]:
     return {key: unwrapped(name, wrappers) for key, name in names.items()}
 
 
-def _same_bytes(first: Entry, second: Entry) -> bool:
+def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
     """Whether two tensors are one, byte for byte; files on the hub are fetched for that, as they are read later on."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    fetch_all(entry.file for entry in (first, second) if missing_remote(entry.file))
-    with first.file.open("rb") as one, second.file.open("rb") as other:
-        one.seek(first.start)
-        other.seek(second.start)
-        sizes = (min(_PIECE, first.nbytes - done) for done in range(0, first.nbytes, _PIECE))
-        return all(one.read(size) == other.read(size) for size in sizes)
+    fetch_all(tensor.file for tensor in (first, second) if missing_remote(tensor.file))
+    return all(one == other for one, other in zip(read_blocks(first), read_blocks(second), strict=True))
 
 
 class _Sorting:
@@ -202,12 +198,12 @@ class _Sorting:
 
     def __init__(self, found: Sorted, adapters: Collection[str], misnamed: list[str]) -> None:
         self.found, self.adapters, self.misnamed = found, adapters, misnamed
-        self.twice: list[tuple[Entry, Entry]] = []
+        self.twice: list[tuple[TensorInfo, TensorInfo]] = []
         self.magnitudes: list[str] = []
-        self.trained: dict[str, Entry] = {}
+        self.trained: dict[str, TensorInfo] = {}
         """Parameters that were named by way of `modules_to_save`, which PEFT adds to the plain name for biases."""
 
-    def put(self, name: str, entry: Entry) -> None:
+    def put(self, name: str, entry: TensorInfo) -> None:
         """Sort one tensor in; `name` is without the prefix."""
         if ".original_module." in name:
             self.found.skipped[entry.name] = "is the base's own, which a trained copy stands in for"
@@ -241,18 +237,18 @@ class _Sorting:
             else:
                 self._once(self.found.extras, name, entry)
 
-    def _factor(self, module: str, embedding: bool, slot: str, entry: Entry) -> None:
+    def _factor(self, module: str, embedding: bool, slot: str, entry: TensorInfo) -> None:
         if _WRAPPER.fullmatch(module):
             self.misnamed.append(entry.name)
         else:
             self._once(self.found.factors.setdefault((module, embedding), {}), slot, entry)
 
-    def _once(self, place: dict[str, Entry], name: str, entry: Entry) -> None:
+    def _once(self, place: dict[str, TensorInfo], name: str, entry: TensorInfo) -> None:
         first = place.setdefault(name, entry)
         if first is not entry:
             self._again(first, entry)
 
-    def _again(self, first: Entry, entry: Entry) -> None:
+    def _again(self, first: TensorInfo, entry: TensorInfo) -> None:
         """Of one tensor in two files the first is read, where it can be seen that no choice is made by that."""
         if first.file != entry.file and _same_bytes(first, entry):
             self.found.repeated.setdefault((first.file, entry.file), []).append(entry.name)
@@ -296,13 +292,13 @@ class _Sorting:
 
     def _twice(self) -> Iterator[CheckpointError]:
         """One message for all that two files, or one, have twice; and for what has one name in two and means two."""
-        kept: dict[str, Entry] = {}
+        kept: dict[str, TensorInfo] = {}
         factors = [entry for slots in self.found.factors.values() for entry in slots.values()]
         for entry in (*factors, *self.found.extras.values(), *self.found.tokens.values()):
             first = kept.setdefault(entry.name, entry)
             if first is not entry:
                 self.twice.append((first, entry))
-        by_files: dict[tuple[Path, Path], list[tuple[Entry, Entry]]] = {}
+        by_files: dict[tuple[Path, Path], list[tuple[TensorInfo, TensorInfo]]] = {}
         for first, second in self.twice:
             by_files.setdefault((first.file, second.file), []).append((first, second))
         for (one, other), pairs in by_files.items():

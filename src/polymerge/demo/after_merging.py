@@ -14,7 +14,7 @@ from polymerge.analysis.overlap import overlap
 from polymerge.demo.digit_questions import LONGEST_ANSWER, Question
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_text import plain_text
-from polymerge.evaluation.evaluate import evaluate
+from polymerge.evaluation.evaluating import evaluate
 from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import PromptSource
 from polymerge.reporting.report import report

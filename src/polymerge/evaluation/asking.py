@@ -90,22 +90,22 @@ def read_tasks(
     found: dict[str, AskedTask] = {}
     with collecting() as wrong:
         if images is not None and not images.is_dir():
-            refuse(RecipeError(f"--image-folder: there is no folder '{images}'"))
+            refuse(RecipeError(f"image_folder: there is no folder '{images}'"))
         if data is not None and not data.is_dir():
-            refuse(RecipeError(f"--data: there is no folder '{data}'"))
+            refuse(RecipeError(f"data: there is no folder '{data}'"))
         if max_new_tokens is not None and max_new_tokens < 1:
-            refuse(RecipeError(f"--max-new-tokens: {max_new_tokens} is too few"))
+            refuse(RecipeError(f"max_new_tokens: {max_new_tokens} is too few"))
     if wrong:
         return []
     with collecting() as wrong:
         words = [one for word in tasks for one in BENCHMARK.get(word.lower(), (word,))]
         if not words:
-            refuse(RecipeError("--tasks: names none"))
+            refuse(RecipeError("tasks: names none"))
         for word in dict.fromkeys(words):
             with collecting():
                 task = _asked(word, data, images, max_new_tokens)
                 if task.name in found:
-                    raise RecipeError(f"--tasks: two of them are called '{task.name}'. Rename one of the files")
+                    raise RecipeError(f"tasks: two of them are called '{task.name}'. Rename one of the files")
                 found[task.name] = task
     if any(task.scorer in _NEED_CAPTIONS for task in found.values()) and not wrong:
         captions_module("bleu.bleu")  # says now, and not after the last answer, what is not installed
@@ -117,10 +117,10 @@ def _asked(word: str, data: Path | None, images: Path | None, max_new_tokens: in
     if colon:
         return _of_file(Path(file).expanduser(), scorer, images, max_new_tokens)
     if word.endswith((".json", ".jsonl")):
-        raise RecipeError(f"--tasks: {word} needs a scorer's name behind it, such as {word}:exact")
+        raise RecipeError(f"tasks: {word} needs a scorer's name behind it, such as {word}:exact")
     task = task_named(word)
     if data is None:
-        raise RecipeError(f"--tasks {task.name}: say where its files are with --data DIR")
+        raise RecipeError(f"tasks {task.name}: say where its files are with `data`")
     folder = task_folder(task, data)
     path = folder / task.questions
     items = question_items(path)
@@ -133,7 +133,7 @@ def _asked(word: str, data: Path | None, images: Path | None, max_new_tokens: in
 def _of_file(file: Path, scorer: str, images: Path | None, max_new_tokens: int | None) -> AskedTask:
     row = scorer_named(scorer)
     if row.name in ("captions", "meteor") and not has_java():
-        refuse(RecipeError(f"--tasks {file}:{scorer}: {NEEDS_JAVA}; score by cider, rouge_l or bleu_4"))
+        refuse(RecipeError(f"tasks {file}:{scorer}: {NEEDS_JAVA}; score by cider, rouge_l or bleu_4"))
     items = question_items(file)
     with at_most_shown(file):
         for item in items:

@@ -100,13 +100,13 @@ def compare_files(
             if both:
                 refuse(
                     RecipeError(
-                        f"two results of the model '{found.name}' have {', '.join(both)}. Leave one out, or give one "
-                        "another name with evaluate --name"
+                        f"two results of the model '{found.name}' have {', '.join(both)}. Leave one out, or "
+                        "evaluate again under another name"
                     )
                 )
             tasks = {**before.tasks, **found.tasks} if before else found.tasks
             joined[found.name] = msgspec.structs.replace(found, tasks=tasks)
-        names = {"--parents": parents, "--template": [template] if template is not None else []}
+        names = {"parents": parents, "template": [template] if template is not None else []}
         refuse(
             *(
                 RecipeError(f"{option}: there are no results of '{one}'.{did_you_mean(one, joined)}")
@@ -116,7 +116,7 @@ def compare_files(
             )
         )
         if resamples < 1:
-            refuse(RecipeError(f"--resamples: {resamples} are none"))
+            refuse(RecipeError(f"resamples: {resamples} are none"))
     return compare(
         list(joined.values()), parents=parents, template=template, published=published, resamples=resamples, seed=seed
     )

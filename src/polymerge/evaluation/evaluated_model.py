@@ -9,8 +9,7 @@ from typing import Any
 
 from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.folder import bring
-from polymerge.checkpoints.hub import locate, pinned
-from polymerge.checkpoints.hub_files import remote_of
+from polymerge.checkpoints.hub import locate, pinned, remote_of
 from polymerge.errors import RecipeError
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.folding import fold_recipe

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.hub_files import companions, listed_alike, missing_remote
+from polymerge.checkpoints.hub import companions, listed_alike, missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tokenizer import TOKENIZER, read_tokens
 from polymerge.errors import PolymergeError, refuse

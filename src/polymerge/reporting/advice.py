@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from polymerge.methods.table import METHODS
 from polymerge.reporting.knockout_section import THIRDS
 from polymerge.reporting.overlap_section import UNRELATED
 
@@ -205,9 +206,10 @@ def _from_overlap(overlap: Section, method: str) -> Iterator[Suggestion]:
 
 def _conflict(overlap: Section, conflict: float, method: str) -> Iterator[Suggestion]:
     if conflict >= CONFLICT:
+        trims = method in METHODS and METHODS[method].statistic == "cutoff"
         yield Suggestion(
             overlap["label"],
-            "Lower the density of ties" if method == "ties" else "Try ties with a density of 0.2, or a lower one",
+            f"Lower the density of {method}" if trims else "Try ties with a density of 0.2, or a lower one",
             f"{_percent(conflict, 1)} of the deltas' mass cancels when they are added up; two unrelated deltas of "
             f"one size lose {_percent(UNRELATED)}. Electing a sign for each entry keeps one side of it.",
             {"conflict by mass": conflict, "unrelated": UNRELATED},

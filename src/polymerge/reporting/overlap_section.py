@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from polymerge.analysis.places import MODULES
+from polymerge.analysis.figures import MODULES
 from polymerge.charts import Series, figure, heat_map, line_chart
 from polymerge.reporting.records import Count, Number, Source
 

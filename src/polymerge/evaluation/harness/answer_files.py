@@ -109,7 +109,7 @@ def of_task(candidates: Sequence[Sequence[AnswerFile]], task: str | None) -> tup
             return task, [[file for file in files if task in file.tasks + file.others] for files in candidates]
         longer = sorted({name for file in every for name in file.tasks if name.startswith(f"{task}_val")})
         if len(longer) > 1:
-            raise RecipeError(f"--task {task}: can mean {listed(longer, 8)}. Write out the one that you mean.")
+            raise RecipeError(f"task {task}: can mean {listed(longer, 8)}. Write out the one that you mean.")
         if longer:
             return longer[0], _called(candidates, longer[0])
     there = tasks_there(every)
@@ -120,7 +120,7 @@ def of_task(candidates: Sequence[Sequence[AnswerFile]], task: str | None) -> tup
         return there[0], _called(candidates, there[0])
     if task is None or not there:
         raise RecipeError(_which(there))
-    raise RecipeError(f"--task {task}: no candidate has answers to it.{did_you_mean(task, there)}")
+    raise RecipeError(f"task {task}: no candidate has answers to it.{did_you_mean(task, there)}")
 
 
 def _called(candidates: Sequence[Sequence[AnswerFile]], task: str) -> list[list[AnswerFile]]:
@@ -147,12 +147,12 @@ def _may_hold_answers(file: AnswerFile) -> bool:
 def _which(there: Sequence[str]) -> str:
     if there:
         return (
-            f"the folders hold answers to several tasks: {listed(there, 20)}. Name one with --task; of VLMEvalKit's "
+            f"the folders hold answers to several tasks: {listed(there, 20)}. Name one with `task`; of VLMEvalKit's "
             "<model>_<dataset> it is the dataset."
         )
     return (
         "the folders hold no answers: neither lmms-eval's <stamp>_samples_<task>.jsonl or <task>.json (written with "
-        f"--log_samples) nor VLMEvalKit's <model>_<dataset>.xlsx, .tsv or .json, nor {OWN}."
+        f"its option log_samples) nor VLMEvalKit's <model>_<dataset>.xlsx, .tsv or .json, nor {OWN}."
     )
 
 

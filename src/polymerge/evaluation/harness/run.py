@@ -87,9 +87,9 @@ def plan_tool(
             f"{model}: {tool} reads a checkpoint from its folder. Make one with `polymerge fold`, and evaluate that"
         )
     if not tasks:
-        raise RecipeError("--tasks: names none")
+        raise RecipeError("tasks: names none")
     if kit is not None and tool != "vlmevalkit":
-        raise RecipeError(f"--kit says nothing to {tool}")
+        raise RecipeError(f"kit says nothing to {tool}")
     family = claimed(read_config(asked.folder / "config.json")).name
     row = wrapper_of(family, tool)
     python = _python(environment)
@@ -102,13 +102,13 @@ def plan_tool(
             lambda before: lmmseval.read(folder, tasks, before), force,
         )  # fmt: skip
     if batch_size is not None:
-        raise RecipeError("--batch-size: VLMEvalKit asks one question at a time. Leave it out")
+        raise RecipeError("batch_size: VLMEvalKit asks one question at a time. Leave it out")
     folder = run / "vlmevalkit"
     place, label = vlmevalkit.place(row, asked.folder, run / "models"), vlmevalkit.label(asked.name)
     config = run / "vlmevalkit.json"
     script = str(Path(kit).expanduser() / "run.py") if kit is not None else "run.py"
     if kit is not None and not Path(script).is_file():
-        raise RecipeError(f"--kit {kit}: has no run.py. Give the clone of VLMEvalKit")
+        raise RecipeError(f"kit {kit}: has no run.py. Give the clone of VLMEvalKit")
     names = vlmevalkit.datasets(tasks)
     return ToolJob(
         tool, (python, script, *vlmevalkit.command(config, folder), *more), run, asked, tuple(names),
@@ -157,7 +157,7 @@ def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
     had = read_json(file, dict[str, Any]) if file.is_file() else None
     if had != settings:
         raise RecipeError(
-            f"{job.run}: holds results of another model or command. Name another folder, or say --force to replace them"
+            f"{job.run}: holds results of another model or command. Name another folder, or say `force` to replace them"
         )
 
 
@@ -168,17 +168,17 @@ def _python(environment: str | None) -> str:
     path = Path(environment).expanduser().absolute()
     found = path / "bin" / "python" if path.is_dir() else path
     if not found.is_file() or not os.access(found, os.X_OK):
-        raise RecipeError(f"--environment {environment}: there is no {found}. Give the folder of a virtual environment")
+        raise RecipeError(f"environment {environment}: there is no {found}. Give the folder of a virtual environment")
     return str(found)
 
 
 def _check_installed(job: ToolJob) -> None:
     here = job.command[0] == sys.executable
     if job.tool == "vlmevalkit" and job.command[1] == "run.py":
-        raise RecipeError("VLMEvalKit runs from its clone: say where it is with --kit PATH")
+        raise RecipeError("VLMEvalKit runs from its clone: say where it is with `kit`")
     if job.tool == "lmms-eval" and here and importlib.util.find_spec(_MODULES[job.tool]) is None:
         raise MissingExtraError(
-            "lmms-eval is not installed here: pip install lmms-eval, or name its own environment with --environment"
+            "lmms-eval is not installed here: pip install lmms-eval, or name its own environment with `environment`"
         )
 
 

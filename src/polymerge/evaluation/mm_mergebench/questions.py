@@ -47,8 +47,8 @@ def task_folder(task: Task, data: Path) -> Path:
         there = [child.name for place in above for child in _folders(place) if child.name.casefold() not in _GROUPS]
         what = (
             f"{data} has no Seen_data/{task.name}, Unseen_data/{task.name}, instructions/{task.name} or {task.name}; "
-            f"its folders are {some_of(sorted(there), 16) or 'none'}. Give the folder of the data with --data, or name "
-            "only the tasks that are there with --tasks"
+            f"its folders are {some_of(sorted(there), 16) or 'none'}. Give the folder of the data with `data`, or name "
+            "only the tasks that are there with `tasks`"
         )
     raise RecipeError(f"{task.name}: {what}")
 
@@ -89,7 +89,7 @@ def image_root(items: Sequence[Item], data: Path, folder: Path, told: Path | Non
         raise RecipeError(
             f"{name}: none of its {len(images)} images, such as '{images[0]}', lies in "
             f"{some_of([str(place) for place in places if place.is_dir()], 8)}. Say what the paths are relative to "
-            "with --image-folder"
+            "with `image_folder`"
         )
     return best
 

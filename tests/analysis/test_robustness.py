@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from low_rank import adapters, dense
-from polymerge.analysis.directions import Agreement, directions
+from polymerge.analysis.robustness import Agreement, directions
 from polymerge.errors import RecipeError
 from polymerge.methods.lora import Factors, pad, stack, truncate
 
