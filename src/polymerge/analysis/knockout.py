@@ -18,7 +18,6 @@ from polymerge.analysis.task_scores import (
     Task,
     TaskPrompts,
     Tasks,
-    answer_settings,
     ask,
     begin,
     draw_tasks,
@@ -26,9 +25,8 @@ from polymerge.analysis.task_scores import (
 )
 from polymerge.checkpoints.hub import one_commit
 from polymerge.errors import RecipeError, collecting, refuse
-from polymerge.inference.fingerprints import of_inputs
 from polymerge.inference.generation import Generation
-from polymerge.inference.run_folder import Run
+from polymerge.inference.run_folder import Run, identity_of_inputs
 from polymerge.planning import Plan
 from polymerge.tables import Table
 
@@ -224,12 +222,12 @@ def knockout(
 def _settings(
     models: Mapping[str, Baseline], replace: Replacement, parents: Sequence[Plan], generation: Generation
 ) -> dict[str, Any]:
-    inputs = {"inputs": [of_inputs(parent)[-1] for parent in parents]} if parents else {}
+    inputs = {"inputs": [identity_of_inputs(parent)[-1] for parent in parents]} if parents else {}
     return {
         "command": "knockout",
-        **{who: of_inputs(one.plan) for who, one in models.items()},
+        **{who: identity_of_inputs(one.plan) for who, one in models.items()},
         "replace": {**replace.settings, **inputs},
-        **answer_settings(generation),
+        **generation.settings,
     }
 
 

@@ -25,7 +25,6 @@ from polymerge.analysis.task_scores import (
     Score,
     TaskPrompts,
     Tasks,
-    answer_settings,
     ask,
     begin,
     draw_tasks,
@@ -37,8 +36,8 @@ from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.families.rules import text_layer
-from polymerge.inference.fingerprints import of_inputs
 from polymerge.inference.generation import Generation
+from polymerge.inference.run_folder import identity_of_inputs
 from polymerge.planning import Plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
@@ -181,8 +180,11 @@ def layerwise(
     assert baseline is not None
 
     settings = {
-        "command": "ablate", "recipe": recipe_dict(recipe), "inputs": of_inputs(full), **answer_settings(generation)
-    }  # fmt: skip
+        "command": "ablate",
+        "recipe": recipe_dict(recipe),
+        "inputs": identity_of_inputs(full),
+        **generation.settings,
+    }
     run, asked = begin(Path(out), "an ablation", settings, drawn, generation.batch_size, force)
     scores = ask(run, asked, {BASELINE: baseline.plan, **plans}, generation, scorer, progress)
     measured: dict[str, dict[str, RangeScore]] = {name: {} for name in chosen}

@@ -14,10 +14,9 @@ from typing import Any
 
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.evaluation.scorers import SCORERS, scorer_named
-from polymerge.inference.fingerprints import of_prompts
 from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
-from polymerge.inference.run_folder import Run, alone_in, open_run
+from polymerge.inference.run_folder import Run, alone_in, identity_of_prompts, open_run
 from polymerge.planning import Plan
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Task",
     "TaskPrompts",
     "Tasks",
-    "answer_settings",
     "ask",
     "begin",
     "draw_tasks",
@@ -112,16 +110,6 @@ def draw_tasks(tasks: Tasks, scorer: str, samples: int, seed: int, generation: G
     return drawn
 
 
-def answer_settings(generation: Generation) -> dict[str, Any]:
-    """The settings of generation that answers depend on."""
-    return {
-        "max_new_tokens": generation.max_new_tokens,
-        "batch_size": generation.batch_size,
-        "device": generation.device.partition(":")[0],
-        "dtype": generation.dtype,
-    }
-
-
 def begin(
     folder: Path, what: str, settings: Mapping[str, Any], drawn: Mapping[str, Sequence[Prompt]], size: int, force: bool
 ) -> tuple[Run, list[Task]]:
@@ -133,7 +121,7 @@ def begin(
     size      of a batch
     force     discard a run with other settings
     """
-    digests = {name: of_prompts(prompts) for name, prompts in drawn.items()}
+    digests = {name: identity_of_prompts(prompts) for name, prompts in drawn.items()}
     run = open_run(folder, {**settings, "prompts": digests}, force=force, what=what)
     tasks = []
     for name, prompts in drawn.items():

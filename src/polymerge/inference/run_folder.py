@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -12,11 +13,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.identity import content_digest
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse
+from polymerge.inference.images import StoredImage, encode_png
 from polymerge.inference.json_lines import json_lines
 from polymerge.inference.prompts import Prompt, materialise
+from polymerge.planning import Plan
 
-__all__ = ["SETTINGS", "AnswerLog", "Run", "alone_in", "open_run", "read_settings"]
+__all__ = [
+    "SETTINGS",
+    "AnswerLog",
+    "Run",
+    "alone_in",
+    "identity_of_inputs",
+    "identity_of_prompts",
+    "open_run",
+    "read_settings",
+]
 
 SETTINGS = "run.json"
 _CANDIDATES = "candidates"
@@ -146,6 +159,28 @@ def _pair(value: object, where: str) -> tuple[int | str, str]:
     if not isinstance(answer, str):
         raise RecipeError(f"{where}: answer: {answer!r} is not a text")
     return name, answer
+
+
+def identity_of_prompts(prompts: Sequence[Prompt]) -> str:
+    """sha256 of prompts and their images; what the right answers are does not matter to a model."""
+    told = hashlib.sha256()
+    for prompt in prompts:
+        files = (encode_png(one) if isinstance(one, StoredImage) else Path(one).read_bytes() for one in prompt.images)
+        images = [hashlib.sha256(file).hexdigest() for file in files]
+        told.update(json.dumps([prompt.id, prompt.text, images]).encode())
+    return told.hexdigest()
+
+
+def identity_of_inputs(plan: Plan) -> list[dict[str, str]]:
+    """What of a plan's models answers depend on: where they lie, their headers, their content."""
+    return [
+        {
+            "path": one.path,
+            "headers": one.headers,
+            "content": content_digest([Path(place) for place in (one.path, one.adapter) if place]),
+        }
+        for one in plan.inputs
+    ]
 
 
 def open_run(

@@ -16,10 +16,9 @@ from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.output_folder import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any
-from polymerge.inference.fingerprints import of_inputs, of_prompts
 from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
-from polymerge.inference.run_folder import Run, alone_in, open_run
+from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, identity_of_prompts, open_run
 from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import Plan
 from polymerge.recipe.parsing import parse_recipe
@@ -143,8 +142,8 @@ class PlannedSearch:
             "recipe": recipe_dict(unsaid),
             "vary": [axis.name for axis in self.space.axes],
             "keep_template_weight": self.options.keep_template_weight,
-            "inputs": of_inputs(next(iter(self.plans.values()))),
-            "prompts": of_prompts(self.drawn),
+            "inputs": identity_of_inputs(next(iter(self.plans.values()))),
+            "prompts": identity_of_prompts(self.drawn),
             **self.options.generation.settings,
         }
 
