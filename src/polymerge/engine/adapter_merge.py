@@ -15,8 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from polymerge.checkpoints import Entry
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
-from polymerge.checkpoints.output_folder import copy_companions
-from polymerge.checkpoints.writer import Shards, Write, as_torch_file, lay_out
+from polymerge.checkpoints.writer import Shards, Write, as_torch_file, copy_companions, lay_out
 from polymerge.dtypes import byte_count
 from polymerge.engine.adapter_modules import merge_pairs, model_weights
 from polymerge.engine.device import Device

@@ -17,9 +17,8 @@ from typing import Any, Literal
 from polymerge.checkpoints import Checkpoint
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.identity import file_digest
-from polymerge.checkpoints.output_folder import check_target, output_folder
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
-from polymerge.checkpoints.writer import Write, as_torch_files, lay_out, parse_size
+from polymerge.checkpoints.writer import Write, as_torch_files, check_target, lay_out, output_folder, parse_size
 from polymerge.engine.adapter_merge import AdapterLayout, reopen_adapters, write_adapter, zero_update
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import Device, open_device

@@ -12,8 +12,8 @@ from polymerge.checkpoints.discovery import CONFIG
 from polymerge.checkpoints.files import check_file
 from polymerge.checkpoints.folder import open_joined, renamed
 from polymerge.checkpoints.hub import companions, restore
-from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.checkpoints.writer import copy_companions
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import names_read
 from polymerge.planning import AdapterPlan, Input, Plan, Step

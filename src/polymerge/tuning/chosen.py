@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.output_folder import check_target
+from polymerge.checkpoints.writer import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.inference.run_folder import read_settings

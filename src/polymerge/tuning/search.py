@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.output_folder import check_target
+from polymerge.checkpoints.writer import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse_if_any
 from polymerge.inference.fingerprints import of_inputs, of_prompts
