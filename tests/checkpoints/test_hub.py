@@ -246,7 +246,7 @@ def test_a_merge_uses_the_commit_that_was_planned_with(hub: Standin, pair: tuple
     assert isinstance(plan, Plan)
     hub.publish("a/one", sharded(tmp_path / "newer", 3))
     hub_module._seen.clear()
-    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    again = polymerge.plan(json.loads(json.dumps(plan.to_json())))
     polymerge.merge(again, tmp_path / "out", check=False)
     assert weights(tmp_path / "out") == weights(merged(linear(*pair), tmp_path / "local", "--no-verify"))
     newer = merged(linear("a/one", "a/other"), tmp_path / "moved", "--no-verify")

@@ -18,7 +18,7 @@ from polymerge.errors import OutputError
 from running import checkpoint, cli, leftovers, linear, raw, recipe_file, small_llama, two_llamas
 
 FAILING = (
-    "polymerge.engine.merge.lay_out",
+    "polymerge.engine.writers.lay_out",
     "polymerge.engine.merge.execute",
     "polymerge.engine.executor.kernels.encode",
     "polymerge.checkpoints.writer.os.pwrite",

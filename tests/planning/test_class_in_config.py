@@ -14,7 +14,7 @@ from class_names import says
 from ignored import check_merge, problems_of, recipe_of, with_more
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES, family_of, read_names
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from running import cli, merged
 from tiny import build, load, open_model, perturbed
 from tiny_configs import RUNNABLE

@@ -22,7 +22,16 @@ from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
 
-__all__ = ["ADAPTER", "Checkpoint", "bring", "open_checkpoint", "open_joined", "renamed", "split_source"]
+__all__ = [
+    "ADAPTER",
+    "Checkpoint",
+    "adapter_alone",
+    "bring",
+    "open_checkpoint",
+    "open_joined",
+    "renamed",
+    "split_source",
+]
 
 _AT_ONCE = 8  # headers that are fetched from the hub
 
@@ -196,6 +205,21 @@ def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
         skipped=MappingProxyType({**checkpoint.skipped, **beside.skipped}),
         adapter=beside,
         brought=tuple(brought),
+    )
+
+
+def adapter_alone(adapter: Adapter) -> Checkpoint:
+    """An adapter as a checkpoint that has no tensors but its, under their own names."""
+    return Checkpoint(
+        source=adapter.source,
+        folder=adapter.folder,
+        config=adapter.model_config,
+        entries=MappingProxyType({entry.name: entry for entry in adapter.entries}),
+        files=adapter.files,
+        layout="safetensors",
+        aliases={},
+        skipped=adapter.skipped,
+        adapter=adapter,
     )
 
 

@@ -1,4 +1,4 @@
-"""What tells a checkpoint from another: sha256 of its files, remembered, or of samples of them."""
+"""What tells files from others: their sha256, remembered so that it is computed once, samples of them, and stamps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from polymerge.checkpoints.hub import remote_of
 from polymerge.checkpoints.hub_api import own_cache
 
-__all__ = ["content_digest", "file_digest", "sha256_of"]
+__all__ = ["Stamp", "content_digest", "file_digest", "sha256_of", "stamps_of"]
+
+Stamp: TypeAlias = "tuple[int, int] | None"
+"""Size of a file in bytes and when it was written, in nanoseconds; None for one that is not here."""
 
 _CHUNK: Final = 1 << 22
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -44,6 +47,19 @@ def file_digest(path: Path) -> str:
         fresh.write_text(json.dumps({"path": str(real), "seen": seen, "sha256": digest}), encoding="utf-8")
         fresh.replace(note)
     return digest
+
+
+def stamps_of(files: Iterable[Path]) -> tuple[Stamp, ...]:
+    """What tells, without a look at their content, whether files were written since."""
+    stamps: list[Stamp] = []
+    for file in files:
+        try:
+            found = file.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_size, found.st_mtime_ns))
+    return tuple(stamps)
 
 
 def sha256_of(path: Path) -> str:

@@ -9,14 +9,11 @@ from typing import NoReturn
 
 import click
 
-from polymerge.cli.demo import demo
-from polymerge.cli.evaluate import compare, evaluate
+from polymerge.cli.analyze import ablate, knockout, overlap
+from polymerge.cli.evaluate import compare, evaluate, score
 from polymerge.cli.inspect import families, inspect, methods
-from polymerge.cli.knockout import ablate, knockout
 from polymerge.cli.merge import fold, merge, plan, verify
-from polymerge.cli.overlap import overlap
-from polymerge.cli.report import report
-from polymerge.cli.score import score
+from polymerge.cli.report import demo, report
 from polymerge.cli.search import search
 from polymerge.errors import PolymergeError
 

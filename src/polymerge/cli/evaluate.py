@@ -1,97 +1,105 @@
-"""evaluate and compare: what models are worth, and which is worth more."""
+"""evaluate, compare and score: what models are worth, and which is worth more."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
+from polymerge.cli.shared_options import AS_JSON, FORCE_RUN, SCORER, generation_of, generation_options, run_folder
 from polymerge.errors import RecipeError
 
 if TYPE_CHECKING:
     from polymerge.evaluation.results import Results
+    from polymerge.evaluation.scoring import TaskScore
 
-__all__ = ["compare", "evaluate"]
+__all__ = ["compare", "evaluate", "score"]
 
 _TOOLS = ("lmms-eval", "vlmevalkit")
-_OURS = ("data", "image_folder", "max_new_tokens", "workers", "torch_threads", "ray", "dtype")
-"""Options that say nothing to another tool."""
+_FOR_TOOLS = ("environment", "kit", "print_command")
+_NOT_FOR_TOOLS = ("data", "image_folder", "max_new_tokens", "workers", "torch_threads", "ray", "model_dtype")
+_WRITTEN = {"model_dtype": "dtype"}
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("model")
 @click.argument("more", metavar="[-- OPTIONS OF THE TOOL]", nargs=-1, type=click.UNPROCESSED)
 @click.option(
-    "--tasks", metavar="TASK,...", required=True, help="mm-mergebench, its tasks, FILE:SCORER; or the tool's."
+    "--tasks",
+    metavar="TASK,...",
+    required=True,
+    help="Evaluate on these: mm-mergebench, tasks of it, FILE:SCORER; or the tool's own.",
 )
-@click.option("-o", "--out", metavar="RUN", type=click.Path(), help="The folder of the run; it goes on there.")
-@click.option("--data", metavar="DIR", type=click.Path(), help="The benchmark's files, in either published layout.")
-@click.option("--image-folder", metavar="DIR", type=click.Path(), help="What image paths are relative to.")
-@click.option("--name", help="What tables call the model; default: its folder's name.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
-@click.option("--dtype", help="auto (default), float32, bfloat16 or float16.")
-@click.option("--max-new-tokens", type=int, help="The longest answer; default: as the benchmark has it for each task.")
-@click.option("--batch-size", type=int, help="Default: 16; with another tool 1.")
-@click.option("--workers", type=int, help="Models that generate side by side; default: 1.")
-@click.option("--torch-threads", type=click.IntRange(min=1), help="Of each worker; default: the processors shared out.")
-@click.option("--ray", metavar="ADDRESS", is_flag=False, flag_value="local", help="A Ray cluster; alone: a local one.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python files that lie in the checkpoint.")
-@click.option("--force", is_flag=True, help="Drop what a run with other settings left in RUN.")
-@click.option("--with", "tool", type=click.Choice(_TOOLS), help="Let this tool evaluate, and read its results.")
-@click.option("--environment", metavar="PATH", type=click.Path(), help="The tool's virtual environment.")
-@click.option("--kit", metavar="PATH", type=click.Path(), help="The clone of VLMEvalKit.")
-@click.option("--print-command", is_flag=True, help="Only print what would be run.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON: what results.json holds.")
-def evaluate(model: str, more: tuple[str, ...], tasks: str, out: str | None, as_json: bool, **options: Any) -> None:
+@run_folder()
+@click.option(
+    "--data", metavar="DIR", type=click.Path(), help="Find the benchmark's files here, in either published layout."
+)
+@click.option("--image-folder", metavar="DIR", type=click.Path(), help="Resolve relative image paths against DIR.")
+@click.option("--name", help="Call the model so in tables; default: the name of its folder.")
+@generation_options(max_new_tokens=None)
+@FORCE_RUN
+@click.option("--with", "tool", type=click.Choice(_TOOLS), help="Let this tool evaluate (in batches of 1 by default).")
+@click.option("--environment", metavar="PATH", type=click.Path(), help="Run the tool in this virtual environment.")
+@click.option("--kit", metavar="PATH", type=click.Path(), help="Run VLMEvalKit from this clone.")
+@click.option("--print-command", is_flag=True, help="Print the tool's command and run nothing.")
+@AS_JSON
+@click.pass_context
+def evaluate(
+    context: click.Context,
+    /,
+    model: str,
+    more: tuple[str, ...],
+    tasks: str,
+    out: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Evaluate MODEL: a checkpoint, a hub id, or BASE+ADAPTER, which is put together in memory.
 
-    Answers are kept as they come, so a run that was stopped goes on. A question that cannot be asked or answered is
+    Answers are kept as they come, so an interrupted run resumes. A question that cannot be asked or answered is
     listed in errors.jsonl, counted, and wrong.
     """
     words = [word.strip() for word in tasks.split(",") if word.strip()]
-    if options["tool"] is not None:
-        _by_tool(model, words, out, more, as_json, options)
-        return
-    unused = [name for name in ("environment", "kit") if options[name] is not None]
-    unused += ["print_command"] if options["print_command"] else []
-    if unused or more:
-        what = f"--{unused[0].replace('_', '-')} is" if unused else f"{' '.join(more)} are"
+    said = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+    tool = options["tool"]
+    unused = [name for name in (_FOR_TOOLS if tool is None else _NOT_FOR_TOOLS) if name in said]
+    option = f"--{_WRITTEN.get(unused[0], unused[0]).replace('_', '-')}" if unused else ""
+    if tool is not None:
+        if option:
+            raise RecipeError(f"{option} says nothing to {tool}; its own options go after --")
+    elif option or more:
+        what = f"{option} is" if option else f"{' '.join(more)} are"
         raise RecipeError(f"{what} for another tool: say which with --with {' or '.join(_TOOLS)}")
     if out is None:
         raise click.UsageError("Missing option '-o': the folder of the run.")
-    from polymerge.evaluation.evaluate import evaluate as run
-    from polymerge.inference.options import Generation
+    if tool is not None:
+        if "batch_size" not in said:
+            options["batch_size"] = None
+        _by_tool(model, words, out, more, as_json, options)
+        return
+    from polymerge.evaluation.evaluating import evaluate as run
 
-    said = {name: options[name] for name in ("batch_size", "workers", "dtype") if options[name] is not None}
-    generation = Generation(
-        device=options["device"], ray=options["ray"], torch_threads=options["torch_threads"],
-        trust_remote_code=options["trust_remote_code"], **said,
-    )  # fmt: skip
-    how = {name: options[name] for name in ("data", "image_folder", "name", "max_new_tokens", "force")}
+    how = {name: options.pop(name) for name in ("data", "image_folder", "name", "max_new_tokens", "force")}
     with progress_bar("answers", unit="") as progress:
-        results = run(model, words, out, generation=generation, progress=progress, **how)
+        results = run(model, words, out, generation=generation_of(options), progress=progress, **how)
     _report(results, out, as_json)
 
 
 def _by_tool(
-    model: str, tasks: list[str], out: str | None, more: tuple[str, ...], as_json: bool, options: dict[str, Any]
+    model: str, tasks: list[str], out: str, more: tuple[str, ...], as_json: bool, options: Mapping[str, Any]
 ) -> None:
     from polymerge.evaluation.harness.run import plan_tool, run_tool
 
-    unused = [name for name in _OURS if options[name] not in (None, False)]
-    if unused:
-        raise RecipeError(
-            f"--{unused[0].replace('_', '-')} says nothing to {options['tool']}; its own options go after --"
-        )
-    if out is None:
-        raise click.UsageError("Missing option '-o': the folder of the run.")
+    names = ("name", "environment", "kit", "device", "batch_size", "trust_remote_code", "force")
     job = plan_tool(
-        options["tool"], model, tasks, Path(out), name=options["name"], environment=options["environment"],
-        kit=options["kit"], device=options["device"], batch_size=options["batch_size"],
-        trust_remote_code=options["trust_remote_code"], more=more, force=options["force"],
+        options["tool"], model, tasks, Path(out), more=more, **{name: options[name] for name in names}
     )  # fmt: skip
     if options["print_command"]:
         job.asked.fetch()  # what is printed can be run
@@ -110,14 +118,14 @@ def _report(results: Results, out: str, as_json: bool) -> None:
     click.echo(f"{out}: results.json and every answer")
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("results", nargs=-1, required=True, type=click.Path())
-@click.option("--parents", metavar="A,B,...", help="Models that others were merged of, by name: gains over their mean.")
-@click.option("--template", metavar="A", help="A model over which gains are told, too, by name.")
-@click.option("--as-published", is_flag=True, help="The numbers of the published scripts; they have no intervals.")
-@click.option("--resamples", type=int, default=10_000, show_default=True, help="Of the bootstrap.")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of the bootstrap.")
-@click.option("-o", "--out", metavar="DIR", type=click.Path(), help="Write Markdown, CSV and a plot there.")
+@click.option("--parents", metavar="A,B,...", help="Show gains over the mean of these models, given by name.")
+@click.option("--template", metavar="A", help="Show gains over this model, too, given by name.")
+@click.option("--as-published", is_flag=True, help="Show the published scripts' numbers, which have no intervals.")
+@click.option("--resamples", type=int, default=10_000, show_default=True, help="Draw this many bootstrap resamples.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of the bootstrap.")
+@click.option("-o", "--out", metavar="DIR", type=click.Path(), help="Write Markdown, CSV and a plot to this folder.")
 def compare(
     results: tuple[str, ...],
     parents: str | None,
@@ -130,7 +138,7 @@ def compare(
     """Set models side by side: RESULTS are results.json files or the folders of runs.
 
     Models by tasks, with averages over the seen and the unseen tasks of MM-MergeBench. With --parents or --template,
-    also what each model gains, with an interval from the paired bootstrap, which says what is within noise.
+    also what each model gains, with an interval from the paired bootstrap, which shows what is within noise.
     """
     from polymerge.evaluation.comparison import compare_files
     from polymerge.evaluation.comparison_text import plain_text, write_comparison
@@ -143,3 +151,70 @@ def compare(
     if out is not None:
         files = write_comparison(compared, Path(out))
         click.echo(f"\n{out}: {', '.join(file.name for file in files)}")
+
+
+@click.command()
+@click.option("--task", metavar="TASK", help="Score as this task of MM-MergeBench does, such as ScienceQA or REC.")
+@SCORER
+@click.option(
+    "--predictions", metavar="FILE", required=True, help="Score these: a JSON object a line, with question_id and text."
+)
+@click.option(
+    "--annotations",
+    metavar="FOLDER",
+    required=True,
+    help="Compare with the task's annotation folder; with --scorer, with a question file that holds the answers.",
+)
+@click.option("--as-published", is_flag=True, help="Report what the published script prints; fail where it stops.")
+@AS_JSON
+def score(
+    task: str | None, scorer: str | None, predictions: str, annotations: str, as_published: bool, as_json: bool
+) -> None:
+    """Score predictions against annotations: soundly, and as the benchmark's published script does.
+
+    Where the two differ both are shown. The published scripts count empty answers as right, cut characters off boxes
+    or pair by position; they stop on files that can still be scored, and then the reason is given.
+    """
+    from polymerge.evaluation.scoring import score_predictions, score_questions
+
+    if (task is None) == (scorer is None):
+        raise RecipeError("say what to score by: --task TASK or --scorer NAME, one of them")
+    if task is not None:
+        found = score_predictions(task, predictions, annotations)
+    else:
+        found = score_questions(str(scorer), predictions, annotations)
+    if as_published and found.as_published is None:
+        raise RecipeError(f"there is no number as published. {found.reason}")
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        return
+    _show_score(found, as_published)
+
+
+def _show_score(found: TaskScore, published_first: bool) -> None:
+    scores = {"score": found.score, "as published": found.as_published}
+    further = {"score": found.metrics, "as published": found.published_metrics}
+    if published_first:
+        scores, further = dict(reversed(scores.items())), dict(reversed(further.items()))
+    first, second = scores.items()
+    whole = found.right is not None and float(found.right).is_integer()
+    click.echo(f"{found.task}: {found.total} questions" + (f", {found.right:.0f} right" if whole else ""))
+    differ = _percent(first[1]) != _percent(second[1])
+    for name, value in (first, second) if differ else (first,):
+        click.echo(f"  {name}: {_percent(value)}{_listed(further[name])}")
+    if found.reason:
+        click.echo(f"  {found.reason}")
+    for note in found.notes:
+        click.echo(f"  note: {note}")
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _listed(metrics: Mapping[str, float | None]) -> str:
+    shown = ", ".join(
+        f"{name} {value:.10g}" if name == "answered" and value is not None else f"{name} {_percent(value)}"
+        for name, value in metrics.items()
+    )
+    return f" ({shown})" if shown else ""

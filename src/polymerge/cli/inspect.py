@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polymerge.cli.shared_options import AS_JSON, IGNORE
 from polymerge.errors import PolymergeError
 
 if TYPE_CHECKING:
     from polymerge.methods.table import Parameter
 
 __all__ = ["families", "inspect", "methods"]
-
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 
 
 @click.command()
@@ -25,17 +24,17 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Report as JSON."
     "--against",
     metavar="ADAPTER...",
     multiple=True,
-    help="Adapters that went into the first one: what did it keep of them?",
+    help="Show what the first adapter, a merged one, kept of these that went into it.",
 )
-@click.option("--ignore", metavar="GLOB", multiple=True, help="Names as stored to leave out; may be repeated.")
-@click.option("--largest", type=click.IntRange(min=1), help="With --against: components that count as the largest.")
+@IGNORE
+@click.option("--largest", type=click.IntRange(min=1), help="With --against: count this many as the largest.")
 @AS_JSON
 def inspect(
     models: tuple[str, ...], against: tuple[str, ...], ignore: tuple[str, ...], largest: int | None, as_json: bool
 ) -> None:
     """Show what models or adapters are, from headers alone, and which can be merged with which.
 
-    MERGED --against A B ... compares a merged adapter with those that went into it, by their singular vectors.
+    MERGED --against A B ... compares a merged adapter by singular vectors with those that went into it.
     """
     if against or largest:
         # a shell's `MERGED --against A B C` reaches this as against A, models MERGED B C
@@ -159,7 +158,7 @@ def methods(as_json: bool) -> None:
 
 
 def _words(parameter: Parameter) -> str:
-    """A parameter as people read it: its values, its default, whether it is said per model."""
+    """A parameter for people: its values, its default, whether each model has its own."""
     default = "required" if parameter.default is None else f"default {parameter.default}".lower()
     if parameter.optional:
         default = "optional" if parameter.default is None else f"{default}, null for none"

@@ -1,4 +1,4 @@
-"""plan, merge and verify."""
+"""plan, merge, fold and verify."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from polymerge.cli.progress import progress_bar
-from polymerge.cli.recipe_options import output_options, recipe_of, recipe_options
+from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
 
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
+    from polymerge.planning import Plan
     from polymerge.planning.text_words import Paint
 
 __all__ = ["fold", "merge", "plan", "verify"]
@@ -25,21 +26,12 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def _paint_for(stream: TextIO) -> Paint:
-    """Colours for a plan on a terminal, unless NO_COLOR says none; elsewhere text as it is."""
-    from polymerge.planning.text_words import plain
-
-    if not stream.isatty() or os.environ.get("NO_COLOR"):
-        return plain
-    return lambda what, text: click.style(text, fg=_COLOURS[what])
-
-
 @click.command()
-@recipe_options
-@click.option("--json", "json_file", metavar="FILE", help="Write the whole plan as JSON; - for standard output.")
-@click.option("--full", is_flag=True, help="A line for every tensor, not for every kind.")
+@recipe_options()
+@click.option("--json", "json_file", metavar="FILE", help="Write the whole plan to FILE as JSON; - prints only that.")
+@click.option("--full", is_flag=True, help="Print a line for every tensor instead of one for every kind.")
 def plan(json_file: str | None, full: bool, **options: Any) -> None:
-    """Say every tensor's fate, from headers alone; list everything that is wrong.
+    """Print what becomes of every tensor, from headers alone, or everything that is wrong.
 
     RECIPE is a YAML file; the options say the same without a file.
     """
@@ -48,7 +40,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
 
     made = make_plan(recipe_of(options))
     if json_file is not None:
-        text = json.dumps({**made.to_json(), "hash": made.hash}, indent=1) + "\n"
+        text = json.dumps(_as_json(made), indent=1) + "\n"
         if json_file == "-":
             click.echo(text, nl=False)
             return
@@ -57,9 +49,13 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
 
 
 @click.command()
-@recipe_options
+@recipe_options()
 @output_options
-@click.option("--layout", type=click.Choice(["peft", "llava"]), help="Of a merged adapter; default: the template's.")
+@click.option(
+    "--layout",
+    type=click.Choice(["peft", "llava"]),
+    help="Write a merged adapter in this layout; default: the template's.",
+)
 def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any) -> None:
     """Merge models into a new folder that loads as it is.
 
@@ -70,8 +66,8 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
 
 @click.command()
 @click.argument("adapter", metavar="ADAPTER")
-@click.option("--base", metavar="MODEL", help="The model it was trained on; default: the one that its config names.")
-@click.option("--ignore", metavar="GLOB", multiple=True, help="Names as stored to leave out; may be repeated.")
+@click.option("--base", metavar="MODEL", help="Fold into this model; default: the one that the adapter's config names.")
+@IGNORE
 @output_options
 def fold(
     adapter: str,
@@ -85,12 +81,31 @@ def fold(
 ) -> None:
     """Fold an adapter into its base: an ordinary checkpoint that loads without PEFT.
 
-    The full weights that travel with the adapter, such as a projector, take the place of the base's, and so do a
-    tokenizer, chat template, processor or generation config in its folder.
+    Non-LoRA weights of the adapter, such as a projector, replace those of the base, and so do a tokenizer, chat
+    template, processor or generation config in its folder.
     """
     from polymerge.planning.folding import fold_recipe
 
     _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, no_verify, as_json, options)
+
+
+@click.command()
+@click.argument("folder", type=click.Path())
+@click.option("--base", metavar="MODEL", help="Check an adapter against this base, of which only the config is read.")
+@TRUST
+@AS_JSON
+def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
+    """Check that a checkpoint or adapter loads as it is, from a folder or the hub, without memory for its weights."""
+    from polymerge.engine.verify import verify as run
+
+    result = run(folder, base=base, trust_remote_code=trust_remote_code)
+    if as_json:
+        report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
+        click.echo(json.dumps(report, indent=1))
+    else:
+        click.echo(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{result}")
+    if not result.passed:
+        sys.exit(1)
 
 
 def _carry_out(
@@ -102,7 +117,7 @@ def _carry_out(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
-    """Plan, and make what is planned unless only the plan is wanted."""
+    """Print the plan of a recipe, or carry it out and print what was made."""
     from polymerge.planning import make_plan
     from polymerge.planning.text import describe
     from polymerge.planning.text_words import note_lines
@@ -111,11 +126,7 @@ def _carry_out(
         raise click.UsageError("Missing option '-o': the folder to make.")
     made = make_plan(recipe)
     if dry_run or out is None:
-        click.echo(
-            json.dumps({**made.to_json(), "hash": made.hash})
-            if as_json
-            else describe(made, paint=_paint_for(sys.stdout))
-        )
+        click.echo(json.dumps(_as_json(made)) if as_json else describe(made, paint=_paint_for(sys.stdout)))
         return
     from polymerge.engine.merge import merge as run
 
@@ -128,10 +139,21 @@ def _carry_out(
     _report(merged, as_json)
 
 
-def _report(merged: Merged, as_json: bool) -> None:
-    """Say what was made, for people or as JSON."""
-    from polymerge.planning import AdapterPlan
+def _as_json(plan: Plan) -> dict[str, Any]:
+    return {**plan.to_json(), "hash": plan.hash}
 
+
+def _paint_for(stream: TextIO) -> Paint:
+    """What colours a plan's words: on a terminal, unless NO_COLOR is set."""
+    from polymerge.planning.text_words import plain
+
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return plain
+    return lambda what, text: click.style(text, fg=_COLOURS[what])
+
+
+def _report(merged: Merged, as_json: bool) -> None:
+    """Print what was made, as text or as JSON."""
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
@@ -143,7 +165,7 @@ def _report(merged: Merged, as_json: bool) -> None:
         return
     merged_count = counts.pop("merged")
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
-    what = "modules and full weights" if isinstance(plan, AdapterPlan) else "tensors"
+    what = "modules and full weights" if plan.of_adapters else "tensors"
     click.echo(f"{merged.folder}: {merged_count} {what} merged, {others}, {plan.size / 1e9:.2f} GB")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
@@ -159,24 +181,3 @@ def _report(merged: Merged, as_json: bool) -> None:
             f"{merged.norms.modules[worst]:.2f} at most ({worst})"
         )
     click.echo(str(merged.verification) if merged.verification else "  not verified (--no-verify)")
-
-
-@click.command()
-@click.argument("folder", type=click.Path())
-@click.option(
-    "--base", metavar="MODEL", help="Of an adapter, where its base is; its config is read, none of its values."
-)
-@click.option("--trust-remote-code", is_flag=True, help="Run Python files that lie in the checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
-    """Check that a checkpoint or adapter folder, or one on the hub, loads as it is, without memory for its weights."""
-    from polymerge.engine.verify import verify as run
-
-    result = run(folder, base=base, trust_remote_code=trust_remote_code)
-    if as_json:
-        report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
-        click.echo(json.dumps(report, indent=1))
-    else:
-        click.echo(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{result}")
-    if not result.passed:
-        sys.exit(1)

@@ -1,21 +1,30 @@
-"""report: one page that shows what merging did."""
+"""report and demo: what merging did, as a page and as a story."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-__all__ = ["report"]
+from polymerge.errors import MissingExtraError
+
+__all__ = ["demo", "report"]
 
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--out", metavar="FILE", default="report.html", show_default=True, help="The page.")
-@click.option("--title", help="Of the page; default: made of the first merge.")
-@click.option("--json", "json_file", metavar="FILE", help="Every number of the page; default: beside it, FILE.json.")
+@click.option("-o", "--out", metavar="FILE", default="report.html", show_default=True, help="Write the page to FILE.")
+@click.option("--title", help="Give the page this title; default: one made from the first merge.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    help="Write every number to FILE; default: beside the page, as .json.",
+)
 def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | None) -> None:
     """Show runs as one HTML page that needs no network: recipe, plan, overlap, search, scores, knockouts, what next.
 
-    RUN is a folder that merge, search, evaluate, knockout or ablate has made, or a file as `overlap --json` writes.
+    RUN is a folder made by merge, search, evaluate, knockout or ablate, or a file written by `overlap --json`.
     """
     from polymerge.reporting.report import report as run
 
@@ -23,3 +32,17 @@ def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | 
     shown = ", ".join(f"{source['kind']} {source['label']}" for source in made.data["sources"])
     click.echo(f"{made.page}: {shown} ({made.page.stat().st_size / 1e6:.2f} MB)")
     click.echo(f"{made.json}: every number of it")
+
+
+@click.command()
+@click.option(
+    "-o", "--out", default="demo-output", show_default=True, help="Write models, table, plot and page to this folder."
+)
+@click.option("--train", is_flag=True, help="Train the three small models first (10 to 20 minutes on two cores).")
+def demo(out: str, train: bool) -> None:
+    """Merge a small reasoning model into a small VLM, and measure what it gains and loses."""
+    try:
+        from polymerge.demo.story import run
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the demo needs {error.name}: pip install 'polymerge[demo]'") from None
+    run(Path(out), train=train)

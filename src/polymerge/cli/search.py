@@ -11,12 +11,24 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
-from polymerge.cli.recipe_options import recipe_of, recipe_options_without
-from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
+from polymerge.cli.shared_options import (
+    AS_JSON,
+    SAMPLE_SEED,
+    SAMPLES,
+    SCORER,
+    generation_of,
+    generation_options,
+    recipe_of,
+    recipe_options,
+    run_folder,
+)
+from polymerge.cli.varied import log_folders, parse_knob, parse_knobs
+from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 
 if TYPE_CHECKING:
-    from polymerge.tuning.judging import Judging
+    from polymerge.tuning.criterion import Judging
 
 __all__ = ["search"]
 
@@ -28,55 +40,66 @@ _FOR_PROMPTS = {
 _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 
 
-@click.command()
-@recipe_options_without("dtype")
-@click.option("--prompts", metavar="FILE", help="JSON lines, LLaVA questions, a folder of images, or a dataset.")
-@click.option("--question", help="What is asked of each picture of a folder of images.")
-@click.option("--split", help="Of a dataset.")
-@click.option("--field", "fields", metavar="NAME=COLUMN", multiple=True, help="Another name of a field.")
-@click.option("--image-folder", type=click.Path(), help="What relative image paths are relative to.")
-@click.option("--samples", type=int, default=100, show_default=True, help="Prompts to draw; 0 for all.")
-@click.option("--sample-seed", type=int, default=2, show_default=True, help="Of the draw.")
+@click.command(cls=FlagCommand)
+@recipe_options(without=("dtype",))
+@click.option(
+    "--prompts", metavar="FILE", help="Ask these: JSON lines, LLaVA questions, a folder of images, or a dataset."
+)  # fmt: skip
+@click.option("--question", help="Ask this about each picture of a folder of images.")
+@click.option("--split", help="Take this split of a dataset.")
+@click.option("--field", "fields", metavar="NAME=COLUMN", multiple=True, help="Read a field from a column; repeatable.")
+@click.option("--image-folder", type=click.Path(), help="Resolve relative image paths against this folder.")
+@SAMPLES
+@SAMPLE_SEED
 @click.option(
     "--vary", metavar="NAME[=VALUES]", multiple=True,
-    help="What is varied: weight (default: the second model's), weight[2], scale, density@layers:0-5, ...",
+    help="Vary weight (the second model's, the default), weight[2], scale, density@layers:0-5, ...; repeatable.",
 )  # fmt: skip
-@click.option("--values", metavar="VALUES", help="FIRST:LAST:STEP or a list; of a weight by default 0:0.6:0.1.")
-@click.option("--keep-template-weight", is_flag=True, help="Leave the template's as it is; else 1 minus the others'.")
-@click.option("-o", "--out", metavar="RUN", type=click.Path(), help="The folder of the search; it goes on there.")
-@click.option("--criterion", default="union", show_default=True, help="union, sum or backward.")
-@click.option("--compare", default="exact", show_default=True, help="exact (but for case) or embedding.")
-@click.option("--embedding-model", metavar="MODEL", help="A sentence-transformers model by path or id.")
-@click.option("--smooth", type=int, default=0, show_default=True, help="Mean over so many candidates to either side.")
-@click.option("--scorer", metavar="NAME", help="Choose by score; the prompts have answers.")
-@click.option("--choose-by", type=click.Choice(["score", "criterion"]), help="With --scorer; default: score.")
-@click.option("--sampler", default="grid", show_default=True, help="grid, or Optuna's random, tpe, cmaes, gp, nsgaii.")
-@click.option("--trials", type=int, default=20, show_default=True, help="Of a sampler.")
-@click.option("--storage", metavar="URL", help="One of Optuna's storages; default: a journal in RUN.")
-@click.option("--from-logs", metavar="DIR", type=click.Path(), help="Answers that exist, a folder for each value.")
-@click.option("--task", metavar="T", help="The task in the logs.")
-@click.option("--value-pattern", metavar="REGEX", help="Finds the value in a folder's name; one group.")
-@click.option("--keep", metavar="FIELD", help="Of the logs, only documents that have this field; `all` for every one.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
 @click.option(
-    "--dtype",
-    "model_dtype",
-    default="auto",
-    show_default=True,
-    help="auto, float32, bfloat16 or float16.",
+    "--values", metavar="VALUES", help="Try these: FIRST:LAST:STEP or a list; for a weight 0:0.6:0.1 by default."
+)  # fmt: skip
+@click.option(
+    "--keep-template-weight", is_flag=True, help="Keep the template's weight, which else is 1 minus the others'."
+)  # fmt: skip
+@run_folder()
+@click.option(
+    "--criterion", default="union", show_default=True, help="Choose where answers change least: union, sum or backward."
+)  # fmt: skip
+@click.option(
+    "--compare", default="exact", show_default=True, help="Compare answers by exact text (but for case) or embedding."
+)  # fmt: skip
+@click.option("--embedding-model", metavar="MODEL", help="Embed answers by this sentence-transformers model.")
+@click.option(
+    "--smooth", type=int, default=0, show_default=True, help="Average over so many candidates on either side."
 )
-@click.option("--max-new-tokens", type=int, default=16, show_default=True)
-@click.option("--batch-size", type=int, default=16, show_default=True)
-@click.option("--workers", type=int, default=1, show_default=True, help="Models that generate side by side.")
-@click.option("--torch-threads", type=click.IntRange(min=1), help="Of each worker; default: the processors shared out.")
-@click.option("--ray", metavar="ADDRESS", is_flag=False, flag_value="local", help="A Ray cluster; alone: a local one.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python files that lie in the template.")
-@click.option("--write", metavar="OUT", type=click.Path(), help="Merge with the chosen value.")
-@click.option("--force", is_flag=True, help="Drop what another search left in RUN; replace an existing OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON: what search.json holds.")
+@SCORER
+@click.option(
+    "--choose-by", type=click.Choice(["score", "criterion"]), help="With --scorer, choose by this; default: score."
+)  # fmt: skip
+@click.option(
+    "--sampler", default="grid", show_default=True,
+    help="Try every value (grid), or those of Optuna's random, tpe, cmaes, gp or nsgaii.",
+)  # fmt: skip
+@click.option("--trials", type=int, default=20, show_default=True, help="Let the sampler try this many values.")
+@click.option("--storage", metavar="URL", help="Keep trials in this Optuna storage; default: a journal in RUN.")
+@click.option(
+    "--from-logs", metavar="DIR|VALUE=DIR", multiple=True,
+    help="Take answers that exist already, of a directory with a folder for each value, or of single folders.",
+)  # fmt: skip
+@click.option("--task", metavar="T", help="Read this task of the logs.")
+@click.option("--value-pattern", metavar="REGEX", help="Find the value in a folder's name by a pattern with one group.")
+@click.option(
+    "--keep", metavar="FIELD", help="Read only documents of the logs that have this field; `all` reads every one."
+)  # fmt: skip
+@generation_options()
+@click.option("--write", metavar="OUT", type=click.Path(), help="Merge with the chosen value into this folder.")
+@click.option(
+    "--force", is_flag=True, help="Discard what a search with other settings left in RUN; replace OUT if it exists."
+)  # fmt: skip
+@AS_JSON
 @click.pass_context
 def search(
-    context: click.Context, /, prompts: str | None, from_logs: str | None, as_json: bool, **options: Any
+    context: click.Context, /, prompts: str | None, from_logs: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
     """Choose a merge coefficient by the merged models' own answers, without labels and without writing checkpoints.
 
@@ -84,11 +107,11 @@ def search(
     """
     said = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     problems = _out_of_place(said, options)
-    if (prompts is None) == (from_logs is None):
+    if (prompts is None) == (not from_logs):
         raise Refused([RecipeError("say where answers come from: --prompts FILE, or --from-logs DIR"), *problems])
     try:
-        if from_logs is not None:
-            _from_logs(Path(from_logs), as_json, options, problems)
+        if from_logs:
+            _from_logs(from_logs, as_json, options, problems)
         else:
             _generate(str(prompts), as_json, options, problems)
     except KeyboardInterrupt:
@@ -97,7 +120,7 @@ def search(
 
 
 def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeError]:
-    """Options that were given and would not do anything."""
+    """An error for each option that was given and would have no effect."""
     problems: list[PolymergeError] = []
     for names, reason in (
         (_FOR_LOGS if "prompts" in said else set(), "is for --from-logs"),
@@ -112,90 +135,93 @@ def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeE
 
 
 def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
-    from polymerge.inference.options import Generation, PromptSource
-    from polymerge.tuning.checks import Scoring
-    from polymerge.tuning.search import search as run
-    from polymerge.tuning.text_of_search import describe_search
+    from polymerge.checkpoints.hub import one_commit
+    from polymerge.inference.prompts import PromptSource
+    from polymerge.tuning.outcome import describe_search
+    from polymerge.tuning.search import SearchOptions, plan_search
+    from polymerge.tuning.trials import Scoring
 
-    out = options.pop("out")
-    if out is None:
-        problems.append(RecipeError("say -o RUN: the folder of the search"))
-    for name in _FOR_LOGS:
-        del options[name]
+    out, write = options.pop("out"), options.pop("write")
     scorer, choose_by = options.pop("scorer"), options.pop("choose_by")
     own = {name: options.pop(name) for name in ("sampler", "trials", "storage")}
     scoring = Scoring(scorer, choose=choose_by != "criterion", **own) if scorer is not None else None
-    source = PromptSource(
-        prompts, samples=options.pop("samples"), seed=options.pop("sample_seed"), question=options.pop("question"),
-        split=options.pop("split"), fields=_fields(options.pop("fields"), problems),
-        image_folder=options.pop("image_folder"),
-    )  # fmt: skip
-    generation = Generation(
-        dtype=options.pop("model_dtype"),
-        **{
-            name: options.pop(name)
-            for name in (
-                "max_new_tokens", "batch_size", "device", "workers", "ray", "torch_threads", "trust_remote_code",
-            )
-        },
-    )  # fmt: skip
-    judging = _judging(options)
-    how = {name: options.pop(name) for name in ("vary", "values", "keep_template_weight", "write", "force")}
-    with progress_bar("answers", unit="") as progress:
-        searched = run(
-            _recipe(options, problems), source, out or "", judging=judging, scoring=scoring, generation=generation,
-            progress=progress, problems=problems, **how,
-        )  # fmt: skip
+    how = {name: options.pop(name) for name in ("keep_template_weight", "force")}
+    generation, judging = generation_of(options), _judging(options)
+    with one_commit():
+        with collecting():
+            refuse(*problems)
+            if out is None:
+                refuse(RecipeError("say -o RUN: the folder of the search"))
+            source = PromptSource(
+                prompts, samples=options.pop("samples"), seed=options.pop("sample_seed"),
+                question=options.pop("question"), split=options.pop("split"), fields=_fields(options.pop("fields")),
+                image_folder=options.pop("image_folder"),
+            )  # fmt: skip
+            knobs = parse_knobs(options.pop("vary"), options.pop("values"))
+            wanted = SearchOptions(
+                vary=knobs, judging=judging, scoring=scoring, generation=generation, write=write, **how
+            )  # fmt: skip
+            planned = plan_search(_recipe(options), source, out or "", wanted)
+        with progress_bar("answers", unit="") as progress:
+            found = planned.run(progress)
     if as_json:
-        click.echo(json.dumps(searched.outcome, indent=1))
+        click.echo(json.dumps(found.outcome, indent=1))
         return
-    click.echo(describe_search(searched.outcome))
-    click.echo(f"{searched.folder}: every answer, search.json and the plot")
-    if how["write"] is not None:
-        click.echo(f"{how['write']}: merged with the chosen value")
-
-
-def _from_logs(directory: Path, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
-    from polymerge.tuning.chosen import Chosen
-    from polymerge.tuning.from_logs import choose_from_logs
-    from polymerge.tuning.text_of_search import describe_search
-
-    judging, write, recipe = _judging(options), options["write"], None
-    asked = {name: options.pop(name) for name in ("task", "value_pattern", "keep", "samples", "out")}
-    vary, keep_template, force = options.pop("vary"), options.pop("keep_template_weight"), options.pop("force")
-    seed = options.pop("sample_seed")
+    click.echo(describe_search(found))
+    click.echo(f"{found.folder}: every answer, search.json and the plot")
     if write is not None:
-        recipe = Chosen.of(_recipe(options, problems), directory, vary, keep_template, Path(write), force, problems)
-    refuse_if_any(problems)
-    found = choose_from_logs(directory, seed=seed, judging=judging, **asked)
-    for note in found["notes"]:
+        click.echo(f"{write}: merged with the chosen value")
+
+
+def _from_logs(said: tuple[str, ...], as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
+    from polymerge.tuning.from_logs import choose_from_logs, plan_merge
+    from polymerge.tuning.outcome import describe_search
+
+    judging, write, vary = _judging(options), options.pop("write"), options.pop("vary")
+    asked = {name: options.pop(name) for name in ("task", "value_pattern", "keep", "samples", "out")}
+    how = {name: options.pop(name) for name in ("keep_template_weight", "force")}
+    seed, merge = options.pop("sample_seed"), None
+    with collecting():
+        refuse(*problems)
+        source = log_folders(said)
+        if write is not None:
+            knobs = [parse_knob(name) for name in vary or _varied_by(source)]
+            merge = plan_merge(_recipe(options), source, write, vary=knobs, **how)
+    found = choose_from_logs(source, seed=seed, judging=judging, **asked)
+    for note in found.outcome["notes"]:
         click.echo(f"note: {note}", err=True)
-    click.echo(json.dumps(found, indent=1) if as_json else describe_search(found))
-    if recipe is not None:
-        recipe.merge(found["chosen"], Path(write), force)
+    click.echo(json.dumps(found.outcome, indent=1) if as_json else describe_search(found))
+    if merge is not None:
+        merge.merge(found.outcome["chosen"])
         click.echo(f"{write}: merged with the chosen value", err=as_json)
 
 
-def _recipe(options: dict[str, Any], problems: list[PolymergeError]) -> Any:
+def _varied_by(source: Path | dict[float, Path]) -> list[str]:
+    """What the search varied whose run is taken for logs."""
+    from polymerge.inference.run_folder import read_settings
+
+    settings = read_settings(source) if isinstance(source, Path) else None
+    return settings["vary"] if settings else []
+
+
+def _recipe(options: dict[str, Any]) -> Any:
     try:
         return recipe_of(options)
     except RecipeError as error:
-        problems.append(error)
+        refuse(error)
         return {}
 
 
 def _judging(options: dict[str, Any]) -> Judging:
-    from polymerge.tuning.judging import Judging
+    from polymerge.tuning.criterion import Judging
 
     said = {name: options.pop(name) for name in ("criterion", "compare", "embedding_model", "smooth")}
     return Judging(**{name: value for name, value in said.items() if value is not None})
 
 
-def _fields(said: tuple[str, ...], problems: list[PolymergeError]) -> dict[str, str] | None:
+def _fields(said: tuple[str, ...]) -> dict[str, str] | None:
     pairs = [text.partition("=") for text in said]
-    problems += [
-        RecipeError(f"--field: '{text}' is not NAME=COLUMN")
-        for text, (_, equals, _) in zip(said, pairs, strict=True)
-        if not equals
-    ]
+    for text, (_, equals, _) in zip(said, pairs, strict=True):
+        if not equals:
+            refuse(RecipeError(f"--field: '{text}' is not NAME=COLUMN"))
     return {name: column for name, equals, column in pairs if equals} or None

@@ -1,36 +1,40 @@
-"""Tell by a few bytes whether what answers depend on is what it was: prompts with their pictures, checkpoints."""
+"""Tell by a few bytes whether what answers depend on is what it was: prompts with their images, checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from polymerge.checkpoints.identity import content_digest
 from polymerge.inference.images import ImageSource, StoredImage, encode_png
 from polymerge.inference.prompts import Prompt
-from polymerge.planning import AdapterPlan, Input, Plan
+from polymerge.planning import Plan
 
-__all__ = ["of_inputs", "of_prompts"]
+__all__ = ["of_files", "of_inputs", "of_prompts"]
 
 
 def of_prompts(prompts: Sequence[Prompt]) -> str:
-    """sha256 of prompts and their pictures; what the right answers are does not matter to a model."""
+    """sha256 of prompts and their images; what the right answers are does not matter to a model."""
     told = hashlib.sha256()
     for prompt in prompts:
-        pictures = [hashlib.sha256(_bytes(image)).hexdigest() for image in prompt.images]
-        told.update(json.dumps([prompt.id, prompt.text, pictures]).encode())
+        images = [hashlib.sha256(_bytes(image)).hexdigest() for image in prompt.images]
+        told.update(json.dumps([prompt.id, prompt.text, images]).encode())
     return told.hexdigest()
 
 
-def of_inputs(plan: Plan | AdapterPlan) -> list[dict[str, str]]:
+def of_inputs(plan: Plan) -> list[dict[str, str]]:
     """What of a plan's models answers depend on: where they lie, their headers, their content."""
-    return [{"path": one.path, "headers": one.headers, "content": _content(one)} for one in plan.inputs]
+    return [
+        {"path": one.path, "headers": one.headers, "content": of_files(filter(None, (one.path, one.adapter)))}
+        for one in plan.inputs
+    ]
 
 
-def _content(one: Input) -> str:
-    return content_digest([Path(place) for place in (one.path, one.adapter) if place])
+def of_files(places: Iterable[str | Path]) -> str:
+    """sha256 of a model's files, as `content_digest` makes it; a base and its adapter are two places."""
+    return content_digest(map(Path, places))
 
 
 def _bytes(image: ImageSource) -> bytes:

@@ -23,11 +23,11 @@ from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
 from polymerge.engine.merge import merge
-from polymerge.engine.opening import copy_beside, fetch, reopen
+from polymerge.engine.opening import copy_beside, fetch, opened
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Ranges, Stacked
-from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
+from polymerge.planning import Input, Plan, Step, make_plan
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import EMBEDDING, HEAD
@@ -98,7 +98,7 @@ class LiveModel:
 
     def __init__(
         self,
-        plan: Plan | AdapterPlan,
+        plan: Plan,
         *,
         device: str = "cpu",
         dtype: str = "auto",
@@ -110,7 +110,7 @@ class LiveModel:
             fetch(first)
             self._template = _place(first)
             recorded = first.inputs[first.template]
-            template = reopen(recorded)
+            template = opened(recorded)
             stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
             if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
                 dtype = named
@@ -157,7 +157,7 @@ class LiveModel:
         copy_beside(plan, self.folder, folder)
         return folder
 
-    def set(self, plan: Plan | AdapterPlan) -> None:
+    def set(self, plan: Plan) -> None:
         """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
 
         raises RecipeError for a plan of another template, CheckpointError where values cannot be merged; the weights
@@ -169,16 +169,14 @@ class LiveModel:
             self._carry_out(made)
 
     @contextmanager
-    def _folded(self, plan: Plan | AdapterPlan) -> Iterator[Plan]:
+    def _folded(self, plan: Plan) -> Iterator[Plan]:
         """The plan itself, or that of folding the adapter that it makes, which is there meanwhile."""
-        if isinstance(plan, Plan):
+        if not plan.of_adapters:
             yield plan
             return
         with TemporaryDirectory(prefix="polymerge-") as folder:
             adapter = merge(plan, Path(folder) / "adapter", check=False, threads=self._threads).folder
-            made = make_plan(fold_recipe(str(adapter), plan.recipe.get("base_model")))
-            assert isinstance(made, Plan)
-            yield made
+            yield make_plan(fold_recipe(str(adapter), plan.recipe.get("base_model")))
 
     def _carry_out(self, plan: Plan) -> None:
         overwrites = plan.overwrites if isinstance(plan, Overwritten) else ()
@@ -215,7 +213,7 @@ class LiveModel:
         """The execution of the last plan, where this one reads the same inputs, with all that it knows of them."""
         if self._execution is None or inputs != self._inputs:
             self.close()
-            entries = [reopen(entry).entries for entry in inputs]
+            entries = [opened(entry).entries for entry in inputs]
             self._execution = Execution(entries, device=self._device, threads=self._threads, again=True)
             self._inputs = inputs
         return self._execution

@@ -1,0 +1,246 @@
+"""overlap, knockout and ablate: where models interfere, and what each layer does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polymerge.cli.flags import FlagCommand
+from polymerge.cli.progress import progress_bar
+from polymerge.cli.shared_options import (
+    AS_JSON,
+    FORCE_RUN,
+    SAMPLE_SEED,
+    SAMPLES,
+    SCORER,
+    generation_of,
+    generation_options,
+    given,
+    recipe_of,
+    recipe_options,
+    run_folder,
+)
+from polymerge.errors import OutputError, RecipeError, collecting, refuse
+
+__all__ = ["ablate", "knockout", "overlap"]
+
+
+def _layers(_context: click.Context, _option: click.Parameter, text: str | None) -> list[tuple[int, ...]] | None:
+    """Parse layers such as `0-3,7`: the ranges that are listed."""
+    ranges = []
+    for word in () if text is None else text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", word)
+        if found is None:
+            raise click.BadParameter(f"'{word}' is no layer and no range of layers such as 0-5")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise click.BadParameter(f"'{word}' ends before it starts")
+        ranges.append(tuple(range(first, last + 1)))
+    return None if text is None else ranges
+
+
+_TASKS = given(
+    click.option(
+        "--prompts", metavar="[NAME=]FILE", multiple=True,
+        help="Ask the prompts of this task, which have answers; repeatable. NAME is the file's name by default.",
+    ),
+    SCORER,
+    click.option(
+        "--tasks", metavar="FILE:SCORER,...", help="The same, written as for `polymerge evaluate`; one scorer for all."
+    ),
+    run_folder(required=True),
+)  # fmt: skip
+
+_ASKING = given(SAMPLES, SAMPLE_SEED, generation_options(ray=False), FORCE_RUN, AS_JSON)
+
+
+@click.command()
+@recipe_options()
+@click.option(
+    "--density",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Compare this share of each delta's largest entries.",
+)
+@click.option("--rank", type=int, default=8, show_default=True, help="Compare this many singular directions.")
+@click.option("--no-svd", is_flag=True, help="Skip singular values, which take most of the time.")
+@click.option(
+    "--sort", type=click.Choice(["layer", "conflict"]), default="layer", show_default=True,
+    help="Print lines in the order of layers, or those with most conflict first.",
+)  # fmt: skip
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Use this many threads; default: as many as processors, up to 8.",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write every number to FILE as JSON; - prints only that.")
+def overlap(
+    density: float, rank: int, no_svd: bool, sort: str, threads: int | None, json_file: str | None, **options: Any
+) -> None:
+    """Show how the deltas of a merge lie to each other: norms, cosines, conflicts of sign, shared directions.
+
+    RECIPE is a YAML file; the options say the same without a file. Nothing is merged, and no weight of the recipe
+    plays a part. Where a method reads no base, what is compared are differences from the template.
+    """
+    from polymerge.planning import make_plan
+
+    plan = make_plan(recipe_of(options))
+    from polymerge.analysis.figures import describe_overlap
+    from polymerge.analysis.overlap import overlap as run
+
+    with progress_bar("comparing", unit="") as progress:
+        found = run(plan, density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)
+    if json_file is not None:
+        text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
+        if json_file == "-":
+            click.echo(text, nl=False)
+            return
+        try:
+            Path(json_file).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"--json {json_file}: cannot be written: {error.strerror}") from None
+    click.echo(describe_overlap(found, by_conflict=sort == "conflict"))
+
+
+@click.command(cls=FlagCommand)
+@click.argument("model", type=click.Path())
+@_TASKS
+@click.option(
+    "--against", metavar="TEMPLATE", type=click.Path(), help="Compare with this model, the one before the merge."
+)  # fmt: skip
+@click.option(
+    "--replace", default="uniform", show_default=True, metavar="HOW",
+    help="Replace weights by uniform, zero, noise or from:CHECKPOINT.",
+)  # fmt: skip
+@click.option(
+    "--noise-size", type=float, help="Scale noise to this multiple of each tensor's standard deviation; default 1."
+)  # fmt: skip
+@click.option("--seed", type=int, default=42, show_default=True, help="Seed of noise and of the bootstrap.")
+@click.option(
+    "--modules", default="attention,mlp", show_default=True, help="Knock out attention, mlp or both, in turn."
+)
+@click.option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers (such as 0-31), not all.")
+@click.option("--stride", type=int, help="Begin groups this many layers apart; default: one after the other.")
+@click.option("--group", type=int, default=1, show_default=True, help="Knock out this many layers at a time.")
+@_ASKING
+def knockout(
+    model: str,
+    prompts: tuple[str, ...],
+    out: str,
+    as_json: bool,
+    replace: str,
+    noise_size: float | None,
+    modules: str,
+    layers: list[tuple[int, ...]] | None,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Measure what each layer of MODEL does: replace its attention or MLP in memory, score, and put it back.
+
+    MODEL is a checkpoint, or BASE+ADAPTER. Nothing of it is changed on disk.
+    """
+    from polymerge.analysis.knockout import knockout as run
+    from polymerge.analysis.knockout_text import describe_knockout
+    from polymerge.analysis.replacements import Replacement
+
+    kind, _, source = replace.partition(":")
+    generation, tasks = generation_of(options), _tasks(prompts, options)
+    with progress_bar("answers", unit="") as progress:
+        done = run(
+            model, tasks, out, replace=Replacement(kind, source, noise_size, seed), modules=_words(modules),
+            layers=None if layers is None else [layer for run in layers for layer in run], seed=seed,
+            generation=generation, progress=progress, **options,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(done.to_json(), indent=1))
+        return
+    click.echo(describe_knockout(done))
+    click.echo(f"{done.folder}: every answer, knockout.json, the map and the curves")
+
+
+@click.command(cls=FlagCommand)
+@recipe_options(without=("dtype", "seed"))
+@_TASKS
+@click.option("--ranges", metavar="LIST", help="Merge early, middle, late (thirds) or full; default: all four.")
+@click.option("--window", type=int, help="Merge this many layers at a time, in a window that slides over all.")
+@click.option("--stride", type=int, help="Slide the window by this many layers; default 1.")
+@click.option("--layers", metavar="LIST", callback=_layers, help="Merge these ranges, too, such as 0-3,4-7.")
+@click.option(
+    "--seed", type=int, default=42, show_default=True, help="Seed of the bootstrap; that of a merge is the recipe's."
+)
+@_ASKING
+def ablate(
+    prompts: tuple[str, ...],
+    out: str,
+    as_json: bool,
+    ranges: str | None,
+    window: int | None,
+    stride: int | None,
+    layers: list[tuple[int, ...]] | None,
+    **options: Any,
+) -> None:
+    """Merge only a range of layers in memory, and score each range against the template.
+
+    RECIPE is a YAML file; the options say the same without a file. Embedding, final norm, head and everything outside
+    the text tower are merged in `full` only.
+    """
+    from polymerge.analysis.knockout_text import describe_layerwise
+    from polymerge.analysis.layerwise import layerwise
+
+    generation, tasks = generation_of(options), _tasks(prompts, options)
+    own = {name: options.pop(name) for name in ("scorer", "seed", "samples", "sample_seed", "force")}
+    with progress_bar("answers", unit="") as progress:
+        done = layerwise(
+            recipe_of(options), tasks, out, ranges=None if ranges is None else _words(ranges), window=window,
+            stride=stride, layers=layers or (), generation=generation, progress=progress, **own,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(done.to_json(), indent=1))
+        return
+    click.echo(describe_layerwise(done))
+    click.echo(f"{done.folder}: every answer, ablation.json and the plot")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> dict[str, str]:
+    """The file of each task, by `--prompts` or `--tasks`; leaves the one scorer for all in `options`."""
+    said = [text.rpartition(":") for text in (options.pop("tasks") or "").split(",") if text]
+    scorers = {scorer for _, _, scorer in said} | ({options["scorer"]} if options["scorer"] else set())
+    tasks: dict[str, str] = {}
+    with collecting() as found:
+        for file, colon, scorer in said:
+            if not (file and colon):
+                refuse(
+                    RecipeError(
+                        f"--tasks: '{file or scorer}' is not FILE:SCORER; tasks of a benchmark are for "
+                        "`polymerge evaluate`"
+                    )
+                )
+        if not said and not prompts:
+            refuse(RecipeError("say what to ask: --prompts FILE --scorer NAME, or --tasks FILE:SCORER"))
+        elif len(scorers) != 1 and not found:
+            told = f"they are {', '.join(sorted(scorers))}" if scorers else "say --scorer NAME"
+            refuse(RecipeError(f"--scorer: one for all tasks: {told}"))
+        for text in (*prompts, *(file for file, _, _ in said)):
+            name, file = _named(text)
+            if name in tasks:
+                refuse(RecipeError(f"--prompts {text}: there is a task '{name}' already. Say NAME={file}"))
+            tasks[name] = file
+    (options["scorer"],) = scorers
+    return tasks
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name of a task and its file, of [NAME=]FILE; a path that exists is a FILE, whatever characters it has."""
+    name, equals, file = text.partition("=")
+    if equals and not Path(text).expanduser().exists():
+        return name, file
+    return Path(text.partition("@")[0]).stem, text

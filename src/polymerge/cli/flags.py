@@ -1,0 +1,53 @@
+"""Errors of functions, which name parameters, said in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from polymerge.errors import PolymergeError, Refused
+
+__all__ = ["FlagCommand"]
+
+
+class FlagCommand(click.Command):
+    """A command whose errors name flags: `max_new_tokens: 0 is too few` becomes `--max-new-tokens: 0 is too few`.
+
+    A parameter is named at the start of a message, or between backticks. Those of a recipe's options are left alone: a
+    message that begins with one of them speaks of the recipe.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raises its errors with flags in place of parameters."""
+        try:
+            return super().invoke(ctx)
+        except PolymergeError as error:
+            said = _with_flags(error, self._flags())
+            if said is error:
+                raise
+            raise said from error
+
+    def _flags(self) -> Mapping[str, str]:
+        flags = {}
+        for option in self.params:
+            longest = max(option.opts, key=len)
+            if isinstance(option, click.Option) and longest.startswith("--"):
+                flags[str(option.name)] = flags[longest[2:].replace("-", "_")] = longest
+        return {name: flag for name, flag in flags.items() if name not in _OF_RECIPES}
+
+
+_OF_RECIPES = frozenset(
+    ("template", "others", "with", "base", "method", "weight", "parameters", "parameter", "parts", "exclude", "ignore")
+)
+
+
+def _with_flags(error: PolymergeError, flags: Mapping[str, str]) -> PolymergeError:
+    if isinstance(error, Refused):
+        return Refused(_with_flags(problem, flags) for problem in error.problems)
+    names = "|".join(map(re.escape, flags))
+    said = re.sub(rf"^({names})(?=[: ])|(?<=`)({names})(?=`)", lambda found: flags[found[0]], str(error))
+    error.args = (said, *error.args[1:])
+    return error

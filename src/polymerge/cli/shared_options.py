@@ -1,0 +1,231 @@
+"""Options that several commands share, and the recipe that options on the command line stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import yaml
+
+from polymerge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from polymerge.inference.generation import Generation
+
+__all__ = [
+    "AS_JSON",
+    "FORCE_RUN",
+    "IGNORE",
+    "SAMPLES",
+    "SAMPLE_SEED",
+    "SCORER",
+    "TRUST",
+    "generation_of",
+    "generation_options",
+    "given",
+    "output_options",
+    "recipe_of",
+    "recipe_options",
+    "run_folder",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print a JSON report instead of text.")
+IGNORE = click.option(
+    "--ignore",
+    metavar="GLOB",
+    multiple=True,
+    help="Leave out tensors by name as stored, in every input; repeatable.",
+)
+TRUST = click.option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
+SCORER = click.option("--scorer", metavar="NAME", help="Score answers by NAME: exact, vqa, anls, cider, ...")
+SAMPLES = click.option(
+    "--samples", type=int, default=100, show_default=True, help="Draw this many prompts (of each task); 0 takes all."
+)
+SAMPLE_SEED = click.option("--sample-seed", type=int, default=2, show_default=True, help="Seed of that draw.")
+FORCE_RUN = click.option("--force", is_flag=True, help="Discard what a run with other settings left in RUN.")
+
+_RECIPE = click.argument("recipe", required=False, type=click.Path())
+
+_IN_RECIPE = {
+    "template": click.option(
+        "--template", metavar="MODEL", help="Take the output's layout from this model; it is the first to merge."
+    ),
+    "others": click.option(
+        "--with", "others", metavar="MODEL", multiple=True, help="Merge this model too; repeatable."
+    ),
+    "base": click.option("--base", metavar="MODEL", help="Take deltas from this common ancestor."),
+    "method": click.option("--method", metavar="NAME", help="Merge by this method; see `polymerge methods`."),
+    "weight": click.option("--weight", metavar="W,W,...", help="Set each model's weight, the template's first."),
+    "parameters": click.option(
+        "-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True,
+        help="Set any other parameter of the method; repeatable.",
+    ),
+    "parts": click.option(
+        "--parts", metavar="PART,...", help="Merge these parts only: text, vision, projector, audio."
+    ),
+    "exclude": click.option(
+        "--exclude", metavar="GLOB", multiple=True, help="Keep the template's tensors, by canonical name; repeatable."
+    ),
+    "ignore": IGNORE,
+    "vocab": click.option(
+        "--vocab", metavar="HOW", help="Where vocabularies differ: template, overlap (shared rows) or by-token."
+    ),
+    "dtype": click.option("--dtype", metavar="DTYPE", help="Write merged tensors in this dtype."),
+    "seed": click.option("--seed", type=int, help="Seed the methods that draw random numbers."),
+}  # fmt: skip
+
+_OUTPUT = (
+    click.option("-o", "--out", metavar="OUT", help="Write the checkpoint to this folder."),
+    click.option(
+        "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through a torch device."
+    ),
+    click.option("--shard-size", default="5GB", show_default=True, help="Let no weight file grow larger than this."),
+    click.option(
+        "--threads", type=click.IntRange(min=1),
+        help="Work on this many blocks at once; default: as many as processors, up to 8.",
+    ),
+    click.option(
+        "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors",
+        show_default=True, help="Write weight files in this format.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+    click.option("--no-verify", is_flag=True, help="Skip the final check that the output loads."),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Let that check run Python files that come with the checkpoint."
+    ),
+    AS_JSON,
+)  # fmt: skip
+
+
+def given(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Add options to a command, in this order."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def recipe_options(*, without: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Add the recipe argument and the options that stand for a recipe.
+
+    without  options that mean something else to the command
+    """
+    return given(_RECIPE, *(option for name, option in _IN_RECIPE.items() if name not in without))
+
+
+def output_options(command: F) -> F:
+    """Add the options that say where and how a merge is written."""
+    return given(*_OUTPUT)(command)
+
+
+def run_folder(*, required: bool = False) -> Callable[[F], F]:
+    """Add the option that names the folder of a run."""
+    return click.option(
+        "-o", "--out", metavar="RUN", required=required, type=click.Path(),
+        help="Keep answers and results in this folder; an interrupted run resumes from it.",
+    )  # fmt: skip
+
+
+def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> Callable[[F], F]:
+    """Add the options that say how models generate; `generation_of` reads them.
+
+    max_new_tokens  the default; None where each task has its own
+    ray             whether models may run on a Ray cluster
+    """
+    of_task = "" if max_new_tokens else "; default: what the benchmark sets for each task"
+    options = [
+        click.option("--device", default="cpu", show_default=True, help="Run the model on this torch device."),
+        click.option(
+            "--dtype", "model_dtype", default="auto", show_default=True,
+            help="Run the model in auto (as stored), float32, bfloat16 or float16.",
+        ),
+        click.option(
+            "--max-new-tokens", type=int, default=max_new_tokens, show_default=bool(max_new_tokens),
+            help=f"Cut answers off after this many tokens{of_task}.",
+        ),
+        click.option(
+            "--batch-size", type=int, default=16, show_default=True, help="Generate for this many prompts at once."
+        ),
+        click.option(
+            "--workers", type=int, default=1, show_default=True, help="Run this many copies of the model side by side."
+        ),
+        click.option(
+            "--torch-threads", type=click.IntRange(min=1),
+            help="Threads of each worker; default: the processors divided among them.",
+        ),
+    ]  # fmt: skip
+    on_ray = click.option(
+        "--ray", metavar="ADDRESS", is_flag=False, flag_value="local",
+        help="Run workers on a Ray cluster; without an ADDRESS, on a local one.",
+    )  # fmt: skip
+    return given(*options, *([on_ray] if ray else []), TRUST)
+
+
+def generation_of(options: dict[str, Any]) -> Generation:
+    """Settings of generation made of the options; takes them out of `options`."""
+    from polymerge.inference.generation import Generation
+
+    names = ("max_new_tokens", "batch_size", "device", "workers", "torch_threads", "ray", "trust_remote_code")
+    said = {name: options.pop(name, None) for name in names}
+    return Generation(
+        dtype=options.pop("model_dtype"), **{name: value for name, value in said.items() if value is not None}
+    )
+
+
+def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
+    """The recipe file that was named, or a recipe made of the options; takes them out of `options`.
+
+    raises RecipeError where neither or both are given.
+    """
+    recipe: str | None = options.pop("recipe")
+    found = {name: options.pop(name, None) for name in _IN_RECIPE}
+    said = [name for name, value in found.items() if value not in (None, ())]
+    if recipe is not None:
+        if said:
+            raise RecipeError(f"a recipe file and --{said[0].replace('others', 'with')} together: say it in the recipe")
+        return recipe
+    if not found["template"] or not found["others"] or not found["method"]:
+        raise RecipeError("say what to merge: a recipe file, or --template MODEL --with MODEL --method NAME")
+    models = [found["template"], *found["others"]]
+    weights = _numbers(found["weight"], len(models)) if found["weight"] else None
+    data: dict[str, Any] = {
+        "merge_method": found["method"],
+        "template": found["template"],
+        "base_model": found["base"],
+        "models": [
+            {"model": model} | ({"parameters": {"weight": weights[place]}} if weights else {})
+            for place, model in enumerate(models)
+        ],
+        "parameters": dict(_pair(text) for text in found["parameters"]),
+        "parts": found["parts"].split(",") if found["parts"] else None,
+        "exclude": list(found["exclude"]),
+        "ignore": list(found["ignore"] or ()),
+        "vocab": found["vocab"],
+        "dtype": found["dtype"],
+        "seed": found["seed"],
+    }
+    return {name: value for name, value in data.items() if value not in (None, [], {})}
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"--weight: '{text}' is not a list of numbers such as 0.9,0.1") from None
+    if len(numbers) != count:
+        raise RecipeError(f"--weight: {len(numbers)} numbers for {count} models")
+    return numbers
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"--parameter: '{text}' is not NAME=VALUE")
+    return name, yaml.safe_load(value)
