@@ -12,7 +12,7 @@ from polymerge.analysis.figures import Reference, Shape
 from polymerge.analysis.signs import Whole
 from polymerge.analysis.spectrum import Spectrum, spectrum_of, spectrum_of_factors
 from polymerge.checkpoints import Entry
-from polymerge.checkpoints.prefetch import fetched
+from polymerge.checkpoints.files import read_tensor
 from polymerge.engine.blocks import PieceBlocks, Workspace, repeats
 from polymerge.engine.executor import is_wide
 from polymerge.engine.extents import Files
@@ -215,15 +215,6 @@ def _too_large(name: str) -> CheckpointError:
 def stored_values(entry: Entry) -> Any:
     """The numbers of a tensor on disk as float32, in its shape; raises CheckpointError where it cannot, or for NaN."""
     values: Any = np.empty(prod(entry.shape), np.float32)
-    fetched(entry.file)
-    try:
-        with entry.file.open("rb") as file:
-            file.seek(entry.start)
-            raw = np.frombuffer(bytearray(file.read(entry.nbytes)), np.uint8)
-    except OSError as error:
-        raise CheckpointError(f"{entry.file}: cannot be read: {error.strerror}") from None
-    if len(raw) < entry.nbytes:
-        raise CheckpointError(f"{entry.file}: ends inside {entry.name}; it became shorter since its header was read")
-    if not kernels.decode(raw, entry.dtype, values):
+    if not kernels.decode(np.frombuffer(read_tensor(entry), np.uint8), entry.dtype, values):
         raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Mend the adapter")
     return values.reshape(entry.shape)

@@ -80,13 +80,13 @@ class Prefetch:
                 _running.pop(file, None)
 
     def finish(self) -> None:
-        """Wait for all of them; raises what kept one from coming."""
+        """Wait for all files; raises what kept one from coming."""
         for file in self._missing:
             fetched(file)
 
     @contextmanager
     def wanted(self) -> Iterator[None]:
-        """Where the block fails, end the wait for files before anything outside waits for the threads that do."""
+        """If the block fails, stop waiting for files before anything outside joins the threads that wait."""
         try:
             yield
         except BaseException:
@@ -94,7 +94,7 @@ class Prefetch:
             raise
 
     def wait_for(self, future: Future[None]) -> None:
-        """Wait for one of them; raises what kept it, or another one, from coming."""
+        """Wait for one file; raises what kept it, or another, from coming."""
         wait([future, self._failed], return_when=FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
@@ -130,7 +130,7 @@ class Prefetch:
 
 
 def fetch_all(files: Iterable[Path], advance: Callable[[int, int], None] | None = None) -> None:
-    """Fetch files before anything goes on.
+    """Fetch files and return when all are here.
 
     advance  told bytes done and bytes in all; without it a bar is drawn, if standard error is a terminal
 
@@ -213,7 +213,7 @@ def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: 
 
 
 class _Received:
-    """How much of one file is here, told to `advance` as what came to it since it was last told."""
+    """How much of one file is here; tells `advance` the difference."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance, self._here = advance, 0
@@ -228,7 +228,7 @@ class _Received:
 
 
 def _bar_class(received: _Received) -> Any:
-    """A class of progress bars for huggingface_hub that tell how many bytes are here, and draw nothing."""
+    """A progress bar class for huggingface_hub that reports the bytes received and draws nothing."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg]
@@ -251,7 +251,7 @@ def _bar_class(received: _Received) -> Any:
 
 
 def fetches_to(folder: Path) -> bool:
-    """Whether what is fetched goes to the disk that a folder is on."""
+    """Whether fetched files go to the disk of a folder."""
     return hub_disk().stat().st_dev == folder.stat().st_dev
 
 

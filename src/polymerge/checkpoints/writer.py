@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Write = Callable[[str, memoryview, int], None]
-"""Takes bytes of the tensor of a name, the first of them its byte `start`; from any thread, valid until it returns."""
+"""Writes bytes of the named tensor from its byte `start` on, in any thread; the view is valid until it returns."""
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _METADATA: Final = {"format": "pt"}  # what transformers asks a file for before it loads it
@@ -65,7 +65,7 @@ class Shards:
 
     @contextmanager
     def create(self, folder: Path) -> Iterator[Write]:
-        """Create every file at its full size with its header in place; what is yielded writes bytes of its tensors.
+        """Create every file at full size with its header in place; yields the function that writes bytes of tensors.
 
         raises OutputError where the disk has no room.
         """
@@ -197,7 +197,7 @@ def _write_index(index: Path, weight_map: Mapping[str, str], data_size: int) -> 
 
 
 def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
-    """Raise OutputError unless a folder may be made at `out` without harm to what is there, or to any input."""
+    """Raise OutputError unless `out` can be created without harm to existing files or to any input."""
     target = out.resolve()
     for path in inputs:
         source = path.resolve()
@@ -249,7 +249,7 @@ def output_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of an output, a file beside it; it goes with the process that holds it."""
+    """Hold the lock of an output, a file beside it; it is released with the process."""
     path = out.with_name(f".{out.name}.polymerge-lock")
     descriptor = _lock(path, out)
     try:
