@@ -3,6 +3,4 @@
 from polymerge.checkpoints.folder import Checkpoint, open_checkpoint
 from polymerge.checkpoints.tensor_info import TensorInfo
 
-Entry = TensorInfo  # as the rooms above call it still
-
-__all__ = ["Checkpoint", "Entry", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -21,9 +21,9 @@ from polymerge.checkpoints.files import disagreements, missing, read_config, rea
 from polymerge.checkpoints.names import Sorted, sort_names
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.dtypes import MERGEABLE
-from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse
+from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
 
-__all__ = ["Adapter", "Pair", "is_adapter", "open_adapter"]
+__all__ = ["Adapter", "Pair", "is_adapter", "made_adapter", "open_adapter"]
 
 _GATHER: Final = (
     "Gather it before it is saved: with ZeRO-3 by stage3_gather_16bit_weights_on_model_save: true, or from its "
@@ -213,6 +213,38 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
         beside=tuple(folder / name for name in files.beside),
         became=MappingProxyType(_became(files, found)),
         left_out=MappingProxyType(files.left_out),
+    )
+
+
+def made_adapter(
+    like: Adapter, config: Mapping[str, Any], factors: Contents, full: tuple[TensorInfo, ...] = ()
+) -> Adapter:
+    """An adapter whose tensors lie in no folder: of the source, and with the files beside, that `like` has.
+
+    config   its adapter_config.json
+    factors  what lies in PEFT's own file
+    full     what lies in a file beside that, as LLaVA has it
+
+    raises Refused where they do not fit together.
+    """
+    where = like.folder / CONFIG
+    rules = read_lora_config(config, str(where))
+    found, _ = sort_names(like.folder, [(factors, False), *([(Contents(full), True)] if full else [])])
+    with collecting() as wrong:
+        pairs = _paired(found, rules, where)
+        tokens = _token_rows(found, rules, where)
+    refuse_if_any(wrong)  # inside another block nothing has been raised yet
+    return replace(
+        like,
+        config=config,
+        pairs=MappingProxyType(pairs),
+        extras=MappingProxyType(found.extras),
+        tokens=MappingProxyType(tokens),
+        files=tuple(dict.fromkeys(tensor.file for tensor in (*factors.entries, *full))),
+        skipped={},
+        beside=tuple({tensor.file for tensor in full}),
+        became={},
+        left_out={},
     )
 
 

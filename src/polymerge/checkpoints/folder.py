@@ -27,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "adapter_alone",
     "bring",
+    "join",
     "open_checkpoint",
     "open_joined",
     "renamed",
@@ -182,13 +183,16 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
-    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise.
+    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise."""
+    return join(open_checkpoint(source, base), open_adapter(source, adapter))
+
+
+def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
+    """A checkpoint with an adapter beside it.
 
     An adapter may make another model of its base: LLaVA's is trained on a language model, and brings the projector and
     the config.json of the LLaVA that the two are. Then that is the config, and these weights are tensors like its own.
     """
-    checkpoint = open_checkpoint(source, base)
-    beside = open_adapter(source, adapter)
     entries = dict(checkpoint.entries)
     brought = _brought(checkpoint, beside)
     if brought:

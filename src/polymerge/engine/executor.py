@@ -6,17 +6,18 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import ceil, prod
+from pathlib import Path
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
-from polymerge.engine.low_rank import ModuleMerger
+from polymerge.engine.lora_modules import ModuleMerger
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.pool import Pool, silent
 from polymerge.engine.statistics import cutoffs, draw_keys, gram
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 def execute(
     plan: Plan,
-    entries: Sequence[Mapping[str, Entry]],
+    entries: Sequence[Mapping[str, TensorInfo]],
     write: Write,
     *,
     device: Device,
@@ -63,21 +64,23 @@ class Execution:
 
     entries, device, threads, block   as in `execute`
     again    whether more plans will follow, so that it pays to keep where tensors lie
+    memory   the content of input files that lie nowhere else
     """
 
     def __init__(
         self,
-        entries: Sequence[Mapping[str, Entry]],
+        entries: Sequence[Mapping[str, TensorInfo]],
         *,
         device: Device,
         threads: int,
         block: int = BLOCK,
         again: bool = False,
+        memory: Mapping[Path, memoryview] | None = None,
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
         self.pool = Pool(threads)
         self.workspace = Workspace(device)
-        self.files = Files()
+        self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
         self._known: dict[Hashable, Any] = {}
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
@@ -59,7 +59,7 @@ class Extent:
     transposed: Transposed | None = None
 
 
-def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
+def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]:
     """Where the elements of an expression lie, in row-major order, without what adapters add to them."""
     match expr:
         case Read(name):
@@ -81,7 +81,7 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return ()
 
 
-def _transposed(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
+def _transposed(entry: TensorInfo, start: int, stop: int) -> Iterator[Extent]:
     """The rows `start` to `stop` of the matrices of a tensor [n, columns, rows], seen one below the other."""
     _, columns, rows = entry.shape
     size = rows * columns * BITS[entry.dtype] // 8
@@ -118,12 +118,12 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
                 yield replace(run, count=last - first, transposed=transposed)
 
 
-def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
+def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
     """The shape of what an expression reads from these tensors."""
     return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
 
 
-def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Files) -> bool:
+def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], files: Files) -> bool:
     """Whether two expressions over one input read the same bytes, which are then the same numbers.
 
     What an adapter adds is compared by its factors' names alone.
@@ -160,9 +160,13 @@ def _adapted(expr: Expr) -> bool:
 
 
 class Files:
-    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way."""
+    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way.
 
-    def __init__(self) -> None:
+    memory  the content of files that lie nowhere else
+    """
+
+    def __init__(self, memory: Mapping[Path, memoryview] | None = None) -> None:
+        self._memory = memory or {}
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -173,7 +177,7 @@ class Files:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def blocks(self, entry: Entry, size: int) -> Iterator[NDArray[np.uint8]]:
+    def blocks(self, entry: TensorInfo, size: int) -> Iterator[NDArray[np.uint8]]:
         """A tensor's bytes, `size` at a time; each array is valid until the next. Raises as `read` does."""
         buffer = np.empty(min(size, entry.nbytes), np.uint8)
         for start in range(0, entry.nbytes, size):
@@ -208,6 +212,9 @@ class Files:
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""
+        if (held := self._memory.get(file)) is not None:
+            buffer[:] = held[offset : offset + len(buffer)]
+            return
         descriptor = self._descriptor(file)
         done = 0
         while done < len(buffer):

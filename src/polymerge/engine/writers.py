@@ -11,9 +11,13 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from polymerge.checkpoints import Checkpoint
+from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.adapter import Adapter, made_adapter
+from polymerge.checkpoints.tensor_info import Contents
 from polymerge.checkpoints.writer import Shards, copy_companions, lay_out
-from polymerge.dtypes import dtype_name
+from polymerge.dtypes import byte_count, dtype_name
+from polymerge.engine.device import open_device
+from polymerge.engine.executor import execute
 from polymerge.engine.opening import copy_beside
 from polymerge.errors import MissingExtraError
 from polymerge.families import untied, with_rows
@@ -23,7 +27,7 @@ from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.plan import PREFIX
 from polymerge.planning.storage import Stored, stored_dtypes
 
-__all__ = ["Writer", "require", "writer_of"]
+__all__ = ["Writer", "in_memory", "require", "writer_of"]
 
 
 class Writer(Protocol):
@@ -107,7 +111,7 @@ class _AdapterWriter:
 
     def finish(self, folder: Path) -> dict[str, int]:
         copy_companions(self._inputs[self._plan.template].folder, folder, deep=False)
-        config = {**(self._plan.config or {}), "modules_to_save": self._saved_modules()}
+        config = _adapter_config(self._plan, self._inputs)
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if self._as_torch:
             from polymerge.checkpoints.writer import as_torch_file  # needs torch, which a merge does not
@@ -124,18 +128,48 @@ class _AdapterWriter:
             "ranks": sorted({lora.rank for _, lora in modules}),
         }
 
-    def _saved_modules(self) -> list[str] | None:
-        """Which modules PEFT has to replace by full weights; LLaVA's loader does that itself."""
-        if self._plan.layout == "llava":
-            return None
-        kept = {step.name for step in self._plan.steps if step.lora is None}
-        brought = {
-            name.rpartition(".")[0]
-            for adapter in (one.adapter for one in self._inputs)
-            for name, entry in (adapter.extras.items() if adapter is not None else ())
-            if adapter is not None and entry.file in adapter.beside and f"{PREFIX}{name}" in kept
-        }
-        return sorted({*((self._plan.config or {}).get("modules_to_save") or ()), *brought}) or None
+
+def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[Adapter, dict[Path, memoryview]]:
+    """Carry out a plan of adapters without a folder: the adapter that it makes, and the content of its files.
+
+    raises CheckpointError where an adapter's values cannot be merged.
+    """
+    where = Path(f"in memory/{plan.hash}")
+    buffers = {name: bytearray(byte_count(dtype, shape)) for name, dtype, shape in _tensors(plan)}
+
+    def write(name: str, view: memoryview, start: int) -> None:
+        buffers[name][start : start + len(view)] = view
+
+    execute(plan, [one.entries for one in inputs], write, device=open_device("cpu"), threads=threads)
+    factors, full = (
+        [
+            TensorInfo(name, dtype, shape, where / name, 0, len(buffers[name]))
+            for name, dtype, shape in _tensors(plan, lora=lora)
+        ]
+        for lora in (True, False)
+    )
+    apart = tuple(full) if plan.layout == "llava" else ()
+    template = inputs[plan.template].adapter
+    assert template is not None
+    contents = Contents((*factors, *(() if apart else full)))
+    made = made_adapter(template, _adapter_config(plan, inputs), contents, apart)
+    return made, {where / name: memoryview(buffer) for name, buffer in buffers.items()}
+
+
+def _adapter_config(plan: Plan, inputs: Sequence[Checkpoint]) -> dict[str, Any]:
+    """The adapter_config.json of an output; it names the modules that full weights replace, but for LLaVA's loader."""
+    config = dict(plan.config or {})
+    if plan.layout == "llava":
+        return config | {"modules_to_save": None}
+    kept = {step.name for step in plan.steps if step.lora is None}
+    brought = {
+        name.rpartition(".")[0]
+        for adapter in (one.adapter for one in inputs)
+        if adapter is not None
+        for name, entry in adapter.extras.items()
+        if entry.file in adapter.beside and f"{PREFIX}{name}" in kept
+    }
+    return config | {"modules_to_save": sorted({*(config.get("modules_to_save") or ()), *brought}) or None}
 
 
 def _tensors(plan: Plan, lora: bool | None = None) -> list[tuple[str, str, tuple[int, ...]]]:

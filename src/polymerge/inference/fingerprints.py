@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from polymerge.checkpoints.identity import content_digest
@@ -12,7 +12,7 @@ from polymerge.inference.images import ImageSource, StoredImage, encode_png
 from polymerge.inference.prompts import Prompt
 from polymerge.planning import Plan
 
-__all__ = ["of_files", "of_inputs", "of_prompts"]
+__all__ = ["of_inputs", "of_prompts"]
 
 
 def of_prompts(prompts: Sequence[Prompt]) -> str:
@@ -27,14 +27,13 @@ def of_prompts(prompts: Sequence[Prompt]) -> str:
 def of_inputs(plan: Plan) -> list[dict[str, str]]:
     """What of a plan's models answers depend on: where they lie, their headers, their content."""
     return [
-        {"path": one.path, "headers": one.headers, "content": of_files(filter(None, (one.path, one.adapter)))}
+        {
+            "path": one.path,
+            "headers": one.headers,
+            "content": content_digest([Path(place) for place in (one.path, one.adapter) if place]),
+        }
         for one in plan.inputs
     ]
-
-
-def of_files(places: Iterable[str | Path]) -> str:
-    """sha256 of a model's files, as `content_digest` makes it; a base and its adapter are two places."""
-    return content_digest(map(Path, places))
 
 
 def _bytes(image: ImageSource) -> bytes:

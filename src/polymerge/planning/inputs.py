@@ -75,11 +75,14 @@ def sources_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def open_models(recipe: Recipe) -> Models | None:
-    """Open every checkpoint that the recipe names; None where one cannot be opened, which is refused."""
+def open_models(recipe: Recipe, held: Mapping[str, Checkpoint]) -> Models | None:
+    """Open every checkpoint that the recipe names; None where one cannot be opened, which is refused.
+
+    held  those that are open already, by what the recipe calls them
+    """
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models))
+    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), held)
     if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
@@ -104,7 +107,7 @@ def open_each(sources: Sequence[str], ignore: Sequence[str] = ()) -> list[Model]
 
     refuses what is wrong with them; those that cannot be opened are left out.
     """
-    return list(_open_all(sources, {}, _Ignored(ignore)).values())
+    return list(_open_all(sources, {}, _Ignored(ignore), {}).values())
 
 
 class _Ignored:
@@ -149,7 +152,12 @@ def _matched(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def _open_all(sources: Sequence[str], families: Mapping[str, str | None], ignored: _Ignored) -> dict[str, Model]:
+def _open_all(
+    sources: Sequence[str],
+    families: Mapping[str, str | None],
+    ignored: _Ignored,
+    held: Mapping[str, Checkpoint],
+) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
     labels = labels_of(sources)
     by_path: dict[tuple[Path, Path | None], Model] = {}
@@ -158,20 +166,22 @@ def _open_all(sources: Sequence[str], families: Mapping[str, str | None], ignore
         for source in dict.fromkeys(sources):
             with collecting():
                 base, adapter = split_source(source)
-                path = (locate(base), None if adapter is None else locate(adapter))
+                path = (locate(base), None if adapter is None or source in held else locate(adapter))
                 if path not in by_path:
-                    by_path[path] = _open(source, path, labels[source], families.get(source), ignored)
+                    checkpoint = held.get(source) or _opened(source, *path, labels[source])
+                    by_path[path] = _model(checkpoint, path[0], labels[source], families.get(source), ignored)
                 opened[source] = by_path[path]
         if len(opened) == len(set(sources)):
             refuse(*ignored.problems())
     return opened
 
 
-def _open(source: str, paths: tuple[Path, Path | None], label: str, family: str | None, ignored: _Ignored) -> Model:
+def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, ignored: _Ignored) -> Model:
     """One input, from its headers, with the changes of its adapter; raises where nothing more can be said of it."""
-    path, adapter = paths
-    where = f"'{label}' ({path})"
-    checkpoint = _opened(source, path, adapter, label)
+    where, source = f"'{label}' ({path})", checkpoint.source
+    dtypes = {name: entry.dtype for name, entry in stored_in(checkpoint).items()}
+    if (why := why_quantized(checkpoint.config, dtypes)) is not None:
+        raise RecipeError(f"{where} {why}")
     if family is not None and family not in FAMILIES:
         refuse(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
@@ -203,14 +213,10 @@ def _open(source: str, paths: tuple[Path, Path | None], label: str, family: str 
 
 
 def _opened(source: str, path: Path, adapter: Path | None, label: str) -> Checkpoint:
-    """The checkpoint at a path, with its adapter; raises where it is quantized, and no more is said of it then."""
+    """The checkpoint at a path, with its adapter; raises RecipeError for GGUF."""
     if gguf := _gguf_in(path):
         raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
-    checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
-    dtypes = {name: entry.dtype for name, entry in stored_in(checkpoint).items()}
-    if (why := why_quantized(checkpoint.config, dtypes)) is not None:
-        raise RecipeError(f"'{label}' ({path}) {why}")
-    return checkpoint
+    return open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
 
 
 def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[str, tuple[int, ...]]) -> NameMap:

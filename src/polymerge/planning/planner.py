@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from polymerge.checkpoints import Checkpoint
 from polymerge.dtypes import MERGEABLE, dtype_code
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse_if_any
 from polymerge.families.expressions import Ranges, names_read, rows_of
@@ -30,10 +31,13 @@ from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
 __all__ = ["make_plan"]
 
 
-def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Plan:
+def make_plan(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, *, opened: Mapping[str, Checkpoint] | None = None
+) -> Plan:
     """Plan a merge from a recipe and the headers of the checkpoints, or adapters, that it names.
 
     source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan as JSON, which is read as it is
+    opened   checkpoints that are open already, by what the recipe calls them
 
     raises Refused with every problem of the recipe, of the models, and of how they fit together.
     """
@@ -41,16 +45,17 @@ def make_plan(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Pl
         return written
     with collecting() as problems:
         recipe = source if isinstance(source, Recipe) else parse_recipe(source)
-        plan = plan_adapters(recipe) if names_adapters(recipe) else _plan_checkpoints(recipe, problems)
+        of_adapters = not opened and names_adapters(recipe)
+        plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, opened or {}, problems)
     refuse_if_any(problems)  # where another block gathers them too, there is no plan all the same
     assert plan is not None
     return plan
 
 
-def _plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
+def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint], problems: list[PolymergeError]) -> Plan:
     """Plan a merge of checkpoints; raises Refused where there is nothing to plan with."""
     recipe = _with_base(recipe)
-    models = open_models(recipe)
+    models = open_models(recipe, opened)
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
     base = bases_among(recipe, models)

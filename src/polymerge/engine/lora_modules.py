@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import byte_count
 from polymerge.engine.extents import Files
@@ -43,7 +43,7 @@ class ModuleMerger:
     entries  for each of the plan's inputs, where its tensors lie
     """
 
-    def __init__(self, plan: Plan, entries: Sequence[Mapping[str, Entry]], files: Files, write: Write) -> None:
+    def __init__(self, plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, write: Write) -> None:
         self._plan, self._entries, self._files, self._write = plan, entries, files, write
         self._norms: dict[str, ModuleNorms] = {}
 
