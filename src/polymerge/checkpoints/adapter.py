@@ -191,7 +191,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
     found, misnamed = sort_names(folder, [(file, name in files.beside) for name, file in contents.items()])
     if not (rules is None and configs.get(CONFIG, {}).get("target_parameters")):  # which names modules otherwise
         refuse(*misnamed)
-    refuse(*_unmergeable(found), *_emptied(found))
+    refuse(*_unusable(found))
     whole = len(contents) == len(files.read) > 0
     if whole and not (found.factors or found.extras or found.tokens or misnamed):
         refuse(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
@@ -263,32 +263,20 @@ def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
     return became | {name: f"left out: {why}" for name, why in files.left_out.items()}
 
 
-def _emptied(found: Sorted) -> list[CheckpointError]:
-    """Errors for full weights whose values were on other processes when they were saved."""
-    names: dict[Path, list[str]] = {}
-    for entry in (*found.extras.values(), *found.tokens.values()):
-        if 0 in entry.shape:
-            names.setdefault(entry.file, []).append(f"{entry.name} {list(entry.shape)}")
-    return [
-        CheckpointError(f"{file}: {listed(held)}: without a number, for it was not gathered. {_GATHER}")
-        for file, held in names.items()
-    ]
-
-
-def _unmergeable(found: Sorted) -> list[CheckpointError]:
-    """Errors for tensors whose dtype allows no arithmetic, such as those of a quantized base."""
-    factors = [entry for slots in found.factors.values() for entry in slots.values()]
+def _unusable(found: Sorted) -> list[CheckpointError]:
+    """Errors for dtypes that allow no arithmetic, and for full weights whose values other processes had when saved."""
+    factors = [tensor for slots in found.factors.values() for tensor in slots.values()]
+    full = [*found.extras.values(), *found.tokens.values()]
     names: dict[tuple[Path, str], list[str]] = {}
-    for entry in (*factors, *found.extras.values(), *found.tokens.values()):
-        if entry.dtype not in MERGEABLE:
-            names.setdefault((entry.file, entry.dtype), []).append(entry.name)
-    return [
-        CheckpointError(
-            f"{file}: {listed(held)} of dtype {dtype}, which cannot be merged. Save the adapter in one of "
-            f"{', '.join(MERGEABLE)}."
-        )
-        for (file, dtype), held in names.items()
-    ]
+    for tensor in (*factors, *full):
+        if tensor.dtype not in MERGEABLE:
+            then = f"which cannot be merged. Save the adapter in one of {', '.join(MERGEABLE)}."
+            names.setdefault((tensor.file, f" of dtype {tensor.dtype}, {then}"), []).append(tensor.name)
+    for tensor in full:
+        if 0 in tensor.shape:
+            why = f": without a number, for it was not gathered. {_GATHER}"
+            names.setdefault((tensor.file, why), []).append(f"{tensor.name} {list(tensor.shape)}")
+    return [CheckpointError(f"{file}: {listed(held)}{why}") for (file, why), held in names.items()]
 
 
 def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, Pair]:
