@@ -14,7 +14,7 @@ import polymerge
 from hub_shards import NAMES, shard, sharded
 from hub_standin import Standin, empty_cache
 from polymerge.checkpoints import hub as hub_module
-from polymerge.checkpoints import output_folder as output_module
+from polymerge.checkpoints import writer
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.prefetch import Prefetch
@@ -59,7 +59,7 @@ def test_an_output_is_not_made_without_a_file_that_is_gone(
 ) -> None:
     plan = polymerge.plan(linear(str(tmp_path / "one"), "a/other")) if local else made
     place = Path(plan.inputs[0].path) / "tokenizer.json"
-    copy = output_module.copy_companions
+    copy = writer.copy_companions
 
     def late(*arguments: Any, **options: Any) -> list[str]:
         place.unlink()

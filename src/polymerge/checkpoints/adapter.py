@@ -97,21 +97,21 @@ class Adapter:
         return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
     def saved_apart(self, parameter: str) -> bool:
-        """Whether a full weight is that of a copy that PEFT trained in the place of a module (`modules_to_save`).
+        """Whether a full weight belongs to a copy that PEFT trained in place of a module (`modules_to_save`).
 
-        What else lies there is of the base's own tensor, which head and embedding share where it ties them.
+        Every other full weight is the base's own tensor, which head and embedding share where the base ties them.
         """
         module = parameter.rpartition(".")[0]
         return any(f".{module}".endswith(f".{name}") for name in self.config.get("modules_to_save") or ())
 
     @property
     def tokens_of_tied(self) -> bool:
-        """Whether trained rows are of an embedding and of the head that is tied to it, as a plain list of them is."""
+        """Whether trained rows apply to an embedding and to the head tied to it, as those of a plain list do."""
         return isinstance(self.config.get("trainable_token_indices"), list)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """What it changes, as the model that it was trained on calls it, each once."""
+        """The parameters that it changes, by their names in the model that it was trained on, each once."""
         weights = (f"{module}.weight" for module in self.pairs)
         biases = (f"{module}.bias" for module, pair in self.pairs.items() if pair.bias)
         return tuple(dict.fromkeys((*self.extras, *self.tokens, *weights, *biases)))
@@ -158,7 +158,7 @@ def open_adapter(source: str, path: Path) -> Adapter:
 
 
 def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None:
-    """The adapter in a folder with these files, after refusing all that is wrong; None for one of another kind."""
+    """Read the adapter in a folder with these files and refuse all that is wrong; None for another kind of adapter."""
     where = folder / CONFIG
     configs: dict[str, Mapping[str, Any]] = {}
     for name in (CONFIG, "config.json"):
@@ -191,7 +191,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
     found, misnamed = sort_names(folder, [(file, name in files.beside) for name, file in contents.items()])
     if not (rules is None and configs.get(CONFIG, {}).get("target_parameters")):  # which names modules otherwise
         refuse(*misnamed)
-    refuse(*_unmergeable(found), *_emptied(found))
+    refuse(*_unusable(found))
     whole = len(contents) == len(files.read) > 0
     if whole and not (found.factors or found.extras or found.tokens or misnamed):
         refuse(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
@@ -249,7 +249,7 @@ def made_adapter(
 
 
 def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
-    """What each weight file holds, in words."""
+    """Describe what each weight file holds."""
     factors = Counter(entry.file.name for slots in found.factors.values() for entry in slots.values())
     full = Counter(entry.file.name for entry in found.extras.values())
     rows = Counter(entry.file.name for entry in found.tokens.values())
@@ -263,36 +263,24 @@ def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
     return became | {name: f"left out: {why}" for name, why in files.left_out.items()}
 
 
-def _emptied(found: Sorted) -> list[CheckpointError]:
-    """What to say of full weights whose numbers were on other processes when they were saved."""
-    names: dict[Path, list[str]] = {}
-    for entry in (*found.extras.values(), *found.tokens.values()):
-        if 0 in entry.shape:
-            names.setdefault(entry.file, []).append(f"{entry.name} {list(entry.shape)}")
-    return [
-        CheckpointError(f"{file}: {listed(held)}: without a number, for it was not gathered. {_GATHER}")
-        for file, held in names.items()
-    ]
-
-
-def _unmergeable(found: Sorted) -> list[CheckpointError]:
-    """What to say of tensors that no arithmetic can be done on, such as those of a quantized base."""
-    factors = [entry for slots in found.factors.values() for entry in slots.values()]
+def _unusable(found: Sorted) -> list[CheckpointError]:
+    """Errors for dtypes that allow no arithmetic, and for full weights whose values other processes had when saved."""
+    factors = [tensor for slots in found.factors.values() for tensor in slots.values()]
+    full = [*found.extras.values(), *found.tokens.values()]
     names: dict[tuple[Path, str], list[str]] = {}
-    for entry in (*factors, *found.extras.values(), *found.tokens.values()):
-        if entry.dtype not in MERGEABLE:
-            names.setdefault((entry.file, entry.dtype), []).append(entry.name)
-    return [
-        CheckpointError(
-            f"{file}: {listed(held)} of dtype {dtype}, which cannot be merged. Save the adapter in one of "
-            f"{', '.join(MERGEABLE)}."
-        )
-        for (file, dtype), held in names.items()
-    ]
+    for tensor in (*factors, *full):
+        if tensor.dtype not in MERGEABLE:
+            then = f"which cannot be merged. Save the adapter in one of {', '.join(MERGEABLE)}."
+            names.setdefault((tensor.file, f" of dtype {tensor.dtype}, {then}"), []).append(tensor.name)
+    for tensor in full:
+        if 0 in tensor.shape:
+            why = f": without a number, for it was not gathered. {_GATHER}"
+            names.setdefault((tensor.file, why), []).append(f"{tensor.name} {list(tensor.shape)}")
+    return [CheckpointError(f"{file}: {listed(held)}{why}") for (file, why), held in names.items()]
 
 
 def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, Pair]:
-    """The pairs of factors; those that make none are refused, with one message for all that have one fault."""
+    """Pair the factors by module; incomplete or unfit ones are refused, with one message per kind of fault."""
     pairs: dict[str, Pair] = {}
     faults: dict[tuple[Path, str], list[str]] = {}
     for (module, embedding), slots in found.factors.items():
@@ -317,7 +305,7 @@ def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, P
 
 
 def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, embedding: bool) -> str | None:
-    """What keeps two factors from being multiplied, and what to do about it."""
+    """Why two factors cannot be multiplied and what to do about it, or None if they can."""
     prefix = "lora_embedding_" if embedding else "lora_"
     if a is None or b is None:
         there = [name for name, entry in ((f"{prefix}A", a), (f"{prefix}B", b), ("lora_B.bias", bias)) if entry]
@@ -338,7 +326,7 @@ def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, 
 
 
 def _token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], TensorInfo]]:
-    """The trained rows with the indices that the config gives them; what does not fit is refused."""
+    """The trained rows and the token indices that the config gives for them; mismatches are refused."""
     rows: dict[str, tuple[tuple[int, ...], TensorInfo]] = {}
     said = f"{where}: trainable_token_indices"
     if rules.tokens and not found.tokens:

@@ -1,4 +1,4 @@
-"""What adapter_config.json says of a LoRA adapter: how its factors are scaled, and what makes them something else.
+"""Read adapter_config.json: how the factors of a LoRA adapter are scaled, and which variants are not plain LoRA.
 
 PEFT writes one config for many methods. Only plain LoRA is read here: an update of `scaling * B @ A` to a weight that
 is the base's own. Whatever an adapter asks for beyond that is refused by name, before its tensors are misread.
@@ -71,10 +71,10 @@ _BEYOND: Final[Mapping[str, tuple[str, str]]] = {
     "alora_invocation_tokens": ("acts only after certain tokens, so there is no one update of a weight", _NO_FOLD),
     "arrow_config": ("chooses among adapters for each token, so there is no one update of a weight", _NO_FOLD),
 }
-"""By key of the config: what it does beyond `B @ A` where it is set, and what to do."""
+"""By key of the config: what it adds to `B @ A` where it is set, and what to do."""
 
 _STARTS: Final = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of init_lora_weights that leave the base as it is; so do true and false."""
+"""Values of init_lora_weights that leave the base unchanged, as true and false do."""
 
 _MOVED_STARTS: Final[Mapping[str, tuple[str, str]]] = {
     **dict.fromkeys(
@@ -94,7 +94,7 @@ _WITHOUT_EFFECT: Final = (
     "velora_config", "megatron_core", "qalora_group_size", "runtime_config", "trainable_token_indices",
     "ensure_weight_tying", "merge_weights", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
 )  # fmt: skip
-"""What says how the adapter was trained, or is read where it matters (init_lora_weights, trainable_token_indices)."""
+"""Keys that describe training only, or are checked elsewhere (init_lora_weights, trainable_token_indices)."""
 
 _LARGE: Final = 1e30  # float32 could not hold much more
 
@@ -105,7 +105,7 @@ _Indices = list[Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class _Values(msgspec.Struct):
-    """What a config says of the scaling of factors and of trained rows."""
+    """The settings that determine scaling and trained rows, as the config spells them."""
 
     r: _Rank
     lora_alpha: _Alpha
@@ -137,13 +137,13 @@ class LoraConfig:
         return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
 
     def scaling_of(self, module: str, rank: int) -> float:
-        """What the product of a module's factors is multiplied by."""
+        """The factor that the product of a module's factors is multiplied by."""
         alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
         return alpha / (sqrt(rank) if self.rank_stabilized else rank)
 
 
 def foreign_kind(config: Mapping[str, Any], where: str) -> CheckpointError | None:
-    """What to say of an adapter of another kind than LoRA; its tensors are then worth no look."""
+    """The error for an adapter of another kind than LoRA, or None; its tensors need not be read then."""
     kind = config.get("peft_type")
     if kind == "LORA":
         return None
@@ -183,7 +183,7 @@ def read_lora_config(config: Mapping[str, Any], where: str) -> LoraConfig:
 
 
 def _beyond(config: Mapping[str, Any], where: str) -> Iterator[CheckpointError]:
-    """What the config asks for that is more than plain LoRA."""
+    """Errors for whatever the config asks for beyond plain LoRA."""
     for key, (why, then) in _BEYOND.items():
         if _is_set(config.get(key)):
             yield CheckpointError(f"{where}: {key} is set to {_shown(config[key])}, which {why}. {then}")
@@ -210,7 +210,7 @@ def _beyond(config: Mapping[str, Any], where: str) -> Iterator[CheckpointError]:
 
 
 def _patterns(name: str, by_pattern: Mapping[str, T] | None, where: str) -> Iterator[tuple[re.Pattern[str], T]]:
-    """Each pattern, as PEFT matches it (the end of a module's name, from a dot on), and its value."""
+    """Compile each pattern as PEFT matches it (against the end of a module's name, from a dot on), with its value."""
     for pattern, value in (by_pattern or {}).items():
         try:
             yield re.compile(rf"(.*\.)?({pattern})$"), value

@@ -1,4 +1,4 @@
-"""Which files of a folder are weights, of a model or of an adapter, and which are of the training, by name."""
+"""Tell by their names which files of a folder are weights of a model or an adapter, and which training left there."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
 ]
 
 LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch"}
-"""How a weight file is read, by the end of its name."""
+"""The format of a weight file, by its suffix."""
 
 COMPANIONS: Final = ("spk_dict.pt",)
-"""What ends like weights and is none, and a model does not load without it: the voices of Qwen2.5-Omni."""
+"""Files with the suffix of weights that are none but that a model needs to load: the voices of Qwen2.5-Omni."""
 
 INDEX_SUFFIX: Final = ".index.json"
 
@@ -83,7 +83,7 @@ _UNREADABLE: Final = (".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weight files that were chosen: those that `index` lists, or `files` where there is no index."""
+    """The chosen weight files: those that `index` lists, or `files` where there is no index."""
 
     files: tuple[str, ...] = ()
     index: str | None = None
@@ -92,7 +92,7 @@ class Weights:
 
 
 def of_training(name: str) -> bool:
-    """Whether a file, by its path in a checkpoint's folder, is of the training that left it there and of no model."""
+    """Whether a file, given by its path within a checkpoint, was left by training and is no part of the model."""
     *folders, file = name.split("/")
     of_files = (_TRAINING_FILES, _STATES)
     return any(map(_TRAINING_FOLDERS.fullmatch, folders)) or any(pattern.fullmatch(file) for pattern in of_files)
@@ -150,7 +150,7 @@ def find_weights(folder: Path) -> Weights:
 
 
 def _shards_of_training(folder: Path, folders: Sequence[str]) -> str:
-    """The shards of a training run that a folder holds in place of weights, and what gathers them; empty for none."""
+    """Describe the training shards that a folder holds instead of weights and how to gather them; empty for none."""
     for name in ("", *folders):
         inside = [path.name for path in (folder / name).iterdir()]
         where = f"'{name}'" if name else listed(sorted(inside))
@@ -177,7 +177,7 @@ def _only(folder: Path, names: Sequence[str], what: str) -> str:
 
 
 def shards_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """The names, in order, where they are the shards of one model and nothing else; () where they are not."""
+    """The names in order if they are exactly the shards of one model, else ()."""
     matches = [_SHARD.fullmatch(name) for name in names]
     series = {(match["stem"], match["total"]) if match else None for match in matches}
     if None in series or len(series) > 1:
@@ -194,7 +194,7 @@ def shards_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass
 class AdapterFiles:
-    """The weight files of an adapter's folder by what they are.
+    """The weight files of an adapter's folder, by kind.
 
     factors   PEFT's own: one file, or its shards
     index     of the shards, where there is one
@@ -214,7 +214,7 @@ class AdapterFiles:
 
 
 def holds_adapter(names: Collection[str]) -> bool:
-    """Whether files of these names are an adapter: a config of one, and no whole model in its usual files.
+    """Whether these file names are those of an adapter: its config, and no full model under the usual names.
 
     What accelerate's FSDP writes, pytorch_model_fsdp.bin, is the state of a training and no such file.
     """
@@ -269,7 +269,7 @@ def _models_among(names: Iterable[str]) -> list[str]:
 
 
 def _preferred(shards: list[str]) -> list[str]:
-    """Those of one suffix, safetensors first."""
+    """The shards of one suffix, safetensors first."""
     safe = [name for name in shards if name.endswith(".safetensors")]
     return safe or shards
 
@@ -288,7 +288,7 @@ def _two_kinds(folder: Path, models: list[str], factors: list[str]) -> RecipeErr
 
 
 def is_plain(name: str) -> bool:
-    """Whether a file's name is a path that stays below the folder it is relative to."""
+    """Whether a file name is a relative path that stays below its folder."""
     parts = name.split("/")
     return (
         not PureWindowsPath(name).anchor  # a drive, a share or a leading slash

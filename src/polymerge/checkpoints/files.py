@@ -1,4 +1,4 @@
-"""Open the files of a checkpoint: configs, indexes and weights, each by its header; what is no such file is refused."""
+"""Open the files of a checkpoint (config, index, weights, one tensor) and refuse what is missing or something else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger("polymerge")
 
 @contextmanager
 def reading(file: Path, then: str = "") -> Iterator[None]:
-    """Refuse what goes wrong with one file and go on, so that all the others are looked at as well.
+    """Refuse whatever goes wrong with one file and go on, so that the others are checked as well.
 
     then  what to say beside the next step
     """
@@ -64,7 +64,7 @@ def check_file(file: Path) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The object in a JSON file that need not be there: {} where it is not."""
+    """Read a JSON object from a file that may be missing, which gives {}."""
     if not file.exists() and not file.is_symlink():
         return {}
     check_file(file)
@@ -72,7 +72,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_file(file: Path) -> Contents:
-    """What a weight file holds, read as the end of its name says; of one on the hub only its header is fetched.
+    """Read the headers of a weight file, in the format of its suffix; of a file on the hub only the header is fetched.
 
     The names in a torch file lie at its end and between the data, so that one on the hub is fetched whole.
     """
@@ -117,7 +117,7 @@ def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """The weight map: for each tensor the file that holds it, as a path relative to the index.
+    """Read the weight map of an index: for each tensor the file that holds it, relative to the index.
 
     Raises CheckpointError where the index cannot be read, and Refused with every file name that would leave the
     folder. Links are followed, since the cache of the hub consists of them; it is the written name that must be plain.
@@ -150,7 +150,7 @@ def _by_file(weight_map: Mapping[str, object]) -> dict[str, list[str]]:
 def disagreements(
     index: Path, weight_map: Mapping[str, str], held: Mapping[str, Collection[str]]
 ) -> Iterator[CheckpointError]:
-    """Where the index and what the files hold differ, one problem per file and way of differing.
+    """Compare an index with what the files hold; one error per file and kind of difference.
 
     `held` has the tensor names of each file that could be read, by its name in the index; of the others nothing is
     said.
@@ -178,7 +178,7 @@ def _count(tensors: Collection[str]) -> str:
 
 
 def missing(path: Path) -> str:
-    """What to say of a path that does not exist: how much of it does, and what lies there."""
+    """Describe a path that does not exist: how far it does, and what is there instead."""
     while not path.is_symlink() and not path.parent.exists():
         path = path.parent
     if path.is_symlink():

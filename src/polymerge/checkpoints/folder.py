@@ -37,12 +37,12 @@ __all__ = [
 _AT_ONCE = 8  # headers that are fetched from the hub
 
 ADAPTER: Final = "adapter/"
-"""What the names of an adapter's tensors begin with, once they stand beside those of the base."""
+"""The prefix of the names of an adapter's tensors where they stand beside those of its base."""
 
 _PLUS: Final = "+"
 
-_EYES: Final = ("vision_config", "mm_vision_tower", "mm_projector_type", "img_processor")
-"""What only the configs of multimodal models say."""
+_MULTIMODAL: Final = ("vision_config", "mm_vision_tower", "mm_projector_type", "img_processor")
+"""Keys that only configs of multimodal models have."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     """config.json, or {} where there is none."""
     entries: Mapping[str, TensorInfo]
-    """Every tensor, in order of files and then of offset."""
+    """Every tensor, ordered by file and offset."""
     files: tuple[Path, ...]
     layout: str
     """"safetensors" or "torch"."""
@@ -67,7 +67,7 @@ class Checkpoint:
     adapter: Adapter | None = None
     """The adapter that stands beside it, whose tensors are then in `entries` as well (see `open_joined`)."""
     brought: tuple[str, ...] = ()
-    """Tensors in `entries` that it has from the adapter alone, whose config is then its own."""
+    """Names in `entries` that come from the adapter alone; the config is then the adapter's."""
 
 
 def open_checkpoint(source: str, path: Path) -> Checkpoint:
@@ -140,7 +140,7 @@ def _read_index(folder: Path, index: str, usual: str | None) -> dict[str, str]:
 
 
 def _gathered(folder: Path, contents: Mapping[str, Contents]) -> dict[str, TensorInfo]:
-    """The tensors of all files; those that more than one of them has are refused."""
+    """Gather the tensors of all files; tensors that two files hold are refused."""
     entries: dict[str, TensorInfo] = {}
     twice: dict[tuple[str, str], list[str]] = {}
     for name, file in contents.items():
@@ -170,7 +170,7 @@ def _single_file(path: Path) -> Weights:
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """What a recipe calls a base and its adapter, `BASE+ADAPTER`; None where the source is one model.
+    """Split `BASE+ADAPTER` into base and adapter; the adapter is None if the source is a single model.
 
     A path that exists is one model, whatever characters it has.
     """
@@ -228,7 +228,7 @@ def adapter_alone(adapter: Adapter) -> Checkpoint:
 
 
 def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
-    """The full weights of an adapter that make another model of its base, by the names that they have there.
+    """The full weights of an adapter that turn its base into another model, by their names in it.
 
     None unless the base is a model without eyes, a config.json beside the adapter is of another one, and every module
     that the adapter changes has its name in the base: then the two lay out what they share alike. A head is the base's.
@@ -237,14 +237,14 @@ def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
         (config.get("architectures"), config.get("model_type")) for config in (checkpoint.config, adapter.model_config)
     )
     shared = all(f"{module}.weight" in checkpoint.entries for module in adapter.pairs)
-    if not adapter.model_config or ours == theirs or not shared or any(key in checkpoint.config for key in _EYES):
+    if not adapter.model_config or ours == theirs or not shared or any(key in checkpoint.config for key in _MULTIMODAL):
         return {}
     new = {name: entry for name, entry in adapter.extras.items() if name not in checkpoint.entries}
     return {name: entry for name, entry in new.items() if not name.endswith("lm_head.weight")}
 
 
 def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
-    """A checkpoint whose tensors have their names without what trainers put around them; those of an adapter stay.
+    """Take the wrappers of trainers off the names of a checkpoint's tensors; names of an adapter stay.
 
     wrappers  as `names.unwrapped` takes them
 
@@ -270,7 +270,7 @@ def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
 
 
 def bring(source: str, folder: Path) -> None:
-    """Fetch all that loading a model takes: the weights that are read, and what lies beside them.
+    """Fetch everything that loading a model needs: its weights and the files beside them.
 
     folder  what `locate` gave for `source`; nothing happens for a local one
 

@@ -1,4 +1,4 @@
-"""From what a recipe calls a model to where it lies: a local path, or a repository of the hub.
+"""Locate what a recipe names: a local path, or one commit of a repository on the hub.
 
 One commit of a repository is seen as a folder of links into the hub's own cache, in the user's cache folder:
 
@@ -40,16 +40,16 @@ __all__ = [
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
 _FRESH: Final = 60.0
-"""Seconds for which a branch stays the commit it was, so that a plan, which asks more than once, sees one commit."""
+"""Seconds for which a branch is taken to stay at its commit, so that a plan, which asks repeatedly, sees one."""
 
 _seen: dict[str, tuple[float, Path]] = {}
 _held: dict[object, float] = {}
-"""Since when branches stay what they are, for each `one_commit` that has not ended."""
+"""The start of each `one_commit` that has not ended; branches located since then are not looked up again."""
 
 
 @contextmanager
 def one_commit() -> Iterator[None]:
-    """Whatever is located inside stays the commit that it is found to be, however long it takes."""
+    """Keep every branch at the commit where it is first located, however long the block takes."""
     mine = object()
     _held[mine] = time.monotonic()
     try:
@@ -83,7 +83,7 @@ def locate(source: str) -> Path:
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
-    """A hub id and the revision that it carries, for what takes the two apart; a path that exists is one as it is."""
+    """Split a hub id into repository and revision; an existing path is returned unchanged, without a revision."""
     if Path(source).expanduser().exists():
         return source, None
     name, _, revision = source.partition("@")
@@ -91,7 +91,7 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 
 def restore(path: Path) -> Path:
-    """A path that `locate` gave, which a plan has recorded: made again, of the same commit, where a cache lost it."""
+    """Restore a path that `locate` returned and a plan recorded: same commit, made anew if a cache has lost it."""
     remote = remote_of(path)
     if remote is None:
         return path
@@ -118,7 +118,7 @@ def _look_up(repository: str, revision: str | None) -> Path:
 
 
 def _view(repository: str, snapshot: Path) -> Path:
-    """The folder of links for the commit that a snapshot in the hub's cache is of.
+    """The folder of links for the commit of a snapshot in the hub's cache.
 
     Where the hub cannot be asked and was not asked before, it is the snapshot itself: what is there is all there is.
     """
@@ -150,7 +150,7 @@ def _view(repository: str, snapshot: Path) -> Path:
 
 
 def remote_of(file: Path) -> Remote | None:
-    """Which file of the hub a path in a folder of links stands for, or the folder itself; None for any other path."""
+    """The file on the hub that a path in a folder of links stands for; None for any other path."""
     views = own_cache("views")
     if views not in file.parents:
         return None
@@ -159,12 +159,12 @@ def remote_of(file: Path) -> Remote | None:
 
 
 def missing_remote(file: Path) -> Remote | None:
-    """Which file of the hub a path stands for, as long as it is not here."""
+    """The file on the hub that a path stands for, or None if it is here."""
     return None if file.exists() else remote_of(file)
 
 
 def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]:
-    """What belongs to a checkpoint beside its weights, or what it has of `names`, as paths in its folder of links.
+    """The files of a checkpoint beside its weights, or those among `names`, as paths in its folder of links.
 
     None for a local folder, where all that there is is there.
     """
@@ -179,7 +179,7 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
 
 
 def listed_alike(one: Path, other: Path) -> bool:
-    """Whether two files are of the hub and it says that their content is the same, so that neither has to come."""
+    """Whether the hub lists two files with the same content, so that neither has to be fetched to compare them."""
     blobs = []
     for remote in map(remote_of, (one, other)):
         listed = listing(remote.repository, remote.commit).get(remote.name) if remote else None
@@ -197,7 +197,7 @@ def _neighbours(path: Path) -> str:
 
 
 def pinned(folder: Path, adapter: Path | None = None) -> str:
-    """What a recipe says to have these very files again, `owner/name@commit`; empty where nothing is of the hub.
+    """The source that names exactly these files, `owner/name@commit`; empty if nothing comes from the hub.
 
     adapter  of a base that stands with one
     """

@@ -10,7 +10,6 @@ cache folder, so that a plan can be made again without it:
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,9 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from polymerge.checkpoints.discovery import is_plain, of_training
 from polymerge.checkpoints.safetensors import HEADER_LIMIT, LENGTH_BYTES, Head
@@ -48,15 +49,16 @@ _WANTED: Final = (
 )  # fmt: skip
 _UNWANTED: Final = ("consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*")
 _FIRST: Final = 1 << 16
-"""Bytes of a safetensors file that are asked for first; the headers of most end within."""
+"""Bytes of a safetensors file that are requested first; most headers end within them."""
 _TRIES: Final = 3
+_SHA256: Final = "^[0-9a-f]{64}$"
 _PAUSE: Final = 1.0  # seconds before a header is asked for again
 _LOCAL: Final = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE")
     if hasattr(errno, name)
 }
-"""What no server is to blame for."""
+"""Errors of this machine, which no server causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,40 +76,36 @@ class Remote:
         return f"{self.repository}@{self.commit}"
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """What the hub says of a file before it is here."""
+class Listed(msgspec.Struct, frozen=True, array_like=True):
+    """What the hub lists for a file."""
 
     size: int
-    sha256: str | None = None
-    """None for a file that lies in git itself, as small ones do."""
+    sha256: Annotated[str, msgspec.Meta(pattern=_SHA256)] | None = None
+    """None for a file stored in git itself, as small ones are."""
     blob: str | None = None
-    """What git calls its content, or that of what stands for it there; None where it was not noted."""
+    """The git hash of its content, or of its LFS pointer; None if it was not noted."""
 
 
 @lru_cache(maxsize=256)
 def listing(repository: str, commit: str) -> Mapping[str, Listed]:
-    """The files of a commit that can matter, each with what the hub says of it; asked once and kept."""
+    """The relevant files of a commit with their size and hashes; requested once and kept."""
     note = own_cache("hub") / repository / f"{commit}.json"
-    with suppress(OSError, ValueError, TypeError, AttributeError):  # not asked yet, or nothing that we have written
-        kept = {name: Listed(*said) for name, said in json.loads(note.read_bytes()).items()}
-        if all(is_plain(name) and isinstance(one.size, int) and _is_hash(one.sha256) for name, one in kept.items()):
+    with suppress(OSError, msgspec.DecodeError):  # not asked yet, or nothing that we have written
+        kept = msgspec.json.decode(note.read_bytes(), type=dict[str, Listed])
+        if all(map(is_plain, kept)):
             return MappingProxyType(kept)
     from huggingface_hub import HfApi
 
     with hub_errors(repository, commit):
         info = HfApi().model_info(repository, revision=commit, files_metadata=True)
-    found = {
-        file.rfilename: Listed(
-            file.size or 0, file.lfs.sha256 if file.lfs and _is_hash(file.lfs.sha256) else None, file.blob_id
-        )
-        for file in info.siblings or ()
-        if _matters(file.rfilename)
-    }
+    found: dict[str, Listed] = {}
+    for file in info.siblings or ():
+        if _matters(file.rfilename):
+            sha256 = file.lfs.sha256 if file.lfs and re.match(_SHA256, file.lfs.sha256) else None
+            found[file.rfilename] = Listed(file.size or 0, sha256, file.blob_id)
     if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
-    listed = {name: [one.size, one.sha256, one.blob] for name, one in found.items()}
-    _write(note, json.dumps(listed, indent=1).encode())
+    _write(note, msgspec.json.format(msgspec.json.encode(found), indent=1))
     return MappingProxyType(found)
 
 
@@ -135,7 +133,7 @@ def head_of(file: Path, remote: Remote) -> Head:
 
 
 def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
-    """The bytes `start` to `stop` of a file of `size` bytes; asked for again where the connection breaks."""
+    """Fetch bytes `start` to `stop` of a file of `size` bytes; repeated if the connection breaks."""
     if start >= stop:
         return b""
     with hub_errors(remote.repository, remote.commit, remote.name):
@@ -147,7 +145,7 @@ def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
 
 
 def _asked(remote: Remote, start: int, stop: int, size: int) -> bytes:
-    """What a server sends for a range; no more is taken from one that sends all of the file."""
+    """Request one range; a server that sends the whole file is cut off after it."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -199,17 +197,13 @@ def no_room(file: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{file}: cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can")
 
 
-def _is_hash(text: object) -> bool:
-    return text is None or (isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) is not None)
-
-
 def _matters(name: str) -> bool:
     wanted = any(fnmatch(name, one) for one in _WANTED) and not any(fnmatch(name, one) for one in _UNWANTED)
     return wanted and not of_training(name)
 
 
 class LastingError(CheckpointError):
-    """What the hub delivers is not to be used, and would be the same if it were asked once more."""
+    """What the hub delivers cannot be used, and trying again would not help."""
 
 
 @contextmanager
@@ -282,7 +276,7 @@ def _local(what: str, error: OSError) -> RecipeError:
 
 
 def unreachable() -> tuple[type[Exception], type[Exception]]:
-    """What is raised where the hub cannot be asked, or must not be: a broken connection, no answer, the offline switch.
+    """The exceptions for a hub that cannot or must not be reached: broken connection, timeout, offline switch.
 
     The first of these come from the HTTP library of huggingface_hub, which is not the same in all its versions.
     """
@@ -298,19 +292,19 @@ def _reason(error: BaseException) -> str:
 
 
 def hub_cache() -> Path:
-    """The folder, whether it is there or not."""
+    """The folder of the hub's cache, which need not exist."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def hub_disk() -> Path:
-    """The folder, or the first on the way to it that is there, and so is on the disk that it will be on."""
+    """The hub's cache or its nearest existing parent, which is on the same disk."""
     cache = hub_cache()
     return next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
 
 
 def own_cache(name: str) -> Path:
-    """A folder of ours in the user's cache folder."""
+    """Our own folder of that name within the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches).resolve() / "polymerge" / name

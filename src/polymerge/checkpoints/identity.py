@@ -1,4 +1,4 @@
-"""What tells a checkpoint from another: sha256 of its files, remembered, or of samples of them, and cheap stamps."""
+"""What tells files from others: their sha256, remembered so that it is computed once, samples of them, and stamps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ __all__ = ["Stamp", "content_digest", "file_digest", "sha256_of", "stamps_of"]
 
 Stamp: TypeAlias = "tuple[int, int] | None"
 """Size of a file in bytes and when it was written, in nanoseconds; None for one that is not here."""
-
-__all__ = ["content_digest", "file_digest", "sha256_of"]
 
 _CHUNK: Final = 1 << 22
 _SAMPLES, _SAMPLE_BYTES = 64, 4096

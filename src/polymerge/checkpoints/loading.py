@@ -1,4 +1,4 @@
-"""Load a model and its processor to be asked, and refuse what does not load whole."""
+"""Load a model and its processor for inference, and refuse a model that does not load completely."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""The words for the precision a model runs in; `auto` is that of its weights."""
+"""The precisions a model can run in; `auto` is that of its weights."""
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""A folder that has one of these has a processor; one that has none is asked in text only."""
+"""A folder with one of these has a processor; one without is used with text only."""
 
 _AUTO = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
 
@@ -56,7 +56,7 @@ def model_class(config: Mapping[str, Any]) -> Any:
 
 
 def named_class(config: Mapping[str, Any]) -> Any:
-    """The first of the architectures that a config names which transformers has; None where it has none of them."""
+    """The first architecture in a config that transformers knows, or None."""
     import transformers
 
     names = (name for name in config.get("architectures") or () if isinstance(name, str))
@@ -64,7 +64,7 @@ def named_class(config: Mapping[str, Any]) -> Any:
 
 
 def needs_code(config: Mapping[str, Any]) -> bool:
-    """Whether a model is made by Python files that lie beside its config, and by no class of transformers."""
+    """Whether a model needs Python files beside its config, because transformers has no class for it."""
     import transformers
 
     return "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING
@@ -78,7 +78,7 @@ def load_model(
     trust_remote_code: bool = False,
     ignored: Collection[str] = (),
 ) -> Any:
-    """Load a model to be asked, in evaluation mode; every tensor must have its place.
+    """Load a model for inference, in evaluation mode; every tensor must have its place.
 
     folder             a folder, which is read without the network, or the id of a hub repository
     device             as torch names it: `cpu`, `cuda`, `cuda:1`
@@ -192,13 +192,13 @@ def load_processor(folder: str | Path, trust_remote_code: bool = False) -> Any:
 
 
 def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer inside a processor; a tokenizer is its own."""
+    """The tokenizer of a processor; a tokenizer is returned itself."""
     return getattr(processor, "tokenizer", processor)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars, load reports and warnings off the terminal: what is wrong is raised."""
+    """Silence transformers' progress bars, load reports and warnings: errors are raised."""
     try:
         logging: Any = import_module("transformers.utils.logging")
     except ImportError:

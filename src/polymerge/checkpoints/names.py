@@ -1,4 +1,4 @@
-"""What names of tensors say: what trainers put around them, and what a tensor of an adapter is.
+"""Parse names of tensors: wrappers that trainers add, and the roles of an adapter's tensors.
 
 Trainers wrap a model (DDP, torch.compile, FSDP, DeepSpeed, PEFT, TRL), and its names with it. Those of an adapter tell
 a factor of a module, a full weight of the base, or rows of an embedding.
@@ -27,10 +27,10 @@ _ANYWHERE: Final = (
     "_checkpoint_wrapped_module",
     "_forward_module",  # Lightning with DeepSpeed
 )
-"""Whole components of names that no module of a model has; they may stand anywhere, and before some tensors only."""
+"""Components of names that no model uses itself; they may occur anywhere, and in some names only."""
 
 _BEFORE_ALL: Final = ("module.", "base_model.model.", "pretrained_model.")
-"""What may be a name in a model too, and is a wrapper where every tensor has it in front."""
+"""Prefixes that a model may use too; they are wrappers only where every name has them."""
 
 _LORA: Final = (
     ".lora_A.",
@@ -40,7 +40,7 @@ _LORA: Final = (
     ".base_layer.",
     ".modules_to_save.",
 )
-"""What names have in them that PEFT, or loralib, has wrapped and not merged; the last may end them."""
+"""Parts of the names of modules that PEFT or loralib wrapped and did not merge; the last may end a name."""
 
 _PREFIX: Final = "base_model.model."
 
@@ -60,12 +60,12 @@ _AGAIN: Final = "Save the adapter again with PEFT."
 
 
 def is_lora(name: str) -> bool:
-    """Whether a tensor is of a module that LoRA is in and was not merged into."""
+    """Whether a name belongs to a module with unmerged LoRA."""
     return any(mark in f"{name}." for mark in _LORA)
 
 
 def wrappers_in(names: Collection[str]) -> tuple[str, ...]:
-    """What trainers have put around the names of a checkpoint, as `unwrapped` takes it, outermost first."""
+    """The wrappers that trainers added to the names of a checkpoint, for `unwrapped`, outermost first."""
     found = [f".{part}." for part in _ANYWHERE if any(f".{part}." in f".{name}" for name in names)]
     rest = [unwrapped(name, found) for name in names]
     while rest and (prefix := next((one for one in _BEFORE_ALL if all(name.startswith(one) for name in rest)), None)):
@@ -75,7 +75,7 @@ def wrappers_in(names: Collection[str]) -> tuple[str, ...]:
 
 
 def unwrapped(name: str, wrappers: Sequence[str]) -> str:
-    """A name without wrappers: `.x.` is a component that is taken out wherever it is, `x.` is taken off the front."""
+    """Remove wrappers from a name: `.x.` is removed wherever that component occurs, `x.` only as a prefix."""
     for wrapper in wrappers:
         if wrapper.startswith("."):
             parts = name.split(".")
@@ -87,22 +87,22 @@ def unwrapped(name: str, wrappers: Sequence[str]) -> str:
 
 @dataclass
 class Sorted:
-    """The tensors of an adapter by what they are, in order of the files."""
+    """The tensors of an adapter by role, in order of the files."""
 
     factors: dict[tuple[str, bool], dict[str, TensorInfo]] = field(default_factory=dict)
-    """By module, and whether it is an embedding: its 'A', 'B' and 'bias', as far as they are there."""
+    """By module and whether it is an embedding: its 'A', 'B' and 'bias' as far as present."""
     extras: dict[str, TensorInfo] = field(default_factory=dict)
     """Full weights, by the name of the parameter in the base."""
     tokens: dict[str, TensorInfo] = field(default_factory=dict)
     """Rows of embeddings, by the name of the parameter in the base."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """What is no part of the adapter -> why it is left out."""
+    """Tensors that are no part of the adapter -> why they are left out."""
     repeated: dict[tuple[Path, Path], list[str]] = field(default_factory=dict)
-    """By two files, the tensors of the second that the first holds byte for byte."""
+    """By pair of files, the tensors of the second that the first holds byte for byte."""
 
 
 def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[Sorted, list[CheckpointError]]:
-    """Sort the tensors of an adapter's files, each with whether it lies beside PEFT's own, as LLaVA's does.
+    """Sort the tensors of an adapter by role; each file is given with whether it is one beside PEFT's own, as LLaVA's.
 
     Also says what is wrong with the names: those of no known form, and those that mean one thing twice. Two files may
     hold one tensor where it is the same byte for byte; that alone is looked at here beside names.
@@ -141,7 +141,7 @@ def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[So
 
 
 def _peft_names(keys: Collection[str]) -> dict[str, str]:
-    """Names in the base model, by names in PEFT's file; empty where one has not the prefix that all have."""
+    """Map names in PEFT's file to names in the base model; empty for a name without PEFT's prefix."""
     short: dict[str, str] = {}
     for key, name in _unwrapped({key: key for key in keys}).items():
         short[key] = _inner(name) if name.startswith(_PREFIX) else ""
@@ -149,7 +149,7 @@ def _peft_names(keys: Collection[str]) -> dict[str, str]:
 
 
 def _llava_names(keys: Collection[str]) -> dict[str, str]:
-    """Names in the base model, by names in non_lora_trainables.bin: without the prefix, as LLaVA's loader takes it off.
+    """Map names in non_lora_trainables.bin to names in the base model, as LLaVA's loader does.
 
     It takes off `base_model.`, and then one `model.` from every name where any begins with `model.model.`. Where none
     does, `base_model.model.` is the prefix all the same.
@@ -169,14 +169,14 @@ def _llava_names(keys: Collection[str]) -> dict[str, str]:
 
 
 def _inner(name: str) -> str:
-    """A name without PEFT's prefix, which is there twice where an adapted model was adapted again."""
+    """Remove PEFT's prefix, which occurs twice if an adapted model was adapted again."""
     while name.startswith(_PREFIX):
         name = name.removeprefix(_PREFIX)
     return name
 
 
 def _unwrapped(names: Mapping[str, str]) -> dict[str, str]:
-    """Names by key without what wrappers of the model put into them while it was trained."""
+    """Remove the wrappers of training from names, by key."""
     said = [name for name in names.values() if name]
     before = {name.partition(_PREFIX)[0] if _PREFIX in name else "" for name in said}
     outer = [*before] if len(before) == 1 and before != {""} else []  # whatever stands before PEFT's prefix everywhere
@@ -186,7 +186,7 @@ def _unwrapped(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two tensors are one, byte for byte; files on the hub are fetched for that, as they are read later on."""
+    """Whether two tensors are equal byte for byte; files on the hub are fetched, as they are read later anyway."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     fetch_all(tensor.file for tensor in (first, second) if missing_remote(tensor.file))
@@ -194,17 +194,17 @@ def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
 
 
 class _Sorting:
-    """Puts each tensor where it belongs, and keeps what does not."""
+    """Assigns each tensor its role and keeps the conflicts."""
 
     def __init__(self, found: Sorted, adapters: Collection[str], misnamed: list[str]) -> None:
         self.found, self.adapters, self.misnamed = found, adapters, misnamed
         self.twice: list[tuple[TensorInfo, TensorInfo]] = []
         self.magnitudes: list[str] = []
         self.trained: dict[str, TensorInfo] = {}
-        """Parameters that were named by way of `modules_to_save`, which PEFT adds to the plain name for biases."""
+        """Parameters named by way of `modules_to_save`, which PEFT writes beside the plain name for biases."""
 
     def put(self, name: str, entry: TensorInfo) -> None:
-        """Sort one tensor in; `name` is without the prefix."""
+        """Assign one tensor; `name` has no prefix."""
         if ".original_module." in name:
             self.found.skipped[entry.name] = "is the base's own, which a trained copy stands in for"
             return
@@ -249,14 +249,14 @@ class _Sorting:
             self._again(first, entry)
 
     def _again(self, first: TensorInfo, entry: TensorInfo) -> None:
-        """Of one tensor in two files the first is read, where it can be seen that no choice is made by that."""
+        """Of a tensor in two files the first is read if both are equal; else it is a conflict."""
         if first.file != entry.file and _same_bytes(first, entry):
             self.found.repeated.setdefault((first.file, entry.file), []).append(entry.name)
         else:
             self.twice.append((first, entry))
 
     def problems(self, folder: Path, adapters: Collection[str]) -> list[CheckpointError]:
-        """Settle what has two names, and say what is wrong with all of them."""
+        """Settle tensors with two names and return all errors."""
         for name, entry in self.trained.items():
             first = self.found.extras.setdefault(name, entry)
             if first is entry:
@@ -291,7 +291,7 @@ class _Sorting:
         return problems
 
     def _twice(self) -> Iterator[CheckpointError]:
-        """One message for all that two files, or one, have twice; and for what has one name in two and means two."""
+        """One error per pair of files for the tensors that they both hold, also under one name with two meanings."""
         kept: dict[str, TensorInfo] = {}
         factors = [entry for slots in self.found.factors.values() for entry in slots.values()]
         for entry in (*factors, *self.found.extras.values(), *self.found.tokens.values()):

@@ -1,4 +1,4 @@
-"""Fetch files of the hub beside a merge: a few at once, in the order in which they are wanted.
+"""Fetch files of the hub while a merge runs: a few at once, in the order in which they are wanted.
 
 `hf_hub_download` brings each file into the hub's own cache, where every other program finds it. A file that was half
 there when a process ended is fetched again.
@@ -27,7 +27,7 @@ _TRIES: Final = 5
 _PAUSE: Final = 1.0  # seconds after the first failed try, twice as many after each further one
 
 _running: dict[Path, tuple[Future[None], Prefetch]] = {}
-"""Files that somebody fetches already, or is about to."""
+"""Files that are being fetched, or are about to be."""
 
 
 class _StoppedError(Exception):
@@ -35,10 +35,10 @@ class _StoppedError(Exception):
 
 
 class Prefetch:
-    """Files that a merge needs, fetched beside it; `fetched` waits for one of them.
+    """Files that a merge needs, fetched while it runs; `fetched` waits for one of them.
 
     files    in the order in which they are wanted; local ones and those in the hub's cache need nothing
-    advance  told how many more bytes are here, never from two threads at once; a number below zero says that bytes
+    advance  told how many more bytes are here, never from two threads at once; a negative number says that bytes
              are fetched again; what it raises is raised to whoever waits for a file
 
     The first error ends the wait for all of them.
@@ -56,11 +56,8 @@ class Prefetch:
         """Bytes to be fetched."""
         if self._missing:
             _refuse_offline(self._missing.values())
-            known = {
-                (one.repository, one.commit): listing(one.repository, one.commit) for one in self._missing.values()
-            }
-            sizes = (known[one.repository, one.commit].get(one.name) for one in self._missing.values())
-            self.size = sum(listed.size for listed in sizes if listed)
+            found = (listing(one.repository, one.commit).get(one.name) for one in self._missing.values())
+            self.size = sum(listed.size for listed in found if listed)
             _check_room(self.size)
 
     def __enter__(self) -> Prefetch:
@@ -74,7 +71,7 @@ class Prefetch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._give_up()
+            self._fail(CancelledError())
         try:
             if self._pool is not None:  # what has failed does not wait for a server that has fallen silent
                 self._pool.shutdown(wait=not self._stop.is_set(), cancel_futures=True)
@@ -83,28 +80,25 @@ class Prefetch:
                 _running.pop(file, None)
 
     def finish(self) -> None:
-        """Wait for all of them; raises what kept one from coming."""
+        """Wait for all files; raises what kept one from coming."""
         for file in self._missing:
             fetched(file)
 
     @contextmanager
     def wanted(self) -> Iterator[None]:
-        """Where the block fails, end the wait for files before anything outside waits for the threads that do."""
+        """If the block fails, stop waiting for files before anything outside joins the threads that wait."""
         try:
             yield
         except BaseException:
-            self._give_up()
+            self._fail(CancelledError())
             raise
 
     def wait_for(self, future: Future[None]) -> None:
-        """Wait for one of them; raises what kept it, or another one, from coming."""
+        """Wait for one file; raises what kept it, or another, from coming."""
         wait([future, self._failed], return_when=FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
         future.result()
-
-    def _give_up(self) -> None:
-        self._fail(CancelledError())
 
     def _fail(self, error: BaseException) -> None:
         with self._one_at_a_time:
@@ -136,7 +130,7 @@ class Prefetch:
 
 
 def fetch_all(files: Iterable[Path], advance: Callable[[int, int], None] | None = None) -> None:
-    """Fetch files before anything goes on.
+    """Fetch files and return when all are here.
 
     advance  told bytes done and bytes in all; without it a bar is drawn, if standard error is a terminal
 
@@ -219,7 +213,7 @@ def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: 
 
 
 class _Received:
-    """How much of one file is here, told to `advance` as what came to it since it was last told."""
+    """How much of one file is here; tells `advance` the difference."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance, self._here = advance, 0
@@ -234,7 +228,7 @@ class _Received:
 
 
 def _bar_class(received: _Received) -> Any:
-    """A class of progress bars for huggingface_hub that tell how many bytes are here, and draw nothing."""
+    """A progress bar class for huggingface_hub that reports the bytes received and draws nothing."""
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg]
@@ -257,7 +251,7 @@ def _bar_class(received: _Received) -> Any:
 
 
 def fetches_to(folder: Path) -> bool:
-    """Whether what is fetched goes to the disk that a folder is on."""
+    """Whether fetched files go to the disk of a folder."""
     return hub_disk().stat().st_dev == folder.stat().st_dev
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polymerge.checkpoints.identity import file_digest
-from polymerge.checkpoints.output_folder import check_target, output_folder
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
-from polymerge.checkpoints.writer import Write, parse_size
+from polymerge.checkpoints.writer import Write, check_target, output_folder, parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution

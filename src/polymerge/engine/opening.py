@@ -13,8 +13,8 @@ from polymerge.checkpoints.files import check_file
 from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import stamps_of
-from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.checkpoints.writer import copy_companions
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import names_read
 from polymerge.planning import Input, Plan, Step

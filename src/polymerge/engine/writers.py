@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter, made_adapter
-from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.tensor_info import Contents
-from polymerge.checkpoints.writer import Shards, lay_out
+from polymerge.checkpoints.writer import Shards, copy_companions, lay_out
 from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute

@@ -64,7 +64,7 @@ class Input:
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
     files        of an adapter, what became of each weight file in its folder
-    wrappers     what is taken off their names as stored (see `checkpoint.wrapped`); all other names here are without
+    wrappers     what is taken off their names as stored (see `checkpoints.names`); all other names here are without
     kind         whether it is a checkpoint, be it with an adapter, or an adapter alone
     opened       its headers as the plan was made from them, in the process that made it; of an adapter alone as well
     stamps       of its files at that time

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.output_folder import check_target
+from polymerge.checkpoints.writer import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any
 from polymerge.inference.generation import Batches, Generation, generate

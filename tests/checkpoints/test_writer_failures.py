@@ -126,7 +126,7 @@ def test_what_was_moved_aside_is_put_back_after_a_kill_between_the_renames(tmp_p
 
 
 def polymerge_output(out: Path) -> Any:
-    from polymerge.checkpoints.output_folder import output_folder
+    from polymerge.checkpoints.writer import output_folder
 
     return output_folder(out)
 

@@ -16,7 +16,7 @@ import yaml
 
 import polymerge
 from polymerge.checkpoints.identity import file_digest
-from polymerge.checkpoints.output_folder import copy_companions, output_folder
+from polymerge.checkpoints.writer import copy_companions, output_folder
 from polymerge.errors import OutputError
 from running import checkpoint, cli, leftovers, linear, merged, raw, recipe_file, small_llama, two_llamas, weights
 from tiny import build, generate, related_llm

@@ -131,7 +131,7 @@ def place(name: str = FIRST) -> Path:
 
 def test_the_merge_after_a_killed_one_is_whole(hub: Standin, tmp_path: Path) -> None:
     going_on = threading.Event()
-    hub.held[LAST] = HALF, going_on
+    hub.held |= {FIRST: (HALF, going_on), LAST: (HALF, going_on)}
     killed = child(hub, tmp_path, "out")
     until(lambda: any(place(name).exists() for name in SHARDS))
     killed.send_signal(signal.SIGKILL)
