@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_made import LAYER, PEFT_WARNINGS, PREFIX, adapter, recipe
-from loading import loaded_by
 from polymerge.planning import AdapterPlan, make_plan
-from running import checkpoint, cli, merged, recipe_file, small_llama
+from running import checkpoint, cli, loaded_by, merged, recipe_file, small_llama
 
 pytestmark = PEFT_WARNINGS
 

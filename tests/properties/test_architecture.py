@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 import polymerge
-from loading import loaded_by
 from paths import ROOT
 from polymerge.methods.table import COPY, METHODS, SHARED, Method, method_function
-from running import two_llamas
+from running import loaded_by, two_llamas
 
 SOURCE = Path(polymerge.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from running import cli, raw
+from running import raw
 from tiny import loaded, logits
 
 pytestmark = [
@@ -69,12 +69,6 @@ def trained(base: Path, adapter: Path, **settings: Any) -> Trained:
     after = {name: tensor.clone() for name, tensor in peft.merge_and_unload().state_dict().items()}
     assert (says - base_says).abs().max() > 0.01
     return Trained(base, adapter, before, after, base_says, says)
-
-
-def fold(base: Path, adapter: Path, out: Path, *words: object) -> Path:
-    ran = cli("fold", adapter, "--base", base, "-o", out, *words)
-    assert ran.status == 0, ran.err
-    return out
 
 
 def check(case: Trained, out: Path, *, exact: bool = True, says: Tensor | None = None) -> set[str]:
