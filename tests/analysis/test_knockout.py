@@ -23,19 +23,18 @@ from polymerge.analysis.drops import drops, thirds
 from polymerge.analysis.knockout import knockout
 from polymerge.analysis.replacements import Cell, Replacement, knocked_out, make_cells, plan_parent
 from polymerge.analysis.task_scores import Score
-from polymerge.checkpoints.loading import load_model, load_processor
+from polymerge.checkpoints.loading import load_model
 from polymerge.cli.analyze import knockout as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.inference import generate
 from polymerge.inference.answer_log import AnswerLog
-from polymerge.inference.answering import Answerer, batches
 from polymerge.inference.live import LiveModel
 from polymerge.inference.options import Generation
 from polymerge.inference.prompts import read_prompts
 from polymerge.planning import Plan
 from running import cli, killed_in_the_middle
-from search_made import BASE, VLM, prompts_file, recipe
+from search_made import BASE, VLM, answers_of, prompts_file, recipe
 from tiny import as_2024, as_live, build, load, perturbed, related_llm
 
 SHORT = Generation(max_new_tokens=3, torch_threads=1)  # models this small are fastest on one
@@ -114,15 +113,6 @@ def rewritten(
 
 def uniform(tensor: Tensor) -> Tensor:
     return torch.full_like(tensor, 1 / tensor.shape[0])
-
-
-def answers_of(folder: Path, prompts: Path) -> dict[int | str, str]:
-    answerer = Answerer(load_model(folder), load_processor(folder), max_new_tokens=3)
-    return {
-        prompt.id: answer
-        for batch in batches(read_prompts(prompts), SHORT.batch_size)
-        for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
-    }
 
 
 REPLACEMENTS = [Replacement("uniform"), Replacement("zero"), Replacement("noise", size=0.5), Replacement("from", BASE)]

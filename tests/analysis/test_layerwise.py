@@ -17,20 +17,19 @@ from safetensors.torch import load_file, save_file
 import polymerge
 from adapters_made import adapter, llama
 from polymerge.analysis.layerwise import in_layers, layerwise
-from polymerge.checkpoints.loading import load_model, load_processor
+from polymerge.checkpoints.loading import load_model
 from polymerge.cli.analyze import ablate as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.inference import generate
 from polymerge.inference.answer_log import AnswerLog
-from polymerge.inference.answering import Answerer, batches
 from polymerge.inference.options import Generation
 from polymerge.inference.prompts import read_prompts
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
 from polymerge.recipe.recipe import read_recipe, recipe_dict
 from running import recipe_file
-from search_made import VLM, prompts_file, recipe
+from search_made import VLM, answers_of, prompts_file, recipe
 from tiny import build, load, perturbed, related_llm
 
 SHORT = Generation(max_new_tokens=3, torch_threads=1)  # models this small are fastest on one
@@ -73,12 +72,7 @@ def test_each_range_answers_as_its_recipe_merged_to_disk(finished: Path, prompts
             layer = re.search(r"language_model.*layers\.(\d+)\.", name)
             inside = entry["name"] == "full" or (layer is not None and int(layer[1]) in entry["layers"])
             assert torch.equal(tensor, (whole if inside else template)[name]), (entry["name"], name)
-        answerer = Answerer(load_model(folder), load_processor(folder), max_new_tokens=3)
-        literal = {
-            prompt.id: answer
-            for batch in batches(asked, SHORT.batch_size)
-            for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
-        }
+        literal = answers_of(folder, prompts)
         assert kept(finished, entry["name"]) == literal
         scored = SCORERS["exact"].score([literal[one.id] for one in asked], [one.answer for one in asked])
         assert entry["tasks"]["all"]["score"] == pytest.approx(scored.score)
@@ -221,7 +215,7 @@ def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_
         made, {"all": prompts}, tmp_path / "run", scorer="exact", layers=[(1, 2)], ranges=["full"], samples=8,
         generation=SHORT,
     )  # fmt: skip
-    asked = read_prompts(tmp_path / "run" / "tasks" / "all" / "prompts.jsonl")
+    asked = tmp_path / "run" / "tasks" / "all" / "prompts.jsonl"
     ranges = {one.name: one.layers for one in done.ranges}
     assert sorted(ranges.values()) == [(0, 1, 2, 3), (1, 2)]
     for name, layers in ranges.items():
@@ -236,13 +230,7 @@ def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_
         }
         save_file(tensors, file, metadata={"format": "pt"})
         polymerge.merge(fold_recipe(str(folder / "adapter"), VLM), folder / "folded", check=False)
-        answerer = Answerer(load_model(folder / "folded"), load_processor(folder / "folded"), max_new_tokens=3)
-        literal = {
-            prompt.id: answer
-            for batch in batches(asked, SHORT.batch_size)
-            for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
-        }
-        assert kept(tmp_path / "run", name) == literal
+        assert kept(tmp_path / "run", name) == answers_of(folder / "folded", asked)
     assert kept(tmp_path / "run", "full") != kept(tmp_path / "run", "baseline")
 
 
