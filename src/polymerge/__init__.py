@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from polymerge.errors import PolymergeError
     from polymerge.planning import Plan
     from polymerge.planning import make_plan as plan
-    from polymerge.recipe.recipe import Recipe, read_recipe
+    from polymerge.recipe.parsing import read_recipe
+    from polymerge.recipe.recipe import Recipe
 
 __all__ = ["Merged", "Plan", "PolymergeError", "Recipe", "Verification", "merge", "plan", "read_recipe", "verify"]
 
@@ -27,7 +28,7 @@ _HOMES = {
     "Verification": "polymerge.engine.verify",
     "merge": "polymerge.engine.merge",
     "plan": "polymerge.planning",
-    "read_recipe": "polymerge.recipe.recipe",
+    "read_recipe": "polymerge.recipe.parsing",
     "verify": "polymerge.engine.verify",
 }
 

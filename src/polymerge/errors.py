@@ -24,6 +24,7 @@ __all__ = [
     "RecipeError",
     "Refused",
     "collecting",
+    "collecting_into",
     "did_you_mean",
     "refuse",
     "refuse_if_any",
@@ -105,6 +106,16 @@ def collecting() -> Iterator[list[PolymergeError]]:
         outer.extend(found)
     elif found:
         raise Refused(found)
+
+
+@contextmanager
+def collecting_into(problems: list[PolymergeError]) -> Iterator[None]:
+    """Add what the block refuses to a list, for a caller that still has one of its own."""
+    token = _GATHERED.set(problems)
+    try:
+        yield
+    finally:
+        _GATHERED.reset(token)
 
 
 def refuse(*errors: PolymergeError) -> None:

@@ -27,11 +27,11 @@ from polymerge.checkpoints.loading import load_model
 from polymerge.cli.analyze import knockout as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.inference import generate
-from polymerge.inference.answer_log import AnswerLog
+from polymerge.inference.generation import Generation
 from polymerge.inference.live import LiveModel
-from polymerge.inference.options import Generation
 from polymerge.inference.prompts import read_prompts
+from polymerge.inference.run_folder import AnswerLog
+from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import Plan
 from running import cli, killed_in_the_middle
 from search_made import BASE, VLM, answers_of, prompts_file, recipe
@@ -308,7 +308,7 @@ def test_a_finished_run_is_counted_again_to_the_byte(
     def refuse(*_: object) -> None:
         raise AssertionError("something was generated")
 
-    monkeypatch.setattr(generate, "_carry_out", refuse)
+    monkeypatch.setattr(WorkerPool, "submit", refuse)
     before = (finished / "knockout.json").read_bytes()
     how: dict[str, Any] = {"scorer": "exact", "against": VLM, "layers": (0, 1), "generation": SHORT}
     knockout(merged, {"all": prompts}, finished, **how, seed=7)

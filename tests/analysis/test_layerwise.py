@@ -21,13 +21,14 @@ from polymerge.checkpoints.loading import load_model
 from polymerge.cli.analyze import ablate as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.inference import generate
-from polymerge.inference.answer_log import AnswerLog
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import read_prompts
+from polymerge.inference.run_folder import AnswerLog
+from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
-from polymerge.recipe.recipe import read_recipe, recipe_dict
+from polymerge.recipe.parsing import read_recipe
+from polymerge.recipe.recipe import recipe_dict
 from running import recipe_file
 from search_made import VLM, answers_of, prompts_file, recipe
 from tiny import build, load, perturbed, related_llm
@@ -99,7 +100,7 @@ def test_a_finished_run_is_counted_again_to_the_byte(
     def refuse(*_: object) -> None:
         raise AssertionError("something was generated")
 
-    monkeypatch.setattr(generate, "_carry_out", refuse)
+    monkeypatch.setattr(WorkerPool, "submit", refuse)
     before = (finished / "ablation.json").read_bytes()
     done = layerwise(recipe(), {"all": prompts}, finished, scorer="exact", generation=SHORT)
     assert (finished / "ablation.json").read_bytes() == before

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import adapters_made
-from adapters_made import PREFIX
-from folded import SAME_WEIGHTS, Trained, check, pytestmark, trained
+from adapters_made import PEFT_WARNINGS, PREFIX
+from folded import SAME_WEIGHTS, Trained, check, trained
 from polymerge import plan as make_plan
 from polymerge.checkpoints.adapter import is_adapter, open_adapter
 from polymerge.checkpoints.loading import load_model
@@ -28,7 +28,7 @@ from polymerge.planning import Plan
 from running import checkpoint, cli, fold, merged, raw, recipe_file, small_llama
 from tiny import build, loaded
 
-__all__ = ["pytestmark"]
+pytestmark = PEFT_WARNINGS
 
 MODEL = "adapter_model.safetensors"
 
@@ -355,7 +355,7 @@ def test_a_whole_tokenizer_is_the_adapters(plain: tuple[Path, Path], tmp_path: P
     made = make_plan({"merge_method": "copy", "models": [f"{base}+{adapter}"]})
     assert isinstance(made, Plan)
     assert [one.kind for one in made.companions] == ["tokenizer", "chat template", "generation config"]
-    assert Plan.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert make_plan(json.loads(json.dumps(made.to_json()))) == made
 
 
 def test_settings_without_a_vocabulary_stay_behind(plain: tuple[Path, Path], tmp_path: Path) -> None:

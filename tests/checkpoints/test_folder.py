@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from polymerge.checkpoints import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused
 
 INDEX = "model.safetensors.index.json"
@@ -62,7 +62,7 @@ def test_a_sharded_folder(tmp_path: Path) -> None:
     ]
     assert list(checkpoint.entries) == ["z", "b", "a"]
     first = checkpoint.entries["z"]
-    assert first == Entry("z", "F32", (1,), checkpoint.files[0], checkpoint.files[0].stat().st_size - 8, 4)
+    assert first == TensorInfo("z", "F32", (1,), checkpoint.files[0], checkpoint.files[0].stat().st_size - 8, 4)
     assert (checkpoint.aliases, checkpoint.skipped) == ({}, {})
 
 
@@ -213,10 +213,10 @@ def test_what_may_not_be_read_is_said(tmp_path: Path) -> None:
     [
         (
             '{"a": 1,\n  b}',
-            "config.json is not JSON: Expecting property name enclosed in double quotes at line 2, column 3",
+            "config.json: is not JSON: Expecting property name enclosed in double quotes at line 2, column 3",
         ),
-        ("[]", "config.json is a JSON array, not an object"),
-        ("3", "config.json is a JSON number, not an object"),
+        ("[]", "config.json: expected object, got array"),
+        ("3", "config.json: expected object, got 3"),
         ("version https://git-lfs.github.com/spec/v1\n", "config.json: is a Git LFS pointer"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_broken_config_is_refused(tmp_path: Path, config: str, said: str) -> N
     ("text", "said"),
     [
         ("{", "is not JSON"),
-        ("[]", "is a JSON array"),
+        ("[]", "expected object, got array"),
         ("{}", "has no 'weight_map'"),
         ('{"weight_map": {}}', "has no 'weight_map'"),
         ('{"weight_map": ["a"]}', "has no 'weight_map'"),
@@ -301,7 +301,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{,}")
     messages = [str(problem) for problem in refusal(tmp_path)]
     expected = [
-        f"{tmp_path / 'config.json'} is not JSON",
+        f"{tmp_path / 'config.json'}: is not JSON",
         f"{files[3]}: is truncated",
         f"{files[4]}: is missing",
         f"{files[5]}: is a Git LFS pointer, not the file itself. Run `git lfs pull` there",

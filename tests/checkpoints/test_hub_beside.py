@@ -14,10 +14,10 @@ import polymerge
 from hub_standin import NAMES, Standin, empty_cache, shard, sharded
 from polymerge.checkpoints import hub as hub_module
 from polymerge.checkpoints import output_folder as output_module
+from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.local_copy import bring
 from polymerge.checkpoints.prefetch import Prefetch
-from polymerge.engine.opening import beside_template, fetch, files_read, reopen
+from polymerge.engine.opening import beside_template, fetch, files_read, opened
 from polymerge.errors import PolymergeError
 from polymerge.planning import Plan
 from running import linear
@@ -90,7 +90,7 @@ def test_what_training_left_is_neither_fetched_nor_copied(hub: Standin, tmp_path
 def test_one_disk_has_to_hold_what_is_fetched_and_what_is_written(
     made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [*beside_template(made), *files_read(made, [reopen(entry).entries for entry in made.inputs])]
+    files = [*beside_template(made), *files_read(made, [opened(entry).entries for entry in made.inputs])]
     coming = Prefetch(files).size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=coming + made.size // 2))

@@ -168,7 +168,7 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     file = tmp_path / "weights"
     file.write_bytes(b"first")
     assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
-    monkeypatch.setattr("polymerge.checkpoints.identity._sha256", lambda _: "computed again")
+    monkeypatch.setattr("polymerge.checkpoints.identity.sha256_of", lambda _: "computed again")
     assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
     stat = file.stat()
     file.write_bytes(b"other")

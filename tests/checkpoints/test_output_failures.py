@@ -18,10 +18,10 @@ from polymerge.errors import OutputError
 from running import checkpoint, cli, leftovers, linear, raw, recipe_file, small_llama, two_llamas
 
 FAILING = (
-    "polymerge.engine.merge.lay_out",
+    "polymerge.engine.writers.lay_out",
     "polymerge.engine.merge.execute",
     "polymerge.engine.executor.kernels.encode",
-    "polymerge.checkpoints.shards.os.pwrite",
+    "polymerge.checkpoints.writer.os.pwrite",
     "polymerge.engine.opening.copy_companions",
     "polymerge.engine.merge.provenance",
     "polymerge.engine.merge.verify",

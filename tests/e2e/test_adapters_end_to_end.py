@@ -31,7 +31,7 @@ from adapters_made import (
     total,
     updates,
 )
-from polymerge.planning import AdapterPlan, make_plan
+from polymerge.planning import make_plan
 from running import cli, merged, raw, recipe_file
 
 pytestmark = PEFT_WARNINGS
@@ -419,7 +419,6 @@ def test_format_torch(tmp_path: Path) -> None:
 def test_the_plan_is_what_is_written(tmp_path: Path) -> None:
     adapters = [adapter(tmp_path / "one", 1, r=3), adapter(tmp_path / "two", 2, r=4, modules_to_save=["lm_head"])]
     plan = make_plan(recipe("cat", adapters))
-    assert isinstance(plan, AdapterPlan)
     out = merged(recipe("cat", adapters), tmp_path / "out")
     sizes = sum(tensor.numel() * tensor.element_size() for tensor in tensors(out).values())
     assert plan.size == sizes

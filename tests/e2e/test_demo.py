@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+pytest.importorskip("altair")
 
 from PIL import Image  # noqa: E402
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration  # noqa: E402

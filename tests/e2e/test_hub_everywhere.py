@@ -22,8 +22,8 @@ from mergebench_made import adapter, benchmark, results_of
 from polymerge.checkpoints import hub as hub_module
 from polymerge.demo.story import EXCLUDED
 from polymerge.errors import RecipeError
-from polymerge.inference import generate
 from polymerge.inference.live import LiveModel
+from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import Plan
 from running import checkpoint, cli, linear, merged, raw, small_llama, weights
 from search_made import BASE, REASON, VLM, prompts_file, recipe
@@ -360,15 +360,15 @@ def test_the_record_pins_what_was_merged(hub: Standin, made: Mapping[str, str], 
 def test_a_search_merges_what_it_has_searched(
     hub: Standin, made: Mapping[str, str], asked: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carry_out = generate._carry_out
+    submit = WorkerPool.submit
 
     def and_the_branch_moves(*given: Any) -> Any:
-        done = carry_out(*given)
+        done = submit(*given)
         hub.publish("a/reason", perturbed(Path(REASON), tmp_path / "reason", seed=7))
         hub_module._seen.clear()
         return done
 
-    monkeypatch.setattr(generate, "_carry_out", and_the_branch_moves)
+    monkeypatch.setattr(WorkerPool, "submit", and_the_branch_moves)
     words = ("search", *MERGE, *ASK, "--values", "0.4,0.5,0.6", "--keep-template-weight", "-o", str(tmp_path / "run"))
     ran = cli(*spelled((*words, "--write", str(tmp_path / "out")), made, True, asked))
     assert ran.status == 0, ran.err

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import polymerge
 from plans import names_in, step_of
-from polymerge.checkpoints import Entry
-from polymerge.engine.adapted_blocks import Updates
+from polymerge.checkpoints import TensorInfo
+from polymerge.engine.blocks import Updates
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, names_read
 from polymerge.planning.text import describe, expression
 from running import checkpoint, cli, merged, raw, recipe_file
@@ -189,7 +189,7 @@ def test_the_plan_says_what_is_merged_and_what_is_folded(models: dict[str, str])
 
 def test_the_plan_survives_json(models: dict[str, str], tmp_path: Path) -> None:
     plan = plan_of(models, parts=["text"])
-    again = polymerge.Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    again = polymerge.plan(json.loads(json.dumps(plan.to_json())))
     assert again == plan
     assert again.hash == plan.hash != plan_of({**models, "both": models["vlm"]}, parts=["text"]).hash
     made = polymerge.merge(again, tmp_path / "out", check=False)
@@ -281,7 +281,7 @@ def evaluated(expr: Expr, arrays: Mapping[str, Any], plain: bool = False) -> Any
 def test_updates_reach_the_elements_that_they_are_for(expr: Expr, block: int) -> None:
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(0, 1, shape) for name, shape in ARRAYS.items()}
-    entries = {name: Entry(name, "F64", shape, Path(), 0, 0) for name, shape in ARRAYS.items()}
+    entries = {name: TensorInfo(name, "F64", shape, Path(), 0, 0) for name, shape in ARRAYS.items()}
     updates = Updates(expr, entries, lambda entry: arrays[entry.name])
     out = np.array(evaluated(expr, arrays, plain=True)).ravel()
     for start in range(0, len(out), block):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
+from adapters_made import PEFT_WARNINGS
 from folded import SAME_LOGITS, SAME_WEIGHTS, check, trained
 from layouts import Sizes, config_of, random_tower, stored
 from paths import GOLDEN, SUPPORT
@@ -28,6 +29,8 @@ from polymerge.engine.model_card import model_card
 from polymerge.planning.estimate import BLOCK
 from running import checkpoint, cli, fold, raw, weights
 from tiny import as_2024, as_live, build, loaded, logits
+
+pytestmark = PEFT_WARNINGS
 
 PROGRAM = Path(sys.executable).with_name("polymerge")
 
@@ -249,7 +252,7 @@ def test_the_card_names_both_on_the_hub(small: tuple[Path, Path]) -> None:
     base, adapter = small
     plan = polymerge.plan({"merge_method": "copy", "models": [f"{base}+{adapter}"]})
     entry = replace(plan.inputs[0], source="their/base@v2+my/adapter")
-    front = model_card(replace(plan, inputs=(entry,)), "out", {}).split("---")[1]
+    front = model_card(replace(plan, inputs=(entry,)), "out", {}, {}).split("---")[1]
     assert yaml.safe_load(front)["base_model"] == ["their/base", "my/adapter"]
 
 
@@ -273,7 +276,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(small: tuple[Path, Path
     assert {step["fate"] for step in plan["steps"]} == {"folded", "copied"}
     assert [entry["name"] for entry in plan["left_out"]] == []
     assert not list(tmp_path.iterdir())
-    read_again = polymerge.Plan.from_json(plan)
+    read_again = polymerge.plan(plan)
     assert read_again.hash == plan["hash"]
     folded = fold(base, adapter, tmp_path / "one", "--no-verify")
     assert weights(polymerge.merge(read_again, tmp_path / "other", check=False).folder) == weights(folded)

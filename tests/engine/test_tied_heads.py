@@ -8,29 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
+from adapters_made import PEFT_WARNINGS
+from folded import learned
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES
 from polymerge.inference.live import LiveModel
 from polymerge.planning.inputs import _beside
 from polymerge.planning.model import EMBEDDING, HEAD
-from running import cli, linear, merged
+from running import cli, fold, linear, merged
 from tiny import as_2024, as_live, build, load, loaded, logits
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "Setting `save_embedding_layers` to `True` as embedding layers",
-        "Model has `tie_word_embeddings=True`",
-        "Model with `tie_word_embeddings=True` and the tied_target_modules",
-        "`is_gradient_checkpointing` is deprecated",
-        "You have requested `ensure_weight_tying`, but no tied modules are added",
-    )
-]
+pytestmark = PEFT_WARNINGS
 
 FAMILIES_TIED = (
     "llama", "qwen3", "gemma2", "gemma3", "qwen2_vl", "qwen2_5_vl", "llava", "llava_onevision", "internvl", "mistral3",
@@ -200,19 +193,8 @@ def test_the_name_of_what_is_not_stored_is_that_of_the_same_layout(name: str) ->
 
 
 def trained(base: Path, adapter: Path, seed: int = 7, **settings: Any) -> Tensor:
-    """Put an adapter on `base`, change all that is trainable, and save it; what PEFT's model says with it."""
-    given = {"r": 3, "lora_alpha": 5, "target_modules": r".*(q_proj|v_proj)"} | settings
-    model = loaded(base)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        peft = get_peft_model(model, LoraConfig(**given)).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in sorted(peft.named_parameters()):
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    peft.save_pretrained(adapter)
-    return logits(peft, base)
+    """Put an adapter on `base`, and save it; what PEFT's model says with it."""
+    return logits(learned(base, adapter, seed, 0.05, **{"target_modules": r".*(q_proj|v_proj)"} | settings), base)
 
 
 Q = r".*(q_proj|v_proj)"
@@ -238,12 +220,6 @@ TIED: dict[str, dict[str, Any]] = {
 }
 
 
-def folded(base: Path, adapter: Path, out: Path) -> Path:
-    ran = cli("fold", adapter, "--base", base, "-o", out)
-    assert ran.status == 0, ran.err
-    return out
-
-
 def check_fold(base: Path, out: Path, said: Tensor, *, apart: bool) -> None:
     model = loaded(out)
     torch.testing.assert_close(logits(model, out), said, **SAME_LOGITS)
@@ -259,7 +235,7 @@ def check_fold(base: Path, out: Path, said: Tensor, *, apart: bool) -> None:
 def test_fold_says_what_peft_says(family: str, settings: str, tmp_path: Path) -> None:
     base = build(family, tmp_path / "base", dtype="float32", tie=True)
     said = trained(base, tmp_path / "adapter", **(APART | TIED)[settings])
-    check_fold(base, folded(base, tmp_path / "adapter", tmp_path / "out"), said, apart=settings in APART)
+    check_fold(base, fold(base, tmp_path / "adapter", tmp_path / "out"), said, apart=settings in APART)
 
 
 @pytest.mark.parametrize("family", FAMILIES_TIED)
@@ -269,7 +245,7 @@ def test_fold_in_families_and_layouts(family: str, layout: Any, tmp_path: Path) 
     if layout is not None:
         layout(base)
     said = trained(base, tmp_path / "adapter", modules_to_save=["embed_tokens"])
-    out = folded(base, tmp_path / "adapter", tmp_path / "out")
+    out = fold(base, tmp_path / "adapter", tmp_path / "out")
     check_fold(base, out, said, apart=True)
     config = json.loads((out / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
@@ -282,7 +258,7 @@ def test_fold_in_families_and_layouts(family: str, layout: Any, tmp_path: Path) 
 def test_a_config_that_is_silent_ties_as_its_class_does(family: str, settings: str, tmp_path: Path) -> None:
     base = silent(build(family, tmp_path / "base", dtype="float32", tie=True))
     said = trained(base, tmp_path / "adapter", **(APART | TIED)[settings])
-    check_fold(base, folded(base, tmp_path / "adapter", tmp_path / "out"), said, apart=settings in APART)
+    check_fold(base, fold(base, tmp_path / "adapter", tmp_path / "out"), said, apart=settings in APART)
 
 
 @pytest.mark.parametrize("settings", [*APART, *TIED])
@@ -297,7 +273,7 @@ def test_fold_onto_a_base_that_stores_both(own: bool, settings: str, tmp_path: P
         tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0).contiguous()
         save_file(tensors, base / "model.safetensors", {"format": "pt"})
     said = trained(base, tmp_path / "adapter", **(APART | TIED)[settings])
-    out = folded(base, tmp_path / "adapter", tmp_path / "out")
+    out = fold(base, tmp_path / "adapter", tmp_path / "out")
     torch.testing.assert_close(logits(loaded(out), out), said, **SAME_LOGITS)
 
 
@@ -308,7 +284,7 @@ def test_a_torch_file_whose_two_names_share_a_storage(settings: str, tmp_path: P
     tensors = load_file(base / "model.safetensors")
     (base / "model.safetensors").unlink()
     torch.save({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, base / "pytorch_model.bin")
-    out = folded(base, tmp_path / "adapter", tmp_path / "out")
+    out = fold(base, tmp_path / "adapter", tmp_path / "out")
     torch.testing.assert_close(logits(loaded(out), out), said, **SAME_LOGITS)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
 
@@ -318,7 +294,7 @@ def test_a_torch_file_whose_two_names_share_a_storage(settings: str, tmp_path: P
 def test_a_base_with_its_adapter_is_merged_as_what_it_is_folded_to(settings: str, place: int, tmp_path: Path) -> None:
     base, own = (build("qwen2_vl", tmp_path / str(n), seed=n, dtype="float32", tie=n == 1) for n in (1, 2))
     trained(base, tmp_path / "adapter", **(APART | TIED)[settings])
-    there = pair(folded(base, tmp_path / "adapter", tmp_path / "folded"))
+    there = pair(fold(base, tmp_path / "adapter", tmp_path / "folded"))
     sources = [Path(f"{base}+{tmp_path / 'adapter'}"), own]
     weights = (0.6, 0.4)
     if place:
@@ -352,7 +328,7 @@ def test_a_live_model_of_a_fold_and_a_torch_output(tmp_path: Path) -> None:
 def test_exclude_keeps_the_head_that_an_adapter_parted(tmp_path: Path) -> None:
     base, own = (build("llama", tmp_path / str(n), seed=n, dtype="float32", tie=n == 1) for n in (1, 2))
     trained(base, tmp_path / "adapter", **APART["head lora"])
-    there = pair(folded(base, tmp_path / "adapter", tmp_path / "folded"))
+    there = pair(fold(base, tmp_path / "adapter", tmp_path / "folded"))
     sources = [Path(f"{base}+{tmp_path / 'adapter'}"), own]
     made = pair(merged(weighted(*sources, exclude=[HEAD]), tmp_path / "out"))
     assert torch.equal(made[1], there[1])
@@ -365,7 +341,7 @@ def test_a_plan_that_parts_them_can_be_stored(tmp_path: Path) -> None:
     plan = polymerge.plan({"merge_method": "copy", "models": [f"{base}+{tmp_path / 'adapter'}"]})
     assert plan.unties
     assert [step.name for step in plan.steps][-1] == "lm_head.weight"
-    again = type(plan).from_json(json.loads(json.dumps(plan.to_json())))
+    again = polymerge.plan(json.loads(json.dumps(plan.to_json())))
     assert (again, again.hash) == (plan, plan.hash)
     assert polymerge.plan(linear(base, base)).unties is False
 
@@ -386,8 +362,8 @@ def test_a_merged_adapter_is_the_mean_of_what_peft_loads(settings: str, tmp_path
         trained(base, tmp_path / f"adapter{number}", number, **given)
     adapters = [tmp_path / f"adapter{number}" for number in (1, 2)]
     out = merged(linear(*adapters) | {"merge_method": "cat"}, tmp_path / "out")
-    there = [pair(folded(base, one, tmp_path / f"folded{place}")) for place, one in enumerate(adapters)]
-    made = pair(folded(base, out, tmp_path / "folded"))
+    there = [pair(fold(base, one, tmp_path / f"folded{place}")) for place, one in enumerate(adapters)]
+    made = pair(fold(base, out, tmp_path / "folded"))
     for one, other, mean in zip(*there, made, strict=True):
         assert torch.allclose(mean, (one + other) / 2, rtol=0, atol=2e-5)
     torch.testing.assert_close(logits(loaded(tmp_path / "folded"), base), peft_says(base, out), **SAME_LOGITS)

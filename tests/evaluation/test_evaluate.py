@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from mergebench_made import EACH, VLM, adapter, benchmark, results_of, write
-from polymerge.evaluation import ask_tasks as asking
+from polymerge.evaluation import asking
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
-from polymerge.evaluation.scorers.java import has_java
-from polymerge.inference.squares import Squares, squared
+from polymerge.evaluation.scorers.caption_metrics import has_java
+from polymerge.inference.images import SquareImages, padded
 from running import Ran, cli, killed_in_the_middle, merged
 
 FEW = ("--max-new-tokens", "4")
@@ -92,20 +92,20 @@ def test_the_layout_of_the_scripts_gives_the_same_scores(direct: Path, tmp_path:
 
 
 def test_prompts_have_the_form_of_their_task(data: Path) -> None:
-    from polymerge.evaluation.prompted_tasks import read_exams
+    from polymerge.evaluation.asking import read_tasks
 
-    exams = {exam.name: exam for exam in read_exams(["mm-mergebench"], data, None, None)}
-    science = exams["ScienceQA"]
+    tasks = {task.name: task for task in read_tasks(["mm-mergebench"], data, None, None)}
+    science = tasks["ScienceQA"]
     assert [len(prompt.images) for prompt in science.prompts] == [1, 1, 0, 1, 1]
     assert science.questions[0].written.startswith("<image>\n")
     assert "<image>" not in science.questions[2].written
-    asked = exams["ImageNet"].prompts[0].text.splitlines()
+    asked = tasks["ImageNet"].prompts[0].text.splitlines()
     assert asked[0] == "what colour is top ?" or asked[0].startswith("what")
     assert len(asked) == 2
     assert asked[1].startswith("Choose an answer from the choices below: ")
     assert "replaced" not in asked[1]
-    assert all("<image>" not in prompt.text for exam in exams.values() for prompt in exam.prompts)
-    assert {name: exam.how.max_new_tokens for name, exam in exams.items()} == {
+    assert all("<image>" not in prompt.text for task in tasks.values() for prompt in task.prompts)
+    assert {name: task.how.max_new_tokens for name, task in tasks.items()} == {
         name: task.max_new_tokens for name, task in TASKS.items()
     }
 
@@ -218,7 +218,7 @@ def test_a_finished_run_is_scored_again_without_asking(
     def refuse(*_: object) -> None:
         raise AssertionError("something was asked")
 
-    monkeypatch.setattr(asking, "_carry_out", refuse)
+    monkeypatch.setattr(asking, "_calls", refuse)
     assert evaluate(data, run).status == 0
     assert (run / "results.json").read_bytes() == (direct / "results.json").read_bytes()
 
@@ -258,10 +258,10 @@ def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
 
 def test_images_are_padded_with_the_mean_colour() -> None:
     picture = Image.new("RGB", (4, 2), (255, 0, 0))
-    made = squared(picture, (1, 2, 3))
+    made = padded(picture, (1, 2, 3))
     assert made.size == (4, 4)
     assert [made.getpixel((0, row)) for row in range(4)] == [(1, 2, 3), (255, 0, 0), (255, 0, 0), (1, 2, 3)]
-    assert squared(made, (0, 0, 0)) is made
+    assert padded(made, (0, 0, 0)) is made
 
     class Processor:
         image_processor = type("Of", (), {"image_mean": [0.5, 0.25, 1.0]})()
@@ -270,7 +270,7 @@ def test_images_are_padded_with_the_mean_colour() -> None:
         def __call__(self, **given: Any) -> Any:
             return given
 
-    wrapped = Squares(Processor())
+    wrapped = SquareImages(Processor())
     assert wrapped.chat_template == "own"
     [[seen]] = wrapped(text=["a"], images=[[picture]])["images"]
     assert seen.getpixel((0, 0)) == (127, 63, 255)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polymerge.errors import OutputError, Refused
-from polymerge.inference.answer_log import AnswerLog
+from polymerge.inference.run_folder import AnswerLog
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_all_broken_lines_are_told_at_once(tmp_path: Path) -> None:
     said = [str(problem) for problem in refused.value.problems]
     assert [problem.split(": ")[1] for problem in said] == [f"line {number}" for number in range(3, 16)]
     expected = [
-        "not JSON: ", "id: True is neither", "id: 1.0 is neither", "answer: None is not a text", "not an answer: ",
-        "not an answer: ", "1 is answered 'two', and 'one' in line 1", "not UTF-8: there is a byte 0xff",
-        "'id' appears twice", "half a surrogate pair", "NaN is not a number", "nested too deeply", "line 15: ",
+        "is not JSON: ", "id: True is neither", "id: 1.0 is neither", "answer: None is not a text", "not an answer: ",
+        "not an answer: ", "1 is answered 'two', and 'one' in line 1", "is not UTF-8: byte 8 is 0xff",
+        "'id' appears twice", "half of a surrogate pair", "holds NaN", "nested too deeply", "line 15: ",
     ]  # fmt: skip
     for problem, words in zip(said, expected, strict=True):
         assert problem.startswith(str(log.path))

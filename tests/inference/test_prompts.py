@@ -174,11 +174,11 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         ("12", "id: True is neither a whole number nor a text"),
         ("13", "id: 1.5 is neither a whole number nor a text"),
         ("15", "['text'] is not an object with fields"),
-        ("16", "not JSON: Expecting ',' delimiter (column 13)"),
-        ("17", "'text' appears twice in one object"),
-        ("18", "NaN is not a number that JSON has"),
-        ("19", "1e999 is too large for a number"),
-        ("20", "holds half a surrogate pair, which is no text"),
+        ("16", "is not JSON: Expecting ',' delimiter at column 13. Correct it."),
+        ("17", "cannot be read: 'text' appears twice in one object. Correct it."),
+        ("18", "holds NaN, infinity or a number too large, which JSON has not. Correct it."),
+        ("19", "holds NaN, infinity or a number too large, which JSON has not. Correct it."),
+        ("20", "holds half of a surrogate pair, which is no character. Correct it."),
         ("21", "has a text and conversations, which have one, too. Say one of them."),
         ("21", "conversations has no turn from human or user"),
         ("22", "conversations has no turn from human or user"),
@@ -192,11 +192,11 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
 
 def test_a_broken_list_names_the_line(tmp_path: Path) -> None:
     file = written(tmp_path / "p.json", '[{"text": "a"},\n {"text": "b"}\n {"text": "c"}]')
-    assert problems(file) == ["line 3: not JSON: Expecting ',' delimiter (column 2)"]
+    assert problems(file) == ["is not JSON: Expecting ',' delimiter at line 3, column 2. Correct it."]
     written(file, '[{"text": "a"},\n {"text": ""}, 5]')
     assert problems(file) == ["[1]: text is empty", "[2]: 5 is not an object with fields"]
     file.write_bytes(b'[{"text": "a"},\n {"text": "\xe9"}]')
-    assert problems(file) == ["line 2: not UTF-8: there is a byte 0xe9. Save it as UTF-8."]
+    assert problems(file) == [f"{file}:2: is not UTF-8: byte 27 is 0xe9. Correct it."]
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]"])

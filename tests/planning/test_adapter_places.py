@@ -14,22 +14,14 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 import polymerge
 import tiny
+from adapters_made import PEFT_WARNINGS
 from layouts import FUSED, Sizes, config_of, random_tower, stored, tower_of
 from misplaced import CLOSE, PREFIX, RANK, adapter, factors, raw_tensors
 from running import checkpoint, cli, fold
 from tiny import build, related_llm
 from tiny_configs import CROSS
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated",
-        "Setting `save_embedding_layers` to `True` as",
-        "Model has `tie_word_embeddings=True`",
-        "`lora_bias=True` was passed but the targeted layer",
-        "Adapter 'default'. . LoRA tensor.s. have invalid shape",
-    )
-]
+pytestmark = PEFT_WARNINGS
 
 
 # --- a text model's adapter on a multimodal model of the same decoder

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import polymerge
 import tiny
+from adapters_made import PEFT_WARNINGS
 from layouts import Sizes, config_of, random_tower, stored
 from misplaced import CLOSE, adapter, factors, raw_tensors
 from polymerge.errors import CheckpointError
@@ -24,16 +25,7 @@ from running import checkpoint, cli, fold, raw
 from tiny import build
 from tiny_configs import ROWS
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated",
-        "Setting `save_embedding_layers` to `True` as",
-        "Could not find a config file in",
-        "Model has `tie_word_embeddings=True`",
-        "You have requested `ensure_weight_tying`, but no tied modules are added",
-    )
-]
+pytestmark = PEFT_WARNINGS
 
 Q0 = "model.layers.0.self_attn.q_proj"
 WORDS = torch.tensor([[1, 5, 9, 13, 20]])

@@ -13,7 +13,7 @@ import polymerge
 from ignored import check_merge, problems_of, recipe_of, with_more
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES, family_of, read_names
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from running import cli, merged, with_config
 from tiny import build, load, open_model, perturbed
 from tiny_configs import RUNNABLE

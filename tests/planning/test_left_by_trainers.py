@@ -17,7 +17,7 @@ from torch import Tensor
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
 from ignored import problems_of, recipe_of, with_more
-from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
+from polymerge.checkpoints.names import unwrapped, wrappers_in
 from polymerge.errors import Refused
 from running import checkpoint, cli, linear, merged, raw, small_llama
 from tiny import build, load, perturbed
@@ -88,7 +88,7 @@ def test_a_wrapped_checkpoint_is_the_plain_one(
     assert raw(merged(recipe_of(wrapped, one), tmp_path / "turned", "--no-verify")) == raw(turned)
     plan = polymerge.plan(recipe_of(wrapped, one))
     assert any(note.startswith("'wrapped': '") and "a trainer's" in note for note in plan.warnings)
-    assert plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert polymerge.plan(json.loads(json.dumps(plan.to_json()))) == plan
     assert {step.name for step in plan.steps} == set(load(one))
 
 

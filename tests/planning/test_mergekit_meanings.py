@@ -170,7 +170,7 @@ def test_the_output_of_a_delta_method_has_the_base_s_files(folders: dict[str, Pa
         "why": "base_model, as the recipe names no template",
     }  # fmt: skip
     assert plan.to_json()["beside"] == plan.beside
-    assert Plan.from_json(plan.to_json()) == plan
+    assert polymerge.plan(plan.to_json()) == plan
     out = polymerge.merge(recipe, tmp_path / "out", check=False).folder
     assert json.loads((out / "config.json").read_text())["made_for"] == "base"
     line = "  output: config, tokenizer of base (base_model, as the recipe names no template); no chat template"
@@ -236,7 +236,7 @@ def test_the_chat_template_of_a_language_model_is_not_missed_in_a_vlm(tmp_path: 
 def test_a_tokenizer_config_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     made = {name: llm(tmp_path / name) for name in ("one", "other")}
     (made["one"] / "tokenizer_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(Refused, match=r"tokenizer_config.json is not JSON"):
+    with pytest.raises(Refused, match=r"tokenizer_config.json: is not JSON"):
         plan_of(recipe_of(made, "linear", {"one": 0.5, "other": 0.5}))
 
 

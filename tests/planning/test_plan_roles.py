@@ -15,7 +15,7 @@ from headers_only import BUFFER, llm, vlm
 from plans import EMBEDDING, HEAD, check_account, model_folders, names_in, reads_of, recipe_of, step_of
 from polymerge.errors import Refused
 from polymerge.families.expressions import Read, Rows
-from polymerge.planning import Piece, Plan
+from polymerge.planning import Piece
 from polymerge.planning.text import describe
 
 
@@ -159,7 +159,7 @@ def test_shared_storage_stays_shared_if_the_config_ties_it(tmp_path: Path, folde
     assert plan.size == sum(step.size for step in plan.steps if step is not tied)
     assert plan.counts()["tied"] == 1
     assert f"tied: 1 tensors, 0 B\n  tied to {first.name}: 1 ({tied.name})" in describe(plan)
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert polymerge.plan(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_what_is_no_tensor_in_a_file_is_left_out_with_a_word(tmp_path: Path, folders: dict[str, str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.variation import varied
-from polymerge.recipe.recipe import Recipe, read_recipe
+from polymerge.recipe.parsing import read_recipe
+from polymerge.recipe.recipe import Recipe
 from search_made import BASE, REASON, VLM, recipe
 
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

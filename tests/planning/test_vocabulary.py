@@ -21,6 +21,7 @@ from polymerge.errors import Refused
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.text import describe
 from polymerge.planning.vocabulary import outside, runs
+from running import linear, with_tokens
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -201,6 +202,71 @@ def test_vocabularies_without_a_common_token_are_kept_apart(tmp_path: Path) -> N
     kept = [step for step in plan.steps if step.reason == "no token is in every vocabulary"]
     assert {step.name for step in kept} == {EMBEDDING, HEAD}
     assert all(step.fate == "copied" for step in kept)
+
+
+# --- rows that are merged by number
+
+ROWS = "the rows of text.lm_head.weight and text.embed_tokens.weight are merged by number"
+
+
+def only(found: tuple[str, ...]) -> str:
+    (one,) = found
+    return one
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (list("abcdefg"), list("abcdefg"), None),
+        (list("abcdefg"), list("abdcefg"), "2 of 7| (2: 'c'/'d', 3: 'd'/'c')"),
+        (list("abcdefg"), list("gfedcba"), "6 of 7| (0: 'a'/'g', 1: 'b'/'f', ...)"),
+        # rows that only one of them uses, as for tokens of a chat
+        (list("abcde"), list("abcdef"), "1 of 7| (5: none/'f')"),
+        (list("abcde"), list("abcdxf"), "2 of 7|, 1 of them for one in one of the two alone (4: 'e'/'x', 5: none/'f')"),
+        # rows beyond the embedding are none
+        (list("abcdefg"), list("abcdefgh"), None),
+        (None, list("abcdefg"), None),
+        (list("abcdefg"), None, None),
+    ],
+)  # fmt: skip
+def test_rows_of_other_tokens_are_said(
+    ours: list[str] | None, theirs: list[str] | None, said: str | None, tmp_path: Path
+) -> None:
+    models = with_tokens(tmp_path / "one", 1, ours), with_tokens(tmp_path / "two", 2, theirs)
+    warnings = polymerge.plan(linear(*models)).warnings
+    middle = " rows do not stand for one token in template 'one' and in 'two'"
+    way_out = "Say vocab: by-token to join rows by their token, or name these tensors in exclude"
+    assert warnings == ((f"{ROWS}, but {said.replace('|', middle)}. {way_out}",) if said else ())
+    # and neither of the ways out is warned of
+    if ours and theirs:
+        assert polymerge.plan(linear(*models, vocab="by-token")).warnings == ()
+    assert polymerge.plan(linear(*models, exclude=["text.lm_head.weight", "text.embed_tokens.weight"])).warnings == ()
+
+
+def test_only_the_rows_that_are_merged_by_number_count(tmp_path: Path) -> None:
+    models = with_tokens(tmp_path / "one", 1, list("abcdefg")), with_tokens(tmp_path / "two", 2, list("abcdxyz"), 5)
+    assert "1 of 5 rows" in only(polymerge.plan(linear(*models, vocab="overlap")).warnings)
+    assert "vocabularies differ" in only(polymerge.plan(linear(*models)).warnings)
+
+
+def test_models_that_differ_alike_share_a_warning(tmp_path: Path) -> None:
+    one, two, three = (
+        with_tokens(tmp_path / name, seed, tokens)
+        for seed, (name, tokens) in enumerate(
+            (("one", list("abcdefg")), ("two", list("abcdef")), ("three", list("abcdef")))
+        )
+    )
+    said = only(polymerge.plan(linear(one, two, three)).warnings)
+    assert "1 of 7 rows do not stand for one token in template 'one' and in 'two' and 'three' (6: 'g'/none)" in said
+
+
+def test_a_tokenizer_that_cannot_be_read_is_no_error_where_none_is_needed(tmp_path: Path) -> None:
+    models = with_tokens(tmp_path / "one", 1, list("abcdefg")), with_tokens(tmp_path / "two", 2, "[" * 100_000)
+    warning = only(polymerge.plan(linear(*models)).warnings)
+    assert warning.startswith(f"{ROWS}, and whether they stand for the same tokens in 'two' was not compared: ")
+    assert "its tokenizer cannot be read" in warning
+    with pytest.raises(Refused, match="its tokenizer cannot be read"):
+        polymerge.plan(linear(*models, vocab="by-token"))
 
 
 # --- tied heads

@@ -14,7 +14,8 @@ import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
 from ignored import VALUE_HEAD, check_merge, problems_of, recipe_of, with_more
 from polymerge.errors import Refused
-from polymerge.recipe.recipe import read_recipe, recipe_dict
+from polymerge.recipe.parsing import read_recipe
+from polymerge.recipe.recipe import recipe_dict
 from running import cli, merged, raw, recipe_file
 from tiny import build, load, perturbed, related_llm
 

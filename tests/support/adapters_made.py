@@ -23,11 +23,17 @@ PEFT_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in (
         "`is_gradient_checkpointing` is deprecated",  # PEFT asks transformers by the old name
-        "Setting `save_embedding_layers` to `True` as embedding layers",
+        "Setting `save_embedding_layers` to `True` as",
         "Adapter 'default'. . LoRA tensor.s. have invalid shape",  # it takes lora_B.bias for a broken factor
         "Could not find a config file in",  # it looks whether the vocabulary of the base was resized
+        "Model has `tie_word_embeddings=True`",
+        "Model with `tie_word_embeddings=True` and the tied_target_modules",
+        "Input and output embeddings are no longer tied after merging",
+        "You have requested `ensure_weight_tying`, but no tied modules are added",
+        "`lora_bias=True` was passed but the targeted layer",
     )
 ]
+"""Marks for tests in which PEFT trains or loads an adapter: what it warns of is what they are about."""
 
 
 def llama(seed: int = 0) -> LlamaForCausalLM:

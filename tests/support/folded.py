@@ -6,26 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from running import raw
 from tiny import loaded, logits
-
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated",
-        "Setting `save_embedding_layers` to `True` as embedding layers",
-        "Adapter 'default'. . LoRA tensor.s. have invalid shape",  # it takes lora_B.bias for a broken factor
-        "Model has `tie_word_embeddings=True`",
-        "Model with `tie_word_embeddings=True` and the tied_target_modules",
-        "Input and output embeddings are no longer tied after merging",
-    )
-]
-
 
 SAME_LOGITS = {"rtol": 1e-4, "atol": 2e-5}
 """Of float32 models whose weights agree to `SAME_WEIGHTS`: the factors are applied one by one here, summed up there."""
@@ -51,20 +37,27 @@ class Trained:
     says: Tensor
 
 
-def trained(base: Path, adapter: Path, **settings: Any) -> Trained:
-    """Put an adapter on `base`, change every trainable parameter of it as training would, and save it to `adapter`."""
+def learned(base: Path, adapter: Path, seed: int = 7, size: float = 0.15, **settings: Any) -> Any:
+    """Put an adapter on `base`, change every trainable parameter as training would, and save it; PEFT's model."""
     given = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj", "down_proj"]} | settings
-    model = loaded(base)
-    before, base_says = {name: tensor.clone() for name, tensor in model.state_dict().items()}, logits(model, base)
     with torch.random.fork_rng():
-        torch.manual_seed(7)  # peft draws what a factor begins with
+        model = loaded(base)
+        torch.manual_seed(seed)  # peft draws what a factor begins with
         peft = get_peft_model(model, LoraConfig(**given)).eval()
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(peft.named_parameters()):
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
     peft.save_pretrained(adapter)
+    return peft
+
+
+def trained(base: Path, adapter: Path, **settings: Any) -> Trained:
+    """Train an adapter (`learned`), and hear what PEFT has to say of it."""
+    model = loaded(base)
+    before, base_says = {name: tensor.clone() for name, tensor in model.state_dict().items()}, logits(model, base)
+    peft = learned(base, adapter, **settings)
     says = logits(peft, base)
     after = {name: tensor.clone() for name, tensor in peft.merge_and_unload().state_dict().items()}
     assert (says - base_says).abs().max() > 0.01

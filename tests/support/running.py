@@ -97,6 +97,16 @@ def two_llamas(folder: Path) -> tuple[Path, Path]:
     return checkpoint(folder / "one", small_llama(1)), checkpoint(folder / "other", small_llama(2))
 
 
+def with_tokens(folder: Path, seed: int, tokens: list[str] | str | None, rows: int = 7) -> Path:
+    """A model with a tokenizer.json of some tokens, of some text, or without one."""
+    checkpoint(folder, small_llama(seed, rows=rows))
+    if isinstance(tokens, list):
+        tokens = json.dumps({"model": {"vocab": {token: place for place, token in enumerate(tokens)}}})
+    if tokens is not None:
+        (folder / "tokenizer.json").write_text(tokens, encoding="utf-8")
+    return folder
+
+
 def linear(*models: object, **more: Any) -> dict[str, Any]:
     """The recipe of a plain average."""
     return {"merge_method": "linear", "models": list(map(str, models)), "parameters": {"weight": 0.5}, **more}

@@ -14,9 +14,9 @@ from polymerge.demo.digit_questions import draw_questions
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
 from polymerge.demo.world import load_handwriting, split_pairs
 from polymerge.inference.answering import Answerer, batches
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import read_prompts
-from running import recipe_file
+from running import cli, recipe_file
 
 VLM, BASE, REASON = (str(SHIPPED / name) for name in ("vlm", "base", "reason"))
 
@@ -69,3 +69,23 @@ def words(folder: Path, prompts: Path, *more: object, run: str = "run") -> Seque
         "search", file, "--prompts", prompts, "--keep-template-weight", "-o", folder / run, "--max-new-tokens", "3",
         *more,
     )  # fmt: skip
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What a run has found."""
+    found: dict[str, Any] = json.loads((run / "search.json").read_text(encoding="utf-8"))
+    return found
+
+
+def done(*said: object) -> str:
+    """Run a command that succeeds; what it prints."""
+    ran = cli(*said)
+    assert ran.status == 0, ran.err
+    return ran.out
+
+
+def refused(told: str, *said: object, status: int = 2) -> None:
+    """Run a command that is refused, with these words."""
+    ran = cli(*said)
+    assert told in ran.err, ran.err
+    assert ran.status == status

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polymerge.checkpoints.joined import split_source
+from polymerge.checkpoints.folder import split_source
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.families.rules import text_layer
-from polymerge.planning import AdapterPlan, Piece, Plan, Step, make_plan
+from polymerge.planning import Piece, Plan, Step, make_plan
 from polymerge.planning.text_words import ranges
 from polymerge.recipe.recipe import Recipe
 
@@ -66,7 +66,7 @@ def open_baseline(source: str, what: str, family: str | None = None, ignore: Seq
     survey = plan_or_refuse({"merge_method": "linear", "models": [{**model, "parameters": {"weight": 1.0}}]})
     if survey is None:
         return None
-    if not isinstance(survey, Plan):
+    if survey.of_adapters:
         refuse(RecipeError(f"{what}: {source} is an adapter alone. Say BASE+ADAPTER"))
         return None
     pieces = {step.name: step.pieces for step in survey.steps}
@@ -81,10 +81,10 @@ def open_baseline(source: str, what: str, family: str | None = None, ignore: Seq
     if split_source(source)[1] is None:
         return Baseline(replace(survey, steps=tuple(map(_copied, survey.steps)), settings=()), pieces)
     folded = plan_or_refuse({"merge_method": "copy", "models": [model]})
-    return Baseline(folded, pieces) if isinstance(folded, Plan) else None
+    return Baseline(folded, pieces) if folded is not None else None
 
 
-def plan_or_refuse(recipe: Mapping[str, Any] | Recipe, where: str = "") -> Plan | AdapterPlan | None:
+def plan_or_refuse(recipe: Mapping[str, Any] | Recipe, where: str = "") -> Plan | None:
     """Plan a recipe; None, with the errors refused, each of them after `where`, if there is no plan."""
     made = None
     with collecting() as found:

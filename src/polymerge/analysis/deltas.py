@@ -11,18 +11,19 @@ import numpy as np
 from polymerge.analysis.figures import Reference, Shape
 from polymerge.analysis.signs import Whole
 from polymerge.analysis.spectrum import Spectrum, spectrum_of, spectrum_of_factors
-from polymerge.analysis.whole_tensors import stored_values
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.files import read_tensor
 from polymerge.engine.blocks import PieceBlocks, Workspace, repeats
 from polymerge.engine.executor import is_wide
 from polymerge.engine.extents import Files
 from polymerge.errors import CheckpointError, RecipeError
+from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors, dot
 from polymerge.methods.kernels import CELL
-from polymerge.planning import AdapterPlan, PairStep, Piece, Plan, Step
+from polymerge.methods.lora import Factors, dot
+from polymerge.planning import Piece, Plan, Step
 
-__all__ = ["DeltaTensor", "stored_deltas", "update_deltas"]
+__all__ = ["DeltaTensor", "stored_deltas", "stored_values", "update_deltas"]
 
 Floats = Any
 
@@ -49,14 +50,14 @@ class DeltaTensor(Protocol):
 
 
 def stored_deltas(
-    plan: Plan, entries: Sequence[Mapping[str, Entry]], files: Files, workspace: Workspace, block: int
+    plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, workspace: Workspace, block: int
 ) -> Iterator[DeltaTensor]:
-    """What a plan of checkpoints merges, each canonical tensor once.
+    """What a plan merges of tensors that are stored as they are, each canonical one once.
 
     entries  for each of the plan's inputs, where its tensors lie
     block    entries that are read at a time, rounded down to a multiple of `CELL`
     """
-    merged = {piece.canonical: (step, piece) for step, piece, _ in plan.merged_pieces()}
+    merged = {piece.canonical: (step, piece) for step, piece, _ in plan.merged_pieces() if step.lora is None}
     for step, piece in merged.values():
         if piece.twin in merged and repeats(plan, piece, merged[piece.twin][1], entries, files):
             continue  # one tensor of the model, stored twice
@@ -65,10 +66,10 @@ def stored_deltas(
             yield found
 
 
-def update_deltas(plan: AdapterPlan, entries: Sequence[Mapping[str, Entry]], block: int) -> Iterator[DeltaTensor]:
-    """What a plan of adapters merges of their factors, module by module."""
-    for step in plan.pairs:
-        if step.fate == "merged":
+def update_deltas(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], block: int) -> Iterator[DeltaTensor]:
+    """What a plan merges of updates that are stored as factors, module by module."""
+    for step in plan.steps:
+        if step.lora is not None and step.fate == "merged":
             yield _Update(plan, step, entries, max(block // CELL, 1) * CELL)
 
 
@@ -80,7 +81,7 @@ class _Stored:
         plan: Plan,
         step: Step,
         piece: Piece,
-        entries: Sequence[Mapping[str, Entry]],
+        entries: Sequence[Mapping[str, TensorInfo]],
         files: Files,
         workspace: Workspace,
         block: int,
@@ -161,16 +162,18 @@ class _Update:
 
     reference: Reference = "base"
 
-    def __init__(self, plan: AdapterPlan, step: PairStep, entries: Sequence[Mapping[str, Entry]], block: int) -> None:
+    def __init__(self, plan: Plan, step: Step, entries: Sequence[Mapping[str, TensorInfo]], block: int) -> None:
         self.name, self._block = step.canonical, block
-        self.shape: Shape = step.shape
-        self.models = tuple(plan.inputs[read.input].label for read in step.reads)
-        self._reads, self._entries = step.reads, entries
+        out, width = step.shape
+        self.shape: Shape = (out, width)
+        (piece,) = step.pieces
+        self.models = tuple(plan.inputs[place].label for place in piece.inputs)
+        reads = zip(piece.inputs, piece.reads, strict=True)
+        self._factored = [(entries[place], read) for place, read in reads if isinstance(read, LowRank)]
 
     def _factors(self, model: int) -> Factors:
-        read = self._reads[model]
-        held = self._entries[read.input]
-        return Factors(stored_values(held[read.b]) * np.float32(read.scaling), stored_values(held[read.a]))
+        held, read = self._factored[model]
+        return Factors(stored_values(held[read.b]) * np.float32(read.scale), stored_values(held[read.a]))
 
     def _pairs(self) -> list[Factors]:
         return [self._factors(model) for model in range(len(self.models))]
@@ -207,3 +210,11 @@ class _UpdateBlocks:
 
 def _too_large(name: str) -> CheckpointError:
     return CheckpointError(f"{name}: a delta is too large for its numbers. Mend the models, or name it in exclude")
+
+
+def stored_values(tensor: TensorInfo) -> Any:
+    """The numbers of a tensor on disk as float32, in its shape; raises CheckpointError where it cannot, or for NaN."""
+    values: Any = np.empty(prod(tensor.shape), np.float32)
+    if not kernels.decode(np.frombuffer(read_tensor(tensor), np.uint8), tensor.dtype, values):
+        raise CheckpointError(f"{tensor.file}: {tensor.name} holds NaN or infinity. Mend the adapter")
+    return values.reshape(tensor.shape)

@@ -27,7 +27,7 @@ from polymerge.analysis.task_scores import (
 from polymerge.checkpoints.hub import one_commit
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.inference.fingerprints import of_inputs
-from polymerge.inference.options import Generation
+from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run
 from polymerge.planning import Plan
 

@@ -33,16 +33,17 @@ from polymerge.analysis.task_scores import (
     interval,
     resampled,
 )
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.joined import ADAPTER
-from polymerge.errors import PolymergeError, RecipeError, collecting, did_you_mean, refuse
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.families.rules import text_layer
 from polymerge.inference.fingerprints import of_inputs
-from polymerge.inference.options import Generation
-from polymerge.planning import AdapterPlan, Plan
-from polymerge.planning.folding import base_named
+from polymerge.inference.generation import Generation
+from polymerge.planning import Plan
+from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
-from polymerge.recipe.recipe import Override, Recipe, parse_recipe, recipe_dict
+from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.recipe import Override, Recipe, recipe_dict
 
 __all__ = ["FULL", "RANGES", "LayerRange", "Layerwise", "RangeScore", "in_layers", "layer_ranges", "layerwise",
            "plan_and_baseline"]  # fmt: skip
@@ -153,11 +154,9 @@ def layerwise(
     """
     generation = generation or Generation()
     recipes: dict[str, Recipe] = {}
-    plans: dict[str, Plan | AdapterPlan] = {}
+    plans: dict[str, Plan] = {}
     with collecting():
-        wrong: list[PolymergeError] = []
-        recipe = source if isinstance(source, Recipe) else parse_recipe(source, wrong)
-        refuse(*wrong)
+        recipe = source if isinstance(source, Recipe) else parse_recipe(source)
         drawn = draw_tasks(tasks, scorer, samples, sample_seed, generation)
         full, baseline = plan_and_baseline(recipe)
         if full is not None and not _layers_of(full):
@@ -245,12 +244,12 @@ def layer_ranges(
     return found | {layer_words(run): run for run in runs if not depth or run[-1] < depth}
 
 
-def plan_and_baseline(recipe: Recipe) -> tuple[Plan | AdapterPlan | None, Baseline | None]:
+def plan_and_baseline(recipe: Recipe) -> tuple[Plan | None, Baseline | None]:
     """The plan of a recipe, and its template, or the base of its adapters, as it is; None for what is refused."""
     full = plan_or_refuse(recipe)
     if full is None:
         return None, None
-    if isinstance(full, AdapterPlan):
+    if full.config is not None:
         base = recipe.base_model or base_named(full.config)
         if not base:
             refuse(RecipeError("recipe: its adapters name no base. Say base_model"))
@@ -282,29 +281,27 @@ def in_layers(recipe: Recipe, full: Plan, layers: Sequence[int], depth: int) -> 
     )
 
 
-def _restricted(
-    recipe: Recipe, full: Plan | AdapterPlan, layers: Sequence[int], depth: int, name: str
-) -> tuple[Recipe, Plan | AdapterPlan] | None:
+def _restricted(recipe: Recipe, full: Plan, layers: Sequence[int], depth: int, name: str) -> tuple[Recipe, Plan] | None:
     """Recipe and plan that merge some layers only; None, with the error refused, where nothing is merged in them.
 
     With adapters the recipe stays: the modules of other layers, and non-LoRA weights, are left out of the plan.
     """
     where = f"merging {name} ({layer_words(layers)}): "
-    if isinstance(full, AdapterPlan):
-        pairs = tuple(step for step in full.pairs if text_layer(step.canonical) in layers)
-        if not pairs:
+    if full.of_adapters:
+        modules = tuple(step for step in full.steps if step.lora and text_layer(step.canonical) in layers)
+        if not modules:
             refuse(RecipeError(f"{where}no adapter has a module in these layers"))
-        return recipe, replace(full, pairs=pairs, extras=None, inputs=full.inputs[: len(full.models)])
+        return recipe, replace(full, steps=modules, inputs=full.inputs[: len(full.models)], base=None)
     own = in_layers(recipe, full, layers, depth)
     plan = plan_or_refuse(own, where)
     return None if plan is None else (own, plan)
 
 
-def _layers_of(plan: Plan | AdapterPlan) -> set[int]:
+def _layers_of(plan: Plan) -> set[int]:
     """The layers of the text tower in which a plan merges something."""
     names = (
-        [step.canonical for step in plan.pairs]
-        if isinstance(plan, AdapterPlan)
+        [step.canonical for step in plan.steps if step.lora]
+        if plan.of_adapters
         else [piece.canonical for _, piece, _ in plan.merged_pieces()]
     )
     return {layer for name in names if (layer := text_layer(name)) is not None}

@@ -6,31 +6,28 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any, Final, TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from polymerge.analysis.deltas import DeltaTensor, stored_deltas, update_deltas
-from polymerge.analysis.figures import DeltaFigures, Measured, PairFigures, Row, row_of, spectra_of
-from polymerge.analysis.places import MODULES, Place, place_of
+from polymerge.analysis.figures import MODULES, Measured, Overlap, Place, Row, place_of, row_of, spectra_of
 from polymerge.analysis.signs import sums_of
 from polymerge.analysis.spectrum import EXACT, Spectrum
-from polymerge.checkpoints import Entry
-from polymerge.engine.adapter_merge import reopen_adapters
 from polymerge.engine.blocks import Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import fetch, reopen
-from polymerge.engine.thresholds import RunAll
-from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.engine.opening import fetch, opened
+from polymerge.engine.statistics import RunAll
+from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
-from polymerge.planning import AdapterPlan, Plan, make_plan
+from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["DeltaFigures", "Overlap", "PairFigures", "Row", "overlap"]
+__all__ = ["overlap"]
 
 ROOM: Final = 1 << 28
 """Bytes of matrices that are decomposed side by side; one that is larger is alone."""
@@ -38,34 +35,8 @@ ROOM: Final = 1 << 28
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """The overlap of the deltas of one plan.
-
-    plan_hash  that of the plan
-    density    share of the entries of each tensor that counts as kept
-    rank       singular directions that are compared; None where singular values were not asked for
-    tensors    a row for each canonical tensor, or module of adapters, in the plan's order
-    places     a row for each layer and module of the text tower, and for each module of other parts
-    totals     a row for everything; one for each reference and set of models where there are several
-    notes      what a person should know of the numbers
-    """
-
-    plan_hash: str
-    density: float
-    rank: int | None
-    tensors: tuple[Row, ...]
-    places: tuple[Row, ...]
-    totals: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as JSON data; what there is no number for is null."""
-        return asdict(self)
-
-
 def overlap(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan | AdapterPlan,
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
     density: float = 0.2,
     rank: int = 8,
@@ -91,14 +62,13 @@ def overlap(
     raises Refused with everything that is wrong with recipe and options, CheckpointError where an input's values cannot
     be compared (NaN, infinity), RecipeError where there is nothing to compare.
     """
-    problems: list[PolymergeError] = []
-    if not 0 < density <= 1:
-        problems.append(RecipeError(f"density: {density} is not above 0 and up to 1"))
-    for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
-        if value < 1:
-            problems.append(RecipeError(f"{name}: {value} is not at least 1"))
-    refuse_if_any(problems)
-    plan = source if isinstance(source, Plan | AdapterPlan) else make_plan(source)
+    with collecting():
+        if not 0 < density <= 1:
+            refuse(RecipeError(f"density: {density} is not above 0 and up to 1"))
+        for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
+            if value < 1:
+                refuse(RecipeError(f"{name}: {value} is not at least 1"))
+    plan = source if isinstance(source, Plan) else make_plan(source)
     files = Files()
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")
@@ -125,18 +95,12 @@ def overlap(
     )  # fmt: skip
 
 
-def _deltas(plan: Plan | AdapterPlan, files: Files, block: int) -> list[DeltaTensor]:
+def _deltas(plan: Plan, files: Files, block: int) -> list[DeltaTensor]:
     """Every tensor that the plan merges; nothing of it is read yet."""
     fetch(plan, merged_only=True)
     workspace = Workspace(open_device("cpu"))
-    if isinstance(plan, Plan):
-        entries = [reopen(entry).entries for entry in plan.inputs]
-        return list(stored_deltas(plan, entries, files, workspace, block))
-    adapters = reopen_adapters(plan)
-    held: list[Mapping[str, Entry]] = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
-    held += [reopen(entry).entries for entry in plan.inputs[len(adapters) :]]
-    extras = stored_deltas(plan.extras, held, files, workspace, block) if plan.extras is not None else ()
-    return [*update_deltas(plan, held, block), *extras]
+    entries = [opened(entry).entries for entry in plan.inputs]
+    return [*update_deltas(plan, entries, block), *stored_deltas(plan, entries, files, workspace, block)]
 
 
 def _run_all(pool: ThreadPoolExecutor, threads: int) -> RunAll:
@@ -192,11 +156,11 @@ def _order(place: Place) -> tuple[int, float, int]:
     return parts.index(place.part), layer, (*MODULES, "all").index(place.module)
 
 
-def _notes(plan: Plan | AdapterPlan, measured: Sequence[Measured]) -> Iterator[str]:
+def _notes(plan: Plan, measured: Sequence[Measured]) -> Iterator[str]:
     alone = [one for one in measured if len(one.models) == 1]
     from_template = [one for one in measured if one.reference == "template"]
     if from_template:
-        origin = "the first adapter" if isinstance(plan, AdapterPlan) else "the template"
+        origin = "the first adapter" if plan.of_adapters else "the template"
         yield (
             f"{_tensors(from_template)} merged without a base: the deltas are differences from {origin} "
             f"('{plan.inputs[plan.template].label}'), not what each model has learned. Say base_model and a method on "
@@ -205,7 +169,7 @@ def _notes(plan: Plan | AdapterPlan, measured: Sequence[Measured]) -> Iterator[s
     if alone:
         yield f"{_tensors(alone)} of one delta alone: there is nothing that it could conflict with"
     large = [one for one in measured if one.spectra and len(one.shape) == 2 and min(one.shape) > EXACT]
-    if large and isinstance(plan, Plan):
+    if large and not plan.of_adapters:
         yield (
             f"the effective ranks of {len(large)} matrices whose shorter side is above {EXACT} are estimates, right to "
             "about five per cent"
@@ -213,8 +177,8 @@ def _notes(plan: Plan | AdapterPlan, measured: Sequence[Measured]) -> Iterator[s
     deep = [one for one in measured if len(one.shape) > 2]
     if deep:
         yield f"{_tensors(deep)} of more than two dimensions, whose singular values are not looked at"
-    if isinstance(plan, AdapterPlan):
-        single = [step for step in plan.pairs if step.fate == "copied"]
+    if plan.of_adapters:
+        single = [step for step in plan.steps if step.lora and step.fate == "copied"]
         if single:
             yield f"{len(single)} modules are copied from one adapter and not compared, such as {single[0].canonical}"
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from re import fullmatch
 from typing import Any
 
-from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
+from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.evaluation.scorers import SCORERS, scorer_named
 from polymerge.inference.fingerprints import of_prompts
-from polymerge.inference.generate import Asked, generate
-from polymerge.inference.options import Generation, PromptSource, draw_prompts
-from polymerge.inference.prompts import Prompt
+from polymerge.inference.generation import Batches, Generation, generate
+from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, open_run
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
 __all__ = [
     "RESAMPLES",
@@ -51,7 +50,7 @@ class Task:
     """A task of a run and its prompts."""
 
     name: str
-    asked: Asked
+    asked: Batches
 
     @property
     def prompts(self) -> TaskPrompts:
@@ -99,9 +98,9 @@ def draw_tasks(tasks: Tasks, scorer: str, samples: int, seed: int, generation: G
     for name, file in tasks.items():
         if not fullmatch(r"[\w.\-]*\w[\w.\-]*", name):
             refuse(RecipeError(f"prompts: '{name}' is no name for a task. Say NAME={file}"))
-        found: list[PolymergeError] = []
-        drawn[name] = draw_prompts(PromptSource(file, samples, seed), found)
-        refuse(*found)
+        drawn[name] = []
+        with collecting():
+            drawn[name] = draw_prompts(PromptSource(file, samples, seed))
         without = [prompt.id for prompt in drawn[name] if prompt.answer is None]
         if without:
             refuse(
@@ -140,14 +139,14 @@ def begin(
     for name, prompts in drawn.items():
         own = Run(folder / "tasks" / name)
         own.folder.mkdir(parents=True, exist_ok=True)
-        tasks.append(Task(name, Asked(own.keep_prompts(prompts), size)))
+        tasks.append(Task(name, Batches(own.keep_prompts(prompts), size)))
     return run, tasks
 
 
 def ask(
     run: Run,
     tasks: Sequence[Task],
-    plans: Mapping[str, Plan | AdapterPlan],
+    plans: Mapping[str, Plan],
     generation: Generation,
     scorer: str,
     progress: Callable[[int, int], None] | None = None,
@@ -161,7 +160,7 @@ def ask(
     total = len(plans) * sum(len(task.asked.prompts) for task in tasks)
     before = 0
     scores: dict[str, dict[str, Score]] = {}
-    with alone_in(run), generation.crew(next(iter(plans.values()))) as workers:
+    with alone_in(run), generation.worker_pool(next(iter(plans.values()))) as pool:
 
         def tell(done: int, _: int) -> None:
             if progress is not None:
@@ -169,7 +168,7 @@ def ask(
 
         for task in tasks:
             names = {name: f"{task.name},{prefix}{name}" for name in plans}
-            answers = generate(run, {names[name]: plan for name, plan in plans.items()}, task.asked, workers, tell)
+            answers = generate(run, {names[name]: plan for name, plan in plans.items()}, task.asked, pool, tell)
             before += len(plans) * len(task.asked.prompts)
             scores[task.name] = {name: _score(scorer, task, answers[names[name]]) for name in plans}
     return scores

@@ -1,4 +1,8 @@
-"""JSON objects as checkpoints hold them: configs, indexes and safetensors headers."""
+"""JSON that somebody else wrote: parsed, checked against a type, and refused with file, place and both values.
+
+The syntax is left to Python's parser, because configs may say `Infinity` and because a key that appears twice has to
+be seen; whether the values are of the type that is expected is msgspec's to say.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,179 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Final
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+
+import msgspec
 
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import CheckpointError
+from polymerge.errors import CheckpointError, PolymergeError, Refused
 
-__all__ = ["parse_object", "strings_at"]
+__all__ = ["checked", "parse_json", "read_json", "read_text", "strings_at"]
 
+T = TypeVar("T")
+
+_AGAIN: Final = "Download it again."
+_MOST_PROBLEMS: Final = 20  # of one value; one of the wrong kind has a problem in every member
+_MOST_SHOWN: Final = 60  # characters of a wrong value
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]')
 
 
-def parse_object(text: bytes, where: str, *, unique_keys: bool = True) -> dict[str, Any]:
-    """The JSON object that `text` is; `where` names it in messages.
+def read_json(
+    file: Path,
+    type: type[T],  # noqa: A002 (msgspec's name for it)
+    *,
+    unique_keys: bool = True,
+    encoding: str = "utf-8",
+    error: type[PolymergeError] = CheckpointError,
+    then: str = _AGAIN,
+) -> T:
+    """Read a JSON file as a value of `type`; `parse_json` says what the other parameters mean.
 
-    With `unique_keys`, a key that appears twice in one object is refused: readers differ on which of the two
-    counts, so the same file would hold different tensors for different programs.
+    encoding  `utf-8-sig` to accept a byte order mark as well
 
-    Raises CheckpointError with line and column where `text` is not UTF-8 or not JSON, and where it is no object.
+    Raises `error` where the file cannot be read, and whatever `parse_json` raises.
+    """
+    text = read_text(file, encoding=encoding, error=error, then=then)
+    return parse_json(text, str(file), type, unique_keys=unique_keys, error=error, then=then)
+
+
+def read_text(
+    file: Path, *, encoding: str = "utf-8", error: type[PolymergeError] = CheckpointError, then: str = _AGAIN
+) -> str:
+    """The text of a file; raises `error`, with the line, where it cannot be read or is not UTF-8."""
+    try:
+        content = file.read_bytes()
+    except OSError as wrong:
+        raise error(f"{file}: cannot be read: {wrong.strerror or wrong}. Check the path and its permissions.") from None
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as wrong:
+        line = content.count(b"\n", 0, wrong.start) + 1
+        raise error(f"{file}:{line}: {_not_utf8(wrong)}. {then}") from None
+
+
+def parse_json(
+    text: bytes | str,
+    where: str,
+    type: type[T],  # noqa: A002
+    *,
+    unique_keys: bool = True,
+    error: type[PolymergeError] = CheckpointError,
+    then: str = _AGAIN,
+) -> T:
+    """Parse JSON as a value of `type`: a msgspec Struct, or any other type that msgspec converts to.
+
+    where        the beginning of every message: the file, or the file and the line
+    unique_keys  refuse a key that appears twice in one object: readers differ on which of the two counts, so that one
+                 file would mean different things to different programs
+    error, then  the class of what is raised, and the next step that ends its message
+
+    Raises `error` where `text` is not UTF-8, not JSON, nested too deeply, or not of the type; Refused where several
+    members are not.
     """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates if unique_keys else None)
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{where} is not UTF-8: byte {error.start} is 0x{text[error.start]:02x}. Download it again."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Download it again."
-        ) from None
+        if isinstance(text, bytes):
+            text = text.decode()
+        value = json.loads(text, object_pairs_hook=_without_duplicates if unique_keys else None)
+        if unique_keys and _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as wrong:
+        raise error(f"{where}: {_not_utf8(wrong)}. {then}") from None
+    except UnicodeEncodeError:
+        raise error(f"{where}: holds half of a surrogate pair, which is no character. {then}") from None
+    except json.JSONDecodeError as wrong:
+        line = f"line {wrong.lineno}, " if "\n" in wrong.doc else ""
+        place = f"{line}column {wrong.colno}"
+        raise error(f"{where}: is not JSON: {wrong.msg.removesuffix(' at')} at {place}. {then}") from None
     except RecursionError:
-        raise CheckpointError(f"{where} is nested too deeply to be read. Download it again.") from None
-    except ValueError as error:  # duplicate keys, and numbers with thousands of digits
-        raise CheckpointError(f"{where} cannot be read: {error}. Ask its author to correct it.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is a JSON {_KINDS[type(value)]}, not an object. Download it again.")
-    return value
+        raise error(f"{where}: is nested too deeply to be read. {then}") from None
+    except ValueError as wrong:  # duplicate keys, and numbers with thousands of digits
+        raise error(f"{where}: cannot be read: {wrong}. {then}") from None
+    return checked(value, type, where, error=error, then=then)
 
 
-_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+def checked(
+    value: Any,
+    type: type[T],  # noqa: A002
+    where: str,
+    *,
+    error: type[PolymergeError] = CheckpointError,
+    then: str = _AGAIN,
+) -> T:
+    """Convert parsed JSON to a value of `type`, as `msgspec.convert` does; the parameters are those of `parse_json`.
+
+    Raises `error` naming the member, what is expected and what is there; Refused where several members are wrong.
+    """
+    try:
+        return msgspec.convert(value, type)
+    except msgspec.ValidationError:
+        found = list(dict.fromkeys(_mismatches(value, type, "")))
+    problems = [error(f"{where}: {problem}. {then}") for problem in found[:_MOST_PROBLEMS]]
+    if len(found) > _MOST_PROBLEMS:
+        problems.append(error(f"{where}: {len(found) - _MOST_PROBLEMS} more problems like these. {then}"))
+    raise problems[0] if len(problems) == 1 else Refused(problems)
+
+
+def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
+    """What keeps each member of a value from being of its type, where msgspec itself stops at the first."""
+    inside = list(_in_members(value, expected, place))
+    yield from inside
+    if not inside:
+        try:
+            msgspec.convert(value, expected)
+        except msgspec.ValidationError as wrong:
+            said, _, deeper = str(wrong).partition(" - at `$")
+            if not deeper and not isinstance(value, list | dict):
+                said = f"{said.partition(', got')[0]}, got {_shown(value)}"
+            at = f"{place}{deeper.removesuffix('`')}".removeprefix(".")
+            yield f"{at + ': ' if at else ''}{said[:1].lower()}{said[1:].replace('`', '')}"
+
+
+def _in_members(value: Any, expected: Any, place: str) -> Iterator[str]:
+    if get_origin(expected) is Annotated:
+        expected = get_args(expected)[0]
+    if get_origin(expected) in (Union, UnionType):  # the part of it that the value is meant for
+        expected = next((one for one in get_args(expected) if _may_be(value, one)), expected)
+    kind, arguments = get_origin(expected) or expected, get_args(expected)
+    if isinstance(value, dict) and _is_struct(kind):
+        for field in msgspec.structs.fields(kind):
+            name = field.encode_name
+            inner = f"{place}.{name}" if place else name
+            if name in value:
+                yield from _mismatches(value[name], field.type, inner)
+            elif field.required:
+                yield f"{inner} is missing"
+    elif isinstance(value, dict) and kind is dict and arguments:
+        for name, member in value.items():
+            yield from _mismatches(member, arguments[1], f"{place}['{name}']")
+    elif isinstance(value, list) and kind is list and arguments:
+        for number, member in enumerate(value):
+            yield from _mismatches(member, arguments[0], f"{place}[{number}]")
+
+
+def _may_be(value: Any, expected: Any) -> bool:
+    kind = get_origin(expected) or expected
+    return isinstance(value, dict | list) and (kind is type(value) or (isinstance(value, dict) and _is_struct(kind)))
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _not_utf8(wrong: UnicodeDecodeError) -> str:
+    return f"is not UTF-8: byte {wrong.start} is 0x{wrong.object[wrong.start]:02x}"
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    "".join(found).encode()  # half a surrogate pair can be neither printed nor written again: ValueError
     if len(found) != len(pairs):
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         raise ValueError(f"{listed(twice)} appears twice in one object")
@@ -58,7 +192,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def strings_at(text: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
     """Where the strings of a JSON object stand in its text: the keys that lead to each, its first place and its end.
 
-    text  JSON, as `parse_object` takes it; what lies in arrays has no such keys and is passed over
+    text  JSON, as `parse_json` takes it; what lies in arrays has no such keys and is passed over
     """
     path: list[str | None] = []  # the key of each object that is open, None for an array and what lies in one
     key: str | None = ""

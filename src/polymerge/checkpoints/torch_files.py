@@ -1,29 +1,65 @@
-"""Files of torch.save, read without torch: what tensors they hold, and where the bytes of each lie.
+"""Files of torch.save, read without torch: which tensors they hold, and where the bytes of each lie.
 
-Nothing that such a file holds is executed. Its pickle is read as data (`pickled`), and the calls that would rebuild
-the tensors are taken apart here: `_rebuild_tensor_v2(storage, offset, shape, strides, ...)` says all there is to know.
+Nothing that such a file holds is executed (`torch_pickle`): the calls that would rebuild the tensors are taken apart
+here, since `_rebuild_tensor_v2(storage, offset, shape, strides, ...)` says all there is to know. Since torch 1.6 a file
+is a zip archive whose members are stored, not compressed:
+
+    name/data.pkl   the pickle; name/byteorder "little"; name/data/0, name/data/1, ...   one storage each
+
+Before, and still with `_use_new_zipfile_serialization=False`, five pickles follow each other (a magic number, the
+protocol, facts about the machine, the object, the storages' keys), then each storage after its 8-byte element count.
 """
 
 from __future__ import annotations
 
+import io
+import mmap
+import struct
+import zipfile
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import IO, Any, Final, NamedTuple, cast
 
-from polymerge.checkpoints.pickled import Call, Global, Persistent
-from polymerge.checkpoints.tensor_info import Contents, Entry
-from polymerge.checkpoints.torch_container import Region, read_container
-from polymerge.checkpoints.torch_names import DICTS, DTYPES, REBUILD, TENSORS, UNREADABLE, storage_id
-from polymerge.dtypes import byte_count
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
+from polymerge.checkpoints.torch_pickle import (
+    DTYPES,
+    REBUILD,
+    UNREADABLE,
+    Call,
+    Dict,
+    Global,
+    Storage,
+    Unpickler,
+    kind_of,
+    tensor_call,
+)
+from polymerge.dtypes import BITS, byte_count
 from polymerge.errors import CheckpointError, refuse_if_any
 
-__all__ = ["read_torch"]
+__all__ = ["PICKLE_LIMIT", "read_torch"]
 
+PICKLE_LIMIT: Final = 32 * 2**20
+"""No pickle may be longer, in bytes; that of a model with a thousand tensors takes about 150 kB."""
+
+_ZIP_MAGIC: Final = b"PK\x03\x04"
+_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")  # magic, ..., length of the name, length of the extra field
+_ENCRYPTED: Final = 0x1
+_LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL: Final = 1001
+_COUNT_BYTES: Final = 8
 _NESTS: Final = ("state_dict", "model", "module")
 _MOST_DIMENSIONS: Final = 64  # torch's own limit
 _AGAIN: Final = "Save the file again."
+_NO_STORAGE: Final = "has a storage that is not described as torch describes one. Save it again with torch >= 1.0."
+
+
+class _Region(NamedTuple):
+    """A range of bytes of the file."""
+
+    start: int
+    nbytes: int
 
 
 def read_torch(file: Path) -> Contents:
@@ -34,24 +70,31 @@ def read_torch(file: Path) -> Contents:
 
     The state dict may lie one level down, under `state_dict`, `model` or `module`, when no tensor lies beside it.
 
-    Raises CheckpointError where the file cannot be read at all or holds code, Refused with everything that is wrong
-    with its tensors, and OSError where it cannot be opened.
+    Raises CheckpointError where the file cannot be read at all (damaged, truncated, compressed, big-endian, of another
+    kind, or with code in it), Refused with everything that is wrong with its tensors, and OSError where it cannot be
+    opened.
     """
-    container = read_container(file)
-    state_dict, skipped = _find_state_dict(file, container.pickle.value)
-    entries: dict[str, Entry] = {}
+    with file.open("rb", buffering=0) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        if size == 0:
+            raise CheckpointError(f"{file}: is empty. Download it again.")
+        zipped = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        value, storages = (_read_zip if zipped else _read_legacy)(file, stream, size)
+    state_dict, skipped = _find_state_dict(file, value)
+    entries: dict[str, TensorInfo] = {}
     problems: list[CheckpointError] = []
     for position, (name, value) in enumerate(state_dict):
-        call = _tensor_call(value)
+        call = tensor_call(value)
         if call is None:
-            skipped[_label(name, position)] = f"is {_kind(value)}, not a tensor"
+            skipped[_label(name, position)] = f"is {kind_of(value)}, not a tensor"
         elif not isinstance(name, str):
-            problems.append(CheckpointError(f"{file}: a tensor's name is {_kind(name)}, not a string. {_AGAIN}"))
+            problems.append(CheckpointError(f"{file}: a tensor's name is {kind_of(name)}, not a string. {_AGAIN}"))
         elif name in entries:
             problems.append(CheckpointError(f"{file}: two tensors have the name '{name}'. {_AGAIN}"))
         else:
             try:
-                entries[name] = _entry(name, call, file, container.storages)
+                entries[name] = _tensor_info(name, call, file, storages)
             except ValueError as error:
                 problems.append(CheckpointError(f"{file}: '{name}' {error}"))
     refuse_if_any(problems)
@@ -62,14 +105,131 @@ def read_torch(file: Path) -> Contents:
     )
 
 
+def _read_zip(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
+    """What was saved, as stand-ins, and where the bytes of each storage lie."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise CheckpointError(
+            f"{file}: is a zip archive whose directory, at its end, cannot be read ({error}): it is truncated or "
+            "damaged. Download it again."
+        ) from None
+    roots = [member.filename.removesuffix("data.pkl") for member in members if member.filename.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise CheckpointError(
+            f"{file}: is a zip archive with {len(roots)} members named 'data.pkl', torch.save writes one. Name a file "
+            "that torch.save wrote."
+        )
+    named = {member.filename.removeprefix(roots[0]): member for member in members}
+    if len(named) != len(members):
+        raise CheckpointError(f"{file}: two members of the archive have one name. Save it again with torch.save.")
+    if "constants.pkl" in named:
+        raise CheckpointError(f"{file}: is a TorchScript program, not a state dict. Save the model's state_dict().")
+
+    regions = _member_regions(file, stream, size, named)
+    byteorder = _member(file, stream, regions["byteorder"]) if "byteorder" in regions else b"little"
+    if byteorder != b"little":
+        raise _foreign_byteorder(file, byteorder.decode("ascii", "replace"))
+    value = Unpickler(io.BytesIO(_member(file, stream, regions["data.pkl"])), file).value()
+    return value, {name[len("data/") :]: region for name, region in regions.items() if name.startswith("data/")}
+
+
+def _member_regions(
+    file: Path, stream: io.FileIO, size: int, members: Mapping[str, zipfile.ZipInfo]
+) -> dict[str, _Region]:
+    """Where each member's bytes lie: behind its local header, whose length only that header itself tells."""
+    regions: dict[str, _Region] = {}
+    packed: list[str] = []
+    damaged: list[str] = []
+    for name, member in members.items():
+        stream.seek(max(member.header_offset, 0))
+        local = stream.read(_LOCAL_HEADER.size)
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+            packed.append(name)
+        elif len(local) < _LOCAL_HEADER.size or not local.startswith(_ZIP_MAGIC):
+            damaged.append(name)
+        else:
+            _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(local)
+            start = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+            regions[name] = _Region(start, member.file_size)
+            if start + member.file_size > size or member.file_size != member.compress_size:
+                damaged.append(name)
+    refuse_if_any(
+        CheckpointError(f"{file}: {listed(names)} of the archive {why}.")
+        for names, why in (
+            (packed, "are compressed or encrypted, torch.save stores them plain. Save it again with torch.save"),
+            (damaged, "do not lie where its directory says. Download it again"),
+        )
+        if names
+    )
+    return regions
+
+
+def _member(file: Path, stream: io.FileIO, region: _Region) -> bytes:
+    if region.nbytes > PICKLE_LIMIT:
+        raise CheckpointError(
+            f"{file}: its pickle is {region.nbytes} bytes long, more than the {PICKLE_LIMIT} that a state dict may "
+            "take. Save the state dict alone."
+        )
+    stream.seek(region.start)
+    return stream.read(region.nbytes)
+
+
+def _read_legacy(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
+    """What was saved, as stand-ins, and where the bytes of each storage lie."""
+    # mapped, not read: the pickles are small, but how small only their ends tell
+    with mmap.mmap(stream.fileno(), min(size, PICKLE_LIMIT), access=mmap.ACCESS_READ) as mapped:
+        head = cast("IO[bytes]", mapped)
+        magic, protocol = (Unpickler(head, file).value() for _ in range(2))
+        if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
+            raise CheckpointError(f"{file}: is a pickle, but none that torch.save writes. Save it with torch.save.")
+        machine = Unpickler(head, file).value()
+        if not (isinstance(machine, Dict) and ("little_endian", True) in machine.items):
+            raise _foreign_byteorder(file, "big")
+        unpickler = Unpickler(head, file)
+        value = unpickler.value()
+        keys = Unpickler(head, file).value()
+        start = head.tell()
+
+    widths = {storage.key: BITS.get(storage.dtype, 0) // 8 for storage in reversed(unpickler.storages)}
+    if 0 in widths.values():
+        raise CheckpointError(f"{file}: {_NO_STORAGE}")
+    if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(widths)):
+        raise CheckpointError(f"{file}: its list of storages is not that of its tensors. Download it again.")
+    regions: dict[str, _Region] = {}
+    for key in keys:
+        stream.seek(start)
+        count = int.from_bytes(stream.read(_COUNT_BYTES), "little", signed=True)
+        regions[key] = _Region(start + _COUNT_BYTES, max(count, 0) * widths[key])
+        start = sum(regions[key])
+        if start > size:
+            raise CheckpointError(
+                f"{file}: is truncated: {start} bytes expected up to storage {len(regions)} of {len(widths)}, {size} "
+                "there. Download it again."
+            )
+    if start < size:
+        raise CheckpointError(
+            f"{file}: {size - start} bytes follow the last storage, which ends at byte {start}: it holds more than one "
+            "object. Save one state dict a file."
+        )
+    return value, regions
+
+
+def _foreign_byteorder(file: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: its byte order is {found}, only little is read. Save it again on a little-endian machine."
+    )
+
+
 def _find_state_dict(file: Path, value: Any) -> tuple[list[tuple[Any, Any]], dict[str, str]]:
     """The pairs of the state dict, and what lies beside it."""
-    top = _pairs(value)
-    if top is None:
-        raise CheckpointError(f"{file}: holds {_kind(value)}, not a dict of tensors. Save the model's state_dict().")
-    if any(_tensor_call(inner) for _, inner in top):
+    if not isinstance(value, Dict):
+        raise CheckpointError(f"{file}: holds {kind_of(value)}, not a dict of tensors. Save the model's state_dict().")
+    top = value.items
+    if any(tensor_call(inner) for _, inner in top):
         return top, {}
-    nests = {name: pairs for name, inner in top if name in _NESTS and (pairs := _pairs(inner)) is not None}
+    nests = {name: inner.items for name, inner in top if name in _NESTS and isinstance(inner, Dict)}
     if len(nests) > 1:
         raise CheckpointError(
             f"{file}: holds dicts under {' and '.join(nests)}, only one can be the model. Save that one alone."
@@ -83,74 +243,36 @@ def _find_state_dict(file: Path, value: Any) -> tuple[list[tuple[Any, Any]], dic
     return top, {}
 
 
-def _pairs(value: Any) -> list[tuple[Any, Any]] | None:
-    """The items of a dict of whatever class, or None for what is no dict."""
-    if not (isinstance(value, Call) and isinstance(value.function, Global) and value.function.name in DICTS):
-        return None
-    match value.arguments:
-        case ():
-            return value.items
-        case ([*initial],) if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in initial):
-            return [(name, inner) for name, inner in initial] + value.items  # as Python 2 wrote an OrderedDict
-    return None
-
-
-def _tensor_call(value: Any) -> Call | None:
-    """The call that makes a tensor, out of the layers that make a parameter of it; None where there is no tensor.
-
-    A layer without a tensor in it is given back itself, to be refused: a tensor was meant.
-    """
-    call = None
-    while isinstance(value, Call) and isinstance(value.function, Global) and value.function.name in TENSORS:
-        call = value
-        match call.function.name, call.arguments if isinstance(call.arguments, tuple) else ():
-            # a tuple was there before the call that it is passed to, so this cannot go in circles
-            case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (inner, *_):
-                value = inner
-            case "torch._tensor._rebuild_from_type_v2", (function, _, arguments, _):
-                value = Call(function, arguments)
-            case _:
-                break
-    return call
-
-
-def _entry(name: str, call: Call, file: Path, storages: Mapping[str, Region]) -> Entry:
+def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Region]) -> TensorInfo:
     """Where the bytes of one tensor lie; raises ValueError with what is wrong and what to do."""
-    identity, offset, shape, dtype_name = _plain_tensor(call)
-    storage = storage_id(identity)
-    dtype = storage.dtype
-    if dtype_name is not None:
-        if dtype_name not in DTYPES:
-            raise ValueError(f"is of dtype {dtype_name}, which safetensors does not have. Save it as another.")
-        dtype = DTYPES[dtype_name]
+    storage, offset, shape, dtype = _plain_tensor(call)
     region = storages.get(storage.key)
     if region is None:
         raise ValueError(f"has its bytes in storage '{storage.key}', which the file lacks. Download it again.")
     nbytes = byte_count(dtype, shape)
     skip = byte_count(dtype, (offset,)) if nbytes else 0
-    there = min(region.nbytes, storage.nbytes)
+    there = min(region.nbytes, byte_count(storage.dtype, (storage.elements,)))
     if skip + nbytes > there:
         raise ValueError(
             f"needs {skip + nbytes} bytes of storage '{storage.key}', which has {there}. Download the file again."
         )
-    return Entry(name, dtype, shape, file, region.start + skip, nbytes)
+    return TensorInfo(name, dtype, shape, file, region.start + skip, nbytes)
 
 
-def _plain_tensor(call: Call) -> tuple[Any, int, tuple[int, ...], str | None]:
-    """What the call says: id of the storage, offset into it, shape, and dtype where the storage does not tell it.
+def _plain_tensor(call: Call) -> tuple[Storage, int, tuple[int, ...], str]:
+    """What the call says: storage, offset into it in elements, shape and dtype.
 
     Raises ValueError where the tensor is no contiguous range of a storage.
     """
-    function, arguments = call.function.name, call.arguments
-    if function in UNREADABLE:
-        raise ValueError(f"{UNREADABLE[function]}, which cannot be merged. Save it as a plain tensor.")
-    count = REBUILD.get(function, 0)
-    match arguments[:count] if isinstance(arguments, tuple) else ():
-        case (Persistent(identity), int(offset), sizes, steps, *others) if len(others) == count - 4 and offset >= 0:
+    if call.name in UNREADABLE:
+        raise ValueError(f"{UNREADABLE[call.name]}, which cannot be merged. Save it as a plain tensor.")
+    count = REBUILD.get(call.name, 0)
+    match call.arguments[:count]:
+        case (Storage() as storage, int(offset), sizes, steps, *others) if len(others) == count - 4 and offset >= 0:
             shape, strides = _sizes(sizes), _sizes(steps)
         case _:
             raise ValueError(f"is not described as torch describes a tensor. {_AGAIN}")
-    if any(isinstance(marks, Call) and marks.items for marks in arguments[count:]):
+    if any(isinstance(marks, Dict) and marks.items for marks in call.arguments[count:]):
         raise ValueError("is a conjugate or negative view. Save it after .resolve_conj().resolve_neg().")
     expected = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
     # a stride counts only where there is a second element to step to
@@ -161,21 +283,26 @@ def _plain_tensor(call: Call) -> tuple[Any, int, tuple[int, ...], str | None]:
             f"is not contiguous: strides {list(strides)} for shape {list(shape)}, {list(expected)} expected. Save it "
             "after .contiguous()."
         )
-    if count < REBUILD["torch._utils._rebuild_tensor_v3"]:
-        return identity, offset, shape, None
-    return identity, offset, shape, others[-1].name if isinstance(others[-1], Global) else _kind(others[-1])
+    if not storage.dtype:
+        raise ValueError(_NO_STORAGE)
+    if call.name != "torch._utils._rebuild_tensor_v3":  # which has an untyped storage and says the dtype itself
+        return storage, offset, shape, storage.dtype
+    dtype = others[-1].name if isinstance(others[-1], Global) else kind_of(others[-1])
+    if dtype not in DTYPES:
+        raise ValueError(f"is of dtype {dtype}, which safetensors does not have. Save it as another.")
+    return storage, offset, shape, DTYPES[dtype]
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     """A shape or strides, as a tuple or a torch.Size."""
     match value:
-        case Call(function=Global("torch.Size"), arguments=([*sizes],)) | [*sizes]:
+        case Call(name="torch.Size", arguments=([*sizes],)) | [*sizes]:
             if len(sizes) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 2**63 for size in sizes):
                 return tuple(sizes)
     raise ValueError(f"has a shape or strides that are not at most {_MOST_DIMENSIONS} sizes. {_AGAIN}")
 
 
-def _aliases(entries: Mapping[str, Entry]) -> dict[str, str]:
+def _aliases(entries: Mapping[str, TensorInfo]) -> dict[str, str]:
     first: dict[tuple[int, int, str, tuple[int, ...]], str] = {}
     found: dict[str, str] = {}
     for name, entry in entries.items():
@@ -188,17 +315,3 @@ def _aliases(entries: Mapping[str, Entry]) -> dict[str, str]:
 
 def _label(name: Any, position: int) -> str:
     return name if isinstance(name, str) else f"entry {position}"
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in a word or two; its repr could be of any length and circular."""
-    match value:
-        case None | bool():
-            return str(value)
-        case Call(function=Global(name)) if name in DICTS:
-            return "a dict"
-        case Call(function=Global(name)) | Global(name):
-            return name
-        case Persistent():
-            return "a storage"
-    return f"of type {type(value).__name__}"

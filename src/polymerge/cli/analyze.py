@@ -90,8 +90,8 @@ def overlap(
     from polymerge.planning import make_plan
 
     plan = make_plan(recipe_of(options))
+    from polymerge.analysis.figures import describe_overlap
     from polymerge.analysis.overlap import overlap as run
-    from polymerge.analysis.overlap_text import describe_overlap
 
     with progress_bar("comparing", unit="") as progress:
         found = run(plan, density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)

@@ -15,7 +15,7 @@ from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options,
 
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
-    from polymerge.planning import AdapterPlan, Plan
+    from polymerge.planning import Plan
     from polymerge.planning.text_words import Paint
 
 __all__ = ["fold", "merge", "plan", "verify"]
@@ -139,7 +139,7 @@ def _carry_out(
     _report(merged, as_json)
 
 
-def _as_json(plan: Plan | AdapterPlan) -> dict[str, Any]:
+def _as_json(plan: Plan) -> dict[str, Any]:
     return {**plan.to_json(), "hash": plan.hash}
 
 
@@ -154,8 +154,6 @@ def _paint_for(stream: TextIO) -> Paint:
 
 def _report(merged: Merged, as_json: bool) -> None:
     """Print what was made, as text or as JSON."""
-    from polymerge.planning import AdapterPlan
-
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
@@ -167,7 +165,7 @@ def _report(merged: Merged, as_json: bool) -> None:
         return
     merged_count = counts.pop("merged")
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
-    what = "modules and full weights" if isinstance(plan, AdapterPlan) else "tensors"
+    what = "modules and full weights" if plan.of_adapters else "tensors"
     click.echo(f"{merged.folder}: {merged_count} {what} merged, {others}, {plan.size / 1e9:.2f} GB")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])

@@ -24,10 +24,11 @@ from polymerge.cli.shared_options import (
     recipe_options,
     run_folder,
 )
-from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
+from polymerge.cli.varied import log_folders, parse_knob, parse_knobs
+from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 
 if TYPE_CHECKING:
-    from polymerge.tuning.judging import Judging
+    from polymerge.tuning.criterion import Judging
 
 __all__ = ["search"]
 
@@ -82,7 +83,8 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 @click.option("--trials", type=int, default=20, show_default=True, help="Let the sampler try this many values.")
 @click.option("--storage", metavar="URL", help="Keep trials in this Optuna storage; default: a journal in RUN.")
 @click.option(
-    "--from-logs", metavar="DIR", type=click.Path(), help="Take answers that exist already, a folder for each value."
+    "--from-logs", metavar="DIR|VALUE=DIR", multiple=True,
+    help="Take answers that exist already, of a directory with a folder for each value, or of single folders.",
 )  # fmt: skip
 @click.option("--task", metavar="T", help="Read this task of the logs.")
 @click.option("--value-pattern", metavar="REGEX", help="Find the value in a folder's name by a pattern with one group.")
@@ -97,7 +99,7 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 @AS_JSON
 @click.pass_context
 def search(
-    context: click.Context, /, prompts: str | None, from_logs: str | None, as_json: bool, **options: Any
+    context: click.Context, /, prompts: str | None, from_logs: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
     """Choose a merge coefficient by the merged models' own answers, without labels and without writing checkpoints.
 
@@ -105,11 +107,11 @@ def search(
     """
     said = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     problems = _out_of_place(said, options)
-    if (prompts is None) == (from_logs is None):
+    if (prompts is None) == (not from_logs):
         raise Refused([RecipeError("say where answers come from: --prompts FILE, or --from-logs DIR"), *problems])
     try:
-        if from_logs is not None:
-            _from_logs(Path(from_logs), as_json, options, problems)
+        if from_logs:
+            _from_logs(from_logs, as_json, options, problems)
         else:
             _generate(str(prompts), as_json, options, problems)
     except KeyboardInterrupt:
@@ -133,82 +135,93 @@ def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeE
 
 
 def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
-    from polymerge.inference.options import PromptSource
-    from polymerge.tuning.checks import Scoring
-    from polymerge.tuning.search import search as run
-    from polymerge.tuning.text_of_search import describe_search
+    from polymerge.checkpoints.hub import one_commit
+    from polymerge.inference.prompts import PromptSource
+    from polymerge.tuning.outcome import describe_search
+    from polymerge.tuning.search import SearchOptions, plan_search
+    from polymerge.tuning.trials import Scoring
 
-    out = options.pop("out")
-    if out is None:
-        problems.append(RecipeError("say -o RUN: the folder of the search"))
-    for name in _FOR_LOGS:
-        del options[name]
+    out, write = options.pop("out"), options.pop("write")
     scorer, choose_by = options.pop("scorer"), options.pop("choose_by")
     own = {name: options.pop(name) for name in ("sampler", "trials", "storage")}
     scoring = Scoring(scorer, choose=choose_by != "criterion", **own) if scorer is not None else None
-    source = PromptSource(
-        prompts, samples=options.pop("samples"), seed=options.pop("sample_seed"), question=options.pop("question"),
-        split=options.pop("split"), fields=_fields(options.pop("fields"), problems),
-        image_folder=options.pop("image_folder"),
-    )  # fmt: skip
-    generation = generation_of(options)
-    judging = _judging(options)
-    how = {name: options.pop(name) for name in ("vary", "values", "keep_template_weight", "write", "force")}
-    with progress_bar("answers", unit="") as progress:
-        searched = run(
-            _recipe(options, problems), source, out or "", judging=judging, scoring=scoring, generation=generation,
-            progress=progress, problems=problems, **how,
-        )  # fmt: skip
+    how = {name: options.pop(name) for name in ("keep_template_weight", "force")}
+    generation, judging = generation_of(options), _judging(options)
+    with one_commit():
+        with collecting():
+            refuse(*problems)
+            if out is None:
+                refuse(RecipeError("say -o RUN: the folder of the search"))
+            source = PromptSource(
+                prompts, samples=options.pop("samples"), seed=options.pop("sample_seed"),
+                question=options.pop("question"), split=options.pop("split"), fields=_fields(options.pop("fields")),
+                image_folder=options.pop("image_folder"),
+            )  # fmt: skip
+            knobs = parse_knobs(options.pop("vary"), options.pop("values"))
+            wanted = SearchOptions(
+                vary=knobs, judging=judging, scoring=scoring, generation=generation, write=write, **how
+            )  # fmt: skip
+            planned = plan_search(_recipe(options), source, out or "", wanted)
+        with progress_bar("answers", unit="") as progress:
+            found = planned.run(progress)
     if as_json:
-        click.echo(json.dumps(searched.outcome, indent=1))
+        click.echo(json.dumps(found.outcome, indent=1))
         return
-    click.echo(describe_search(searched.outcome))
-    click.echo(f"{searched.folder}: every answer, search.json and the plot")
-    if how["write"] is not None:
-        click.echo(f"{how['write']}: merged with the chosen value")
-
-
-def _from_logs(directory: Path, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
-    from polymerge.tuning.chosen import Chosen
-    from polymerge.tuning.from_logs import choose_from_logs
-    from polymerge.tuning.text_of_search import describe_search
-
-    judging, write, recipe = _judging(options), options["write"], None
-    asked = {name: options.pop(name) for name in ("task", "value_pattern", "keep", "samples", "out")}
-    vary, keep_template, force = options.pop("vary"), options.pop("keep_template_weight"), options.pop("force")
-    seed = options.pop("sample_seed")
+    click.echo(describe_search(found))
+    click.echo(f"{found.folder}: every answer, search.json and the plot")
     if write is not None:
-        recipe = Chosen.of(_recipe(options, problems), directory, vary, keep_template, Path(write), force, problems)
-    refuse_if_any(problems)
-    found = choose_from_logs(directory, seed=seed, judging=judging, **asked)
-    for note in found["notes"]:
+        click.echo(f"{write}: merged with the chosen value")
+
+
+def _from_logs(said: tuple[str, ...], as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
+    from polymerge.tuning.from_logs import choose_from_logs, plan_merge
+    from polymerge.tuning.outcome import describe_search
+
+    judging, write, vary = _judging(options), options.pop("write"), options.pop("vary")
+    asked = {name: options.pop(name) for name in ("task", "value_pattern", "keep", "samples", "out")}
+    how = {name: options.pop(name) for name in ("keep_template_weight", "force")}
+    seed, merge = options.pop("sample_seed"), None
+    with collecting():
+        refuse(*problems)
+        source = log_folders(said)
+        if write is not None:
+            knobs = [parse_knob(name) for name in vary or _varied_by(source)]
+            merge = plan_merge(_recipe(options), source, write, vary=knobs, **how)
+    found = choose_from_logs(source, seed=seed, judging=judging, **asked)
+    for note in found.outcome["notes"]:
         click.echo(f"note: {note}", err=True)
-    click.echo(json.dumps(found, indent=1) if as_json else describe_search(found))
-    if recipe is not None:
-        recipe.merge(found["chosen"], Path(write), force)
+    click.echo(json.dumps(found.outcome, indent=1) if as_json else describe_search(found))
+    if merge is not None:
+        merge.merge(found.outcome["chosen"])
         click.echo(f"{write}: merged with the chosen value", err=as_json)
 
 
-def _recipe(options: dict[str, Any], problems: list[PolymergeError]) -> Any:
+def _varied_by(source: Path | dict[float, Path]) -> list[str]:
+    """What the search varied whose run is taken for logs."""
+    from polymerge.inference.run_folder import read_settings
+
+    settings = read_settings(source) if isinstance(source, Path) else None
+    return settings["vary"] if settings else []
+
+
+def _recipe(options: dict[str, Any]) -> Any:
     try:
         return recipe_of(options)
     except RecipeError as error:
-        problems.append(error)
+        refuse(error)
         return {}
 
 
 def _judging(options: dict[str, Any]) -> Judging:
-    from polymerge.tuning.judging import Judging
+    from polymerge.tuning.criterion import Judging
 
     said = {name: options.pop(name) for name in ("criterion", "compare", "embedding_model", "smooth")}
     return Judging(**{name: value for name, value in said.items() if value is not None})
 
 
-def _fields(said: tuple[str, ...], problems: list[PolymergeError]) -> dict[str, str] | None:
+def _fields(said: tuple[str, ...]) -> dict[str, str] | None:
     pairs = [text.partition("=") for text in said]
-    problems += [
-        RecipeError(f"--field: '{text}' is not NAME=COLUMN")
-        for text, (_, equals, _) in zip(said, pairs, strict=True)
-        if not equals
-    ]
+    for text, (_, equals, _) in zip(said, pairs, strict=True):
+        if not equals:
+            refuse(RecipeError(f"--field: '{text}' is not NAME=COLUMN"))
     return {name: column for name, equals, column in pairs if equals} or None

@@ -11,7 +11,7 @@ import yaml
 from polymerge.errors import RecipeError
 
 if TYPE_CHECKING:
-    from polymerge.inference.options import Generation
+    from polymerge.inference.generation import Generation
 
 __all__ = [
     "AS_JSON",
@@ -170,7 +170,7 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
 
 def generation_of(options: dict[str, Any]) -> Generation:
     """Settings of generation made of the options; takes them out of `options`."""
-    from polymerge.inference.options import Generation
+    from polymerge.inference.generation import Generation
 
     names = ("max_new_tokens", "batch_size", "device", "workers", "torch_threads", "ray", "trust_remote_code")
     said = {name: options.pop(name, None) for name in names}

@@ -14,11 +14,14 @@ from polymerge.analysis.overlap import overlap
 from polymerge.demo.digit_questions import LONGEST_ANSWER, Question
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_text import plain_text
-from polymerge.evaluation.evaluate import evaluate
-from polymerge.inference.options import Generation, PromptSource
+from polymerge.evaluation.evaluating import evaluate
+from polymerge.inference.generation import Generation
+from polymerge.inference.prompts import PromptSource
 from polymerge.reporting.report import report
-from polymerge.tuning.checks import Scoring
-from polymerge.tuning.search import Searched, search
+from polymerge.tuning.knobs import Knob
+from polymerge.tuning.outcome import SearchResult
+from polymerge.tuning.search import SearchOptions, search
+from polymerge.tuning.trials import Scoring
 
 __all__ = ["choose_weight", "make_page", "report_choice"]
 
@@ -32,7 +35,7 @@ GENERATION = Generation(max_new_tokens=LONGEST_ANSWER, batch_size=100)
 
 def choose_weight(
     recipe: Mapping[str, Any], questions: Sequence[Question], values: Sequence[float], out: Path
-) -> Searched:
+) -> SearchResult:
     """Search the second model's weight without labels, as AdaMMS (CVPR 2025) does; scores do not choose."""
     folder = out / "questions"
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,11 +46,13 @@ def choose_weight(
         recipe,
         PromptSource(file, samples=SEARCH_PROMPTS),
         out / "search",
-        values=",".join(f"{value:g}" for value in values),
-        keep_template_weight=True,
-        scoring=Scoring("exact", choose=False),
-        generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=SEARCH_BATCH),
-        force=True,
+        SearchOptions(
+            vary=[Knob(values=tuple(map(float, values)))],
+            keep_template_weight=True,
+            scoring=Scoring("exact", choose=False),
+            generation=Generation(max_new_tokens=LONGEST_ANSWER, batch_size=SEARCH_BATCH),
+            force=True,
+        ),
     )
 
 

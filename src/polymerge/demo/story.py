@@ -86,7 +86,7 @@ def run(
         bars.enable_progress_bar()
     results["seconds"] = round(time.perf_counter() - started, 1)
     (out / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, out / "demo.png")
+    plot(results, out / "demo")
     say(f"\n{results['seconds']:.0f} s. {out / results['page']} tells it all, and what each layer contributes.")
     say("Beside it lie demo.json, demo.png, the checkpoints, and every answer.")
     return results

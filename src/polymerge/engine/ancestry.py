@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import fsum, inf, sqrt
 from typing import Any, Final
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.engine.blocks import PieceBlocks, Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
@@ -21,20 +21,20 @@ from polymerge.planning import Plan, Step
 __all__ = ["FAR", "DeltaNorm", "ancestry_warnings", "delta_norms"]
 
 FAR: Final = 0.5
-"""Norm of a delta over the base's from which on a base is doubted: half of what is least without a common ancestor."""
+"""Ratio of a delta's norm to the base's that raises doubts: half of the least that unrelated models have."""
 
 _PIECES: Final = 512
 _ELEMENTS: Final = 4096
-"""So many pieces are looked at, and so many elements in the midst of each: 8 MB of BF16 numbers for each model."""
+"""Pieces in the sample, and elements from the middle of each: 8 MB of BF16 numbers for each model."""
 
 
 @dataclass(frozen=True)
 class DeltaNorm:
     """How far a model is from the base in a sample of what is merged.
 
-    ratio    norm of the model's delta over that of the base, of the matrices in the sample; inf for a base of zeros
-    equal    whether the model is the base in all of the sample, which has vectors too
-    pieces   in the sample
+    ratio    norm of the model's delta over that of the base, over the matrices of the sample; inf for a base of zeros
+    equal    whether the model equals the base in the whole sample, vectors included
+    pieces   how many are in the sample
     """
 
     ratio: float
@@ -42,29 +42,27 @@ class DeltaNorm:
     pieces: int
 
 
-def delta_norms(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> dict[str, DeltaNorm]:
-    """Compare each model with the base in a sample of what is merged as deltas to it; nothing where nothing is.
+def delta_norms(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> dict[str, DeltaNorm]:
+    """Compare each model, by its label, with the base in a sample of what is merged as deltas; {} without a base.
 
     entries  for each of the plan's inputs, where its tensors lie
 
-    The sample is always the same: up to 512 pieces, as far apart in the plan as they can be, and 4096 elements of each.
+    The sample is always the same: up to 512 pieces, spread evenly over the plan, and 4096 elements of each.
     """
     if plan.base is None:
         return {}
     every = [(step, piece) for step, piece, _ in plan.merged_pieces() if piece.base is not None]
     stride = max(-(-len(every) // _PIECES), 1)
     sample = every[::stride]
-    files, workspace = Files(), Workspace(open_device("cpu"))
+    workspace = Workspace(open_device("cpu"))
     squares: dict[int, list[float]] = {place: [] for place in dict.fromkeys(plan.models) if place != plan.base}
     of_base: list[float] = []
     equal = dict.fromkeys(squares, True)
-    try:
+    inputs = [*plan.models, plan.base]
+    labels, tensors = [plan.inputs[place].label for place in inputs], [entries[place] for place in inputs]
+    with Files() as files:
         for step, piece in sample:
-            inputs = [*plan.models, plan.base]
-            blocks = PieceBlocks(
-                piece, [plan.inputs[place].label for place in inputs], [entries[place] for place in inputs], files,
-                workspace, _ELEMENTS, wide=True,
-            )  # fmt: skip
+            blocks = PieceBlocks(piece, labels, tensors, files, workspace, _ELEMENTS, wide=True)
             if not blocks.count:
                 continue
             block = blocks.read(len(blocks.sizes) // 2)
@@ -75,8 +73,6 @@ def delta_norms(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> dict[str,
                 of_base.append(_square(block.base))
                 for place, found in squares.items():
                     found.append(_square(deltas[place]))
-    finally:
-        files.close()
     if not sample:
         return {}
     length = sqrt(fsum(of_base))
@@ -87,7 +83,7 @@ def delta_norms(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> dict[str,
 
 
 def ancestry_warnings(norms: Mapping[str, DeltaNorm], base: str) -> Iterator[str]:
-    """A sentence for the models whose base is no ancestor of theirs, and one for those that are the base itself."""
+    """A sentence on models that the base does not look like an ancestor of, and one on those that equal the base."""
     far = [f"'{label}' by {norm.ratio:.2f}" for label, norm in norms.items() if norm.ratio >= FAR and not norm.equal]
     same = [f"'{label}'" for label, norm in norms.items() if norm.equal]
     if far:
@@ -105,7 +101,7 @@ def ancestry_warnings(norms: Mapping[str, DeltaNorm], base: str) -> Iterator[str
 
 
 def _is_matrix(step: Step) -> bool:
-    """Whether a step's tensor is a matrix: the ones of norms, which hardly move, would outweigh all else."""
+    """Whether a step's tensor is a matrix; the weights of norms, near 1 and hardly moved, would outweigh all else."""
     return len(step.row_shape) > 0
 
 
@@ -115,5 +111,5 @@ def _square(values: Any) -> float:
 
 
 def _ratio(delta: float, base: float) -> float:
-    """To four digits, so that no record depends on how a machine adds."""
+    """The ratio to four digits, so that no record depends on how a machine adds."""
     return float(f"{delta / base:.4g}") if base else (inf if delta else 0.0)

@@ -1,29 +1,35 @@
-"""The models' elements of one piece, block by block, as rows of one array: what methods and statistics are given."""
+"""Read a piece of every model block by block, as rows of one array: what methods and statistics are given.
+
+What an adapter adds is computed where the elements are read, and kept nowhere.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.dtypes import BITS
-from polymerge.engine.adapted_blocks import Updates
 from polymerge.engine.device import Device
-from polymerge.engine.extents import Extent, Files, begins, clip, extents, same_numbers
+from polymerge.engine.extents import Extent, Files, begins, clip, extents, same_numbers, shape_in
 from polymerge.errors import CheckpointError
+from polymerge.families.expressions import Adapted, Concat, Expr, Rows
 from polymerge.methods import kernels
 from polymerge.planning import Piece, Plan
 
-__all__ = ["Block", "PieceBlocks", "Workspace", "repeats"]
+__all__ = ["Block", "PieceBlocks", "Updates", "Workspace", "repeats"]
 
 Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
+Load = Callable[[TensorInfo], Array]
+"""Reads a whole tensor, [rows, columns], in the working dtype."""
 
 
 class Workspace(threading.local):
-    """Buffers of one thread, as large as the largest block it has had."""
+    """Buffers of one thread, as large as the largest block so far."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -66,7 +72,7 @@ class PieceBlocks:
         self,
         piece: Piece,
         labels: Sequence[str],
-        entries: Sequence[Mapping[str, Entry]],
+        entries: Sequence[Mapping[str, TensorInfo]],
         files: Files,
         workspace: Workspace,
         block: int,
@@ -127,7 +133,7 @@ class PieceBlocks:
             f"{start + count}). A merge would spread it: mend the checkpoint, or name all of its tensor in exclude"
         )
 
-    def _load(self, entry: Entry) -> Array:
+    def _load(self, entry: TensorInfo) -> Array:
         """A whole tensor, which is a factor of an adapter and small."""
         count = prod(entry.shape)
         out = self._workspace.device.empty((count,), self.precision)
@@ -149,8 +155,8 @@ class PieceBlocks:
             done += run.count
 
 
-def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, Entry]], files: Files) -> bool:
-    """Whether a piece that is merged holds the same numbers as another one, in the base and in every model.
+def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, TensorInfo]], files: Files) -> bool:
+    """Whether two merged pieces hold the same numbers, in the base and in every model.
 
     entries  for each of the plan's inputs, where its tensors lie
     """
@@ -159,3 +165,79 @@ def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str
     return len(ours) == len(theirs) and all(
         same_numbers(one, other, entries[place], files) for place, one, other in zip(places, ours, theirs, strict=False)
     )
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to elements `start` to `stop` of an expression: whole rows of `width` elements.
+
+    first   the row of the adapted tensor that element `start` is in
+    """
+
+    start: int
+    stop: int
+    first: int
+    width: int
+    a: TensorInfo | None
+    b: TensorInfo
+    scale: float
+    transposed: bool
+
+
+class Updates:
+    """What adapters add to the elements of one expression; factors are read when the first block needs them."""
+
+    def __init__(self, expr: Expr, entries: Mapping[str, TensorInfo], load: Load) -> None:
+        self._updates = tuple(_updates(expr, entries))
+        self._load, self._lock = load, threading.Lock()
+        self._factors: dict[int, tuple[Array, Array]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._updates)
+
+    def add(self, out: Array, start: int) -> None:
+        """Add the adapter's part to `out`, which holds the elements from `start` on."""
+        stop = start + len(out)
+        for number, update in enumerate(self._updates):
+            begin, end = max(start, update.start), min(stop, update.stop)
+            if begin < end:
+                left, right = self._factors_of(number)
+                first = update.first * update.width + begin - update.start
+                kernels.add_low_rank(out[begin - start : end - start], left, right, update.scale, first)
+
+    def _factors_of(self, number: int) -> tuple[Array, Array]:
+        with self._lock:
+            if number not in self._factors:
+                update = self._updates[number]
+                b = self._load(update.b)
+                if update.a is None:
+                    column = b.reshape(-1, 1)
+                    self._factors[number] = column, column[:1] * 0 + 1
+                elif update.transposed:
+                    a = self._load(update.a)
+                    self._factors[number] = kernels.transposed(a), kernels.transposed(b)
+                else:
+                    self._factors[number] = b, self._load(update.a)
+            return self._factors[number]
+
+
+def _updates(expr: Expr, entries: Mapping[str, TensorInfo], shift: int = 0) -> Iterator[Update]:
+    """The updates in an expression, in the order in which they are added; elements are counted from `shift`."""
+    match expr:
+        case Adapted(of, a, b, scale, transposed):
+            yield from _updates(of, entries, shift)
+            shape = shape_in(of, entries)
+            there = entries[a] if a is not None else None
+            yield Update(shift, shift + prod(shape), 0, prod(shape[1:]), there, entries[b], scale, transposed)
+        case Rows(of, start, stop):
+            width = prod(shape_in(of, entries)[1:])
+            low, high = shift + start * width, shift + stop * width
+            for one in _updates(of, entries, shift):
+                begin, end = max(one.start, low), min(one.stop, high)
+                if begin < end:
+                    first = one.first + (begin - one.start) // one.width
+                    yield replace(one, start=begin - start * width, stop=end - start * width, first=first)
+        case Concat(of):
+            for block in of:
+                yield from _updates(block, entries, shift)
+                shift += prod(shape_in(block, entries))

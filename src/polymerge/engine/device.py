@@ -2,74 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from polymerge.errors import MissingExtraError, RecipeError
 
-__all__ = ["Device", "open_device"]
+__all__ = ["Device", "Torch", "open_device"]
 
-Array = Any
-
-
-class Device(Protocol):
-    """What the runner asks of a device."""
-
-    name: str
-    takes_bits: bool
-    """Whether its kernels read rows of BF16 as they lie on disk."""
-
-    def empty(self, shape: tuple[int, ...], precision: str) -> Array:
-        """An array of F32 or F64 on the device."""
-
-    def host_bytes(self, size: int) -> Array:
-        """A buffer of bytes on the host."""
-
-    def view(self, raw: Array) -> memoryview:
-        """The bytes of a host buffer."""
-
-    def upload(self, raw: Array) -> Array:
-        """A host buffer's bytes on the device."""
-
-    def beside(self, raw: Array) -> Array:
-        """Bytes on the device, as many as a host buffer has; the buffer itself where there is nothing between them."""
-
-    def download(self, encoded: Array, raw: Array) -> None:
-        """Bring bytes that are `beside` a host buffer into it, and wait until they are there."""
+Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
 
 
-class Cpu:
-    """The reference: numpy arrays, nothing moves."""
+class Device:
+    """The CPU, which is the reference: numpy arrays, and nothing moves.
+
+    takes_bits   whether its kernels read rows of BF16 as they lie on disk
+    """
 
     name = "cpu"
     takes_bits = True
 
     def empty(self, shape: tuple[int, ...], precision: str) -> Array:
-        """An uninitialised numpy array."""
+        """An uninitialised array of F32 or F64 on the device."""
         return np.empty(shape, np.float64 if precision == "F64" else np.float32)
 
     def host_bytes(self, size: int) -> Array:
-        """A numpy buffer."""
+        """A buffer of `size` bytes on the host."""
         return np.empty(size, np.uint8)
 
     def view(self, raw: Array) -> memoryview:
-        """The buffer's memory."""
+        """The memory of a host buffer."""
         return memoryview(raw)
 
     def upload(self, raw: Array) -> Array:
-        """The buffer itself."""
+        """The bytes of a host buffer on the device; the buffer may be used again at once."""
         return raw
 
     def beside(self, raw: Array) -> Array:
-        """The buffer itself."""
+        """As many bytes on the device as a host buffer has; the buffer itself where host and device are one."""
         return raw
 
     def download(self, encoded: Array, raw: Array) -> None:
-        """Nothing: the bytes are there."""
+        """Copy bytes that are `beside` a host buffer into it, and wait until they are there."""
 
 
-class Torch:
+class Torch(Device):
     """A device of torch: page-locked buffers on the host, blocks on the device."""
 
     takes_bits = False
@@ -87,15 +64,15 @@ class Torch:
         return self._torch.empty(shape, dtype=dtype, device=self._device)
 
     def host_bytes(self, size: int) -> Array:
-        """A buffer that the device reads without a copy in between."""
+        """A buffer that a GPU reads without a copy in between."""
         return self._torch.empty(size, dtype=self._torch.uint8, pin_memory=self._device.type == "cuda")
 
     def view(self, raw: Array) -> memoryview:
-        """The buffer's memory."""
+        """The memory of a buffer."""
         return memoryview(raw.numpy())
 
     def upload(self, raw: Array) -> Array:
-        """The bytes on the device; done when it returns, since the buffer is used again at once."""
+        """The bytes on the device; they are there when it returns."""
         return raw.to(self._device)
 
     def beside(self, raw: Array) -> Array:
@@ -113,13 +90,13 @@ def open_device(name: str) -> Device:
     raises MissingExtraError without torch, RecipeError for a device that is not there.
     """
     if name == "cpu":
-        return Cpu()
+        return Device()
     try:
         import torch
     except ImportError:
-        raise MissingExtraError(f"--device {name} needs torch: pip install 'polymerge[transformers]'") from None
+        raise MissingExtraError(f"device '{name}' needs torch: pip install 'polymerge[transformers]'") from None
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(f"--device {name}: torch cannot use it: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"device '{name}': torch cannot use it: {str(error).splitlines()[0]}") from None
     return Torch(name)

@@ -1,21 +1,26 @@
-"""Carry out a plan's steps: blocks through a pool of threads, each handed on as it is done."""
+"""Carry out a plan's steps: blocks go through a pool of threads, and each is written as soon as it is computed."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from math import ceil, prod
+from pathlib import Path
 from typing import Any, TypeVar
 
-from polymerge.checkpoints import Entry
-from polymerge.checkpoints.shards import Write
+from threadpoolctl import threadpool_limits
+
+from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
-from polymerge.engine.extents import Extent, Files, begins, extents
+from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
+from polymerge.engine.lora_modules import ModuleMerger
+from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.pool import Pool, silent
 from polymerge.engine.statistics import cutoffs, draw_keys, gram
-from polymerge.engine.transposed import Turning
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
@@ -32,47 +37,50 @@ T = TypeVar("T")
 
 def execute(
     plan: Plan,
-    entries: Sequence[Mapping[str, Entry]],
+    entries: Sequence[Mapping[str, TensorInfo]],
     write: Write,
     *,
     device: Device,
     threads: int,
     block: int = BLOCK,
     advance: Callable[[int], None] | None = None,
-) -> None:
-    """Compute or copy every tensor of the plan, and hand its bytes on.
+) -> list[ModuleNorms]:
+    """Compute or copy every tensor of a plan, and write its bytes.
 
     entries  for each of the plan's inputs, where its tensors lie
     write    where the bytes go: files of a new folder, or a model in memory
     block    elements that are merged at a time; the result does not depend on it, nor on `threads`
     advance  told how many bytes of output are done, from the calling thread
+    returns  what was found of each module that is merged by its factors
 
     raises CheckpointError where an input's values cannot be merged (NaN, infinity) or its file fails.
     """
     with Execution(entries, device=device, threads=threads, block=block) as execution:
-        execution.run(plan, write, advance)
+        return execution.run(plan, write, advance)
 
 
 class Execution:
-    """Carries out plans of the same inputs, one after the other; what it had to find out of them it finds out once.
+    """Carries out plans over the same inputs, one after the other; statistics of the inputs are computed once and kept.
 
     entries, device, threads, block   as in `execute`
-    again    whether more plans will come, so that where their tensors lie is worth keeping
+    again    whether more plans will follow, so that it pays to keep where tensors lie
+    memory   the content of input files that lie nowhere else
     """
 
     def __init__(
         self,
-        entries: Sequence[Mapping[str, Entry]],
+        entries: Sequence[Mapping[str, TensorInfo]],
         *,
         device: Device,
         threads: int,
         block: int = BLOCK,
         again: bool = False,
+        memory: Mapping[Path, memoryview] | None = None,
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
         self.pool = Pool(threads)
         self.workspace = Workspace(device)
-        self.files = Files()
+        self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
         self._known: dict[Hashable, Any] = {}
 
@@ -83,14 +91,15 @@ class Execution:
         self.close()
 
     def close(self) -> None:
-        """Let go of threads and files; what was queued and has not begun is dropped."""
+        """Release threads and files; what is queued and has not begun is dropped."""
         self.pool.close()
         self.files.close()
 
-    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> None:
+    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> list[ModuleNorms]:
         """Compute or copy every tensor of a plan; see `execute`."""
         self.pool.advance = advance or silent
-        self.plan, self.write, self.turning = plan, write, Turning(write)
+        self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
+        modules = ModuleMerger(plan, self.entries, self.files, write)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             piece.setting
@@ -104,18 +113,27 @@ class Execution:
                 self._cut_whole_models(number, setting)
             elif METHODS[setting.method].span == "model":
                 self._measure_whole_models(number)
-        for step in plan.steps:
-            if step.fate == "copied" and not step.pieces:
-                self._copy(step, 0, self.entries[plan.template][step.name].nbytes)
-            for piece in step.pieces:
-                if piece.setting is not None:
-                    self._merge(step, piece, plan.settings[piece.setting])
-                elif step.dtype == step.source_dtype and not piece.reads:
-                    self._copy_rows(step, piece.rows)
+        # a module is computed on one thread, whose linear algebra has no threads of its own
+        with threadpool_limits(1) if any(step.lora for step in plan.steps) else nullcontext():
+            for step in plan.steps:
+                if step.lora is not None:
+                    self.pool.submit(step.size, modules.run, step, long=True)
                 else:
-                    self._convert(step, piece)
-        self.pool.finish()
-        self.turning.finish()
+                    self._run_step(step)
+            self.pool.finish()
+        self.transposed_out.finish()
+        return modules.norms
+
+    def _run_step(self, step: Step) -> None:
+        if step.fate == "copied" and not step.pieces:
+            self._copy(step, 0, self.entries[self.plan.template][step.name].nbytes)
+        for piece in step.pieces:
+            if piece.setting is not None:
+                self._merge(step, piece, self.plan.settings[piece.setting])
+            elif step.dtype == step.source_dtype and not piece.reads:
+                self._copy_rows(step, piece.rows)
+            else:
+                self._convert(step, piece)
 
     def _blocks(self, step: Step, piece: Piece, block: int | None = None) -> PieceBlocks:
         size = block or self._size(step, piece)
@@ -154,7 +172,7 @@ class Execution:
         )
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """What a setting merges, by name; what is stored twice counts once."""
+        """What a setting merges, by canonical name; what is stored twice counts once."""
         found = {
             piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
         }
@@ -179,20 +197,20 @@ class Execution:
         self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
 
     def _once(self, key: Hashable, find: Callable[[], T]) -> T:
-        """What was found under this key, or is found now."""
+        """The value known by this key; found and kept if there is none yet."""
         if key not in self._known:
             self._known[key] = find()
         found: T = self._known[key]
         return found
 
     def _of(self, step: Step, piece: Piece) -> Hashable:
-        """What the numbers of a piece depend on."""
+        """Everything that the values of a piece depend on."""
         wide = is_wide(step) or piece.setting in self.wide
         return piece.reads, piece.base, piece.inputs or self.plan.models, self.plan.base, wide
 
     @property
     def _cells(self) -> int:
-        """A block of whole cells, which sums are taken over in a fixed order."""
+        """Elements of a block of whole cells, over which sums are taken in a fixed order."""
         return max(self.block // CELL, 1) * CELL
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
@@ -226,7 +244,7 @@ class Execution:
         self._write_blocks(step, piece, blocks, merged)
 
     def _places(self, piece: Piece) -> Sequence[int]:
-        """The places in the recipe of the models that a piece is made from."""
+        """The places in the recipe of the models that a piece is merged from."""
         place_of = dict(zip(self.plan.models, self.plan.places, strict=True))
         return [place_of[place] for place in piece.inputs] if piece.inputs else self.plan.places
 
@@ -256,7 +274,7 @@ class Execution:
             for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
                 part = view[done : done + stop - start]
                 if step.transposed:
-                    self.turning.put(step, start // row_size, part)
+                    self.transposed_out.put(step, start // row_size, part)
                 else:
                     self.write(step.name, part, start)
                 done += stop - start
@@ -272,14 +290,14 @@ class Execution:
                 self._copy(step, start * width, stop * width)
                 continue
             for run in extents(step.rows(((start, stop),)), self.entries[self.plan.template]):
-                self.pool.submit(run.count // step.shape[1] * width, self._copy_turned, step, start, run)
+                self.pool.submit(run.count // step.shape[1] * width, self._copy_transposed, step, start, run)
                 start += run.count // step.shape[1]
 
-    def _copy_turned(self, step: Step, row: int, run: Extent) -> None:
+    def _copy_transposed(self, step: Step, row: int, run: Extent) -> None:
         """Copy rows of one matrix, from row `row` of the tensor on."""
         view = self.device.view(self.workspace.raw("read", byte_count(run.dtype, (run.count,))))
         self.files.fill(run, view)
-        self.turning.put(step, row, view)
+        self.transposed_out.put(step, row, view)
 
     def _copy(self, step: Step, first: int, last: int) -> None:
         """Copy a template tensor's bytes `first` to `last` as they are."""
@@ -296,7 +314,7 @@ class Execution:
 
 
 def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where `size` bytes from byte `start` of stacked rows lie in the tensor that the rows are of."""
+    """Where `size` bytes from byte `start` on of stacked rows lie in the tensor that the rows belong to."""
     for place in range(bisect_right(beginnings, start // row_size) - 1, len(rows)):
         (first, last), position = rows[place], beginnings[place] * row_size
         if position >= start + size:
@@ -307,5 +325,5 @@ def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, 
 
 
 def is_wide(step: Step) -> bool:
-    """Whether a tensor is computed in float64: where the template or the output holds it so."""
+    """Whether a tensor is computed in float64: where the template or the output has it in float64."""
     return "F64" in (step.dtype, step.source_dtype)

@@ -1,4 +1,7 @@
-"""Read elements of a piece from disk: expressions become runs of bytes, and runs are read into a buffer."""
+"""Between tensors and files: expressions become runs of bytes, which are read into buffers, and rows are written.
+
+Where a matrix lies transposed in a file, its rows are columns there, on the way in and on the way out.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,32 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.prefetch import fetched
+from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read, shape_of
-from polymerge.methods.kernels.cpu.transpose import turn
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
+from polymerge.methods.kernels.cpu.matrices import transpose
+from polymerge.planning import Step
 
-__all__ = ["Extent", "Files", "Turned", "begins", "clip", "extents", "same_numbers", "shape_in"]
+__all__ = ["Extent", "Files", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
 _SPARSE: Final = 8
-"""How many times as much as is wanted is read at once, before it is read bit by bit."""
+"""A read may fetch up to this many times what is wanted; beyond that, many small reads are cheaper."""
 
 _COMPARED: Final = 1 << 20
 """Elements that are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turned:
-    """A matrix [rows, columns] that lies transposed in a file, and how many of its elements come before a run."""
+class Transposed:
+    """A matrix [rows, columns] that is transposed in a file, and how many of its elements come before a run."""
 
     rows: int
     columns: int
@@ -44,24 +49,24 @@ class Turned:
 class Extent:
     """A run of `count` elements of one dtype in a file, one after the other from byte `offset` on.
 
-    turned   where they are rows of a matrix that lies transposed, which matrix that is; it begins at `offset`
+    transposed   the matrix, if they are rows of one that is transposed in the file; it begins at `offset`
     """
 
     file: Path
     offset: int
     dtype: str
     count: int
-    turned: Turned | None = None
+    transposed: Transposed | None = None
 
 
-def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
-    """Where the elements of an expression lie, in its row-major order; what an adapter adds to them lies elsewhere."""
+def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]:
+    """Where the elements of an expression lie, in row-major order, without what adapters add to them."""
     match expr:
         case Read(name):
             entry = entries[name]
             return (Extent(entry.file, entry.start, entry.dtype, prod(entry.shape)),)
         case Rows(Stacked(of, True), start, stop):
-            return tuple(_turned(entries[of.name], start, stop))
+            return tuple(_transposed(entries[of.name], start, stop))
         case Rows(of, start, stop):
             width = prod(shape_in(of, entries)[1:])
             return tuple(clip(extents(of, entries), start * width, stop * width))
@@ -69,32 +74,34 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return tuple(extent for block in of for extent in extents(block, entries))
         case Stacked(of, True):
             count, _, rows = entries[of.name].shape
-            return tuple(_turned(entries[of.name], 0, count * rows))
+            return tuple(_transposed(entries[of.name], 0, count * rows))
         case Stacked(of) | Adapted(of):
             return extents(of, entries)
+        case LowRank():
+            return ()
 
 
-def _turned(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
+def _transposed(entry: TensorInfo, start: int, stop: int) -> Iterator[Extent]:
     """The rows `start` to `stop` of the matrices of a tensor [n, columns, rows], seen one below the other."""
     _, columns, rows = entry.shape
     size = rows * columns * BITS[entry.dtype] // 8
     while start < stop:
         matrix, first = divmod(start, rows)
         height = min(stop - start, rows - first)
-        turned = Turned(rows, columns, first * columns)
-        yield Extent(entry.file, entry.start + matrix * size, entry.dtype, height * columns, turned)
+        transposed = Transposed(rows, columns, first * columns)
+        yield Extent(entry.file, entry.start + matrix * size, entry.dtype, height * columns, transposed)
         start += height
 
 
 def begins(counts: Iterable[int]) -> list[int]:
-    """Where each of several runs begins when they are stacked, and where the last of them ends."""
+    """Where each of several runs begins when they are stacked, and where the last one ends."""
     return list(accumulate(counts, initial=0))
 
 
 def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int] | None = None) -> Iterator[Extent]:
-    """The parts of runs that hold elements `start` to `stop`, counted over all of them.
+    """The parts of runs that hold elements `start` to `stop`, counted over all runs.
 
-    beginnings   those of the runs; whoever clips the same runs many times counts them once
+    beginnings   `begins` of the runs, for callers that clip the same runs many times
     """
     beginnings = beginnings or begins(run.count for run in runs)
     for place in range(max(bisect_right(beginnings, start) - 1, 0), len(runs)):
@@ -104,19 +111,19 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
         first, last = max(start, position), min(stop, position + run.count)
         if first < last:
             skipped = first - position
-            if run.turned is None:
+            if run.transposed is None:
                 yield Extent(run.file, run.offset + skipped * BITS[run.dtype] // 8, run.dtype, last - first)
             else:
-                turned = replace(run.turned, skipped=run.turned.skipped + skipped)
-                yield replace(run, count=last - first, turned=turned)
+                transposed = replace(run.transposed, skipped=run.transposed.skipped + skipped)
+                yield replace(run, count=last - first, transposed=transposed)
 
 
-def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
+def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
     """The shape of what an expression reads from these tensors."""
     return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
 
 
-def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Files) -> bool:
+def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], files: Files) -> bool:
     """Whether two expressions over one input read the same bytes, which are then the same numbers.
 
     What an adapter adds is compared by its factors' names alone.
@@ -142,7 +149,7 @@ def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Fi
 
 def _adapted(expr: Expr) -> bool:
     match expr:
-        case Adapted():
+        case Adapted() | LowRank():
             return True
         case Rows(of):
             return _adapted(of)
@@ -153,20 +160,38 @@ def _adapted(expr: Expr) -> bool:
 
 
 class Files:
-    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way."""
+    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way.
 
-    def __init__(self) -> None:
+    memory  the content of files that lie nowhere else
+    """
+
+    def __init__(self, memory: Mapping[Path, memoryview] | None = None) -> None:
+        self._memory = memory or {}
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
 
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def blocks(self, entry: TensorInfo, size: int) -> Iterator[NDArray[np.uint8]]:
+        """A tensor's bytes, `size` at a time; each array is valid until the next. Raises as `read` does."""
+        buffer = np.empty(min(size, entry.nbytes), np.uint8)
+        for start in range(0, entry.nbytes, size):
+            part = buffer[: entry.nbytes - start]
+            self.read(entry.file, entry.start + start, part.data)
+            yield part
+
     def fill(self, run: Extent, buffer: memoryview) -> None:
         """Fill a buffer with a run; raises as `read` does."""
-        if run.turned is None:
+        if run.transposed is None:
             self.read(run.file, run.offset, buffer)
             return
         bits = np.dtype(f"u{BITS[run.dtype] // 8}")
-        rows, columns, skipped = run.turned.rows, run.turned.columns, run.turned.skipped
+        rows, columns, skipped = run.transposed.rows, run.transposed.columns, run.transposed.skipped
         first, last = skipped // columns, -(-(skipped + run.count) // columns)
         wanted, pitch, offset = last - first, rows * bits.itemsize, run.offset + first * bits.itemsize
         if rows <= _SPARSE * wanted:
@@ -179,14 +204,17 @@ class Files:
                 self.read(run.file, offset + column * pitch, row.view("u1").data)
         out = np.frombuffer(buffer, bits)
         if run.count == wanted * columns:
-            turn(lying, out.reshape(wanted, columns))
+            transpose(lying, out.reshape(wanted, columns))
         else:
             begin, whole = skipped - first * columns, np.empty((wanted, columns), bits)
-            turn(lying, whole)
+            transpose(lying, whole)
             out[...] = whole.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""
+        if (held := self._memory.get(file)) is not None:
+            buffer[:] = held[offset : offset + len(buffer)]
+            return
         descriptor = self._descriptor(file)
         done = 0
         while done < len(buffer):
@@ -199,7 +227,7 @@ class Files:
             done += count
 
     def _scratch(self, size: int) -> NDArray[np.uint8]:
-        """Bytes of this thread, which the next call gives again: new ones would cost a fault for each page."""
+        """A buffer of this thread, reused by the next call: a new one would cost a page fault for each page."""
         have: NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
         if have is None or have.size < size:
             have = self._local.scratch = np.empty(size, np.uint8)
@@ -223,3 +251,57 @@ class Files:
                         raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
                 found = self._descriptors[file]
         return found
+
+
+@dataclass
+class _Begun:
+    """A matrix as it will be in the file, and how many of its rows are still missing."""
+
+    lying: NDArray[Any]
+    missing: int
+
+
+class TransposedWriter:
+    """Gathers the rows of each matrix, from any thread, and writes the matrix in one go when it has them all.
+
+    Column by column it would be a call for every few hundred bytes.
+
+    write   where the bytes go, as for `execute`
+    """
+
+    def __init__(self, write: Write) -> None:
+        self._write, self._lock = write, threading.Lock()
+        self._begun: dict[tuple[str, int], _Begun] = {}
+        self._done: list[NDArray[Any]] = []
+
+    def put(self, step: Step, row: int, raw: memoryview) -> None:
+        """Take whole rows of one matrix of a transposed tensor, from row `row` of the tensor's view on."""
+        _, columns, rows = step.shape
+        matrix, first = divmod(row, rows)
+        bits = np.dtype(f"u{BITS[step.dtype] // 8}")
+        block = np.frombuffer(raw, bits).reshape(-1, columns)
+        with self._lock:
+            begun = self._begun.get((step.name, matrix))
+            if begun is None:
+                begun = self._begun[step.name, matrix] = _Begun(self._matrix(columns, rows, bits), rows)
+        transpose(block, begun.lying[:, first : first + len(block)])
+        with self._lock:
+            begun.missing -= len(block)
+            if begun.missing:
+                return
+            del self._begun[step.name, matrix]
+        self._write(step.name, begun.lying.reshape(-1).view("u1").data, matrix * begun.lying.nbytes)
+        with self._lock:
+            self._done.append(begun.lying)
+
+    def finish(self) -> None:
+        """Check that every matrix that was begun has been written."""
+        assert not self._begun, f"rows are missing in {sorted(self._begun)[:3]}"
+
+    def _matrix(self, columns: int, rows: int, bits: np.dtype[Any]) -> NDArray[Any]:
+        """A buffer for a matrix: that of a written one of the same size, or a new one."""
+        while self._done:
+            again = self._done.pop()
+            if again.size == columns * rows and again.dtype == bits:
+                return again.reshape(columns, rows)
+        return np.empty((columns, rows), bits)

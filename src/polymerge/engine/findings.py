@@ -1,11 +1,23 @@
-"""What a check of an output has found."""
+"""What a check of an output finds, and the check of its values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-__all__ = ["Finding", "Verification"]
+import numpy as np
+
+from polymerge.checkpoints import TensorInfo
+from polymerge.dtypes import BITS, MERGEABLE
+from polymerge.engine.extents import Files
+from polymerge.methods import kernels
+
+__all__ = ["BLOCK", "Finding", "Verification", "finite"]
+
+BLOCK: Final = 1 << 20
+"""Elements that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +47,22 @@ class Verification:
 
     def __str__(self) -> str:
         return "\n".join(f"  {finding}" for finding in self.findings)
+
+
+def finite(entries: Iterable[TensorInfo]) -> Finding:
+    """Check that no value is NaN or infinite; each is read once, a block at a time."""
+    bad = []
+    values, wide = np.empty(BLOCK, np.float32), np.empty(0, np.float64)
+    with Files() as files:
+        for entry in entries:
+            if entry.dtype not in MERGEABLE:
+                continue
+            if entry.dtype == "F64" and not wide.size:
+                wide = np.empty(BLOCK, np.float64)
+            out, width = wide if entry.dtype == "F64" else values, BITS[entry.dtype] // 8
+            blocks = files.blocks(entry, BLOCK * width)
+            if not all(kernels.decode(raw, entry.dtype, out[: raw.size // width]) for raw in blocks):
+                bad.append(entry.name)
+    if bad:
+        return Finding("values", False, f"NaN or infinity in {len(bad)} tensor(s), first {', '.join(bad[:3])}")
+    return Finding("values", True, "no NaN, no infinity")

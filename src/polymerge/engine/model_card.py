@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from polymerge.checkpoints.joined import split_source
+from polymerge.checkpoints.folder import split_source
 from polymerge.engine.provenance import RECORD, roles
 from polymerge.methods.table import METHODS
-from polymerge.planning import AdapterPlan, Plan
+from polymerge.planning import Plan
 
-__all__ = ["adapter_card", "model_card"]
+__all__ = ["model_card"]
 
 
-def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
-    """A README.md for the output; the licence is left for its owner to state, since the inputs' licences decide it."""
+def model_card(plan: Plan, name: str, config: Mapping[str, Any], lost: Mapping[str, float]) -> str:
+    """A README.md for the output; the licence is left for its owner to state, since the inputs' licences decide it.
+
+    config  the template's config.json
+    lost    of adapters, the share of each module's norm that its rank has no room for
+    """
     row = METHODS[plan.recipe["merge_method"]]
+    source = f"`{row.name}`: {row.title} ({row.source})."
+    if plan.of_adapters:
+        front, lines = _of_adapter(plan, lost)
+        made, kind = f"LoRA adapters merged with polymerge by {source}", "adapter"
+        listed = list(plan.models)
+    else:
+        front, lines = _of_checkpoint(plan, config)
+        made, kind = f"A merge made with polymerge by {source}", "model"
+        if not any(step.fate == "merged" for step in plan.steps):
+            made = "A model with an adapter folded in, made with polymerge."
+        listed = list(range(len(plan.inputs)))
+    inputs = [f"| {plan.inputs[place].source} | {', '.join(roles(plan, place))} |" for place in listed]
+    said = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip()
+    asked = yaml.safe_dump(dict(plan.recipe), sort_keys=False, allow_unicode=True).strip()
+    record = f"`{RECORD}` holds the digests of all inputs, the plan's hash and the versions used."
+    text = ["---", said, "---", "", f"# {name}", "", made, "", f"| {kind} | role |", "|---|---|", *inputs, "", *lines]
+    return "\n".join([*text, "", "```yaml", asked, "```", "", record, ""])
+
+
+def _of_checkpoint(plan: Plan, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a card says to machines, and of the tensors."""
     named = [source for entry in plan.inputs for source in split_source(entry.source) if source]
     sources = [source.partition("@")[0] for source in named if _looks_like_hub_id(source)]
-    front = {
+    front: dict[str, Any] = {
         "base_model": list(dict.fromkeys(sources)),
         "library_name": "transformers",
         "tags": ["merge", "polymerge"],
@@ -30,57 +55,30 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any]) -> str:
     if "vision_config" in config:
         front["pipeline_tag"] = "image-text-to-text"
     fates = Counter(step.fate for step in plan.steps)
-    lines: list[str] = []
-    made = f"A merge made with polymerge by `{row.name}`: {row.title} ({row.source})."
-    if not fates["merged"]:
-        made = "A model with an adapter folded in, made with polymerge."
-    lines += ["", f"# {name}", "", made, ""]
-    lines += ["| model | role |", "|---|---|"]
-    lines += [f"| {entry.source} | {', '.join(roles(plan, place))} |" for place, entry in enumerate(plan.inputs)]
     folded = f"{fates['folded']} have an adapter folded in, " if fates["folded"] else ""
-    lines += [
-        "",
-        f"{fates['merged']} tensors are merged, {folded}{fates['copied']} are copied from the template unchanged.",
-    ]
+    line = f"{fates['merged']} tensors are merged, {folded}{fates['copied']} are copied from the template unchanged."
     dtypes = Counter(step.dtype for step in plan.steps if step.fate != "tied")
     if len(dtypes) > 1:
         held = ", ".join(f"{count} are {dtype}" for dtype, count in dtypes.most_common())
-        lines[-1] += f" They are stored in several dtypes: {held}."
-    return _card(front, lines, plan.recipe)
+        line += f" They are stored in several dtypes: {held}."
+    return front, [line]
 
 
-def adapter_card(plan: AdapterPlan, name: str, errors: Mapping[str, float]) -> str:
-    """A README.md for an adapter, as PEFT's cards are: the base, the library, the recipe."""
-    row = METHODS[plan.recipe["merge_method"]]
-    base = plan.config.get("base_model_name_or_path")
+def _of_adapter(plan: Plan, lost: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
+    """What a card says to machines, as PEFT's do, and of the modules."""
+    base = (plan.config or {}).get("base_model_name_or_path")
     front = {
         "base_model": base if base and _looks_like_hub_id(str(base)) else None,
         "library_name": "peft",
         "tags": ["lora", "merge", "polymerge"],
     }
-    lines: list[str] = []
-    lines += ["", f"# {name}", ""]
-    lines += [f"LoRA adapters merged with polymerge by `{row.name}`: {row.title} ({row.source}).", ""]
-    lines += ["| adapter | role |", "|---|---|"]
-    lines += [f"| {plan.inputs[place].source} | {', '.join(roles(plan, place))} |" for place in plan.models]
-    ranks = ", ".join(map(str, sorted({step.rank for step in plan.pairs})))
-    full = len(plan.extras.steps) if plan.extras else 0
-    lines += ["", f"{len(plan.pairs)} modules of rank {ranks}, {full} full weights. Base: {base or 'not said'}."]
-    if errors and max(errors.values()) > 0:
-        mean = sum(errors.values()) / len(errors)
-        lines += [
-            "",
-            f"The rank leaves out {mean:.1%} of the updates' norm on average, {max(errors.values()):.1%} at most.",
-        ]
-    return _card(front, lines, plan.recipe)
-
-
-def _card(front: Mapping[str, Any], lines: Sequence[str], recipe: Mapping[str, Any]) -> str:
-    """A card: what is said of it for machines, its text, the recipe."""
-    said = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip()
-    asked = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip()
-    record = f"`{RECORD}` holds the digests of all inputs, the plan's hash and the versions used."
-    return "\n".join(["---", said, "---", *lines, "", "```yaml", asked, "```", "", record, ""])
+    modules = [step.lora for step in plan.steps if step.lora is not None]
+    ranks, full = ", ".join(map(str, sorted({lora.rank for lora in modules}))), len(plan.steps) - len(modules)
+    lines = [f"{len(modules)} modules of rank {ranks}, {full} full weights. Base: {base or 'not said'}."]
+    if lost and max(lost.values()) > 0:
+        mean, most = sum(lost.values()) / len(lost), max(lost.values())
+        lines += ["", f"The rank leaves out {mean:.1%} of the updates' norm on average, {most:.1%} at most."]
+    return front, lines
 
 
 def _looks_like_hub_id(source: str) -> bool:

@@ -1,20 +1,25 @@
-"""How large the update of merged adapters is beside theirs, and whether their A factors are alike."""
+"""How large updates are: that of merged adapters beside theirs, whether their A factors are alike, and what is zero."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import fsum, sqrt
+from math import fsum, prod, sqrt
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from polymerge.methods.factors import Factors, dot
+from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.adapter import Adapter
+from polymerge.checkpoints.adapter import Pair as Factored
+from polymerge.engine.extents import Files
+from polymerge.methods import kernels
+from polymerge.methods.lora import Factors, dot
 from polymerge.methods.table import METHODS
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["ModuleNorms", "UpdateNorms", "module_norms", "update_norms"]
+__all__ = ["ModuleNorms", "UpdateNorms", "module_norms", "update_norms", "zero_update"]
 
 LARGE: Final = 1.5
 """How many times as large as its adapters' an update may be before there is a warning."""
@@ -31,6 +36,7 @@ class ModuleNorms(NamedTuple):
     setting   which of the plan's settings merged it
     merged    squared Frobenius norm of the merged update; `adapters` the mean of those of the adapters' updates
     cosines   of the A factors of every two adapters, as vectors; none where ranks differ or one is zero
+    lost      norm of what the output's rank has no room for, as a share of the norm of the whole
     """
 
     module: str
@@ -38,6 +44,7 @@ class ModuleNorms(NamedTuple):
     merged: float
     adapters: float
     cosines: Mapping[Pair, float]
+    lost: float
 
     @property
     def ratio(self) -> float | None:
@@ -54,12 +61,14 @@ class UpdateNorms:
     modules   the same of each module
     cosines   by two adapters, the cosine of their A factors, rank row by rank row, as a mean over the modules: near 1
               where both began with the same A, near 0 where not
+    lost      of each module, the share of its norm that the output's rank has no room for
     warnings  what a person should know of these numbers
     """
 
     ratio: float | None
     modules: Mapping[str, float]
     cosines: Mapping[Pair, float]
+    lost: Mapping[str, float]
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +78,13 @@ class UpdateNorms:
 
 
 def module_norms(
-    module: str, setting: int, labels: Sequence[str], pairs: Sequence[Factors], merged: Factors, scaling: float
+    module: str,
+    setting: int,
+    labels: Sequence[str],
+    pairs: Sequence[Factors],
+    merged: Factors,
+    scaling: float,
+    lost: float,
 ) -> ModuleNorms:
     """Measure one module, in float64 and from the factors alone.
 
@@ -84,7 +99,7 @@ def module_norms(
         for i, j in combinations(range(len(pairs)), 2)
         if wide[i].shape == wide[j].shape and lengths[i] and lengths[j]
     }
-    return ModuleNorms(module, setting, powers[-1], fsum(powers[:-1]) / len(pairs), cosines)
+    return ModuleNorms(module, setting, powers[-1], fsum(powers[:-1]) / len(pairs), cosines, lost)
 
 
 def update_norms(measured: Sequence[ModuleNorms], settings: Sequence[Setting]) -> UpdateNorms:
@@ -97,9 +112,10 @@ def update_norms(measured: Sequence[ModuleNorms], settings: Sequence[Setting]) -
         if ratio is not None and ratio > LARGE:
             warnings.append(_too_large(setting, ratio, max(own, key=lambda one: one.ratio or 0.0)))
         least = min(cosines, key=lambda pair: cosines[pair], default=None)
-        if _joins_factors(setting) and least is not None and cosines[least] < ALIKE:
+        if setting.joins_factors and least is not None and cosines[least] < ALIKE:
             warnings.append(_unlike(setting, least, cosines[least]))
-    return UpdateNorms(_ratio(measured), modules, _cosines(measured), tuple(warnings))
+    lost = {one.module: one.lost for one in measured}
+    return UpdateNorms(_ratio(measured), modules, _cosines(measured), lost, tuple(warnings))
 
 
 def _ratio(measured: Sequence[ModuleNorms]) -> float | None:
@@ -115,14 +131,9 @@ def _cosines(measured: Sequence[ModuleNorms]) -> dict[Pair, float]:
     return {pair: fsum(some) / len(some) for pair, some in found.items()}
 
 
-def _joins_factors(setting: Setting) -> bool:
-    """Whether A and B are merged apart, so that every adapter's B meets every adapter's A."""
-    return "factors" in (setting.parameters.get("compose"), setting.parameters.get("space"))
-
-
 def _too_large(setting: Setting, ratio: float, worst: ModuleNorms) -> str:
     if METHODS[setting.method].parameter("scale"):
-        scale = float(setting.parameters.get("scale", 1.0)) / ratio ** (0.5 if _joins_factors(setting) else 1.0)
+        scale = float(setting.parameters.get("scale", 1.0)) / ratio ** (0.5 if setting.joins_factors else 1.0)
         way_out = f"`scale: {scale:.2g}` makes it about as large as theirs"
     else:
         way_out = f"{setting.method} has no `scale`: task_arithmetic has one"
@@ -141,3 +152,34 @@ def _unlike(setting: Setting, pair: Pair, cosine: float) -> str:
         f"with the same A; those of '{pair[0]}' and '{pair[1]}' have a cosine of {cosine:.2f}, below {ALIKE}. "
         f"Set {'compose: product' if product else 'space: delta'}"
     )
+
+
+def zero_update(label: str, adapter: Adapter) -> str | None:
+    """What to say of an adapter whose update is all zeros, as one is that was not trained or not gathered; else None.
+
+    Values are read until the first that is not zero.
+    """
+    files = Files()
+    try:
+        if not adapter.pairs or not all(_is_zero(pair, files) for pair in adapter.pairs.values()):
+            return None
+    finally:
+        files.close()
+    full = len(adapter.extras) + len(adapter.tokens)
+    rest = f"only its {full} full weights come" if full else "nothing of it comes"
+    return (
+        f"'{label}': the update of its {len(adapter.pairs)} modules is all zeros, so that {rest} into the output. If "
+        "it was trained, its lora_B were not saved as they were then"
+    )
+
+
+def _is_zero(pair: Factored, files: Files) -> bool:
+    """Whether the product of a pair's factors is zero because one of them is, and so is its bias."""
+    return any(_all_zero(one, files) for one in (pair.b, pair.a)) and (not pair.bias or _all_zero(pair.bias, files))
+
+
+def _all_zero(entry: TensorInfo, files: Files) -> bool:
+    raw: Any = np.empty(entry.nbytes, np.uint8)
+    files.read(entry.file, entry.start, raw.data)
+    values: Any = np.empty(prod(entry.shape), np.float32)
+    return kernels.decode(raw, entry.dtype, values) and not values.any()

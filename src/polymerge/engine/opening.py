@@ -1,4 +1,4 @@
-"""Open a plan's inputs again, to carry it out, and fetch what it needs of those on the hub."""
+"""A plan's inputs as it is carried out: opened, fetched from the hub, and what of them lies beside the output."""
 
 from __future__ import annotations
 
@@ -6,27 +6,37 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from polymerge.checkpoints import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
-from polymerge.checkpoints.adapter_files import CONFIG
-from polymerge.checkpoints.folder import check_file
-from polymerge.checkpoints.hub import restore
-from polymerge.checkpoints.hub_files import companions
-from polymerge.checkpoints.joined import open_joined, renamed
+from polymerge.checkpoints.discovery import CONFIG
+from polymerge.checkpoints.files import check_file
+from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
+from polymerge.checkpoints.hub import companions, restore
+from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import names_read
-from polymerge.planning import AdapterPlan, Input, Plan, Step
+from polymerge.planning import Input, Plan, Step
 from polymerge.planning.model import headers_digest
 
-__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "reopen"]
+__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "opened"]
 
 
-def reopen(recorded: Input) -> Checkpoint:
-    """An input's headers, refused where they are no longer what was planned with."""
+def opened(recorded: Input) -> Checkpoint:
+    """An input's headers: as the plan was made from them, or, in another process, as its files have them.
+
+    raises CheckpointError where they are no longer what was planned with.
+    """
     path = restore(Path(recorded.path))
-    if recorded.adapter:
+    if recorded.opened is not None:
+        now = stamps_of(recorded.opened.files)
+        # what was not here is a file of the hub, whose commit the plan has
+        if all(before in (None, stamp) for before, stamp in zip(recorded.stamps, now, strict=True)):
+            return recorded.opened
+    if recorded.kind == "adapter":
+        checkpoint = adapter_alone(open_adapter(recorded.source, path))
+    elif recorded.adapter:
         checkpoint = open_joined(recorded.source, path, restore(Path(recorded.adapter)))
     else:
         checkpoint = open_checkpoint(recorded.source, path)
@@ -36,9 +46,7 @@ def reopen(recorded: Input) -> Checkpoint:
     return checkpoint
 
 
-def fetch(
-    plan: Plan | AdapterPlan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False
-) -> None:
+def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False) -> None:
     """Bring here all that a plan needs of models on the hub; nothing happens where they are local.
 
     After that the path of each input is a folder that holds what is read of it; that of the template is complete, with
@@ -49,24 +57,15 @@ def fetch(
 
     raises CheckpointError or RecipeError where something cannot be had.
     """
-    if isinstance(plan, AdapterPlan):
-        adapters = [
-            open_adapter(plan.inputs[place].source, restore(Path(plan.inputs[place].path))) for place in plan.models
-        ]
-        bases = [reopen(entry) for entry in plan.inputs[len(adapters) :]]
-        entries = [{entry.name: entry for entry in adapter.entries} for adapter in adapters]
-        files = [file for adapter in adapters for file in adapter.files]
-        files += files_read(plan.extras, [*entries, *(base.entries for base in bases)]) if plan.extras else []
-    else:
-        stored = [reopen(entry).entries for entry in plan.inputs]
-        files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
+    stored = [opened(entry).entries for entry in plan.inputs]
+    files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
     fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
 
 
-def beside_template(plan: Plan | AdapterPlan) -> list[Path]:
+def beside_template(plan: Plan) -> list[Path]:
     """What comes along with the template's weights and is on the hub; of its adapter, where it has one, as well."""
     found = companions(Path(plan.inputs[plan.template].path))
-    for taken in plan.companions if isinstance(plan, Plan) else ():
+    for taken in plan.companions:
         found += companions(restore(Path(taken.folder)), taken.files)
     return found
 
@@ -91,19 +90,21 @@ def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
             shutil.copyfile(Path(taken.folder) / name, folder / name)
 
 
-def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+def files_read(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:
     """Every weight file that a merge reads from, each once, in the order in which the plan's steps need them.
 
     entries  for each of the plan's inputs, where its tensors lie
     """
     reads = [entries[place][name].file for step in plan.steps for place, name in _reads(plan, step)]
     for place, stored in enumerate(entries):
+        if plan.of_adapters and place == plan.base:
+            continue  # of which only full weights are read
         left_out = {entry.name for entry in plan.left_out if entry.input == place}
         reads += [entry.file for name, entry in stored.items() if name not in left_out]
     return list(dict.fromkeys(reads))
 
 
-def _files_merged(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+def _files_merged(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:
     """The weight files that hold what is merged, and what the template has in its place."""
     steps = dict.fromkeys(step for step, _, _ in plan.merged_pieces())
     reads = [place for step in steps for place in (*_reads(plan, step), (plan.template, step.name))]

@@ -1,4 +1,4 @@
-"""Threads that work through what a merge queues, a few blocks ahead of them at most."""
+"""Threads that work through what a merge queues, which is at most a few blocks ahead of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 __all__ = ["Pool", "silent"]
 
 ERRAND: Final = 1 << 18
-"""Bytes of output that are worth waking a thread for."""
+"""Bytes of output from which on it pays to wake a thread."""
 T = TypeVar("T")
 
 
@@ -25,14 +25,16 @@ class Pool:
         self._most = 4 * threads
         self.advance: Callable[[int], None] = silent
 
-    def submit(self, size: int, function: Callable[..., object], *arguments: object) -> None:
+    def submit(self, size: int, function: Callable[..., object], *arguments: object, long: bool = False) -> None:
         """Queue a call that produces `size` bytes of output; waits while the queue is full.
 
         Small calls go to a thread several at a time: to wake one takes longer than to merge a norm.
+
+        long   that it takes long although its output is small
         """
         self._gathered.append((function, arguments))
         self._size += size
-        if self._size >= ERRAND:
+        if self._size >= ERRAND or long:
             self._hand_over()
 
     def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
@@ -74,4 +76,4 @@ def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]
 
 
 def silent(_: int) -> None:
-    """Tell nobody how far it is."""
+    """Report progress to nobody."""

@@ -6,23 +6,18 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from math import isfinite, prod
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.local_copy import pinned
-from polymerge.dtypes import dtype_name
+from polymerge.checkpoints.hub import pinned
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms
-from polymerge.planning import AdapterPlan, Input, Plan
-from polymerge.planning.plan import Step
-from polymerge.planning.storage import Stored
-from polymerge.recipe.parameters import Setting
+from polymerge.planning import Input, Plan, Step
 
-__all__ = ["PLAN_VERSION", "RECORD", "adapter_outcome", "command_line", "outcome", "plan_table", "provenance", "roles"]
+__all__ = ["PLAN_VERSION", "RECORD", "command_line", "found_out", "plan_table", "provenance", "roles"]
 
 RECORD = "polymerge.json"
 """Name of the provenance file in an output folder."""
@@ -37,9 +32,7 @@ _LEFT_OUT = ("input", "name", "reason")
 _PACKAGES = ("numpy", "numba", "torch", "transformers", "safetensors")
 
 
-def provenance(
-    plan: Plan | AdapterPlan, digests: Mapping[str, str], command: Sequence[str], output: Mapping[str, Any]
-) -> str:
+def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], output: Mapping[str, Any]) -> str:
     """Everything that is needed to do the same merge again, and to see that it is the same, as JSON.
 
     digests   path of each input shard that was read -> its sha256
@@ -74,7 +67,7 @@ def provenance(
     return f"{text.removesuffix('}').rstrip()},\n{_one_row_a_line(plan_table(plan))}\n}}\n"
 
 
-def plan_table(plan: Plan | AdapterPlan) -> dict[str, Any]:
+def plan_table(plan: Plan) -> dict[str, Any]:
     """What became of every tensor, as rows: enough to be read and shown, not to be run again.
 
     settings  each with the labels of the models that its lists have a number for
@@ -83,67 +76,36 @@ def plan_table(plan: Plan | AdapterPlan) -> dict[str, Any]:
               modules of adapters, and `steps` then the full weights that travel with them
     """
     labels = [entry.label for entry in plan.inputs]
-    left_out = [[labels[one.input], one.name, one.reason] for one in plan.left_out]
+    settings = []
+    for place, setting in enumerate(plan.settings):
+        of = next((piece.inputs for step in plan.steps for piece in step.pieces if piece.setting == place), ())
+        models = [labels[one] for one in of or plan.models]
+        settings.append({"method": setting.method, "parameters": dict(setting.parameters), "models": models})
     columns: dict[str, list[str]] = {"steps": list(_STEP), "left_out": list(_LEFT_OUT)}
-    if isinstance(plan, Plan):
-        models = [labels[place] for place in plan.models]
-        settings = [_setting(setting, models) for setting in plan.settings]
-        rows: dict[str, Any] = {"steps": [_step(step, 0) for step in plan.steps], "left_out": left_out}
-        return {"version": PLAN_VERSION, "settings": settings, "columns": columns, **rows, "warnings": [*plan.warnings]}
-    read = [[labels[one.input] for one in step.reads] for step in plan.pairs]
-    settings = [
-        _setting(setting, next((of for step, of in zip(plan.pairs, read, strict=True) if step.setting == place), []))
-        for place, setting in enumerate(plan.settings)
-    ]
-    pairs = [
-        [step.module, step.canonical, step.fate, "/".join(dict.fromkeys(step.dtypes)), list(step.shape), step.setting,
-         step.reason, step.rank, step.scaling, of]
-        for step, of in zip(plan.pairs, read, strict=True)
-    ]  # fmt: skip
-    steps: list[Any] = []
-    if plan.extras is not None:
-        steps = [_step(step, len(settings)) for step in plan.extras.steps]
-        for place, setting in enumerate(plan.extras.settings):
-            pieces = [piece for step in plan.extras.steps for piece in step.pieces if piece.setting == place]
-            settings.append(_setting(setting, [labels[one] for one in pieces[0].inputs] if pieces else []))
-    columns = {"pairs": list(_PAIR), **columns}
-    rows = {"pairs": pairs, "steps": steps, "left_out": left_out}
+    rows: dict[str, list[Any]] = {
+        "steps": [_step(step) for step in plan.steps if step.lora is None],
+        "left_out": [[labels[one.input], one.name, one.reason] for one in plan.left_out],
+    }
+    if plan.of_adapters:
+        pairs = [
+            [*_step(step), step.lora.rank, step.lora.scaling, [labels[place] for place in step.pieces[0].inputs]]
+            for step in plan.steps
+            if step.lora is not None
+        ]
+        columns, rows = {"pairs": list(_PAIR), **columns}, {"pairs": pairs, **rows}
     return {"version": PLAN_VERSION, "settings": settings, "columns": columns, **rows, "warnings": [*plan.warnings]}
 
 
-def outcome(
-    plan: Plan, files: Mapping[str, int], stored: Stored, deltas: Mapping[str, DeltaNorm], warnings: Sequence[str]
+def found_out(
+    plan: Plan, norms: UpdateNorms, deltas: Mapping[str, DeltaNorm], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """What a checkpoint that was written holds, and what was found while it was made.
-
-    files     its shards, each with its size
-    stored    the dtypes in them
-    deltas    how far each model is from the base
-    """
-    norms = {label: norm.ratio if isfinite(norm.ratio) else None for label, norm in deltas.items()}
+    """What the values made plain: how large the updates of adapters are, or how far each model is from the base."""
+    if plan.of_adapters:
+        return {"relative_error": dict(norms.lost), "update_norm": norms.to_json(), "warnings": list(warnings)}
+    ratios = {label: norm.ratio if isfinite(norm.ratio) else None for label, norm in deltas.items()}
     return {
-        "files": dict(files),
-        "dtypes": {dtype_name(code): count for code, count in stored.tensors.items()},
-        "rounded_by_template": list(stored.rounded),
-        "tensors": dict(Counter(step.fate for step in plan.steps)),
-        "parameters": sum(prod(step.shape) for step in plan.steps if step.fate != "tied"),
-        "merged": [step.name for step in plan.steps if step.fate == "merged"],
-        **({"delta_norms": norms} if norms else {}),
+        **({"delta_norms": ratios} if ratios else {}),
         **({"warnings": list(warnings)} if warnings else {}),
-    }
-
-
-def adapter_outcome(
-    plan: AdapterPlan, files: Mapping[str, int], errors: Mapping[str, float], norms: UpdateNorms
-) -> dict[str, Any]:
-    """What an adapter that was written holds; `errors` is what its ranks have no room for, by module."""
-    return {
-        "files": dict(files),
-        "modules": dict(Counter(step.fate for step in plan.pairs)),
-        "full_weights": [step.name for step in plan.extras.steps] if plan.extras else [],
-        "ranks": sorted({step.rank for step in plan.pairs}),
-        "relative_error": dict(errors),
-        "update_norm": norms.to_json(),
     }
 
 
@@ -154,22 +116,19 @@ def command_line() -> list[str]:
     return [program, *sys.argv[1:]]
 
 
-def roles(plan: Plan | AdapterPlan, place: int) -> list[str]:
+def roles(plan: Plan, place: int) -> list[str]:
     """The parts that an input plays."""
     found = ["template"] if place == plan.template else []
     found += [f"models[{number}]" for number, model in enumerate(plan.models) if model == place]
     return found + (["base"] if place == plan.base else [])
 
 
-def _setting(setting: Setting, models: Sequence[str]) -> dict[str, Any]:
-    return {"method": setting.method, "parameters": dict(setting.parameters), "models": list(models)}
-
-
-def _step(step: Step, first: int) -> list[Any]:
-    found = list(dict.fromkeys(first + piece.setting for piece in step.pieces if piece.setting is not None))
+def _step(step: Step) -> list[Any]:
+    found = list(dict.fromkeys(piece.setting for piece in step.pieces if piece.setting is not None))
     setting = found if len(found) > 1 else found[0] if found else None
     reason = step.reason or (f"same as {step.same_as}" if step.same_as else "")
-    return [step.name, step.canonical, step.fate, step.dtype, list(step.shape), setting, reason]
+    dtype = "/".join(dict.fromkeys(step.lora.dtypes)) if step.lora else step.dtype
+    return [step.name, step.canonical, step.fate, dtype, list(step.shape), setting, reason]
 
 
 def _one_row_a_line(table: Mapping[str, Any]) -> str:

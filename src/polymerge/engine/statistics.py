@@ -1,23 +1,58 @@
-"""What a method has to know of more than one block: exact cutoffs and dot products, gathered block by block."""
+"""What a method has to know of more than one block: exact cutoffs, dot products, keys of random draws.
+
+Cutoffs are of deltas that are never in memory all at once, and are never sorted. To keep the k largest of n magnitudes,
+and all that equal the smallest of them, one has to know the k-th, the cutoff. A sample gives two bounds that the cutoff
+probably lies between. One pass over the blocks counts what is above the bounds, between them and equal to them (deltas
+of bfloat16 weights take few different values, so the bounds themselves are often shared by many), and gathers what is
+between, which is little. If the cutoff is not there after all, or too much is, the pass has still told on which side to
+look, and further passes halve the bits in question, by histogram, until it is found. The sample decides only how many
+passes there are: what is found is exact, so it depends neither on the blocks nor on the threads.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from math import ceil, floor, fsum, inf, sqrt
+from threading import Lock
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polymerge.engine.blocks import PieceBlocks
-from polymerge.engine.thresholds import exact_cutoffs
 from polymerge.methods import kernels
+from polymerge.methods.kernels import find_cutoffs, on_host
+from polymerge.methods.kernels.cpu.trimming import count_around, count_bins
 from polymerge.methods.ties import kept
 
-__all__ = ["cutoffs", "draw_keys", "gram"]
+__all__ = ["RunAll", "Source", "cutoffs", "draw_keys", "exact_cutoffs", "gram"]
 
-T = TypeVar("T")
-RunAll = Callable[[Callable[[int], T], Iterable[int]], Iterable[T]]
+Floats: TypeAlias = NDArray[Any]
+
+RunAll: TypeAlias = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
+"""Calls a function on every index, in any order and on any thread; gives the results in the order of the indices."""
+
+GATHERED: Final = 1 << 25
+"""Bytes of magnitudes that are held at most, all models together; twice that while they are ranked."""
+
+SAMPLED: Final = 1 << 16
+"""Magnitudes in a model's sample."""
+
+DEVIATIONS: Final = 3.5
+"""How many standard deviations the bounds are from where the sample puts the cutoff."""
+
+
+class Source(Protocol):
+    """Deltas in blocks.
+
+    sizes   elements of each block
+    """
+
+    sizes: Sequence[int]
+
+    def read(self, index: int) -> Any:
+        """The deltas [model, sizes[index]] of a block, all blocks in one dtype; valid until this thread's next read."""
 
 
 class _Joined:
@@ -32,36 +67,193 @@ class _Joined:
         return piece.read(own).models
 
 
-def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: RunAll[Any]) -> list[float]:
-    """Each model's cutoff over all of the pieces together.
+def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: RunAll) -> list[float]:
+    """Each model's cutoff over several pieces together: the magnitude of the smallest entry that it keeps.
 
-    density   share of the entries that each model keeps; see `polymerge.methods.ties.kept`
+    density   [model] share of the entries that each model keeps; see `polymerge.methods.ties.kept`
+    returns   [model], as `exact_cutoffs`
     """
     total = sum(piece.count for piece in pieces)
     return exact_cutoffs(_Joined(pieces), kept(density, len(density), total), run_all)
 
 
-def gram(pieces: Sequence[PieceBlocks], run_all: RunAll[Any]) -> np.ndarray:
+def gram(pieces: Sequence[PieceBlocks], run_all: RunAll) -> np.ndarray:
     """Dot products of the models with each other over all of the pieces together, float64 [model, model].
 
-    The blocks of a piece have to begin at multiples of `CELL`, over which sums are taken in a
-    fixed order; sums over cells are exact, so the result does not depend on the blocks.
+    The blocks of a piece have to begin at multiples of `CELL`, over which sums are taken in a fixed order; sums over
+    cells are exact, so the result does not depend on the blocks.
     """
-    places = [(piece, index) for piece in pieces for index in range(len(piece.sizes))]
-
-    def look(number: int) -> np.ndarray:
-        piece, index = places[number]
-        return kernels.dots(piece.read(index).models)
-
-    cells = [cell for block in run_all(look, range(len(places))) for cell in block]
+    joined = _Joined(pieces)
+    blocks = run_all(lambda index: kernels.dots(joined.read(index)), range(len(joined.sizes)))
+    cells = [cell for block in blocks for cell in block]
     models = range(len(cells[0]))
-    return np.array([[math.fsum(cell[i, j] for cell in cells) for j in models] for i in models], np.float64)
+    return np.array([[fsum(cell[i, j] for cell in cells) for j in models] for i in models], np.float64)
 
 
 def draw_keys(seed: int, places: Sequence[int], canonical: str) -> list[int]:
     """A key of 64 bits for the random draws of each model on one tensor.
 
-    It depends on the seed, the model's place in the recipe and the tensor's canonical name, and on nothing else.
+    It depends on the seed, the model's place in the recipe and the tensor's canonical name alone.
     """
     digests = [hashlib.sha256(f"{seed}\0{place}\0{canonical}".encode()).digest() for place in places]
     return [int.from_bytes(digest[:8], "little") for digest in digests]
+
+
+def exact_cutoffs(source: Source, keep: Sequence[int], run_all: RunAll) -> list[float]:
+    """Find for every model its `keep[model]`-th largest magnitude.
+
+    source   the blocks; each is read about once, some twice
+    keep     [model]
+    run_all  maps over blocks
+    returns  [model] cutoffs: infinity where nothing is to be kept, zero where everything is
+    raises   ValueError where there are NaNs among the deltas
+    """
+    n = sum(source.sizes)
+    if len(source.sizes) == 1 and n <= 4 * SAMPLED:  # to rank all of it costs less than a search
+        return find_cutoffs(source.read(0), keep)
+    cutoffs = [inf if count <= 0 else 0.0 for count in keep]
+    models = [model for model, count in enumerate(keep) if 0 < count < n]
+    searches = _searches(_sample(source, models, run_all), models, keep, n) if models else []
+    while searches:
+        results = list(zip(searches, _one_pass(source, searches, run_all), strict=True))
+        for search, found in results:
+            if found is not None:
+                cutoffs[search.model] = float(found)
+        searches = [search for search, found in results if found is None]
+    return cutoffs
+
+
+def _one_pass(source: Source, searches: Sequence[_Search], run_all: RunAll) -> list[Any]:
+    def look(index: int) -> list[_Tally]:
+        rows = on_host(source.read(index))
+        return [search.look(rows[search.model]) for search in searches]
+
+    blocks = list(run_all(look, range(len(source.sizes))))
+    return [search.conclude([block[place] for block in blocks]) for place, search in enumerate(searches)]
+
+
+class _Tally(NamedTuple):
+    """What a pass finds in one block of one model: see `count_around`."""
+
+    above: int
+    at_high: int
+    inside: int
+    at_low: int
+    between: Floats
+
+
+class _Search:
+    """The search for one model's cutoff, which is the `keep`-th largest of `n` and probably in [low, high].
+
+    What is between the bounds is gathered, or, if it is expected to be more than there is room for, counted in bins.
+    """
+
+    def __init__(self, model: int, keep: int, n: int, room: int, low: Any, high: Any, expected: float) -> None:
+        self.model, self.keep, self.n, self.room = model, keep, n, room
+        self._lock = Lock()
+        self._set_bounds(low, high, expected)
+
+    def _set_bounds(self, low: Any, high: Any, expected: float) -> None:
+        self._low, self._high, self._gathered = low, high, 0
+        # each bin is one value, or a run of 2**shift values, in the order of their bits
+        self._shift = max((_bits(high) - _bits(low)).bit_length() - 16, 0)
+        self._bins = np.zeros(1 << 16, np.int64) if expected > self.room else None
+
+    def look(self, row: Floats) -> _Tally:
+        """Go through one block's deltas; several threads may."""
+        gathers = self._bins is None and self._gathered <= self.room
+        between = np.empty(row.size if gathers else 0, row.dtype)
+        above, at_high, inside, at_low = count_around(row, self._low, self._high, between)
+        with self._lock:
+            self._gathered += inside
+        if self._bins is not None and inside:
+            bits, own = row.view(f"u{row.itemsize}"), np.zeros_like(self._bins)
+            low, high, shift = (bits.dtype.type(part) for part in (_bits(self._low), _bits(self._high), self._shift))
+            count_bins(bits, low, high, shift, own)
+            with self._lock:
+                self._bins += own
+        return _Tally(above, at_high, inside, at_low, between[:inside].copy())
+
+    def conclude(self, blocks: Sequence[_Tally]) -> Any:
+        """The cutoff, where a pass has found it, or None, and other bounds for another pass."""
+        above, at_high = sum(block.above for block in blocks), sum(block.at_high for block in blocks)
+        inside, at_low = sum(block.inside for block in blocks), sum(block.at_low for block in blocks)
+        kind = type(self._low)
+        rank = self.keep - above  # of the cutoff among what is not above
+        if rank <= 0:
+            self._set_bounds(self._high, kind(inf), above)
+        elif rank <= at_high:
+            return self._high
+        elif rank <= at_high + inside:
+            gathered = sum(block.between.size for block in blocks)
+            if gathered == inside:
+                magnitudes = np.concatenate([block.between for block in blocks])
+                place = inside + at_high - rank
+                magnitudes.partition(place)
+                return magnitudes[place]
+            if self._bins is not None:
+                self._open_bin(self._bins, rank - at_high)
+            else:  # more than the sample had promised
+                self._set_bounds(self._low, self._high, inside)
+        elif rank <= at_high + inside + at_low:
+            return self._low
+        elif self._low == 0:
+            raise ValueError(f"NaN among the deltas of model {self.model}")
+        else:
+            self._set_bounds(kind(0), self._low, self.n - above - at_high - inside - at_low)
+        return None
+
+    def _open_bin(self, bins: NDArray[np.int64], rank: int) -> None:
+        """Go on with the values of one bin, the one that holds the cutoff."""
+        chosen = bins.size - 1 - int(np.searchsorted(np.cumsum(bins[::-1]), rank))
+        kind, first = type(self._low), _bits(self._low) + (chosen << self._shift)
+        last = min(first + (1 << self._shift) - 1, _bits(self._high))
+        self._set_bounds(_float(first, kind), _float(last, kind), bins[chosen] if last > first else 0)
+
+
+def _bits(magnitude: Any) -> int:
+    return int(magnitude.view(f"u{magnitude.itemsize}"))
+
+
+def _float(bits: int, kind: type[np.floating[Any]]) -> Any:
+    return np.array(bits, f"u{np.dtype(kind).itemsize}").view(kind)[()]
+
+
+def _sample(source: Source, models: Sequence[int], run_all: RunAll) -> list[Floats]:
+    """Magnitudes [model, some] from each of a few blocks, evenly spread."""
+    blocks = [index for index, size in enumerate(source.sizes) if size]
+    count = min(max(len(blocks) // 16, 2), 64, len(blocks))
+    chosen = [blocks[(2 * place + 1) * len(blocks) // (2 * count)] for place in range(count)]
+    step = max(sum(source.sizes[index] for index in chosen) // SAMPLED, 1) | 1  # odd: not always the same columns
+
+    def look(index: int) -> Floats:
+        magnitudes: Floats = np.abs(on_host(source.read(index))[models, ::step])
+        return magnitudes
+
+    return list(run_all(look, chosen))
+
+
+def _searches(sample: Sequence[Floats], models: Sequence[int], keep: Sequence[int], n: int) -> list[_Search]:
+    room = GATHERED // (len(models) * sample[0].itemsize)
+    searches = []
+    for place, model in enumerate(models):
+        low, high, inside = _bounds([part[place] for part in sample], keep[model] / n)
+        # a fifth more than in the sample, for it may be a little off
+        searches.append(_Search(model, keep[model], n, room, low, high, 1.2 * inside * n))
+    return searches
+
+
+def _bounds(parts: Sequence[Floats], share: float) -> tuple[Any, Any, float]:
+    """Magnitudes that the one with `share` of all above it is probably between, and the share of all between them."""
+    magnitudes = np.sort(np.concatenate(parts))
+    size = magnitudes.size
+    kind = magnitudes.dtype.type
+    guess = magnitudes[min(size - 1, floor((1 - share) * size))]
+    # blocks may differ from each other by more than chance: so may then the sample from the whole
+    spread = np.std([np.mean(part >= guess) for part in parts]) / sqrt(len(parts))
+    margin = DEVIATIONS * max(float(spread), sqrt(share * (1 - share) / size)) + 1 / size
+    down, up = floor((1 - share - margin) * size), ceil((1 - share + margin) * size)
+    low = magnitudes[down] if down >= 0 else kind(0)
+    high = magnitudes[up] if up < size else kind(inf)
+    inside = np.searchsorted(magnitudes, high, "left") - np.searchsorted(magnitudes, low, "right")
+    return low, high, max(int(inside), 0) / size

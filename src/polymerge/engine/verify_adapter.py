@@ -1,4 +1,4 @@
-"""Does an adapter load as it is? Its files, its config and shapes, its values, PEFT on the names of its base."""
+"""Does an adapter load as it is? Its files, its config, its values, and PEFT on a base built from its config."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.adapter import Adapter, open_adapter
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.hub import split_revision
 from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.engine.findings import Finding, Verification
-from polymerge.engine.stored_values import finite
+from polymerge.engine.findings import Finding, Verification, finite
 from polymerge.errors import PolymergeError
 
 __all__ = ["verify_adapter"]
 
 
 def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
-    """Check an adapter folder: what it holds fits its config, is finite, and PEFT finds a place for all of it.
+    """Check an adapter folder: its tensors fit its config and are finite, and PEFT finds a place for each.
 
-    The base is built on the meta device from its config alone: none of its values is read, and it need not be there.
+    The base is built on the meta device from its config alone; its weights are not read and need not be there.
 
-    base               a folder, or a hub id of which the cache has the config; the one that the adapter's config names
-                       where it is not said
+    base               a folder, or a hub id whose config is in the cache; by default the one that the adapter's config
+                       names
     trust_remote_code  run Python files that lie in the base's folder, where its model needs them
 
     raises PolymergeError where it cannot be opened.
@@ -47,7 +46,7 @@ def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_
 
 
 def _names(adapter: Adapter) -> Finding:
-    """Whether PEFT finds each full weight where it looks: in `base_layer`, where the module has factors too."""
+    """Whether full weights are where PEFT looks for them: in `base_layer` for modules that have factors too."""
     lost = [
         entry.name
         for parameter, entry in adapter.extras.items()
@@ -83,13 +82,13 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
         return Finding("loads", None, "it is in LLaVA's own layout, which PEFT alone does not load")
     folder, why = _folder_of(said or adapter.config.get("base_model_name_or_path"), adapter.config.get("revision"))
     if folder is None:
-        return Finding("loads", None, f"{why}; say where it is with --base")
+        return Finding("loads", None, f"{why}: say where it is (base)")
     try:
         config = read_config(folder / "config.json")
     except PolymergeError as error:
         return Finding("loads", None, f"its base cannot be read: {error}")
     if needs_code(config) and not trust_remote_code:
-        return Finding("loads", None, "its base is code that lies in a folder; --trust-remote-code runs it")
+        return Finding("loads", None, "its base is code that lies in a folder, which trust_remote_code runs")
     if config.get("architectures") and named_class(config) is None and "auto_map" not in config:
         return Finding("loads", None, f"transformers has none of the classes of its base {folder}")
     loader = _class_of(adapter.config, config)
@@ -125,7 +124,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
 
 
 def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
-    """A folder with the base's config, or nothing and why there is none; no network is asked."""
+    """A folder with the base's config, or None and the reason; the network is not used."""
     if not isinstance(base, str) or not base:
         return None, "its config names no base"
     path = Path(base).expanduser()
@@ -145,7 +144,7 @@ def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
 
 
 def _class_of(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """The class that an adapter was trained on, as far as its config says so, or else the one that the base's names."""
+    """The class that an adapter was trained on, if its config says so, or else the one that the base's config names."""
     import transformers
 
     named = (adapter.get("auto_mapping") or {}).get("base_model_class")
@@ -155,7 +154,7 @@ def _class_of(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
 
 
 def _skeleton(loader: Any, folder: Path, adapter: Adapter, trust_remote_code: bool) -> tuple[Any, int]:
-    """The base on the meta device, and to how many rows its vocabulary was resized; 0 where it is its own."""
+    """The base on the meta device, and the rows that its vocabulary is resized to; 0 if it is not."""
     import torch
     import transformers
 
@@ -181,7 +180,7 @@ def _rows(adapter: Adapter) -> int:
 
 
 def _older(lost: list[str], empty: list[str]) -> str:
-    """What to do where an adapter has the names of another layout of its base."""
+    """The advice for an adapter with the names of another layout of its base."""
     return (
         " The names are those of another transformers, or of another model: `polymerge fold` joins either layout"
         if lost and empty
@@ -190,5 +189,5 @@ def _older(lost: list[str], empty: list[str]) -> str:
 
 
 def _first(error: Exception) -> str:
-    """What an error says, on one line of at most 300 characters."""
+    """An error's type and message on one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -1,4 +1,4 @@
-"""The model families: one small table of names a file, and which table a config asks for."""
+"""The model families: a small table of names for each, and which table a config asks for."""
 
 from __future__ import annotations
 

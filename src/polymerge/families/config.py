@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
 
 from polymerge.dtypes import dtype_code
 from polymerge.families.registry import FAMILIES, claimed
@@ -15,6 +17,7 @@ from polymerge.families.resolve import Split, Stack
 from polymerge.families.rules import Family, Rule
 
 __all__ = [
+    "CLASS_DEFAULTS",
     "CONFIG_DTYPES",
     "QUANTIZATION",
     "TextTower",
@@ -30,21 +33,91 @@ __all__ = [
 Config = Mapping[str, object]
 
 NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
-"""Where configs have what describes the text tower; the first may hold another one."""
+"""The keys under which configs describe the text tower; the first may hold another one."""
 
 CONFIG_DTYPES = ("dtype", "torch_dtype")
-"""What transformers 5 and 4 call the dtype that a model is loaded in."""
+"""The keys of the dtype that a model is loaded in, in transformers 5 and 4."""
 
 QUANTIZATION = "quantization_config"
-"""Where a config says how weights are packed; a dtype in it is not that of the model."""
+"""The key under which a config says how weights are packed; a dtype in it is not that of the model."""
+
+_QWEN_VL: Final = {
+    "num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192, "hidden_act": "silu",
+    "rms_norm_eps": 1e-5, "rope_theta": 1e6, "use_sliding_window": False,
+}  # fmt: skip
+_GEMMA: Final = {"head_dim": 256, "rms_norm_eps": 1e-6, "attention_bias": False}
+
+CLASS_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "llama": {
+            "num_attention_heads": 32, "num_key_value_heads": None, "hidden_size": 4096, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "rope_theta": 1e4, "attention_bias": False, "mlp_bias": False,
+        },
+        "mistral": {
+            "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "rope_theta": 1e4, "sliding_window": 4096,
+        },
+        "mixtral": {
+            "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "hidden_act": "silu",
+            "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None, "num_experts_per_tok": 2,
+        },
+        "qwen2": {
+            "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_size": 4096, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "rope_theta": 1e4, "use_sliding_window": False,
+        },
+        "qwen2_vl_text": _QWEN_VL,
+        "qwen2_5_vl_text": _QWEN_VL,
+        "qwen3": {
+            "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "hidden_size": 4096,
+            "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e4, "use_sliding_window": False,
+            "attention_bias": False,
+        },
+        "qwen3_moe": {
+            "num_attention_heads": 32, "num_key_value_heads": 4, "hidden_size": 2048, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "rope_theta": 1e4, "use_sliding_window": False, "num_experts_per_tok": 8,
+            "norm_topk_prob": False, "attention_bias": False,
+        },
+        "gemma": _GEMMA | {"num_attention_heads": 16, "num_key_value_heads": 16, "rope_theta": 1e4},
+        "gemma2": _GEMMA | {
+            "num_attention_heads": 8, "num_key_value_heads": 4, "rope_theta": 1e4, "query_pre_attn_scalar": 256,
+            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096,
+        },
+        "gemma3_text": _GEMMA | {
+            "num_attention_heads": 8, "num_key_value_heads": 4, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+            "query_pre_attn_scalar": 256, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+            "sliding_window": 4096,
+        },
+        "phi3": {
+            "num_attention_heads": 32, "num_key_value_heads": None, "hidden_size": 3072, "hidden_act": "silu",
+            "rms_norm_eps": 1e-5, "rope_theta": 1e4, "sliding_window": None, "partial_rotary_factor": 1.0,
+        },
+        "mllama_text_model": {
+            "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "hidden_act": "silu",
+            "rms_norm_eps": 1e-5, "rope_theta": 5e5,
+        },
+        "clip_vision_model": {
+            "num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32,
+            "image_size": 224,
+        },
+        "siglip_vision_model": {
+            "num_attention_heads": 12, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "patch_size": 16,
+            "image_size": 224,
+        },
+    }
+)  # fmt: skip
+"""By model type, what transformers' config class has for a value that config.json leaves out.
+
+transformers 4 leaves what equals a class's default out of nested configs. Only values that its versions agree on, and
+only those that say how weights are used: sizes are in the tables of the families.
+"""
 
 
 @dataclass(frozen=True)
 class TextTower:
-    """The text tower as the config describes it; None is what the config does not say.
+    """The text tower as the config describes it; None for what it does not say.
 
     model_type   the decoder's lineage, such as `qwen2`: towers of one lineage can be joined
-    ties_head    whether a head that is not stored is the embedding; where it is None, nothing says that it is not
+    ties_head    whether a head that is not stored is the embedding; None where nothing says that it is not
     """
 
     model_type: str | None
@@ -63,8 +136,8 @@ def text_config(config: Config) -> Config:
 def with_rows(config: Config, before: int, after: int) -> dict[str, object]:
     """The config of a model whose embedding has `after` rows and had `before`.
 
-    Every level that says a vocabulary is changed alike, since some classes have rows beyond it; one that has the new
-    one already stays, and the innermost level says one in any case.
+    Every level with a vocabulary size is changed by the same number, since some classes have rows beyond it; one that
+    has the new size already stays, and the innermost level gets one in any case.
     """
     changed, said = dict(config), config.get("vocab_size")
     inside = next((key for key in NESTED if isinstance(config.get(key), Mapping)), None)
@@ -82,12 +155,12 @@ def with_rows(config: Config, before: int, after: int) -> dict[str, object]:
 
 
 def _nested(config: Config) -> Config | None:
-    """The config that is nested in another one on the way to the text tower's."""
+    """The nested config that leads to the text tower's, or None."""
     return next((inside for key in NESTED if isinstance(inside := config.get(key), Mapping)), None)
 
 
 def text_tower(config: Config, family: Family | None = None) -> TextTower:
-    """Describe the text tower that a config asks for, of the family that it names unless another one is said."""
+    """Describe the text tower that a config asks for, as one of `family`, or of the family that the config names."""
     family = family if family is not None and family.decoders else claimed(config)
     layers = _said(config, "num_hidden_layers", family)
     return TextTower(
@@ -100,10 +173,10 @@ def text_tower(config: Config, family: Family | None = None) -> TextTower:
 
 
 def family_of(config: Config, name: str | None = None) -> Family:
-    """The family whose names a checkpoint has, decided by its config.json alone, or by its `name` where one is told.
+    """The family whose names a checkpoint has, by its config.json alone, or by the family's `name`.
 
-    Where layers stand between those of the plain decoder, its rules count the two kinds apart: layer 4 of such a
-    tower is layer 3 of the language model that it was made of, if its layer 3 looks at the image.
+    Where there are layers between those of the plain decoder, its rules number the two kinds separately: layer 4 of
+    such a tower is layer 3 of the language model that it was made of, if its own layer 3 looks at the image.
     """
     family = claimed(config) if name is None else FAMILIES[name]
     between = _between(config, family)
@@ -124,14 +197,14 @@ _LAYERS, _BETWEEN = "text.layers.{i}.{rest}", "projector.cross_layers.{i}.{rest}
 
 
 def _between(config: Config, family: Family) -> tuple[int, ...]:
-    """The layers that stand between those of the plain decoder, in order."""
+    """The layers between those of the plain decoder, in order."""
     listed = text_config(config).get(family.interleaved, family.defaults.get(family.interleaved, ()))
     numbers = listed if isinstance(listed, list | tuple) else ()
     return tuple(sorted({number for number in numbers if type(number) is int}))
 
 
 def _said(config: Config, key: str, family: Family) -> int | None:
-    """A size that a config says, or implies: only a nested config leaves out what its class has for it."""
+    """A size that a config says or implies: only a nested config leaves out its class's default."""
     text = text_config(config)
     value = text.get(key)
     if value is None and text is not config:
@@ -142,7 +215,7 @@ def _said(config: Config, key: str, family: Family) -> int | None:
 
 
 def _lineage(config: Config, family: Family) -> str | None:
-    """The lineage of the decoder, which is the name of the language model's own family where it has one."""
+    """The lineage of the decoder: the name of the language model's family, where there is one."""
     inner = text_config(config).get("model_type")
     architectures = config.get("architectures")
     said = config.get("model_type") if inner is None else inner
@@ -183,7 +256,7 @@ def untied(config: Config) -> dict[str, object]:
 
 
 def splits(config: Config) -> dict[str, Split]:
-    """Where each tensor lies in those that a decoder of this config may hold fused.
+    """The rows of each tensor in the fused ones that a decoder of this config may have.
 
     qkv      queries, keys and values one below the other, the last two with fewer heads where queries share them
     wqkv     the same, but each head of keys with the queries that share it before it and its values after it
@@ -225,7 +298,7 @@ def splits(config: Config) -> dict[str, Split]:
 def config_dtype(config: Config) -> str | None:
     """The dtype that a config has its model loaded in, by its safetensors name; None where it says none.
 
-    What stands at the top counts for all of the model, as in transformers; without it, the first of its parts'.
+    The one at the top counts for all of the model, as in transformers; without it, the first of its parts'.
     """
     named = [value for key in CONFIG_DTYPES if isinstance(value := config.get(key), str)]
     found = [code for name in named if (code := dtype_code(name.removeprefix("torch."))) is not None]

@@ -1,8 +1,8 @@
 """Read expressions: how to get one tensor from those that a checkpoint has on disk; nothing here looks at a value.
 
-Layouts that differ are joined by blocks of rows (`Rows`, `Concat`), and matrices that lie in one tensor of three
-dimensions are seen one below the other (`Stacked`); a checkpoint that stands with an adapter has tensors of the two
-together (`Adapted`).
+Different layouts are joined by blocks of rows (`Rows`, `Concat`), the matrices in a tensor of three dimensions are read
+one below the other (`Stacked`), a checkpoint with an adapter has tensors of the two together (`Adapted`), and an
+adapter alone has nothing but the factors of its updates (`LowRank`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ __all__ = [
     "Adapted",
     "Concat",
     "Expr",
+    "LowRank",
     "Ranges",
     "Read",
     "Rows",
@@ -40,7 +41,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows `start` to `stop` (exclusive) of another expression, such as q inside a fused qkv."""
+    """Rows `start` to `stop` (exclusive) of another expression, such as q in a fused qkv."""
 
     of: Expr
     start: int
@@ -49,7 +50,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Concat:
-    """Several expressions stacked along dim 0, which is what a fused tensor is made of."""
+    """Several expressions stacked along dim 0, as in a fused tensor."""
 
     of: tuple[Expr, ...]
 
@@ -64,7 +65,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Adapted:
-    """An expression plus `scale` times what an adapter learned of it.
+    """An expression plus `scale` times an adapter's update of it.
 
     a, b        names of the factors, [r, in] and [out, r], whose product b a is added; without `a`, `b` is added itself
     transposed  the product is added transposed: embeddings, and layers that store [in, out]
@@ -77,10 +78,24 @@ class Adapted:
     transposed: bool = False
 
 
-Expr: TypeAlias = Read | Rows | Concat | Stacked | Adapted
+@dataclass(frozen=True)
+class LowRank:
+    """An update [out, in] of which only two factors are stored: `scale` times b a.
+
+    a, b   names of the factors, [r, in] and [out, r]
+    bias   name of a vector [out] that belongs to it, and counts `scale` times as well; None where there is none
+    """
+
+    a: str
+    b: str
+    scale: float
+    bias: str | None = None
+
+
+Expr: TypeAlias = Read | Rows | Concat | Stacked | Adapted | LowRank
 Shape: TypeAlias = tuple[int, ...]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
-"""Blocks of rows, each from its first to the one past its last."""
+"""Blocks of rows, each as its first row and the one after its last."""
 
 
 def rows_of(expr: Expr, ranges: Ranges) -> Expr:
@@ -90,7 +105,7 @@ def rows_of(expr: Expr, ranges: Ranges) -> Expr:
 
 
 def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
-    """The expression with `change(name)` in the place of every `Read(name)`."""
+    """The expression with `change(name)` in place of every `Read(name)`."""
     match expr:
         case Read(name):
             return change(name)
@@ -105,6 +120,8 @@ def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
             return Stacked(changed, transposed)
         case Adapted(of, a, b, scale, transposed):
             return Adapted(replace_reads(of, change), a, b, scale, transposed)
+        case LowRank():
+            return expr
 
 
 def names_read(expr: Expr) -> tuple[str, ...]:
@@ -118,6 +135,8 @@ def names_read(expr: Expr) -> tuple[str, ...]:
             return tuple(dict.fromkeys(name for block in of for name in names_read(block)))
         case Adapted(of, a, b):
             return (*names_read(of), *((a, b) if a is not None else (b,)))
+        case LowRank(a, b, _, bias):
+            return (a, b) if bias is None else (a, b, bias)
 
 
 def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
@@ -146,10 +165,12 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
             return (count * second, first) if transposed else (count * first, second)
         case Adapted(of):
             return shape_of(of, shapes)
+        case LowRank(a, b):
+            return shapes[b][0], shapes[a][1]
 
 
 def expr_to_json(expr: Expr) -> object:
-    """An expression as JSON: a name, or a mapping with one of the keys `rows`, `concat`, `stacked` and `adapted`."""
+    """An expression as JSON: a name, or a mapping that says `rows`, `concat`, `stacked`, `adapted` or `low_rank`."""
     match expr:
         case Read(name):
             return name
@@ -161,6 +182,8 @@ def expr_to_json(expr: Expr) -> object:
             return {"stacked": of.name, "transposed": transposed}
         case Adapted(of, a, b, scale, transposed):
             return {"adapted": expr_to_json(of), "a": a, "b": b, "scale": scale, "transposed": transposed}
+        case LowRank(a, b, scale, bias):
+            return {"low_rank": [a, b], "scale": scale, "bias": bias}
 
 
 def expr_from_json(value: object) -> Expr:
@@ -183,7 +206,10 @@ def expr_from_json(value: object) -> Expr:
             **rest,
         } if not rest:
             return Adapted(expr_from_json(of), a, b, scale, flip)
+        case {"low_rank": [str(a), str(b)], "scale": float(scale), "bias": str() | None as bias, **rest} if not rest:
+            return LowRank(a, b, scale, bias)
         case _:
             raise RecipeError(
-                f"not a read expression: {value!r}. It is a name, {{rows, of}}, {{concat}}, {{stacked}} or {{adapted}}."
+                f"not a read expression: {value!r}. It is a name, {{rows, of}}, {{concat}}, {{stacked}}, {{adapted}} "
+                "or {low_rank}."
             )

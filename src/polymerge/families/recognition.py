@@ -1,4 +1,4 @@
-"""Which table reads the tensors that a file holds, where config.json names another class, or none that is known."""
+"""Find the family whose table explains a checkpoint's names, also where config.json names another class or none."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
+from polymerge.checkpoints.names import unwrapped, wrappers_in
 from polymerge.families.config import Config, family_of, text_config
-from polymerge.families.generic import GENERIC
-from polymerge.families.registry import FAMILIES, claimed
+from polymerge.families.registry import FAMILIES, GENERIC, claimed
 from polymerge.families.rules import Family
 
 __all__ = ["Reading", "nearest", "read_names"]
 
 _BODY: Final = "model."
-"""Where nearly every class has its body: what AutoModel saves is named without it."""
+"""Prefix of the body in nearly every class; what AutoModel saves is named without it."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Reading:
     """How the names of a checkpoint are read.
 
     family    whose table explains them, or the one that its config names where none does
-    wrappers  what trainers have put around them (see `checkpoint.wrapped.unwrapped`)
-    other     what config.json names instead of a class of that family, such as `Qwen2Model`; empty where it names one
+    wrappers  what trainers have put around them (see `checkpoints.wrappers.unwrapped`)
+    other     what config.json names in place of a class of that family, such as `Qwen2Model`; empty where it names one
     """
 
     family: Family
@@ -40,7 +39,7 @@ def read_names(config: Config, names: Collection[str], told: str | None = None) 
     unknown one is then `generic`.
 
     names  of the tensors as stored
-    told   the family that the user says; no other is tried
+    told   the name of the family where the user says it; no other is tried
     """
     if told is None and not config:
         return Reading(GENERIC)  # nothing says whose names these are
@@ -49,7 +48,7 @@ def read_names(config: Config, names: Collection[str], told: str | None = None) 
     plain = [unwrapped(name, wrappers) for name in names]
     forms = [(wrappers, plain, "")]
     around, inner = wrappers, plain
-    while prefix := _before_all(inner):  # `model.` of Lightning, `actor.` of who trains two
+    while prefix := _before_all(inner):  # such as `model.` of Lightning, `actor.` of trainers of two models
         inner = [name.removeprefix(prefix) for name in inner]
         more = wrappers_in(inner)
         around, inner = (*around, prefix, *more), [unwrapped(name, more) for name in inner]
@@ -63,7 +62,7 @@ def read_names(config: Config, names: Collection[str], told: str | None = None) 
 
 
 def _before_all(names: Collection[str]) -> str:
-    """The first component that all names begin with, and its dot; empty where they do not begin alike."""
+    """The first component of all names and its dot; empty where they do not have the same."""
     first = {name.partition(".")[0] for name in names if "." in name}
     return f"{first.pop()}." if len(first) == 1 and all("." in name for name in names) else ""
 
@@ -89,7 +88,7 @@ def _fitting(config: Config, first: Family, names: Collection[str], inside: str,
 
 
 def _relatives(config: Config, first: Family) -> Iterator[Family]:
-    """The families that a config may mean beside the one that its class names."""
+    """The families that a config may mean other than the one that its class names."""
     by_type = nearest(config)
     if first is GENERIC and by_type is GENERIC:
         return
@@ -101,7 +100,7 @@ def _relatives(config: Config, first: Family) -> Iterator[Family]:
 
 
 def _other(config: Config, family: Family, inside: str) -> str:
-    """What a config names that is no class of the family; empty where the class is one, or the body of one."""
+    """The class that a config names and the family does not have; empty where it has that class, or its body."""
     if claimed(config).name == family.name:
         return ""
     architectures = config.get("architectures")

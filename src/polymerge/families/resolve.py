@@ -1,7 +1,6 @@
-"""Find where the canonical tensors of a checkpoint lie: names on disk to read expressions, by a family's table.
+"""Find the canonical tensors of a checkpoint: from names on disk to read expressions, by a family's table.
 
-What is found is a read expression (see `polymerge.families.expressions`) that says how to get the tensor. Names and
-shapes are looked at here, and no value.
+A read expression (see `polymerge.families.expressions`) says how to get a tensor. Only names and shapes are looked at.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ class NameMap:
 
     tensors   canonical name -> read expression
     layout    name on disk -> the canonical names that it holds, each with its rows; no rows stand for all of them
-    views     name on disk -> what those are the rows of, where it is not the tensor as it lies
+    views     name on disk -> what those are the rows of, where it is not the tensor as stored
     buffers   names on disk that are recognised and never merged
-    lost      names on disk that hold what is known to the family, but not where in them
+    lost      names on disk that a rule explains, and of which nothing says where each of their tensors is
     unknown   names on disk that no rule explains
     problems  those, canonical names that two tensors claim, and fused tensors that a config does not explain
     """
@@ -45,7 +44,7 @@ class NameMap:
 
 @dataclass(frozen=True)
 class Stack:
-    """How all experts lie in a tensor of three dimensions: one matrix each, as a linear layer has it or transposed.
+    """How a tensor of three dimensions holds all experts: one matrix each, as a linear layer has it or transposed.
 
     experts        how many there are, or None where the config does not say
     rows, columns  of each matrix as a linear layer has it; None where anything may be
@@ -56,7 +55,10 @@ class Stack:
     columns: int | None = None
 
     def ways(self, shape: Shape, parts: int) -> frozenset[bool]:
-        """Whether a tensor of that shape can hold them as they are (False) or transposed (True), `parts` in each."""
+        """Whether a tensor of that shape can hold them as they are (False), transposed (True), or both ways.
+
+        parts   matrices of equal height in each expert's
+        """
         if len(shape) != 3 or 0 in shape or self.experts not in (None, shape[0]):
             return frozenset()
         found = {False: shape[1:], True: shape[:0:-1]}
@@ -72,7 +74,7 @@ class Stack:
 
 
 Split: TypeAlias = tuple[Ranges, ...] | Stack
-"""The rows of each canonical tensor in a fused one, or how all experts lie in one tensor."""
+"""The rows of each canonical tensor in a fused one, or how one tensor holds all experts."""
 
 
 def map_names(
@@ -84,8 +86,8 @@ def map_names(
 ) -> NameMap:
     """Give every tensor name of a checkpoint its canonical name; `checkpoint` is what errors call it.
 
-    splits   for each way of fusing tensors that this checkpoint's config settles, where each one lies in it
-    shapes   of the tensors, which tell how experts lie in theirs
+    splits   for each way of fusing tensors that this checkpoint's config settles, where each tensor is in the fused one
+    shapes   of the tensors, which tell how experts are stored
     """
     read = {name: family.read(name) for name in names}
     buffers = tuple(name for name, found in read.items() if found is None and family.is_buffer(name))
@@ -128,7 +130,7 @@ def map_names(
 
 
 def _unexplained(family: Family, unknown: list[str], names: Collection[str], checkpoint: str) -> CheckpointError:
-    """One error for all names that no rule explains, with what leaves them out."""
+    """One error for all names that no rule explains, with the `ignore` that would leave them out."""
     kinds = [f"'{first}'{more}" for first, more in _alike(unknown)]
     few = ", ".join(kinds[:_FEW]) + (", ..." if len(kinds) > _FEW else "")
     what = f"tensor {few}" if len(kinds) == 1 else f"{len(unknown)} of its {len(names)} tensors: {few}"
@@ -140,12 +142,12 @@ def _unexplained(family: Family, unknown: list[str], names: Collection[str], che
     return CheckpointError(
         f"{checkpoint}: no rule of family '{family.name}' explains {what}. If config.json names another model than the "
         f"file holds, mend it; else {way} `family:` beside the model. (Whoever adds names to the family: a Rule in "
-        f"polymerge/families/{family.name}.py)"
+        f"its table in polymerge/families/tables)"
     )
 
 
 def apart(some: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The shortest globs that match `some` names whole and none of the `others`: `mtp.*` where all of it is."""
+    """The shortest globs that match all of `some` names and none of the `others`, such as `mtp.*`."""
     taken = {name[:place] for name in others for place, character in enumerate(f"{name}.") if character == "."}
     globs: dict[str, None] = {}
     for name in some:
@@ -158,9 +160,10 @@ def apart(some: Iterable[str], others: Iterable[str]) -> list[str]:
 def _views(
     stacks: Mapping[str, tuple[Stack, int]], shapes: Mapping[str, Shape], checkpoint: str
 ) -> tuple[dict[str, Stacked], list[CheckpointError]]:
-    """How the tensors are seen that hold all experts: one way in all of a checkpoint.
+    """How to read the tensors that hold all experts: the same way in all of a checkpoint.
 
-    A matrix may be square; then the others tell. Where all are, they are a linear layer's, as transformers reads them.
+    Of a square matrix only the others tell the way. Where all are square, they are read as transformers reads them, as
+    a linear layer's.
     """
     ways = {name: stack.ways(shapes.get(name, ()), parts) for name, (stack, parts) in stacks.items()}
     problems = [
@@ -172,10 +175,10 @@ def _views(
     ]
     common = {False, True}.intersection(*(found for found in ways.values() if found))
     if not common:
-        plain, turned = (next(name for name, found in ways.items() if found == {way}) for way in (False, True))
+        plain, flipped = (next(name for name, found in ways.items() if found == {way}) for way in (False, True))
         problems.append(
             CheckpointError(
-                f"{checkpoint}: the experts of '{turned}' {list(shapes[turned])} lie transposed, those of '{plain}' "
+                f"{checkpoint}: the experts of '{flipped}' {list(shapes[flipped])} lie transposed, those of '{plain}' "
                 f"{list(shapes[plain])} do not. Write all of them alike"
             )
         )
@@ -184,7 +187,7 @@ def _views(
 
 
 def _experts(held: tuple[str, ...], view: Stacked, shape: Shape) -> tuple[tuple[str, Ranges], ...]:
-    """What lies one below the other in a tensor of all experts: each of `held`, first those of the first expert."""
+    """The rows of each expert's tensors in one that holds all experts; all of `held` of the first expert come first."""
     height = shape_of(view, {view.of.name: shape})[0] // (shape[0] * len(held))
     names = [name.replace("{e}", str(expert)) for expert in range(shape[0]) for name in held]
     return tuple((name, ((place * height, (place + 1) * height),)) for place, name in enumerate(names))
@@ -195,7 +198,7 @@ def _without_numbers(name: str) -> str:
 
 
 def _alike(names: Iterable[str], kind: Callable[[str], object] = _without_numbers) -> list[tuple[str, str]]:
-    """The first name of each kind, and how many more there are: 40 layers are one error."""
+    """The first name of each kind, and how many more there are, so that 40 layers are one error."""
     kinds: dict[object, list[str]] = {}
     for name in names:
         kinds.setdefault(kind(name), []).append(name)

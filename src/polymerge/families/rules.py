@@ -1,7 +1,7 @@
-"""What joins the tensors of two checkpoints: canonical names, which tables give to names on disk.
+"""Canonical names, by which the tensors of two checkpoints are joined, and the tables that give them to names on disk.
 
 A `Family` is a table of `Rule`s. Names are translated in one direction only, from the names of a checkpoint to
-canonical ones; what is found there, `namemap` says. Nothing here looks at a value.
+canonical ones; `resolve` finds the tensors by them. Nothing here looks at a value.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ __all__ = [
 ]
 
 PARTS: Final = ("text", "vision", "projector", "audio")
-"""The parts of a multimodal model; a canonical name starts with the one it belongs to."""
+"""The parts of a multimodal model; a canonical name begins with its part."""
 
 BUFFERS: Final = ("{rest}.inv_freq", "{rest}.position_ids")
-"""Tensors that follow from the config and that old checkpoints store all the same: copied, never merged."""
+"""Tensors that follow from the config and that old checkpoints store nevertheless: copied, never merged."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Whole names that match `pattern` have the name `canonical`; `{i}`, `{e}` are digits, `{rest}` any text but none.
+    """Give a name that matches `pattern` as a whole its canonical name; `{i}`, `{e}` are digits, `{rest}` is any text.
 
-    `{i}` is the layer and `{e}` the expert. A rule may be for layers `only`, and they are counted among each other; one
-    `without` layers is for all but those, and they are not counted.
+    `{i}` is the layer and `{e}` the expert; `{rest}` is not empty. A rule for `only` some layers numbers them among
+    themselves; a rule `without` some layers is for all others, numbered as if those were not there.
 
-    A fused tensor holds several canonical ones in its rows: then `canonical` is all of their names, and `split` says
-    which split of its rows that is (see `namemap.Split`). One that holds all experts has an `{e}` on the right alone. A
-    name may end in a branch, `@text` or `@image`, where a model has one tensor for its text tokens and another for its
-    image tokens.
+    A fused tensor holds several canonical ones in its rows: `canonical` is then all of their names, and `split` names
+    the way its rows are split (see `resolve.Split`). For a tensor of all experts, `{e}` is on the right alone. A name
+    may end in a branch, `@text` or `@image`, where a model has one tensor for text tokens and another for image tokens.
     """
 
     pattern: str
@@ -66,7 +65,7 @@ class Rule:
     def apply(self, name: str) -> tuple[str, ...] | None:
         """The canonical names of what `name` holds, or None where the rule is not for it.
 
-        Where it holds all experts, `{e}` is left in them.
+        `{e}` stays in the names where `name` holds all experts.
         """
         found = _compiled(self.pattern).fullmatch(name)
         if found is None:
@@ -99,13 +98,13 @@ class Family:
     patterns of tensors that are known and never merged. `source` names a published checkpoint of the family.
 
     lineages     by model type or architecture, the lineage it stands for where that is not the usual one; "" where
-                 nothing but the weights says which
+                 only the weights tell which
     defaults     sizes that a config leaves out where they are those of its class
-    interleaved  the key in the text config that lists layers which stand between those that a plain decoder has
+    interleaved  the key in the text config that lists the layers between those of the plain decoder
     ties         whether its class ties the head to the embedding where a config does not say
-    inside       what stands before every name of a checkpoint that has the names of the body alone
-    mark         pattern of a canonical name that tells its vision or audio tower from that of a relative with the same
-                 rules
+    inside       prefix of every name, where a checkpoint has the names of the body alone, without it
+    mark         pattern of a canonical name that only its vision or audio tower has, and not that of a relative with
+                 the same rules
     """
 
     name: str
@@ -178,15 +177,15 @@ class Family:
 
 
 def without_branch(canonical: str) -> str:
-    """A canonical name less its branch."""
+    """A canonical name without its branch."""
     return canonical.partition("@")[0]
 
 
 def counterpart(canonical: str, names: Container[str]) -> str | None:
-    """Which of a checkpoint's canonical names is asked for by `canonical`: itself, else what stands in for it.
+    """The name among a checkpoint's canonical `names` that belongs to `canonical`: the same, else its substitute.
 
-    A checkpoint without the branch that is asked for gives its only tensor; one that is asked for no branch and has two
-    gives that of its text tokens.
+    For a branch that the checkpoint does not have it is the tensor without branches; for no branch, where the
+    checkpoint has two, it is that of the text tokens.
     """
     plain = without_branch(canonical)
     asked = (canonical, plain) if plain != canonical else (canonical, f"{canonical}@text")

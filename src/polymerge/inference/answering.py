@@ -1,4 +1,4 @@
-"""Ask a model: greedily, in batches, through its own chat template."""
+"""Ask a model: greedily, in batches, through its own chat template; one bad prompt costs no other its answer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import Any
 from polymerge.checkpoints.loading import tokenizer_of
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
 from polymerge.inference.images import open_image
-from polymerge.inference.prompt import Prompt
+from polymerge.inference.prompt_records import Prompt
 
-__all__ = ["AnswerError", "Answerer", "batches"]
+__all__ = ["AnswerError", "Answerer", "Attempt", "attempt", "batches"]
 
 _TOKENS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+Attempt = tuple[str | None, str]
+"""An answer and nothing, or None and why there is none."""
 
 
 class AnswerError(PolymergeError):
@@ -144,6 +148,25 @@ class Answerer:
             add_generation_prompt=True,
         )
         return written
+
+
+def attempt(answerer: Answerer, batch: Sequence[Prompt]) -> list[Attempt]:
+    """Ask a batch, and where something in it fails, find out what.
+
+    Where images are broken the other prompts are asked together without them; where the model fails each is asked
+    alone. What is asked together depends on the batch only, so that the answers do, too.
+
+    returns  an attempt for each prompt, in their order
+    """
+    try:
+        return [(answer, "") for answer in answerer.answer(batch)]
+    except AnswerError as error:
+        if len(batch) == 1:
+            return [(None, str(error))]
+        broken = set(error.ids)
+    others = [prompt for prompt in batch if prompt.id not in broken]
+    found = dict(zip((prompt.id for prompt in others), attempt(answerer, others), strict=True)) if others else {}
+    return [found[prompt.id] if prompt.id in found else attempt(answerer, [prompt])[0] for prompt in batch]
 
 
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:

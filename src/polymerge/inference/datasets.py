@@ -9,12 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
+from polymerge.errors import MissingExtraError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.inference.images import StoredImage
-from polymerge.inference.prompt import Prompt
-from polymerge.inference.prompt_records import ALIASES, Names, prompt_of
+from polymerge.inference.prompt_records import ALIASES, Names, Prompt, prompt_of
 
-__all__ = ["is_dataset", "read_dataset"]
+__all__ = ["is_dataset", "open_dataset", "read_rows"]
 
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
@@ -33,18 +32,15 @@ def is_dataset(source: str | os.PathLike[str]) -> bool:
     return _HUB_ID.fullmatch(str(source)) is not None and not path.parent.is_dir()
 
 
-def read_dataset(
-    source: str | os.PathLike[str],
-    split: str | None,
-    names: Names,
-    image_folder: Path | None,
-    problems: list[PolymergeError],
+def read_rows(
+    source: str | os.PathLike[str], rows: Any, names: Names, image_folder: Path | None
 ) -> list[tuple[str, Prompt]]:
-    """The prompts of a dataset, each with where it stands; `problems` gets what is wrong in rows.
+    """The prompts of a dataset, each with where it stands; rows that are no prompts are refused.
 
-    raises RecipeError where the dataset cannot be loaded or lacks a column.
+    rows  of the dataset, as `open_dataset` gives them
+
+    raises RecipeError where it lacks a column.
     """
-    rows = _open(source, split)
     columns = _columns(source, rows.column_names, names)
     path = Path(source).expanduser()
     folder = image_folder
@@ -58,7 +54,7 @@ def read_dataset(
     for number, row in enumerate(rows.select_columns(others)):
         where = f"{source}: row {number}"
         record = row | {column: cells[number] for column, cells in images.items()}
-        prompt = prompt_of(record, number, names, folder, where, problems)
+        prompt = prompt_of(record, number, names, folder, where)
         if prompt is not None:
             placed.append((where, prompt))
     return placed
@@ -68,8 +64,11 @@ def _saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _open(source: str | os.PathLike[str], split: str | None) -> Any:
-    """One split of a dataset."""
+def open_dataset(source: str | os.PathLike[str], split: str | None) -> Any:
+    """One split of a dataset; it can be left out where there is one.
+
+    raises RecipeError where it cannot be loaded, MissingExtraError without `datasets`.
+    """
     try:
         datasets: Any = import_module("datasets")
     except ImportError:
@@ -104,31 +103,22 @@ def _open(source: str | os.PathLike[str], split: str | None) -> Any:
 
 def _columns(source: object, there: list[str], names: Names) -> dict[str, tuple[str, ...]]:
     """The columns to read, by field."""
-    problems: list[PolymergeError] = []
-    columns = {}
+    columns = {field: tuple(name for name in accepted if name in there) for field, accepted in names.items()}
+    wrong = []
     for field, accepted in names.items():
-        present = tuple(name for name in accepted if name in there)
+        present = columns[field]
         if accepted and accepted != ALIASES[field] and not present:
-            problems.append(
-                RecipeError(f"{source}: fields: {field}: no column '{accepted[0]}'.{did_you_mean(accepted[0], there)}")
-            )
+            wrong.append(f"fields: {field}: no column '{accepted[0]}'.{did_you_mean(accepted[0], there)}")
         if len(present) > 1:
-            problems.append(
-                RecipeError(f"{source}: has columns {' and '.join(present)}. Say which is the {field} with fields.")
-            )
-        columns[field] = present
+            wrong.append(f"has columns {' and '.join(present)}. Say which is the {field} with fields.")
     if columns["text"] and columns["conversations"]:
-        problems.append(
-            RecipeError(f"{source}: has columns {columns['text'][0]} and conversations. Name one of them with fields.")
+        wrong.append(f"has columns {columns['text'][0]} and conversations. Name one of them with fields.")
+    if not wrong and not columns["text"] and not columns["conversations"]:
+        wrong.append(
+            f"no column {', '.join(names['text'])} or conversations; there are {', '.join(there)}. Say which holds the "
+            "text with fields."
         )
-    if not problems and not columns["text"] and not columns["conversations"]:
-        problems.append(
-            RecipeError(
-                f"{source}: no column {', '.join(names['text'])} or conversations; there are {', '.join(there)}. "
-                "Say which holds the text with fields."
-            )
-        )
-    refuse_if_any(problems)
+    refuse_if_any(RecipeError(f"{source}: {one}") for one in wrong)
     return columns
 
 

@@ -1,4 +1,4 @@
-"""Images of prompts: on disk, or still in a row of a dataset."""
+"""Images of prompts: on disk, or still in a row of a dataset; opened, written as PNG, made square."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from typing import Any
 
 from polymerge.errors import MissingExtraError
 
-__all__ = ["ImageSource", "StoredImage", "encode_png", "open_image", "verify_image", "write_png"]
+__all__ = [
+    "ImageSource",
+    "SquareImages",
+    "StoredImage",
+    "encode_png",
+    "open_image",
+    "padded",
+    "verify_image",
+    "write_png",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,40 @@ def write_png(data: bytes, folder: Path) -> Path:
         part.write_bytes(data)
         part.replace(path)
     return path
+
+
+class SquareImages:
+    """A processor whose images are first padded to squares, as LLaVA's evaluation pads them.
+
+    The padding has the mean colour that the processor subtracts, or is black where it names none. Everything else is
+    the processor's own.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        mean = getattr(getattr(processor, "image_processor", None), "image_mean", None) or (0.0, 0.0, 0.0)
+        self._colour = tuple(int(255 * share) for share in mean)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def __call__(self, *, images: Any = None, **more: Any) -> Any:
+        """Process texts and the images of each."""
+        if images is not None:
+            more["images"] = [[padded(image, self._colour) for image in group] for group in images]
+        return self._processor(**more)
+
+
+def padded(image: Any, colour: tuple[int, ...]) -> Any:
+    """Centre a PIL image in a square of its longer side, one pixel up or to the left where the padding is odd."""
+    pillow, _ = _pillow()
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    made = pillow.new(image.mode, (side, side), colour)
+    made.paste(image, ((side - width) // 2, (side - height) // 2))
+    return made
 
 
 def _file(image: ImageSource) -> Any:

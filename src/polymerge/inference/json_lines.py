@@ -3,64 +3,45 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from polymerge.errors import RecipeError
+from polymerge.checkpoints.json_objects import parse_json, read_text
+from polymerge.errors import RecipeError, refuse
 
-__all__ = ["parse", "split_lines"]
+__all__ = ["json_lines", "json_list"]
 
-
-def split_lines(data: bytes) -> list[tuple[int, bytes]]:
-    """The lines that hold something, each with its number from 1; only a line feed ends one."""
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+_THEN = "Correct it."
 
 
-def parse(text: bytes, file: str, line: int = 1) -> Any:
-    """The JSON value that `text` is, without NaN, infinity, a key twice in one object or half a surrogate pair.
+def json_lines(data: bytes, file: str) -> Iterator[tuple[int, Any]]:
+    """The value of each line that is not blank, with the line's number from 1; only a line feed ends a line.
 
-    line  the number of its first line in the file
+    file  what messages call it
 
-    raises RecipeError that names file and line.
+    A broken line is refused by its number and left out.
     """
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            try:
+                value = _parsed(line, f"{file}: line {number}", object)
+            except RecipeError as problem:
+                refuse(problem)
+            else:
+                yield number, value
+
+
+def json_list(file: Path) -> list[Any]:
+    """The list that a file holds; raises RecipeError."""
+    values: list[Any] = _parsed(read_text(file, encoding="utf-8-sig", error=RecipeError, then=_THEN), str(file), list)
+    return values
+
+
+def _parsed(text: bytes | str, where: str, kind: Any) -> Any:
+    value = parse_json(text, where, kind, error=RecipeError, then=_THEN)
     try:
-        value = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_number, parse_float=_finite
-        )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        number, byte = line + text.count(b"\n", 0, error.start), text[error.start]
-        raise RecipeError(
-            f"{file}: line {number}: not UTF-8: there is a byte 0x{byte:02x}. Save it as UTF-8."
-        ) from None
-    except UnicodeEncodeError:
-        raise RecipeError(f"{file}: line {line}: holds half a surrogate pair, which is no text") from None
-    except json.JSONDecodeError as error:
-        number = line + error.lineno - 1
-        raise RecipeError(f"{file}: line {number}: not JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise RecipeError(f"{file}: line {line}: nested too deeply to be read") from None
-    except ValueError as error:  # what the hooks below refuse, and numbers with thousands of digits
-        raise RecipeError(f"{file}: line {line}: {error}") from None
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise RecipeError(f"{where}: holds NaN, infinity or a number too large, which JSON has not. {_THEN}") from None
     return value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise ValueError(f"'{twice[0]}' appears twice in one object")
-    return found
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a number that JSON has")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"{digits} is too large for a number")
-    return number

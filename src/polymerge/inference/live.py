@@ -6,30 +6,31 @@ import copy
 import hashlib
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo, open_checkpoint
+from polymerge.checkpoints.folder import join
+from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import DTYPES, load_model, plain_loading, quiet
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
-from polymerge.engine.merge import merge
-from polymerge.engine.opening import copy_beside, fetch, reopen
+from polymerge.engine.opening import copy_beside, fetch, opened
+from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Ranges, Stacked
-from polymerge.planning import AdapterPlan, Input, Plan, Step, make_plan
+from polymerge.planning import Input, Plan, Step, make_plan
+from polymerge.planning.adapter_places import base_named
 from polymerge.planning.estimate import default_threads
-from polymerge.planning.folding import fold_recipe
 from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.plan import IGNORED
 from polymerge.planning.storage import stored_dtypes
@@ -85,7 +86,7 @@ class LiveModel:
 
     After `set(plan)` the model computes what the folder that `merge` writes for the same plan would, once loaded: the
     weights are the same bits. No checkpoint is written. Of a plan that merges adapters, the model is their base; the
-    merged adapter, which is small, is folded into it from a temporary folder.
+    merged adapter, which is small, is kept in memory and folded into it.
 
     plan     any of the plans to come; they are of one template
     device   where the model runs, and the blocks of a merge are computed
@@ -98,7 +99,7 @@ class LiveModel:
 
     def __init__(
         self,
-        plan: Plan | AdapterPlan,
+        plan: Plan,
         *,
         device: str = "cpu",
         dtype: str = "auto",
@@ -106,29 +107,29 @@ class LiveModel:
         trust_remote_code: bool = False,
     ) -> None:
         self._device, self._threads = open_device(device), threads or default_threads()
-        with self._folded(plan) as first:
-            fetch(first)
-            self._template = _place(first)
-            recorded = first.inputs[first.template]
-            template = reopen(recorded)
-            stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
-            if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
-                dtype = named
-            steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
-            rows = next((step.shape[0] for step in steps if step.canonical == EMBEDDING), None)
-            self.folder = Path(self._template[0])
-            if brought := template.brought:
-                raise CheckpointError(
-                    f"{self.folder}: with its adapter it is another model ({brought[0]} is of that), and transformers "
-                    "cannot load what no folder holds. Fold the adapter first, and name the folder"
-                )
-            ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
-            if why := _unloadable(recorded.wrappers, template.config):
-                raise CheckpointError(
-                    f"{self.folder}: transformers cannot load it: {why}. Merge it alone first (linear, weight 1): the "
-                    "output has what its class loads"
-                )
-            self.processor_folder = self._processor_folder(first)
+        first = self._folded(plan)
+        fetch(first)
+        self._template = _place(first)
+        recorded = first.inputs[first.template]
+        template = opened(recorded)
+        stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
+        if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
+            dtype = named
+        steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
+        rows = next((step.shape[0] for step in steps if step.canonical == EMBEDDING), None)
+        self.folder = Path(self._template[0])
+        if brought := template.brought:
+            raise CheckpointError(
+                f"{self.folder}: with its adapter it is another model ({brought[0]} is of that), and transformers "
+                "cannot load what no folder holds. Fold the adapter first, and name the folder"
+            )
+        ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
+        if why := _unloadable(recorded.wrappers, template.config):
+            raise CheckpointError(
+                f"{self.folder}: transformers cannot load it: {why}. Merge it alone first (linear, weight 1): the "
+                "output has what its class loads"
+            )
+        self.processor_folder = self._processor_folder(first)
         self.model: Any = load_model(
             self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, ignored=ignored
         )
@@ -157,28 +158,30 @@ class LiveModel:
         copy_beside(plan, self.folder, folder)
         return folder
 
-    def set(self, plan: Plan | AdapterPlan) -> None:
+    def set(self, plan: Plan) -> None:
         """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
 
         raises RecipeError for a plan of another template, CheckpointError where values cannot be merged; the weights
         are then neither the old nor the new ones.
         """
-        with self._folded(plan) as made:
-            if _place(made) != self._template:
-                raise RecipeError(f"live: this plan is of another template than the one that is loaded, {self.folder}")
-            self._carry_out(made)
+        made = self._folded(plan)
+        if _place(made) != self._template:
+            raise RecipeError(f"live: this plan is of another template than the one that is loaded, {self.folder}")
+        self._carry_out(made)
 
-    @contextmanager
-    def _folded(self, plan: Plan | AdapterPlan) -> Iterator[Plan]:
-        """The plan itself, or that of folding the adapter that it makes, which is there meanwhile."""
-        if isinstance(plan, Plan):
-            yield plan
-            return
-        with TemporaryDirectory(prefix="polymerge-") as folder:
-            adapter = merge(plan, Path(folder) / "adapter", check=False, threads=self._threads).folder
-            made = make_plan(fold_recipe(str(adapter), plan.recipe.get("base_model")))
-            assert isinstance(made, Plan)
-            yield made
+    def _folded(self, plan: Plan) -> Plan:
+        """The plan itself, or that of folding the adapter that it makes into the base; it is then in memory."""
+        self._memory: dict[Path, memoryview] = {}
+        if plan.config is None:
+            return plan
+        base = plan.recipe.get("base_model") or base_named(plan.config)
+        if not base:
+            raise RecipeError("live: the adapters' config names no base. Say which model they were trained on")
+        fetch(plan)
+        adapter, self._memory = in_memory(plan, [opened(one) for one in plan.inputs], self._threads)
+        source = f"{base}+{plan.hash}"
+        joined = join(open_checkpoint(source, locate(base)), adapter)
+        return make_plan({"merge_method": "copy", "models": [source]}, opened={source: joined})
 
     def _carry_out(self, plan: Plan) -> None:
         overwrites = plan.overwrites if isinstance(plan, Overwritten) else ()
@@ -215,8 +218,10 @@ class LiveModel:
         """The execution of the last plan, where this one reads the same inputs, with all that it knows of them."""
         if self._execution is None or inputs != self._inputs:
             self.close()
-            entries = [reopen(entry).entries for entry in inputs]
-            self._execution = Execution(entries, device=self._device, threads=self._threads, again=True)
+            entries = [opened(entry).entries for entry in inputs]
+            self._execution = Execution(
+                entries, device=self._device, threads=self._threads, again=True, memory=self._memory
+            )
             self._inputs = inputs
         return self._execution
 
@@ -315,7 +320,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(raw)
 
 
-def _stored(entry: Entry) -> Tensor:
+def _stored(entry: TensorInfo) -> Tensor:
     """A tensor of a checkpoint as it lies on disk."""
     tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
     files = Files()

@@ -1,18 +1,36 @@
-"""A record of a prompt file or a row of a dataset -> a prompt, or everything that is wrong with it."""
+"""A prompt, and the record of a prompt file or row of a dataset that it is read from."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse_if_any
-from polymerge.inference.images import StoredImage
-from polymerge.inference.prompt import Prompt
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any
+from polymerge.inference.images import ImageSource, StoredImage
 
-__all__ = ["ALIASES", "Names", "names_from", "prompt_of", "unknown_fields"]
+__all__ = ["ALIASES", "Names", "Prompt", "names_from", "prompt_of", "refuse_unknown"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question to a model.
+
+    id      unique among the prompts; a whole number or a text, as the file has it
+    text    what is asked, without image marks: the chat template puts them in
+    images  absolute paths, in the order in which the model sees them; or images in rows of a dataset, which
+            `polymerge.inference.prompts.materialise` turns into files
+    answer  the right answer, or several, for scorers; None where there is none
+    """
+
+    id: int | str
+    text: str
+    images: tuple[ImageSource, ...] = ()
+    answer: Any = None
+
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "question_id"),
@@ -28,7 +46,7 @@ _READ_PAST = ("category", "metadata")
 """Fields that files may have and that say nothing to a model."""
 
 Names = Mapping[str, tuple[str, ...]]
-"""By field, what it is called here."""
+"""What each field is called in a file."""
 
 _MARK = re.compile(r"<image>\s*")
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
@@ -37,128 +55,127 @@ _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 def names_from(fields: Mapping[str, str] | None) -> Names:
     """What each field is called: as `fields` says, else by its aliases.
 
-    raises RecipeError for fields that are none, all at once.
+    raises RecipeError, or Refused for several, where a field is none of a prompt.
     """
-    problems: list[PolymergeError] = []
-    names = dict(ALIASES)
-    for field, name in (fields or {}).items():
-        if field not in ALIASES:
-            problems.append(RecipeError(f"fields: '{field}' is none of a prompt.{did_you_mean(str(field), ALIASES)}"))
-        elif not isinstance(name, str) or not name:
-            problems.append(RecipeError(f"fields: {field}: {name!r} is not the name of a field"))
-        else:
-            names[field] = (name,)
-    for field, other in (("text", "conversations"), ("image", "images")):
-        # who names one of the two does not want the other
-        for named, left in ((field, other), (other, field)):
-            if fields and named in fields and left not in fields:
-                names[left] = ()
-    refuse_if_any(problems)
+    given = fields or {}
+    refuse_if_any(
+        RecipeError(f"fields: '{field}' is none of a prompt.{did_you_mean(str(field), ALIASES)}")
+        if field not in ALIASES
+        else RecipeError(f"fields: {field}: {name!r} is not the name of a field")
+        for field, name in given.items()
+        if field not in ALIASES or not isinstance(name, str) or not name
+    )
+    names = {**ALIASES, **{field: (name,) for field, name in given.items()}}
+    for one, other in (("text", "conversations"), ("conversations", "text"), ("image", "images"), ("images", "image")):
+        if one in given and other not in given:
+            names[other] = ()  # who names one of the two does not want the other
     return names
 
 
-def unknown_fields(record: Iterable[str], names: Names, where: str) -> list[PolymergeError]:
-    """A problem for every field of a record that nothing reads."""
+def refuse_unknown(record: Iterable[str], names: Names, where: str) -> None:
+    """Refuse every field of a record that nothing reads."""
     known = {*_READ_PAST, *(name for group in (*names.values(), *ALIASES.values()) for name in group)}
-    return [
-        RecipeError(f"{where}: '{name}' is no field of a prompt.{did_you_mean(name, known)}")
-        for name in record
-        if name not in known
-    ]
+    for name in record:
+        if name not in known:
+            refuse(RecipeError(f"{where}: '{name}' is no field of a prompt.{did_you_mean(name, known)}"))
 
 
-def prompt_of(
-    record: Mapping[str, Any],
-    number: int,
-    names: Names,
-    folder: Path | None,
-    where: str,
-    problems: list[PolymergeError],
-) -> Prompt | None:
-    """The prompt that a record is; None where it is none, and then `problems` has more than before.
+def prompt_of(record: Mapping[str, Any], number: int, names: Names, folder: Path | None, where: str) -> Prompt | None:
+    """The prompt of a record; what is wrong with it is refused, and there is none.
 
     record  images are paths, or `StoredImage` in a list
-    number  its id where it names none
+    number  its id where the record names none
     folder  what relative image paths are relative to; None where there is no such folder
+    where   the record, as messages call it
     """
-    wrong: list[str] = []
-    found = _found(record, names, wrong)
-    text, answer = found.get("text"), found.get("answer")
-    if "conversations" in found:
-        if "text" in found:
-            wrong.append("has a text and conversations, which have one, too. Say one of them.")
-        text, said = _turns(found["conversations"], wrong)
-        answer = said if answer is None else answer
-    elif "text" not in found:
-        wrong.append(f"has no text: none of the fields {', '.join((*names['text'], *names['conversations']))} is there")
-    elif not isinstance(text, str):
-        wrong.append(f"text: {text!r} is not a text")
-    images = _images(found, folder, wrong)
-    if isinstance(text, str):
-        text, marks = _MARK.subn("", text)
-        text = text.strip() if marks else text
-        if marks and images is not None and marks != len(images):
-            wrong.append(f"text has {marks} <image> mark(s), and the record {len(images)} image(s)")
-        if not text.strip():
-            wrong.append("text is empty")
-    name = found.get("id", number)
-    if isinstance(name, bool) or not isinstance(name, int | str) or name == "":
-        wrong.append(f"id: {name!r} is neither a whole number nor a text")
-    problems += [RecipeError(f"{where}: {one}") for one in wrong]
-    if wrong or not isinstance(text, str):
-        return None
-    return Prompt(name, text, images or (), answer)
+    with collecting() as wrong:
+        found = _values(record, names, where)
+        name = found.get("id", number)
+        text, answer = _text_and_answer(found, names, where)
+        images = _images(found, folder, where)
+        if isinstance(text, str):
+            text = _without_marks(text, images, where)
+        if isinstance(name, bool) or not isinstance(name, int | str) or name == "":
+            refuse(RecipeError(f"{where}: id: {name!r} is neither a whole number nor a text"))
+    return None if wrong else Prompt(name, str(text), images or (), answer)
 
 
-def _found(record: Mapping[str, Any], names: Names, wrong: list[str]) -> dict[str, Any]:
-    """The values that a record has, by field."""
+def _values(record: Mapping[str, Any], names: Names, where: str) -> dict[str, Any]:
+    """The values of a record by field."""
     found = {}
     for field, accepted in names.items():
         present = [name for name in accepted if name in record]
         if len(present) > 1:
-            wrong.append(f"has both {' and '.join(present)}. Say which is the {field} with fields.")
+            refuse(RecipeError(f"{where}: has both {' and '.join(present)}. Say which is the {field} with fields."))
         if present:
             found[field] = record[present[0]]
     return found
 
 
-def _turns(turns: Any, wrong: list[str]) -> tuple[str | None, str | None]:
+def _text_and_answer(found: Mapping[str, Any], names: Names, where: str) -> tuple[Any, Any]:
+    """What is asked and what is answered, from a text or the first turns of a conversation."""
+    text, answer = found.get("text"), found.get("answer")
+    if "conversations" in found:
+        if "text" in found:
+            refuse(RecipeError(f"{where}: has a text and conversations, which have one, too. Say one of them."))
+        text, said = _first_turns(found["conversations"], where)
+        return text, said if answer is None else answer
+    if "text" not in found:
+        accepted = ", ".join((*names["text"], *names["conversations"]))
+        refuse(RecipeError(f"{where}: has no text: none of the fields {accepted} is there"))
+    elif not isinstance(text, str):
+        refuse(RecipeError(f"{where}: text: {text!r} is not a text"))
+    return text, answer
+
+
+def _first_turns(turns: Any, where: str) -> tuple[str | None, str | None]:
     """What is asked first in a conversation, and what is answered first."""
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
         for turn in turns
     ):
-        wrong.append('conversations is not a list of {"from": "...", "value": "..."}')
+        refuse(RecipeError(f'{where}: conversations is not a list of {{"from": "...", "value": "..."}}'))
         return None, None
     asked = [turn["value"] for turn in turns if turn["from"] in _ASKS]
-    said = [turn["value"] for turn in turns if turn["from"] in _ANSWERS]
+    answered = [turn["value"] for turn in turns if turn["from"] in _ANSWERS]
     if not asked:
-        wrong.append(f"conversations has no turn from {' or '.join(_ASKS)}")
+        refuse(RecipeError(f"{where}: conversations has no turn from {' or '.join(_ASKS)}"))
         return None, None
-    return asked[0], said[0] if said else None
+    return asked[0], answered[0] if answered else None
 
 
-def _images(found: Mapping[str, Any], folder: Path | None, wrong: list[str]) -> tuple[str | StoredImage, ...] | None:
-    """The images of a record, paths made absolute; None where they are wrong."""
-    before = len(wrong)
+def _without_marks(text: str, images: tuple[ImageSource, ...] | None, where: str) -> str:
+    text, marks = _MARK.subn("", text)
+    if marks and images is not None and marks != len(images):
+        refuse(RecipeError(f"{where}: text has {marks} <image> mark(s), and the record {len(images)} image(s)"))
+    if not text.strip():
+        refuse(RecipeError(f"{where}: text is empty"))
+    return text.strip() if marks else text
+
+
+def _images(found: Mapping[str, Any], folder: Path | None, where: str) -> tuple[ImageSource, ...] | None:
+    """The images of a record, paths made absolute; None where any is refused."""
     one, several = found.get("image"), found.get("images")
-    if one is not None and several is not None:
-        wrong.append("has both image and images. Say one of them.")
-    if several is not None and not isinstance(several, list):
-        wrong.append(f"images: {several!r} is not a list of paths")
-        return None
-    listed = several if several is not None else one if isinstance(one, list) else [] if one is None else [one]
-    images: list[str | StoredImage] = []
-    for image in listed:
-        if isinstance(image, StoredImage):
-            images.append(image)
-        elif not isinstance(image, str) or not image:
-            wrong.append(f"image: {image!r} is not a path")
-        elif folder is None and not os.path.isabs(image):  # noqa: PTH117 (a text, as the file has it)
-            wrong.append(f"image: '{image}' is relative to nothing. Say image_folder.")
-        else:
-            path = os.path.abspath(os.path.join(folder or "", image))  # noqa: PTH100, PTH118 (links are not followed)
-            if not os.path.isfile(path):  # noqa: PTH113 (this one answers for every text)
-                wrong.append(f"image: there is no file '{path}'")
-            images.append(path)
-    return tuple(images) if len(wrong) == before else None
+    with collecting() as wrong:
+        if one is not None and several is not None:
+            refuse(RecipeError(f"{where}: has both image and images. Say one of them."))
+        if several is not None and not isinstance(several, list):
+            raise RecipeError(f"{where}: images: {several!r} is not a list of paths")
+        listed = several if several is not None else one if isinstance(one, list) else [] if one is None else [one]
+        images = tuple(_placed(image, folder, where) for image in listed)
+    return None if wrong else images
+
+
+def _placed(image: Any, folder: Path | None, where: str) -> ImageSource:
+    if isinstance(image, StoredImage):
+        return image
+    if not isinstance(image, str) or not image:
+        refuse(RecipeError(f"{where}: image: {image!r} is not a path"))
+        return ""
+    if folder is None and not os.path.isabs(image):  # noqa: PTH117 (a text, as the file has it)
+        refuse(RecipeError(f"{where}: image: '{image}' is relative to nothing. Say image_folder."))
+        return ""
+    path = os.path.abspath(os.path.join(folder or "", image))  # noqa: PTH100, PTH118 (links are not followed)
+    if not os.path.isfile(path):  # noqa: PTH113 (this one answers for every text)
+        refuse(RecipeError(f"{where}: image: there is no file '{path}'"))
+    return path

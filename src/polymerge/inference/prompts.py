@@ -1,20 +1,22 @@
-"""Read what models are to be asked: a prompt file, a folder of images, a dataset."""
+"""Read what models are to be asked: a prompt file, a folder of images, a dataset; draw some of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from polymerge.errors import OutputError, PolymergeError, RecipeError, refuse_if_any
-from polymerge.inference.datasets import is_dataset, read_dataset
+from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse, refuse_if_any
+from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
-from polymerge.inference.json_lines import parse, split_lines
-from polymerge.inference.prompt import Prompt
-from polymerge.inference.prompt_records import Names, names_from, prompt_of, unknown_fields
+from polymerge.inference.json_lines import json_lines, json_list
+from polymerge.inference.prompt_records import Names, Prompt, names_from, prompt_of, refuse_unknown
 
-__all__ = ["Prompt", "check_images", "materialise", "read_prompts"]
+__all__ = ["Prompt", "PromptSource", "check_images", "draw_prompts", "materialise", "read_prompts", "sample"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 SHOWN = 50
@@ -22,6 +24,60 @@ SHOWN = 50
 
 Placed = list[tuple[str, Prompt]]
 """Prompts, each with where it stands in its source."""
+
+Id = TypeVar("Id", bound=int | str)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where prompts are, and how many are drawn.
+
+    source        JSON lines, LLaVA's question format, a folder of images, or a dataset (see `read_prompts`)
+    samples       how many are drawn; 0 for all
+    seed          of the draw; AdaMMS's is 2
+    question, split, fields, image_folder   as `read_prompts` takes them
+    """
+
+    source: str | os.PathLike[str]
+    samples: int = 100
+    seed: int = 2
+    question: str | None = None
+    split: str | None = None
+    fields: Mapping[str, str] | None = None
+    image_folder: str | os.PathLike[str] | None = None
+
+
+def draw_prompts(source: PromptSource) -> list[Prompt]:
+    """Read prompts, draw some, and check that their images can be opened; none where anything is refused."""
+    drawn: list[Prompt] = []
+    with collecting() as wrong:
+        if source.samples < 0:
+            raise RecipeError(f"samples: {source.samples} is no number of prompts; 0 takes all")
+        every = read_prompts(
+            source.source, question=source.question, split=source.split, fields=source.fields,
+            image_folder=source.image_folder,
+        )  # fmt: skip
+        if not wrong:
+            by_id = {prompt.id: prompt for prompt in every}
+            drawn = [by_id[one] for one in sample(list(by_id), source.samples, source.seed)]
+            check_images(drawn)
+    return [] if wrong else drawn
+
+
+def sample(ids: Sequence[Id], count: int, seed: int = 2) -> list[Id]:
+    """Sample `count` ids without replacement; all of them where there are no more, or where `count` is 0.
+
+    AdaMMS (CVPR 2025), section 4.1: 100 prompts. Its code draws positions with Python's generator and seed 2; so does
+    this, from the sorted ids, so that the order of a file does not matter. Whole numbers are sorted as numbers,
+    and stand before texts.
+
+    returns  in the order of the draw, as the paper's code has it; sorted where all are taken
+    """
+    ordered = sorted(ids, key=lambda one: (isinstance(one, str), one))
+    if not count or len(ordered) <= count:
+        return ordered
+    return [ordered[place] for place in random.Random(seed).sample(range(len(ordered)), count)]
 
 
 def read_prompts(
@@ -46,7 +102,7 @@ def read_prompts(
     fields        other names, as in {"text": "query"}; other columns of a dataset are read past, other fields refused
     image_folder  what relative image paths are relative to; else the folder that the file or dataset is in
 
-    raises RecipeError, all of them at once and each with its line, row or entry; MissingExtraError where a dataset is
+    raises RecipeError, or Refused for several, each with its line, row or entry; MissingExtraError where a dataset is
     read without `datasets`.
     """
     names = names_from(fields)
@@ -55,49 +111,45 @@ def read_prompts(
     images = None if image_folder is None else Path(image_folder).expanduser()
     if images is not None and not images.is_dir():
         raise RecipeError(f"image_folder: there is no folder '{images}'")
-    problems: list[PolymergeError] = []
-    placed: Placed = []
+    placed: Placed
     if is_dataset(source):
         _refuse_others(source, "a dataset", told, ("split", "fields", "image_folder"))
-        placed = read_dataset(source, split, names, images, problems)
+        rows = open_dataset(source, split)
+        read = partial(read_rows, source, rows, names, images)
     elif path.is_dir():
         _refuse_others(source, "a folder of images", told, ("question",))
-        placed = _image_folder(path, question)
+        read = partial(_image_folder, path, question)
     elif path.is_file():
         _refuse_others(source, "a prompt file", told, ("fields", "image_folder"))
-        placed = _prompt_file(path, names, images or path.parent, problems)
+        read = partial(_prompt_file, path, names, images or path.parent)
     else:
         raise RecipeError(
             f"{source}: there is no such file or folder, and it is no hub id. Prompts are JSON lines, a JSON list, a "
             "folder of images or a dataset."
         )
-    problems += _clashes(placed)
-    if not placed and not problems:
-        problems.append(RecipeError(f"{source}: an empty list: there is no prompt in it"))
-    if len(problems) > SHOWN:
-        problems[SHOWN:] = [RecipeError(f"{source}: {len(problems) - SHOWN} more such problems")]
-    refuse_if_any(problems)
+    with collecting() as problems:
+        placed = read()
+        _refuse_clashes(placed)
+        if not placed and not problems:
+            raise RecipeError(f"{source}: an empty list: there is no prompt in it")
+        if len(problems) > SHOWN:
+            problems[SHOWN:] = [RecipeError(f"{source}: {len(problems) - SHOWN} more such problems")]
     return [prompt for _, prompt in placed]
 
 
 def check_images(prompts: Iterable[Prompt]) -> None:
     """Open every image's header, each image once.
 
-    raises RecipeError for all that are missing or broken at once, MissingExtraError without PIL.
+    raises RecipeError, or Refused for several, where images are missing or broken; MissingExtraError without PIL.
     """
     first: dict[ImageSource, Prompt] = {}
     for prompt in prompts:
         for image in prompt.images:
             first.setdefault(image, prompt)
-    problems: list[PolymergeError] = []
+    broken: list[PolymergeError] = []
     for image, prompt in first.items():
-        try:
-            verify_image(image)
-        except PolymergeError:
-            raise
-        except Exception as error:  # PIL's formats raise whatever they like
-            problems.append(RecipeError(f"prompt {prompt.id!r}: {image}: no image that can be read: {error}"))
-    refuse_if_any(problems)
+        _opened(verify_image, image, prompt, broken)
+    refuse(*broken)
 
 
 def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> list[Prompt]:
@@ -106,23 +158,18 @@ def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> li
     Draw first, so that only the drawn ones are written. A file's name is made from its content: an image that is there
     is not written again. Paths stay where they are, made absolute.
 
-    raises RecipeError for all images that cannot be read at once, OutputError where the folder cannot be written.
+    raises RecipeError, or Refused for several, where images cannot be read; OutputError where the folder cannot be
+    written.
     """
     # links are not followed
     target = Path(os.path.abspath(folder))  # noqa: PTH100
-    problems: list[PolymergeError] = []
+    broken: list[PolymergeError] = []
 
     def placed(image: ImageSource, prompt: Prompt) -> str:
         if isinstance(image, str):
             return os.path.abspath(image)  # noqa: PTH100
-        try:
-            data = encode_png(image)
-        except PolymergeError:
-            raise
-        except Exception as error:  # PIL's formats raise whatever they like
-            problems.append(RecipeError(f"prompt {prompt.id!r}: {image}: no image that can be read: {error}"))
-            return ""
-        return str(write_png(data, target))
+        data = _opened(encode_png, image, prompt, broken)
+        return "" if data is None else str(write_png(data, target))
 
     try:
         if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
@@ -132,8 +179,21 @@ def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> li
         ]
     except OSError as error:
         raise OutputError(f"{target}: images cannot be written: {error.strerror or error}") from None
-    refuse_if_any(problems)
+    refuse(*broken)
     return written
+
+
+def _opened(
+    read: Callable[[ImageSource], T], image: ImageSource, prompt: Prompt, broken: list[PolymergeError]
+) -> T | None:
+    """What is read of an image; None for one that is missing or broken."""
+    try:
+        return read(image)
+    except PolymergeError:
+        raise
+    except Exception as error:  # PIL's formats raise whatever they like
+        broken.append(RecipeError(f"prompt {prompt.id!r}: {image}: no image that can be read: {error}"))
+        return None
 
 
 def _refuse_others(source: object, kind: str, told: Mapping[str, object], useful: Sequence[str]) -> None:
@@ -144,36 +204,31 @@ def _refuse_others(source: object, kind: str, told: Mapping[str, object], useful
     )
 
 
-def _prompt_file(path: Path, names: Names, images: Path, problems: list[PolymergeError]) -> Placed:
+def _prompt_file(path: Path, names: Names, images: Path) -> Placed:
     placed: Placed = []
-    for where, number, record in _records(path, problems):
+    for where, number, record in _records(path):
         if not isinstance(record, dict):
-            problems.append(RecipeError(f"{where}: {record!r:.60} is not an object with fields"))
+            refuse(RecipeError(f"{where}: {record!r:.60} is not an object with fields"))
             continue
-        problems += unknown_fields(record, names, where)
-        prompt = prompt_of(record, number, names, images, where, problems)
+        refuse_unknown(record, names, where)
+        prompt = prompt_of(record, number, names, images, where)
         if prompt is not None:
             placed.append((where, prompt))
     return placed
 
 
-def _records(path: Path, problems: list[PolymergeError]) -> Iterator[tuple[str, int, object]]:
+def _records(path: Path) -> Iterator[tuple[str, int, object]]:
     """Every record of JSON lines, or of one JSON list (the first byte says which): where it is, its number from 0."""
     try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        data = path.read_bytes()
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if data.lstrip().startswith(b"["):
-        for number, entry in enumerate(parse(data, str(path))):
-            yield f"{path}: [{number}]", number, entry
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        for number, record in enumerate(json_list(path)):
+            yield f"{path}: [{number}]", number, record
         return
-    for line, text in split_lines(data):
-        try:
-            value = parse(text, str(path), line)
-        except RecipeError as problem:
-            problems.append(problem)
-        else:
-            yield f"{path}: line {line}", line - 1, value
+    for line, value in json_lines(data, str(path)):
+        yield f"{path}: line {line}", line - 1, value
 
 
 def _image_folder(path: Path, question: str | None) -> Placed:
@@ -181,9 +236,9 @@ def _image_folder(path: Path, question: str | None) -> Placed:
     if question is None or not question.strip():
         raise RecipeError(f"{path}: a folder of images needs a question to ask about each. Say it with question.")
     names = sorted(
-        entry.name
-        for entry in path.iterdir()
-        if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        file.name
+        for file in path.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
     if not names:
         raise RecipeError(f"{path}: an empty list: no {', '.join(IMAGE_SUFFIXES)} and no dataset is in it")
@@ -191,11 +246,9 @@ def _image_folder(path: Path, question: str | None) -> Placed:
     return [(f"{path}: {name}", Prompt(name, question, (os.path.join(folder, name),))) for name in names]  # noqa: PTH118
 
 
-def _clashes(placed: Placed) -> list[PolymergeError]:
-    """Ids that two prompts have; 7 and "7" are two ids."""
-    problems: list[PolymergeError] = []
+def _refuse_clashes(placed: Placed) -> None:
+    """Refuse ids that two prompts have; 7 and "7" are two ids."""
     first: dict[int | str, str] = {}
     for where, prompt in placed:
         if first.setdefault(prompt.id, where) != where:
-            problems.append(RecipeError(f"{where}: id {prompt.id!r} is also that of {first[prompt.id]}"))
-    return problems
+            refuse(RecipeError(f"{where}: id {prompt.id!r} is also that of {first[prompt.id]}"))

@@ -1,4 +1,4 @@
-"""The folder of a search: what was asked, every answer that was given, and what was chosen."""
+"""The folder of a run: what its answers depend on, the prompts, and every answer that was given."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import OutputError, PolymergeError, RecipeError
-from polymerge.inference.answer_log import AnswerLog
+from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse
+from polymerge.inference.json_lines import json_lines
 from polymerge.inference.prompts import Prompt, materialise
 
-__all__ = ["SETTINGS", "Run", "alone_in", "open_run", "read_settings"]
+__all__ = ["SETTINGS", "AnswerLog", "Run", "alone_in", "open_run", "read_settings"]
 
 SETTINGS = "run.json"
 _CANDIDATES = "candidates"
-_OWN = ("prompts.jsonl", "search.json", "search.png", "search.svg", "optuna.journal", "optuna.journal.lock")
 _TOLD = 6
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that keeps what a search generates, so that it can be stopped, resumed and judged again.
+    """A folder that keeps what models answer, so that a run can be stopped, resumed and judged again.
 
     run.json                        what the answers depend on
     prompts.jsonl                   the prompts that were drawn
-    candidates/NAME/answers.jsonl   what each candidate answered, as it is generated
-    search.json, search.png, search.svg   the outcome
+    candidates/NAME/answers.jsonl   what each plan's model answered, as it is generated
+    search.json and others          the outcome
 
     An evaluation has its tasks in place of the candidates, in `parts`.
     """
@@ -58,11 +57,95 @@ class Run:
         return path
 
     def keep_prompts(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-        """Write down the prompts, and the images of those that are in memory; the prompts with paths only."""
+        """Write down the prompts, and the images of those that are in memory; returns the prompts with paths only."""
         placed = tuple(materialise(prompts, self.folder / "images"))
         lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in placed]
         (self.folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
         return placed
+
+
+class AnswerLog:
+    """Answers by prompt id, in a file that only grows: what was answered before a crash is not asked again.
+
+    A line each: `{"id": 7, "answer": "two"}`; 7 and "7" are two prompts. One process at a time may append to a file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def read(self) -> dict[int | str, str]:
+        """The answers of all complete lines; none where there is no file.
+
+        The last line is dropped where no line feed ends it: writing it was cut short.
+
+        raises RecipeError, or Refused for several: a broken line, an id with two answers.
+        """
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise OutputError(f"{self.path}: the answers cannot be read: {error.strerror or error}") from None
+        answers: dict[int | str, str] = {}
+        first: dict[int | str, int] = {}
+        with collecting():
+            for number, value in json_lines(data[: data.rfind(b"\n") + 1], str(self.path)):
+                with collecting() as wrong:
+                    name, answer = _pair(value, f"{self.path}: line {number}")
+                if wrong:
+                    continue
+                if answers.setdefault(name, answer) != answer:
+                    refuse(
+                        RecipeError(
+                            f"{self.path}: line {number}: {name!r} is answered {answer!r}, and {answers[name]!r} in "
+                            f"line {first[name]}. Take one of the two out."
+                        )
+                    )
+                first.setdefault(name, number)
+        return answers
+
+    def append(self, pairs: Iterable[tuple[int | str, str]]) -> None:
+        """Add answers, all in one write, and wait until they are on the disk; what a cut-short write left goes first.
+
+        raises OutputError where the file cannot be written.
+        """
+        lines = [json.dumps({"id": name, "answer": answer}, ensure_ascii=False) + "\n" for name, answer in pairs]
+        if not lines:
+            return
+        data = "".join(lines).encode("utf-8")
+        try:
+            self._drop_torn_line()
+            with self.path.open("ab", buffering=0) as file:
+                written = file.write(data)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
+        if written != len(data):
+            raise OutputError(f"{self.path}: {written} of {len(data)} bytes of answers were written: is the disk full?")
+
+    def _drop_torn_line(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end == 0:
+                return
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _pair(value: object, where: str) -> tuple[int | str, str]:
+    """The id and the answer of a line."""
+    if not isinstance(value, dict) or set(value) != {"id", "answer"}:
+        raise RecipeError(f'{where}: not an answer: a line is {{"id": ..., "answer": "..."}}. Is it another file?')
+    name, answer = value["id"], value["answer"]
+    if isinstance(name, bool) or not isinstance(name, int | str):
+        raise RecipeError(f"{where}: id: {name!r} is neither a whole number nor a text")
+    if not isinstance(answer, str):
+        raise RecipeError(f"{where}: answer: {answer!r} is not a text")
+    return name, answer
 
 
 def open_run(
@@ -70,14 +153,16 @@ def open_run(
     settings: Mapping[str, Any],
     *,
     force: bool = False,
-    what: str = "a search",
+    what: str = "a run",
     parts: str = _CANDIDATES,
+    outcome: Sequence[str] = (),
 ) -> Run:
     """Begin a run, or go on with one whose answers depend on the same settings.
 
-    force  drop what a run with other settings left in the folder
-    what   is run, as messages say it
-    parts  the folder of its parts
+    force    drop what a run with other settings left in the folder
+    what     is run, as messages say it
+    parts    the folder of its parts
+    outcome  files that it writes at the end
 
     raises RecipeError where the folder holds a run with other settings, OutputError where it holds something else.
     """
@@ -92,7 +177,7 @@ def open_run(
             if any(folder.glob(f"{parts}/*/answers.jsonl")):
                 if not force:
                     raise
-                _drop(folder, parts)
+                _drop(folder, parts, outcome)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, parts)
     run.write_json(SETTINGS, asked)
@@ -109,16 +194,8 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         if not isinstance(had, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read: {error}. --force begins the run anew") from None
+        raise OutputError(f"{path}: cannot be read: {error}. Begin the run anew with `force`") from None
     return had
-
-
-def _drop(folder: Path, parts: str) -> None:
-    """Remove what a run has left, and nothing else that may lie in its folder."""
-    shutil.rmtree(folder / parts, ignore_errors=True)
-    shutil.rmtree(folder / "images", ignore_errors=True)
-    for name in _OWN:
-        (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -137,6 +214,14 @@ def alone_in(run: Run) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _drop(folder: Path, parts: str, outcome: Sequence[str]) -> None:
+    """Remove what a run has left, and nothing else that may lie in its folder."""
+    shutil.rmtree(folder / parts, ignore_errors=True)
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    for name in ("prompts.jsonl", *outcome):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _refuse_others(folder: Path, asked: Mapping[str, Any], what: str) -> None:
     had = read_settings(folder)
     before, now = dict(_leaves(had)), dict(_leaves(asked))
@@ -149,7 +234,7 @@ def _refuse_others(folder: Path, asked: Mapping[str, Any], what: str) -> None:
         raise RecipeError(
             f"{folder}: holds {what} with other settings: {'; '.join(differ[:_TOLD])}"
             f"{f' and {len(differ) - _TOLD} more' if len(differ) > _TOLD else ''}. Its answers are no answers to "
-            "these: name another folder, or say --force to drop them"
+            "these: name another folder, or drop them with `force`"
         )
 
 

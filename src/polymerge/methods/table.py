@@ -10,9 +10,7 @@ from typing import Any, Final, Literal
 
 __all__ = [
     "ADAPTERS",
-    "COPY",
     "METHODS",
-    "OPTIONAL",
     "SHARED",
     "Method",
     "Parameter",
@@ -24,7 +22,7 @@ Value = float | bool | str
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that a recipe can set for a method.
+    """A parameter that a recipe can set for a method.
 
     kind      number, count (a whole number from 1), flag (true or false) or choice
     default   None where the recipe has to say it, or, if it is optional, where there is none
@@ -32,6 +30,8 @@ class Parameter:
     choices   the words of a choice
     each      one value per model (a recipe may say it per model), else one for the merge
     optional  it may be left out, or be null, where that means something of its own
+    between   a place from 0 to 1 between two models: counted from base_model where that is one of them, and the second
+              one's share where the recipe says weights in its stead
     """
 
     name: str
@@ -42,22 +42,29 @@ class Parameter:
     choices: tuple[str, ...] = ()
     each: bool = False
     optional: bool = False
+    between: bool = False
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
+    """One row of the table: all that others need to know of a method, so that nobody asks for its name.
 
-    on         what the function is given: the models' weights, their deltas to the base, or the factors of adapters
-    source     where the method is from
-    function   module:name of the function, imported only when a merge runs
-    statistic  what the function needs to know of more than the block it is given:
-               cutoff (exact magnitude thresholds) or gram (dot products of whole tensors)
-    span       what a gram is taken over: each tensor, or the whole merged part of the models
-    random     whether it draws random numbers, so that the runner has to hand it a key per model
-    models     how many models it takes, None for any number
-    scales     whether the function carries out `scale` itself
-    additive   whether it is a weighted sum, so that it is the same in any space
+    on           what the function is given: the models' weights, their deltas to the base, or the factors of adapters
+    source       where the method is from
+    function     module:name of the function, imported only when a merge runs
+    parameters   what a recipe can set. `weight` is each model's coefficient: a single model with a weight, a density
+                 and a scale of 1 comes out as it is. `density` is the share of entries that a cutoff or draws keep
+    statistic    what the function needs to know of more than the block it is given:
+                 cutoff (exact magnitude thresholds) or gram (dot products of whole tensors)
+    span         what a gram is taken over: each tensor, or the whole merged part of the models
+    random       whether it draws random numbers, so that the executor has to hand it a key per model
+    models       how many models it takes, None for any number
+    scales       whether the function carries out `scale` itself
+    additive     whether it is a weighted sum, so that it is the same in any space
+    needs_rank   whether the function has to be told the rank of the output (methods on factors)
+    adds_ranks   whether the output has the ranks of all adapters together unless the recipe says another; else it has
+                 the largest of them (methods on factors)
+    equal_ranks  whether it merges adapters of one rank only
     """
 
     name: str
@@ -72,6 +79,35 @@ class Method:
     models: int | None = None
     scales: bool = False
     additive: bool = False
+    needs_rank: bool = False
+    adds_ranks: bool = False
+    equal_ranks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.statistic == "cutoff" and not self.parameter("density"):
+            raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
+        if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
+            raise ValueError(f"{self.name}: only methods on factors know of ranks")
+
+    @property
+    def copies(self) -> bool:
+        """Whether it merges nothing and keeps the template's tensor."""
+        return self.on == "nothing"
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether it works on blocks of numbers, whatever they are: weights, or coordinates of adapters."""
+        return self.on in ("weights", "deltas")
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether it has a parameter that is a place between two models."""
+        return any(parameter.between for parameter in self.parameters)
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether it merges adapters, too; a method that needs dot products of whole tensors does not."""
+        return self.statistic != "gram"
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name, or None."""
@@ -86,25 +122,9 @@ AGREE: Final = ("weight", "count", "none")
 """What methods that elect signs divide the sum by; the default of each is mergekit's."""
 RESCALE: Final = Parameter("rescale", "flag", True)
 
-COPY: Final = "copy"
-"""The method that keeps the template's tensor."""
-
 SHARED: Final = frozenset({"scale", "trim"})
-"""Parameters that the runner carries out, not the function: scale multiplies any merged delta, trim says over what a
+"""Parameters that the executor carries out, not the function: scale multiplies any merged delta, trim says over what a
 cutoff is taken."""
-
-ADAPTERS: Final = (
-    Parameter("space", "choice", "delta", choices=("delta", "factors", "knots", "core")),
-    Parameter("rank", "count", optional=True),
-    Parameter(
-        "extra",
-        "choice",
-        "mean",
-        choices=("mean", "released", "first", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
-    ),
-)
-"""What any method takes beside its own parameters where the models are adapters: the space in which it acts on them,
-the rank of the output, and what becomes of the full weights that travel with them."""
 
 _ROWS: Final = (
     Method(
@@ -112,7 +132,7 @@ _ROWS: Final = (
         "weighted average of the models",
         "Model soups (Wortsman et al. 2022); `base` of Bring Reason to Vision; interpolation of AdaMMS, equation 1",
         on="weights",
-        function="polymerge.methods.linear:linear",
+        function="polymerge.methods.sums:linear",
         parameters=(WEIGHT, Parameter("normalize", "flag", True)),
         additive=True,
     ),
@@ -121,7 +141,7 @@ _ROWS: Final = (
         "base plus a weighted sum of deltas",
         "Editing models with task arithmetic (Ilharco et al. 2023)",
         on="deltas",
-        function="polymerge.methods.task_arithmetic:task_arithmetic",
+        function="polymerge.methods.sums:task_arithmetic",
         parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
         additive=True,
     ),
@@ -171,8 +191,8 @@ _ROWS: Final = (
         "interpolate two models along the arc between them, tensor by tensor",
         "Animating rotation with quaternion curves (Shoemake 1985), applied to flattened tensors",
         on="weights",
-        function="polymerge.methods.slerp:slerp",
-        parameters=(Parameter("t", "number", low=0.0, high=1.0),),
+        function="polymerge.methods.sums:slerp",
+        parameters=(Parameter("t", "number", low=0.0, high=1.0, between=True),),
         statistic="gram",
         models=2,
     ),
@@ -181,7 +201,7 @@ _ROWS: Final = (
         "base plus deltas, each weighted by its share of all squared norms",
         "MetaGPT (Zhou et al. 2024); a baseline of AdaMMS",
         on="deltas",
-        function="polymerge.methods.metagpt:metagpt",
+        function="polymerge.methods.sums:metagpt",
         parameters=(SCALE,),
         statistic="gram",
         span="model",
@@ -199,21 +219,24 @@ _ROWS: Final = (
             Parameter("compose", "choice", "factors", choices=("factors", "product")),
         ),
         scales=True,
+        adds_ranks=True,
+        equal_ranks=True,
     ),
     Method(
         "cat",
         "weighted sum of the updates, exact: factors side by side, rank the sum of the ranks",
         "PEFT's `cat`",
         on="factors",
-        function="polymerge.methods.cat:cat",
+        function="polymerge.methods.sums:cat",
         parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
+        adds_ranks=True,
     ),
     Method(
         "svd",
         "weighted sum of the updates, cut to a rank by SVD",
         "PEFT's `svd`; Eckart and Young 1936",
         on="factors",
-        function="polymerge.methods.cat:svd",
+        function="polymerge.methods.sums:svd",
         parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
     ),
     Method(
@@ -223,18 +246,27 @@ _ROWS: Final = (
         on="factors",
         function="polymerge.methods.tsv:tsv",
         parameters=(WEIGHT, SCALE),
+        needs_rank=True,
     ),
-    Method(COPY, "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
+    Method("copy", "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
 )
 
-METHODS: Final[Mapping[str, Method]] = MappingProxyType({row.name: row for row in _ROWS})
+_TABLE: Final = {row.name: row for row in _ROWS}
+METHODS: Final[Mapping[str, Method]] = MappingProxyType(_TABLE)
 """Every merge method by name."""
 
-
-OPTIONAL: Final = frozenset(
-    parameter.name for row in (*_ROWS,) for parameter in (*row.parameters, *ADAPTERS) if parameter.optional
+ADAPTERS: Final = (
+    Parameter("space", "choice", "delta", choices=("delta", "factors", "knots", "core")),
+    Parameter("rank", "count", optional=True),
+    Parameter(
+        "extra",
+        "choice",
+        "mean",
+        choices=("mean", "released", "first", *(row.name for row in _ROWS if row.entrywise and row.takes_adapters)),
+    ),
 )
-"""Parameters that may be null."""
+"""What any method takes beside its own parameters where the models are adapters: the space in which it acts on them,
+the rank of the output, and what becomes of the non-LoRA weights that are stored with them."""
 
 
 def method_function(row: Method) -> Callable[..., Any]:

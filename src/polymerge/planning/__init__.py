@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from polymerge.planning.making import make_plan
-from polymerge.planning.pairs import AdapterPlan, PairRead, PairStep
-from polymerge.planning.plan import Input, LeftOut, Piece, Plan, Step
+from polymerge.planning.plan import Input, LeftOut, Lora, Piece, Plan, Step
+from polymerge.planning.planner import make_plan
 
-__all__ = ["AdapterPlan", "Input", "LeftOut", "PairRead", "PairStep", "Piece", "Plan", "Step", "make_plan"]
+__all__ = ["Input", "LeftOut", "Lora", "Piece", "Plan", "Step", "make_plan"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.files import read_config
+from polymerge.checkpoints.folder import adapter_alone
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Concat, shape_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of
@@ -24,12 +27,12 @@ from polymerge.recipe.recipe import Recipe
 
 __all__ = [
     "Opened",
-    "base_of",
+    "check_against_base",
     "check_bases",
     "check_beside",
     "check_both_kinds",
-    "check_local_base",
     "open_adapters",
+    "open_base",
     "skipped",
     "summaries",
 ]
@@ -47,6 +50,10 @@ class Opened:
     def key(self, place: int, parameter: str) -> str:
         """What joins the parameter of the adapter at `place` with that of another: its canonical name."""
         return self.readings[place].joint(parameter) or parameter
+
+    def module(self, place: int, module: str) -> str:
+        """What joins a module of the adapter at `place` with that of another."""
+        return self.key(place, f"{module}.weight").removesuffix(".weight")
 
     def names(self, place: int) -> dict[str, str]:
         """What an adapter calls each parameter that it changes, by canonical name."""
@@ -87,18 +94,16 @@ def _of_today(names: Mapping[str, str]) -> bool:
     )
 
 
-def open_adapters(recipe: Recipe, labels: Sequence[str], problems: list[PolymergeError]) -> Opened | None:
-    """Open every adapter of a recipe; None, with the problems said, where one cannot be used."""
+def open_adapters(recipe: Recipe, labels: Sequence[str]) -> Opened | None:
+    """Open every adapter of a recipe; None, with what is wrong refused, where one cannot be used."""
     adapters = []
     for entry in recipe.models:
-        try:
+        with collecting():
             adapters.append(open_adapter(entry.model, locate(entry.model)))
-        except PolymergeError as error:
-            problems += error.problems
     sources = [entry.model for entry in recipe.models]
     template = 0
     if recipe.template is not None and recipe.template not in sources:
-        problems.append(RecipeError(f"template '{recipe.template}' has to be one of the adapters in models"))
+        refuse(RecipeError(f"template '{recipe.template}' has to be one of the adapters in models"))
     elif recipe.template is not None:
         template = sources.index(recipe.template)
     if len(adapters) < len(sources) or not adapters:
@@ -113,51 +118,51 @@ def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
     config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
     found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
     if config is not None and config.is_file():
-        found.append(family_of(parse_object(config.read_bytes(), str(config), unique_keys=False)))
+        found.append(family_of(read_config(config)))
     found += [family for adapter in adapters for family in named_family(adapter)]
     return found or [GENERIC]
 
 
-def base_of(recipe: Recipe, problems: list[PolymergeError]) -> Model | None:
-    """The base, where full weights are merged as deltas to it."""
+def open_base(recipe: Recipe) -> Model | None:
+    """The base, where it is read: for deltas of full weights, and for its headers where it is a folder here.
+
+    One that cannot be read as a model that is merged (a quantized one, say), and is not needed, is only recorded.
+    """
     extra = METHODS.get(str(recipe.parameters.get("extra")))
-    if extra is None or extra.on != "deltas":
-        return None
+    needed = extra is not None and extra.on == "deltas"
     if recipe.base_model is None:
-        problems.append(RecipeError(f"extra: {extra.name} works on deltas of the full weights and needs base_model"))
+        if extra is not None and needed:
+            refuse(RecipeError(f"extra: {extra.name} works on deltas of the full weights and needs base_model"))
         return None
-    return next(iter(open_each([recipe.base_model], problems)), None)
+    if needed:
+        return next(iter(open_each([recipe.base_model])), None)
+    if not Path(recipe.base_model).expanduser().exists():
+        return None
+    try:  # in a context of its own, in which what is wrong with it is raised, and not gathered with the recipe's
+        return Context().run(open_each, [recipe.base_model])[0]
+    except PolymergeError:
+        return None
 
 
-def check_bases(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) -> None:
+def check_bases(recipe: Recipe, opened: Opened) -> None:
     """Adapters of different bases do not belong together; their configs say of which they are."""
     labelled = list(zip(opened.labels, opened.adapters, strict=True))
     if recipe.base_model is None:
         named = {label: str(adapter.config.get("base_model_name_or_path") or "") for label, adapter in labelled}
         if len({Path(base).name.casefold() for base in named.values() if base}) > 1:
             listed = ", ".join(f"'{label}' of {base}" for label, base in named.items() if base)
-            problems.append(
+            refuse(
                 RecipeError(f"the adapters are of different bases: {listed}. If these are one model, say base_model")
             )
     kinds = {label: one.model_config.get("model_type") for label, one in labelled if one.model_config}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"'{label}' is for a {kind}" for label, kind in kinds.items())
-        problems.append(RecipeError(f"the adapters are of different families: {listed}"))
+        refuse(RecipeError(f"the adapters are of different families: {listed}"))
 
 
-def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeError]) -> bool:
-    """Check against the base's headers, where it is a folder here, that it has what the adapters change.
-
-    A base that cannot be read as a model that is merged (a quantized one, say) is only recorded, and so is one that
-    lies elsewhere: False then.
-    """
-    if recipe.base_model is None or not Path(recipe.base_model).expanduser().exists():
-        return False
-    found: list[PolymergeError] = []
-    bases = open_each([recipe.base_model], found)
-    if found or not bases:
-        return False
-    parameters = Parameters(bases[0].checkpoint, bases[0].family, bases[0].layout, bases[0].views)
+def check_against_base(base: Model, opened: Opened) -> None:
+    """Check against a base's headers that it has what the adapters change."""
+    parameters = Parameters(base)
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
         reading = parameters.reading(adapter)
         lacking: dict[str, list[Pair]] = {}
@@ -166,14 +171,13 @@ def check_local_base(recipe: Recipe, opened: Opened, problems: list[PolymergeErr
                 lacking.setdefault(have, []).append(pair)
         for have, (pair, *others) in lacking.items():
             more = f" (and {len(others)} more modules)" if others else ""
-            problems.append(
+            refuse(
                 RecipeError(
-                    f"base_model '{recipe.base_model}' (family {parameters.family.name}) has no {pair.module} of "
+                    f"base_model '{base.checkpoint.source}' (family {base.family.name}) has no {pair.module} of "
                     f"{list(pair.shape)} (out, in), which '{label}' is for{more}{have}. Name the base that it was "
                     "trained on"
                 )
             )
-    return True
 
 
 def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter, pair: Pair) -> str | None:
@@ -185,14 +189,14 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
     place = parameters.place(name, reading)
     if place is None:
         return None if pair.module.rpartition(".")[2] == "lm_head" else ""
-    shapes = {own: entry.shape for own, entry in parameters.checkpoint.entries.items()}
+    shapes = {own: entry.shape for own, entry in parameters.base.entries.items()}
     lying = Concat(tuple(parameters.read(block) for block in place))
     have = adapter.extras[name].shape if name in adapter.extras else shape_of(lying, shapes)
     wanted = pair.shape[::-1] if pair.transposed else pair.shape
     return None if have == wanted else f": {place[0][0]} is {list(have)}"
 
 
-def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
+def check_both_kinds(opened: Opened) -> None:
     """A module that one adapter has factors or trained rows of, and another has in full, has no single form in one."""
     seen: dict[str, tuple[str, str]] = {}
     for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True)):
@@ -203,7 +207,7 @@ def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
             canonical = opened.key(place, parameter)
             first, other = seen.setdefault(canonical, (label, kind))
             if kind != other:
-                problems.append(
+                refuse(
                     RecipeError(
                         f"{canonical}: '{first}' {other}, '{label}' {kind}. Fold both into their base and merge the "
                         "models"
@@ -211,7 +215,7 @@ def check_both_kinds(opened: Opened, problems: list[PolymergeError]) -> None:
                 )
 
 
-def check_beside(opened: Opened, problems: list[PolymergeError]) -> None:
+def check_beside(opened: Opened) -> None:
     """Full weights in a file that is not PEFT's own have to be of a model, whose names some family has."""
     families = [reading.family for reading in opened.readings]
     if GENERIC in families:
@@ -222,7 +226,7 @@ def check_beside(opened: Opened, problems: list[PolymergeError]) -> None:
             held = [parameter for parameter, entry in adapter.extras.items() if entry.file == file]
             unknown = [name for name in held if not any(table.joint(name) or table.is_buffer(name) for table in tables)]
             if unknown:
-                problems.append(
+                refuse(
                     RecipeError(
                         f"'{label}': {file}: {listed(unknown)} have names that no family of models has, so what they "
                         "are is not known. Move the file out of the folder if it is no part of the adapter"
@@ -242,6 +246,9 @@ def summaries(opened: Opened) -> list[Input]:
             size=sum(entry.nbytes for entry in adapter.entries),
             headers=tensors_digest(adapter.entries),
             files=dict(adapter.became),
+            kind="adapter",
+            opened=adapter_alone(adapter),
+            stamps=stamps_of(adapter.files),
         )
         for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
     ]

@@ -1,27 +1,43 @@
-"""Where the parameters that an adapter names lie in a base, whatever the model that it was trained on calls them.
+"""Where the parameters that an adapter names lie in a base, and what to say of those that have no place in it.
 
-That model need not be the base. An adapter of a language model goes onto every multimodal model of its decoder, one of
-a bare body (`AutoModel`, names without `model.`) onto the model with its head. Names are read as canonical ones by one
-family's table, all of an adapter by the same, and looked up among those of the base.
+The model that an adapter was trained on need not be the base, and may have other names. An adapter of a language model
+fits every multimodal model with that decoder, one of a bare body (`AutoModel`, names without `model.`) the model with a
+head. Its names are read as canonical ones, all by one family's table, and looked up among those of the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.json_objects import parse_object
+from polymerge.checkpoints.files import read_config
+from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
-from polymerge.families.expressions import Expr, Ranges, Read, rows_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.expressions import Expr, Ranges, Read, rows_of, shape_of
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, text_layer
+from polymerge.planning.model import EMBEDDING, HEAD, Model
 
-__all__ = ["Block", "Parameters", "Place", "Reading", "Ties", "named_family", "reading_of", "readings_of"]
+__all__ = [
+    "Block",
+    "Parameters",
+    "Place",
+    "Reading",
+    "base_named",
+    "name_the_base",
+    "named_family",
+    "no_place_for_a_head",
+    "other_projector",
+    "reading_of",
+    "unequal_rows",
+    "unknown_head",
+    "why_missing",
+]
 
 Block: TypeAlias = tuple[str, Ranges]
 """Rows of a tensor by its name on disk; no rows stand for all of them."""
@@ -56,42 +72,26 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Ties:
-    """A head and an embedding that a base's config ties, by the base's own names.
-
-    virtual  which of them the base does not store, so that its name is only the one that the layout has for it: it is
-             then the other one; empty where both are stored
-    """
-
-    embedding: str
-    head: str
-    virtual: str = ""
-
-    @property
-    def stored(self) -> str:
-        """The one that is the virtual one as well."""
-        return self.embedding if self.virtual == self.head else self.head
-
-
-@dataclass(frozen=True)
 class Parameters:
     """The tensors of a base, as the parameters of an adapter are looked up in them.
 
-    layout  name on disk -> the canonical names that it holds, each with its rows; the virtual one of a tied pair too
-    views   names on disk that hold all experts, which no adapter of one of them can be added to
-    ties    the head and the embedding, where its config ties them
+    Tensors that hold all experts are in none of its blocks: no adapter of one expert can be added to them.
     """
 
-    checkpoint: Checkpoint
-    family: Family
-    layout: Mapping[str, tuple[tuple[str, Ranges], ...]]
-    views: Collection[str] = field(default=())
-    ties: Ties | None = None
+    base: Model
+
+    @cached_property
+    def layout(self) -> Mapping[str, tuple[tuple[str, Ranges], ...]]:
+        """Own name -> the canonical names that it holds, each with its rows; the virtual one of a tied pair too."""
+        ties = self.base.ties
+        if ties is None or not ties.virtual:
+            return self.base.layout
+        return {**self.base.layout, ties.virtual: ((HEAD if ties.virtual == ties.head else EMBEDDING, ()),)}
 
     @cached_property
     def joint(self) -> Mapping[str, str]:
-        """Its own names by what they hold."""
-        return self.family.by_joint(self.layout)
+        """Its own names by what they hold: see `Family.joint`."""
+        return self.base.family.by_joint(self.layout)
 
     @cached_property
     def blocks(self) -> Mapping[str, Block]:
@@ -99,19 +99,14 @@ class Parameters:
         return {
             canonical: (own, ranges)
             for own, held in self.layout.items()
-            if own not in self.views
+            if own not in self.base.views
             for canonical, ranges in held
         }
 
-    @cached_property
-    def depth(self) -> int:
-        """How many layers its text tower has."""
-        layers = (text_layer(canonical) for held in self.layout.values() for canonical, _ in held)
-        return max((layer + 1 for layer in layers if layer is not None), default=0)
-
-    def entry(self, name: str) -> Entry:
-        """What a tensor of the base is, by its own name."""
-        return self.checkpoint.entries[self.ties.stored if self.ties and name == self.ties.virtual else name]
+    def entry(self, name: str) -> TensorInfo:
+        """A tensor of the base, by its own name."""
+        ties = self.base.ties
+        return self.base.entries[ties.stored if ties and name == ties.virtual else name]
 
     def read(self, block: Block) -> Expr:
         """How a block is read as it lies."""
@@ -120,19 +115,12 @@ class Parameters:
         return rows_of(expr, ranges) if ranges else expr
 
     def reading(self, adapter: Adapter) -> Reading:
-        """The reading that finds a place for the most of an adapter's parameters; the most trusted one of those."""
-        names = adapter.parameters
-        best, most = Reading(self.family), -1
-        for reading in readings_of((self.family, *named_family(adapter))):
-            count = sum(self.place(name, reading) is not None for name in names)
-            if count > most:
-                best, most = reading, count
-            if count == len(names):
-                break
-        return best
+        """The reading that finds a place for most of an adapter's parameters; of several, the most trusted one."""
+        trusted = (self.base.family, *named_family(adapter))
+        return _best(trusted, adapter.parameters, lambda name, reading: self.place(name, reading) is not None)
 
     def place(self, parameter: str, reading: Reading) -> Place | None:
-        """Where a parameter lies, or None; one that has no branch lies where a model with two has its text tokens'."""
+        """Where a parameter lies, or None; one without a branch is that of a two-branch model's text tokens."""
         if parameter in self.layout:
             return ((parameter, ()),)
         if (joint := reading.joint(parameter)) in self.joint:
@@ -149,12 +137,37 @@ def named_family(adapter: Adapter) -> tuple[Family, ...]:
     base = adapter.config.get("base_model_name_or_path")
     file = Path(str(base)).expanduser() / "config.json" if base else None
     if not config and file is not None and file.is_file():
-        config = parse_object(file.read_bytes(), str(file), unique_keys=False)
+        config = read_config(file)
     return (family_of(config),) if config else ()
 
 
-def readings_of(trusted: Sequence[Family]) -> Iterator[Reading]:
-    """Every reading, the most trusted first: families that something says, then any by its names of a text tower."""
+def base_named(config: Mapping[str, Any]) -> str | None:
+    """The base that an adapter's config names, with the revision that it names; None where it names none."""
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if base and revision and not Path(str(base)).expanduser().exists():
+        return f"{base}@{revision}"
+    return base or None
+
+
+def reading_of(names: Collection[str], trusted: Sequence[Family]) -> Reading:
+    """The reading that explains most names, where no base is at hand; of several, the most trusted one."""
+    return _best(trusted, names, lambda name, reading: bool(reading.canonical(name)))
+
+
+def _best(trusted: Sequence[Family], names: Collection[str], explains: Callable[[str, Reading], bool]) -> Reading:
+    """The first reading that explains as many names as any other does."""
+    best, most = Reading(trusted[0]), -1
+    for reading in _readings(trusted):
+        count = sum(explains(name, reading) for name in names)
+        if count > most:
+            best, most = reading, count
+        if count == len(names):
+            break
+    return best
+
+
+def _readings(trusted: Sequence[Family]) -> Iterator[Reading]:
+    """Every reading, the most trusted first: families that a config names, then any by its names of a text tower."""
     said = {family.rules: family for family in trusted}.values()
     yield from (Reading(family) for family in said)
     yield from (Reading(family, added=_BODY) for family in said)
@@ -165,13 +178,131 @@ def readings_of(trusted: Sequence[Family]) -> Iterator[Reading]:
         yield from (Reading(family, added=added, guessed=True) for family in by_parts)
 
 
-def reading_of(names: Collection[str], trusted: Sequence[Family]) -> Reading:
-    """The reading that explains the most names where no base is at hand; the most trusted one of those."""
-    best, most = Reading(trusted[0]), -1
-    for reading in readings_of(trusted):
-        count = sum(bool(reading.canonical(name)) for name in names)
-        if count > most:
-            best, most = reading, count
-        if count == len(names):
-            break
-    return best
+def why_missing(
+    parameters: Parameters, adapter: Adapter, reading: Reading, missing: Iterable[str]
+) -> Iterable[PolymergeError]:
+    """An error for each cause of parameters that the base does not have, with what to do about it."""
+    base = parameters.base
+    parts = {name.partition(".")[0] for name in parameters.blocks}
+    causes: dict[tuple[str, str], list[str]] = {}
+    name_base = name_the_base(base.checkpoint, adapter)
+    for parameter in missing:
+        held = reading.canonical(parameter) or next(
+            (found for family in FAMILIES.values() if family is not GENERIC and (found := family.canonical(parameter))),
+            (),
+        )
+        part, layer = (held[0].partition(".")[0], text_layer(held[0])) if held else ("", None)
+        pair = adapter.pairs.get(parameter.removesuffix(".bias"))
+        if pair is not None and pair.bias is not None and parameters.place(f"{pair.module}.weight", reading):
+            why = ": lora_bias gives a bias to layers that have none, and no class of the base has a place for it"
+            cause = (why, "Use it with PEFT as it is, or train it again without lora_bias")
+        elif ".experts." in parameter:
+            cause = ("", f"{name_base} (or a copy in which experts lie as they did there)")
+        elif layer is not None and layer >= base.depth:
+            cause = (f": its text tower has {base.depth} layers", name_base)
+        elif part and part != "text" and base.family is not GENERIC and part not in parts:
+            why = f": it is a model without {'a ' if part == 'projector' else ''}{part}"
+            cause = (why, f"Name a base that has one, or {_with_config(adapter)}")
+        elif part == "projector" and base.family is not GENERIC:
+            cause = (": its projector is of another kind", other_projector(adapter))
+        else:
+            cause = ("" if held else ": no family has names like these", name_base)
+        causes.setdefault(cause, []).append(parameter)
+    for (why, way), names in causes.items():
+        few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield RecipeError(
+            f"'{base.label}': the adapter ({adapter.where(names)}) has weights for {few}, which its base "
+            f"({base.checkpoint.folder}, family {base.family.name}) does not have{why}. {way}"
+        )
+
+
+def name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
+    """The advice to name another base; where its config names this one, what may have become of it."""
+    named = base_named(adapter.config)
+    if named and Path(named).expanduser().resolve() == checkpoint.folder:
+        return (
+            "Its config names this base, so what was trained is not what lies there: name the model as it was when "
+            "training began"
+        )
+    return "Name the base that it was trained on" + (f"; its config names '{named}'" if named else "")
+
+
+def _with_config(adapter: Adapter) -> str:
+    """The advice on how an adapter brings parts of its own along."""
+    if adapter.model_config:
+        return (
+            "the language model whose module names the adapter has: these weights then come from the adapter, and "
+            "the output is the model of the config.json beside it"
+        )
+    return (
+        "put the config.json of the model that was trained beside the adapter: on the language model that it was "
+        "trained from, the output is then that model, with these weights"
+    )
+
+
+def other_projector(adapter: Adapter) -> str:
+    """The advice where the projectors of an adapter and of its base are not of one kind."""
+    kind = adapter.model_config.get("mm_projector_type")
+    said = f" ('{kind}' in the config.json beside the adapter)" if kind else ""
+    return f"Name a base whose projector has the layers and widths that were trained{said}, or {_with_config(adapter)}"
+
+
+def unequal_rows(parameters: Parameters, found: Mapping[str, Expr]) -> Iterable[PolymergeError]:
+    """Embedding and head are of one vocabulary: where one is resized and the other is not, the model has none."""
+    base, ties = parameters.base, parameters.base.ties
+    if not {EMBEDDING, HEAD} <= set(parameters.blocks) or (ties and ties.virtual and ties.virtual not in found):
+        return
+    names = [parameters.blocks[canonical][0] for canonical in (EMBEDDING, HEAD)]
+    before = [parameters.entry(name).shape[0] for name in names]
+    after = [shape_of(found.get(name, parameters.read((name, ()))), base.shapes)[0] for name in names]
+    changed = [new - old for old, new in zip(before, after, strict=True)]
+    if changed[0] == changed[1]:
+        return
+    one = 0 if changed[0] else 1
+    where = (
+        f"'{base.label}': the adapter has {names[one]} with {after[one]} rows, its base {before[one]}, and "
+        f"{names[1 - one]} would have {after[1 - one]}"
+    )
+    if before[0] != before[1]:
+        yield RecipeError(
+            f"{where}: in this base embedding and head differ by {abs(before[0] - before[1])} rows, those of images, "
+            "which the model that it was trained on has not. Fold it into that one, and merge the two with "
+            "vocab: overlap"
+        )
+        return
+    yield RecipeError(
+        f"{where}: a vocabulary has as many in both. Save the adapter with both of them "
+        '(modules_to_save: ["embed_tokens", "lm_head"], or save_embedding_layers=True), or name the base as it was '
+        "resized for training"
+    )
+
+
+def no_place_for_a_head(parameters: Parameters, missing: dict[str, None]) -> Iterable[PolymergeError]:
+    """Take out of `missing` the heads that a base of an unknown family ties, and refuse them with that reason."""
+    base = parameters.base
+    if not base.checkpoint.config.get("tie_word_embeddings"):
+        return
+    for head in [name for name in missing if name.rpartition(".")[0].endswith("lm_head")]:
+        del missing[head]
+        yield RecipeError(
+            f"'{base.label}': the adapter has a {head} of its own, and its base ties the head to the embedding, so a "
+            "checkpoint of it has no place for one. Keep the adapter apart, or untie the base first"
+        )
+
+
+def unknown_head(parameters: Parameters, adapter: Adapter) -> Iterable[PolymergeError]:
+    """Refuse what changes an embedding that may be the head as well, where no family says whether it is."""
+    base = parameters.base
+    heads = any(name.endswith("lm_head.weight") for name in parameters.layout)
+    if base.family is not GENERIC or heads or base.checkpoint.config.get("tie_word_embeddings") is False:
+        return
+    alone = [
+        *(name for name in adapter.extras if name.endswith(".embed_tokens.weight")),
+        *(f"{pair.module}.weight" for pair in adapter.pairs.values() if pair.embedding),
+    ]
+    if alone:
+        yield RecipeError(
+            f"'{base.label}': the adapter changes {alone[0]} alone, which may be the head as well: its base stores no "
+            "lm_head.weight, and its family is not known, so nothing says what that one becomes. Fold it with PEFT's "
+            "merge_and_unload(), or say `family:` beside the model"
+        )

@@ -1,51 +1,48 @@
-"""Decide what becomes of every pair of factors and every full weight of some adapters, from their headers alone."""
+"""Plan a merge of adapters: what becomes of every module and every full weight, from their headers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from polymerge.checkpoints.adapter import is_adapter, open_adapter
+from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import split_source
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import PolymergeError, RecipeError, Refused, refuse_if_any
+from polymerge.errors import PolymergeError, RecipeError, Refused, refuse
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.planning.adapter_inputs import (
     Opened,
-    base_of,
+    check_against_base,
     check_bases,
     check_beside,
     check_both_kinds,
-    check_local_base,
     open_adapters,
+    open_base,
     skipped,
     summaries,
 )
-from polymerge.planning.adapter_output import base_said, foreign_names, output_config
+from polymerge.planning.adapter_steps import AdapterSteps
 from polymerge.planning.companions import files_beside, files_left_out, has_tokenizer
-from polymerge.planning.compatibility import config_warnings
-from polymerge.planning.fit import merged_routers
+from polymerge.planning.compatibility import config_warnings, merged_routers
 from polymerge.planning.inputs import labels_of
-from polymerge.planning.non_lora import plan_extras
-from polymerge.planning.overrides import Choice
-from polymerge.planning.pairs import AdapterPlan
-from polymerge.planning.pairsteps import PairPlanner
+from polymerge.planning.model import Model
+from polymerge.planning.peft_config import base_said, foreign_names, output_config
+from polymerge.planning.plan import Plan, Step
 from polymerge.planning.unused import left_out_of_files
+from polymerge.recipe.overrides import Choice
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe, recipe_dict
 
 __all__ = ["names_adapters", "plan_adapters"]
 
 
-_REFUSED = {"slerp": "on checkpoints", "metagpt": "on checkpoints, whose norms it weighs"}
-
-
-def names_adapters(recipe: Recipe, problems: list[PolymergeError]) -> bool:
-    """Whether the models of a recipe are adapters; some that are and some that are not is a problem."""
+def names_adapters(recipe: Recipe) -> bool:
+    """Whether the models of a recipe are adapters; raises Refused where some are and some are not."""
     kinds = {entry.model: _is_adapter(entry.model) for entry in recipe.models}
     if not any(kinds.values()) or all(kinds.values()):
         return any(kinds.values())
     adapter = next(name for name, kind in kinds.items() if kind)
+    problems: list[PolymergeError] = []
     for name in (name for name, kind in kinds.items() if not kind):
         try:
             path = locate(name)
@@ -71,99 +68,92 @@ def _is_adapter(source: str) -> bool:
         return False  # said when it is opened
 
 
-def plan_adapters(recipe: Recipe, problems: list[PolymergeError]) -> AdapterPlan:
-    """Plan a merge of adapters; raises Refused with every problem."""
-    labels = labels_of(entry.model for entry in recipe.models)
-    names = [labels[entry.model] for entry in recipe.models]
-    if len(labels) < len(names):
-        problems.append(RecipeError("models: an adapter is named twice"))
-    choices = _choices(recipe, names, problems)
-    _refuse_fields(recipe, problems)
-    opened = open_adapters(recipe, names, problems)
+def plan_adapters(recipe: Recipe) -> Plan | None:
+    """Plan a merge of adapters; None, with what is wrong refused, where they cannot all be opened."""
+    named = labels_of(entry.model for entry in recipe.models)
+    labels = [named[entry.model] for entry in recipe.models]
+    if len(named) < len(labels):
+        refuse(RecipeError("models: an adapter is named twice"))
+    choices = _choices(recipe, labels)
+    _refuse_fields(recipe)
+    opened = open_adapters(recipe, labels)
     if opened is None:
-        refuse_if_any(problems)
-        raise AssertionError("unreachable: adapters that cannot be opened are a problem")
+        return None
     renamed = ""
     if recipe.template is None:
         opened, renamed = opened.with_names_of_today()
-    base = base_of(recipe, problems)
-    check_bases(recipe, opened, problems)
-    local = check_local_base(recipe, opened, problems)
-    planner = PairPlanner(recipe, opened, choices, problems)
-    pairs = planner.steps()
-    adapted = {step.canonical for step in pairs}
-    check_both_kinds(opened, problems)
-    check_beside(opened, problems)
+    base = open_base(recipe)
+    check_bases(recipe, opened)
+    if base is not None:
+        check_against_base(base, opened)
+    steps = AdapterSteps(recipe, opened, choices, base)
+    modules = steps.modules()
+    check_both_kinds(opened)
+    check_beside(opened)
     extra = choices[-1].setting.parameters.get("extra", "mean")
+    full = steps.full_weights(extra, {step.canonical for step in modules})
+    refuse(*foreign_names(opened.adapters, labels, opened.template, opened.key, [*modules, *full]))
+    _check_ties(opened, modules, full, steps.settings)
     inputs = summaries(opened)
-    extras = plan_extras(recipe, opened.adapters, inputs, opened.template, opened.key, extra, base, adapted, problems)
-    full = extras.steps if extras else ()
-    problems.extend(foreign_names(opened.adapters, names, opened.template, opened.key, pairs, full))
-    _check_ties(
-        opened,
-        [
-            {step.canonical: None if step.setting is None else planner.settings[step.setting] for step in pairs},
-            {
-                step.canonical.removesuffix(".weight"): None if place is None else extras.settings[place]
-                for step in full
-                for place in [step.pieces[0].setting]
-                if extras
-            },
-        ],
-        problems,
-    )
-    refuse_if_any(problems)
+    reads_base = base is not None and any(piece.base is not None for step in full for piece in step.pieces)
     template = opened.adapters[opened.template]
-    labelled = list(zip(names, opened.adapters, strict=True))
-    warnings = [*([renamed] if renamed else []), *planner.warnings]
-    warnings += left_out_of_files((label, adapter.skipped) for label, adapter in labelled)
-    for label, adapter in labelled:
-        warnings += files_left_out(label, adapter.folder, adapter)
-    with_tokenizer = [label for label, adapter in labelled if has_tokenizer(adapter.folder)]
-    if with_tokenizer and names[opened.template] not in with_tokenizer:
-        warnings.append(
-            f"the output has no tokenizer, for the template '{names[opened.template]}' has none; "
-            f"{listed(with_tokenizer)} has one: name it as template to have that"
-        )
-    configs = [(label, adapter.model_config) for label, adapter in labelled]
-    warnings += config_warnings(configs[opened.template], configs, ("text",))
-    if len(names) > 1:
-        warnings += merged_routers(f"{step.canonical}.weight" for step in pairs if step.fate == "merged")
-    if recipe.base_model is not None and base is None and not local:
-        warnings.append(f"base_model '{recipe.base_model}' is recorded, not read")
-    return AdapterPlan(
+    config = output_config(template, opened.adapters, modules, full)
+    return Plan(
         recipe=recipe_dict(recipe),
-        inputs=(*inputs, *(extras.inputs[len(names) :] if extras else ())),
+        inputs=(*inputs, base.summary()) if base is not None and reads_base else tuple(inputs),
         template=opened.template,
-        models=tuple(range(len(names))),
+        models=tuple(range(len(labels))),
+        places=tuple(range(len(labels))),
+        base=len(labels) if reads_base else None,
         seed=recipe.seed,
-        settings=tuple(planner.settings),
-        config=output_config(template, opened.adapters, pairs, full)
-        | (base_said(recipe.base_model, template.config) if recipe.base_model else {}),
-        pairs=tuple(pairs),
-        extras=extras,
-        left_out=(*planner.left_out, *(extras.left_out if extras else ()), *skipped(opened)),
-        warnings=tuple(dict.fromkeys(warnings)),
+        settings=tuple(steps.settings),
+        steps=(*modules, *full),
+        left_out=(*steps.left_out, *skipped(opened)),
+        warnings=tuple(filter(None, dict.fromkeys([renamed, *steps.warnings, *_notes(recipe, opened, base, modules)]))),
         beside=files_beside(
             template.folder,
-            names[opened.template],
+            labels[opened.template],
             "template" if recipe.template else "first adapter, as the recipe names no template",
             "adapter_config.json",
         ),
+        layout=template.layout,
+        config=config | (base_said(recipe.base_model, template.config) if recipe.base_model else {}),
     )
 
 
-def _check_ties(opened: Opened, merged: Sequence[Mapping[str, Setting | None]], problems: list[PolymergeError]) -> None:
-    """An adapter that keeps head and embedding tied has each twice; PEFT loads one of them, so they have to be equal.
+def _notes(recipe: Recipe, opened: Opened, base: Model | None, modules: Sequence[Step]) -> list[str]:
+    """What a person should know of a merge of adapters although nothing forbids it."""
+    labelled, template = list(zip(opened.labels, opened.adapters, strict=True)), opened.labels[opened.template]
+    notes = left_out_of_files((label, adapter.skipped) for label, adapter in labelled)
+    for label, adapter in labelled:
+        notes += files_left_out(label, adapter.folder, adapter)
+    with_tokenizer = [label for label, adapter in labelled if has_tokenizer(adapter.folder)]
+    if with_tokenizer and template not in with_tokenizer:
+        notes.append(
+            f"the output has no tokenizer, for the template '{template}' has none; "
+            f"{listed(with_tokenizer)} has one: name it as template to have that"
+        )
+    configs = [(label, adapter.model_config) for label, adapter in labelled]
+    notes += config_warnings(configs[opened.template], configs, ("text",))
+    if len(labelled) > 1:
+        notes += merged_routers(f"{step.canonical}.weight" for step in modules if step.fate == "merged")
+    if recipe.base_model is not None and base is None:
+        notes.append(f"base_model '{recipe.base_model}' is recorded, not read")
+    return notes
 
-    merged  the setting of each module with factors by its canonical name, and that of each full weight; None for a copy
-    """
+
+def _check_ties(opened: Opened, modules: Sequence[Step], full: Sequence[Step], settings: Sequence[Setting]) -> None:
+    """An adapter that keeps head and embedding tied has each twice; PEFT loads one of them, so they must be equal."""
 
     def held(names: Iterable[str], *modules: str) -> list[str]:
         return [name for name in names if name.removesuffix(".weight").rpartition(".")[2] in modules]
 
-    pairs = [(held(found, "embed_tokens"), held(found, "lm_head"), found) for found in merged]
-    both = [(found[one[0]], found[other[0]]) for one, other, found in pairs if one and other]
+    both = []
+    for steps in (modules, full):
+        numbers = {step.canonical.removesuffix(".weight"): step.pieces[0].setting for step in steps}
+        merged = {name: None if number is None else settings[number] for name, number in numbers.items()}
+        embedding, head = held(merged, "embed_tokens"), held(merged, "lm_head")
+        both += [(merged[embedding[0]], merged[head[0]])] if embedding and head else []
     touching = {
         label: adapter.config.get("ensure_weight_tying") is True
         for label, adapter in zip(opened.labels, opened.adapters, strict=True)
@@ -174,7 +164,7 @@ def _check_ties(opened: Opened, merged: Sequence[Mapping[str, Setting | None]], 
     whole = "write BASE+ADAPTER to merge them as whole models"
     if not all(touching.values()):
         tied, apart = (next(label for label, kept in touching.items() if kept is wanted) for wanted in (True, False))
-        problems.append(
+        refuse(
             RecipeError(
                 f"'{tied}' keeps head and embedding tied (ensure_weight_tying), '{apart}' does not: one adapter cannot "
                 f"do both; {whole}"
@@ -184,7 +174,7 @@ def _check_ties(opened: Opened, merged: Sequence[Mapping[str, Setting | None]], 
     random = [one.method for one, _ in both if one is not None and METHODS[one.method].random]
     if random or any(one != other for one, other in both):
         what = f"{random[0]} draws for each module anew" if random else "the recipe does not treat the two alike"
-        problems.append(
+        refuse(
             RecipeError(
                 "these adapters keep head and embedding tied (ensure_weight_tying), so the two have to come out equal, "
                 f"and {what}. Give both one setting that draws nothing, or {whole}"
@@ -192,40 +182,36 @@ def _check_ties(opened: Opened, merged: Sequence[Mapping[str, Setting | None]], 
         )
 
 
-def _choices(recipe: Recipe, labels: Sequence[str], problems: list[PolymergeError]) -> list[Choice]:
+def _choices(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
     """Every setting of the recipe, in the order in which they are tried; the last covers everything."""
     per_model = [entry.parameters for entry in recipe.models]
     general = ("recipe: parameters", recipe.parameters)
     said = [(f"overrides[{place}]", override) for place, override in enumerate(recipe.overrides)]
     rows = [(override.merge_method or recipe.merge_method, where, override) for where, override in said]
+    extra = METHODS.get(str(recipe.parameters.get("extra")))
+    beside = {"space", *(parameter.name for parameter in (extra.parameters if extra else ()))}
     choices = []
     for method, where, override in [*rows, (recipe.merge_method, "merge_method", None)]:
         row = METHODS[method]
-        if method in _REFUSED:
-            problems.append(RecipeError(f"{method} works {_REFUSED[method]}, not on adapters"))
-        more = tuple(one for one in ADAPTERS if one.name != "space" or row.on in ("weights", "deltas"))
+        if not row.takes_adapters:
+            refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
+        more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
         said_here = override.parameters if override else recipe.parameters
         if row.on == "factors" and any("space" in given for given in (said_here, *per_model)):
-            problems.append(
-                RecipeError(f"recipe: {where}: {method} has a way of its own with factors and takes no space")
-            )
-        extra = METHODS.get(str(recipe.parameters.get("extra")))
-        beside = extra.parameters if extra else ()
+            refuse(RecipeError(f"recipe: {where}: {method} has a way of its own with factors and takes no space"))
         layers = [general] if override is None else [general, (f"recipe: {where}", override.parameters)]
-        setting = resolve(
-            method, layers, per_model, labels, problems, more, {"space", *(parameter.name for parameter in beside)}
-        )
+        setting = resolve(method, layers, per_model, labels, more, beside)
         if setting.parameters.get("trim") == "model":
-            problems.append(RecipeError(f"{method}: trim: model is for checkpoints; adapters are trimmed per module"))
+            refuse(RecipeError(f"{method}: trim: model is for checkpoints; adapters are trimmed per module"))
         choices.append(
             Choice(setting, where, override.layers if override else None, override.match if override else None)
         )
     return choices
 
 
-def _refuse_fields(recipe: Recipe, problems: list[PolymergeError]) -> None:
+def _refuse_fields(recipe: Recipe) -> None:
     if recipe.ignore or any(entry.ignore for entry in recipe.models):
-        problems.append(RecipeError("recipe: ignore is for checkpoints; name what adapters leave out in exclude"))
+        refuse(RecipeError("recipe: ignore is for checkpoints; name what adapters leave out in exclude"))
     for name, default in (("parts", None), ("vocab", "template"), ("branches", "fill")):
         if getattr(recipe, name) != default:
-            problems.append(RecipeError(f"recipe: {name} is for checkpoints; name modules of adapters in exclude"))
+            refuse(RecipeError(f"recipe: {name} is for checkpoints; name modules of adapters in exclude"))

@@ -1,4 +1,4 @@
-"""What lies beside the weights of a base with an adapter: whose tokenizer, chat template and processor the model has.
+"""The files beside the weights of a base with an adapter: whose tokenizer, chat template and processor it has.
 
 An adapter's folder often holds what was used in training, and a base's what was published. A tokenizer's files belong
 together, and so do those of a chat template: they are the adapter's or the base's, never some of each.
@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from polymerge.checkpoints import Checkpoint
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.adapter_files import CONFIG
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.discovery import CONFIG
+from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import PolymergeError
+from polymerge.errors import PolymergeError, refuse
 from polymerge.planning.inputs import Models
 from polymerge.planning.plan import Companions
 from polymerge.recipe.recipe import Recipe
@@ -48,7 +48,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def tokenizer_folder(checkpoint: Checkpoint) -> Path:
-    """The folder with the tokenizer that goes with a checkpoint's weights: its adapter's, where that has one."""
+    """The folder with the tokenizer for a checkpoint's weights: its adapter's, if that has one."""
     beside = checkpoint.adapter
     return beside.folder if beside is not None and has_tokenizer(beside.folder) else checkpoint.folder
 
@@ -56,7 +56,7 @@ def tokenizer_folder(checkpoint: Checkpoint) -> Path:
 def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], tuple[str, ...]]:
     """What the output takes from the folder of its template's adapter, and what a person should know of it.
 
-    Never the adapter's config, its README, or what training left. Both are empty where the checkpoint has no adapter.
+    Never the adapter's config, its README, or what training left behind. Both are empty without an adapter.
 
     raises CheckpointError where a config that decides it cannot be read.
     """
@@ -101,10 +101,8 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
     return tuple(taken), tuple(notes)
 
 
-def told_beside(
-    recipe: Recipe, models: Models, problems: list[PolymergeError]
-) -> tuple[dict[str, str | None], list[str]]:
-    """Whose config, tokenizer and chat template the output has, and a warning where models would lose their own."""
+def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], list[str]]:
+    """Whose config, tokenizer and chat template the output has, and a warning where models would lose theirs."""
     template = models.template
     if recipe.template is not None:
         why = "template"
@@ -129,7 +127,7 @@ def told_beside(
         alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
         silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_folder(one.checkpoint)]
     except PolymergeError as error:
-        problems += error.problems
+        refuse(error)
         return {}, []
     if not silenced:
         return beside, []
@@ -141,9 +139,9 @@ def told_beside(
 
 
 def files_beside(folder: Path, label: str, why: str, config: str = "config.json") -> dict[str, str | None]:
-    """Whose config, tokenizer and chat template an output has that takes those in a folder: the label, or None.
+    """Whose config, tokenizer and chat template an output has that takes those of a folder: the label, or None.
 
-    why   the reason, which is kept beside them
+    why   the reason, recorded with them
     """
     return {
         "config": label if _listed(folder / config) else None,
@@ -154,7 +152,7 @@ def files_beside(folder: Path, label: str, why: str, config: str = "config.json"
 
 
 def chat_template_folder(checkpoint: Checkpoint) -> Path | None:
-    """The folder with the chat template that goes with a checkpoint's weights: its adapter's or its own; None if none.
+    """The folder with the chat template for a checkpoint's weights: its adapter's or its own; None without one.
 
     raises what `chat_template_in` raises.
     """
@@ -172,7 +170,7 @@ def chat_template_folder(checkpoint: Checkpoint) -> Path | None:
 
 
 def chat_template_in(folder: Path, others: Sequence[str] = _MAY_HOLD_CHAT_TEMPLATE) -> bool:
-    """Whether a checkpoint says how a chat is written for it: in a file of its own, or in the JSON of `others`.
+    """Whether a folder has a chat template: in a file of its own, or in one of the JSON files `others`.
 
     raises CheckpointError where such JSON cannot be read, or does not come from the hub.
     """
@@ -187,10 +185,10 @@ def _listed(file: Path) -> bool:
 
 
 def files_left_out(label: str, folder: Path, adapter: Adapter | None) -> Iterator[str]:
-    """What to say of weight files that lie in the folders of an input and are not read.
+    """Sentences on weight files in the folders of an input that are not read.
 
     folder   of the checkpoint, in which an adapter may have been left
-    adapter  the one that stands with it, or that is the input itself
+    adapter  the one that is folded into it, or the input itself
     """
     left_out = adapter.left_out if adapter is not None else {}
     for why in dict.fromkeys(left_out.values()):

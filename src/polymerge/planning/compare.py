@@ -1,4 +1,4 @@
-"""What a model is, and whether two models can be merged: the questions before there is a recipe."""
+"""Describe models, and say which can be merged: what one asks before there is a recipe."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from polymerge.errors import PolymergeError, refuse_if_any
+from polymerge.errors import PolymergeError, collecting, refuse
 from polymerge.families.rules import PARTS, counterpart, without_branch
-from polymerge.planning.compatibility import config_warnings
-from polymerge.planning.fit import Misfits, common_parts, joinable, other_lineages
+from polymerge.planning.compatibility import config_warnings, other_lineages
+from polymerge.planning.fit import Misfits, common_parts, joinable
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import VOCABULARY, Model, part_of
 
@@ -55,9 +55,7 @@ def inspect_models(sources: Sequence[str], ignore: Sequence[str] = ()) -> tuple[
 
     raises Refused with everything that is wrong with them.
     """
-    problems: list[PolymergeError] = []
-    models = open_each(sources, problems, ignore)
-    refuse_if_any(problems)
+    models = open_each(sources, ignore)
     return [_portrait(model) for model in models], [_joint(one, other) for one, other in permutations(models, 2)]
 
 
@@ -93,14 +91,35 @@ def _portrait(model: Model) -> Portrait:
 
 
 def _joint(template: Model, other: Model) -> Joint:
-    problems: list[PolymergeError] = []
-    misfits = Misfits()
+    misfits, kept = Misfits(), list[str]()
     common = common_parts((template, other))
     parts = None if template.generic else common
-    joinable(template, other, parts, misfits, problems)
+    joined, obstacles = 0, tuple[PolymergeError, ...]()
+    try:
+        with collecting() as problems:
+            joinable(template, other, parts, misfits)
+            if template.generic == other.generic:
+                joined, kept = _tensors(template, other, parts, misfits)
+            refuse(*misfits.problems(template.label))
+            if not common and not template.generic and not problems:
+                refuse(PolymergeError("they have no part in common"))
+    except PolymergeError as error:
+        obstacles = error.problems
+    return Joint(
+        template.label,
+        other.label,
+        tuple(sorted(common)),
+        joined,
+        (*kept, *_warnings(template, other, parts)),
+        tuple(map(str, obstacles)),
+    )
+
+
+def _tensors(template: Model, other: Model, parts: frozenset[str] | None, misfits: Misfits) -> tuple[int, list[str]]:
+    """How many tensors join, and what is said of those that stay the template's; what does not fit is noted."""
     joined, kept = 0, list[str]()
     unread: Counter[str] = Counter()
-    for name in template.tensors if template.generic == other.generic else ():
+    for name in template.tensors:
         if name in template.borrowed or (parts is not None and part_of(name) not in parts):
             continue
         found = other.find(name)
@@ -115,32 +134,20 @@ def _joint(template: Model, other: Model) -> Joint:
         else:
             misfits.note_shape(other, found, template, name)
     taken = {other.find(name) for name in template.tensors}
-    for name in other.tensors if template.generic == other.generic else ():
+    for name in other.tensors:
         if name in taken or name in other.borrowed or (parts is not None and part_of(name) not in parts):
             continue
         if counterpart(without_branch(name), template.tensors):
             unread[name[name.index("@") :]] += 1
         else:
             misfits.note_extra(other, name)
-    kept += [
+    return joined, kept + [
         f"{count} tensors of its branch {branch} have no place in the template" for branch, count in unread.items()
     ]
-    problems.extend(misfits.problems(template.label))
-    if not common and not template.generic and not problems:
-        problems.append(PolymergeError("they have no part in common"))
-    obstacles = [str(problem) for problem in problems]
-    return Joint(
-        template.label,
-        other.label,
-        tuple(sorted(common)),
-        joined,
-        (*kept, *_warnings(template, other, parts)),
-        tuple(obstacles),
-    )
 
 
 def _warnings(template: Model, other: Model, parts: frozenset[str] | None) -> Iterator[str]:
-    """What a merge of two models would be warned of by their configs."""
+    """What a merge of two models would be warned about."""
     if template.generic != other.generic:
         return
     if parts is not None and "text" in parts:

@@ -1,4 +1,4 @@
-"""Do two configs compute alike with the weights that are merged? What they contradict each other in, by their values.
+"""Does a merge of these models mean something? Contradictions of their configs, other lineages, averaged routers.
 
 Tensors of equal names and shapes mean something else under another rotary base, other heads or another activation. A
 value that one config leaves out is unknown, and contradicts nothing, unless the class that the config names is known to
@@ -7,17 +7,27 @@ have a default for it.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from polymerge.families import text_config
-from polymerge.families.defaults import CLASS_DEFAULTS
-from polymerge.families.rules import PARTS
+from polymerge.families.config import CLASS_DEFAULTS
+from polymerge.families.rules import PARTS, without_branch
+from polymerge.planning.model import Model
 
-__all__ = ["COMPARED", "config_warnings", "differences"]
+__all__ = ["COMPARED", "config_warnings", "differences", "merged_routers", "other_lineages"]
 
 Config = Mapping[str, Any]
+
+
+def _plainly(*names: str) -> dict[str, tuple[str, ...]]:
+    """Values that every config calls by one name."""
+    return {name: (name,) for name in names}
+
 
 COMPARED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "text": {
@@ -25,31 +35,20 @@ COMPARED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
         "num_key_value_heads": ("num_key_value_heads", "num_multi_query_heads", "multi_query_group_num", "n_kv_heads"),
         "head_dim": ("head_dim", "kv_channels", "attention_head_dim"),
-        "qk_nope_head_dim": ("qk_nope_head_dim",),
-        "qk_rope_head_dim": ("qk_rope_head_dim",),
-        "v_head_dim": ("v_head_dim",),
-        # what queries and keys are turned by; the members of a scaling stand in `_ROPE`
+        **_plainly("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+        # what queries and keys are turned by; the members of a scaling are in `_ROPE`
         "rope_theta": ("rope_theta", "rotary_emb_base", "global_rope_theta"),
         "rope_local_base_freq": ("rope_local_base_freq", "local_rope_theta"),
         "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
-        "rotary_dim": ("rotary_dim",),
-        "rope_interleave": ("rope_interleave",),
-        "no_rope_layers": ("no_rope_layers",),
-        "no_rope_layer_interval": ("no_rope_layer_interval",),
-        "position_embedding_type": ("position_embedding_type",),
+        **_plainly("rotary_dim", "rope_interleave", "no_rope_layers", "no_rope_layer_interval"),
+        **_plainly("position_embedding_type"),
         "alibi": ("alibi", "use_alibi"),
         # what attention sees, and how its scores are made
-        "sliding_window": ("sliding_window",),
-        "layer_types": ("layer_types",),
+        **_plainly("sliding_window", "layer_types"),
         "sliding_window_pattern": ("sliding_window_pattern", "_sliding_window_pattern"),
-        "attention_chunk_size": ("attention_chunk_size",),
-        "query_pre_attn_scalar": ("query_pre_attn_scalar",),
-        "attn_logit_softcapping": ("attn_logit_softcapping",),
-        "final_logit_softcapping": ("final_logit_softcapping",),
-        "attn_temperature_tuning": ("attn_temperature_tuning",),
-        "clip_qkv": ("clip_qkv",),
-        "scale_attn_weights": ("scale_attn_weights",),
-        "scale_attn_by_inverse_layer_idx": ("scale_attn_by_inverse_layer_idx",),
+        **_plainly("attention_chunk_size", "query_pre_attn_scalar", "attn_logit_softcapping"),
+        **_plainly("final_logit_softcapping", "attn_temperature_tuning", "clip_qkv", "scale_attn_weights"),
+        **_plainly("scale_attn_by_inverse_layer_idx"),
         # what each layer computes between its matrices
         "hidden_act": ("hidden_act", "hidden_activation", "activation_function", "activation_type"),
         "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_epsilon",
@@ -58,64 +57,44 @@ COMPARED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "attention_bias": ("attention_bias", "qkv_bias", "add_qkv_bias"),
         "mlp_bias": ("mlp_bias", "use_mlp_bias"),
         "qk_norm": ("use_qk_norm", "qk_layernorm", "qk_norm", "attention_layer_norm"),
-        "norm_after": ("norm_after",),
+        **_plainly("norm_after"),
         "parallel_attn": ("parallel_attn", "use_parallel_residual"),
         # numbers that hidden states and scores are multiplied by
         "embedding_multiplier": ("embedding_multiplier", "scale_emb"),
-        "residual_multiplier": ("residual_multiplier",),
-        "attention_multiplier": ("attention_multiplier",),
+        **_plainly("residual_multiplier", "attention_multiplier"),
         "logits_scaling": ("logits_scaling", "logit_scale"),
-        "scale_depth": ("scale_depth",),
-        "dim_model_base": ("dim_model_base",),
-        # which experts a token goes to, and how what they give is weighed
+        **_plainly("scale_depth", "dim_model_base"),
+        # which experts a token goes to, and how their outputs are weighed
         "num_experts_per_tok": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
-        "norm_topk_prob": ("norm_topk_prob",),
-        "routed_scaling_factor": ("routed_scaling_factor",),
-        "n_group": ("n_group",),
-        "topk_group": ("topk_group",),
-        "topk_method": ("topk_method",),
-        "scoring_func": ("scoring_func",),
+        **_plainly("norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group", "topk_method", "scoring_func"),
     },
     "vision": {
-        "patch_size": ("patch_size",),
-        "image_size": ("image_size",),  # which positions the tower has embeddings for
+        # an image size says which positions the tower has embeddings for
+        **_plainly("patch_size", "image_size"),
         "num_attention_heads": ("num_attention_heads", "num_heads", "attention_heads"),
         "num_channels": ("num_channels", "in_channels", "in_chans"),
-        "temporal_patch_size": ("temporal_patch_size",),
-        "hidden_act": ("hidden_act",),
+        **_plainly("temporal_patch_size", "hidden_act"),
         "norm_eps": ("layer_norm_eps", "rms_norm_eps", "norm_eps"),
-        "norm_type": ("norm_type",),
+        **_plainly("norm_type"),
         "qk_norm": ("use_qk_norm", "qk_normalization"),
         "attention_bias": ("attention_bias", "qkv_bias"),
-        "rope_theta": ("rope_theta",),
-        "window_size": ("window_size",),
-        "fullatt_block_indexes": ("fullatt_block_indexes",),
-        "spatial_merge_size": ("spatial_merge_size",),  # also the order in which patches come
-        "mm_vision_tower": ("mm_vision_tower",),  # of the original LLaVA, which has no vision_config
+        # a merge size is also the order of patches; the original LLaVA names its tower, and has no vision_config
+        **_plainly("rope_theta", "window_size", "fullatt_block_indexes", "spatial_merge_size", "mm_vision_tower"),
     },
     "projector": {
         # which states of the vision tower come in, and how they are put together
         "vision_feature_layer": ("vision_feature_layer", "mm_vision_select_layer", "select_layer"),
-        "vision_feature_select_strategy": ("vision_feature_select_strategy",),
-        "mm_vision_select_feature": ("mm_vision_select_feature",),
-        "deepstack_visual_indexes": ("deepstack_visual_indexes",),
-        "spatial_merge_size": ("spatial_merge_size",),
-        "downsample_ratio": ("downsample_ratio",),
-        "scale_factor": ("scale_factor",),
-        "ps_version": ("ps_version",),  # in which order InternVL shuffles pixels
-        "mm_tokens_per_image": ("mm_tokens_per_image",),
-        "mm_patch_merge_type": ("mm_patch_merge_type",),
+        **_plainly("vision_feature_select_strategy", "mm_vision_select_feature", "deepstack_visual_indexes"),
+        # the last of these is the order in which InternVL shuffles pixels
+        **_plainly("spatial_merge_size", "downsample_ratio", "scale_factor", "ps_version"),
+        **_plainly("mm_tokens_per_image", "mm_patch_merge_type"),
         # what is computed between its matrices
-        "projector_hidden_act": ("projector_hidden_act",),
-        "mm_projector_type": ("mm_projector_type",),
-        "cross_attention_layers": ("cross_attention_layers",),
+        **_plainly("projector_hidden_act", "mm_projector_type", "cross_attention_layers"),
     },
     "audio": {
-        "num_mel_bins": ("num_mel_bins",),
+        **_plainly("num_mel_bins"),
         "num_attention_heads": ("encoder_attention_heads", "num_attention_heads"),
-        "activation_function": ("activation_function",),
-        "max_source_positions": ("max_source_positions",),
-        "n_window": ("n_window",),
+        **_plainly("activation_function", "max_source_positions", "n_window"),
     },
 }  # fmt: skip
 """What is compared of each part: one name, then all that configs call it.
@@ -144,6 +123,7 @@ _SAME: Final = {
 _SQUARE: Final = ("patch_size", "image_size")
 _NESTED: Final = {"vision": ("vision_config",), "audio": ("audio_config",)}
 _NONE: Final = "none"
+_ROUTER: Final = re.compile(r".+\.((router|gate|shared_expert_gate)\..+|e_score_correction_bias|expert_bias)")
 
 
 def differences(ours: Config, theirs: Config, part: str) -> dict[str, tuple[Any, Any]]:
@@ -184,6 +164,42 @@ def config_warnings(
                 f"compute with the {part} weights ({said}): the output has the template's config, under which the "
                 "others' weights were not trained"
             )
+
+
+def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
+    """A sentence for each lineage that text towers come from and the template's does not."""
+    ours = template.tower.model_type
+    others: dict[str, list[str]] = defaultdict(list)
+    for model in models:
+        theirs = model.tower.model_type
+        if ours and theirs and ours != theirs:
+            others[theirs].append(f"'{model.label}'")
+    for kind, labels in others.items():
+        yield (
+            f"the text tower of template '{template.label}' is a {ours}, that of {' and of '.join(labels)} a {kind}: "
+            "their tensors have the same names, but a merge only means something if they come from one base"
+        )
+
+
+def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
+    """A sentence with globs for the routers of experts that are merged, if there are any.
+
+    merged   canonical names of what is merged
+    names    all canonical names of the template, where they are known: a gate is a router if experts are beside it
+    """
+    beside = None if names is None else {name.partition(".experts.")[0] for name in names if ".experts." in name}
+    found: dict[str, int] = defaultdict(int)
+    for name in sorted(merged):
+        plain = without_branch(name)
+        module, gate, _ = plain.partition(".gate.")
+        doubtful = gate and ".router" not in module and beside is not None and module not in beside
+        if _ROUTER.fullmatch(plain) and not doubtful:
+            found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
+    if found:
+        yield (
+            f"the routers of experts are merged ({sum(found.values())} tensors): one that is averaged sends tokens to "
+            f"other experts than those trained for them. To keep the template's, say exclude: {json.dumps(list(found))}"
+        )
 
 
 def _facts(config: Config, part: str) -> Iterator[tuple[str, Any]]:

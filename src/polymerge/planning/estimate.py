@@ -6,6 +6,7 @@ import os
 from math import prod
 from typing import Final
 
+from polymerge.methods.table import METHODS
 from polymerge.planning.plan import Plan
 
 __all__ = ["BLOCK", "TURNED", "default_threads", "memory_estimate"]
@@ -38,5 +39,5 @@ def memory_estimate(plan: Plan, threads: int | None = None) -> int:
     per_thread = block * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER
     # the matrices that its blocks lie among in the inputs, and those that they are put into in the output
     per_thread += max((_MATRICES * prod(step.shape[-2:]) * (8 if wide else 4) for step in turned), default=0)
-    selecting = any("density" in setting.parameters and setting.method == "ties" for setting in plan.settings)
+    selecting = any(METHODS[setting.method].statistic == "cutoff" for setting in plan.settings)
     return threads * per_thread + (_SELECTION if selecting else 0)

@@ -1,29 +1,29 @@
-"""Do the models fit the template? Every way in which they do not, said once per kind and not once per tensor."""
+"""Do the models fit the template, and a recipe its models? What does not, one error per kind and not per tensor."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse
 from polymerge.families import family_of, nearest
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import apart
-from polymerge.families.rules import text_layer, without_branch
-from polymerge.planning.model import Model, own_name
+from polymerge.families.rules import text_layer
+from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name
+from polymerge.recipe.overrides import Choice, matches
+from polymerge.recipe.recipe import Recipe
 
 __all__ = [
     "Misfits",
     "common_parts",
     "joinable",
     "layer_pattern",
-    "merged_routers",
     "misnamed",
     "needed_all_the_same",
-    "other_lineages",
+    "unmatched",
 ]
 
 _FEW = 3
@@ -78,19 +78,19 @@ class Misfits:
             )
 
     def note_missing(self, model: Model, name: str) -> None:
-        """The template has a tensor to merge that `model` has not."""
+        """Note that the template has a tensor to merge and `model` does not."""
         if not (model.label in self.deep and name.startswith("text.layers.")):
             self.missing[model.label, layer_pattern(name)].append(name)
             if name in model.unread:
                 self.ignored.add((model.label, layer_pattern(name)))
 
     def note_extra(self, model: Model, name: str) -> None:
-        """`model` has a tensor in a merged part that the template has not."""
+        """Note that `model` has a tensor in a merged part and the template does not."""
         if not (model.label in self.deep and name.startswith("text.layers.")):
             self.extra[model.label, layer_pattern(name)].append(name)
 
     def note_shape(self, model: Model, found: str, template: Model, name: str) -> None:
-        """Both have the tensor, `model` as `found`, in different shapes."""
+        """Note that the template and `model` (as `found`) have a tensor in different shapes."""
         if model.label in self.wide and name.startswith("text."):
             return
         theirs, ours = list(model.shape(found)), list(template.shape(name))
@@ -98,7 +98,7 @@ class Misfits:
         self.shapes[model.label, layer_pattern(name)].append(text)
 
     def note_dtype(self, model: Model, name: str) -> None:
-        """A tensor to merge is of a type that arithmetic is not done on."""
+        """Note that a tensor to merge has a dtype that arithmetic is not done in."""
         dtype = model.entries[own_name(model.tensors[name])].dtype
         self.dtypes[model.label, dtype, layer_pattern(name)].append(name)
 
@@ -112,18 +112,16 @@ def common_parts(models: Sequence[Model]) -> frozenset[str]:
     return common if len({model.family.name for model in models}) == 1 else common & {"text"}
 
 
-def joinable(
-    template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits, problems: list[PolymergeError]
-) -> None:
-    """Check what is wrong between two models as wholes."""
+def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits) -> None:
+    """Refuse what is wrong between two models as wholes: families, depth, width."""
     if template.generic != model.generic:
         stranger, other = (template, model) if template.generic else (model, template)
         if nearest(stranger.checkpoint.config) is not GENERIC:
-            problems.append(_nearly_known(stranger, other))
+            refuse(_nearly_known(stranger, other))
             return
         kind = stranger.checkpoint.config.get("model_type")
         what = f"model_type '{kind}'" if kind else "no config.json with a model_type"
-        problems.append(
+        refuse(
             RecipeError(
                 f"'{stranger.label}' has {what}, which no family table covers, so it only merges with models of "
                 f"identical tensor names; '{other.label}' is of family {other.family.name}. Say `family:` beside the "
@@ -135,7 +133,7 @@ def joinable(
         return
     if template.depth != model.depth:
         misfits.deep.add(model.label)
-        problems.append(
+        refuse(
             RecipeError(
                 f"depth: '{model.label}' has {model.depth} text layers, template '{template.label}' has "
                 f"{template.depth}. Only text towers of one depth can be merged"
@@ -143,7 +141,7 @@ def joinable(
         )
     if _NORM in template.tensors and _NORM in model.tensors and template.shape(_NORM) != model.shape(_NORM):
         misfits.wide.add(model.label)
-        problems.append(
+        refuse(
             RecipeError(
                 f"width: the text tower of '{model.label}' is {model.shape(_NORM)[0]} wide, that of template "
                 f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of one width can be merged"
@@ -151,47 +149,8 @@ def joinable(
         )
 
 
-def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
-    """A sentence for each lineage that text towers come from and the template's does not."""
-    ours = template.tower.model_type
-    others: dict[str, list[str]] = defaultdict(list)
-    for model in models:
-        theirs = model.tower.model_type
-        if ours and theirs and ours != theirs:
-            others[theirs].append(f"'{model.label}'")
-    for kind, labels in others.items():
-        yield (
-            f"the text tower of template '{template.label}' is a {ours}, that of {' and of '.join(labels)} a {kind}: "
-            "their tensors have the same names, but a merge only means something if they come from one base"
-        )
-
-
-_ROUTER = re.compile(r".+\.((router|gate|shared_expert_gate)\..+|e_score_correction_bias|expert_bias)")
-
-
-def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
-    """A sentence with globs for the routers of experts that are merged, if there are any.
-
-    merged   canonical names of what is merged
-    names    all canonical names of the template, where they are known: a gate is a router if experts are beside it
-    """
-    beside = None if names is None else {name.partition(".experts.")[0] for name in names if ".experts." in name}
-    found: dict[str, int] = defaultdict(int)
-    for name in sorted(merged):
-        plain = without_branch(name)
-        module, gate, _ = plain.partition(".gate.")
-        doubtful = gate and ".router" not in module and beside is not None and module not in beside
-        if _ROUTER.fullmatch(plain) and not doubtful:
-            found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
-    if found:
-        yield (
-            f"the routers of experts are merged ({sum(found.values())} tensors): one that is averaged sends tokens to "
-            f"other experts than those trained for them. To keep the template's, say exclude: {json.dumps(list(found))}"
-        )
-
-
 def _nearly_known(stranger: Model, other: Model) -> RecipeError:
-    """What to say of a model whose model type a family has, and whose class and tensors it has not."""
+    """The error for a model whose model type is that of a family, and whose class and tensors are not."""
     config = stranger.checkpoint.config
     family = family_of(config, nearest(config).name)
     unknown = [name for name in stranger.stored if not family.explains([name])]
@@ -208,7 +167,7 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
 
 
 def misnamed(template: Model) -> Iterator[PolymergeError]:
-    """What to say of a template whose config.json, which is the output's, names the class of another family."""
+    """The error for a template whose config.json, which the output gets, names the class of another family."""
     if template.misnamed:
         yield RecipeError(
             f"template '{template.label}': its config.json, which the output gets, names {template.other}, and its "
@@ -218,7 +177,7 @@ def misnamed(template: Model) -> Iterator[PolymergeError]:
 
 
 def needed_all_the_same(template: Model, models: Sequence[Model]) -> Iterator[PolymergeError]:
-    """What a recipe ignores of the template without which the output would not load, as far as the others show it.
+    """The error for tensors of the template that a recipe ignores and the output would not load without.
 
     A tensor that a rule explains is needed unless a model with that part of the family has none, or its layer is beyond
     those that the config counts.
@@ -250,3 +209,34 @@ def _times(found: Sequence[str]) -> str:
 
 def _count(found: list[str]) -> str:
     return f" ({len(found)} tensors)" if len(found) > 1 else ""
+
+
+def unmatched(
+    recipe: Recipe, choices: Sequence[Choice], template: Model, readers: Sequence[Model]
+) -> Iterator[RecipeError]:
+    """An error for each glob of a recipe that matches no tensor, and for layers beyond the template's."""
+    models = (template, *readers)
+    every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
+    said = [("exclude", glob) for glob in recipe.exclude]
+    said += [("overrides", choice.match) for choice in choices if choice.match]
+    for where, glob in said:
+        if any(matches(name, glob) for name in every):
+            continue
+        if any(matches(name, glob) for model in models for name in model.entries):
+            yield RecipeError(
+                f"recipe: {where}: '{glob}' matches names as stored, and no canonical one. What is not of a model is "
+                f'left out by `ignore: ["{glob}"]`'
+            )
+            continue
+        hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
+        yield RecipeError(
+            f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole canonical names"
+            f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
+        )
+    for choice in choices:
+        if choice.layers and choice.layers[1] >= template.depth:
+            has = f"layers 0-{template.depth - 1}" if template.depth else "no text layers"
+            yield RecipeError(
+                f"recipe: {choice.where}: layers {choice.layers[0]}-{choice.layers[1]}, but template "
+                f"'{template.label}' has {has}"
+            )

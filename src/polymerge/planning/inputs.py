@@ -11,20 +11,26 @@ from pathlib import Path
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.discovery import LAYOUTS
+from polymerge.checkpoints.folder import ADAPTER, open_joined, renamed, split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import ADAPTER, open_joined, renamed, split_source
-from polymerge.checkpoints.wrappers import is_lora, unwrapped, wrappers_in
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
+from polymerge.checkpoints.names import is_lora, unwrapped, wrappers_in
+from polymerge.errors import (
+    CheckpointError,
+    RecipeError,
+    collecting,
+    did_you_mean,
+    refuse,
+    refuse_if_any,
+)
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
-from polymerge.families.expressions import Expr, Read, replace_reads
-from polymerge.families.generic import GENERIC
+from polymerge.families.expressions import Expr
 from polymerge.families.quantization import why_quantized
-from polymerge.families.resolve import map_names
+from polymerge.families.registry import GENERIC
+from polymerge.families.resolve import NameMap, map_names
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
-from polymerge.planning.adapted import changes, parted
-from polymerge.planning.adapter_places import Parameters, Ties
-from polymerge.planning.model import EMBEDDING, HEAD, Model, own_name, stored_in
+from polymerge.planning.folding import folded
+from polymerge.planning.model import EMBEDDING, HEAD, Model, Ties, own_name, stored_in
 from polymerge.recipe.recipe import ModelEntry, Recipe
 
 __all__ = [
@@ -39,10 +45,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Models:
-    """The inputs of a recipe by the part that each plays.
+    """The inputs of a recipe by their roles.
 
     merged  the models that are merged, in the recipe's order
-    own     for each of them its place in the recipe
+    own     the place in the recipe of each of them
     """
 
     template: Model
@@ -69,11 +75,14 @@ def sources_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None:
-    """Open every checkpoint that the recipe names; None, with the problems said, where one cannot be used."""
+def open_models(recipe: Recipe, held: Mapping[str, Checkpoint]) -> Models | None:
+    """Open every checkpoint that the recipe names; None where one cannot be opened, which is refused.
+
+    held  those that are open already, by what the recipe calls them
+    """
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), problems)
+    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), held)
     if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
@@ -87,19 +96,22 @@ def open_models(recipe: Recipe, problems: list[PolymergeError]) -> Models | None
 
 
 def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
-    """The places of models that are base_model; by their names alone where the models could not be opened."""
+    """The places of models that are base_model; by name alone where the models could not be opened."""
     if models is None:
         return tuple(place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model)
     return tuple(place for place, model in enumerate(models.merged) if model is models.base)
 
 
-def open_each(sources: Sequence[str], problems: list[PolymergeError], ignore: Sequence[str] = ()) -> list[Model]:
-    """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match."""
-    return list(_open_all(sources, {}, _Ignored(ignore), problems).values())
+def open_each(sources: Sequence[str], ignore: Sequence[str] = ()) -> list[Model]:
+    """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match.
+
+    refuses what is wrong with them; those that cannot be opened are left out.
+    """
+    return list(_open_all(sources, {}, _Ignored(ignore), {}).values())
 
 
 class _Ignored:
-    """The globs on names as stored that say what is left out: of all inputs, or of one model."""
+    """Globs on names as stored: what is left out of all inputs, or of one model."""
 
     def __init__(self, general: Sequence[str], models: Iterable[ModelEntry] = ()) -> None:
         self.general = tuple(general)
@@ -107,7 +119,7 @@ class _Ignored:
         self._names: dict[str, frozenset[str]] = {}
 
     def of(self, source: str, names: Collection[str]) -> set[str]:
-        """The names of a source that are left out, of those that it stores."""
+        """Those of a source's names that are left out."""
         globs = (*self.general, *self.own.get(source, ()))
         if not globs:
             return set()
@@ -144,46 +156,36 @@ def _open_all(
     sources: Sequence[str],
     families: Mapping[str, str | None],
     ignored: _Ignored,
-    problems: list[PolymergeError],
+    held: Mapping[str, Checkpoint],
 ) -> dict[str, Model]:
     """Each source that can be opened; two names of one place give one model."""
     labels = labels_of(sources)
     by_path: dict[tuple[Path, Path | None], Model] = {}
     opened: dict[str, Model] = {}
-    for source in dict.fromkeys(sources):
-        try:
-            base, adapter = split_source(source)
-            path = (locate(base), None if adapter is None else locate(adapter))
-            if path not in by_path:
-                by_path[path] = _open(source, path, labels[source], families.get(source), ignored, problems)
-            opened[source] = by_path[path]
-        except PolymergeError as error:
-            problems += error.problems
-    if len(opened) == len(set(sources)):
-        problems += ignored.problems()
+    with collecting():
+        for source in dict.fromkeys(sources):
+            with collecting():
+                base, adapter = split_source(source)
+                path = (locate(base), None if adapter is None or source in held else locate(adapter))
+                if path not in by_path:
+                    checkpoint = held.get(source) or _opened(source, *path, labels[source])
+                    by_path[path] = _model(checkpoint, path[0], labels[source], families.get(source), ignored)
+                opened[source] = by_path[path]
+        if len(opened) == len(set(sources)):
+            refuse(*ignored.problems())
     return opened
 
 
-def _open(
-    source: str,
-    paths: tuple[Path, Path | None],
-    label: str,
-    family: str | None,
-    ignored: _Ignored,
-    problems: list[PolymergeError],
-) -> Model:
-    path, adapter = paths
-    if gguf := _gguf_in(path):
-        raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
-    checkpoint = open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
-    stored = stored_in(checkpoint)
-    dtypes = {name: entry.dtype for name, entry in stored.items()}
+def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, ignored: _Ignored) -> Model:
+    """One input, from its headers, with the changes of its adapter; raises where nothing more can be said of it."""
+    where, source = f"'{label}' ({path})", checkpoint.source
+    dtypes = {name: entry.dtype for name, entry in stored_in(checkpoint).items()}
     if (why := why_quantized(checkpoint.config, dtypes)) is not None:
-        # and no more of it: what its packed tensors lack beside others is no problem of its own
-        raise RecipeError(f"'{label}' ({path}) {why}")
+        raise RecipeError(f"{where} {why}")
     if family is not None and family not in FAMILIES:
-        problems.append(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
+        refuse(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
+    stored = stored_in(checkpoint)
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
     reading = read_names(checkpoint.config, [name for name in stored if name not in unread], family)
     table = reading.family
@@ -193,58 +195,52 @@ def _open(
         before = _adapters_own(checkpoint)
         checkpoint = replace(checkpoint, adapter=_without(checkpoint.adapter, unread))
         gone |= {ADAPTER + name for name in before if name not in _adapters_own(checkpoint)}
-    stored = {name: entry for name, entry in stored_in(checkpoint).items() if name not in gone}
-    shapes = {name: entry.shape for name, entry in stored.items()}
+    shapes = {name: entry.shape for name, entry in stored_in(checkpoint).items() if name not in gone}
     known = table is not GENERIC or nearest(checkpoint.config) is not GENERIC
-    _refuse_unfinished(f"'{label}' ({path})", shapes, table, known)
-    names = map_names(table, stored, f"'{label}' ({path})", splits(checkpoint.config), shapes)
-    if 2 * len(names.unknown) > len(stored):  # it is another model: nothing else that is said of it would be true
-        refuse_if_any(names.problems)
-    partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
-    if names.lost or partly:  # how the rest fits is not told, since what is lost would seem to be missing
-        refuse_if_any(names.problems)
-    problems.extend(names.problems)
-    for own, blocks in names.layout.items():
-        rows = sum(stop - start for _, ranges in blocks for start, stop in ranges)
-        shape = shapes[own]
-        if rows and rows != shape[0] and own not in names.views:
-            problems.append(
-                CheckpointError(
-                    f"'{label}' ({path}): {own} has {shape[0]} rows, the heads or the MLP in its config.json make "
-                    f"{rows}. Mend config.json"
-                )
-            )
+    _refuse_unfinished(where, shapes, table, known)
+    names = _mapped(where, checkpoint, table, shapes)
+    tensors, borrowed = dict(names.tensors), set[str]()
     ties = _ties(text_tower(checkpoint.config, table).ties_head, table, names.tensors)
-    adapted: dict[str, Expr] = {}
-    apart = False
-    layout = dict(names.layout)
     if ties is not None and ties.virtual:
         virtual, same = (HEAD, EMBEDDING) if ties.virtual == ties.head else (EMBEDDING, HEAD)
-        layout[ties.virtual] = ((virtual, ()),)
-    if checkpoint.adapter is not None:
-        parameters = Parameters(checkpoint, table, layout, names.views, ties)
-        made = changes(label, parameters, checkpoint.adapter, problems)
-        adapted = dict(made.found)
-        apart = parted(ties, adapted, checkpoint.adapter)
-        checkpoint = replace(checkpoint, skipped={**checkpoint.skipped, **made.left_out})
-    tensors = {
-        canonical: replace_reads(expr, lambda own: adapted.get(own, Read(own)))
-        for canonical, expr in names.tensors.items()
-    }
-    borrowed = set[str]()
-    if ties is not None and ties.virtual:
-        tensors[virtual] = adapted.get(ties.virtual, tensors[same])
-        if not apart:
-            del layout[ties.virtual]
-            borrowed.add(virtual)
-    return Model(
-        label, path, checkpoint, table, tensors, layout, names.views, frozenset(names.buffers),
-        frozenset(borrowed), adapted, apart, frozenset(gone), reading.wrappers, reading.other,
+        tensors[virtual] = tensors[same]
+        borrowed.add(virtual)
+    model = Model(
+        label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
+        frozenset(borrowed), ignored=frozenset(gone), wrappers=reading.wrappers, other=reading.other, ties=ties,
     )  # fmt: skip
+    return model if checkpoint.adapter is None else folded(model, checkpoint.adapter)
+
+
+def _opened(source: str, path: Path, adapter: Path | None, label: str) -> Checkpoint:
+    """The checkpoint at a path, with its adapter; raises RecipeError for GGUF."""
+    if gguf := _gguf_in(path):
+        raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
+    return open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
+
+
+def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[str, tuple[int, ...]]) -> NameMap:
+    """Where the canonical tensors of a checkpoint lie; raises where so much is unknown that the rest means nothing."""
+    names = map_names(table, shapes, where, splits(checkpoint.config), shapes)
+    another = 2 * len(names.unknown) > len(shapes)  # another model: nothing else that is said of it would be true
+    partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
+    if another or names.lost or partly:  # what is lost would seem to be missing
+        refuse_if_any(names.problems)
+    refuse(*names.problems)
+    for own, blocks in names.layout.items():
+        rows = sum(stop - start for _, ranges in blocks for start, stop in ranges)
+        if rows and rows != shapes[own][0] and own not in names.views:
+            refuse(
+                CheckpointError(
+                    f"{where}: {own} has {shapes[own][0]} rows, the heads or the MLP in its config.json make {rows}. "
+                    "Mend config.json"
+                )
+            )
+    return names
 
 
 def _ties(said: bool | None, family: Family, tensors: Mapping[str, Expr]) -> Ties | None:
-    """Head and embedding of a checkpoint, where its config ties them or one of the two is not stored for it to be."""
+    """Head and embedding of a checkpoint, where its config (`said`) ties them or only one of the two is stored."""
     embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
     if said is False or (embedding is None and head is None):
         return None
@@ -259,9 +255,9 @@ def _ties(said: bool | None, family: Family, tensors: Mapping[str, Expr]) -> Tie
 
 
 def _beside(family: Family, own: str, canonical: str) -> str:
-    """The name that `canonical` has in a layout in which another tensor is called `own`: that of the nearest rule.
+    """The name of `canonical` in the layout in which another tensor is called `own`: that of the nearest rule.
 
-    Tables have a layout's embedding, its layers and its head in this order, one layout after the other.
+    Tables list a layout's embedding, its layers and its head in this order, one layout after the other.
     """
     names = [rule.pattern for rule in family.rules]
     wanted = [
@@ -275,9 +271,9 @@ def _beside(family: Family, own: str, canonical: str) -> str:
 
 
 def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family: Family, known: bool) -> None:
-    """Refuse what was saved too early: with LoRA that is not merged, or with shards that were not gathered.
+    """Refuse what was saved too early: LoRA that is not merged in, or shards that were not gathered.
 
-    known  whether the model is of a kind that has no such modules of its own
+    known  whether the model's family is known, and so has no such modules of its own
     """
     lora = [name for name in shapes if known and is_lora(name)]
     if lora:
@@ -297,12 +293,12 @@ def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family
 
 
 def _adapters_own(checkpoint: Checkpoint) -> list[str]:
-    """The names of the tensors of the adapter that stands with a checkpoint, as its files have them."""
+    """The names of the tensors of a checkpoint's adapter, as its files have them."""
     return [entry.name for entry in checkpoint.adapter.entries] if checkpoint.adapter else []
 
 
 def _without(adapter: Adapter, names: Collection[str]) -> Adapter:
-    """An adapter without some of its tensors; a module loses both factors where one of them is named."""
+    """An adapter without some of its tensors; a module loses both factors if one of them is named."""
     pairs = {
         module: pair
         for module, pair in adapter.pairs.items()
@@ -314,7 +310,7 @@ def _without(adapter: Adapter, names: Collection[str]) -> Adapter:
 
 
 def _gguf_in(path: Path) -> Path | None:
-    """The GGUF file that a path is, or the first one of a folder that has no weights that can be read."""
+    """The GGUF file at a path, or the first in a folder without weights that can be read; None if there is none."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
     except OSError:

@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints import Checkpoint, Entry
-from polymerge.checkpoints.joined import ADAPTER
-from polymerge.checkpoints.wrappers import is_lora
+from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.folder import ADAPTER
+from polymerge.checkpoints.identity import stamps_of
+from polymerge.checkpoints.names import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.expressions import Expr, Ranges, Read, Stacked, names_read, shape_of
-from polymerge.families.generic import GENERIC
+from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, counterpart, text_layer
 from polymerge.planning.plan import Input
 
@@ -23,6 +24,7 @@ __all__ = [
     "HEAD",
     "VOCABULARY",
     "Model",
+    "Ties",
     "headers_digest",
     "own_name",
     "part_of",
@@ -36,20 +38,39 @@ VOCABULARY: Final = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 """Canonical tensors whose rows are the vocabulary."""
 
 
+@dataclass(frozen=True)
+class Ties:
+    """A head and an embedding that a config ties, by a model's own names.
+
+    virtual  the one that is not stored, whose name is that of the same layout; it is then the other one. Empty where
+             both are stored
+    """
+
+    embedding: str
+    head: str
+    virtual: str = ""
+
+    @property
+    def stored(self) -> str:
+        """The one that stands for the virtual one as well."""
+        return self.embedding if self.virtual == self.head else self.head
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
-    """An opened input: its headers, its family, and where each canonical tensor lies in it.
+    """An opened input.
 
     tensors  canonical name -> expression over its own names
-    layout   its own name -> the canonical names that it holds, each with its rows
-    views    its own name -> what those are the rows of, where it is not the tensor as it lies
-    buffers  its names that are never merged (rotary frequencies and the like)
+    layout   own name -> the canonical names that it holds, each with its rows
+    views    own name -> what those are the rows of, where that is not the tensor as it lies
+    buffers  own names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
-    adapted  its own names of the tensors that its adapter changes, where it is a base with one, and what they become
+    adapted  own names of the tensors that its adapter changes, if it has one -> what they become
     parted   whether its adapter makes two tensors of the head and the embedding that its base's config ties
-    ignored  its own names that the recipe leaves out, which no rule is asked about
-    wrappers what is taken off its names as stored, its own names being without
+    ignored  own names that the recipe leaves out; no rule has to explain them
+    wrappers what is taken off the names as stored; its own names are without
     other    what its config.json names instead of a class of its family; empty where it names one
+    ties     its head and embedding, where its config ties them or only one of them is stored
     """
 
     label: str
@@ -66,14 +87,15 @@ class Model:
     ignored: frozenset[str] = frozenset()
     wrappers: tuple[str, ...] = ()
     other: str = ""
+    ties: Ties | None = None
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, TensorInfo]:
         """Its tensors by their own names, and those of its adapter."""
         return self.checkpoint.entries
 
     @cached_property
-    def stored(self) -> Mapping[str, Entry]:
+    def stored(self) -> Mapping[str, TensorInfo]:
         """Its tensors by their own names, without those of its adapter and what is ignored."""
         return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in self.ignored}
 
@@ -132,15 +154,15 @@ class Model:
 
     @property
     def parted_name(self) -> str:
-        """The name that it has no tensor of, of the head or embedding that its adapter parts from the other."""
+        """The name of the head or embedding that its adapter unties; empty where there is none."""
         return next((name for name in self.layout if name not in self.stored), "")
 
     def find(self, canonical: str) -> str | None:
-        """Its canonical name for what the template calls `canonical`: the same, or what stands in for its branch."""
+        """Its canonical name for what the template calls `canonical`: the same, or the branch that stands in for it."""
         return counterpart(canonical, self.tensors)
 
     def held(self, own: str) -> tuple[str, ...]:
-        """The canonical names of what a tensor holds, by its own name; for one of its adapter, of what that changes."""
+        """The canonical names that a tensor holds, by its own name; for one of its adapter, those that it changes."""
         changed = (
             [own] if own in self.layout else [name for name, expr in self.adapted.items() if own in names_read(expr)]
         )
@@ -151,8 +173,8 @@ class Model:
         """Its own names by what they hold: see `Family.joint`."""
         return self.family.by_joint(self.layout)
 
-    def whole(self, joint: str) -> Expr | None:
-        """How the tensor is read that has one canonical name, or several together: see `Family.joint`."""
+    def expr_of(self, joint: str) -> Expr | None:
+        """How to read the tensor with this canonical name, or several joined: see `Family.joint`."""
         if (found := self.find(joint)) is not None:
             return self.tensors[found]
         own = self.joint.get(joint)
@@ -169,11 +191,11 @@ class Model:
 
     @cached_property
     def unread(self) -> frozenset[str]:
-        """The canonical names of what the recipe has it leave out, as far as rules explain it."""
+        """The canonical names of what the recipe ignores, as far as rules explain it."""
         return frozenset(canonical for name in self.ignored for canonical in self.family.canonical(name))
 
     def remarks(self) -> Iterator[str]:
-        """What was read in another way than its config or its names say."""
+        """Sentences on what was read in another way than its config or its names say."""
         if self.wrappers:
             around = list(dict.fromkeys(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers))
             are = "are" if around[1:] else "is"
@@ -197,7 +219,7 @@ class Model:
             yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
 
     def summary(self) -> Input:
-        """What the plan records of it."""
+        """What a plan records of it."""
         return Input(
             label=self.label,
             source=self.checkpoint.source,
@@ -209,10 +231,12 @@ class Model:
             headers=headers_digest(self.checkpoint),
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
+            opened=self.checkpoint,
+            stamps=stamps_of(self.checkpoint.files),
         )
 
 
-def stored_in(checkpoint: Checkpoint) -> Mapping[str, Entry]:
+def stored_in(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
     """A checkpoint's tensors without those of the adapter beside it."""
     if checkpoint.adapter is None:
         return checkpoint.entries
@@ -224,7 +248,7 @@ def headers_digest(checkpoint: Checkpoint) -> str:
     return tensors_digest(checkpoint.entries.values())
 
 
-def tensors_digest(entries: Iterable[Entry]) -> str:
+def tensors_digest(entries: Iterable[TensorInfo]) -> str:
     """sha256 over the names, dtypes, shapes and order of tensors."""
     digest = hashlib.sha256()
     for entry in entries:

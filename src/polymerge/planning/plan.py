@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Final, Literal, TypeAlias, get_args
 
+from polymerge.checkpoints import Checkpoint
+from polymerge.checkpoints.identity import Stamp
 from polymerge.dtypes import byte_count
-from polymerge.errors import RecipeError
 from polymerge.families.expressions import (
     Adapted,
     Concat,
@@ -18,24 +19,43 @@ from polymerge.families.expressions import (
     Read,
     Rows,
     Stacked,
-    expr_from_json,
     expr_to_json,
     rows_of,
     shape_of,
 )
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["FATES", "IGNORED", "Companions", "Fate", "Input", "LeftOut", "Piece", "Plan", "Step"]
+__all__ = [
+    "FATES",
+    "FORMAT",
+    "IGNORED",
+    "PREFIX",
+    "Companions",
+    "Fate",
+    "Input",
+    "Layout",
+    "LeftOut",
+    "Lora",
+    "Piece",
+    "Plan",
+]
+__all__ += ["Step"]
 
 Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
+
+Layout: TypeAlias = Literal["checkpoint", "peft", "llava"]
+"""How an output lies on disk: as a checkpoint for transformers, or as an adapter, in PEFT's files or in LLaVA's."""
+
+PREFIX: Final = "base_model.model."
+"""What PEFT puts before the name of every parameter."""
 
 FORMAT = 5
 
 
 @dataclass(frozen=True)
 class Input:
-    """One checkpoint that the merge reads.
+    """One checkpoint or adapter that the merge reads.
 
     label        its short name in messages
     source, path as the recipe has it, and the folder or file it was found in
@@ -45,6 +65,9 @@ class Input:
     headers      sha256 over the names, dtypes, shapes and order of its tensors
     files        of an adapter, what became of each weight file in its folder
     wrappers     what is taken off their names as stored (see `checkpoint.wrapped`); all other names here are without
+    kind         whether it is a checkpoint, be it with an adapter, or an adapter alone
+    opened       its headers as the plan was made from them, in the process that made it; of an adapter alone as well
+    stamps       of its files at that time
     """
 
     label: str
@@ -57,11 +80,12 @@ class Input:
     adapter: str = ""
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     wrappers: tuple[str, ...] = ()
+    kind: Literal["checkpoint", "adapter"] = "checkpoint"
+    opened: Checkpoint | None = field(default=None, compare=False, repr=False)
+    stamps: tuple[Stamp, ...] = field(default=(), compare=False, repr=False)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Input:
-        """The input of a plan that was written as JSON."""
-        return cls(**{**data, "wrappers": tuple(data.get("wrappers", ()))})
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "opened": None, "stamps": ()}  # another process opens it for itself
 
 
 @dataclass(frozen=True)
@@ -91,8 +115,28 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """The factors of a module of an adapter, as the output stores them: a [rank, in] and b [out, rank].
+
+    scaling    what b a is multiplied by, as adapter_config.json says it
+    dtypes     of a and b
+    bias       whether b has a bias, [out]
+    embedding  whether it is of an embedding, whose factors PEFT names in a way of their own
+    """
+
+    rank: int
+    scaling: float
+    dtypes: tuple[str, str]
+    bias: bool = False
+    embedding: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """One tensor of the output, under the template's name, and what becomes of it.
+
+    Of an adapter also one module, by its name in the base; its only piece reads factors (`LowRank`), and its shape is
+    that of the update, [out, in].
 
     name    the template's own; or, where its adapter parts a head from the embedding that it was tied to, the name that
             the template's layout has for the one that it does not store
@@ -101,6 +145,7 @@ class Step:
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
     reason  why it is not merged, or what a merged tensor's copied rows are
     view    how pieces see it, where that is not as it lies
+    lora    the factors that a module is stored as
     """
 
     name: str
@@ -113,6 +158,20 @@ class Step:
     pieces: tuple[Piece, ...] = ()
     same_as: str = ""
     view: Stacked | None = None
+    lora: Lora | None = None
+
+    @property
+    def stored(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What is written of it: the dtype and shape of each tensor by its name; nothing of what is tied."""
+        if self.fate == "tied":
+            return {}
+        if self.lora is None:
+            return {self.name: (self.dtype, self.shape)}
+        (out, width), rank, (a, b) = self.shape, self.lora.rank, self.lora.dtypes
+        ends = ("lora_embedding_A", "lora_embedding_B") if self.lora.embedding else ("lora_A.weight", "lora_B.weight")
+        tensors = {ends[0]: (a, (rank, width)), ends[1]: (b, (out, rank))}
+        bias = {"lora_B.bias": (b, (out,))} if self.lora.bias else {}
+        return {f"{PREFIX}{self.name}.{end}": held for end, held in {**tensors, **bias}.items()}
 
     @property
     def transposed(self) -> bool:
@@ -135,7 +194,7 @@ class Step:
     @property
     def size(self) -> int:
         """Bytes that it takes in the output."""
-        return 0 if self.fate == "tied" else byte_count(self.dtype, self.shape)
+        return sum(byte_count(*held) for held in self.stored.values())
 
 
 IGNORED: Final = "ignored by the recipe"
@@ -177,12 +236,15 @@ class Plan:
     inputs     every checkpoint that is read; `template`, `models` and `base` are places in it
     places     each model's place in the recipe's list, which random draws are keyed by
     settings   the distinct methods with their parameters; pieces point into it
-    steps      one per tensor of the template, in its order
+    steps      one per tensor of the template, in its order; of adapters one per module that any of them has, then one
+               per full weight, under the name that it is stored by
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
     beside     whose files the output has beside its weights: see `planning.inputs.files_beside`
     companions what lies beside the weights and is not the template's own, but its adapter's
     unties     whether the template's config ties its head to its embedding, and that of the output must not
+    layout     how the output lies on disk
+    config     of an adapter, the output's adapter_config.json
     """
 
     recipe: Mapping[str, Any]
@@ -199,6 +261,8 @@ class Plan:
     beside: Mapping[str, str | None] = field(default_factory=dict)
     companions: tuple[Companions, ...] = ()
     unties: bool = False
+    layout: Layout = "checkpoint"
+    config: Mapping[str, Any] | None = None
     version: int = field(default=FORMAT)
 
     @property
@@ -210,19 +274,28 @@ class Plan:
     def hash(self) -> str:
         """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
         data = self.to_json()
-        del data["recipe"], data["warnings"], data["beside"], data["companions"]
+        del data["recipe"], data["warnings"], data["beside"], data["companions"], data["layout"]
+        if self.config is None:
+            del data["config"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter", "files", "wrappers"):
+            for place in ("label", "source", "path", "adapter", "files", "wrappers", "kind"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
         for step in data["steps"]:
             del step["reason"]
+            if step["lora"] is None:
+                del step["lora"]
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def counts(self) -> dict[str, int]:
         """How many output tensors have each fate."""
         return {fate: sum(step.fate == fate for step in self.steps) for fate in FATES}
+
+    @property
+    def of_adapters(self) -> bool:
+        """Whether it merges adapters into an adapter."""
+        return self.layout != "checkpoint"
 
     def merged_pieces(self) -> Iterator[tuple[Step, Piece, Setting]]:
         """Every piece that is merged, with its step and its setting, in the output's order."""
@@ -232,57 +305,8 @@ class Plan:
                     yield step, piece, self.settings[piece.setting]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON data; `from_json` gives an equal plan back."""
-        return {
-            "version": self.version,
-            "recipe": dict(self.recipe),
-            "inputs": [{**vars(entry), "files": dict(entry.files)} for entry in self.inputs],
-            "template": self.template,
-            "models": list(self.models),
-            "places": list(self.places),
-            "base": self.base,
-            "seed": self.seed,
-            "settings": [
-                {"method": setting.method, "parameters": _plain(setting.parameters)} for setting in self.settings
-            ],
-            "steps": [_step_to_json(step) for step in self.steps],
-            "left_out": [vars(entry).copy() for entry in self.left_out],
-            "warnings": list(self.warnings),
-            "beside": dict(self.beside),
-            "companions": [
-                {**vars(one), "files": list(one.files), "dropped": list(one.dropped)} for one in self.companions
-            ],
-            "unties": self.unties,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` wrote; raises RecipeError for a plan of another version."""
-        if data.get("version") != FORMAT:
-            raise RecipeError(f"this plan has format {data.get('version')}, this polymerge reads {FORMAT}: plan again")
-        return cls(
-            recipe=data["recipe"],
-            inputs=tuple(Input.from_json(entry) for entry in data["inputs"]),
-            template=data["template"],
-            models=tuple(data["models"]),
-            places=tuple(data["places"]),
-            base=data["base"],
-            seed=data["seed"],
-            settings=tuple(
-                Setting(entry["method"], {name: _tuple(value) for name, value in entry["parameters"].items()})
-                for entry in data["settings"]
-            ),
-            steps=tuple(_step_from_json(entry) for entry in data["steps"]),
-            left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
-            warnings=tuple(data["warnings"]),
-            beside=data["beside"],
-            companions=tuple(
-                Companions(**{**one, "files": tuple(one["files"]), "dropped": tuple(one["dropped"])})
-                for one in data.get("companions", ())
-            ),
-            unties=data["unties"],
-            version=data["version"],
-        )
+        """The plan as JSON data; `make_plan` gives an equal plan back."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(Plan)}
 
 
 def _transposed(expr: Expr | None) -> bool:
@@ -297,55 +321,12 @@ def _transposed(expr: Expr | None) -> bool:
             return False
 
 
-def _step_to_json(step: Step) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "name": step.name,
-        "canonical": step.canonical,
-        "fate": step.fate,
-        "dtype": step.dtype,
-        "source_dtype": step.source_dtype,
-        "shape": list(step.shape),
-        "reason": step.reason,
-        "same_as": step.same_as,
-        "view": None if step.view is None else expr_to_json(step.view),
-    }
-    data["pieces"] = [
-        {
-            "canonical": piece.canonical,
-            "rows": [list(block) for block in piece.rows],
-            "setting": piece.setting,
-            "reads": [expr_to_json(expr) for expr in piece.reads],
-            "base": None if piece.base is None else expr_to_json(piece.base),
-            "inputs": list(piece.inputs),
-            "twin": piece.twin,
-        }
-        for piece in step.pieces
-    ]
-    return data
-
-
-def _step_from_json(data: Mapping[str, Any]) -> Step:
-    pieces = tuple(
-        Piece(
-            canonical=entry["canonical"],
-            rows=tuple((start, stop) for start, stop in entry["rows"]),
-            setting=entry["setting"],
-            reads=tuple(expr_from_json(expr) for expr in entry["reads"]),
-            base=None if entry["base"] is None else expr_from_json(entry["base"]),
-            inputs=tuple(entry["inputs"]),
-            twin=entry["twin"],
-        )
-        for entry in data["pieces"]
-    )
-    view = None if data["view"] is None else expr_from_json(data["view"])
-    if view is not None and not isinstance(view, Stacked):
-        raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is none. Plan again")
-    return Step(**{**data, "shape": tuple(data["shape"]), "pieces": pieces, "view": view})
-
-
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _plain(value: Any) -> Any:
+    """A part of a plan as JSON data; what plays no part where plans are compared is no part of it."""
+    if isinstance(value, Expr):
+        return expr_to_json(value)
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value) if one.compare}
+    if isinstance(value, Mapping):
+        return {name: _plain(held) for name, held in value.items()}
+    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value

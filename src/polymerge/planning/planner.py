@@ -2,58 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from polymerge.checkpoints import Checkpoint
 from polymerge.dtypes import MERGEABLE, dtype_code
-from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse_if_any
 from polymerge.families.expressions import Ranges, names_read, rows_of
 from polymerge.families.rules import PARTS, counterpart, without_branch
-from polymerge.methods.table import COPY, METHODS
+from polymerge.methods.table import METHODS
+from polymerge.planning.adapters import names_adapters, plan_adapters
 from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
-from polymerge.planning.compatibility import config_warnings
-from polymerge.planning.fit import (
-    Misfits,
-    common_parts,
-    joinable,
-    merged_routers,
-    misnamed,
-    needed_all_the_same,
-    other_lineages,
-)
+from polymerge.planning.compatibility import config_warnings, merged_routers, other_lineages
+from polymerge.planning.fit import Misfits, common_parts, joinable, misnamed, needed_all_the_same, unmatched
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
-from polymerge.planning.overrides import Choice, choices_of, matches, unmatched
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.storage import stored_dtypes
-from polymerge.planning.unused import Leavings, notes, partly_kept
+from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
+from polymerge.planning.written_plan import written_plan
+from polymerge.recipe.overrides import Choice, choices_of, matches
+from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
 
-__all__ = ["plan_checkpoints"]
+__all__ = ["make_plan"]
 
 
-def plan_checkpoints(recipe: Recipe, problems: list[PolymergeError]) -> Plan:
-    """Plan a merge of checkpoints from a recipe and their headers; `problems` has what is wrong with the recipe.
+def make_plan(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, *, opened: Mapping[str, Checkpoint] | None = None
+) -> Plan:
+    """Plan a merge from a recipe and the headers of the checkpoints, or adapters, that it names.
 
-    raises Refused with every problem of the recipe, of the checkpoints, and of how they fit together.
+    source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan as JSON, which is read as it is
+    opened   checkpoints that are open already, by what the recipe calls them
+
+    raises Refused with every problem of the recipe, of the models, and of how they fit together.
     """
+    if not isinstance(source, Recipe) and (written := written_plan(source)) is not None:
+        return written
+    with collecting() as problems:
+        recipe = source if isinstance(source, Recipe) else parse_recipe(source)
+        of_adapters = not opened and names_adapters(recipe)
+        plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, opened or {}, problems)
+    refuse_if_any(problems)  # where another block gathers them too, there is no plan all the same
+    assert plan is not None
+    return plan
+
+
+def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint], problems: list[PolymergeError]) -> Plan:
+    """Plan a merge of checkpoints; raises Refused where there is nothing to plan with."""
     recipe = _with_base(recipe)
-    models = open_models(recipe, problems)
+    models = open_models(recipe, opened)
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
     base = bases_among(recipe, models)
-    choices = choices_of(recipe, labels, recipe.models, problems, base)
+    choices = choices_of(recipe, labels, recipe.models, base)
     if models is not None:
         models = _without_base(models, choices, base)
         choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
     if models is None or not models.merged:
         refuse_if_any(problems or [RecipeError("recipe: models names nothing but the base")])
         raise AssertionError("unreachable: a recipe without models is a problem")
-    plan = _Planner(recipe, models, choices, problems).plan()
-    refuse_if_any(problems)
-    return plan
+    return _Planner(recipe, models, choices, problems).plan()
 
 
 def _with_base(recipe: Recipe) -> Recipe:
@@ -85,16 +98,16 @@ class _Planner:
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings: list[str] = []
-        self.settings = list(dict.fromkeys(choice.key for choice in choices if choice.setting.method != COPY))
+        self.settings = list(dict.fromkeys(choice.key for choice in choices if not choice.setting.row.copies))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
-        self.vocabularies = Vocabularies(self.template, recipe.vocab, problems)
-        self.leavings = Leavings(self.template, self.parts)
+        self.vocabularies = Vocabularies(self.template, recipe.vocab)
+        self.unused = UnusedTensors(self.template, self.parts)
 
     def plan(self) -> Plan:
         for model in dict.fromkeys(self.readers):
             if model is not self.template:
-                joinable(self.template, model, self.parts, self.misfits, self.problems)
+                joinable(self.template, model, self.parts, self.misfits)
         self.problems += unmatched(self.recipe, self.choices, self.template, self.readers)
         self.problems += misnamed(self.template)
         self.problems += needed_all_the_same(self.template, self.readers)
@@ -124,7 +137,7 @@ class _Planner:
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         by_key = {choice.key: choice.setting for choice in self.choices}
         draws = any(METHODS[setting.method].random for setting in by_key.values())
-        beside, silent = told_beside(self.recipe, self.models, self.problems)
+        beside, silent = told_beside(self.recipe, self.models)
         self.warnings += silent
         told = notes(self.recipe, self.models, self.base, by_key.values(), steps, inputs)
         return Plan(
@@ -137,7 +150,7 @@ class _Planner:
             seed=self.recipe.seed,
             settings=tuple(by_key[key] for key in self.settings),
             steps=steps,
-            left_out=self.leavings.left_out(inputs, self.models.merged, self.base, steps),
+            left_out=self.unused.left_out(inputs, self.models.merged, self.base, steps),
             warnings=tuple(dict.fromkeys((*self.warnings, *told))),
             beside=beside,
             companions=companions,
@@ -199,7 +212,7 @@ class _Planner:
         reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
         if all(piece.setting is None for piece in pieces):
             if any(piece.reads for piece in pieces):
-                return step("folded", "" if self.recipe.merge_method == COPY else reason, pieces=pieces)
+                return step("folded", "" if METHODS[self.recipe.merge_method].copies else reason, pieces=pieces)
             return step("copied", reason)
         dtype = self.dtype or entry.dtype
         if len(made) > 1:
@@ -223,7 +236,7 @@ class _Planner:
         if not reason:
             pieces, reason = self._pieces(canonical, rows, choice, readers)
         if not pieces:
-            self.leavings.kept[canonical] = reason
+            self.unused.kept[canonical] = reason
             return [self._kept(canonical, rows)], reason
         return pieces, reason
 
@@ -245,7 +258,7 @@ class _Planner:
             return "excluded by the recipe"
         if self.parts is not None and part_of(canonical) not in self.parts:
             return f"part {part_of(canonical)} is not merged"
-        if choice.setting.method == COPY:
+        if choice.setting.row.copies:
             return f"copied by the recipe ({choice.where})"
         if self.recipe.branches == "retain" and canonical.endswith("@image"):
             for model in self.models.merged:  # a base has no branches: it is older than they are
@@ -333,4 +346,4 @@ class _Planner:
                 else:
                     self.misfits.note_extra(model, name)
                     continue
-                self.leavings.extras[model.label, name] = reason
+                self.unused.extras[model.label, name] = reason

@@ -47,7 +47,7 @@ class Stored:
     merged: bool = True
 
     def named(self, code: str) -> str:
-        """What stands in a config in place of a dtype: itself, unless it would lose something or another was asked."""
+        """The dtype that replaces `code` in a config: the same, unless it loses something or another was asked."""
         if self.loaded is not None and (self.asked or not all(holds(code, other) for other in self.needed)):
             return self.loaded
         return code
@@ -79,7 +79,7 @@ class Stored:
         return "".join([*made, text[end:]])
 
     def warnings(self, config: Mapping[str, Any], template: str) -> Iterator[str]:
-        """What a person should know of the dtypes: a mixture, and a config that does not fit its own tensors."""
+        """Sentences on mixed dtypes, a config that does not fit its own tensors, a dtype without effect."""
         own = config_dtype(config)
         if self.mixed and self.loaded is not None:
             held = " and ".join(f"{dtype_name(code)} ({count})" for code, count in self.tensors.items())
@@ -134,7 +134,7 @@ def stored_dtypes(steps: Sequence[Step], config: Mapping[str, Any], asked: bool)
 
 
 def _dtypes_in(text: str) -> Iterator[tuple[int, int, str]]:
-    """Where a config's text names a dtype, and which one."""
+    """Where a config's text names a dtype (start and stop, in characters), and which one."""
     for (*parts, key), start, stop in strings_at(text):
         if key in CONFIG_DTYPES and QUANTIZATION not in parts:
             code = dtype_code(json.loads(text[start:stop]).removeprefix("torch."))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Stacked, names_read
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read
 from polymerge.families.rules import text_layer
+from polymerge.planning.adapter_steps import is_dense
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
-from polymerge.planning.pairs import AdapterPlan
 from polymerge.planning.plan import FATES, Plan, Step
-from polymerge.planning.text_of_pairs import describe_adapters
 from polymerge.planning.text_words import (
     Paint,
     beside_words,
@@ -30,10 +29,8 @@ _SHOWN = 12
 """Blocks of one tensor that a line names at most."""
 
 
-def describe(plan: Plan | AdapterPlan, *, full: bool = False, paint: Paint = plain) -> str:
+def describe(plan: Plan, *, full: bool = False, paint: Paint = plain) -> str:
     """The plan as text, warnings first, by kinds of tensors (`full`: tensor by tensor), fates as `paint` has them."""
-    if isinstance(plan, AdapterPlan):
-        return describe_adapters(plan, full=full, paint=paint)
     return "\n".join(
         [
             *note_lines(plan.warnings, paint),
@@ -51,35 +48,37 @@ def describe(plan: Plan | AdapterPlan, *, full: bool = False, paint: Paint = pla
 
 
 def _inputs(plan: Plan) -> Iterator[str]:
-    yield f"{plan.recipe['merge_method']} of {len(plan.models)} model{'s' if len(plan.models) != 1 else ''}"
+    what = "adapter" if plan.of_adapters else "model"
+    yield f"{plan.recipe['merge_method']} of {len(plan.models)} {what}{'s' if len(plan.models) != 1 else ''}"
     width = max(len(entry.label) for entry in plan.inputs)
     for place, entry in enumerate(plan.inputs):
         roles = ["template"] if place == plan.template else []
         roles += [f"model {number}" for number, model in enumerate(plan.models) if model == place]
         roles += ["base"] if place == plan.base else []
         yield (
-            f"  {entry.label:<{width}}  {', '.join(roles)}: family {entry.family}, {entry.tensors} tensors, "
-            f"{human_size(entry.size)}, {entry.source}"
+            f"  {entry.label:<{width}}  {', '.join(roles)}: {'names of' if entry.kind == 'adapter' else 'family'} "
+            f"{entry.family}, {entry.tensors} tensors, {human_size(entry.size)}, {entry.source}"
         )
         yield from (f"    {name}: {became}" for name, became in entry.files.items())
     yield from beside_words(plan.beside)
 
 
 def _settings(plan: Plan) -> Iterator[str]:
-    labels = [plan.inputs[place].label for place in plan.models]
     for number, setting in enumerate(plan.settings):
-        counts = [sum(piece.setting == number for piece in step.pieces) for step in plan.steps]
-        stored = sum(map(bool, counts))
-        held = f", in {stored} that are stored" if stored < sum(counts) else ""
-        yield f"[{number}] {setting_words(setting, labels)}: {sum(counts)} tensors{held}"
+        own = [(step, piece) for step in plan.steps for piece in step.pieces if piece.setting == number]
+        places = next((piece.inputs for _, piece in own), ()) or plan.models
+        stored = len(dict.fromkeys(step.name for step, _ in own))
+        held = f", in {stored} that are stored" if stored < len(own) else ""
+        what = "modules" if own and own[0][0].lora else "tensors"
+        yield f"[{number}] {setting_words(setting, _labels(plan, places))}: {len(own)} {what}{held}"
 
 
 def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
-    """The template's tensors by fate: merged ones by name, copied ones by the reason why they are."""
+    """The steps by fate: merged ones by name, copied ones by the reason why they are."""
     for fate in FATES:
         steps = [step for step in plan.steps if step.fate == fate]
         if steps:
-            yield f"{paint(fate, fate)}: {len(steps)} tensors, {human_size(sum(step.size for step in steps))}"
+            yield f"{paint(fate, fate)}: {_counted(plan, steps)}, {human_size(sum(step.size for step in steps))}"
         if full:
             yield from (f"  {_line(plan, step)}" for step in steps)
         elif fate in ("merged", "folded"):
@@ -99,25 +98,46 @@ def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _line(plan: Plan, step: Step) -> str:
-    """One tensor: `name [setting] <- where it is made from (what else there is to say)`."""
+    """One tensor or module: `name [setting] <- where it is made from (what else there is to say)`."""
     merged = [piece for piece in step.pieces if piece.setting is not None]
-    sources = [(place, [piece.reads[n] for piece in merged]) for n, place in enumerate(plan.models)] if merged else []
-    if plan.base is not None:
-        sources.append((plan.base, [piece.base for piece in merged if piece.base is not None]))
-    reads = [_reads(plan, step, place, exprs) for place, exprs in sources if exprs]
-    settings = dict.fromkeys(str(piece.setting) for piece in merged)
-    how = f" [{','.join(settings)}] <- {'; '.join(reads)}" if reads else ""
-    if step.fate == "folded":
+    settings = ",".join(dict.fromkeys(str(piece.setting) for piece in merged))
+    how = f" [{settings}]" if merged else ""
+    if step.lora is not None:
+        places = step.pieces[0].inputs
+        how += (
+            f" rank {step.lora.rank} x {step.lora.scaling:g}, {list(step.shape)} <- {'; '.join(_labels(plan, places))}"
+        )
+    elif merged:
+        places = merged[0].inputs or plan.models
+        sources = [(place, [piece.reads[n] for piece in merged]) for n, place in enumerate(places)]
+        if plan.base is not None:
+            sources.append((plan.base, [piece.base for piece in merged if piece.base is not None]))
+        how += f" <- {'; '.join(_reads(plan, step, place, exprs) for place, exprs in sources if exprs)}"
+    elif step.fate == "folded":
         how = f" <- {', '.join(expression(expr) for piece in step.pieces for expr in piece.reads)}"
     return f"{step.name}{how}{f' ({step.reason})' if step.reason else ''}"
 
 
 def _reads(plan: Plan, step: Step, place: int, exprs: Sequence[Expr]) -> str:
-    """What a tensor takes from one input: its label alone where that is the template's own tensor."""
-    label = plan.inputs[place].label
-    if place == plan.template and all(names_read(expr) == (step.name,) for expr in exprs):
-        return label
-    return f"{label} {expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))}"
+    """What a tensor takes from one input: its label alone where that is the template's, or an adapter's, own tensor."""
+    entry = plan.inputs[place]
+    its_own = place == plan.template or entry.kind == "adapter"
+    if its_own and all(names_read(expr) == (step.name,) for expr in exprs):
+        return entry.label
+    return f"{entry.label} {expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))}"
+
+
+def _labels(plan: Plan, places: Iterable[int]) -> list[str]:
+    return [plan.inputs[place].label for place in places]
+
+
+def _counted(plan: Plan, steps: Sequence[Step]) -> str:
+    """How many tensors these are, or modules and full weights."""
+    if not plan.of_adapters:
+        return f"{len(steps)} tensors"
+    modules = sum(step.lora is not None for step in steps)
+    kinds = {"modules": modules, "full weights": len(steps) - modules}
+    return " and ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "0 modules"
 
 
 def expression(expr: Expr) -> str:
@@ -137,6 +157,8 @@ def expression(expr: Expr) -> str:
             return f"{of.name}{'.T' if transposed else ''}"
         case Adapted(of):
             return f"{expression(of)} + adapter"
+        case LowRank(a, b):
+            return f"{b} {a}"
 
 
 def _left_out(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
@@ -153,8 +175,12 @@ def _left_out(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
 def _totals(plan: Plan, paint: Paint) -> Iterator[str]:
     counts = plan.counts()
     fates = ", ".join(f"{count} {paint(fate, fate)}" for fate, count in counts.items() if count)
-    yield f"output: {len(plan.steps)} tensors ({fates}), {human_size(plan.size)}"
-    yield f"memory: about {human_size(memory_estimate(plan))} beside the interpreter, whatever the models' size"
+    yield f"output: {_counted(plan, plan.steps)} ({fates}), {human_size(plan.size)}"
+    if not plan.of_adapters:
+        yield f"memory: about {human_size(memory_estimate(plan))} beside the interpreter, whatever the models' size"
+    elif dense := [step for step, _, setting in plan.merged_pieces() if step.lora and is_dense(setting)]:
+        most = max(step.shape[0] * step.shape[1] * 4 for step in dense)
+        yield f"memory: up to {human_size(most)} a thread: the method needs the whole update of a module"
     yield f"hash: {plan.hash}"
 
 

@@ -1,33 +1,33 @@
-"""What a plan leaves of its inputs, each tensor with the reason, and what else a person should know of it."""
+"""Tensors of the inputs that a plan does not use, each with the reason; and what else a person should know of it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from polymerge.checkpoints.joined import ADAPTER
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Expr, names_read
 from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import Models
 from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
-from polymerge.planning.overrides import matches
 from polymerge.planning.plan import IGNORED, LeftOut, Piece, Step
 from polymerge.planning.vocabulary import vocabulary_notes
+from polymerge.recipe.overrides import matches
 from polymerge.recipe.parameters import Setting
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["Leavings", "drops_at_random", "left_out_of_files", "measures_tensors", "notes", "partly_kept"]
+__all__ = ["UnusedTensors", "drops_at_random", "left_out_of_files", "measures_tensors", "notes", "partly_kept"]
 
 
 @dataclass
-class Leavings:
-    """Why tensors of the inputs are not read: noted while a plan is made, and told when its steps are known.
+class UnusedTensors:
+    """Why tensors of the inputs are not used: noted while a plan is made, and reported when its steps are known.
 
     parts    that are merged; None where names have no parts
-    kept     canonical names whose place in the output the template's own tensor has, each with why
-    extras   what a model (its label) has and the template has not, by canonical name, each with why it may be lost
+    kept     canonical names for which the output has the template's own tensor, each with the reason
+    extras   (label, canonical name) of tensors that the template does not have, each with why it may be left out
     """
 
     template: Model
@@ -79,17 +79,17 @@ class Leavings:
 
 
 def _reads(piece: Piece, models: Sequence[int], base: int | None) -> Iterator[tuple[int, Expr]]:
-    """Each input that a piece reads, and what of it."""
+    """Each input that a piece reads, with the expression."""
     yield from zip(piece.inputs or models, piece.reads, strict=True) if piece.reads else ()
     if base is not None and piece.base is not None:
         yield base, piece.base
 
 
 def partly_kept(kept: Mapping[str, str], dtype: str) -> str:
-    """What a merged tensor says of the parts that stay the template's.
+    """The reason that a merged tensor gives for parts of it that stay the template's.
 
-    kept   their canonical names, each with why
-    dtype  in which they are written, if it is another one than the template's
+    kept   their canonical names, each with the reason
+    dtype  that they are written in, if it is not the template's
     """
     reasons = []
     for reason in dict.fromkeys(kept.values()):
@@ -110,7 +110,7 @@ def notes(
     steps: Sequence[Step],
     inputs: Sequence[Model],
 ) -> list[str]:
-    """What a person should know of a plan although nothing forbids it; `base` is read, that of the models is named."""
+    """What a person should know of a plan although nothing is wrong; `base` is None where the methods read none."""
     found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
     if models.template.generic:
         found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
@@ -161,7 +161,7 @@ def notes(
 def _beside_mergekit(
     recipe: Recipe, models: Models, base: Model | None, settings: Collection[Setting], steps: Sequence[Step]
 ) -> Iterator[str]:
-    """Where what mergekit's readers expect of a recipe needs a word."""
+    """Where a merge differs from what mergekit makes of the same recipe."""
     if base is not None:
         own = [entry.parameters for place, entry in enumerate(recipe.models) if place not in models.own]
         if any("weight" in given or "density" in given for given in own):
@@ -171,7 +171,7 @@ def _beside_mergekit(
     ]
     for setting in settings:
         row = METHODS[setting.method]
-        if row.models == 2 and models.base in models.merged[1:] and models.base is not models.merged[0]:
+        if row.interpolates and models.base in models.merged[1:] and models.base is not models.merged[0]:
             assert models.base is not None
             yield f"t is counted from base_model '{models.base.label}'; the plan has it from '{models.merged[0].label}'"
         if drops_at_random(setting):
@@ -184,22 +184,22 @@ def _beside_mergekit(
 
 
 def drops_at_random(setting: Setting) -> bool:
-    """Whether what a setting keeps is drawn."""
+    """Whether a setting drops entries at random."""
     return METHODS[setting.method].random and min(setting.parameters["density"]) < 1
 
 
 def measures_tensors(setting: Setting) -> bool:
-    """Whether what a setting makes of an entry depends on what else is in the tensor."""
+    """Whether what a setting makes of an entry depends on the rest of its tensor."""
     row, said = METHODS[setting.method], setting.parameters
     if row.statistic == "gram":
         return row.span == "tensor"
-    return row.statistic == "cutoff" and said["trim"] == "tensor" and min(said["density"]) < 1
+    return row.statistic == "cutoff" and said.get("trim", "tensor") == "tensor" and min(said["density"]) < 1
 
 
 def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
-    """A sentence for each model and reason, of what lies in its files and is no part of it.
+    """A sentence for each model and reason, about what its files hold that is no part of it.
 
-    skipped   labels of models, each with names and why they are left out
+    skipped   labels of models, each with the names that are left out and the reasons
     """
     found = []
     for label, names in skipped:
@@ -210,7 +210,7 @@ def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[
 
 
 def _brought(model: Model) -> Iterator[str]:
-    """What to say of a model that its adapter makes of another one."""
+    """A sentence for a base that its adapter makes another model, with tensors and a config of its own."""
     brought, config = model.checkpoint.brought, model.checkpoint.config
     if not brought:
         return

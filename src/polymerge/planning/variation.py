@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from polymerge.errors import PolymergeError
-from polymerge.methods.table import COPY, METHODS
+from polymerge.errors import PolymergeError, collecting
+from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import labels_of, sources_of
-from polymerge.planning.overrides import Choice, choices_of
 from polymerge.planning.plan import Plan
 from polymerge.planning.unused import drops_at_random, measures_tensors
+from polymerge.recipe.overrides import Choice, choices_of
 from polymerge.recipe.recipe import Recipe, recipe_dict
 
 __all__ = ["varied"]
@@ -22,15 +22,20 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     A sweep of a coefficient makes a plan for each value, and they differ in their settings alone: unless something
     other than parameters differs, a value is refused, or two settings that were one are two.
     """
-    if _without_parameters(before) != _without_parameters(recipe) or len(plan.models) != len(recipe.models):
+    if plan.of_adapters or len(plan.models) != len(recipe.models):
         return None
-    problems: list[PolymergeError] = []
+    if _without_parameters(before) != _without_parameters(recipe):
+        return None
     base = _base(plan, recipe)
     methods = {recipe.merge_method, *(one.merge_method for one in recipe.overrides if one.merge_method)}
     if any(METHODS[method].models for method in methods) and recipe.base_model is not None and not base:
         return None  # it may be one of the two by another name
-    was, now = (_choices(one, base, problems) for one in (before, recipe))
-    if problems or _pattern(was) != _pattern(now):
+    try:
+        with collecting():
+            was, now = (_choices(one, base) for one in (before, recipe))
+    except PolymergeError:
+        return None
+    if _pattern(was) != _pattern(now):
         return None
     settings = {choice.key: choice.setting for choice in now}
     return replace(plan, recipe=recipe_dict(recipe), settings=tuple(settings.values()))
@@ -43,10 +48,10 @@ def _base(plan: Plan, recipe: Recipe) -> list[int]:
     return [place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model]
 
 
-def _choices(recipe: Recipe, base: Sequence[int], problems: list[PolymergeError]) -> list[Choice]:
+def _choices(recipe: Recipe, base: Sequence[int]) -> list[Choice]:
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
-    return [one for one in choices_of(recipe, labels, recipe.models, problems, base) if one.setting.method != COPY]
+    return [one for one in choices_of(recipe, labels, recipe.models, base) if not one.setting.row.copies]
 
 
 def _pattern(choices: Sequence[Choice]) -> list[tuple[object, ...]]:

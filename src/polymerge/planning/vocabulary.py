@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.hub_files import companions, listed_alike, missing_remote
+from polymerge.checkpoints.hub import companions, listed_alike, missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tokenizer import TOKENIZER, read_tokens
-from polymerge.errors import CheckpointError, PolymergeError
+from polymerge.errors import PolymergeError, refuse
 from polymerge.families import text_tower
 from polymerge.families.expressions import Ranges
 from polymerge.planning.companions import tokenizer_folder
@@ -43,20 +43,20 @@ class Taken:
 
 
 class Vocabularies:
-    """Which rows are merged with which, and what is to be said of it; tokenizers are read when needed, each once.
+    """Which rows are merged with which, and the warnings about it; tokenizers are read when needed, each once.
 
     vocab   as the recipe has it: template, overlap or by-token
     """
 
-    def __init__(self, template: Model, vocab: Vocab, problems: list[PolymergeError]) -> None:
-        self._template, self._vocab, self._problems = template, vocab, problems
+    def __init__(self, template: Model, vocab: Vocab) -> None:
+        self._template, self._vocab = template, vocab
         self._tokens: dict[Model, Mapping[int, str] | PolymergeError] = {}
         # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
         self._by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
         self._unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
 
     def taken(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> Taken | None:
-        """What is merged of a tensor whose rows are a vocabulary; None where they differ and the template's is kept.
+        """What is merged of a tensor whose rows are a vocabulary; None where vocabularies differ and it is kept.
 
         total, counts   rows of the template's tensor, and of each reader's
         """
@@ -79,7 +79,7 @@ class Vocabularies:
         return Taken(rows, tuple(theirs), rest, "; ".join(dict.fromkeys(reasons)))
 
     def note(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> None:
-        """Take down that a tensor is merged: rows of a vocabulary are those of one number, unless joined by token."""
+        """Note that a tensor is merged, for `warnings`: rows of a vocabulary join by number, unless joined by token."""
         if self._vocab == "by-token" or not self._is_vocabulary(canonical):
             return
         for model in readers:
@@ -94,7 +94,7 @@ class Vocabularies:
         return len(shape) == 2 and shape[0] == text_tower(self._template.checkpoint.config).vocab_size
 
     def warnings(self) -> Iterator[str]:
-        """What to say of vocabularies that differ, and of rows that are merged by number and stand for other tokens."""
+        """Sentences on vocabularies that differ, and on rows merged by number that stand for different tokens."""
         for (model, count, total), names in self._unequal.items():
             yield (
                 f"{' and '.join(dict.fromkeys(names))}: '{model.label}' has {count} rows, template "
@@ -159,12 +159,11 @@ class Vocabularies:
         return {token: number for number, token in found if number < total}
 
     def _of(self, model: Model) -> Mapping[int, str]:
-        """Its tokens, or none with the problem said."""
+        """Its tokens; none where they cannot be read, which is refused."""
         try:
             return self._read(model)
         except PolymergeError as error:
-            if error not in self._problems:
-                self._problems.append(error)
+            refuse(error)
             return {}
 
     def _read(self, model: Model) -> Mapping[int, str]:
@@ -206,7 +205,7 @@ def _token(token: str | None) -> str:
 
 
 def runs(numbers: Iterable[int]) -> Ranges:
-    """Numbers as ranges, in their order: each as long as the numbers go on one by one."""
+    """Ranges of consecutive numbers, in the order given."""
     found: list[tuple[int, int]] = []
     for number in numbers:
         if found and found[-1][1] == number:
@@ -217,7 +216,7 @@ def runs(numbers: Iterable[int]) -> Ranges:
 
 
 def outside(rows: Ranges, total: int) -> Ranges:
-    """The rows from 0 to `total` that do not lie in `rows`, which are in ascending order."""
+    """The rows from 0 to `total` that are not in `rows`, which ascend."""
     gaps, end = [], 0
     for start, stop in (*rows, (total, total)):
         if end < start:
@@ -227,7 +226,7 @@ def outside(rows: Ranges, total: int) -> Ranges:
 
 
 def vocabulary_notes(model: Model) -> Iterator[str]:
-    """What to say of a model whose adapter resized its vocabulary, or has a tokenizer that does not fit its rows."""
+    """Sentences on a model whose adapter resized its vocabulary, or has a tokenizer that does not fit its rows."""
     names = {held[0][0]: name for name, held in model.layout.items() if name in model.entries}
     canonical = next((one for one in (EMBEDDING, HEAD) if one in names), None)  # a tied one may be stored as either
     if model.checkpoint.adapter is None or canonical is None:
@@ -248,7 +247,7 @@ def vocabulary_notes(model: Model) -> Iterator[str]:
         return
     try:
         last = max(_tokens_in(folder), default=-1)
-    except CheckpointError as error:
+    except PolymergeError as error:
         yield f"'{model.label}': whether its tokens fit its rows is not checked: {error}"
         return
     if last >= rows:

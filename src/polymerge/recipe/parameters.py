@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from polymerge.errors import PolymergeError, RecipeError, did_you_mean
-from polymerge.methods.table import ADAPTERS, METHODS, OPTIONAL, Method, Parameter
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
+from polymerge.methods.table import ADAPTERS, METHODS, Method, Parameter
 from polymerge.methods.weights import cancel
 
 __all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters"]
@@ -21,15 +21,25 @@ MEANINGLESS: Final = frozenset({"int8_mask"})
 """mergekit parameters that are accepted and change nothing."""
 
 UNREAD: Final = object()
-"""What stands for a value that was refused where it was read: what would follow from that is no problem of its own."""
+"""Stands for a value that was refused where it was read: what would follow from it is no problem of its own."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with all of its parameters: what is said per model is a tuple in the models' order."""
+    """A method with all of its parameters; the value of a per-model parameter is a tuple in the models' order."""
 
     method: str
     parameters: Mapping[str, Any]
+
+    @property
+    def row(self) -> Method:
+        """What the table says of the method."""
+        return METHODS[self.method]
+
+    @property
+    def joins_factors(self) -> bool:
+        """Whether adapters' A and B are merged apart, so that every adapter's B meets every adapter's A."""
+        return "factors" in (self.parameters.get("compose"), self.parameters.get("space"))
 
     @property
     def divides_by_nothing(self) -> bool:
@@ -38,7 +48,7 @@ class Setting:
         return self.parameters.get("normalize") is True and bool(weights) and cancel(weights)
 
     def of(self, places: Sequence[int]) -> Setting:
-        """The setting for some of the models: of what is said per model, the values for those."""
+        """The setting for some of the models, by their places: only their values of the per-model parameters."""
         return Setting(
             self.method,
             {
@@ -48,54 +58,53 @@ class Setting:
         )
 
 
-def read_parameters(
-    value: object, where: str, problems: list[PolymergeError], *, lists: bool = False, judged: bool = True
-) -> dict[str, Any]:
-    """Parameters of a recipe with their names checked; values are judged by `resolve`, when their method is known.
+def read_parameters(value: object, where: str, *, lists: bool = False, judged: bool = True) -> dict[str, Any]:
+    """Read the parameters of a recipe and check their names; `resolve` checks the values, once the method is known.
 
-    lists   whether a list (one value per model) may stand where one number is usual
-    judged  whether a name that no method has is a problem: it is none where the method itself is not known
+    lists   whether a list (one value per model) may stand in place of a number
+    judged  whether to refuse a name that no method has: not where the method itself is not known
+    returns the values by name, `UNREAD` for those that are refused
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        problems.append(RecipeError(f"{where}: is a mapping of names to values, got '{value}'"))
+        refuse(RecipeError(f"{where}: is a mapping of names to values, got '{value}'"))
         return unread_parameters()
     known = _known()
     result: dict[str, Any] = {}
     meant: list[str] = []
     changing: list[str] = []
-    for name, given in value.items():
-        written, name = name, _SPELLINGS.get(name, name)
+    for written, given in value.items():
+        name = _SPELLINGS.get(written, written)
         if name in result:
-            problems.append(RecipeError(f"{where}: {name} is said twice, the second time as '{written}'"))
+            refuse(RecipeError(f"{where}: {name} is said twice, the second time as '{written}'"))
         elif name not in known and name not in MEANINGLESS:
             if judged:
-                problems.append(
-                    RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}")
-                )
+                refuse(RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}"))
                 meant += get_close_matches(str(name), known, n=1)
         elif isinstance(given, list | tuple) and not lists:
             changing.append(str(written))
             result[name] = UNREAD
-        elif isinstance(given, Mapping) or (given is None and name not in OPTIONAL):
-            problems.append(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
+        elif isinstance(given, Mapping) or (given is None and not (name in known and known[name].optional)):
+            refuse(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
             result[name] = UNREAD
         else:
             result[name] = _plain(given)
     if changing:
-        problems.append(RecipeError(f"{where}: {', '.join(changing)}: values that change from layer to layer are not "
-                                    "supported; give one number, and overrides for other layers"))  # fmt: skip
+        refuse(RecipeError(f"{where}: {', '.join(changing)}: values that change from layer to layer are not supported; "
+                           "give one number, and overrides for other layers"))  # fmt: skip
     return dict.fromkeys(meant, UNREAD) | result
 
 
 def unread_parameters() -> dict[str, Any]:
-    """Parameters of which nothing is known, since what should say them was refused."""
+    """Every parameter as `UNREAD`, where all that says them was refused."""
     return dict.fromkeys(_known(), UNREAD)
 
 
-def _known() -> dict[str, None]:
-    return dict.fromkeys(one.name for method in METHODS.values() for one in (*method.parameters, *ADAPTERS))
+def _known() -> dict[str, Parameter]:
+    """The parameters of all methods by name; of those with one name, one that may be null comes before the others."""
+    every = [one for method in METHODS.values() for one in (*method.parameters, *ADAPTERS)]
+    return {one.name: one for one in sorted(every, key=lambda one: one.optional)}
 
 
 def _plain(given: Any) -> Any:
@@ -107,101 +116,104 @@ def _plain(given: Any) -> Any:
     return given
 
 
+_Layer: TypeAlias = tuple[str, Mapping[str, Any]]
+"""Where parameters are written, and the parameters."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a recipe says for one setting: a model beats the recipe, an override beats both."""
+
+    recipe: _Layer
+    overrides: Sequence[_Layer]
+    models: Sequence[_Layer]
+
+    def of_all(self, name: str) -> tuple[str, Any] | None:
+        """The value of a parameter that is one for all models, and where it is said."""
+        layers = (*reversed(self.overrides), self.recipe)
+        return next(((where, given[name]) for where, given in layers if name in given), None)
+
+    def of_model(self, name: str, place: int) -> tuple[str, Any] | None:
+        """The value of a per-model parameter for the model at `place`, and where it is said."""
+        count = len(self.models)
+        for where, given in reversed(self.overrides):
+            if name in given:
+                value = given[name]
+                if isinstance(value, list):
+                    value = value[place] if len(value) == count else f"{len(value)} values for {count} models"
+                return where, value
+        own, given = self.models[place]
+        if name in given:
+            return own, given[name]
+        if name in self.recipe[1]:
+            return self.recipe[0], self.recipe[1][name]
+        return (own, None) if name == "weight" else None
+
+
 def resolve(
     method: str,
-    layers_of_say: Sequence[tuple[str, Mapping[str, Any]]],
+    layers: Sequence[_Layer],
     per_model: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
-    problems: list[PolymergeError],
     more: Sequence[Parameter] = (),
     beside: Collection[str] = (),
     base: Collection[int] = (),
 ) -> Setting:
-    """All parameters of a method, from what the recipe says of them, with defaults for the rest.
+    """Resolve all parameters of a method from what the recipe says of them, with defaults for the rest.
 
-    layers_of_say  (where it is written, parameters), most general first: the recipe's own, then an override's. What
-                   a model says of itself stands between them: it beats the recipe, an override beats it.
-    per_model      each model's own parameters, in the models' order: of what can differ from model to model
-    labels         each model's name for messages
-    more           parameters that the method takes here beside its own
-    beside         names of parameters that the recipe says for something else
-    base           places of models that are base_model. For a method on deltas they weigh nothing, whatever they say,
-                   since their delta is zero; slerp counts its t from them. Both are as in mergekit
+    layers     (where it is written, parameters): the recipe's own, then an override's if there is one
+    per_model  each model's own parameters, in the models' order, for parameters that may differ between models
+    labels     each model's name for messages
+    more       parameters that the method takes here beside its own
+    beside     names of parameters that the recipe says for something else
+    base       places of models that are base_model. For a method on deltas they weigh nothing, whatever they say, since
+               their delta is zero; slerp counts its t from them. Both are as in mergekit
+    refuses    what is missing, of the wrong kind, out of range, unknown to the method, or said at the wrong place
     """
     row = METHODS[method]
-    general, *special = layers_of_say
+    models = [
+        (f"models[{place}] '{label}'", given)
+        for place, (label, given) in enumerate(zip(labels, per_model, strict=True))
+    ]
+    said = _Said(layers[0], layers[1:], models)
+    parameters = (*row.parameters, *more)
+    no_delta = base if row.on == "deltas" else ()
     values: dict[str, Any] = {}
-    before = len(problems)
-    passed_over = base if row.on == "deltas" else ()
-    for parameter in (*row.parameters, *more):
-        if parameter.each:
-            values[parameter.name] = tuple(
-                _of_base(parameter)
-                if place in passed_over
-                else _value(row, parameter, _say(parameter.name, place, general, per_model, special, labels), problems)
-                for place in range(len(labels))
-            )
-        elif method == "slerp" and parameter.name == "t":
-            values["t"] = _arc(row, parameter, general, per_model, special, labels, problems, base)
-        else:
-            values[parameter.name] = _value(row, parameter, _say_of_all(parameter.name, general, special), problems)
+    with collecting() as found:
+        for parameter in parameters:
+            name = parameter.name
+            if parameter.each:
+                values[name] = tuple(
+                    float(parameter.default or 0.0)
+                    if place in no_delta
+                    else _value(row, parameter, said.of_model(name, place))
+                    for place in range(len(models))
+                )
+            elif parameter.between:
+                values[name] = _between(row, parameter, said, base)
+            else:
+                values[name] = _value(row, parameter, said.of_all(name))
     setting = Setting(method, values)
-    read = UNREAD not in [given.get("weight") for given in (general[1], *per_model)]
-    if setting.divides_by_nothing and read and len(problems) == before:
-        problems.append(
-            RecipeError(f"{special[-1][0] if special else general[0]}: {method}: the weights add up to about 0 and "
-                        "cannot be normalized. Say normalize: false, or other weights")
-        )  # fmt: skip
-    own = [] if special else [(f"models[{n}] '{labels[n]}'", given) for n, given in enumerate(per_model)]
-    shared = {parameter.name for parameter in (*row.parameters, *more) if not parameter.each}
-    for name in sorted(shared):
-        if said := [where for where, given in own if given.get(name, UNREAD) is not UNREAD]:
+    read = all(given.get("weight") is not UNREAD for given in (said.recipe[1], *per_model))
+    if setting.divides_by_nothing and read and not found:
+        refuse(RecipeError(f"{layers[-1][0]}: {method}: the weights add up to about 0 and cannot be normalized. Say "
+                           "normalize: false, or other weights"))  # fmt: skip
+    own = [] if said.overrides else models
+    for name in sorted(parameter.name for parameter in parameters if not parameter.each):
+        if places := [where for where, given in own if given.get(name, UNREAD) is not UNREAD]:
             spellings = " or ".join([name, *(other for other, one in _SPELLINGS.items() if one == name)])
-            problems.append(
+            refuse(
                 RecipeError(
-                    f"{', '.join(said)}: {spellings} is one value for the whole merge, and mergekit does not read it "
+                    f"{', '.join(places)}: {spellings} is one value for the whole merge, and mergekit does not read it "
                     "here. Say it in the recipe's own parameters, or leave it out"
                 )
             )
-    _unused(row, [layers_of_say[-1], *own], problems, {*beside, *(parameter.name for parameter in more)})
+    _refuse_unused(row, [layers[-1], *own], {*beside, *(parameter.name for parameter in more)})
     return setting
 
 
-def _say(
-    name: str,
-    place: int,
-    general: tuple[str, Mapping[str, Any]],
-    per_model: Sequence[Mapping[str, Any]],
-    special: Sequence[tuple[str, Mapping[str, Any]]],
-    labels: Sequence[str],
-) -> tuple[str, Any] | None:
-    """What the recipe says of a per-model parameter for the model at `place`, and where."""
-    for where, given in reversed(special):
-        if name in given:
-            value = given[name]
-            if isinstance(value, list):
-                value = value[place] if len(value) == len(labels) else f"{len(value)} values for {len(labels)} models"
-            return where, value
-    if name in per_model[place]:
-        return f"models[{place}] '{labels[place]}'", per_model[place][name]
-    if name in general[1]:
-        return general[0], general[1][name]
-    return (f"models[{place}] '{labels[place]}'", None) if name == "weight" else None
-
-
-def _say_of_all(
-    name: str, general: tuple[str, Mapping[str, Any]], special: Sequence[tuple[str, Mapping[str, Any]]]
-) -> tuple[str, Any] | None:
-    """What the recipe says of a parameter that is one for all models, and where."""
-    return next(((where, given[name]) for where, given in (*reversed(special), general) if name in given), None)
-
-
-def _of_base(parameter: Parameter) -> float:
-    """What stands for a per-model parameter of the base, whose delta is zero."""
-    return float(parameter.default or 0.0)
-
-
-def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, problems: list[PolymergeError]) -> Any:
+def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> Any:
+    """The value of a parameter, of its kind and in its range; its default, or anything, where that is refused."""
     if said is not None and said[1] is UNREAD:
         return parameter.default or 0.0
     if said is not None and said[1] is None and parameter.optional:
@@ -209,112 +221,94 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None, prob
     if said is None or said[1] is None:
         if parameter.default is None and not parameter.optional:
             where = f"{said[0]}: " if said else ""
-            problems.append(RecipeError(f"{where}{row.name} needs `{parameter.name}`, and the recipe does not say it"))
+            refuse(RecipeError(f"{where}{row.name} needs `{parameter.name}`, and the recipe does not say it"))
             return 0.0
         return parameter.default
     where, value = said
-    # as numbers they stand in many of mergekit's recipes and cards
+    # numbers stand for flags in many of mergekit's recipes and cards
     flag = bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
-    if parameter.kind == "flag":
-        if flag is not None:
-            return flag
-        problems.append(RecipeError(f"{where}: {parameter.name} is true or false, got '{value}'"))
-        return parameter.default
-    if parameter.kind == "choice":
-        if flag is not None and parameter.name == "normalize":
-            value = "weight" if flag else "none"  # as mergekit's recipes have it
-        if value in parameter.choices:
-            return value
-        hint = did_you_mean(str(value), parameter.choices)
-        problems.append(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{value}'.{hint}"))
-        return parameter.default
-    if parameter.kind == "count":
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-            return value
-        problems.append(RecipeError(f"{where}: {parameter.name} is a whole number from 1, got '{value}'"))
-        return 1
-    return _number(row, parameter, where, value, problems)
+    match parameter.kind:
+        case "flag":
+            if flag is not None:
+                return flag
+            refuse(RecipeError(f"{where}: {parameter.name} is true or false, got '{value}'"))
+            return parameter.default
+        case "choice":
+            if flag is not None and parameter.name == "normalize":
+                value = "weight" if flag else "none"  # as mergekit's recipes have it
+            if value in parameter.choices:
+                return value
+            hint = did_you_mean(str(value), parameter.choices)
+            refuse(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{value}'.{hint}"))
+            return parameter.default
+        case "count":
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+                return value
+            refuse(RecipeError(f"{where}: {parameter.name} is a whole number from 1, got '{value}'"))
+            return 1
+        case "number":
+            return _number(row, parameter, where, value)
 
 
-def _number(row: Method, parameter: Parameter, where: str, value: Any, problems: list[PolymergeError]) -> float:
+def _number(row: Method, parameter: Parameter, where: str, value: Any) -> float:
+    name, low, high = parameter.name, parameter.low, parameter.high
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as a text
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        problems.append(RecipeError(f"{where}: {parameter.name} is a number, got '{value}'"))
-    elif not parameter.low <= number <= parameter.high:
-        problems.append(
-            RecipeError(
-                f"{where}: {parameter.name} of {row.name} lies from {parameter.low:g} to {parameter.high:g}, "
-                f"got {number:g}"
-            )
-        )
-    else:
+    if low <= number <= high and math.isfinite(number):
         return number
+    if math.isfinite(number):
+        refuse(RecipeError(f"{where}: {name} of {row.name} lies from {low:g} to {high:g}, got {number:g}"))
+    else:
+        refuse(RecipeError(f"{where}: {name} is a number, got '{value}'"))
     return 0.0
 
 
-def _arc(
-    row: Method,
-    parameter: Parameter,
-    general: tuple[str, Mapping[str, Any]],
-    per_model: Sequence[Mapping[str, Any]],
-    special: Sequence[tuple[str, Mapping[str, Any]]],
-    labels: Sequence[str],
-    problems: list[PolymergeError],
-    base: Collection[int],
-) -> float:
-    """The place on the arc from the first model to the second.
+def _between(row: Method, parameter: Parameter, said: _Said, base: Collection[int]) -> float:
+    """The place between the first model and the second.
 
-    `t` itself, which is counted from the base where that is one of the two; or the second model's share of the two
-    weights, which are each model's own say wherever it stands.
+    The parameter itself, which is counted from the base where that is one of the two; or the second model's share of
+    the two weights, which are each model's own wherever it stands.
     """
-    if not any("weight" in given and "t" not in given for _, given in special):
-        said = _say_of_all("t", general, special)
-        if said is not None:
-            t = float(_value(row, parameter, said, problems))
-            return float(1 - Decimal(repr(t))) if 1 in base and 0 not in base else t
-        if any("t" in given for given in per_model):
-            return 0.0  # said of a model, which is a problem already
-    weights = [_say("weight", place, general, per_model, special, labels) for place in range(len(labels))]
+    name = parameter.name
+    if not any("weight" in given and name not in given for _, given in said.overrides):
+        if (asked := said.of_all(name)) is not None:
+            place = float(_value(row, parameter, asked))
+            return float(1 - Decimal(repr(place))) if 1 in base and 0 not in base else place
+        if any(name in given for _, given in said.models):
+            return 0.0  # said of a model, which is refused for itself
+    weights = [said.of_model("weight", place) for place in range(len(said.models))]
     given = [(where, value) for where, value in filter(None, weights) if value is not None]
-    if any(value is UNREAD for _, value in given) or not labels:
+    if any(value is UNREAD for _, value in given) or not said.models:
         return 0.0
-    if len(labels) == len(given) == 2:
+    if len(said.models) == len(given) == 2:
         weight = Parameter("weight", "number", low=0.0)
-        before = len(problems)
-        first, second = (_number(row, weight, where, value, problems) for where, value in given)
-        if first + second > 0:
-            return second / (first + second)
-        if len(problems) == before:
-            problems.append(RecipeError("slerp: the two weights are both 0"))
+        with collecting() as found:
+            first, second = (_number(row, weight, where, value) for where, value in given)
+            if first + second > 0:
+                return second / (first + second)
+        if not found:
+            refuse(RecipeError(f"{row.name}: the two weights are both 0"))
         return 0.0
-    problems.append(
-        RecipeError("slerp needs `t` from 0 (base_model, or the first model) to 1, or a `weight` for each model")
-    )
+    refuse(RecipeError(f"{row.name} needs `{name}` from 0 (base_model, or the first model) to 1, or a `weight` for "
+                       "each model"))  # fmt: skip
     return 0.0
 
 
-def _unused(
-    row: Method,
-    said: Sequence[tuple[str, Mapping[str, Any]]],
-    problems: list[PolymergeError],
-    more: Collection[str],
-) -> None:
+def _refuse_unused(row: Method, said: Sequence[_Layer], more: Collection[str]) -> None:
+    """Refuse parameters that the method does not have."""
+    if row.copies:
+        return
     allowed = {parameter.name for parameter in row.parameters} | MEANINGLESS | set(more)
     adapters = {parameter.name for parameter in ADAPTERS} - allowed
-    if row.name in ("slerp", "copy"):
+    if row.interpolates:
         allowed.add("weight")
-    if row.on == "nothing":
-        return
     for where, given in said:
         for name in given:
-            if given[name] is UNREAD:
+            if given[name] is UNREAD or name in allowed:
                 continue
             if name in adapters:
-                problems.append(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))
-            elif name not in allowed:
-                problems.append(
-                    RecipeError(f"{where}: {row.name} has no parameter '{name}'.{did_you_mean(name, allowed)}")
-                )
+                refuse(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))
+            else:
+                refuse(RecipeError(f"{where}: {row.name} has no parameter '{name}'.{did_you_mean(name, allowed)}"))

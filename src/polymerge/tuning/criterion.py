@@ -1,17 +1,26 @@
-"""Choose a value without labels: where the answers change least from one value to the next."""
+"""Choose a value without labels: where the answers change least from one value to the next.
+
+Answers are compared by their text, or by the cosine distance of sentence embeddings.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final
 
-from polymerge.errors import RecipeError
+from polymerge.checkpoints.hub import split_revision
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, did_you_mean
 
-__all__ = ["CRITERIA", "Choice", "Criterion", "Distance", "choose", "exact"]
+__all__ = ["CRITERIA", "Choice", "Criterion", "Distance", "Judging", "choose", "embedding_distance", "exact", "judge"]
+
+Answers = Mapping[int | str, str]
+COMPARISONS = ("exact", "embedding")
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # AdaMMS's
 
 Distance = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """How far each of some answers is from its counterpart, in [0, 1]; 0 for equal ones."""
@@ -142,3 +151,102 @@ def choose(
 def _around(numbers: Sequence[float], place: int, radius: int) -> float:
     window = numbers[max(place - radius, 0) : place + radius + 1]
     return math.fsum(window) / len(window)
+
+
+@cache
+def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Distance:
+    """A distance of answers: 1 minus the cosine of their embeddings, in [0, 2]; 0 for equal answers.
+
+    AdaMMS (Du et al. 2025), appendix G. Each answer is embedded once, whatever the number of comparisons.
+
+    model  a sentence-transformers model by path or hub id, which may be followed by @revision
+
+    raises MissingExtraError without sentence-transformers, RecipeError where the model cannot be loaded.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise MissingExtraError(
+            "comparing by embedding needs sentence-transformers: pip install 'polymerge[embeddings]'"
+        ) from None
+    name, revision = split_revision(model)
+    try:
+        encoder: Any = SentenceTransformer(name, device=device, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"embedding_model {model}: is no sentence-transformers model: {reason}") from None
+    known: dict[str, Any] = {}
+
+    def distance(answers: Sequence[str], others: Sequence[str]) -> Sequence[float]:
+        new = [text for text in dict.fromkeys((*answers, *others)) if text not in known]
+        if new:
+            vectors = encoder.encode(new, normalize_embeddings=True, show_progress_bar=False).astype("float64")
+            known.update(zip(new, vectors, strict=True))
+        return [
+            0.0 if one == other else max(0.0, 1.0 - float(known[one] @ known[other]))
+            for one, other in zip(answers, others, strict=True)
+        ]
+
+    return distance
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How answers are judged without labels.
+
+    criterion        a row of `CRITERIA`
+    compare          exact (differing in more than case), or embedding (cosine distance)
+    embedding_model  a sentence-transformers model by path or id
+    smooth           mean over so many candidates to either side
+    """
+
+    criterion: str = "union"
+    compare: str = "exact"
+    embedding_model: str = DEFAULT_MODEL
+    smooth: int = 0
+
+    def problems(self) -> list[PolymergeError]:
+        """What is wrong with it."""
+        found: list[PolymergeError] = []
+        if self.criterion not in CRITERIA:
+            hint = did_you_mean(self.criterion, CRITERIA)
+            found.append(RecipeError(f"criterion: there is no '{self.criterion}'.{hint}"))
+        if self.compare not in COMPARISONS:
+            hint = did_you_mean(self.compare, COMPARISONS)
+            found.append(RecipeError(f"compare: there is no '{self.compare}'.{hint}"))
+        if self.smooth < 0:
+            found.append(RecipeError(f"smooth: {self.smooth} is no number of neighbours"))
+        if not found and self.compare == "embedding":
+            try:
+                self.distance()
+            except PolymergeError as error:
+                found.append(error)
+        return found
+
+    def distance(self) -> Distance:
+        """How answers are compared."""
+        return embedding_distance(self.embedding_model) if self.compare == "embedding" else exact
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of this search.json says."""
+        more = {"embedding_model": self.embedding_model} if self.compare == "embedding" else {}
+        return {"criterion": self.criterion, "compare": self.compare, "smooth": self.smooth, **more}
+
+
+def judge(values: Sequence[float], answers: Sequence[Answers], ids: Sequence[int | str], judging: Judging) -> Choice:
+    """Choose among values by their answers to the prompts of these ids.
+
+    raises RecipeError where an answer is missing: it never counts as anything.
+    """
+    lacking = [
+        f"{value:g} lacks {sum(one not in given for one in ids)} of {len(ids)}, the first of them {missing!r}"
+        for value, given in zip(values, answers, strict=True)
+        for missing in [next((one for one in ids if one not in given), None)]
+        if missing is not None
+    ]
+    if lacking:
+        raise RecipeError(f"answers are missing: {'; '.join(lacking)}")
+    texts = [[given[one] for one in ids] for given in answers]
+    mean = judging.compare == "embedding"
+    return choose(values, texts, judging.criterion, distance=judging.distance(), mean=mean, smooth=judging.smooth)

@@ -1,49 +1,94 @@
-"""What is varied: one number of a recipe, for all tensors or for some."""
+"""What is varied: a parameter of a recipe, for all tensors or for some, and the recipe with it at a value."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
-from polymerge.errors import PolymergeError, RecipeError, did_you_mean
-from polymerge.families.rules import PARTS
+from polymerge.errors import RecipeError, did_you_mean
 from polymerge.methods.table import METHODS, Parameter
 from polymerge.recipe.recipe import Override, Recipe
 
-__all__ = ["Knob", "parse_knob", "turn"]
+__all__ = ["Axis", "Knob", "Roles", "Value", "axis_of", "turn"]
 
 Value = float | bool | str
 Scope = tuple[tuple[int, int] | None, str | None]  # layers, match
 
+DEFAULT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""Of a weight, as AdaMMS searches it (section 4.4)."""
+
 
 @dataclass(frozen=True)
 class Knob:
-    """A parameter that is varied.
+    """A parameter that is varied, as the user says it.
 
-    name       as the user writes it: PARAMETER, PARAMETER[MODEL], PARAMETER@WHERE or both
-    parameter  of the recipe's method
-    model      place in the recipe's models whose own value it is; None where it is one for all
+    parameter  of the recipe's method; the weight, or slerp's t, unless it is said
+    values     those to try, of a weight from 0 to 0.6 in steps of 0.1 unless they are said
+    span       lowest and highest, in place of values, for samplers that draw from it
+    model      place of the model whose own value it is; of a weight the second model's unless it is said, of anything
+               else one value for all
+    layers     first and last layer of the text tower that it is for; else all
+    part       text, vision, projector or audio, where it is for one of them
+    match      a glob on canonical names, where it is for some tensors only
+    """
+
+    parameter: str | None = None
+    values: tuple[Value, ...] = ()
+    span: tuple[float, float] | None = None
+    model: int | None = None
+    layers: tuple[int, int] | None = None
+    part: str | None = None
+    match: str | None = None
+
+    @property
+    def scope(self) -> Scope:
+        """The tensors that it is for: layers, and a glob."""
+        return self.layers, f"{self.part}.*" if self.part else self.match
+
+    def name(self, parameter: str) -> str:
+        """Its name in files and tables: PARAMETER, PARAMETER[MODEL], PARAMETER@WHERE or both."""
+        where = self.part or self.match
+        if self.layers:
+            first, last = self.layers
+            where = f"layers:{first}" if first == last else f"layers:{first}-{last}"
+        return f"{parameter}{'' if self.model is None else f'[{self.model}]'}{f'@{where}' if where else ''}"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a plan makes of a recipe's models.
+
+    template  the template's place among them; None where only its layout is taken
+    idle      places of those that are the base of a method on deltas, whose weights count for nothing
+    """
+
+    template: int | None = 0
+    idle: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A knob of a recipe, with the values it takes: an axis of the space that is searched.
+
+    values     ascending, where they have an order; none with a span
+    model      place of the model whose own value it is; None where it is one for all
     template   place of the model whose weight makes up for it, so that all weights add up to 1; None where none does
-    idle       places of models whose weights count for nothing, and so are not added up
-    layers, match  the tensors that it is for; None for all
+    idle       places of models whose weights are not added up
+    scope      the tensors that it is for
     """
 
     name: str
     parameter: Parameter
+    values: tuple[Value, ...] = ()
+    span: tuple[float, float] | None = None
     model: int | None = None
     template: int | None = None
-    layers: tuple[int, int] | None = None
-    match: str | None = None
     idle: tuple[int, ...] = ()
-
-    @property
-    def scope(self) -> Scope:
-        """The tensors that it is for."""
-        return self.layers, self.match
+    scope: Scope = (None, None)
 
     @property
     def everywhere(self) -> bool:
@@ -53,7 +98,7 @@ class Knob:
     @property
     def numeric(self) -> bool:
         """Whether its values have an order."""
-        return self.parameter.kind in ("number", "count")
+        return self.parameter.kind == "number"
 
     @property
     def neutral(self) -> Value:
@@ -63,72 +108,79 @@ class Knob:
                 return self.parameter.choices[0]
             case "flag":
                 return False
-            case "count":
-                return 1
         return min(max(0.0, self.parameter.low), self.parameter.high)
 
 
-def parse_knob(
-    text: str | None,
-    recipe: Recipe,
-    problems: list[PolymergeError],
-    *,
-    template: int | None = 0,
-    keep_template: bool = False,
-    idle: tuple[int, ...] = (),
-) -> Knob | None:
-    """Read what is to be varied: `weight` (of the second model), `weight[2]`, `scale`, `density@layers:0-5`, ...
+def axis_of(knob: Knob, recipe: Recipe, roles: Roles, *, keep_template_weight: bool = False) -> Axis:
+    """Find a knob in a recipe.
 
-    WHERE is layers:FIRST-LAST of the text tower, a part (text, vision, projector, audio) or a glob on canonical names.
-    Without a text it is the weight, or slerp's t.
+    keep_template_weight  leave the template's weight as the recipe has it; else it is 1 minus all the others'
 
-    template       the template's place among the recipe's models; None where only its layout is taken
-    keep_template  leave the template's weight as the recipe has it; by default it is 1 minus all the others'
-    idle           places of models that are the base of a method on deltas, whose weights count for nothing
+    raises RecipeError where the recipe has no such parameter or model, or the parameter cannot have such values.
     """
-    row = METHODS[recipe.merge_method]
-    can = {parameter.name: parameter for parameter in row.parameters}
-    numbers = [name for name, parameter in can.items() if parameter.kind in ("number", "count")]
-    if text is None:
-        text = next((name for name in ("weight", "t") if name in can), None)
-        if text is None:
-            hint = f"Say --vary {numbers[0]}" if numbers else "It has no parameter that could be varied"
-            problems.append(RecipeError(f"{row.name} has no weight, so the recipe has no free parameter. {hint}"))
-            return None
-    said = re.fullmatch(r"(\w+)(?:\[(\d+)\])?(?:@(.+))?", text)
-    name = said[1] if said else text
-    if said is None or name not in can:
-        hint = did_you_mean(name, can) if can else " It has no parameters."
-        problems.append(RecipeError(f"--vary: {row.name} has no parameter '{name}'.{hint}"))
-        return None
-    parameter = can[name]
-    layers, match = _where(said[3], problems)
-    model, rest = None, None
-    if said[2] is not None and not parameter.each:
-        problems.append(RecipeError(f"--vary: {name} is one value for all models, not that of models[{said[2]}]"))
-    elif parameter.name == "weight" or said[2] is not None:
-        model = int(said[2]) if said[2] is not None else _second(len(recipe.models), template, idle)
-        if model >= len(recipe.models):
-            count = len(recipe.models)
-            problems.append(
-                RecipeError(
-                    f"--vary: {text}: there is no models[{model}], the recipe has {count} model{'s' * (count > 1)}"
-                )
-            )
-            return None
-        if parameter.name == "weight" and not keep_template and model != template:
-            rest = template
-    return Knob(text, parameter, model, rest, layers, match, idle)
+    row, name = METHODS[recipe.merge_method], knob.parameter
+    parameters = {parameter.name: parameter for parameter in row.parameters}
+    if name is None:
+        name = next((name for name, one in parameters.items() if name == "weight" or one.between), None)
+        if name is None:
+            numbers = [name for name, parameter in parameters.items() if parameter.kind in ("number", "count")]
+            hint = f"Vary {numbers[0]}" if numbers else "It has no parameter that could be varied"
+            raise RecipeError(f"{row.name} has no weight, so the recipe has no free parameter. {hint}")
+    if name not in parameters:
+        hint = did_you_mean(name, parameters) if parameters else " It has no parameters."
+        raise RecipeError(f"vary: {row.name} has no parameter '{name}'.{hint}")
+    parameter, full = parameters[name], knob.name(name)
+    if knob.model is not None and not parameter.each:
+        raise RecipeError(f"vary: {name} is one value for all models, not that of models[{knob.model}]")
+    count, model = len(recipe.models), knob.model
+    if model is None and name == "weight":
+        model = _second(count, roles)
+    if model is not None and model >= count:
+        raise RecipeError(f"vary: {full}: there is no models[{model}], the recipe has {count} model{'s' * (count > 1)}")
+    rest = roles.template if name == "weight" and not keep_template_weight and model != roles.template else None
+    values = knob.values or (DEFAULT_WEIGHTS if name == "weight" and knob.span is None else ())
+    if not values and knob.span is None:
+        raise RecipeError(f"vary {full}: say which values of it to try, such as 0, 0.5 and 1")
+    _check_span(knob, parameter, full)
+    return Axis(full, parameter, _checked(values, parameter, full), knob.span, model, rest, roles.idle, knob.scope)
 
 
-def _second(count: int, template: int | None, idle: Collection[int]) -> int:
+def _second(count: int, roles: Roles) -> int:
     """The place of the model whose weight is varied unless one is said: the second, or the first beside a template."""
-    own = [place for place in range(count) if place not in idle]
-    beside = [place for place in own if place != template] if template is not None else own[1:] or own
+    own = [place for place in range(count) if place not in roles.idle]
+    beside = [place for place in own if place != roles.template] if roles.template is not None else own[1:] or own
     return beside[0] if beside else 1
 
 
-def turn(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
+def _check_span(knob: Knob, parameter: Parameter, name: str) -> None:
+    if knob.span is None:
+        return
+    if parameter.kind != "number":
+        raise RecipeError(f"vary {name}: only a number is drawn from a range; {parameter.name} needs values")
+    if knob.span[0] >= knob.span[1]:
+        raise RecipeError(f"vary {name}: {knob.span[0]:g} to {knob.span[1]:g} is no range")
+
+
+def _checked(values: Sequence[Value], parameter: Parameter, name: str) -> tuple[Value, ...]:
+    """The values, where the parameter can have them; numbers ascending, each once."""
+    known: Collection[Value] = (True, False) if parameter.kind == "flag" else parameter.choices
+    if parameter.kind in ("flag", "choice"):
+        for value in values:
+            if not any(value is one or (isinstance(value, str) and value == one) for one in known):
+                words = ", ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in known)
+                raise RecipeError(f"vary {name}: {parameter.name} cannot be '{value}'; it is one of {words}")
+        return tuple(values)
+    numbers = []
+    for value in values:
+        if isinstance(value, bool | str) or not math.isfinite(value):
+            raise RecipeError(f"vary {name}: '{value}' is no number")
+        if value in numbers:
+            raise RecipeError(f"vary {name}: has {value:g} twice")
+        numbers.append(float(value))
+    return tuple(sorted(numbers))
+
+
+def turn(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
     """The recipe with each knob at its value.
 
     What the recipe's own overrides say of some tensors they go on saying; a knob that is for some tensors turns the
@@ -137,41 +189,39 @@ def turn(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
     raises RecipeError where the other models' weights, which the template's makes up for, are not said, and where it
     cannot be told whether two knobs meet.
     """
-    whole = {knob: value for knob, value in values.items() if knob.everywhere}
-    scoped = {knob: value for knob, value in values.items() if not knob.everywhere}
-    turned = _turn_all(recipe, whole)
+    scoped = {axis: value for axis, value in values.items() if not axis.everywhere}
+    turned = _turn_all(recipe, {axis: value for axis, value in values.items() if axis.everywhere})
     return replace(turned, overrides=(*recipe.overrides, *_overrides(turned, scoped)))
 
 
-def _turn_all(recipe: Recipe, values: Mapping[Knob, Value]) -> Recipe:
-    own: dict[int, dict[str, Any]] = {place: dict(one.parameters) for place, one in enumerate(recipe.models)}
+def _turn_all(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
+    own: dict[int, dict[str, Any]] = {place: dict(model.parameters) for place, model in enumerate(recipe.models)}
     general = dict(recipe.parameters)
-    for knob, value in values.items():
-        name = knob.parameter.name
-        if knob.model is None:
+    for axis, value in values.items():
+        name = axis.parameter.name
+        if axis.model is None:
             general[name] = value
-            for one in own.values():
-                one.pop(name, None)
+            for parameters in own.values():
+                parameters.pop(name, None)
         else:
-            own[knob.model][name] = value
-            general.pop("t", None)  # slerp takes weights in its place
-    for knob in values:
-        if knob.template is not None:
-            said = [one.get("weight", general.get("weight")) for one in own.values()]
-            own[knob.template]["weight"] = _complement(said, knob)
-    models = tuple(replace(one, parameters=own[place]) for place, one in enumerate(recipe.models))
+            own[axis.model][name] = value
+    for axis in values:
+        if axis.template is not None:
+            weights = [parameters.get("weight", general.get("weight")) for parameters in own.values()]
+            own[axis.template]["weight"] = _complement(weights, axis)
+    models = tuple(replace(model, parameters=own[place]) for place, model in enumerate(recipe.models))
     return replace(recipe, models=models, parameters=general)
 
 
-def _overrides(recipe: Recipe, values: Mapping[Knob, Value]) -> tuple[Override, ...]:
+def _overrides(recipe: Recipe, values: Mapping[Axis, Value]) -> tuple[Override, ...]:
     """What is varied for some tensors only: first where several scopes meet, then each by itself."""
-    scopes = list(dict.fromkeys(knob.scope for knob in values))
+    scopes = list(dict.fromkeys(axis.scope for axis in values))
     made = []
     for count in range(len(scopes), 0, -1):
         for some in combinations(scopes, count):
             where = _meeting(some)
             if where is not None:
-                inside = {knob: value for knob, value in values.items() if knob.scope in some}
+                inside = {axis: value for axis, value in values.items() if axis.scope in some}
                 made.append(_override(recipe, where, inside))
     return tuple(made)
 
@@ -188,52 +238,33 @@ def _meeting(scopes: Sequence[Scope]) -> Scope | None:
         if len(parts) == len(globs) and not any(set("*?[") & set(part) for part in parts):
             return None  # of different parts
         raise RecipeError(
-            f"--vary: '{globs[0]}' and '{globs[1]}' may have tensors in common. Say one of them by its layers"
+            f"vary: '{globs[0]}' and '{globs[1]}' may have tensors in common. Say one of them by its layers"
         )
     return layers, globs[0] if globs else None
 
 
-def _override(recipe: Recipe, where: Scope, values: Mapping[Knob, Value]) -> Override:
+def _override(recipe: Recipe, where: Scope, values: Mapping[Axis, Value]) -> Override:
     parameters: dict[str, Any] = {}
-    for knob, value in values.items():
-        name = knob.parameter.name
-        if knob.model is None:
+    for axis, value in values.items():
+        name = axis.parameter.name
+        if axis.model is None:
             parameters[name] = value
         else:
-            said = parameters.get(name) or [_said(recipe, place, name) for place in range(len(recipe.models))]
-            said[knob.model] = value
-            parameters[name] = said
-    for knob in values:
-        if knob.template is not None:
-            parameters["weight"][knob.template] = _complement(parameters["weight"], knob)
+            general = recipe.parameters.get(name)
+            each = parameters.setdefault(name, [model.parameters.get(name, general) for model in recipe.models])
+            each[axis.model] = value
+    for axis in values:
+        if axis.template is not None:
+            parameters["weight"][axis.template] = _complement(parameters["weight"], axis)
     return Override(layers=where[0], match=where[1], parameters=parameters)
 
 
-def _complement(said: Sequence[Any], knob: Knob) -> float:
+def _complement(weights: Sequence[Any], axis: Axis) -> float:
     """What is left of 1, counted in decimals as a person would: 0.7 beside 0.3."""
-    others = [weight for place, weight in enumerate(said) if place != knob.template and place not in knob.idle]
+    others = [weight for place, weight in enumerate(weights) if place != axis.template and place not in axis.idle]
     if any(not isinstance(weight, int | float) for weight in others):
         raise RecipeError(
-            f"--vary {knob.name}: the template's weight is 1 minus the others', and not every other model says "
-            "its own. Say a weight for each in the recipe, or --keep-template-weight"
+            f"vary {axis.name}: the template's weight is 1 minus the others', and not every other model says its own. "
+            "Say a weight for each in the recipe, or `keep_template_weight`"
         )
     return float(1 - sum(Decimal(repr(float(weight))) for weight in others))
-
-
-def _said(recipe: Recipe, place: int, name: str) -> Any:
-    own = recipe.models[place].parameters
-    return own.get(name, recipe.parameters.get(name))
-
-
-def _where(text: str | None, problems: list[PolymergeError]) -> tuple[tuple[int, int] | None, str | None]:
-    if text is None:
-        return None, None
-    if text in PARTS:
-        return None, f"{text}.*"
-    if text.startswith("layers:"):
-        said = re.fullmatch(r"layers:(\d+)(?:-(\d+))?", text)
-        if said is None or int(said[2] or said[1]) < int(said[1]):
-            problems.append(RecipeError(f"--vary: '{text}' is no range of layers; write layers:0-5"))
-            return None, None
-        return (int(said[1]), int(said[2] or said[1])), None
-    return None, text

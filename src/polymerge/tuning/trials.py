@@ -1,19 +1,23 @@
-"""A scored search over several parameters with one of Optuna's samplers, which learns from trial to trial."""
+"""Score answers by labels, over a grid or in trials of one of Optuna's samplers, which learns from each."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from polymerge.errors import MissingExtraError, RecipeError
-from polymerge.tuning.candidates import Point, Space
+from polymerge.errors import MissingExtraError, RecipeError, did_you_mean
+from polymerge.evaluation.scorers import SCORERS
+from polymerge.inference.prompts import Prompt
+from polymerge.tuning.knobs import Axis
+from polymerge.tuning.space import Point, Space
 
-__all__ = ["SAMPLERS", "Trial", "run_trials"]
+__all__ = ["SAMPLERS", "Scoring", "Trial", "check_labels", "run_trials", "score"]
 
 SAMPLERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -24,38 +28,66 @@ SAMPLERS: Final[Mapping[str, str]] = MappingProxyType(
         "nsgaii": "NSGAIISampler",
     }
 )
-"""Optuna's samplers by the name that --sampler takes."""
+"""Optuna's samplers by the name that a search takes."""
 
 _NEEDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"cmaes": ("cmaes",), "gp": ("scipy", "torch")})
 
 Trial = tuple[Point, float]
+"""A point and its score."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How answers are scored where the right ones are known.
+
+    scorer   a row of the table of scorers
+    sampler  grid (every combination of the listed values), or one of Optuna's
+    trials   of a sampler
+    storage  URL of one of Optuna's storages; by default a journal in the run's folder
+    choose   whether the best score chooses; else the criterion does, and the scores are only told
+    """
+
+    scorer: str
+    sampler: str = "grid"
+    trials: int = 20
+    storage: str | None = None
+    choose: bool = True
+
+
+def check_labels(scorer: str, prompts: Sequence[Prompt]) -> None:
+    """Refuse a scorer that is not there, or prompts that it cannot score; raises RecipeError."""
+    if scorer not in SCORERS:
+        raise RecipeError(f"scorer: there is no scorer '{scorer}'.{did_you_mean(scorer, SCORERS)}")
+    without = [prompt.id for prompt in prompts if prompt.answer is None]
+    if without:
+        raise RecipeError(
+            f"scorer {scorer}: {len(without)} of {len(prompts)} prompts have no answer, the first of them "
+            f"{without[0]!r}. A scored search needs the right answer of each prompt; leave `scorer` out to do without"
+        )
+
+
+def score(scorer: str, prompts: Sequence[Prompt], answers: Mapping[int | str, str]) -> float:
+    """The score of a candidate's answers, in percent."""
+    scored = SCORERS[scorer].score([answers[prompt.id] for prompt in prompts], [prompt.answer for prompt in prompts])
+    return float(scored.score)
 
 
 def run_trials(
-    space: Space,
-    sampler: str,
-    count: int,
-    objective: Callable[[Point], float],
-    *,
-    name: str,
-    folder: Path,
-    storage: str | None = None,
-    seed: int = 2,
+    space: Space, scoring: Scoring, objective: Callable[[Point], float], *, name: str, folder: Path, seed: int = 2
 ) -> list[Trial]:
-    """Carry out trials until there are `count`, those of an earlier run of the same study among them.
+    """Carry out trials until there are as many as wanted, those of an earlier run of the same study among them.
 
     What a sampler draws depends on the trials that are complete and on the seed, and on nothing else, so that a search
     that was killed goes on as if it had not been.
 
     objective  the score of a point, which is to become large
     name       of the study; another one for anything that makes scores hard to compare
-    folder     of the run; the study is kept in it, as Optuna's journal
-    storage    URL of another of Optuna's storages, such as sqlite:///search.db
+    folder     of the run; the study is kept in it, as Optuna's journal, where there is no other storage
 
     raises MissingExtraError without Optuna, or what its sampler needs; RecipeError for a storage that cannot be opened.
     """
-    optuna = _optuna(sampler)
-    study = _study(optuna, storage, folder, name)
+    optuna = _optuna(scoring.sampler)
+    study = _study(optuna, scoring.storage, folder, name)
     states = optuna.trial.TrialState
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -63,19 +95,19 @@ def run_trials(
             # of a run that was stopped: it is carried out as it was drawn, for what comes after depends on it
             point = _point(frozen, space)
             study.tell(frozen.number, objective(point)) if point else study.tell(frozen.number, state=states.FAIL)
-        while len(done := study.get_trials(deepcopy=False, states=(states.COMPLETE,))) < count:
-            study.sampler = getattr(optuna.samplers, SAMPLERS[sampler])(seed=seed + len(done))
+        while len(done := study.get_trials(deepcopy=False, states=(states.COMPLETE,))) < scoring.trials:
+            study.sampler = getattr(optuna.samplers, SAMPLERS[scoring.sampler])(seed=seed + len(done))
             trial = study.ask()
-            point = tuple(_draw(trial, space, place) for place in range(len(space.knobs)))
+            point = tuple(_draw(trial, axis) for axis in space.axes)
             study.tell(trial, objective(point))
-    points = [_point(trial, space) for trial in done[:count]]
+    points = [_point(trial, space) for trial in done[: scoring.trials]]
     return [(point, float(trial.value)) for point, trial in zip(points, done, strict=False) if point is not None]
 
 
 def _optuna(sampler: str) -> Any:
     for package in ("optuna", *_NEEDS.get(sampler, ())):
         if find_spec(package) is None:
-            raise MissingExtraError(f"--sampler {sampler} needs {package}: pip install 'polymerge[optuna]'")
+            raise MissingExtraError(f"sampler {sampler} needs {package}: pip install 'polymerge[optuna]'")
     optuna = import_module("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
@@ -90,34 +122,29 @@ def _study(optuna: Any, storage: str | None, folder: Path, name: str) -> Any:
         return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     except Exception as error:  # whatever a database's driver raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"--storage {storage}: is none that Optuna can open: {reason}") from None
+        raise RecipeError(f"storage {storage}: is none that Optuna can open: {reason}") from None
 
 
-def _draw(trial: Any, space: Space, place: int) -> Any:
-    name, span, listed = space.knobs[place].name, space.spans[place], space.values[place]
-    if span is not None:
-        return trial.suggest_float(name, *span)
-    if _numeric(listed):
+def _draw(trial: Any, axis: Axis) -> Any:
+    if axis.span is not None:
+        return trial.suggest_float(axis.name, *axis.span)
+    if axis.numeric:
         # by place, so that a sampler knows their order and none is rounded
-        return listed[trial.suggest_int(_by_place(name), 0, len(listed) - 1)]
-    return trial.suggest_categorical(name, list(listed))
+        return axis.values[trial.suggest_int(_by_place(axis), 0, len(axis.values) - 1)]
+    return trial.suggest_categorical(axis.name, list(axis.values))
 
 
 def _point(trial: Any, space: Space) -> Point | None:
     """The point that a trial drew; None where it was stopped before it had drawn all of it."""
     point = []
-    for knob, span, listed in zip(space.knobs, space.spans, space.values, strict=True):
-        by_place = span is None and _numeric(listed)
-        drawn = trial.params.get(_by_place(knob.name) if by_place else knob.name)
+    for axis in space.axes:
+        by_place = axis.span is None and axis.numeric
+        drawn = trial.params.get(_by_place(axis) if by_place else axis.name)
         if drawn is None:
             return None
-        point.append(listed[drawn] if by_place else drawn)
+        point.append(axis.values[drawn] if by_place else drawn)
     return tuple(point)
 
 
-def _numeric(listed: tuple[Any, ...]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in listed)
-
-
-def _by_place(name: str) -> str:
-    return f"{name} (place)"
+def _by_place(axis: Axis) -> str:
+    return f"{axis.name} (place)"

@@ -1,0 +1,263 @@
+"""Pickles of torch.save, read as data: each name in one becomes an inert stand-in, and a call of it is only noted.
+
+A pickle is a program that imports what it names and calls what it is told to call, which is how a checkpoint can run
+code. Here nothing is imported and nothing is called, and a pickle with a name that torch.save does not write is
+refused because every other program would run what it names.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, ClassVar, Final
+
+from polymerge.errors import CheckpointError
+
+__all__ = [
+    "DTYPES",
+    "REBUILD",
+    "UNREADABLE",
+    "Call",
+    "Dict",
+    "Global",
+    "Storage",
+    "Unpickler",
+    "kind_of",
+    "tensor_call",
+]
+
+_STORAGES: Final = {
+    **{f"torch.{kind}Storage": code for kind, code in (
+        ("Double", "F64"), ("Float", "F32"), ("Half", "F16"), ("BFloat16", "BF16"), ("Long", "I64"), ("Int", "I32"),
+        ("Short", "I16"), ("Char", "I8"), ("Byte", "U8"), ("Bool", "BOOL"), ("ComplexFloat", "C64"),
+        ("ComplexDouble", "C128"),
+        # quantized elements; their tensors are refused, but the storages have to be stepped over
+        ("QInt8", "I8"), ("QUInt8", "U8"), ("QUInt4x2", "U8"), ("QUInt2x4", "U8"), ("QInt32", "I32"),
+    )},
+    "torch.storage.UntypedStorage": "U8",
+}  # fmt: skip
+"""Storage classes: the dtype of their elements."""
+
+DTYPES: Final = {
+    f"torch.{name}": code
+    for name, code in (
+        ("float64", "F64"), ("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16"), ("int64", "I64"),
+        ("int32", "I32"), ("int16", "I16"), ("int8", "I8"), ("uint64", "U64"), ("uint32", "U32"), ("uint16", "U16"),
+        ("uint8", "U8"), ("bool", "BOOL"), ("complex64", "C64"), ("complex128", "C128"), ("float8_e4m3fn", "F8_E4M3"),
+        ("float8_e5m2", "F8_E5M2"), ("float8_e8m0fnu", "F8_E8M0"), ("float8_e4m3fnuz", "F8_E4M3FNUZ"),
+        ("float8_e5m2fnuz", "F8_E5M2FNUZ"),
+    )
+}  # fmt: skip
+"""Dtypes that safetensors has too."""
+
+REBUILD: Final = {
+    "torch._utils._rebuild_tensor": 4,
+    "torch._utils._rebuild_tensor_v2": 6,
+    "torch._utils._rebuild_tensor_v3": 7,
+}
+"""The functions that make a plain tensor from (storage, offset, shape, strides, requires_grad, hooks, dtype): how many
+of these each takes. One more argument may follow, with the marks of conjugate and negative views."""
+
+UNREADABLE: Final = {
+    "torch._utils._rebuild_qtensor": "is quantized",
+    "torch._utils._rebuild_sparse_tensor": "is sparse",
+    "torch._utils._rebuild_nested_tensor": "is nested",
+    "torch._utils._rebuild_meta_tensor_no_storage": "is on the meta device and has no values",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "is on a device whose tensors have no plain storage",
+    "torch._utils._rebuild_device_tensor_from_numpy": "is on a device whose tensors have no plain storage",
+    "torch._utils._rebuild_wrapper_subclass": "is of a tensor subclass",
+}
+"""The functions that make tensors which are no plain bytes: what is so about them."""
+
+_PARAMETERS: Final = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+_FROM_TYPE: Final = "torch._tensor._rebuild_from_type_v2"
+_TENSORS: Final = frozenset({*REBUILD, *UNREADABLE, *_PARAMETERS, _FROM_TYPE})
+"""Every function whose result is a tensor; the last three take one, or the call for one, and make a parameter of it."""
+
+_MOST_LAYERS: Final = 8  # calls around a tensor that make a parameter of it; torch writes two at most
+_BUILTINS: Final = ("builtins", "__builtin__")  # the latter is what protocol 2, torch's own, writes
+_DICTS: Final = frozenset({"collections.OrderedDict", *(f"{module}.dict" for module in _BUILTINS)})
+
+_KNOWN: Final = frozenset(
+    {
+        *_STORAGES, *DTYPES, *_TENSORS, *_DICTS, "_codecs.encode",
+        *(f"{module}.{name}" for module in _BUILTINS for name in ("set", "frozenset", "bytearray", "complex")),
+        "torch.Tensor", "torch.nn.parameter.Parameter",
+        "torch.Size", "torch.device", "torch.serialization._get_layout",
+    }
+)  # fmt: skip
+"""What a state dict may mention beside the names of `_DTYPE`; every other name is code."""
+
+_DTYPE: Final = re.compile(r"torch\.((b?float|complex|q?u?int|bits)\d\w*|per_(tensor|channel)_\w+)")
+"""Names of dtypes, also of those that safetensors does not have, and of the ways to quantize."""
+
+
+class _StandIn:
+    """What a pickle's objects become; the state that it would set on one, such as attributes, is ignored."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+@dataclass(eq=False, slots=True)
+class Storage(_StandIn):
+    """What a pickle says of a storage: its key in the file, and how many elements of which dtype it holds."""
+
+    key: str
+    dtype: str
+    """Empty where it is not described as torch describes one."""
+    elements: int
+
+
+@dataclass(eq=False, slots=True)
+class Global(_StandIn):
+    """A name that the pickle would import, such as `torch._utils._rebuild_tensor_v2`; calling it gives a `Call`."""
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Call | Dict:
+        """Note a call; that of a dict class is a dict, with its first items where Python 2 wrote an OrderedDict."""
+        if self.name in _DICTS:
+            match arguments:
+                case ():
+                    return Dict()
+                case ([*pairs],) if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+                    return Dict([(name, value) for name, value in pairs])
+        return Call(self.name, arguments)
+
+
+@dataclass(eq=False, slots=True)
+class Call(_StandIn):
+    """A call that the pickle asks for. Its arguments are older than itself, so that calls cannot go in circles."""
+
+    name: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Dict(_StandIn):
+    """The items of a dict or set of whatever class, in order; nothing is hashed, so that no key can be too deep."""
+
+    items: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
+
+
+class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
+    """Reads one pickle from where a stream stands, as stand-ins, and leaves the stream behind it.
+
+    It is Python's unpickler and not the one in C, because that one takes memory for whatever memo index a pickle names,
+    and because here opcodes can be replaced: dicts and sets hash what they hold, which for tuples in tuples overflows
+    the stack or takes forever; a bytearray takes its memory before its bytes are there; extension codes bypass
+    `find_class`.
+    """
+
+    stack: list[Any]
+    metastack: list[list[Any]]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: function
+        for code, function in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined,unused-ignore]
+        if bytes([code]) not in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
+    }
+
+    def __init__(self, stream: IO[bytes], file: Path) -> None:
+        super().__init__(stream, encoding="latin-1")
+        self.file = file
+        self.storages: list[Storage] = []
+        self.code: dict[str, None] = {}  # a set that keeps its order
+
+    def value(self) -> Any:
+        """The value; raises CheckpointError, naming the file, where the pickle is damaged or names what is unknown."""
+        damage: Exception | None = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", DeprecationWarning)  # an escape in a text that nobody writes on purpose
+                value = self.load()
+            if self.stack or self.metastack:
+                raise ValueError(f"{len(self.stack)} values are left on the stack")
+        except Exception as error:  # a damaged pickle can fail in every way
+            damage = error
+        if self.code:
+            raise CheckpointError(
+                f"{self.file}: holds code: {', '.join(self.code)}. Loading it with pickle would run that, so it is "
+                "refused. Ask for safetensors files; or, if you trust it, load it with torch and save its plain state "
+                "dict anew."
+            )
+        if damage is not None:
+            raise CheckpointError(
+                f"{self.file}: its pickle is damaged, or none that torch.save writes "
+                f"({damage or type(damage).__name__}). Download it again."
+            ) from None
+        return value
+
+    def find_class(self, module: str, name: str) -> Global:
+        """The stand-in for a name; nothing is imported, and unknown names are kept to be refused all at once."""
+        known = f"{module}.{name}"
+        if known not in _KNOWN and not _DTYPE.fullmatch(known):
+            self.code[known] = None
+        return Global(known)
+
+    def persistent_load(self, persistent_id: Any) -> Storage:
+        """A storage: `('storage', class, key, device, count)`, with a view or None behind it in the legacy format."""
+        storage = Storage("", "", 0)
+        match persistent_id:
+            case ("storage", Global(name=kind), str(key), str(), int(count), *view) if view in ([], [None]):
+                if kind in _STORAGES and count >= 0:
+                    storage = Storage(key, _STORAGES[kind], count)
+        self.storages.append(storage)
+        return storage
+
+    def load_dict(self) -> None:
+        """DICT: a dict of what lies above the mark."""
+        flat = self.pop_mark()
+        self.append(Dict(list(zip(flat[::2], flat[1::2], strict=True))))
+
+    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(Dict())
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.EMPTY_SET[0]] = dispatch[pickle.EMPTY_LIST[0]]
+    dispatch[pickle.ADDITEMS[0]] = dispatch[pickle.APPENDS[0]]
+    dispatch[pickle.FROZENSET[0]] = dispatch[pickle.LIST[0]]
+    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]
+
+
+def tensor_call(value: Any) -> Call | None:
+    """The call that makes a tensor, out of the layers that make a parameter of it; None where there is no tensor.
+
+    A layer without a tensor in it is given back itself, to be refused: a tensor was meant.
+    """
+    call = None
+    for _ in range(_MOST_LAYERS):
+        if not (isinstance(value, Call) and value.name in _TENSORS):
+            break
+        call = value
+        match call.name, call.arguments:
+            case name, (inner, *_) if name in _PARAMETERS:
+                value = inner
+            case name, (Global(name=function), _, tuple(arguments), _) if name == _FROM_TYPE:
+                value = Call(function, arguments)
+            case _:
+                break
+    return call
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in a word or two; its repr could be of any length and circular."""
+    match value:
+        case None | bool():
+            return str(value)
+        case Dict():
+            return "a dict"
+        case Call(name=name) | Global(name=name):
+            return name
+        case Storage():
+            return "a storage"
+    return f"of type {type(value).__name__}"

@@ -1,0 +1,196 @@
+"""Merge the modules of adapters by their factors: in the space that the recipe asks for, cut to the planned rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.writer import Write
+from polymerge.dtypes import byte_count
+from polymerge.engine.extents import Files
+from polymerge.engine.norms import ModuleNorms, module_norms
+from polymerge.engine.statistics import draw_keys, exact_cutoffs
+from polymerge.errors import CheckpointError
+from polymerge.families.expressions import LowRank
+from polymerge.methods import kernels
+from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
+from polymerge.methods.table import METHODS, SHARED, method_function
+from polymerge.methods.ties import kept
+from polymerge.methods.weights import shares
+from polymerge.planning import Plan, Step
+from polymerge.planning.plan import PREFIX
+from polymerge.recipe.parameters import Setting
+
+__all__ = ["ModuleMerger"]
+
+Floats = Any
+
+ROWS = 1 << 19
+"""Elements of an update that are computed at a time where a method needs the update itself."""
+
+Keys = Callable[[str], Sequence[int]]
+"""Gives each model a key for its random draws on the tensor of this name."""
+
+
+class ModuleMerger:
+    """Merges or copies the modules of a plan, each on one thread alone, so that no bit depends on their number.
+
+    entries  for each of the plan's inputs, where its tensors lie
+    """
+
+    def __init__(self, plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, write: Write) -> None:
+        self._plan, self._entries, self._files, self._write = plan, entries, files, write
+        self._norms: dict[str, ModuleNorms] = {}
+
+    @property
+    def norms(self) -> list[ModuleNorms]:
+        """What was found of each merged module, in the plan's order."""
+        return [self._norms[step.name] for step in self._plan.steps if step.name in self._norms]
+
+    def run(self, step: Step) -> None:
+        """Write the factors of one module; raises CheckpointError where values are no numbers, or become none."""
+        (piece,) = step.pieces
+        reads = [
+            (place, read) for place, read in zip(piece.inputs, piece.reads, strict=True) if isinstance(read, LowRank)
+        ]
+        if piece.setting is None:
+            ((place, read),) = reads
+            for stored, name in zip(step.stored, (read.a, read.b, read.bias), strict=False):
+                raw, _ = self._load(place, str(name))
+                self._write(stored, memoryview(raw), 0)
+            return
+        assert step.lora is not None
+        setting = self._plan.settings[piece.setting]
+        # a product of this step's factors is multiplied by the output's scaling once it is loaded
+        ratios = [read.scale / step.lora.scaling for _, read in reads]
+        pairs = [
+            Factors(self._load(place, read.b)[1] * np.float32(ratio), self._load(place, read.a)[1])
+            for (place, read), ratio in zip(reads, ratios, strict=True)
+        ]
+
+        def keys(name: str) -> list[int]:
+            return draw_keys(self._plan.seed, piece.inputs, f"{step.canonical}{name and f'#{name}'}")
+
+        merged, lost = merge_pairs(setting, pairs, step.lora.rank, keys)
+        labels = [self._plan.inputs[place].label for place in piece.inputs]
+        self._norms[step.name] = module_norms(step.name, piece.setting, labels, pairs, merged, step.lora.scaling, lost)
+        values: list[Floats] = [merged.a, merged.b]
+        if step.lora.bias:
+            weights = model_weights(setting, len(pairs))
+            scale = 1.0 if METHODS[setting.method].scales else float(setting.parameters.get("scale", 1.0))
+            values.append(
+                sum(
+                    self._load(place, read.bias)[1] * np.float32(weight * ratio * scale)
+                    for (place, read), ratio, weight in zip(reads, ratios, weights, strict=True)
+                    if read.bias
+                )
+            )
+        for (name, (dtype, shape)), array in zip(step.stored.items(), values, strict=True):
+            if array.shape != shape or not np.isfinite(array).all():
+                end = name.removeprefix(f"{PREFIX}{step.name}.")
+                raise CheckpointError(
+                    f"{step.name}: the merged {end} is {list(array.shape)} for {list(shape)}, or not finite: its "
+                    "adapters hold numbers that are too large to be merged"
+                )
+            out: Floats = np.empty(byte_count(dtype, shape), np.uint8)
+            kernels.encode(np.ascontiguousarray(array).reshape(-1), dtype, out)
+            self._write(name, memoryview(out), 0)
+
+    def _load(self, place: int, name: str) -> tuple[Floats, Floats]:
+        """A tensor of an input: its bytes, and its numbers in float32."""
+        entry = self._entries[place][name]
+        raw: Floats = np.empty(entry.nbytes, np.uint8)
+        self._files.read(entry.file, entry.start, raw.data)
+        values: Floats = np.empty(prod(entry.shape), np.float32)
+        if not kernels.decode(raw, entry.dtype, values):
+            raise CheckpointError(
+                f"{entry.file}: {entry.name} of '{self._plan.inputs[place].label}' holds NaN or infinity. A merge "
+                "would spread it: mend the adapter, or name it in exclude"
+            )
+        return raw, values.reshape(entry.shape)
+
+
+def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Keys) -> tuple[Factors, float]:
+    """Merge updates that are given by their factors into one of rank `rank`.
+
+    pairs    in the models' order, every scaling folded in
+    keys     for methods that draw random numbers
+    returns  the merged factors, and the norm of what the cut to `rank` left out, as a share of the whole's norm
+    """
+    row = METHODS[setting.method]
+    given = {name: value for name, value in setting.parameters.items() if row.parameter(name) and name not in SHARED}
+    scale = float(setting.parameters.get("scale", 1.0))
+    function = method_function(row)
+    if row.scales:
+        given["scale"], scale = scale, 1.0
+    if row.on == "factors":
+        merged = function(pairs, **given, **({"rank": rank} if row.needs_rank else {}))
+        return _cut(_scaled(merged, scale), rank)
+
+    def join(rows: NDArray[Any], name: str, **more: Any) -> NDArray[Any]:
+        drawn = {"keys": keys(name)} if row.random else {}
+        result: NDArray[Any] = function(rows, **given, **drawn, **more)
+        return result
+
+    space = setting.parameters["space"]
+    if space != "delta":
+        inside = enter(space, pairs)
+        joined = [
+            join(stacked.reshape(len(pairs), -1).copy(), str(place)) * np.float32(scale)
+            for place, stacked in enumerate(inside.coordinates)
+        ]
+        merged = inside.leave([one.reshape(of.shape[1:]) for one, of in zip(joined, inside.coordinates, strict=True)])
+        return _cut(merged, rank)
+    if row.additive:
+        return _cut(_scaled(stack(pairs, model_weights(setting, len(pairs))), scale), rank)
+    updates = _Updates(pairs)
+    known: dict[str, Any] = {}
+    if row.statistic == "cutoff":
+        keep = kept(setting.parameters["density"], len(pairs), updates.count)
+        known["cutoff"] = exact_cutoffs(updates, keep, lambda look, indices: map(look, indices))
+    dense = np.empty((len(pairs[0].b), pairs[0].a.shape[1]), np.float32)
+    for index, start in enumerate(range(0, len(dense), updates.rows)):
+        at = {"start": start * dense.shape[1]} if row.random else {}
+        block = join(updates.read(index), "", **known, **at).reshape(-1, dense.shape[1])
+        np.multiply(block, np.float32(scale), out=dense[start : start + updates.rows])
+    return of_dense(dense, rank)
+
+
+def model_weights(setting: Setting, models: int) -> list[float]:
+    """What each model counts in a plain sum: its weight, or an equal part where the method has no weights."""
+    weight = setting.parameters.get("weight")
+    if weight is None:
+        return [1 / models] * models
+    return shares(weight, models, setting.parameters.get("normalize") in (True, "weight", "count"))
+
+
+def _cut(factors: Factors, rank: int) -> tuple[Factors, float]:
+    """Factors of exactly this rank, with zeros where there is less to hold."""
+    cut, error = truncate(factors, rank)
+    return pad(cut, rank), error
+
+
+def _scaled(factors: Factors, scale: float) -> Factors:
+    return factors if scale == 1 else factors._replace(b=factors.b * np.float32(scale))
+
+
+class _Updates:
+    """The updates themselves, some rows of all models at a time, as a source of blocks that cutoffs are found in."""
+
+    def __init__(self, pairs: Sequence[Factors]) -> None:
+        self._pairs = pairs
+        out, width = len(pairs[0].b), pairs[0].a.shape[1]
+        self.rows = max(ROWS // width, 1)
+        self.count = out * width
+        self.sizes: Sequence[int] = [min(self.rows, out - start) * width for start in range(0, out, self.rows)]
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """The updates' rows of a block, [model, n]."""
+        start = index * self.rows
+        blocks: Iterable[NDArray[np.float32]] = (pair.b[start : start + self.rows] @ pair.a for pair in self._pairs)
+        return np.stack([block.reshape(-1) for block in blocks])

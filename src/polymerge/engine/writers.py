@@ -1,0 +1,223 @@
+"""How an output is written, and what lies beside its weights: a checkpoint, or an adapter for PEFT or LLaVA."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.adapter import Adapter, made_adapter
+from polymerge.checkpoints.output_folder import copy_companions
+from polymerge.checkpoints.tensor_info import Contents
+from polymerge.checkpoints.writer import Shards, lay_out
+from polymerge.dtypes import byte_count, dtype_name
+from polymerge.engine.device import open_device
+from polymerge.engine.executor import execute
+from polymerge.engine.opening import copy_beside
+from polymerge.errors import MissingExtraError
+from polymerge.families import untied, with_rows
+from polymerge.families.quantization import quantization_method, without_quantization
+from polymerge.planning import Plan
+from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.plan import PREFIX
+from polymerge.planning.storage import Stored, stored_dtypes
+
+__all__ = ["Writer", "in_memory", "require", "writer_of"]
+
+
+class Writer(Protocol):
+    """One way to write an output.
+
+    shards   the files of its weights, into which the steps of the plan are written first
+    """
+
+    shards: Shards
+
+    def finish(self, folder: Path) -> dict[str, int]:
+        """Write what lies beside the weights, and turn these into torch files if wanted; the size of each weight file.
+
+        raises CheckpointError where a file that belongs beside them cannot be had.
+        """
+
+    def counted(self) -> dict[str, Any]:
+        """What polymerge.json says of the tensors in these files."""
+
+
+def writer_of(plan: Plan, inputs: Sequence[Checkpoint], shard_size: int, *, as_torch: bool) -> Writer:
+    """The writer for the layout of a plan; raises MissingExtraError where it needs what is not installed."""
+    if as_torch:
+        require("safetensors", "torch", to="write pytorch_model.bin files", instead="--format safetensors")
+    if plan.layout == "checkpoint":
+        return _CheckpointWriter(plan, inputs[plan.template], shard_size, as_torch)
+    if plan.layout == "llava":
+        require("safetensors", "torch", to="write LLaVA's .bin files", instead="--layout peft")
+    return _AdapterWriter(plan, inputs, as_torch or plan.layout == "llava")
+
+
+def require(*packages: str, to: str, instead: str) -> None:
+    """Raise MissingExtraError where one of these packages is not installed."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise MissingExtraError(
+            f"{' and '.join(missing)} needed to {to}: pip install 'polymerge[transformers]', or say {instead}"
+        )
+
+
+class _CheckpointWriter:
+    """Shards with an index, and the template's files beside them."""
+
+    def __init__(self, plan: Plan, template: Checkpoint, shard_size: int, as_torch: bool) -> None:
+        self._plan, self._template, self._as_torch = plan, template, as_torch
+        self.shards = lay_out(_tensors(plan), shard_size)
+        self._stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
+
+    def finish(self, folder: Path) -> dict[str, int]:
+        self.shards.write_index(folder)
+        if self._template.config:
+            copy_beside(self._plan, self._template.folder, folder)
+            _write_config(self._plan, self._template, self._stored, folder / "config.json")
+        if self._as_torch:
+            from polymerge.checkpoints.writer import as_torch_files  # needs torch, which a merge does not
+
+            as_torch_files(folder, {step.name: step.same_as for step in self._plan.steps if step.fate == "tied"})
+        return _sizes(folder, "pytorch_model*.bin" if self._as_torch else "model*.safetensors")
+
+    def counted(self) -> dict[str, Any]:
+        steps = self._plan.steps
+        return {
+            "dtypes": {dtype_name(code): count for code, count in self._stored.tensors.items()},
+            "rounded_by_template": list(self._stored.rounded),
+            "tensors": dict(Counter(step.fate for step in steps)),
+            "parameters": sum(prod(step.shape) for step in steps if step.fate != "tied"),
+            "merged": [step.name for step in steps if step.fate == "merged"],
+        }
+
+
+class _AdapterWriter:
+    """The factors and full weights of an adapter: in one file for PEFT, in two for LLaVA; and its template's files."""
+
+    def __init__(self, plan: Plan, inputs: Sequence[Checkpoint], as_torch: bool) -> None:
+        self._plan, self._inputs, self._as_torch = plan, inputs, as_torch
+        apart = plan.layout == "llava" and any(step.lora is None for step in plan.steps)
+        one_file = 1 << 62
+        self.shards = lay_out(_tensors(plan, lora=True if apart else None), one_file, "adapter_model")
+        if apart:
+            self.shards = _beside(self.shards, lay_out(_tensors(plan, lora=False), one_file, "non_lora_trainables"))
+
+    def finish(self, folder: Path) -> dict[str, int]:
+        copy_companions(self._inputs[self._plan.template].folder, folder, deep=False)
+        config = _adapter_config(self._plan, self._inputs)
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if self._as_torch:
+            from polymerge.checkpoints.writer import as_torch_file  # needs torch, which a merge does not
+
+            for file in sorted(folder.glob("*.safetensors")):
+                as_torch_file(file, file.with_suffix(".bin"))
+        return _sizes(folder, "*.safetensors", "*.bin")
+
+    def counted(self) -> dict[str, Any]:
+        modules = [(step, step.lora) for step in self._plan.steps if step.lora is not None]
+        return {
+            "modules": dict(Counter(step.fate for step, _ in modules)),
+            "full_weights": [step.name for step in self._plan.steps if step.lora is None],
+            "ranks": sorted({lora.rank for _, lora in modules}),
+        }
+
+
+def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[Adapter, dict[Path, memoryview]]:
+    """Carry out a plan of adapters without a folder: the adapter that it makes, and the content of its files.
+
+    raises CheckpointError where an adapter's values cannot be merged.
+    """
+    where = Path(f"in memory/{plan.hash}")
+    buffers = {name: bytearray(byte_count(dtype, shape)) for name, dtype, shape in _tensors(plan)}
+
+    def write(name: str, view: memoryview, start: int) -> None:
+        buffers[name][start : start + len(view)] = view
+
+    execute(plan, [one.entries for one in inputs], write, device=open_device("cpu"), threads=threads)
+    factors, full = (
+        [
+            TensorInfo(name, dtype, shape, where / name, 0, len(buffers[name]))
+            for name, dtype, shape in _tensors(plan, lora=lora)
+        ]
+        for lora in (True, False)
+    )
+    apart = tuple(full) if plan.layout == "llava" else ()
+    template = inputs[plan.template].adapter
+    assert template is not None
+    contents = Contents((*factors, *(() if apart else full)))
+    made = made_adapter(template, _adapter_config(plan, inputs), contents, apart)
+    return made, {where / name: memoryview(buffer) for name, buffer in buffers.items()}
+
+
+def _adapter_config(plan: Plan, inputs: Sequence[Checkpoint]) -> dict[str, Any]:
+    """The adapter_config.json of an output; it names the modules that full weights replace, but for LLaVA's loader."""
+    config = dict(plan.config or {})
+    if plan.layout == "llava":
+        return config | {"modules_to_save": None}
+    kept = {step.name for step in plan.steps if step.lora is None}
+    brought = {
+        name.rpartition(".")[0]
+        for adapter in (one.adapter for one in inputs)
+        if adapter is not None
+        for name, entry in adapter.extras.items()
+        if entry.file in adapter.beside and f"{PREFIX}{name}" in kept
+    }
+    return config | {"modules_to_save": sorted({*(config.get("modules_to_save") or ()), *brought}) or None}
+
+
+def _tensors(plan: Plan, lora: bool | None = None) -> list[tuple[str, str, tuple[int, ...]]]:
+    """What is written: names, dtypes and shapes, of modules with factors alone or of all others if `lora` says so."""
+    return [
+        (name, dtype, shape)
+        for step in plan.steps
+        if lora is None or lora == (step.lora is not None)
+        for name, (dtype, shape) in step.stored.items()
+    ]
+
+
+def _beside(one: Shards, other: Shards) -> Shards:
+    """The files of both."""
+    moved = {name: replace(place, shard=place.shard + len(one.names)) for name, place in other.places.items()}
+    return Shards(
+        (*one.names, *other.names),
+        (*one.headers, *other.headers),
+        (*one.sizes, *other.sizes),
+        {**one.places, **moved},
+        one.data_size + other.data_size,
+    )
+
+
+def _sizes(folder: Path, *patterns: str) -> dict[str, int]:
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    return {file.name: file.stat().st_size for file in files}
+
+
+def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
+    """The template's config as the output is: rows of the vocabulary, a head of its own, plain weights."""
+    config = untied(template.config) if plan.unties else template.config
+    if quantization_method(config) is not None:  # the plan has found that the weights are not
+        config = without_quantization(config)
+    for step in plan.steps:
+        stored = template.entries.get(step.name)
+        if step.canonical in (EMBEDDING, HEAD) and stored is not None and stored.shape != step.shape:
+            return with_rows(config, stored.shape[0], step.shape[0])
+    return config
+
+
+def _write_config(plan: Plan, template: Checkpoint, stored: Stored, file: Path) -> None:
+    """Write the config.json of the output over a copy of the template's; not a byte of it changes that need not."""
+    before, config = file.read_bytes() if file.exists() else b"", _config(plan, template)
+    text = before.decode("utf-8")
+    if template.brought or config != template.config:
+        text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"
+    after = stored.written_in(text).encode("utf-8")
+    if after != before:
+        file.write_bytes(after)

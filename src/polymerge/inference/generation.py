@@ -1,0 +1,127 @@
+"""Let every plan's model answer every prompt, batch by batch, each answer written down as soon as it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from polymerge.checkpoints.loading import DTYPES
+from polymerge.errors import PolymergeError, RecipeError, did_you_mean
+from polymerge.inference.answering import batches
+from polymerge.inference.prompts import Prompt
+from polymerge.inference.run_folder import Run
+from polymerge.inference.worker import Job, Worker
+from polymerge.inference.worker_pool import Call, WorkerPool
+from polymerge.planning import Plan
+
+__all__ = ["Batches", "Generation", "generate"]
+
+Batch = tuple[Prompt, ...]
+Answers = Mapping[int | str, str]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated: greedily, in batches, by one worker or several.
+
+    dtype          auto (as the template's weights are) or a torch dtype
+    workers        processes, or actors where `ray` is given: `local`, or the address of a cluster
+    torch_threads  of each worker; by default the processors are shared out
+    """
+
+    max_new_tokens: int = 16
+    batch_size: int = 16
+    device: str = "cpu"
+    dtype: str = "auto"
+    workers: int = 1
+    ray: str | None = None
+    torch_threads: int | None = None
+    trust_remote_code: bool = False
+
+    def problems(self) -> list[PolymergeError]:
+        """What is wrong with it."""
+        found: list[PolymergeError] = [
+            RecipeError(f"{name}: {getattr(self, name)} is too few")
+            for name in ("max_new_tokens", "batch_size", "workers")
+            if getattr(self, name) < 1
+        ]
+        if self.dtype not in DTYPES:
+            found.append(RecipeError(f"dtype: '{self.dtype}'.{did_you_mean(self.dtype, DTYPES)}"))
+        return found
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What answers depend on: how many workers there are, and where, they do not."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "device": self.device.partition(":")[0],
+            "dtype": self.dtype,
+        }
+
+    def worker_pool(self, plan: Plan | None, folder: str = "") -> WorkerPool:
+        """Its workers.
+
+        plan    whose models they load; None where they load the checkpoint in `folder`
+        """
+        threads = self.torch_threads
+        if threads is None and (self.workers > 1 or self.ray is not None):
+            threads = max(1, (os.cpu_count() or 1) // self.workers)
+        job = Job(
+            plan, folder, self.device, self.dtype, self.max_new_tokens, threads, threads, self.trust_remote_code
+        )  # fmt: skip
+        return WorkerPool(job, self.workers, self.ray)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Prompts in batches, always of the same prompts: a model's numbers depend in the last bits on what is beside."""
+
+    prompts: tuple[Prompt, ...]
+    size: int
+    batches: tuple[Batch, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batches", tuple(batches(self.prompts, self.size)))
+
+
+def generate(
+    run: Run,
+    plans: Mapping[str, Plan],
+    asked: Batches,
+    pool: WorkerPool,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Answers]:
+    """The answers of all plans' models: those that the run has, and the rest generated now.
+
+    Each worker takes a plan, answers its batches one by one, and takes the next plan.
+
+    plans     by the name under which the run keeps the answers
+    progress  told how many answers there are, and how many there will be
+    """
+    missing = {name: _unanswered(run, name, asked) for name in plans}
+    total = len(plans) * len(asked.prompts)
+    done = total - sum(len(batch) for own in missing.values() for batch in own)
+    streams = (_calls(name, plans[name], own) for name, own in missing.items() if own)
+    for (name, batch), answers in pool.run(streams):
+        if batch:
+            run.log(name).append(zip((prompt.id for prompt in batch), answers, strict=True))
+            done += len(batch)
+            if progress is not None:
+                progress(done, total)
+    return {name: run.log(name).read() for name in plans}
+
+
+def _unanswered(run: Run, name: str, asked: Batches) -> list[Batch]:
+    """The batches that a plan's model has not answered in full."""
+    had = run.log(name).read()
+    return [batch for batch in asked.batches if any(prompt.id not in had for prompt in batch)]
+
+
+def _calls(name: str, plan: Plan, own: list[Batch]) -> Iterator[tuple[tuple[str, Batch], Call]]:
+    yield (name, ()), partial(Worker.take, plan=plan)
+    for batch in own:
+        yield (name, batch), partial(Worker.answer, batch=batch)

@@ -1,0 +1,244 @@
+"""Who generates: this process, processes beside it, or actors of a Ray cluster; all do the same."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib import import_module
+from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
+
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
+from polymerge.inference.worker import Job, Worker
+
+__all__ = ["Call", "WorkerError", "WorkerPool", "own_device"]
+
+T = TypeVar("T")
+
+Call = Callable[[Worker], Any]
+"""What a worker is to do; it can be pickled, such as `functools.partial(Worker.take, plan=plan)`."""
+
+_Submit = Callable[[int, Call], Future[Any]]
+
+_PATIENCE = 10.0  # seconds to reach a cluster's address
+
+
+class WorkerError(PolymergeError):
+    """A worker is gone; nobody knows more than that."""
+
+
+class WorkerPool:
+    """Workers for a job, each of which does one thing after the other; a context, at whose end they leave.
+
+    They start with the first call.
+
+    count  how many
+    ray    host:port or ray://host:port of a Ray cluster, `auto` for the one of the environment, or `local` to start one
+           on this machine; None for this process, or several of this machine
+    """
+
+    def __init__(self, job: Job, count: int = 1, ray: str | None = None) -> None:
+        if count < 1:
+            raise RecipeError(f"workers: {count} are none")
+        self.count = count
+        self._job, self._ray = job, ray
+        self._stack = ExitStack()
+        self._submit: _Submit | None = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def submit(self, worker: int, call: Call) -> Future[Any]:
+        """Have a worker, by its number, do something.
+
+        raises MissingExtraError without Ray, RecipeError where its cluster cannot be reached or is too small.
+        """
+        if self._submit is None:
+            self._submit = self._stack.enter_context(self._started())
+        return _with_cause(self._submit(worker, call))
+
+    def run(self, streams: Iterable[Iterator[tuple[T, Call]]]) -> Iterator[tuple[T, Any]]:
+        """Carry out streams of calls: each worker takes a stream, makes its calls one by one, and takes the next.
+
+        streams  of calls, each with what it is for; the next call is taken when the result of the one before was used
+        returns  what each call was for, and its result, as they come
+        """
+        waiting = iter(streams)
+        busy: dict[Future[Any], tuple[int, Iterator[tuple[T, Call]], T]] = {}
+
+        def go_on(worker: int, stream: Iterator[tuple[T, Call]] | None) -> None:
+            while stream is not None:
+                for purpose, call in stream:
+                    busy[self.submit(worker, call)] = (worker, stream, purpose)
+                    return
+                stream = next(waiting, None)
+
+        try:
+            for worker in range(self.count):
+                go_on(worker, next(waiting, None))
+            while busy:
+                finished, _ = wait(busy, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    worker, stream, purpose = busy.pop(future)
+                    yield purpose, future.result()
+                    go_on(worker, stream)
+        finally:
+            for future in busy:
+                future.cancel()
+
+    @contextmanager
+    def _started(self) -> Iterator[_Submit]:
+        if self._ray is not None:
+            with _actors(self._job, self.count, self._ray) as submit:
+                yield submit
+        elif self.count == 1:
+            worker = Worker(self._job)
+            yield lambda _, call: _done(lambda: call(worker))
+        else:
+            # started anew, not forked: torch's threads do not survive a fork
+            pools = [
+                ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(self._job, number))
+                for number in range(self.count)
+            ]
+            try:
+                yield lambda number, call: pools[number].submit(_do, call)
+            finally:
+                for pool in pools:
+                    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def own_device(device: str, number: int) -> str:
+    """The device of one of several workers: each has the next GPU in turn, where no GPU is named by its number."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{number % max(torch.cuda.device_count(), 1)}"
+
+
+_worker: Worker | None = None
+"""In a process of a pool, its worker."""
+
+
+def _begin(job: Job, number: int) -> None:
+    global _worker
+    _worker = Worker(replace(job, device=own_device(job.device, number)))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nobody is left to answer to, and a killed parent closes no pool
+
+
+def _do(call: Call) -> Any:
+    assert _worker is not None
+    return call(_worker)
+
+
+def _done(function: Callable[[], Any]) -> Future[Any]:
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+    return future
+
+
+def _with_cause(future: Future[Any]) -> Future[Any]:
+    """The same, where an error is the one that was raised in the worker, or says that the worker is gone."""
+    told: Future[Any] = Future()
+
+    def tell(done: Future[Any]) -> None:
+        error = CancelledError() if done.cancelled() else done.exception()
+        cause = getattr(error, "cause", None)  # what Ray wraps in an error of its own
+        if isinstance(cause, Exception):
+            error = cause
+        if error is None:
+            told.set_result(done.result())
+        elif isinstance(error, BrokenExecutor) or type(error).__name__ in ("ActorDiedError", "RayActorError"):
+            told.set_exception(
+                WorkerError("a worker has died, perhaps for lack of memory. Answers are kept: run again to go on")
+            )
+        else:
+            told.set_exception(error)
+
+    future.add_done_callback(tell)
+    return told
+
+
+class _Actor:
+    """A worker as an actor of Ray."""
+
+    def __init__(self, job: Job) -> None:
+        self._worker = Worker(job)
+
+    def do(self, call: Call) -> Any:
+        return call(self._worker)
+
+
+@contextmanager
+def _actors(job: Job, count: int, address: str) -> Iterator[_Submit]:
+    """Actors for a job; checkpoints and images have to lie under the same paths on every machine."""
+    try:
+        ray: Any = import_module("ray")
+    except ImportError:
+        raise MissingExtraError("a Ray cluster needs Ray: pip install 'polymerge[ray]'") from None
+    need = {"GPU": 1.0} if job.device.startswith("cuda") else {"CPU": float(job.torch_threads or 1)}
+    with _cluster(ray, address, int(count * need.get("CPU", 1))):
+        _check_room(ray, address, count, need)
+        actor = ray.remote(num_cpus=need.get("CPU", 0), num_gpus=need.get("GPU", 0))(_Actor)
+        actors = [actor.remote(job) for _ in range(count)]
+        yield lambda worker, call: actors[worker].do.remote(call).future()
+
+
+@contextmanager
+def _cluster(ray: Any, address: str, processors: int) -> Iterator[None]:
+    """Be a driver of a cluster, of the caller's own where there is one."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {"num_cpus": max(processors, os.cpu_count() or 1), "include_dashboard": False}
+    _probe(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {}))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"ray {address}: no cluster can be reached there: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """See whether anybody listens, since Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), _PATIENCE).close()
+    except OSError as error:
+        raise RecipeError(f"ray {address}: no cluster can be reached there: {error}") from None
+
+
+def _check_room(ray: Any, address: str, count: int, need: dict[str, float]) -> None:
+    """Refuse actors that would wait for a place for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node.get("Alive", node.get("alive"))]
+    ((what, each),) = need.items()
+    places = sum(int(node.get(what, 0) // each) for node in nodes)
+    if places < count:
+        raise RecipeError(
+            f"ray {address}: {count} workers of {each:g} {what} each, and its {len(nodes)} machines have room for "
+            f"{places}. Ask for fewer workers or torch_threads"
+        )

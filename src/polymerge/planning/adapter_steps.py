@@ -1,0 +1,313 @@
+"""The steps of a plan that merges adapters: one per module that any of them has, then one per full weight."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.adapter import Pair
+from polymerge.dtypes import dtype_code
+from polymerge.errors import RecipeError, refuse
+from polymerge.families.expressions import LowRank, Read, shape_of
+from polymerge.families.rules import text_layer
+from polymerge.methods.table import METHODS
+from polymerge.planning.adapter_inputs import Opened
+from polymerge.planning.model import VOCABULARY, Model
+from polymerge.planning.peft_config import alpha_of
+from polymerge.planning.plan import PREFIX, Fate, LeftOut, Lora, Piece, Step
+from polymerge.recipe.overrides import Choice, matches
+from polymerge.recipe.parameters import Setting, resolve
+from polymerge.recipe.recipe import Recipe
+
+__all__ = ["AdapterSteps", "is_dense"]
+
+_TOKENS = " (trained tokens)"
+"""What follows the canonical name of an embedding that only some rows of were trained."""
+
+Held = Mapping[int, tuple[str, TensorInfo]]
+"""A full weight by the places of the adapters that have it: the name that an output stores it by, and where it lies."""
+
+
+class AdapterSteps:
+    """Decides what becomes of modules and full weights; refuses what does not fit.
+
+    base  the base model, where full weights are merged as deltas to it
+
+    Beside the steps there are `settings`, which their pieces point into, `left_out` and `warnings`.
+    """
+
+    def __init__(self, recipe: Recipe, opened: Opened, choices: Sequence[Choice], base: Model | None) -> None:
+        self._recipe, self._opened, self._choices, self._base = recipe, opened, choices, base
+        self.settings: list[Setting] = []
+        self.left_out: list[LeftOut] = []
+        self.warnings: list[str] = []
+        self._dtype = dtype_code(recipe.dtype) if recipe.dtype else None
+        places = range(len(opened.adapters))
+        self._order = [opened.template, *(place for place in places if place != opened.template)]
+
+    # --- modules: factors
+
+    def modules(self) -> list[Step]:
+        """A step for every module that any adapter has factors of, those of the template first."""
+        held: dict[str, dict[int, Pair]] = defaultdict(dict)
+        for place in self._order:
+            for pair in self._opened.adapters[place].pairs.values():
+                held[self._opened.module(place, pair.module)][place] = pair
+        self._check_globs(held)
+        steps = [step for key, pairs in held.items() if (step := self._module(key, dict(sorted(pairs.items()))))]
+        self._check_overlap(held)
+        return steps
+
+    def _module(self, key: str, pairs: Mapping[int, Pair]) -> Step | None:
+        template, name = self._opened.template, f"{key}.weight"
+        choice = next(choice for choice in self._choices if choice.covers(name) or choice.covers(key))
+        kept = ""
+        if any(matches(name, glob) or matches(key, glob) for glob in self._recipe.exclude):
+            kept = "excluded by the recipe"
+        elif choice.setting.row.copies:
+            kept = f"copied by the recipe ({choice.where})"
+        if kept:
+            others = {place: pair for place, pair in pairs.items() if place != template}
+            why = f"the template's is kept: {kept}" if template in pairs else f"{kept}, and the template has none"
+            for place, pair in others.items():
+                self.left_out += [LeftOut(place, one.name, why) for one in (pair.a, pair.b, pair.bias) if one]
+            return self._copied(key, template, pairs[template], kept) if template in pairs else None
+        labels = self._opened.labels
+        shapes = {pair.shape: place for place, pair in pairs.items()}
+        if len(shapes) > 1 or len({(pair.embedding, pair.transposed) for pair in pairs.values()}) > 1:
+            listed = ", ".join(f"'{labels[place]}' is {list(shape)}" for shape, place in shapes.items())
+            refuse(RecipeError(f"{key}: {listed} (out, in). These adapters are not of one base"))
+            return None
+        reason = ""
+        if len(pairs) < len(labels):
+            having = ", ".join(labels[place] for place in pairs)
+            reason = f"only {len(pairs)} of {len(labels)} adapters have it: {having}"
+        setting = choice.setting.of(list(pairs))
+        if reason and setting.divides_by_nothing:
+            refuse(_divides_by_nothing(key, reason))
+            return None
+        if len(pairs) == 1 and _is_identity(setting):
+            ((place, pair),) = pairs.items()
+            if pair.rank <= (setting.parameters.get("rank") or pair.rank):
+                return self._copied(key, place, pair, reason or "one adapter at weight 1")
+        rank = self._rank(key, pairs, setting)
+        first = pairs.get(template) or next(iter(pairs.values()))
+        whole = rank == first.rank or float(first.scaling * rank).is_integer()
+        scaling = first.scaling if first.scaling and alpha_of(first.scaling, rank) is not None and whole else 1.0
+        lora = Lora(
+            rank,
+            scaling,
+            (self._dtype or first.a.dtype, self._dtype or first.b.dtype),
+            any(pair.bias for pair in pairs.values()),
+            first.embedding,
+        )
+        return _step(first.module, key, lora, pairs, reason, self._number(setting))
+
+    def _copied(self, key: str, place: int, pair: Pair, reason: str) -> Step:
+        dtypes = (pair.a.dtype, pair.b.dtype)
+        lora = Lora(pair.rank, pair.scaling, dtypes, pair.bias is not None, pair.embedding)
+        return _step(pair.module, key, lora, {place: pair}, reason)
+
+    def _rank(self, key: str, pairs: Mapping[int, Pair], setting: Setting) -> int:
+        """The rank of a merged module: as the recipe says, as far as there is something to fill it."""
+        ranks = [pair.rank for pair in pairs.values()]
+        method, row, wanted = setting.method, setting.row, setting.parameters.get("rank")
+        apart = setting.joins_factors
+        if (apart or row.equal_ranks) and len(set(ranks)) > 1:
+            listed = ", ".join(f"{pair.rank} '{self._opened.labels[place]}'" for place, pair in pairs.items())
+            hint = "use another method" if row.equal_ranks else "say space: delta, knots or core"
+            refuse(RecipeError(f"{key}: {method} joins factor with factor and the ranks differ: {listed}; {hint}"))
+        whole = sum(ranks) if row.adds_ranks and not apart else max(ranks)
+        if apart or row.adds_ranks:
+            most = whole
+        else:  # an update that was merged entry by entry may have any rank
+            most = min(*next(iter(pairs.values())).shape, *([] if is_dense(setting) else [sum(ranks)]))
+        if wanted and wanted > most:
+            self.warnings.append(f"rank: {wanted} is more than there is to fill in some modules, which get less")
+        return min(wanted or whole, most)
+
+    def _number(self, setting: Setting) -> int:
+        if setting not in self.settings:
+            self.settings.append(setting)
+        return self.settings.index(setting)
+
+    def _check_globs(self, held: Mapping[str, object]) -> None:
+        modules = [*held, *(f"{key}.weight" for key in held)]
+        full = [self._opened.key(place, name) for place in self._order for name in self._opened.adapters[place].extras]
+        globs = [("exclude", glob, [*modules, *full], "module or weight") for glob in self._recipe.exclude]
+        globs += [("overrides", choice.match, modules, "module") for choice in self._choices if choice.match]
+        for where, glob, names, kind in globs:
+            if not any(matches(name, glob) for name in names):
+                found = f", such as {names[0]}" if names else ""
+                hint = " (parameter extra says what becomes of full weights)" if where == "overrides" else ""
+                refuse(RecipeError(f"recipe: {where}: '{glob}' matches no {kind} by its canonical name{found}{hint}"))
+        layers = {layer for key in held if (layer := text_layer(f"{key}.weight")) is not None}
+        for choice in self._choices:
+            first, last = choice.layers or (0, 0)
+            if choice.layers and not any(first <= layer <= last for layer in layers):
+                has = "" if layers else ", whose names are of no known family; then say base_model, a local folder"
+                where = f"recipe: {choice.where}: layers {first}-{last}"
+                refuse(RecipeError(f"{where} hold no module of the adapters{has}"))
+
+    def _check_overlap(self, held: Mapping[str, Mapping[int, Pair]]) -> None:
+        """Refuse adapters whose layers lie elsewhere than the others': they are of another model, or named otherwise.
+
+        Two that adapt different modules of the same layers belong together.
+        """
+        for place, label in enumerate(self._opened.labels):
+            own = {_stem(key): key for key, pairs in held.items() if place in pairs}
+            others = {_stem(key): key for key, pairs in held.items() if set(pairs) - {place}}
+            for stems in (own, others):
+                stems.pop("", None)
+            if own and others and not set(own) & set(others):
+                refuse(
+                    RecipeError(
+                        f"'{label}' has no module in common with the other adapters (it has "
+                        f"{next(iter(own.values()))}, they have {next(iter(others.values()))}). They are of different "
+                        "models, or named by different layouts: then say base_model, a local folder, so that its "
+                        "family is known"
+                    )
+                )
+
+    # --- full weights
+
+    def full_weights(self, extra: str, adapted: Collection[str]) -> list[Step]:
+        """A step for every full weight that any adapter has, a projector's above all.
+
+        extra    mean, released (the mean, rounded to the stored dtype after each step), first (the template's, or of
+                 the first adapter that has it), or a method, with the recipe's parameters
+        adapted  the canonical names of the modules that have factors in the output
+        """
+        held: dict[str, dict[int, tuple[str, TensorInfo]]] = defaultdict(dict)
+        for place in self._order:
+            adapter = self._opened.adapters[place]
+            for parameter, entry in adapter.extras.items():
+                module, _, end = parameter.rpartition(".")
+                # PEFT keeps what it adds factors to in `base_layer`
+                name = f"{module}.base_layer.{end}" if self._opened.module(place, module) in adapted else parameter
+                held[self._opened.key(place, parameter)][place] = f"{PREFIX}{name}", entry
+            for parameter, (_, entry) in adapter.tokens.items():
+                name = f"{PREFIX}{parameter.removesuffix('.weight')}.token_adapter.trainable_tokens_delta"
+                held[f"{self._opened.key(place, parameter)}{_TOKENS}"][place] = name, entry
+        self._check_tokens()
+        if not held:
+            return []
+        setting = self._setting_of_full_weights(extra)
+        return [step for key, found in held.items() if (step := self._full_weight(key, found, extra, setting))]
+
+    def _setting_of_full_weights(self, extra: str) -> Setting:
+        row, labels = METHODS.get(extra), self._opened.labels
+        if row is None:
+            return Setting("linear", {"weight": (1.0,) * len(labels), "normalize": True})
+        known = {parameter.name for parameter in row.parameters}
+        said, *own = (
+            {name: value for name, value in given.items() if name in known}
+            for given in (self._recipe.parameters, *(entry.parameters for entry in self._recipe.models))
+        )
+        return resolve(extra, [("recipe: parameters", said)], own, labels)
+
+    def _full_weight(self, key: str, found: Held, extra: str, setting: Setting) -> Step | None:
+        labels, template, places = self._opened.labels, self._opened.template, sorted(found)
+        first = template if template in found else places[0]
+        name, entry = found[first]
+        shapes = {held.shape for _, held in found.values()}
+        if len(shapes) > 1:
+            refuse(self._unequal(key, found))
+            return None
+        rows = ((0, entry.shape[0] if entry.shape else 1),)
+        some = "" if len(places) == len(labels) else f"only {', '.join(labels[n] for n in places)} of the adapters"
+        deltas = extra in METHODS and METHODS[extra].on == "deltas"
+        excluded = any(matches(key, glob) for glob in self._recipe.exclude)
+        if excluded and template not in found:
+            why = "excluded by the recipe, and the template has none"
+            self.left_out += [LeftOut(place, found[place][1].name, why) for place in places]
+            return None
+        if excluded or extra == "first" or len(places) == 1 or (key.endswith(_TOKENS) and deltas):
+            why = f"that of '{labels[first]}' is kept: {'excluded by the recipe' if excluded else f'extra: {extra}'}"
+            self.left_out += [LeftOut(place, found[place][1].name, why) for place in places if place != first]
+            piece = Piece(key, rows, reads=(Read(entry.name),), inputs=(first,))
+            reason = f"of '{labels[first]}'" + (f": {some}" if some else "")
+            return Step(name, key, "copied", entry.dtype, entry.dtype, entry.shape, reason, (piece,))
+        own = setting.of(places)
+        if own.divides_by_nothing and some:
+            refuse(_divides_by_nothing(key, some))
+            return None
+        if extra == "released":
+            own = Setting("linear", {**own.parameters, "stepwise": entry.dtype})
+        number, origin = self._number(own), None
+        if deltas and self._base is not None:
+            origin = self._base.expr_of(key)
+            if origin is None or shape_of(origin, self._base.shapes) != entry.shape:
+                refuse(RecipeError(f"{key}: base_model '{self._base.label}' has no such tensor of this shape"))
+                return None
+        reads = tuple(Read(found[place][1].name) for place in places)
+        piece = Piece(key, rows, number, reads, origin, tuple(places))
+        return Step(name, key, "merged", self._dtype or entry.dtype, entry.dtype, entry.shape, some, (piece,))
+
+    def _unequal(self, key: str, found: Held) -> RecipeError:
+        shapes = {place: entry.shape for place, (_, entry) in sorted(found.items())}
+        way = "These adapters are not of one base"
+        if key in VOCABULARY and len({shape[1:] for shape in shapes.values()}) == 1:
+            way = (
+                "Their vocabularies were resized apart: fold each into its base (BASE+ADAPTER), and merge the models "
+                "with vocab: by-token"
+            )
+        listed = ", ".join(f"'{self._opened.labels[place]}' is {list(shape)}" for place, shape in shapes.items())
+        return RecipeError(f"{key}: {listed}. {way}")
+
+    def _check_tokens(self) -> None:
+        """Refuse to merge trained tokens row by row where they are not the same ones."""
+        seen: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for label, adapter in zip(self._opened.labels, self._opened.adapters, strict=True):
+            for parameter, (indices, _) in adapter.tokens.items():
+                first, before = seen.setdefault(parameter, (label, indices))
+                if before != indices:
+                    refuse(
+                        RecipeError(
+                            f"{parameter}: '{first}' trained tokens {list(before)[:5]}, '{label}' "
+                            f"{list(indices)[:5]}: not the same ones. Fold the adapters and merge the models"
+                        )
+                    )
+
+
+def _step(
+    module: str, key: str, lora: Lora, pairs: Mapping[int, Pair], reason: str, setting: int | None = None
+) -> Step:
+    """The step of a module: its update is made of these pairs of factors, or is the only one, without a setting."""
+    shape = next(iter(pairs.values())).shape
+    reads = tuple(
+        LowRank(pair.a.name, pair.b.name, pair.scaling, pair.bias.name if pair.bias else None)
+        for pair in pairs.values()
+    )
+    piece = Piece(key, ((0, shape[0]),), setting, reads, inputs=tuple(pairs))
+    fate: Fate = "copied" if setting is None else "merged"
+    dtype = lora.dtypes[1]
+    return Step(module, key, fate, dtype, dtype, shape, reason, (piece,), lora=lora)
+
+
+def _divides_by_nothing(key: str, reason: str) -> RecipeError:
+    return RecipeError(f"{key}: {reason}, and their weights add up to about 0: say normalize: false, or other weights")
+
+
+def _stem(module: str) -> str:
+    """Where the layers lie that a module is in: its name up to the first number, nothing where it has none."""
+    found = re.match(r"(.+?)\.[0-9]+(?:\.|$)", module)
+    return found[1] if found else ""
+
+
+def is_dense(setting: Setting) -> bool:
+    """Whether a method needs the update of a module itself, and not its factors alone."""
+    return setting.parameters.get("space") == "delta" and not setting.row.additive
+
+
+def _is_identity(setting: Setting) -> bool:
+    """Whether a method, given a single model, gives it back."""
+    said = setting.parameters
+    if "weight" not in said:
+        return False
+    (weight,) = said["weight"]
+    (density,) = said.get("density", (1.0,))
+    normalized = said.get("normalize") in (True, "weight") and weight > 0
+    return (weight == 1 or normalized) and density == 1 and said.get("scale", 1.0) == 1

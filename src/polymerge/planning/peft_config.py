@@ -1,0 +1,116 @@
+"""What the output's adapter_config.json has to say so that PEFT loads the merged factors as they are meant."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from polymerge.checkpoints.adapter import Adapter
+from polymerge.checkpoints.hub import split_revision
+from polymerge.dtypes import dtype_code, dtype_name, holding, holds
+from polymerge.errors import RecipeError
+from polymerge.planning.plan import Lora, Step
+
+__all__ = ["alpha_of", "base_said", "foreign_names", "output_config"]
+
+
+def alpha_of(scaling: float, rank: int) -> float | None:
+    """The alpha for which PEFT's alpha / rank is exactly `scaling`, a whole number where that is one; or None."""
+    product = scaling * rank
+    for alpha in (round(product), product, math.nextafter(product, 0), math.nextafter(product, math.inf)):
+        if alpha / rank == scaling:
+            return alpha
+    return None
+
+
+def output_config(
+    template: Adapter, adapters: Sequence[Adapter], modules: Sequence[Step], full: Sequence[Step]
+) -> dict[str, Any]:
+    """The template's config, with ranks, alphas, modules and saved modules as the output has them.
+
+    Where every module comes out with the template's own rank and scaling, the config is the template's but for what
+    other adapters bring along.
+
+    modules, full  the steps of modules with factors, and those of full weights
+    """
+    config = dict(template.config)
+    own = {module: (pair.rank, pair.scaling) for module, pair in template.pairs.items()}
+    factors = {step.name: step.lora for step in modules if step.lora is not None}
+    if factors.keys() != own.keys():
+        config |= {"target_modules": sorted(factors), "exclude_modules": None}
+        config |= {"layers_to_transform": None, "layers_pattern": None}
+    if factors and {module: (lora.rank, lora.scaling) for module, lora in factors.items()} != own:
+        config |= _ranks(factors)
+    if any(lora.bias for lora in factors.values()):
+        config["lora_bias"] = True
+    loaded = dtype_code(str(config.get("lora_dtype")))  # what ms-swift loads factors in; PEFT has none of it
+    written = {dtype for lora in factors.values() for dtype in lora.dtypes}
+    if loaded is not None and not all(holds(loaded, dtype) for dtype in written):
+        config["lora_dtype"] = dtype_name(holding(written))
+    saved = [name for adapter in adapters for name in adapter.config.get("modules_to_save") or ()]
+    config["modules_to_save"] = sorted(name for name in set(saved) if _holds(name, full)) or None
+    trained = [adapter.config["bias"] for adapter in adapters if adapter.config.get("bias", "none") != "none"]
+    if trained:
+        config["bias"] = "all" if "all" in trained else trained[0]
+    with_tokens = [adapter for adapter in (template, *adapters) if adapter.tokens]
+    if with_tokens:
+        config["trainable_token_indices"] = with_tokens[0].config.get("trainable_token_indices")
+    return config | {"inference_mode": True}
+
+
+def base_said(base: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a config like `config` names another base: PEFT wants the revision of a hub id apart from it."""
+    name, revision = split_revision(base)
+    said = {"base_model_name_or_path": name}
+    return said | ({"revision": revision} if revision or "revision" in config else {})
+
+
+def foreign_names(
+    adapters: Sequence[Adapter],
+    labels: Sequence[str],
+    template: int,
+    key: Callable[[int, str], str],
+    steps: Sequence[Step],
+) -> Iterator[RecipeError]:
+    """Say which modules of the output would not have names of the template's layout, for no name is translated back."""
+    own = {key(template, f"{module}.weight"): module for module in adapters[template].pairs}
+    for place, adapter in enumerate(adapters):
+        named = ((own.get(key(place, f"{module}.weight")), module) for module in adapter.pairs)
+        other = next(((ours, theirs) for ours, theirs in named if ours and ours != theirs), None)
+        readers = [(step.name, step.pieces[0].inputs) for step in steps]
+        alone = [name for name, places in readers if template not in places and places[0] == place]
+        if other and alone:
+            yield RecipeError(
+                f"'{labels[place]}' has {alone[0]}, which the template '{labels[template]}' has not, and names modules "
+                f"by another layout: {other[1]}, there {other[0]}. Make '{labels[place]}' the template, or exclude "
+                f"what it alone has ({len(alone)})"
+            )
+
+
+def _holds(module: str, full: Sequence[Step]) -> bool:
+    """Whether one of the full weights is of a module that ends in this name, or lies in it."""
+    return any(f".{module}." in f".{step.name}" for step in full)
+
+
+def _ranks(factors: Mapping[str, Lora]) -> dict[str, Any]:
+    """Rank and alpha of the most, and patterns for the others."""
+    # where no alpha gives a copied module's scaling exactly, the nearest does, one rounding off
+    exact = {module: alpha_of(lora.scaling, lora.rank) for module, lora in factors.items()}
+    nearest = {module: lora.scaling * lora.rank for module, lora in factors.items()}
+    alphas = {module: nearest[module] if alpha is None else alpha for module, alpha in exact.items()}
+    (rank, alpha), _ = Counter((lora.rank, alphas[module]) for module, lora in factors.items()).most_common(1)[0]
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "use_rslora": False,
+        "rank_pattern": _pattern({module: lora.rank for module, lora in factors.items() if lora.rank != rank}),
+        "alpha_pattern": _pattern({module: own for module, own in alphas.items() if own != alpha}),
+    }
+
+
+def _pattern(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that PEFT matches as regular expressions against the ends of names: only these names."""
+    return {f"^{re.escape(module)}": value for module, value in values.items()}

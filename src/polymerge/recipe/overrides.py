@@ -1,0 +1,92 @@
+"""Which method and parameters a tensor gets: the recipe's, or those of the first override that matches it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from polymerge.errors import RecipeError, refuse
+from polymerge.families.rules import text_layer, without_branch
+from polymerge.methods.table import METHODS
+from polymerge.recipe.parameters import UNREAD, Setting, resolve
+from polymerge.recipe.recipe import ModelEntry, Recipe
+
+__all__ = ["Choice", "choices_of", "matches"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting and the tensors that get it: those of some text layers, those that a glob matches, or all."""
+
+    setting: Setting
+    where: str
+    layers: tuple[int, int] | None = None
+    match: str | None = None
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, object], ...]]:
+        """What makes two settings the same."""
+        return self.setting.method, tuple(sorted(self.setting.parameters.items()))
+
+    def covers(self, canonical: str) -> bool:
+        """Whether a tensor of this canonical name gets this setting."""
+        if self.layers is not None:
+            layer = text_layer(canonical)
+            if layer is None or not self.layers[0] <= layer <= self.layers[1]:
+                return False
+        return self.match is None or matches(canonical, self.match)
+
+
+def matches(canonical: str, glob: str) -> bool:
+    """Whether a glob matches a whole canonical name; one without a branch (`@text`) matches every branch."""
+    return fnmatchcase(canonical, glob) or fnmatchcase(without_branch(canonical), glob)
+
+
+def choices_of(
+    recipe: Recipe, labels: Sequence[str], entries: Sequence[ModelEntry], base: Collection[int] = ()
+) -> list[Choice]:
+    """Every setting of a recipe, in the order in which they are tried; the last covers everything.
+
+    labels   [entry] names of the models for messages
+    base     places of the entries that are base_model
+
+    refuses (`polymerge.errors.refuse`) what cannot be resolved.
+    """
+    per_model = [entry.parameters for entry in entries]
+    general = ("recipe: parameters", recipe.parameters)
+    choices = []
+    for place, override in enumerate(recipe.overrides):
+        where = f"overrides[{place}]"
+        method = override.merge_method or recipe.merge_method
+        said = [general, (f"recipe: {where}", override.parameters)]
+        setting = resolve(method, said, per_model, labels, base=base)
+        choices.append(Choice(setting, where, override.layers, override.match))
+    setting = resolve(recipe.merge_method, [general], per_model, labels, base=base)
+    choices.append(Choice(setting, "merge_method"))
+    methods = dict.fromkeys(choice.setting.method for choice in choices)
+    _refuse_unlisted(recipe, methods, base)
+    for method in methods:
+        row = METHODS[method]
+        if row.models is not None and len(entries) != row.models and "models" not in recipe.unread:
+            refuse(RecipeError(f"{method} takes {row.models} models, the recipe has {len(entries)}"))
+        if row.on == "factors":
+            refuse(RecipeError(f"{method} merges adapters (folders with adapter_config.json), not checkpoints"))
+        if row.on == "deltas" and recipe.base_model is None and "base_model" not in recipe.unread:
+            refuse(RecipeError(f"{method} works on deltas and needs base_model, their common ancestor"))
+    return choices
+
+
+def _refuse_unlisted(recipe: Recipe, methods: Collection[str], base: Collection[int]) -> None:
+    """Refuse an average beside a base that is no model of it: with a weight for all, mergekit merges the base in."""
+    row = METHODS[recipe.merge_method]
+    averages = row.on == "weights" and row.parameter("weight") is not None
+    reads_base = any(METHODS[method].on == "deltas" for method in methods)
+    weighs = recipe.parameters.get("weight", UNREAD) is not UNREAD and "models" not in recipe.unread
+    if averages and weighs and recipe.base_model and not base and not reads_base:
+        refuse(
+            RecipeError(
+                f"{recipe.merge_method} reads no base_model, where mergekit merges '{recipe.base_model}' in with the "
+                "weight of parameters. List it among models if it is to be merged, else leave base_model out"
+            )
+        )

@@ -1,0 +1,110 @@
+"""What a search has found, as values and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymerge.recipe.recipe import Recipe
+from polymerge.tuning.knobs import Value
+
+__all__ = ["CurvePoint", "Found", "SearchResult", "describe_search"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What came of a value.
+
+    value      by parameter, as in `Found.best`
+    criterion  the difference to the neighbours' answers; None where it is none to choose by
+    score      by labels, in percent; None where there are none
+    """
+
+    value: Mapping[str, Value]
+    criterion: float | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The values that were chosen, and why.
+
+    outcome  what search.json holds
+    """
+
+    outcome: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of what was varied."""
+        vary = self.outcome["vary"]
+        return (vary,) if isinstance(vary, str) else tuple(vary)
+
+    @property
+    def best(self) -> dict[str, Value]:
+        """The chosen value of each parameter, such as `{"weight": 0.3}`."""
+        return self._named(self.outcome["chosen"])
+
+    @property
+    def curve(self) -> list[CurvePoint]:
+        """Every value that was tried, in order, with its difference and its score."""
+        outcome = self.outcome
+        differences = dict(zip(outcome.get("candidates", ()), outcome.get("differences", ()), strict=True))
+        scores = outcome.get("scores") or [None] * len(outcome["values"])
+        return [
+            CurvePoint(self._named(value), None if isinstance(value, list) else differences.get(value), score)
+            for value, score in zip(outcome["values"], scores, strict=True)
+        ]
+
+    def _named(self, value: Any) -> dict[str, Value]:
+        values = value if isinstance(value, list) else [value]
+        return dict(zip(self.parameters, values, strict=True))
+
+
+@dataclass(frozen=True)
+class SearchResult(Found):
+    """What a search has chosen.
+
+    folder   of the run
+    recipe   with the chosen values, to be merged
+    """
+
+    folder: Path
+    recipe: Recipe
+
+
+def describe_search(found: Found) -> str:
+    """A line for each value with its difference and score, and what was chosen."""
+    outcome, curve, names = found.outcome, found.curve, ", ".join(found.parameters)
+    compared = any(point.criterion is not None for point in curve)
+    scored = any(point.score is not None for point in curve)
+    rows = [[names, "difference" if compared else "", "score" if scored else ""]]
+    rows += [
+        [
+            _words(point.value),
+            "" if point.criterion is None else f"{point.criterion:g}",
+            "" if point.score is None else f"{point.score:.2f}",
+        ]
+        for point in curve
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    marks = ["", *("  <- chosen" if point.value == found.best else "" for point in curve)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + mark
+        for row, mark in zip(rows, marks, strict=True)
+    ]
+    lines.append(f"chosen by {outcome['chosen_by']}: {names} = {_words(found.best)}")
+    minima = outcome.get("minima", ())
+    if len(minima) > 1 and outcome["chosen_by"] == outcome.get("criterion"):
+        lines.append(f"as small at {', '.join(map(_word, minima))}; the smallest of them is taken")
+    return "\n".join(lines)
+
+
+def _words(values: Mapping[str, Value]) -> str:
+    return ", ".join(map(_word, values.values()))
+
+
+def _word(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

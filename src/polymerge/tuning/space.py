@@ -1,0 +1,144 @@
+"""The candidates of a search: every point of the space that is searched, planned like any other recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import Any
+
+from polymerge.checkpoints.folder import split_source
+from polymerge.checkpoints.hub import locate
+from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.methods.table import METHODS
+from polymerge.planning import Plan, make_plan
+from polymerge.planning.variation import varied
+from polymerge.recipe.recipe import Recipe
+from polymerge.tuning.knobs import Axis, Knob, Roles, Value, axis_of, turn
+
+__all__ = ["Point", "Space", "candidate_name", "make_space", "plan_candidates", "refuse_idle"]
+
+Point = tuple[Value, ...]
+_MOST = 10_000
+_LONGEST = 100
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is varied, an axis for each knob."""
+
+    axes: tuple[Axis, ...] = ()
+
+    def points(self) -> list[Point]:
+        """Every combination of the listed values, in order."""
+        return list(product(*(axis.values for axis in self.axes)))
+
+    def sweeps(self) -> list[list[Point]]:
+        """For each axis all its values, of a span both ends, with the others at their first: each value stands once."""
+        each = [axis.span or axis.values for axis in self.axes]
+        first = tuple(values[0] for values in each)
+        return [[(*first[:place], value, *first[place + 1 :]) for value in values] for place, values in enumerate(each)]
+
+    def turned(self, recipe: Recipe, point: Point) -> Recipe:
+        """The recipe of a point."""
+        return turn(recipe, dict(zip(self.axes, point, strict=True)))
+
+
+def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: bool = False) -> Space:
+    """The space that some knobs of a recipe span; what cannot be varied, and what is no value, is refused.
+
+    knobs  none for the default one
+    """
+    roles, axes = Roles(), list[Axis]()
+    with collecting():
+        roles = _roles(recipe)
+    for knob in knobs or (Knob(),):
+        with collecting():
+            axes.append(axis_of(knob, recipe, roles, keep_template_weight=keep_template_weight))
+    count = prod(len(axis.values) or 1 for axis in axes)
+    if count > _MOST:
+        refuse(RecipeError(f"vary: {count} combinations are more than {_MOST}; take larger steps"))
+    names = [axis.name for axis in axes]
+    refuse(*(RecipeError(f"vary: {name} is said twice") for name in sorted(set(names)) if names.count(name) > 1))
+    return Space(tuple(axes))
+
+
+def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
+    """Plan every candidate, by name; they differ in methods and parameters only.
+
+    raises Refused with everything that is wrong with any of them.
+    """
+    plans: dict[str, Plan] = {}
+    first: tuple[Plan, Recipe] | None = None
+    with collecting():
+        for point in points:
+            with collecting():
+                turned = space.turned(recipe, point)
+                plan = (varied(*first, turned) if first else None) or make_plan(turned)
+                first = first or ((plan, turned) if isinstance(plan, Plan) else None)
+                plans[candidate_name(space, point)] = plan
+    return plans
+
+
+def refuse_idle(recipe: Recipe, space: Space) -> None:
+    """Refuse what is varied without that anything which is merged changes: the recipe has no such free parameter.
+
+    raises Refused with everything that is wrong with the first and the last value.
+    """
+    with collecting() as wrong:
+        for axis, points in zip(space.axes, space.sweeps(), strict=True):
+            plans = plan_candidates(recipe, space, {points[0], points[-1]}).values()
+            if not wrong and len(points) > 1 and len({_effect(plan) for plan in plans}) == 1:
+                refuse(
+                    RecipeError(
+                        f"vary {axis.name}: nothing that the recipe merges depends on it: parts and exclude leave "
+                        "those tensors out, or overrides say it themselves"
+                    )
+                )
+
+
+def _effect(plan: Plan) -> str:
+    """What a plan merges, and by which settings."""
+    if isinstance(plan, Plan):
+        return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
+    own = [(step.canonical, plan.settings[step.setting]) for step in plan.pairs if step.setting is not None]
+    return repr((own, _effect(plan.extras) if plan.extras else ""))
+
+
+def candidate_name(space: Space, point: Point) -> str:
+    """The name of a candidate, and of its folder: `weight-0.3`."""
+    text = ",".join(f"{axis.name}-{_word(value)}" for axis, value in zip(space.axes, point, strict=True))
+    plain = re.sub(r"[^\w.,\-]+", "_", text)
+    if len(plain) <= _LONGEST:
+        return plain
+    return f"{plain[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _word(value: Value) -> str:
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _roles(recipe: Recipe) -> Roles:
+    """The roles of a recipe's models, as a plan finds them."""
+    said: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for parameter in METHODS[recipe.merge_method].parameters:
+        if parameter.default is None and not parameter.optional:
+            (own if parameter.each else said)[parameter.name] = max(1.0, parameter.low)
+    models = tuple(replace(one, parameters=own) for one in recipe.models)
+    plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
+    if plan.of_adapters:
+        return Roles(plan.template)
+    idle: tuple[int, ...] = ()
+    if plan.base is not None and len(plan.models) < len(recipe.models):
+        base = plan.inputs[plan.base]
+        paths = [tuple(str(locate(one)) if one else "" for one in split_source(entry.model)) for entry in recipe.models]
+        idle = tuple(place for place, path in enumerate(paths) if path == (base.path, base.adapter))
+    if plan.template not in plan.models:
+        return Roles(None, idle)
+    left = [place for place in range(len(recipe.models)) if place not in idle]
+    place = plan.models.index(plan.template)
+    return Roles(left[place] if place < len(left) else None, idle)
