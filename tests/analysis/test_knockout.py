@@ -451,7 +451,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
         "scorer: there is no scorer 'exct'. Did you mean 'exact'",
         "1 of 24 prompts have no answer, the first of them 3", "nowhere.jsonl: there is no such file",
         "'/' is no name for a task", "modules: there is no module 'attenton'. Did you mean 'attention'",
-        "layers: there is no layer 4-9, the model has 0-3", "stride: 0", "batch-size: 0", "dtype",
+        "layers: there is no layer 4-9, the model has 0-3", "stride: 0", "batch_size: 0", "dtype",
         "noise_size: only noise has a size", "against: the two have unequally many layers", "replace from:", "gone",
     ):  # fmt: skip
         assert word in told, word

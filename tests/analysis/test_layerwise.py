@@ -167,7 +167,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
     told = str(refused.value)
     for word in (
         "unknown field 'sed'", "nowhere.jsonl", "Did you mean 'exact'", "Did you mean 'early'", "say `window`",
-        "there is no layer 9, the model has 0-3", "batch-size: 0",
+        "there is no layer 9, the model has 0-3", "batch_size: 0",
     ):  # fmt: skip
         assert word in told, word
     assert not (tmp_path / "run").exists()
