@@ -23,11 +23,10 @@ from polymerge.analysis.drops import drops, thirds
 from polymerge.analysis.knockout import knockout
 from polymerge.analysis.replacements import Cell, Replacement, knocked_out, make_cells, plan_parent
 from polymerge.analysis.task_scores import Score
-from polymerge.checkpoints.loading import load_model, load_processor
+from polymerge.checkpoints.loading import load_model
 from polymerge.cli.analyze import knockout as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.inference.answering import Answerer, batches
 from polymerge.inference.generation import Generation
 from polymerge.inference.live import LiveModel
 from polymerge.inference.prompts import read_prompts
@@ -35,7 +34,7 @@ from polymerge.inference.run_folder import AnswerLog
 from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import Plan
 from running import cli, killed_in_the_middle
-from search_made import BASE, VLM, prompts_file, recipe
+from search_made import BASE, VLM, answers_of, prompts_file, recipe
 from tiny import as_2024, as_live, build, load, perturbed, related_llm
 
 SHORT = Generation(max_new_tokens=3, torch_threads=1)  # models this small are fastest on one
@@ -114,15 +113,6 @@ def rewritten(
 
 def uniform(tensor: Tensor) -> Tensor:
     return torch.full_like(tensor, 1 / tensor.shape[0])
-
-
-def answers_of(folder: Path, prompts: Path) -> dict[int | str, str]:
-    answerer = Answerer(load_model(folder), load_processor(folder), max_new_tokens=3)
-    return {
-        prompt.id: answer
-        for batch in batches(read_prompts(prompts), SHORT.batch_size)
-        for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
-    }
 
 
 REPLACEMENTS = [Replacement("uniform"), Replacement("zero"), Replacement("noise", size=0.5), Replacement("from", BASE)]
@@ -461,7 +451,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
         "scorer: there is no scorer 'exct'. Did you mean 'exact'",
         "1 of 24 prompts have no answer, the first of them 3", "nowhere.jsonl: there is no such file",
         "'/' is no name for a task", "modules: there is no module 'attenton'. Did you mean 'attention'",
-        "layers: there is no layer 4-9, the model has 0-3", "stride: 0", "batch-size: 0", "dtype",
+        "layers: there is no layer 4-9, the model has 0-3", "stride: 0", "batch_size: 0", "dtype",
         "noise_size: only noise has a size", "against: the two have unequally many layers", "replace from:", "gone",
     ):  # fmt: skip
         assert word in told, word

@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 import polymerge
 from adapters_made import adapter, llama
 from polymerge.analysis.layerwise import in_layers, layerwise
-from polymerge.checkpoints.loading import load_model, load_processor
+from polymerge.checkpoints.loading import load_model
 from polymerge.cli.analyze import ablate as command
 from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.inference.answering import Answerer, batches
 from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import read_prompts
 from polymerge.inference.run_folder import AnswerLog
@@ -31,7 +30,7 @@ from polymerge.planning.folding import fold_recipe
 from polymerge.recipe.parsing import read_recipe
 from polymerge.recipe.recipe import recipe_dict
 from running import recipe_file
-from search_made import VLM, prompts_file, recipe
+from search_made import VLM, answers_of, prompts_file, recipe
 from tiny import build, load, perturbed, related_llm
 
 SHORT = Generation(max_new_tokens=3, torch_threads=1)  # models this small are fastest on one
@@ -74,12 +73,7 @@ def test_each_range_answers_as_its_recipe_merged_to_disk(finished: Path, prompts
             layer = re.search(r"language_model.*layers\.(\d+)\.", name)
             inside = entry["name"] == "full" or (layer is not None and int(layer[1]) in entry["layers"])
             assert torch.equal(tensor, (whole if inside else template)[name]), (entry["name"], name)
-        answerer = Answerer(load_model(folder), load_processor(folder), max_new_tokens=3)
-        literal = {
-            prompt.id: answer
-            for batch in batches(asked, SHORT.batch_size)
-            for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
-        }
+        literal = answers_of(folder, prompts)
         assert kept(finished, entry["name"]) == literal
         scored = SCORERS["exact"].score([literal[one.id] for one in asked], [one.answer for one in asked])
         assert entry["tasks"]["all"]["score"] == pytest.approx(scored.score)
@@ -173,7 +167,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
     told = str(refused.value)
     for word in (
         "unknown field 'sed'", "nowhere.jsonl", "Did you mean 'exact'", "Did you mean 'early'", "say `window`",
-        "there is no layer 9, the model has 0-3", "batch-size: 0",
+        "there is no layer 9, the model has 0-3", "batch_size: 0",
     ):  # fmt: skip
         assert word in told, word
     assert not (tmp_path / "run").exists()
@@ -222,7 +216,7 @@ def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_
         made, {"all": prompts}, tmp_path / "run", scorer="exact", layers=[(1, 2)], ranges=["full"], samples=8,
         generation=SHORT,
     )  # fmt: skip
-    asked = read_prompts(tmp_path / "run" / "tasks" / "all" / "prompts.jsonl")
+    asked = tmp_path / "run" / "tasks" / "all" / "prompts.jsonl"
     ranges = {one.name: one.layers for one in done.ranges}
     assert sorted(ranges.values()) == [(0, 1, 2, 3), (1, 2)]
     for name, layers in ranges.items():
@@ -237,13 +231,7 @@ def test_of_adapters_only_the_modules_in_a_range_are_adapted(prompts: Path, tmp_
         }
         save_file(tensors, file, metadata={"format": "pt"})
         polymerge.merge(fold_recipe(str(folder / "adapter"), VLM), folder / "folded", check=False)
-        answerer = Answerer(load_model(folder / "folded"), load_processor(folder / "folded"), max_new_tokens=3)
-        literal = {
-            prompt.id: answer
-            for batch in batches(asked, SHORT.batch_size)
-            for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
-        }
-        assert kept(tmp_path / "run", name) == literal
+        assert kept(tmp_path / "run", name) == answers_of(folder / "folded", asked)
     assert kept(tmp_path / "run", "full") != kept(tmp_path / "run", "baseline")
 
 

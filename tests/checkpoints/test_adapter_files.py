@@ -18,14 +18,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import adapters_made
 from adapters_made import PEFT_WARNINGS, PREFIX
-from folded import SAME_WEIGHTS, Trained, check, fold, trained
+from folded import SAME_WEIGHTS, Trained, check, trained
 from polymerge import plan as make_plan
 from polymerge.checkpoints.adapter import is_adapter, open_adapter
 from polymerge.checkpoints.loading import load_model
 from polymerge.errors import CheckpointError
 from polymerge.inference.live import LiveModel
 from polymerge.planning import Plan
-from running import checkpoint, cli, merged, raw, recipe_file, small_llama
+from running import checkpoint, cli, fold, merged, raw, recipe_file, small_llama
 from tiny import build, loaded
 
 pytestmark = PEFT_WARNINGS

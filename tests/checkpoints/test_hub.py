@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import polymerge
 from headers_only import llm, vlm
-from hub_shards import NAMES, shard, sharded
-from hub_standin import Standin, empty_cache, environment
+from hub_standin import NAMES, Standin, empty_cache, environment, shard, sharded
 from polymerge.checkpoints import hub as hub_module
 from polymerge.checkpoints.hub import locate
 from polymerge.engine.opening import fetch

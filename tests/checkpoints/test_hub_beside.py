@@ -11,8 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 import polymerge
-from hub_shards import NAMES, shard, sharded
-from hub_standin import Standin, empty_cache
+from hub_standin import NAMES, Standin, empty_cache, shard, sharded
 from polymerge.checkpoints import hub as hub_module
 from polymerge.checkpoints import writer
 from polymerge.checkpoints.folder import bring

@@ -131,21 +131,9 @@ def test_what_the_system_refuses_is_said_in_a_line(asked: Path, tmp_path: Path) 
 
 def test_flags_say_the_same_as_a_recipe(models: tuple[Path, Path], tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", small_llama(0))
-    words = ["--template", models[0], "--with", models[1], "--base", base, "--method", "ties", "--weight", "0.9,0.2"]
-    words += [
-        "-p",
-        "density=0.4",
-        "-p",
-        "elect=unweighted",
-        "--exclude",
-        "text.norm.*",
-        "--seed",
-        "3",
-        "--parts",
-        "text",
-    ]
-    words += ["--dtype", "float32", "--vocab", "overlap", "--no-verify"]
-    assert cli("merge", *words, "-o", tmp_path / "flags").status == 0
+    words = f"""--template {models[0]} --with {models[1]} --base {base} --method ties --weight 0.9,0.2 -p density=0.4
+        -p elect=unweighted --exclude text.norm.* --seed 3 --parts text --dtype float32 --vocab overlap --no-verify"""
+    assert cli("merge", *words.split(), "-o", tmp_path / "flags").status == 0
     recipe = {
         "merge_method": "ties",
         "template": str(models[0]),

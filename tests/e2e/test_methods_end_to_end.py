@@ -59,6 +59,18 @@ def run(family: Mapping[str, Path], asked: dict[str, Any], out: Path) -> tuple[P
     return merged(asked, out, "--no-verify"), models, load(family["base"])
 
 
+def trimmed_whole(
+    models: Sequence[Tensors], base: Tensors, densities: Sequence[float], names: Sequence[str] = NAMES
+) -> list[dict[str, Array]]:
+    """Each model's deltas by tensor, of which the largest of the whole model are kept."""
+    trimmed = []
+    for model, density in zip(models, densities, strict=True):
+        whole = np.concatenate([flat(model, name) - flat(base, name) for name in names])
+        parts = np.split(largest(whole, density), np.cumsum([base[name].numel() for name in names]))
+        trimmed.append(dict(zip(names, parts, strict=False)))
+    return trimmed
+
+
 @pytest.mark.parametrize("weight", [(0.3, 0.7), (0.5, 0.25, 0.9), (1.4, -0.6, 0.1)])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_linear(family: dict[str, Path], weight: Sequence[float], normalize: bool, tmp_path: Path) -> None:
@@ -113,11 +125,7 @@ def test_ties_trims_each_model(
         models, base = [load(Path(entry["model"])) for entry in asked["models"]], load(family["base"])
     else:
         out, models, base = run(family, asked, tmp_path / "out")
-    trimmed = []
-    for model, density in zip(models, densities, strict=True):
-        whole = np.concatenate([flat(model, name) - flat(base, name) for name in NAMES])
-        parts = np.split(largest(whole, density), np.cumsum([base[name].numel() for name in NAMES]))
-        trimmed.append(dict(zip(NAMES, parts, strict=False)))
+    trimmed = trimmed_whole(models, base, densities)
 
     def compute(name: str) -> Array:
         return flat(base, name) + elected([own[name] for own in trimmed], weight, "weighted", "weight")
@@ -265,12 +273,7 @@ def test_a_tied_head_that_is_stored_twice_counts_once_and_stays_equal(tmp_path: 
     family = {label: checkpoint(tmp_path / label, own, config) for label, own in tensors.items()}
     asked = recipe(family, "ties", (0.5, 0.5), density=0.3, trim="model")
     out, models, base = run(family, asked, tmp_path / "out")
-    names = [name for name in NAMES if name != "lm_head.weight"]
-    trimmed = []
-    for model in models:
-        whole = np.concatenate([flat(model, name) - flat(base, name) for name in names])
-        parts = np.split(largest(whole, 0.3), np.cumsum([base[name].numel() for name in names]))
-        trimmed.append(dict(zip(names, parts, strict=False)))
+    trimmed = trimmed_whole(models, base, (0.3, 0.3), [name for name in NAMES if name != "lm_head.weight"])
 
     def compute(name: str) -> Array:
         name = "model.embed_tokens.weight" if name == "lm_head.weight" else name

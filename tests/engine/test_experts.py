@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
-from bits import same_bits
 from polymerge.analysis.baseline import open_baseline
 from polymerge.analysis.replacements import Cell, Replacement, knocked_out
 from polymerge.checkpoints import open_checkpoint
@@ -26,7 +25,7 @@ from polymerge.families.resolve import Stack, map_names
 from polymerge.families.rules import Family, Rule
 from polymerge.inference.live import LiveModel
 from polymerge.planning.text import expression
-from running import checkpoint, cli, merged, raw, recipe_file
+from running import checkpoint, cli, merged, raw, recipe_file, same_weights
 from tiny import as_2024, as_live, build, generate, load, open_model, perturbed, related_llm
 from tiny_experts import apart, fused
 
@@ -341,7 +340,7 @@ def test_a_live_model_has_the_bits_of_the_folder(vlm: str, other: str, models: M
         live.set(plan)
         out = tmp_path / str(number)
         polymerge.merge(plan, out, check=False)
-        same_bits(live.model, open_model(out))
+        same_weights(live.model, open_model(out))
 
 
 @pytest.mark.parametrize("vlm", ways("vlm"))

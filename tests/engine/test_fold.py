@@ -21,13 +21,13 @@ from torch import Tensor
 
 import polymerge
 from adapters_made import PEFT_WARNINGS
-from folded import SAME_LOGITS, SAME_WEIGHTS, check, fold, trained
+from folded import SAME_LOGITS, SAME_WEIGHTS, check, trained
 from layouts import Sizes, config_of, random_tower, stored
 from paths import GOLDEN, SUPPORT
 from polymerge.engine.device import Device, Torch
 from polymerge.engine.model_card import model_card
 from polymerge.planning.estimate import BLOCK
-from running import checkpoint, cli, raw, weights
+from running import checkpoint, cli, fold, raw, weights
 from tiny import as_2024, as_live, build, loaded, logits
 
 pytestmark = PEFT_WARNINGS

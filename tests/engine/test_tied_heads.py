@@ -14,13 +14,13 @@ from torch import Tensor
 
 import polymerge
 from adapters_made import PEFT_WARNINGS
-from folded import fold, learned
+from folded import learned
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES
 from polymerge.inference.live import LiveModel
 from polymerge.planning.inputs import _beside
 from polymerge.planning.model import EMBEDDING, HEAD
-from running import cli, linear, merged
+from running import cli, fold, linear, merged
 from tiny import as_2024, as_live, build, load, loaded, logits
 
 pytestmark = PEFT_WARNINGS

@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 
 import polymerge
-from architecture_cases import CASES, FORMATS, Case, Floats, cases, exactly, half_step, load
+from architecture_cases import CASES, Case, cases, exactly
+from golden_cases import FLOAT32_STEPS, FORMATS, Floats, half_step, load
 from layouts import same_bits
 
-FLOAT32_STEPS = 16 * 2.0**-24
 ELEMENTWISE = cases("task_arithmetic", "metagpt")
 
 

@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 import polymerge
-from architecture_cases import CASES, Bools, Case, Floats, cases, exactly, load
-
-DEVIATIONS = 5
-"""How far from its expectation a count may be, in standard deviations: once in 1.7 million by chance."""
+from architecture_cases import CASES, Case, cases, exactly
+from golden_cases import DEVIATIONS, Bools, Floats, load
 
 DARE = cases("dare_linear", "dare_ties")
 

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 import polymerge
-from architecture_cases import CASES, Bools, Case, Floats, cases, exactly, half_step, load
+from architecture_cases import CASES, Case, cases, exactly
+from golden_cases import FLOAT32_STEPS, Bools, Floats, half_step, load
 from layouts import same_bits
 from polymerge.methods.dare import dare_linear, dare_ties
 
-FLOAT32_STEPS = 16 * 2.0**-24
 TIES, DARE = cases("ties"), cases("dare_linear", "dare_ties")
 ELECTING = cases("ties", "dare_ties")
 

@@ -29,16 +29,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import polymerge
+from golden_cases import FLOAT32_STEPS, Bools, Floats, half_step, load
 from polymerge.methods.ties import ties
-from vlm_llm_cases import CASES, Case, Floats, Merged, cases, half_step, load
-
-FLOAT32_STEPS = 16 * 2.0**-24
-
-Bools = NDArray[np.bool_]
+from vlm_llm_cases import CASES, Case, Merged, cases
 
 
 @pytest.fixture(scope="module")

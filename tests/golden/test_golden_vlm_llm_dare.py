@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import polymerge
+from golden_cases import DEVIATIONS, Floats, load
 from polymerge.methods.dare import dare_linear, dare_ties
 from polymerge.methods.sums import task_arithmetic
 from polymerge.methods.ties import ties
-from vlm_llm_cases import CASES, Case, Floats, Merged, cases, load
-
-DEVIATIONS = 5
-"""How far from its expectation a count may be, in standard deviations: once in 1.7 million by chance."""
+from vlm_llm_cases import CASES, Case, Merged, cases
 
 DARE = cases("darelinear", "dareties")
 

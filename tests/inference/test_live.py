@@ -11,8 +11,6 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import polymerge
 from adapters_made import adapter, llama
-from bits import same_bits
-from class_names import says
 from ignored import VALUE_HEAD, recipe_of, with_more
 from polymerge.analysis.layerwise import plan_and_baseline
 from polymerge.checkpoints.loading import load_model
@@ -22,6 +20,7 @@ from polymerge.methods.table import METHODS
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
 from polymerge.recipe.parsing import read_recipe
+from running import same_weights, with_config
 from tiny import as_2024, as_live, build, perturbed, related_llm
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -85,7 +84,7 @@ def test_live_weights_are_those_of_the_merged_folder(case: str, family: dict[str
     before = {name: tensor.clone() for name, tensor in live.model.state_dict().items()}
     for number, plan in enumerate((*plans, plans[0])):  # the first once more: nothing of another plan is left
         live.set(plan)
-        same_bits(live.model, load_model(written(plan, tmp_path / str(number))))
+        same_weights(live.model, load_model(written(plan, tmp_path / str(number))))
     assert any(not torch.equal(tensor, before[name]) for name, tensor in live.model.state_dict().items())
 
 
@@ -107,7 +106,7 @@ def test_families_and_layouts(name: str, layout: Any, tmp_path: Path) -> None:
     )
     live = LiveModel(plan)
     live.set(plan)
-    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+    same_weights(live.model, load_model(written(plan, tmp_path / "out")))
 
 
 def test_another_dtype_is_rounded_from_what_merge_writes(family: dict[str, str], tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_another_dtype_is_rounded_from_what_merge_writes(family: dict[str, str],
     live = LiveModel(plan, dtype="float32")
     live.set(plan)
     assert live.model.dtype == torch.float32
-    same_bits(live.model, load_model(written(plan, tmp_path / "out"), dtype="float32"))
+    same_weights(live.model, load_model(written(plan, tmp_path / "out"), dtype="float32"))
 
 
 def test_the_bits_do_not_depend_on_threads(family: dict[str, str]) -> None:
@@ -123,7 +122,7 @@ def test_the_bits_do_not_depend_on_threads(family: dict[str, str]) -> None:
     one, three = LiveModel(plan, threads=1), LiveModel(plan, threads=3)
     one.set(plan)
     three.set(plan)
-    same_bits(one.model, three.model)
+    same_weights(one.model, three.model)
 
 
 def test_experts_that_transformers_fuses(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_experts_that_transformers_fuses(tmp_path: Path) -> None:
     assert "model.layers.0.mlp.experts.gate_up_proj" in live.model.state_dict()
     for number, plan in enumerate((*plans, plans[0])):
         live.set(plan)
-        same_bits(live.model, AutoModelForCausalLM.from_pretrained(written(plan, tmp_path / f"out{number}")))
+        same_weights(live.model, AutoModelForCausalLM.from_pretrained(written(plan, tmp_path / f"out{number}")))
 
 
 def test_a_plan_of_another_template_is_refused(family: dict[str, str], tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ def test_a_plan_with_another_model_is_taken(family: dict[str, str], tmp_path: Pa
     other = perturbed(Path(family["other"]), tmp_path / "another", seed=9)
     plan = polymerge.plan(recipe({**family, "other": str(other)}, "linear"))
     live.set(plan)
-    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+    same_weights(live.model, load_model(written(plan, tmp_path / "out")))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
@@ -201,7 +200,7 @@ def test_adapters_are_merged_and_folded_into_their_base(method: str, trained: di
         live.set(plan)
         merged_adapter = written(plan, tmp_path / f"adapter{number}")
         folded = polymerge.plan(fold_recipe(str(merged_adapter), str(tmp_path / "base")))
-        same_bits(live.model, load_model(written(folded, tmp_path / f"out{number}")))
+        same_weights(live.model, load_model(written(folded, tmp_path / f"out{number}")))
 
 
 def test_a_template_that_does_not_load_whole_is_refused(family: dict[str, str], tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_what_another_plan_changed_is_the_template_s_again(family: dict[str, str
     kept = [name for name in before if ".layers." in name]
     assert kept
     assert all(torch.equal(after[name], before[name]) for name in kept)
-    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+    same_weights(live.model, load_model(written(plan, tmp_path / "out")))
 
 
 def test_a_template_without_what_the_recipe_ignores(tmp_path: Path) -> None:
@@ -249,7 +248,7 @@ def test_a_template_without_what_the_recipe_ignores(tmp_path: Path) -> None:
     plan = make_plan(asked)
     live = LiveModel(plan)
     live.set(plan)
-    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+    same_weights(live.model, load_model(written(plan, tmp_path / "out")))
     # what it is like without the merge leaves the same out
     full, baseline = plan_and_baseline(read_recipe(asked))
     assert full == plan
@@ -260,7 +259,7 @@ def test_a_template_without_what_the_recipe_ignores(tmp_path: Path) -> None:
 
 def test_a_template_that_says_it_is_quantized_is_told_so(tmp_path: Path) -> None:
     one = build("qwen2", tmp_path / "one")
-    stale = says(perturbed(one, tmp_path / "stale", seed=1), quantization_config={"quant_method": "fp8"})
+    stale = with_config(perturbed(one, tmp_path / "stale", seed=1), quantization_config={"quant_method": "fp8"})
     with pytest.raises(CheckpointError, match=r"says that it is quantized \(fp8\).*Merge it alone first"):
         LiveModel(make_plan(recipe_of(stale, one)))
     out = written(
@@ -269,4 +268,4 @@ def test_a_template_that_says_it_is_quantized_is_told_so(tmp_path: Path) -> None
     plan = make_plan(recipe_of(out, one))
     live = LiveModel(plan)
     live.set(plan)
-    same_bits(live.model, load_model(written(plan, tmp_path / "out")))
+    same_weights(live.model, load_model(written(plan, tmp_path / "out")))

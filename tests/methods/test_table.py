@@ -14,7 +14,6 @@ import torch
 
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, recipe, tensors
-from bits import same_bits
 from polymerge.checkpoints.loading import load_model
 from polymerge.errors import Refused
 from polymerge.inference.live import LiveModel
@@ -22,7 +21,7 @@ from polymerge.methods import table
 from polymerge.methods.kernels import Block, weighted_sum
 from polymerge.methods.lora import Factors, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, Method, Parameter, method_function
-from running import cli, merged, raw
+from running import cli, merged, raw, same_weights
 from tiny import build, perturbed
 
 pytestmark = PEFT_WARNINGS
@@ -146,7 +145,7 @@ def test_a_new_method_merges_on_disk_and_in_a_loaded_model(models: list[Path], t
     assert raw(ours) == raw(theirs) != raw(models[0])
     live = LiveModel(polymerge.plan(asked(models, "damped", 0.25)))
     live.set(polymerge.plan(asked(models, "damped", 1.0, damping=0.75, scale=0.5)))
-    same_bits(live.model, load_model(ours))
+    same_weights(live.model, load_model(ours))
 
 
 @pytest.mark.usefixtures("new")

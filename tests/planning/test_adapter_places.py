@@ -16,8 +16,8 @@ import polymerge
 import tiny
 from adapters_made import PEFT_WARNINGS
 from layouts import FUSED, Sizes, config_of, random_tower, stored, tower_of
-from misplaced import CLOSE, PREFIX, RANK, adapter, factors, fold, raw_tensors
-from running import checkpoint, cli
+from misplaced import CLOSE, PREFIX, RANK, adapter, factors, raw_tensors
+from running import checkpoint, cli, fold
 from tiny import build, related_llm
 from tiny_configs import CROSS
 

@@ -17,11 +17,11 @@ import polymerge
 import tiny
 from adapters_made import PEFT_WARNINGS
 from layouts import Sizes, config_of, random_tower, stored
-from misplaced import CLOSE, adapter, factors, fold, raw_tensors
+from misplaced import CLOSE, adapter, factors, raw_tensors
 from polymerge.errors import CheckpointError
 from polymerge.families import with_rows
 from polymerge.inference.live import LiveModel
-from running import checkpoint, cli, raw
+from running import checkpoint, cli, fold, raw
 from tiny import build
 from tiny_configs import ROWS
 

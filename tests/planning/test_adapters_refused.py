@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_made import LAYER, PEFT_WARNINGS, PREFIX, adapter, recipe
-from loading import loaded_by
 from polymerge.families.expressions import names_read
 from polymerge.planning import make_plan
-from running import checkpoint, cli, merged, recipe_file, small_llama
+from running import checkpoint, cli, loaded_by, merged, recipe_file, small_llama
 
 pytestmark = PEFT_WARNINGS
 

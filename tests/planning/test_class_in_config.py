@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import polymerge
-from class_names import says
 from ignored import check_merge, problems_of, recipe_of, with_more
 from polymerge.errors import Refused
 from polymerge.families import FAMILIES, family_of, read_names
 from polymerge.families.registry import GENERIC
-from running import cli, merged
+from running import cli, merged, with_config
 from tiny import build, load, open_model, perturbed
 from tiny_configs import RUNNABLE
 
@@ -35,7 +34,7 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_the_tensors_decide_and_the_plan_says_so(kind: str, tmp_path: Path) -> None:
     family = kind.partition(" ")[0]
     one = build(family, tmp_path / "one", dtype="float32")
-    other = says(perturbed(one, tmp_path / "other", seed=1), **WRONG[kind])
+    other = with_config(perturbed(one, tmp_path / "other", seed=1), **WRONG[kind])
     plan = polymerge.plan(recipe_of(one, other))
     assert [entry.family for entry in plan.inputs] == [family, family]
     assert plan.warnings == (
@@ -58,7 +57,7 @@ def test_the_tensors_decide_and_the_plan_says_so(kind: str, tmp_path: Path) -> N
 
 def test_a_template_whose_class_cannot_load_it_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     one = build("gemma3", tmp_path / "one")
-    wrong = says(perturbed(one, tmp_path / "wrong", seed=1), architectures=["Gemma3ForCausalLM"])
+    wrong = with_config(perturbed(one, tmp_path / "wrong", seed=1), architectures=["Gemma3ForCausalLM"])
     assert problems_of(recipe_of(wrong, one)) == [
         "template 'wrong': its config.json, which the output gets, names Gemma3ForCausalLM, and its tensors are those "
         "of family gemma3: the output would not load. Put the config.json of such a model there "
@@ -68,7 +67,7 @@ def test_a_template_whose_class_cannot_load_it_is_refused_before_anything_is_wri
 
 def test_the_check_at_the_end_refuses_a_class_that_no_table_knows(tmp_path: Path) -> None:
     one = build("qwen2", tmp_path / "one")
-    wrong = says(perturbed(one, tmp_path / "wrong", seed=1), architectures=["Qwen2Model"])
+    wrong = with_config(perturbed(one, tmp_path / "wrong", seed=1), architectures=["Qwen2Model"])
     file = tmp_path / "r.json"
     file.write_text(json.dumps(recipe_of(wrong, one)), encoding="utf-8")
     ran = cli("merge", file, "-o", tmp_path / "out")
@@ -109,7 +108,7 @@ def test_a_reward_model_is_merged_with_a_chat_model_without_its_head(tmp_path: P
     chat = build("llama", tmp_path / "chat", dtype="float32")
     other = perturbed(chat, tmp_path / "other", seed=1)
     reward = with_more(other, {"score.weight": torch.ones(1, 32)}, tmp_path / "reward", drop=("lm_head.weight",))
-    says(reward, architectures=["LlamaForSequenceClassification"])
+    with_config(reward, architectures=["LlamaForSequenceClassification"])
     (problem,) = problems_of(recipe_of(chat, reward))
     assert problem.startswith(
         "'reward': its config.json names the class LlamaForSequenceClassification, which no family table covers, and "
@@ -133,7 +132,7 @@ def test_what_nothing_explains_names_the_family_that_was_tried(tmp_path: Path) -
     llm = build("qwen2", tmp_path / "llm")
     whole = build("qwen2_5_vl", tmp_path / "whole")
     wrong = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-    vlm = says(perturbed(whole, tmp_path / "vlm", seed=1), **wrong)
+    vlm = with_config(perturbed(whole, tmp_path / "vlm", seed=1), **wrong)
     odd = with_more(vlm, {"ear.weight": torch.ones(2)}, tmp_path / "odd")
     plan = polymerge.plan(recipe_of(vlm, llm, template=str(whole)))
     assert [entry.family for entry in plan.inputs] == ["qwen2_5_vl", "qwen2_5_vl", "qwen2"]
@@ -157,6 +156,6 @@ def test_what_two_tables_explain_is_not_guessed() -> None:
 
 def test_a_strange_type_is_still_a_stranger(tmp_path: Path) -> None:
     one = build("llama", tmp_path / "one")
-    other = says(perturbed(one, tmp_path / "other", seed=1), architectures=["Mystery"], model_type="mystery")
+    other = with_config(perturbed(one, tmp_path / "other", seed=1), architectures=["Mystery"], model_type="mystery")
     with pytest.raises(Refused, match="has model_type 'mystery', which no family table covers"):
         polymerge.plan(recipe_of(one, other))

@@ -21,8 +21,18 @@ from polymerge.reporting import report as making
 from polymerge.reporting.page import make_page, vega
 from polymerge.reporting.report import collect, report
 from polymerge.themes import PALETTES
-from records import plan_of, record_of
-from report_made import ablation, everything, knockout, results, sampled_search, search, small_merge, write
+from report_made import (
+    ablation,
+    everything,
+    knockout,
+    plan_of,
+    record_of,
+    results,
+    sampled_search,
+    search,
+    small_merge,
+    write,
+)
 
 STATIC = Path(making.__file__).parent / "static"
 KINDS = {

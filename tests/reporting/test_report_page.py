@@ -15,8 +15,7 @@ import pytest
 from polymerge.analysis.overlap import overlap
 from polymerge.reporting.report import Report, report
 from polymerge.themes import PALETTES
-from records import plan_of, record_of
-from report_made import everything, knockout, results, search, small_merge, write
+from report_made import everything, knockout, plan_of, record_of, results, search, small_merge, write
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)

@@ -15,44 +15,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
-from packed import packed_tensors
+from golden_cases import Bools, Floats, load, packed_tensors
 from paths import GOLDEN
-
-Floats = NDArray[Any]
-Bools = NDArray[np.bool_]
 
 FOLDER = GOLDEN / "architectures"
 METHODS = {"interpolation": "linear"}
 VOCABULARY = ["text.embed_tokens.weight", "text.lm_head.weight"]
-FORMATS = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
-"""By dtype, its bits of precision and the exponent of its smallest normal number."""
-
-
-def half_step(dtype: torch.dtype, magnitude: Any) -> Floats:
-    """How far a number of this magnitude may be from the nearest one of `dtype`."""
-    bits, lowest = FORMATS[dtype]
-    exponent = np.frexp(np.abs(np.asarray(magnitude, np.float64)))[1] - 1
-    return np.ldexp(1.0, np.maximum(exponent, lowest) - bits)
-
-
-def load(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint."""
-    found: dict[str, Tensor] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix == ".safetensors":
-            found |= load_file(file)
-        elif file.suffix == ".bin":
-            found |= torch.load(file, weights_only=True)
-    return found
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from running import cli, raw
+from running import raw
 from tiny import loaded, logits
 
 SAME_LOGITS = {"rtol": 1e-4, "atol": 2e-5}
@@ -62,12 +62,6 @@ def trained(base: Path, adapter: Path, **settings: Any) -> Trained:
     after = {name: tensor.clone() for name, tensor in peft.merge_and_unload().state_dict().items()}
     assert (says - base_says).abs().max() > 0.01
     return Trained(base, adapter, before, after, base_says, says)
-
-
-def fold(base: Path, adapter: Path, out: Path, *words: object) -> Path:
-    ran = cli("fold", adapter, "--base", base, "-o", out, *words)
-    assert ran.status == 0, ran.err
-    return out
 
 
 def check(case: Trained, out: Path, *, exact: bool = True, says: Tensor | None = None) -> set[str]:

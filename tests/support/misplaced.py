@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from running import cli
-
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
@@ -39,12 +37,6 @@ def adapter(folder: Path, tensors: dict[str, Tensor], **config: Any) -> Path:
     said = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj"], **config}
     (folder / "adapter_config.json").write_text(json.dumps(said))
     return folder
-
-
-def fold(base: Path, learned: Path, out: Path, *words: object) -> Path:
-    ran = cli("fold", learned, "--base", base, "-o", out, *words)
-    assert ran.status == 0, ran.err
-    return out
 
 
 def raw_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the tests of whole merges share: the command line, small checkpoints with chosen tensors, a look at files."""
+"""What many tests share: the command line, small checkpoints with chosen tensors, a look at files and at models."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ def cli(*words: object) -> Ran:
 def merged(recipe: Mapping[str, Any], out: Path, *words: object) -> Path:
     """Merge by the command line, expect that it succeeds, and return the folder."""
     ran = cli("merge", recipe_file(recipe, out.with_name(f"{out.name}.yaml")), "-o", out, *words)
+    assert ran.status == 0, ran.err
+    return out
+
+
+def fold(base: Path, adapter: Path, out: Path, *words: object) -> Path:
+    """Fold an adapter by the command line, expect that it succeeds, and return the folder."""
+    ran = cli("fold", adapter, "--base", base, "-o", out, *words)
     assert ran.status == 0, ran.err
     return out
 
@@ -146,3 +153,29 @@ def killed_in_the_middle(command: Sequence[object], begun: Callable[[], bool]) -
         started.send_signal(signal.SIGKILL)
         started.wait()
     assert started.returncode == -signal.SIGKILL, "it was done before it could be killed"
+
+
+def with_config(folder: Path, **changes: Any) -> Path:
+    """Change a checkpoint's config.json; None takes a key out."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), encoding="utf-8")
+    return folder
+
+
+def same_weights(model: Any, other: Any) -> None:
+    """Two models have the same weights, to the bit."""
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(tensor.contiguous().view(torch.uint8), theirs[name].contiguous().view(torch.uint8)), name
+
+
+def loaded_by(code: str) -> set[str]:
+    """The packages that are loaded after some code has run in a fresh interpreter."""
+    report = "import sys; sys.stderr.write(' '.join({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(done.stderr.split())

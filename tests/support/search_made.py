@@ -9,9 +9,13 @@ from typing import Any
 
 from PIL import Image
 
+from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.demo.digit_questions import draw_questions
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
 from polymerge.demo.world import load_handwriting, split_pairs
+from polymerge.inference.answering import Answerer, batches
+from polymerge.inference.generation import Generation
+from polymerge.inference.prompts import read_prompts
 from running import cli, recipe_file
 
 VLM, BASE, REASON = (str(SHIPPED / name) for name in ("vlm", "base", "reason"))
@@ -28,6 +32,16 @@ def prompts_file(folder: Path, count: int = 24) -> Path:
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return file
+
+
+def answers_of(folder: Path, prompts: Path) -> dict[int | str, str]:
+    """What a checkpoint answers to a file of prompts, three words at most, once loaded from disk."""
+    answerer = Answerer(load_model(folder), load_processor(folder), max_new_tokens=3)
+    return {
+        prompt.id: answer
+        for batch in batches(read_prompts(prompts), Generation().batch_size)
+        for prompt, answer in zip(batch, answerer.answer(batch), strict=True)
+    }
 
 
 def recipe(method: str = "task_arithmetic", **more: Any) -> dict[str, Any]:

@@ -13,19 +13,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
-from packed import packed_tensors
+from golden_cases import Floats, load, packed_tensors
 from paths import GOLDEN
-
-Floats = NDArray[Any]
 
 FOLDER = GOLDEN / "vlm_llm"
 KEPT = ["text.embed_tokens.weight", "text.lm_head.weight"]
@@ -37,26 +33,11 @@ PREFIXES = {"idefics2": ("model.text_model.", "model."), "llavanext": ("language
             "internvl2": ("language_model.", ""), "qwen2vl": ("model.", "model.")}  # fmt: skip
 """By family, what stands before a tensor's name in the VLM, and what in the language model."""
 
-FORMATS = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
-"""By dtype, its bits of precision and the exponent of its smallest normal number."""
-
-
-def load(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint."""
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
 
 @cache
 def model(name: str) -> dict[str, Tensor]:
     """The tensors of one of the input checkpoints."""
     return load(FOLDER / "models" / name)
-
-
-def half_step(dtype: torch.dtype, magnitude: Any) -> Floats:
-    """How far a number of this magnitude may be from the nearest one of `dtype`."""
-    bits, lowest = FORMATS[dtype]
-    exponent = np.frexp(np.abs(np.asarray(magnitude, np.float64)))[1] - 1
-    return np.ldexp(1.0, np.maximum(exponent, lowest) - bits)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ _TASKS = given(
 _ASKING = given(SAMPLES, SAMPLE_SEED, generation_options(ray=False), FORCE_RUN, AS_JSON)
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @recipe_options()
 @click.option(
     "--density",

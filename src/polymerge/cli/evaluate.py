@@ -153,7 +153,7 @@ def compare(
         click.echo(f"\n{out}: {', '.join(file.name for file in files)}")
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.option("--task", metavar="TASK", help="Score as this task of MM-MergeBench does, such as ScienceQA or REC.")
 @SCORER
 @click.option(

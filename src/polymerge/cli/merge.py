@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
 
@@ -26,7 +27,7 @@ _COLOURS = {
 }  # fmt: skip
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @recipe_options()
 @click.option("--json", "json_file", metavar="FILE", help="Write the whole plan to FILE as JSON; - prints only that.")
 @click.option("--full", is_flag=True, help="Print a line for every tensor instead of one for every kind.")
@@ -48,7 +49,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
     click.echo(describe(made, full=full, paint=_paint_for(sys.stdout)))
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @recipe_options()
 @output_options
 @click.option(
@@ -64,7 +65,7 @@ def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **opti
     _carry_out("merging", recipe_of(options), out, dry_run, no_verify, as_json, options)
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("adapter", metavar="ADAPTER")
 @click.option("--base", metavar="MODEL", help="Fold into this model; default: the one that the adapter's config names.")
 @IGNORE
@@ -89,7 +90,7 @@ def fold(
     _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, no_verify, as_json, options)
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("folder", type=click.Path())
 @click.option("--base", metavar="MODEL", help="Check an adapter against this base, of which only the config is read.")
 @TRUST
