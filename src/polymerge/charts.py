@@ -34,6 +34,7 @@ __all__ = [
 
 log = logging.getLogger("polymerge")
 
+_DASHES = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2], [1, 2]]
 _TOP_LEVEL = frozenset({"$schema", "config", "datasets", "usermeta"})
 _WIDTH = 560  # of a picture, in pixels
 _WRAPPED = 80  # letters of a subtitle's line
@@ -98,7 +99,7 @@ def line_chart(
     places = [{"x": at} for at in dict.fromkeys(x[1])]
     if len(places) > 1 and all(isinstance(value, int | float) for value in x[1]):
         if len(places) <= _FEW:
-            axis.values, axis.format = [place["x"] for place in places], "~g"
+            axis.values, axis.format = [place["x"] for place in places], ".6~g"
         elif all(isinstance(value, int) for value in x[1]):
             axis.tickMinStep = 1
         across = alt.X("x:Q", title=x[0], axis=axis, scale=alt.Scale(zero=False, nice=False, padding=12))
@@ -307,8 +308,12 @@ def _by_name(series: Mapping[str, Series], channel: Any, symbol: str) -> Any:
     """Encode the series by colour or dashes."""
     import altair as alt
 
-    legend = alt.Legend(title=None, symbolType=symbol, symbolOpacity=1)
-    return channel("series:N", sort=None, scale=alt.Scale(domain=list(series)), legend=legend)
+    scale = alt.Scale(domain=list(series))
+    if channel is alt.StrokeDash:
+        scale.range = _DASHES[: len(series)]  # used again from the first one on where series are more
+    size = 400 if symbol == "stroke" else 120  # long enough to show its dashes
+    legend = alt.Legend(title=None, symbolType=symbol, symbolOpacity=1, symbolSize=size)
+    return channel("series:N", sort=None, scale=scale, legend=legend)
 
 
 def _reaches(values: Sequence[float]) -> list[dict[str, float]]:

@@ -26,7 +26,7 @@ def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | 
 
     RUN is a folder made by merge, search, evaluate, knockout or ablate, or a file written by `overlap --json`.
     """
-    from polymerge.reporting.report import report as run
+    from polymerge.reporting.reports import report as run
 
     made = run(runs, out, title, json_file=json_file)
     shown = ", ".join(f"{source['kind']} {source['label']}" for source in made.data["sources"])

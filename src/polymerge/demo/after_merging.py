@@ -1,35 +1,41 @@
-"""What follows the merges: the choice of the weight without labels, and one page that shows it all."""
+"""What follows the merges: the choice of the weight without labels, one page that shows it all, and a picture."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from polymerge.analysis.knockout import knockout
 from polymerge.analysis.overlap import overlap
+from polymerge.charts import Series, draw, line_chart
 from polymerge.demo.digit_questions import LONGEST_ANSWER, Question
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_text import plain_text
 from polymerge.evaluation.evaluating import evaluate
 from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import PromptSource
-from polymerge.reporting.report import report
+from polymerge.reporting.reports import report
 from polymerge.tuning.knobs import Knob
 from polymerge.tuning.outcome import SearchResult
 from polymerge.tuning.search import SearchOptions, search
 from polymerge.tuning.trials import Scoring
 
-__all__ = ["choose_weight", "make_page", "report_choice"]
+if TYPE_CHECKING:
+    import altair as alt
+
+__all__ = ["choose_weight", "draw_accuracy", "make_page", "report_choice"]
 
 SEARCH_PROMPTS = 100  # the paper's number
 SEARCH_BATCH = 50
 TASKS = ("perception", "unseen")
 ASKED = 400  # of each task, before and after
 KNOCKED_OUT = 60  # of each task, in each of the many models without a module
+DRAWN = {"perception": "perception", "seen": "arithmetic, seen pairs", "unseen": "arithmetic, unseen pairs"}
+DELTAS = {"task_arithmetic": "reasoning delta", "random": "random delta"}
 GENERATION = Generation(max_new_tokens=LONGEST_ANSWER, batch_size=100)
 
 
@@ -143,3 +149,28 @@ def _write(questions: Sequence[Question], numbers: Iterable[int], file: Path) ->
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return file
+
+
+def draw_accuracy(results: dict[str, Any], stem: Path) -> None:
+    """Draw each group's accuracy, for the reasoning delta and for the random one, as STEM.png and STEM.svg."""
+    draw(lambda: [_chart(results)], stem)
+
+
+def _chart(results: dict[str, Any]) -> alt.LayerChart:
+    rows = {(row["method"], row["weight"]): row for row in results["rows"]}
+    weights = sorted({weight for _, weight in rows})
+    series = {}
+    for group, label in DRAWN.items():
+        for method, delta in DELTAS.items():
+            own = [rows.get((method, weight), rows.get(("none", weight))) for weight in weights]
+            value, error = (
+                [None if row is None else 100.0 * row[group][name] for row in own] for name in ("value", "error")
+            )
+            pairs = list(zip(value, error, strict=True))
+            low = [None if one is None or off is None else one - off for one, off in pairs]
+            high = [None if one is None or off is None else one + off for one, off in pairs]
+            series[f"{label}: {delta}"] = Series(value, low, high)
+    return line_chart(
+        "What the merged model answers", ("weight of the delta added to the VLM's text tower", weights),
+        "right answers about held-out pictures, %", series, about="the shade is one standard error either way",
+    )  # fmt: skip

@@ -19,8 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGen
 from transformers.utils import logging as transformers_logging
 
 from polymerge import merge
-from polymerge.demo.after_merging import choose_weight, make_page, report_choice
-from polymerge.demo.demo_plot import plot
+from polymerge.demo.after_merging import choose_weight, draw_accuracy, make_page, report_choice
 from polymerge.demo.digit_questions import (
     GROUPS,
     Question,
@@ -86,7 +85,7 @@ def run(
         bars.enable_progress_bar()
     results["seconds"] = round(time.perf_counter() - started, 1)
     (out / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, out / "demo")
+    draw_accuracy(results, out / "demo")
     say(f"\n{results['seconds']:.0f} s. {out / results['page']} tells it all, and what each layer contributes.")
     say("Beside it lie demo.json, demo.png, the checkpoints, and every answer.")
     return results

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from polymerge.analysis.overlap import overlap
-from polymerge.reporting.report import Report, report
+from polymerge.reporting.reports import Report, report
 from polymerge.themes import PALETTES
 from report_made import everything, knockout, plan_of, record_of, results, search, small_merge, write
 

@@ -17,9 +17,9 @@ from polymerge.cli.report import report as report_command
 from polymerge.engine.provenance import plan_table, provenance
 from polymerge.errors import MissingExtraError, PolymergeError, Refused
 from polymerge.planning.plan import Piece, Plan, Step
-from polymerge.reporting import report as making
+from polymerge.reporting import reports as making
 from polymerge.reporting.page import make_page, vega
-from polymerge.reporting.report import collect, report
+from polymerge.reporting.reports import collect, report
 from polymerge.themes import PALETTES
 from report_made import (
     ablation,

@@ -12,7 +12,7 @@ import pytest
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter
 from polymerge.reporting.advice import Suggestion
-from polymerge.reporting.report import collect
+from polymerge.reporting.reports import collect
 from report_made import ablation, knockout, results, search, small_merge, write
 
 pytestmark = PEFT_WARNINGS
