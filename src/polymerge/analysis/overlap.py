@@ -96,7 +96,7 @@ def overlap(
         if value < 1:
             problems.append(RecipeError(f"{name}: {value} is not at least 1"))
     refuse_if_any(problems)
-    plan = source if isinstance(source, Plan) else make_plan(source)
+    plan = make_plan(source)
     files = Files()
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")

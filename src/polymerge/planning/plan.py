@@ -288,6 +288,11 @@ class Plan:
                 del step["lora"]
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    @property
+    def changes(self) -> bool:
+        """Whether any tensor of the output is another one than the template's."""
+        return any(step.fate in ("merged", "folded") for step in self.steps)
+
     def counts(self) -> dict[str, int]:
         """How many output tensors have each fate."""
         return {fate: sum(step.fate == fate for step in self.steps) for fate in FATES}
