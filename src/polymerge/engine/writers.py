@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter, made_adapter
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.tensor_info import Contents
@@ -144,7 +144,7 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
     execute(plan, [one.entries for one in inputs], write, device=open_device("cpu"), threads=threads)
     factors, full = (
         [
-            Entry(name, dtype, shape, where / name, 0, len(buffers[name]))
+            TensorInfo(name, dtype, shape, where / name, 0, len(buffers[name]))
             for name, dtype, shape in _tensors(plan, lora=lora)
         ]
         for lora in (True, False)
