@@ -64,7 +64,7 @@ class Input:
     tensors, size  how many tensors it holds, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
     files        of an adapter, what became of each weight file in its folder
-    wrappers     what is taken off their names as stored (see `checkpoint.wrapped`); all other names here are without
+    wrappers     what is taken off their names as stored (see `checkpoints.wrappers`); all other names here are without
     kind         whether it is a checkpoint, be it with an adapter, or an adapter alone
     opened       its headers as the plan was made from them, in the process that made it; of an adapter alone as well
     stamps       of its files at that time
@@ -240,7 +240,7 @@ class Plan:
                per full weight, under the name that it is stored by
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
-    beside     whose files the output has beside its weights: see `planning.inputs.files_beside`
+    beside     whose files the output has beside its weights: see `planning.companions.files_beside`
     companions what lies beside the weights and is not the template's own, but its adapter's
     unties     whether the template's config ties its head to its embedding, and that of the output must not
     layout     how the output lies on disk
