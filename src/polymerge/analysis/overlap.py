@@ -68,7 +68,7 @@ def overlap(
         for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
             if value < 1:
                 refuse(RecipeError(f"{name}: {value} is not at least 1"))
-    plan = source if isinstance(source, Plan) else make_plan(source)
+    plan = make_plan(source)
     files = Files()
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")

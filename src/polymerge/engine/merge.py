@@ -75,7 +75,7 @@ def merge(
 ) -> Merged:
     """Merge checkpoints into a new folder that loads as it is.
 
-    source      a recipe (file, mapping or `Recipe`), or a `Plan` made of one
+    source      a recipe (file, mapping or `Recipe`), or a plan of one (`Plan`, or the JSON that it was written as)
     out         the folder to make; it appears when it is complete and checked, never before
     force       replace what is at `out`
     shard_size  of the output's weight files, such as 5GB
@@ -99,7 +99,7 @@ def merge(
     target = Path(out)
     size = parse_size(shard_size)
     machine = open_device(device)
-    plan = source if isinstance(source, Plan) else make_plan(source)
+    plan = make_plan(source)
     if layout is not None:
         if not plan.of_adapters:
             raise RecipeError("layout: is for adapters, and these models are checkpoints")

@@ -33,38 +33,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
-class Gain:
-    """By how much a model is better than the mean of some others, in the score's unit.
-
-    over       those that it is compared with
-    low, high  95 % interval; None where there is none, and `reason` says why
-    rough      the score is one of the whole set, as those of captions are, and the interval has the width of that of
-               the mean over single questions
-    """
-
-    model: str
-    column: str
-    over: tuple[str, ...]
-    value: float
-    low: float | None = None
-    high: float | None = None
-    rough: bool = False
-    reason: str | None = None
-
-    @property
-    def within_noise(self) -> bool | None:
-        """Whether the interval holds zero; None where there is none."""
-        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
-
-
-@dataclass(frozen=True)
 class Comparison(Table):
-    """The table.
-=======
-class Comparison:
     """The scores and gains of several models.
->>>>>>> h6
 
     scores  by model and column; None where a model lacks a score
     """

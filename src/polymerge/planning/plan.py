@@ -240,7 +240,7 @@ class Plan:
                per full weight, under the name that it is stored by
     left_out   every tensor of an input that is not read for any step
     warnings   what a person should know although nothing forbids it
-    beside     whose files the output has beside its weights: see `planning.inputs.files_beside`
+    beside     whose files the output has beside its weights: see `planning.companions.files_beside`
     companions what lies beside the weights and is not the template's own, but its adapter's
     unties     whether the template's config ties its head to its embedding, and that of the output must not
     layout     how the output lies on disk
@@ -287,6 +287,11 @@ class Plan:
             if step["lora"] is None:
                 del step["lora"]
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def changes(self) -> bool:
+        """Whether any tensor of the output is another one than the template's."""
+        return any(step.fate in ("merged", "folded") for step in self.steps)
 
     def counts(self) -> dict[str, int]:
         """How many output tensors have each fate."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from polymerge.checkpoints import Checkpoint
 from polymerge.dtypes import MERGEABLE, dtype_code
-from polymerge.errors import PolymergeError, RecipeError, collecting, refuse_if_any
+from polymerge.errors import RecipeError, collecting, refuse, refuse_if_any
 from polymerge.families.expressions import Ranges, names_read, rows_of
 from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.methods.table import METHODS
@@ -32,41 +32,48 @@ __all__ = ["make_plan"]
 
 
 def make_plan(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, *, opened: Mapping[str, Checkpoint] | None = None
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    *,
+    opened: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
     """Plan a merge from a recipe and the headers of the checkpoints, or adapters, that it names.
 
-    source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan as JSON, which is read as it is
+    source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan, or one as JSON, which stays as it is
     opened   checkpoints that are open already, by what the recipe calls them
 
     raises Refused with every problem of the recipe, of the models, and of how they fit together.
     """
+    if isinstance(source, Plan):
+        return source
     if not isinstance(source, Recipe) and (written := written_plan(source)) is not None:
         return written
     with collecting() as problems:
         recipe = source if isinstance(source, Recipe) else parse_recipe(source)
         of_adapters = not opened and names_adapters(recipe)
-        plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, opened or {}, problems)
+        plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, opened or {})
+        if plan is not None and not (problems or plan.of_adapters or plan.changes):
+            refuse(RecipeError("nothing would be merged: every tensor of the template is a copy"))
     refuse_if_any(problems)  # where another block gathers them too, there is no plan all the same
     assert plan is not None
     return plan
 
 
-def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint], problems: list[PolymergeError]) -> Plan:
-    """Plan a merge of checkpoints; raises Refused where there is nothing to plan with."""
+def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> Plan | None:
+    """Plan a merge of checkpoints; None, with what is wrong refused, where there is nothing to plan with."""
     recipe = _with_base(recipe)
     models = open_models(recipe, opened)
     named = labels_of(sources_of(recipe))
     labels = [named[entry.model] for entry in recipe.models]
     base = bases_among(recipe, models)
     choices = choices_of(recipe, labels, recipe.models, base)
-    if models is not None:
-        models = _without_base(models, choices, base)
-        choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
-    if models is None or not models.merged:
-        refuse_if_any(problems or [RecipeError("recipe: models names nothing but the base")])
-        raise AssertionError("unreachable: a recipe without models is a problem")
-    return _Planner(recipe, models, choices, problems).plan()
+    if models is None:
+        return None
+    models = _without_base(models, choices, base)
+    if not models.merged:
+        refuse(RecipeError("recipe: models names nothing but the base"))
+        return None
+    choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
+    return _Planner(recipe, models, choices).plan()
 
 
 def _with_base(recipe: Recipe) -> Recipe:
@@ -87,12 +94,10 @@ def _without_base(models: Models, choices: Sequence[Choice], base: Collection[in
 
 
 class _Planner:
-    """The state while a plan is made: what was decided, what is wrong, what was used."""
+    """The state while a plan is made: what was decided, what does not fit, what was used."""
 
-    def __init__(
-        self, recipe: Recipe, models: Models, choices: Sequence[Choice], problems: list[PolymergeError]
-    ) -> None:
-        self.recipe, self.models, self.choices, self.problems = recipe, models, choices, problems
+    def __init__(self, recipe: Recipe, models: Models, choices: Sequence[Choice]) -> None:
+        self.recipe, self.models, self.choices = recipe, models, choices
         self.template = models.template
         self.base = models.base if any(METHODS[choice.setting.method].on == "deltas" for choice in choices) else None
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
@@ -108,9 +113,9 @@ class _Planner:
         for model in dict.fromkeys(self.readers):
             if model is not self.template:
                 joinable(self.template, model, self.parts, self.misfits)
-        self.problems += unmatched(self.recipe, self.choices, self.template, self.readers)
-        self.problems += misnamed(self.template)
-        self.problems += needed_all_the_same(self.template, self.readers)
+        refuse(*unmatched(self.recipe, self.choices, self.template, self.readers))
+        refuse(*misnamed(self.template))
+        refuse(*needed_all_the_same(self.template, self.readers))
         comparable = all(model.generic == self.template.generic for model in self.readers)
         # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
         names = [*self.template.stored, *([self.template.parted_name] if self.template.parted_name else [])]
@@ -121,17 +126,15 @@ class _Planner:
         for model in dict.fromkeys((self.template, *self.readers)):
             self.warnings += files_left_out(model.label, model.checkpoint.folder, model.checkpoint.adapter)
         companions = self._companions()
-        self.problems.extend(self.misfits.problems(self.template.label))
+        refuse(*self.misfits.problems(self.template.label))
         if self.template.generic and (self.misfits.missing or self.misfits.extra):
-            self.problems.append(
+            refuse(
                 RecipeError(
                     "these models' families are not known and their tensor names differ, so nothing says which belong "
                     "together: add a table for each to src/polymerge/families/tables/, or say `family:` beside a model "
                     "whose names one of `polymerge families` has"
                 )
             )
-        if comparable and not self.problems and not any(step.fate in ("merged", "folded") for step in steps):
-            self.problems.append(RecipeError("nothing would be merged: every tensor of the template is a copy"))
         config = self.template.checkpoint.config
         self.warnings += stored_dtypes(steps, config, self.dtype is not None).warnings(config, self.template.label)
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
@@ -159,20 +162,18 @@ class _Planner:
 
     def _companions(self) -> tuple[Companions, ...]:
         """What the output takes from the folder of the template's adapter; said, and so is what cannot be read."""
-        try:
+        with collecting():
             companions, said = adapter_companions(self.template.checkpoint)
-        except PolymergeError as error:
-            self.problems += error.problems
-            return ()
-        self.warnings += said
-        return companions
+            self.warnings += said
+            return companions
+        return ()
 
     def _parts(self) -> frozenset[str] | None:
         """The parts that are merged; None where names have no parts because the family is not known."""
         if self.template.generic:
             # among models of known families that is the problem, and told as such
             if self.recipe.parts is not None and all(model.generic for model in self.readers):
-                self.problems.append(
+                refuse(
                     RecipeError("parts: the template's family is not known, so its tensors have no parts; use exclude")
                 )
             return None
@@ -182,7 +183,7 @@ class _Planner:
         for part in self.recipe.parts:
             lacking = [model.label for model in (self.template, *self.readers) if part not in model.parts]
             for label in dict.fromkeys(lacking) if not any(model.generic for model in self.readers) else ():
-                self.problems.append(RecipeError(f"parts: '{label}' has no part '{part}'"))
+                refuse(RecipeError(f"parts: '{label}' has no part '{part}'"))
                 merged.discard(part)  # said once, and not of each of its tensors
         return frozenset(merged)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import replace
 
-from polymerge.errors import PolymergeError, collecting
+from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import labels_of, sources_of
 from polymerge.planning.plan import Plan
@@ -30,9 +31,8 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     methods = {recipe.merge_method, *(one.merge_method for one in recipe.overrides if one.merge_method)}
     if any(METHODS[method].models for method in methods) and recipe.base_model is not None and not base:
         return None  # it may be one of the two by another name
-    try:
-        with collecting():
-            was, now = (_choices(one, base) for one in (before, recipe))
+    try:  # in a context of its own, in which what is wrong is raised and not gathered: `make_plan` will say it
+        was, now = (Context().run(_choices, one, base) for one in (before, recipe))
     except PolymergeError:
         return None
     if _pattern(was) != _pattern(now):

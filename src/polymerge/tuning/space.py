@@ -78,7 +78,7 @@ def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> di
             with collecting():
                 turned = space.turned(recipe, point)
                 plan = (varied(*first, turned) if first else None) or make_plan(turned)
-                first = first or ((plan, turned) if isinstance(plan, Plan) else None)
+                first = first or (plan, turned)
                 plans[candidate_name(space, point)] = plan
     return plans
 
@@ -102,10 +102,7 @@ def refuse_idle(recipe: Recipe, space: Space) -> None:
 
 def _effect(plan: Plan) -> str:
     """What a plan merges, and by which settings."""
-    if isinstance(plan, Plan):
-        return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
-    own = [(step.canonical, plan.settings[step.setting]) for step in plan.pairs if step.setting is not None]
-    return repr((own, _effect(plan.extras) if plan.extras else ""))
+    return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
 
 
 def candidate_name(space: Space, point: Point) -> str:
