@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -24,7 +24,7 @@ from polymerge.checkpoints.tensor_info import Contents, Entry, listed
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse_if_any
 
-__all__ = ["Adapter", "Pair", "is_adapter", "made_adapter", "open_adapter"]
+__all__ = ["Adapter", "Pair", "is_adapter", "open_adapter", "paired", "token_rows"]
 
 _GATHER: Final = (
     "Gather it before it is saved: with ZeRO-3 by stage3_gather_16bit_weights_on_model_save: true, or from its "
@@ -188,11 +188,11 @@ def open_adapter(source: str, path: Path) -> Adapter:
     problems += _emptied(found)
     pairs: dict[str, Pair] = {}
     if all(name in contents for name in files.factors):
-        pairs, unpaired = _paired(found, rules, where)
+        pairs, unpaired = paired(found, rules, where)
         problems += unpaired
     tokens: dict[str, tuple[tuple[int, ...], Entry]] = {}
     if rules and len(contents) == len(files.read) > 0:
-        tokens, lost = _token_rows(found, rules, where)
+        tokens, lost = token_rows(found, rules, where)
         problems += lost
     refuse_if_any(problems)
     return Adapter(
@@ -209,35 +209,6 @@ def open_adapter(source: str, path: Path) -> Adapter:
         beside=tuple(folder / name for name in files.beside),
         became=MappingProxyType(_became(files, found)),
         left_out=MappingProxyType(files.left_out),
-    )
-
-
-def made_adapter(like: Adapter, config: Mapping[str, Any], factors: Contents, full: tuple[Entry, ...] = ()) -> Adapter:
-    """An adapter whose tensors lie in no folder: of the source, and with the files beside, that `like` has.
-
-    config   its adapter_config.json
-    factors  what lies in PEFT's own file
-    full     what lies in a file beside that, as LLaVA has it
-
-    raises Refused where they do not fit together.
-    """
-    where = like.folder / CONFIG
-    rules = read_lora_config(config, str(where))
-    found, _ = sort_names(like.folder, [(factors, False), *([(Contents(full), True)] if full else [])])
-    pairs, unpaired = _paired(found, rules, where)
-    tokens, lost = _token_rows(found, rules, where)
-    refuse_if_any([*unpaired, *lost])
-    return replace(
-        like,
-        config=config,
-        pairs=MappingProxyType(pairs),
-        extras=MappingProxyType(found.extras),
-        tokens=MappingProxyType(tokens),
-        files=tuple(dict.fromkeys(entry.file for entry in (*factors.entries, *full))),
-        skipped={},
-        beside=tuple({entry.file for entry in full}),
-        became={},
-        left_out={},
     )
 
 
@@ -297,7 +268,7 @@ def _unmergeable(found: Sorted) -> list[CheckpointError]:
     ]
 
 
-def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> tuple[dict[str, Pair], list[CheckpointError]]:
+def paired(found: Sorted, rules: LoraConfig | None, where: Path) -> tuple[dict[str, Pair], list[CheckpointError]]:
     """The pairs of factors, and what is wrong with those that make none; one message for all that have one fault."""
     pairs: dict[str, Pair] = {}
     faults: dict[tuple[Path, str], list[str]] = {}
@@ -342,7 +313,7 @@ def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool
     return None
 
 
-def _token_rows(
+def token_rows(
     found: Sorted, rules: LoraConfig, where: Path
 ) -> tuple[dict[str, tuple[tuple[int, ...], Entry]], list[CheckpointError]]:
     """The trained rows with the indices that the config gives them, and what is wrong with them."""

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polymerge.checkpoints import Checkpoint, Entry
-from polymerge.checkpoints.adapter import Adapter, made_adapter
+from polymerge.checkpoints.adapter import Adapter, paired, token_rows
+from polymerge.checkpoints.adapter_config import read_lora_config
+from polymerge.checkpoints.adapter_files import CONFIG
+from polymerge.checkpoints.adapter_names import sort_names
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.tensor_info import Contents
 from polymerge.checkpoints.writer import Shards, lay_out
@@ -20,7 +23,7 @@ from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
 from polymerge.engine.opening import copy_beside
-from polymerge.errors import MissingExtraError
+from polymerge.errors import MissingExtraError, refuse_if_any
 from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import Plan
@@ -149,11 +152,28 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
         ]
         for lora in (True, False)
     )
-    apart = tuple(full) if plan.layout == "llava" else ()
-    template = inputs[plan.template].adapter
+    template, config = inputs[plan.template].adapter, _adapter_config(plan, inputs)
     assert template is not None
-    contents = Contents((*factors, *(() if apart else full)))
-    made = made_adapter(template, _adapter_config(plan, inputs), contents, apart)
+    apart = plan.layout == "llava" and bool(full)
+    contents = [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)]
+    found, _ = sort_names(template.folder, contents)
+    said = template.folder / CONFIG
+    rules = read_lora_config(config, str(said))
+    (pairs, unpaired), (tokens, lost) = paired(found, rules, said), token_rows(found, rules, said)
+    refuse_if_any([*unpaired, *lost])
+    made = Adapter(
+        source=template.source,
+        folder=template.folder,
+        config=config,
+        model_config=template.model_config,
+        layout="llava" if apart else "peft",
+        pairs=pairs,
+        extras=found.extras,
+        tokens=tokens,
+        files=tuple(entry.file for entry in (*factors, *full)),
+        skipped={},
+        beside=tuple(entry.file for entry in full) if apart else (),
+    )
     return made, {where / name: memoryview(buffer) for name, buffer in buffers.items()}
 
 
