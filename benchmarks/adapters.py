@@ -42,10 +42,9 @@ from transformers.utils import logging as transformers_logging
 import polymerge
 from measure import RunError, machine, measure
 from polymerge.demo import trained_models as models
-from polymerge.demo.exam import Question, Share, examine_vlm, share, write_exam
-from polymerge.demo.lessons import in_picture
-from polymerge.demo.pictures import draw, load_handwriting
-from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, ask, split_pairs
+from polymerge.demo.digit_questions import Question, Share, draw_questions, score_vlm, share
+from polymerge.demo.train import in_picture
+from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, ask, draw, load_handwriting, split_pairs
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
 
@@ -191,20 +190,20 @@ class Examiner:
 
     def __init__(self, pictures: int | None) -> None:
         pairs, scans = Pairs((), split_pairs(SEED).every), load_handwriting(SEED)[1]
-        exam = write_exam(pairs, scans, SEED, pictures=pictures)
+        exam = draw_questions(pairs, scans, SEED, pictures=pictures)
         self.exam = {task: [q for q in exam if q.kind == task] for task in ARITHMETIC}
         self.exam[UNTAUGHT] = [q for q in exam if q.kind in PERCEPTION]
         self.processor = models.load_processor(VLM)
-        others = write_exam(pairs, scans, SEARCH_SEED, pictures=SEARCH_PICTURES)
+        others = draw_questions(pairs, scans, SEARCH_SEED, pictures=SEARCH_PICTURES)
         self.other_exam = [q for q in others if q.kind in ARITHMETIC]
 
     def right_of_others(self, model: Any) -> int:
         """How many answers are right to questions on the four tasks that are not in the exam."""
-        return sum(examine_vlm(model, self.processor, self.other_exam))
+        return sum(score_vlm(model, self.processor, self.other_exam))
 
     def ask(self, model: Any, tasks: Sequence[str] = (*ARITHMETIC, UNTAUGHT)) -> dict[str, list[float]]:
         """Mark the answers to all questions of some tasks."""
-        return {task: [float(mark) for mark in examine_vlm(model, self.processor, self.exam[task])] for task in tasks}
+        return {task: [float(mark) for mark in score_vlm(model, self.processor, self.exam[task])] for task in tasks}
 
     def shares(self, marks: Mapping[str, list[float]]) -> dict[str, Share]:
         """Sum up marks by task, and over all taught tasks."""

@@ -27,10 +27,9 @@ import polymerge
 from dataset import MODELS, SHAPES, make_models
 from measure import machine, settle
 from polymerge.checkpoints.loading import load_model, load_processor
-from polymerge.demo.exam import write_exam
-from polymerge.demo.pictures import load_handwriting
+from polymerge.demo.digit_questions import draw_questions
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
-from polymerge.demo.world import split_pairs
+from polymerge.demo.world import load_handwriting, split_pairs
 from polymerge.inference.answering import Answerer, batches
 from polymerge.inference.live import LiveModel
 from polymerge.inference.prompts import Prompt
@@ -170,10 +169,11 @@ def demo(method: str, **parameters: Any) -> Contest:
 
 def questions(vlm: Path) -> Ask:
     """Ask a model the same hundred questions of the demo."""
-    exam = write_exam(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)[:PROMPTS]
+    held_out = load_handwriting(SHIPPED_SEED)[1]
+    asked = draw_questions(split_pairs(SHIPPED_SEED), held_out, SHIPPED_SEED, pictures=1)[:PROMPTS]
     folder = Path(tempfile.mkdtemp(prefix="polymerge-questions-"))
     prompts = []
-    for number, question in enumerate(exam):
+    for number, question in enumerate(asked):
         Image.fromarray(question.picture).save(folder / f"{number}.png")
         prompts.append(Prompt(number, question.prompt, (str(folder / f"{number}.png"),)))
     processor, cut = load_processor(vlm), batches(prompts, 50)

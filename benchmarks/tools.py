@@ -21,7 +21,7 @@ __all__ = ["Bench"]
 
 SHARD = 500  # megabytes, at most, of an output file
 IMPORTS = (
-    "import polymerge.cli, polymerge.engine.merge, polymerge.methods.dare, polymerge.methods.slerp, time; time.sleep(1)"
+    "import polymerge.cli, polymerge.engine.merge, polymerge.methods.dare, polymerge.methods.sums, time; time.sleep(1)"
 )
 VERSIONS = "import importlib.metadata as m; print(*(f'{name} {m.version(name)}' for name in ('mergekit', 'torch')))"
 

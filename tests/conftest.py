@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +15,5 @@ settings.load_profile("any machine")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The user's cache is neither read nor filled."""
     with pytest.MonkeyPatch.context() as patch:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (a text for the environment)
-        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or f"{home}/matplotlib")  # its fonts take seconds
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

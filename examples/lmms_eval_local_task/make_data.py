@@ -1,4 +1,4 @@
-"""Make what the task is about: merged checkpoints of the demo, and questions of its exam with their pictures.
+"""Make what the task is about: merged checkpoints of the demo, and test questions with their pictures.
 
     python examples/lmms_eval_local_task/make_data.py WORK [QUESTIONS]
 
@@ -16,10 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 import polymerge
-from polymerge.demo.exam import write_exam
-from polymerge.demo.pictures import load_handwriting
+from polymerge.demo.digit_questions import draw_questions
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
-from polymerge.demo.world import split_pairs
+from polymerge.demo.world import load_handwriting, split_pairs
 
 TASK = Path(__file__).parent / "task"
 
@@ -41,11 +40,11 @@ def make_models(work: Path) -> None:
 
 
 def make_task(work: Path, count: int) -> None:
-    """Every so many-th question of the exam, and the task that names their file."""
-    exam = write_exam(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)
+    """Evenly spaced test questions, and the task that names their file."""
+    questions = draw_questions(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)
     (work / "pictures").mkdir(parents=True, exist_ok=True)
     questions = []
-    for number, question in enumerate(exam[:: max(1, len(exam) // count)][:count]):
+    for number, question in enumerate(questions[:: max(1, len(questions) // count)][:count]):
         picture = (work / "pictures" / f"{number}.png").resolve()
         Image.fromarray(question.picture).save(picture)
         questions.append(

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
-from polymerge.analysis.cells import Cell, layers_in, make_cells, third_of
+from polymerge.analysis.baseline import Baseline, layer_words, layers_in, open_baseline, third_of
+from polymerge.analysis.drops import drops, thirds
 from polymerge.analysis.knockout import knockout
-from polymerge.analysis.knockout_summary import drops, thirds
-from polymerge.analysis.replacements import Replacement, knocked_out, plan_parent
-from polymerge.analysis.scoring_prompts import Marks
-from polymerge.analysis.unchanged import Intact, open_intact
+from polymerge.analysis.replacements import Cell, Replacement, knocked_out, make_cells, plan_parent
+from polymerge.analysis.task_scores import Score
 from polymerge.checkpoints.loading import load_model, load_processor
 from polymerge.cli.analyze import knockout as command
-from polymerge.errors import PolymergeError, RecipeError, Refused
+from polymerge.errors import RecipeError, Refused
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.inference.answering import Answerer, batches
 from polymerge.inference.generation import Generation
@@ -61,7 +60,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, prompts: Path, merged: Path) -> Path:
     """The folder of a finished run."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    knockout(merged, [f"all={prompts}"], out, scorer="exact", against=VLM, layers="0-1", generation=SHORT)
+    knockout(merged, {"all": prompts}, out, scorer="exact", against=VLM, layers=(0, 1), generation=SHORT)
     return out
 
 
@@ -70,20 +69,15 @@ def outcome(run: Path) -> dict[str, Any]:
     return found
 
 
-def opened(source: str | Path) -> Intact:
-    problems: list[PolymergeError] = []
-    intact = open_intact(str(source), "MODEL", problems)
-    assert intact is not None
-    assert not problems
-    return intact
+def opened(source: str | Path) -> Baseline:
+    baseline = open_baseline(str(source), "model")
+    assert baseline is not None
+    return baseline
 
 
-def plan_of(intact: Intact, cell: Cell, replacement: Replacement) -> Plan:
-    problems: list[PolymergeError] = []
-    parent = plan_parent(intact, replacement.source, problems) if replacement.kind == "from" else None
-    plan = knocked_out(intact, [cell], replacement, parent, problems)[cell.name]
-    assert not problems
-    return plan
+def plan_of(baseline: Baseline, cell: Cell, replacement: Replacement) -> Plan:
+    parent = plan_parent(baseline, replacement.source) if replacement.kind == "from" else None
+    return knocked_out(baseline, [cell], replacement, parent)[cell.name]
 
 
 def digest(model: Any) -> str:
@@ -136,14 +130,14 @@ REPLACEMENTS = [Replacement("uniform"), Replacement("zero"), Replacement("noise"
 
 @pytest.mark.parametrize("replacement", REPLACEMENTS, ids=lambda one: one.kind)
 def test_weights_come_back_to_the_bit(replacement: Replacement) -> None:
-    intact = opened(VLM)
-    live = LiveModel(intact.plan)
+    baseline = opened(VLM)
+    live = LiveModel(baseline.plan)
     before = digest(live.model)
     seen = set()
     for cell in (Cell("attention", (0,)), Cell("mlp", (1, 2)), Cell("both", (3,))):
-        live.set(plan_of(intact, cell, replacement))
+        live.set(plan_of(baseline, cell, replacement))
         seen.add(digest(live.model))
-        live.set(intact.plan)
+        live.set(baseline.plan)
         assert digest(live.model) == before
     assert len(seen | {before}) == 4
 
@@ -152,13 +146,13 @@ def test_weights_come_back_to_the_bit(replacement: Replacement) -> None:
 @pytest.mark.parametrize("replace", ["uniform", "noise", "from"])
 def test_weights_of_any_family_come_back_to_the_bit(family: str, replace: str, tmp_path: Path) -> None:
     folder = build(family, tmp_path / "model", layers=6 if family == "mllama" else 2)
-    intact = opened(folder)
-    live = LiveModel(intact.plan)
+    baseline = opened(folder)
+    live = LiveModel(baseline.plan)
     before = digest(live.model)
     other = str(perturbed(folder, tmp_path / "other", seed=3)) if replace == "from" else ""
-    live.set(plan_of(intact, Cell("both", (1,)), Replacement(replace, other)))
+    live.set(plan_of(baseline, Cell("both", (1,)), Replacement(replace, other)))
     assert digest(live.model) != before
-    live.set(intact.plan)
+    live.set(baseline.plan)
     assert digest(live.model) == before
 
 
@@ -167,10 +161,10 @@ def test_uniform_is_a_literal_rewrite_of_any_layout(layout: Any, tmp_path: Path)
     folder = build("llava", tmp_path / "model")
     if layout is not None:
         layout(folder)
-    intact = opened(folder)
-    live = LiveModel(intact.plan)
+    baseline = opened(folder)
+    live = LiveModel(baseline.plan)
     for module, pattern in PROJECTIONS.items():
-        live.set(plan_of(intact, Cell(module, (1,)), Replacement("uniform")))
+        live.set(plan_of(baseline, Cell(module, (1,)), Replacement("uniform")))
         literal = rewritten(folder, tmp_path / module, (1,), {pattern: uniform})
         assert digest(live.model) == digest(load_model(literal))
 
@@ -187,9 +181,9 @@ def test_uniform_knows_the_parts_of_what_is_fused(tmp_path: Path) -> None:
 
     literal = rewritten(folder, tmp_path / "new", (0,), {r"self_attn\.qkv_proj\.weight": fused,
                                                          r"self_attn\.o_proj\.weight": uniform})  # fmt: skip
-    intact = opened(folder)
-    live = LiveModel(intact.plan)
-    live.set(plan_of(intact, Cell("attention", (0,)), Replacement("uniform")))
+    baseline = opened(folder)
+    live = LiveModel(baseline.plan)
+    live.set(plan_of(baseline, Cell("attention", (0,)), Replacement("uniform")))
     assert digest(live.model) == digest(load_model(literal))
 
 
@@ -197,14 +191,14 @@ def test_biases_stay_but_where_another_model_s_come(tmp_path: Path) -> None:
     folder = build("qwen2_vl", tmp_path / "model")
     other = related_llm(folder, tmp_path / "other", seed=5)
     theirs = load(other)
-    intact = opened(folder)
-    live = LiveModel(intact.plan)
-    live.set(plan_of(intact, Cell("attention", (1,)), Replacement("zero")))
+    baseline = opened(folder)
+    live = LiveModel(baseline.plan)
+    live.set(plan_of(baseline, Cell("attention", (1,)), Replacement("zero")))
     pattern = PROJECTIONS["attention"]
     assert digest(live.model) == digest(
         load_model(rewritten(folder, tmp_path / "zero", (1,), {pattern: torch.zeros_like}))
     )
-    live.set(plan_of(intact, Cell("attention", (1,)), Replacement("from", str(other))))
+    live.set(plan_of(baseline, Cell("attention", (1,)), Replacement("from", str(other))))
     change = {
         rf"self_attn\.{part}_proj\.{kind}": lambda _, name=f"{part}_proj.{kind}": theirs[
             f"model.layers.1.self_attn.{name}"
@@ -218,14 +212,14 @@ def test_biases_stay_but_where_another_model_s_come(tmp_path: Path) -> None:
 
 
 def test_noise_is_as_large_as_it_is_said_to_be_and_the_same_every_time() -> None:
-    intact = opened(VLM)
+    baseline = opened(VLM)
     before = load_model(VLM).state_dict()
     name = next(one for one in before if "language_model" in one and one.endswith("layers.1.mlp.up_proj.weight"))
     found = {}
     for size, seed in ((0.5, 1), (0.5, 2), (2.0, 1)):
-        live = LiveModel(intact.plan, threads=seed)
+        live = LiveModel(baseline.plan, threads=seed)
         for cell in (Cell("mlp", (1,)), Cell("both", (0, 1))):  # whatever else is replaced
-            live.set(plan_of(intact, cell, Replacement("noise", size=size, seed=seed)))
+            live.set(plan_of(baseline, cell, Replacement("noise", size=size, seed=seed)))
             again = live.model.state_dict()[name].clone().float()
             assert torch.equal(found.setdefault((size, seed), again), again)
     for (size, _), tensor in found.items():
@@ -271,7 +265,7 @@ def test_what_a_run_says(finished: Path, merged: Path) -> None:
 
 def test_a_merged_model_is_not_knocked_out_as_its_template_is(finished: Path) -> None:
     kept = finished / "candidates"
-    for name in ("intact", "attention-0", "mlp-1"):
+    for name in ("baseline", "attention-0", "mlp-1"):
         one, other = (AnswerLog(kept / f"all,{who}-{name}" / "answers.jsonl").read() for who in ("model", "against"))
         assert one != other, name
     found = outcome(finished)
@@ -280,18 +274,20 @@ def test_a_merged_model_is_not_knocked_out_as_its_template_is(finished: Path) ->
 
 
 def test_from_itself_changes_no_weight_and_no_score(merged: Path, prompts: Path, tmp_path: Path) -> None:
-    intact = opened(merged)
-    live = LiveModel(intact.plan)
+    baseline = opened(merged)
+    live = LiveModel(baseline.plan)
     before = digest(live.model)
     for cell in (Cell("both", (0, 1, 2, 3)), Cell("attention", (2,))):
-        live.set(plan_of(intact, cell, Replacement("from", str(merged))))
+        live.set(plan_of(baseline, cell, Replacement("from", str(merged))))
         assert digest(live.model) == before
-    done = knockout(merged, [str(prompts)], tmp_path / "run", scorer="exact", replace=f"from:{merged}",
-                    layers="0,3", modules="both", samples=12, generation=SHORT)  # fmt: skip
-    base = done.outcome["baseline"]["model"]["prompts"]
-    assert [cell["model"]["samples"] for cell in done.outcome["cells"]] == [base["samples"]] * 2
-    assert {cell["model"]["drop"] for cell in done.outcome["cells"]} == {0.0}
-    assert done.outcome["summary"][0]["model"]["early"]["share"] is None  # of nothing
+    done = knockout(
+        merged, {"prompts": prompts}, tmp_path / "run", scorer="exact", replace=Replacement("from", str(merged)),
+        layers=(0, 3), modules=["both"], samples=12, generation=SHORT,
+    )  # fmt: skip
+    base = done.baseline["model"]["prompts"]
+    assert [cell.model.samples for cell in done.cells] == [base.samples] * 2
+    assert {cell.model.drop for cell in done.cells} == {0.0}
+    assert done.summary[0].model.early.share is None  # of nothing
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
@@ -324,10 +320,10 @@ def test_a_finished_run_is_counted_again_to_the_byte(
 
     monkeypatch.setattr(WorkerPool, "submit", refuse)
     before = (finished / "knockout.json").read_bytes()
-    how: dict[str, Any] = {"scorer": "exact", "against": VLM, "layers": "0-1", "generation": SHORT}
-    knockout(merged, [f"all={prompts}"], finished, **how, seed=7)
+    how: dict[str, Any] = {"scorer": "exact", "against": VLM, "layers": (0, 1), "generation": SHORT}
+    knockout(merged, {"all": prompts}, finished, **how, seed=7)
     other = outcome(finished)
-    knockout(merged, [f"all={prompts}"], finished, **how)
+    knockout(merged, {"all": prompts}, finished, **how)
     assert (finished / "knockout.json").read_bytes() == before
     assert [cell["model"]["interval"] for cell in other["cells"]] != [
         cell["model"]["interval"] for cell in outcome(finished)["cells"]
@@ -352,8 +348,10 @@ def test_killed_in_the_middle_and_resumed(finished: Path, prompts: Path, merged:
 def test_two_workers_say_what_one_says(prompts: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         how = Generation(max_new_tokens=3, torch_threads=1, workers=workers)
-        knockout(VLM, [str(prompts)], tmp_path / str(workers), scorer="exact", replace="noise", modules="both",
-                 layers="0-2", samples=6, generation=how)  # fmt: skip
+        knockout(
+            VLM, {"prompts": prompts}, tmp_path / str(workers), scorer="exact", replace=Replacement("noise"),
+            modules=["both"], layers=(0, 1, 2), samples=6, generation=how,
+        )  # fmt: skip
     one, two = ((tmp_path / str(workers) / "knockout.json").read_bytes() for workers in (1, 2))
     assert one == two
 
@@ -373,29 +371,26 @@ def test_the_table_that_is_printed(finished: Path, prompts: Path, merged: Path) 
 
 
 def test_another_run_s_answers_are_not_mixed_in(finished: Path, prompts: Path, merged: Path) -> None:
-    how: dict[str, Any] = {"scorer": "exact", "against": VLM, "layers": "0-1", "generation": SHORT}
+    how: dict[str, Any] = {"scorer": "exact", "against": VLM, "layers": (0, 1), "generation": SHORT}
     for more, told in (
-        ({"replace": "zero"}, r"replace\S* was"),
+        ({"replace": Replacement("zero")}, r"replace\S* was"),
         ({"samples": 5}, r"prompts\S* was"),
         ({"against": None}, "against"),
     ):
         with pytest.raises(RecipeError, match=told):
-            knockout(merged, [f"all={prompts}"], finished, **{**how, **more})
+            knockout(merged, {"all": prompts}, finished, **{**how, **more})
 
 
 def test_groups_strides_and_thirds() -> None:
-    problems: list[PolymergeError] = []
-
-    def where(*said: Any, depth: int = 8) -> list[str]:
-        return [cell.where for cell in make_cells(("mlp",), *said, depth, problems)]
+    def where(layers: Sequence[int] | None, stride: int | None, group: int, depth: int = 8) -> list[str]:
+        return [layer_words(cell.layers) for cell in make_cells(("mlp",), layers, stride, group, depth)]
 
     assert where(None, None, 1) == ["0", "1", "2", "3", "4", "5", "6", "7"]
     assert where(None, 3, 1) == ["0", "3", "6"]
     assert where(None, None, 3) == ["0-2", "3-5", "6-7"]
     assert where(None, 2, 4) == ["0-3", "2-5", "4-7"]
-    assert where("1-3,6", 2, 1) == ["1", "3"]
-    assert where("7,1-2", None, 3) == ["1-2,7"]
-    assert not problems
+    assert where((1, 2, 3, 6), 2, 1) == ["1", "3"]
+    assert where((7, 1, 2), None, 3) == ["1-2,7"]
     assert [third_of((layer,), 4) for layer in range(4)] == ["early", "middle", "middle", "late"]
     counts = [
         tuple(len(layers_in(third, depth)) for third in ("early", "middle", "late")) for depth in (1, 2, 3, 28, 32)
@@ -407,15 +402,17 @@ def test_groups_strides_and_thirds() -> None:
 def test_the_shares_of_the_thirds_add_up_to_one() -> None:
     cells = [Cell("mlp", (layer,)) for layer in range(4)]
     right = [(1.0,) * 40, (0.0,) * 20 + (1.0,) * 20, (1.0,) * 40, (0.0, 1.0) * 20, (1.0,) * 30 + (0.0,) * 10]
-    marks = [Marks(100 * sum(one) / 40, one) for one in right]
+    marks = [Score(100 * sum(one) / 40, one) for one in right]
     found = drops(marks[0], marks[1:], "task", 1)
     told = thirds(found, cells, 4)
-    assert [told[third]["drop"] for third in ("early", "middle", "late")] == [50, 50, 25]
-    assert [told[third]["share"] for third in ("early", "middle", "late")] == [0.4, 0.4, 0.2]
-    assert told["middle"]["mean"] == 25
-    for third in ("early", "middle", "late"):
-        low, high = told[third]["share_interval"]
-        assert low < told[third]["share"] < high
+    assert [one.drop for one in (told.early, told.middle, told.late)] == [50, 50, 25]
+    assert [one.share for one in (told.early, told.middle, told.late)] == [0.4, 0.4, 0.2]
+    assert told.middle.mean == 25
+    for one in (told.early, told.middle, told.late):
+        assert one.share_interval is not None
+        assert one.share is not None
+        low, high = one.share_interval
+        assert low < one.share < high
     again = drops(marks[0], marks[1:], "task", 1)
     assert again.resampled is not None
     assert found.resampled is not None
@@ -437,11 +434,11 @@ def test_shares_of_the_demo_add_up_to_one(finished: Path) -> None:
 
 
 def test_a_score_that_is_no_mean_has_no_interval() -> None:
-    found = drops(Marks(50.0, None), [Marks(20.0, None)], "captions", 1)
+    found = drops(Score(50.0, None), [Score(20.0, None)], "captions", 1)
     told = thirds(found, [Cell("mlp", (0,))], 4)
-    assert told["early"]["share"] == 1
-    assert told["early"]["share_interval"] is None
-    assert told["interval"] is None
+    assert told.early.share == 1
+    assert told.early.share_interval is None
+    assert told.interval is None
 
 
 def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_path: Path) -> None:
@@ -454,17 +451,18 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
     deeper = build("llava", tmp_path / "deeper")
     with pytest.raises(Refused) as refused:
         knockout(
-            VLM, [f"a={prompts}", f"a={prompts}", str(unanswered), str(tmp_path / "nowhere.jsonl"), f"/={prompts}"],
-            tmp_path / "run", scorer="exct", against=deeper, replace=f"from:{tmp_path / 'gone'}", noise_size=2.0,
-            modules="attenton,mlp", layers="0-9,x", stride=0, generation=Generation(batch_size=0, dtype="float"),
+            VLM, {"a": prompts, "b": unanswered, "c": tmp_path / "nowhere.jsonl", "/": prompts}, tmp_path / "run",
+            scorer="exct", against=deeper, replace=Replacement("from", str(tmp_path / "gone"), 2.0),
+            modules=("attenton", "mlp"), layers=range(10), stride=0,
+            generation=Generation(batch_size=0, dtype="float"),
         )  # fmt: skip
     told = str(refused.value)
     for word in (
-        "--scorer: there is no scorer 'exct'. Did you mean 'exact'", "there is a task 'a' already",
+        "scorer: there is no scorer 'exct'. Did you mean 'exact'",
         "1 of 24 prompts have no answer, the first of them 3", "nowhere.jsonl: there is no such file",
-        "'/' is no name for a task", "there is no module 'attenton'. Did you mean 'attention'",
-        "there is no layer 4-9, the model has 0-3", "'x' is no layer", "--stride: 0", "--batch-size: 0", "--dtype",
-        "--noise-size is for --replace noise", "unequally many layers", "--replace from:", "gone",
+        "'/' is no name for a task", "modules: there is no module 'attenton'. Did you mean 'attention'",
+        "layers: there is no layer 4-9, the model has 0-3", "stride: 0", "batch-size: 0", "dtype",
+        "noise_size: only noise has a size", "against: the two have unequally many layers", "replace from:", "gone",
     ):  # fmt: skip
         assert word in told, word
     assert refused.value.exit_status == 2
@@ -474,29 +472,29 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"replace": "unifrm"}, "Did you mean 'uniform'"),
-        ({"replace": "from"}, "Say from:CHECKPOINT"),
-        ({"replace": "noise", "noise_size": 0.0}, "is not above 0"),
-        ({"seed": -1}, "--seed: -1"),
-        ({"layers": "3-1"}, "ends before it starts"),
-        ({"layers": "1,0-2"}, "1 said twice"),
-        ({"group": 0}, "--group: 0"),
+        ({"replace": Replacement("unifrm")}, "Did you mean 'uniform'"),
+        ({"replace": Replacement("zero", "x")}, "replace: 'zero:x' cannot take the place"),
+        ({"replace": Replacement("from")}, "Say from:CHECKPOINT"),
+        ({"replace": Replacement("noise", size=0.0)}, "is not above 0"),
+        ({"replace": Replacement(seed=-1)}, "seed: -1"),
+        ({"layers": (1, 0, 1, 2)}, "1 said twice"),
+        ({"group": 0}, "group: 0"),
         ({"samples": -1}, "no number of prompts"),
     ],
 )
 def test_what_cannot_be_knocked_out(how: dict[str, Any], told: str, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=re.escape(told)):
-        knockout(VLM, [str(prompts)], tmp_path / "run", **{"scorer": "exact", **how})
+        knockout(VLM, {"prompts": prompts}, tmp_path / "run", **{"scorer": "exact", **how})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_as_a_parent(prompts: Path, tmp_path: Path) -> None:
     other = build("llama", tmp_path / "other", layers=4)
-    with pytest.raises(Refused, match=r"--replace from:.*other"):
-        knockout(VLM, [str(prompts)], tmp_path / "run", scorer="exact", replace=f"from:{other}")
+    with pytest.raises(Refused, match=r"replace from:.*other"):
+        knockout(VLM, {"prompts": prompts}, tmp_path / "run", scorer="exact", replace=Replacement("from", str(other)))
     qwen = build("qwen2", tmp_path / "qwen")
-    with pytest.raises(Refused, match=r"--replace from:.*qwen"):
-        knockout(VLM, [str(prompts)], tmp_path / "run", scorer="exact", replace=f"from:{qwen}")
+    with pytest.raises(Refused, match=r"replace from:.*qwen"):
+        knockout(VLM, {"prompts": prompts}, tmp_path / "run", scorer="exact", replace=Replacement("from", str(qwen)))
 
 
 def test_models_that_have_no_layers_to_knock_out(prompts: Path, tmp_path: Path) -> None:
@@ -505,9 +503,9 @@ def test_models_that_have_no_layers_to_knock_out(prompts: Path, tmp_path: Path) 
     save_file({"a.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "nobody knows"}')
     with pytest.raises(Refused, match="whose tensors are not known by layer"):
-        knockout(folder, [str(prompts)], tmp_path / "run", scorer="exact")
+        knockout(folder, {"prompts": prompts}, tmp_path / "run", scorer="exact")
     with pytest.raises(Refused, match="nowhere"):
-        knockout(tmp_path / "nowhere", [str(prompts)], tmp_path / "run", scorer="exact")
+        knockout(tmp_path / "nowhere", {"prompts": prompts}, tmp_path / "run", scorer="exact")
 
 
 def test_tasks_are_said_as_for_evaluate(prompts: Path, tmp_path: Path) -> None:
@@ -523,7 +521,15 @@ def test_tasks_are_said_as_for_evaluate(prompts: Path, tmp_path: Path) -> None:
         (("--tasks", "mm-mergebench"), "'mm-mergebench' is not FILE:SCORER"),
         (("--prompts", prompts), "say --scorer NAME"),
         ((), "say what to ask"),
+        (
+            ("--prompts", f"a={prompts}", "--tasks", f"{prompts}:exact", "--prompts", prompts),
+            "is a task 'prompts' already",
+        ),
+        (("--prompts", prompts, "--scorer", "exact", "--layers", "0-9,x"), "'x' is no layer and no range of layers"),
+        (("--prompts", prompts, "--scorer", "exact", "--layers", "3-1"), "'3-1' ends before it starts"),
+        (("--prompts", prompts, "--scorer", "exact", "--noise-size", "2"), "--noise-size: only noise has a size"),
+        (("--prompts", prompts, "--scorer", "exact", "--modules", "mpl,mlp"), "--modules: there is no module 'mpl'"),
     ):
-        ran = cli("knockout", VLM, *words, "-o", tmp_path / "other", *more)
+        ran = cli("knockout", VLM, *more, *words, "-o", tmp_path / "other")
         assert ran.status == 2
         assert told in ran.err

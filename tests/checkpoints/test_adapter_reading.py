@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from polymerge.checkpoints.adapter import Adapter, Pair, is_adapter, open_adapter
 from polymerge.checkpoints.adapter_config import foreign_kind, read_lora_config
-from polymerge.checkpoints.tensor_info import Entry
+from polymerge.checkpoints.tensor_info import TensorInfo
 from polymerge.errors import Refused
 
 pytestmark = [
@@ -59,7 +59,7 @@ def trained(model: nn.Module, **settings: Any) -> PeftModel:
     return peft
 
 
-def values(entry: Entry) -> Tensor:
+def values(entry: TensorInfo) -> Tensor:
     """The tensor that lies where the entry says."""
     assert entry.dtype == "F32"
     data = bytearray(entry.file.read_bytes()[entry.start : entry.start + entry.nbytes])

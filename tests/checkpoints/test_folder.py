@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from polymerge.checkpoints import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused
 
 INDEX = "model.safetensors.index.json"
@@ -62,7 +62,7 @@ def test_a_sharded_folder(tmp_path: Path) -> None:
     ]
     assert list(checkpoint.entries) == ["z", "b", "a"]
     first = checkpoint.entries["z"]
-    assert first == Entry("z", "F32", (1,), checkpoint.files[0], checkpoint.files[0].stat().st_size - 8, 4)
+    assert first == TensorInfo("z", "F32", (1,), checkpoint.files[0], checkpoint.files[0].stat().st_size - 8, 4)
     assert (checkpoint.aliases, checkpoint.skipped) == ({}, {})
 
 
@@ -216,7 +216,7 @@ def test_what_may_not_be_read_is_said(tmp_path: Path) -> None:
             "config.json: is not JSON: Expecting property name enclosed in double quotes at line 2, column 3",
         ),
         ("[]", "config.json: expected object, got array"),
-        ("3", "config.json: expected object, got int (3)"),
+        ("3", "config.json: expected object, got 3"),
         ("version https://git-lfs.github.com/spec/v1\n", "config.json: is a Git LFS pointer"),
     ],
 )

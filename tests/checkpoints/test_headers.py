@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from polymerge.checkpoints.safetensors import HEADER_LIMIT, read_safetensors
-from polymerge.checkpoints.tensor_info import Entry, listed
+from polymerge.checkpoints.tensor_info import TensorInfo, listed
 from polymerge.errors import CheckpointError, PolymergeError, Refused
 
 DTYPES = {
@@ -66,10 +66,10 @@ def test_reads_what_the_header_says(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", header, data=18)
     start = path.stat().st_size - 18
     assert read_safetensors(path) == (
-        Entry("scalar", "F32", (), path, start, 4),
-        Entry("nothing", "F32", (0, 7), path, start + 4, 0),
-        Entry("later", "BF16", (2, 3), path, start + 4, 12),
-        Entry("packed", "F4", (4,), path, start + 16, 2),
+        TensorInfo("scalar", "F32", (), path, start, 4),
+        TensorInfo("nothing", "F32", (0, 7), path, start + 4, 0),
+        TensorInfo("later", "BF16", (2, 3), path, start + 4, 12),
+        TensorInfo("packed", "F4", (4,), path, start + 16, 2),
     )
 
 
@@ -114,22 +114,22 @@ def test_a_header_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ([], "is not an object"),
-        ({"dtype": "F32", "shape": [1]}, "lacks 'data_offsets'"),
-        ({"shape": [1]}, "lacks 'dtype', 'data_offsets'"),
-        ({**tensor("F32", [1], 0, 4), "scale": 2}, "has 'scale', which the format does not know"),
-        (tensor(32, [1], 0, 4), "dtype is not a string"),
-        (tensor("F32", 1, 0, 4), "shape is not a list"),
-        (tensor("F32", [True], 0, 4), "shape is not a list"),
-        (tensor("F32", [1.0], 0, 4), "shape is not a list"),
-        (tensor("F32", [-1, -1], 0, 4), "shape is not a list"),
-        (tensor("F32", [2**63], 0, 4), "shape is not a list"),
-        (tensor("F32", [1] * 65, 0, 4), "shape is not a list of at most 64"),
+        ([], "expected object, got array"),
+        ({"dtype": "F32", "shape": [1]}, "data_offsets is missing"),
+        ({"shape": [1], "data_offsets": [0, 4]}, "dtype is missing"),
+        ({**tensor("F32", [1], 0, 4), "scale": 2}, "object contains unknown field scale"),
+        (tensor(32, [1], 0, 4), "dtype: expected str, got 32"),
+        (tensor("F32", 1, 0, 4), "shape: expected array, got 1"),
+        (tensor("F32", [True], 0, 4), "shape[0]: expected int, got true"),
+        (tensor("F32", [1.5], 0, 4), "shape[0]: expected int, got 1.5"),
+        (tensor("F32", [2, -1], 0, 4), "shape[1]: expected int >= 0, got -1"),
+        (tensor("F32", [2**63], 0, 4), "shape[0]: "),
+        (tensor("F32", [1] * 65, 0, 4), "shape: expected array of length <= 64"),
         (tensor("F32", [2**62, 2**62], 0, 4), f"takes {2**126} bytes, its data_offsets span 4"),
-        (tensor("F32", [1], 4, 0), "data_offsets are not two offsets in order"),
-        (tensor("F32", [1], -4, 0), "data_offsets are not two offsets in order"),
-        (tensor("F32", [1], False, 4), "data_offsets are not two offsets in order"),
-        ({**tensor("F32", [1], 0, 4), "data_offsets": [0, 2, 4]}, "data_offsets are not two offsets in order"),
+        (tensor("F32", [1], 4, 0), "data_offsets [4, 0] are not in order"),
+        (tensor("F32", [1], -4, 0), "data_offsets[0]: expected int >= 0"),
+        (tensor("F32", [1], False, 4), "data_offsets[0]: expected int, got bool"),
+        ({**tensor("F32", [1], 0, 4), "data_offsets": [0, 2, 4]}, "data_offsets: expected array of length 2, got 3"),
         (tensor("F32", [2], 0, 4), "F32 [2] takes 8 bytes, its data_offsets span 4"),
         (tensor("F4", [3], 0, 4), "F4 [3] does not fill whole bytes"),
     ],
@@ -149,9 +149,9 @@ def test_every_problem_is_reported(tmp_path: Path) -> None:
         "d": tensor("F32", "?", 12, 16),
     }
     metadata, c, d, dtypes = refusal(write(tmp_path / "x.safetensors", header, data=16))
-    assert "__metadata__ is not a map from strings to strings" in metadata
+    assert "__metadata__: ['step']: expected str, got 3" in metadata
     assert "'c': F32 [7] takes 28 bytes" in c
-    assert "'d': its shape" in d
+    assert "'d': shape: expected array" in d
     assert "dtype 'F3' of 'a', 'b' is not known" in dtypes
     assert "Upgrade polymerge" in dtypes
 

@@ -15,8 +15,8 @@ from hub_shards import NAMES, shard, sharded
 from hub_standin import Standin, empty_cache
 from polymerge.checkpoints import hub as hub_module
 from polymerge.checkpoints import output_folder as output_module
+from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.local_copy import bring
 from polymerge.checkpoints.prefetch import Prefetch
 from polymerge.engine.opening import beside_template, fetch, files_read, opened
 from polymerge.errors import PolymergeError

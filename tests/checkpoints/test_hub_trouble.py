@@ -22,10 +22,9 @@ from safetensors.torch import save_file
 
 import polymerge
 from hub_standin import Standin, empty_cache, environment, xet_storage
-from polymerge.checkpoints import hub_files as hubfiles
-from polymerge.checkpoints import prefetch
+from polymerge.checkpoints import hub_api, prefetch
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.hub_errors import LastingError
+from polymerge.checkpoints.hub_api import LastingError
 from polymerge.checkpoints.prefetch import Prefetch, fetch_all, fetched
 from polymerge.errors import CheckpointError, RecipeError
 from running import linear, merged, weights
@@ -61,7 +60,7 @@ def model(folder: Path, seed: int) -> Path:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     """The stand-in, which offers `a/one`, an empty cache, and nobody who waits between two tries."""
     monkeypatch.setattr(prefetch, "_PAUSE", 0.0)
-    monkeypatch.setattr(hubfiles, "_PAUSE", 0.0)
+    monkeypatch.setattr(hub_api, "_PAUSE", 0.0)
     model(tmp_path / "other", 2)
     with empty_cache(monkeypatch, tmp_path) as server:
         server.publish("a/one", model(tmp_path / "one", 1))

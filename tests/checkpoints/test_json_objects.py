@@ -36,9 +36,9 @@ def test_json_becomes_a_value_of_its_type() -> None:
 def test_every_member_that_is_wrong_is_named() -> None:
     text = '{"count": "1", "models": {"a": {"rank": true}}, "scores": [1, [], null]}'
     assert problems(text) == [
-        'f.json: count: expected int, got str ("1").',
+        'f.json: count: expected int, got "1".',
         "f.json: models['a'].name is missing.",
-        "f.json: models['a'].rank: expected int | null, got bool (true).",
+        "f.json: models['a'].rank: expected int | null, got true.",
         "f.json: scores[1]: expected float, got array.",
         "f.json: scores[2]: expected float, got null.",
     ]
@@ -51,7 +51,7 @@ def test_every_member_that_is_wrong_is_named() -> None:
     ("text", "said"),
     [
         ("[]", "f.json: expected object, got array."),
-        ('"x"', 'f.json: expected object, got str ("x").'),
+        ('"x"', 'f.json: expected object, got "x".'),
         ("", "f.json: is not JSON: Expecting value at column 1."),
         ('{"a":\n "b}', "f.json: is not JSON: Unterminated string starting at line 2, column 2."),
         (b'{"\xff": 1}', "f.json: is not UTF-8: byte 2 is 0xff."),

@@ -14,17 +14,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+pytest.importorskip("altair")
 
 from PIL import Image  # noqa: E402
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration  # noqa: E402
 
 from polymerge.demo import story, train  # noqa: E402
 from polymerge.demo import trained_models as models  # noqa: E402
-from polymerge.demo.exam import examine_vlm, share, write_exam  # noqa: E402
-from polymerge.demo.lessons import Lesson, base_lesson, reason_lesson, vlm_lesson  # noqa: E402
-from polymerge.demo.pictures import draw, load_handwriting  # noqa: E402
-from polymerge.demo.world import (  # noqa: E402
+from polymerge.demo.digit_questions import draw_questions, score_vlm, share  # noqa: E402
+from polymerge.demo.train import Lesson, base_lesson, reason_lesson, vlm_lesson  # noqa: E402
+from polymerge.demo.world import (  # noqa: E402  # noqa: E402
     ARITHMETIC,
     PERCEPTION,
     WORDS,
@@ -32,7 +31,9 @@ from polymerge.demo.world import (  # noqa: E402
     Scene,
     answer,
     ask,
+    draw,
     draw_scene,
+    load_handwriting,
     spell,
     split_pairs,
     tell,
@@ -103,8 +104,8 @@ def test_every_word_is_in_the_vocabulary_and_scenes_in_words_tell_all() -> None:
 
 def test_the_world_is_the_same_every_time() -> None:
     _, held_out = load_handwriting(1)
-    first, second = (write_exam(split_pairs(1), held_out, 1, pictures=1) for _ in range(2))
-    other = write_exam(split_pairs(2), held_out, 2, pictures=1)
+    first, second = (draw_questions(split_pairs(1), held_out, 1, pictures=1) for _ in range(2))
+    other = draw_questions(split_pairs(2), held_out, 2, pictures=1)
     assert [q.scene for q in first] == [q.scene for q in second]
     assert all(np.array_equal(a.picture, b.picture) for a, b in zip(first, second, strict=True))
     assert [q.scene for q in first] != [q.scene for q in other]
@@ -145,7 +146,7 @@ def test_training_runs_through_and_repeats(tmp_path: Path, monkeypatch: pytest.M
 
 def test_standard_errors_know_that_questions_on_one_pair_belong_together() -> None:
     _, held_out = load_handwriting(0)
-    exam = [q for q in write_exam(split_pairs(0), held_out, 0, pictures=4) if q.kind == "sum"]
+    exam = [q for q in draw_questions(split_pairs(0), held_out, 0, pictures=4) if q.kind == "sum"]
     by_pair = [float(sum(q.scene.digits) % 2) for q in exam]
     alternating = [float(place % 2) for place in range(len(exam))]
     assert share(alternating, exam).value == 0.5
@@ -191,10 +192,10 @@ def test_a_short_run_of_the_story(tmp_path: Path) -> None:
     assert "Content-Security-Policy" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert {"merges", "searches", "scores", "knockouts"} <= told.keys(), sorted(told)
     _, held_out = load_handwriting(story.SHIPPED_SEED)
-    exam = write_exam(split_pairs(story.SHIPPED_SEED), held_out, story.SHIPPED_SEED, pictures=1)
+    exam = draw_questions(split_pairs(story.SHIPPED_SEED), held_out, story.SHIPPED_SEED, pictures=1)
     folder = tmp_path / "reason-0.8"
     model: Any = models.load(LlavaForConditionalGeneration, folder)
-    marks = examine_vlm(model, models.load_processor(folder), exam)
+    marks = score_vlm(model, models.load_processor(folder), exam)
     assert sum(m for m, q in zip(marks, exam, strict=True) if q.group == "unseen") == pytest.approx(
         merged["unseen"]["value"] * merged["unseen"]["count"]
     )

@@ -26,9 +26,8 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from polymerge.demo import trained_models as models  # noqa: E402
-from polymerge.demo.lessons import in_picture  # noqa: E402
-from polymerge.demo.pictures import draw, load_handwriting  # noqa: E402
-from polymerge.demo.world import ask, split_pairs  # noqa: E402
+from polymerge.demo.train import in_picture  # noqa: E402
+from polymerge.demo.world import ask, draw, load_handwriting, split_pairs  # noqa: E402  # noqa: E402
 
 VLM = Path(models.__file__).parent / "checkpoints" / "vlm"
 SCRIPT = ROOT / "examples" / "finetune_lora.py"

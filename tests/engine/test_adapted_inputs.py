@@ -15,7 +15,7 @@ from torch import Tensor
 
 import polymerge
 from plans import names_in, step_of
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.engine.blocks import Updates
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, names_read
 from polymerge.planning.text import describe, expression
@@ -281,7 +281,7 @@ def evaluated(expr: Expr, arrays: Mapping[str, Any], plain: bool = False) -> Any
 def test_updates_reach_the_elements_that_they_are_for(expr: Expr, block: int) -> None:
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(0, 1, shape) for name, shape in ARRAYS.items()}
-    entries = {name: Entry(name, "F64", shape, Path(), 0, 0) for name, shape in ARRAYS.items()}
+    entries = {name: TensorInfo(name, "F64", shape, Path(), 0, 0) for name, shape in ARRAYS.items()}
     updates = Updates(expr, entries, lambda entry: arrays[entry.name])
     out = np.array(evaluated(expr, arrays, plain=True)).ravel()
     for start in range(0, len(out), block):

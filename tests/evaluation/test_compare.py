@@ -249,14 +249,15 @@ HEAD = '{"format": "polymerge results", "version": 1, "model": {"name": "a"}, "t
     ("content", "told"),
     [
         ("", "is not JSON"),
-        ("[]", "is no results file"),
+        ("[]", "expected object, got array"),
+        ("{}", "is no results file"),
         ('{"format": "polymerge results", "version": 9}', "is of version 9 of the format, this polymerge reads 1"),
-        ('{"format": "polymerge results", "version": 1, "model": {}, "tasks": {}}', "model has no name"),
-        (HEAD + "{}}", "tasks is not an object with at least one task"),
-        (HEAD + '{"T": {"score": NaN}}}', "T: score is nan"),
-        (HEAD + '{"T": 3}}', "T: is a number, not an object"),
-        (HEAD + '{"T": {"samples": {"1": "x"}}}}', "T: samples is not an object of numbers"),
-        (HEAD + '{"T": {"total": -1, "group": "sen"}}}', "T: total is -1"),
+        ('{"format": "polymerge results", "version": 1, "model": {}, "tasks": {}}', "model: name is missing"),
+        (HEAD + "{}}", "tasks is empty"),
+        (HEAD + '{"T": {"score": NaN}}}', "tasks['T'].score: expected float >= -1e+308 (NaN)"),
+        (HEAD + '{"T": 3}}', "tasks['T']: expected object, got int (3)"),
+        (HEAD + '{"T": {"samples": {"1": "x"}}}}', "tasks['T'].samples[...]: expected float, got str"),
+        (HEAD + '{"T": {"total": -1, "group": "sen"}}}', "tasks['T'].total: expected int >= 0 (-1)"),
     ],
 )
 def test_results_that_are_broken(content: str, told: str, tmp_path: Path) -> None:
@@ -276,6 +277,6 @@ def test_everything_wrong_is_said_at_once(files: list[Path], tmp_path: Path) -> 
         "none.json: cannot be read",
         "empty: has no results.json",
         "--parents: there are no results of 'merge'. Did you mean 'merged'?",
-        "--template: there are no results of 'x'. Known: a, b, merged.",
+        "template: there are no results of 'x'. Known: a, b, merged.",
     ):
         assert told in ran.err

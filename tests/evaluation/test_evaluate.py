@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from mergebench_made import EACH, VLM, adapter, benchmark, results_of, write
-from polymerge.evaluation import ask_tasks as asking
+from polymerge.evaluation import asking
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
-from polymerge.evaluation.scorers.java import has_java
+from polymerge.evaluation.scorers.caption_metrics import has_java
 from polymerge.inference.images import SquareImages, padded
 from running import Ran, cli, killed_in_the_middle, merged
 
@@ -92,20 +92,20 @@ def test_the_layout_of_the_scripts_gives_the_same_scores(direct: Path, tmp_path:
 
 
 def test_prompts_have_the_form_of_their_task(data: Path) -> None:
-    from polymerge.evaluation.prompted_tasks import read_exams
+    from polymerge.evaluation.asking import read_tasks
 
-    exams = {exam.name: exam for exam in read_exams(["mm-mergebench"], data, None, None)}
-    science = exams["ScienceQA"]
+    tasks = {task.name: task for task in read_tasks(["mm-mergebench"], data, None, None)}
+    science = tasks["ScienceQA"]
     assert [len(prompt.images) for prompt in science.prompts] == [1, 1, 0, 1, 1]
     assert science.questions[0].written.startswith("<image>\n")
     assert "<image>" not in science.questions[2].written
-    asked = exams["ImageNet"].prompts[0].text.splitlines()
+    asked = tasks["ImageNet"].prompts[0].text.splitlines()
     assert asked[0] == "what colour is top ?" or asked[0].startswith("what")
     assert len(asked) == 2
     assert asked[1].startswith("Choose an answer from the choices below: ")
     assert "replaced" not in asked[1]
-    assert all("<image>" not in prompt.text for exam in exams.values() for prompt in exam.prompts)
-    assert {name: exam.how.max_new_tokens for name, exam in exams.items()} == {
+    assert all("<image>" not in prompt.text for task in tasks.values() for prompt in task.prompts)
+    assert {name: task.how.max_new_tokens for name, task in tasks.items()} == {
         name: task.max_new_tokens for name, task in TASKS.items()
     }
 
@@ -218,7 +218,7 @@ def test_a_finished_run_is_scored_again_without_asking(
     def refuse(*_: object) -> None:
         raise AssertionError("something was asked")
 
-    monkeypatch.setattr(asking, "_carry_out", refuse)
+    monkeypatch.setattr(asking, "_calls", refuse)
     assert evaluate(data, run).status == 0
     assert (run / "results.json").read_bytes() == (direct / "results.json").read_bytes()
 

@@ -47,7 +47,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         "nothing: there is no such folder",
         "there is no scorer 'exakt'. Did you mean 'exact'?",
         "none.json: cannot be read",
-        "--tasks IconQA: say where its files are with --data DIR",
+        "--tasks IconQA: say where its files are with `--data`",
         "--workers: 0 is too few",
         "Did you mean 'bfloat16'",
     ):
@@ -94,9 +94,9 @@ def test_images_of_which_not_one_is_there(tmp_path: Path) -> None:
     [
         (b"", "is not JSON"),
         (b"[]", "is an empty array"),
-        (b'{"question_id": 1}', "is an object, not a list of questions"),
+        (b'{"question_id": 1}', "expected array, got object"),
         (b'[{"question_id": 1, "text": "a", "answer": "b"},\n{"text"', "is not JSON"),
-        (b'[{"text": "a", "answer": "b"}]', "item 1: has no question_id"),
+        (b'[{"text": "a", "answer": "b"}]', "item 1: question_id is missing"),
         (b'[{"question_id": 1, "text": "a"}]', "answer is None, not a text or a number"),
         (b'[{"question_id": 1, "answer": "b"}]', "not one of 1 questions can be asked; the first text is None"),
         (json.dumps(ONE * 2).encode(), "the same question_id as item 1"),

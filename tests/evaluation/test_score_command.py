@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from polymerge.cli.evaluate import score
 from polymerge.errors import RecipeError, Refused
-from polymerge.evaluation.json_files import MOST_SHOWN
 from polymerge.evaluation.mm_mergebench.tasks import TASKS, task_named
+from polymerge.evaluation.predictions import MOST_SHOWN
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.evaluation.scoring import score_predictions, score_questions
 from score_files import NEEDS_JAVA, written
@@ -154,16 +154,16 @@ def test_every_problem_is_named_at_once(tmp_path):
     ]
     found = problems_of(tmp_path, lines, questions)
     said = {
-        "merge.jsonl:2: is an array": "not an object",
-        "merge.jsonl:3: question_id is a truth value": "(True)",
-        "merge.jsonl:4: text is a number (7)": "write null for no answer",
-        "merge.jsonl:5: cannot be read: text appears twice": "",
+        "merge.jsonl:2: expected object, got array": "",
+        "merge.jsonl:3: question_id: expected int | str, got bool (true)": "",
+        "merge.jsonl:4: text: expected str | null, got int (7)": "null stands for no answer",
+        "merge.jsonl:5: cannot be read: 'text' appears twice": "",
         "merge.jsonl:6: holds half of a surrogate pair": "",
-        "merge.jsonl:7: has no 'question_id'; its keys are text": "",
+        "merge.jsonl:7: question_id is missing": "",
         "merge.jsonl:8: is not JSON: Unterminated string": "may have been cut off",
         "val.json: item 2 (question_id '1'): the same question_id as item 1": "",
-        "val.json: item 5: has no question_id": "",
-        "val.json: item 6: has no question_id": "",
+        "val.json: item 5: question_id: expected int | str, got float (1.5)": "",
+        "val.json: item 6: expected object, got int (7)": "",
         "val.json: item 3 (question_id 2): answer is None": "",
         "val.json: item 4 (question_id 3): answer is nan": "",
     }
@@ -198,8 +198,8 @@ def test_files_that_are_not_there_or_not_text(tmp_path):
     [
         ("{", "val.json: is not JSON: Expecting property name"),
         ("[]", "val.json: is an empty array, not a list of questions"),
-        ('{"a": 1}', "val.json: is an object, not a list of questions"),
-        ("null", "val.json: is null, not a list of questions"),
+        ('{"a": 1}', "val.json: expected array, got object"),
+        ("null", "val.json: expected array, got null"),
         ("[" * 100_000, "val.json: is nested too deeply"),
     ],
 )
@@ -231,7 +231,9 @@ def test_broken_science_questions(tmp_path):
     assert "has the answer 'B' of 2 choices" in found[2]
     assert "has the answer None" in found[3]
     assert "problem '5', which pid_splits.json lists under 'test', is not there" in found[4]
-    assert "has no 'test'" in problems_of(tmp_path, LINES, {"test": []}, "ScienceQA", "pid_splits.json")[0]
+    assert (
+        "'test' lists no question_id" in problems_of(tmp_path, LINES, {"test": []}, "ScienceQA", "pid_splits.json")[0]
+    )
     lines = [{"question_id": "1", "text": "B"}]
     scored = score_predictions("ScienceQA", *files(tmp_path, lines, {"test": ["1"]}, "pid_splits.json"))
     assert (scored.score, scored.as_published, scored.metrics["image_accuracy"]) == (100, None, None)
@@ -252,9 +254,9 @@ def test_broken_reference_captions(tmp_path):
     found = problems_of(tmp_path, LINES, coco, "VizWiz", "val_coco_type.json")
     said = [
         "image 2: the id 1 is there twice",
-        "image 3: needs an id and a file_name",
+        "image 3: file_name is missing",
         "annotation 2: there is no image 7",
-        "annotation 3: needs an image_id and a caption",
+        "annotation 3: caption is missing",
         "item 2 (question_id 2): the image 'elsewhere/1.jpg' is already that of",
         "item 3 (question_id 3): the image '9.jpg' is no image of",
         "item 4 (question_id 4): has no image",
@@ -264,7 +266,7 @@ def test_broken_reference_captions(tmp_path):
     none = {"images": images[:1], "annotations": []}
     (tmp_path / "val.json").write_text(json.dumps(questions[:1]))
     assert "no image has a reference caption" in problems_of(tmp_path, LINES, none, "VizWiz", "val_coco_type.json")[0]
-    assert "no lists 'images'" in problems_of(tmp_path, LINES, [], "VizWiz", "val_coco_type.json")[0]
+    assert "expected object, got array" in problems_of(tmp_path, LINES, [], "VizWiz", "val_coco_type.json")[0]
 
 
 def test_the_table_of_tasks():

@@ -10,12 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, Refused
-from polymerge.evaluation.scorers import SCORERS, java, meteor, scorer_named
-from polymerge.evaluation.scorers.anls import edit_distance
-from polymerge.evaluation.scorers.boxes import intersection_over_union, parsed_box
-from polymerge.evaluation.scorers.caption_metrics import caption_metrics
-from polymerge.evaluation.scorers.caption_words import plain_tokens, ptb_tokens
-from polymerge.evaluation.scorers.matching import parsed_letter
+from polymerge.evaluation.scorers import SCORERS, scorer_named
+from polymerge.evaluation.scorers import caption_metrics as metrics
+from polymerge.evaluation.scorers.answers import edit_distance, intersection_over_union, parsed_box, parsed_letter
+from polymerge.evaluation.scorers.caption_metrics import caption_metrics, meteor, plain_tokens, ptb_lines, ptb_tokens
 from polymerge.evaluation.scorers.vqa import punctuation_then_words
 
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR and the PTB tokenizer need java")
@@ -187,14 +185,14 @@ def test_cider_works_without_java_and_says_how(monkeypatch):
             (note,) = SCORERS[name].score(*SEEN).notes
             assert "not the Penn Treebank one" in note
     with pytest.raises(MissingExtraError, match="java"):
-        java.ptb_lines("a text that was not asked for before")
+        ptb_lines("a text that was not asked for before")
 
 
 def test_captions_without_the_package_name_the_extra(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name, name="pycocoevalcap")
 
-    monkeypatch.setattr(java, "import_module", missing)
+    monkeypatch.setattr(metrics, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"need pycocoevalcap: pip install 'polymerge\[captions\]'"):
         SCORERS["cider"].score(*SEEN)
 
@@ -218,19 +216,19 @@ def test_line_ends_inside_captions_shift_nothing():
 
 @NEEDS_JAVA
 def test_line_ends_do_not_hang_meteor():
-    score, each = meteor.meteor(["two\ndogs", "a\u2028cat"], [["two dogs"], ["a cat", "one\rcat"]])
+    score, each = meteor(["two\ndogs", "a\u2028cat"], [["two dogs"], ["a cat", "one\rcat"]])
     assert score == pytest.approx(1.0)
     assert len(each) == 2
 
 
 @NEEDS_JAVA
 def test_a_meteor_that_ends_is_said_and_started_again():
-    meteor.meteor(["a first caption"], [["a first caption"]])
-    meteor._engine().meteor_p.kill()
-    meteor._engine().meteor_p.wait()
+    meteor(["a first caption"], [["a first caption"]])
+    metrics._engine().meteor_p.kill()
+    metrics._engine().meteor_p.wait()
     with pytest.raises(PolymergeError, match="METEOR stopped before it had scored 1 captions"):
-        meteor.meteor(["a second caption"], [["a second caption"]])
-    assert meteor.meteor(["a third caption"], [["a third caption"]])[0] == pytest.approx(1.0)
+        meteor(["a second caption"], [["a second caption"]])
+    assert meteor(["a third caption"], [["a third caption"]])[0] == pytest.approx(1.0)
 
 
 def test_a_tokenizer_that_fails_is_said(tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ import pytest
 
 from logged import SEARCH, laid_out, logs_of_2024, put
 from polymerge.errors import MissingExtraError, PolymergeError, Refused
-from polymerge.evaluation import logs as room
-from polymerge.evaluation.logs import Logs
+from polymerge.evaluation.harness import logs as room
+from polymerge.evaluation.harness.logs import Logs
 from polymerge.inference.prompts import sample
 from polymerge.tuning.from_logs import choose_from_logs, value_folders
 
@@ -259,28 +259,23 @@ def test_scores_are_told_only_where_they_are_clear(tmp_path: Path) -> None:
     assert scored() is None
 
 
-@pytest.mark.parametrize("kind", ["xlsx", "tsv", "records", "columns", "columns by row"])
+@pytest.mark.parametrize("kind", ["xlsx", "tsv", "json"])
 @pytest.mark.parametrize("model", ["alpha-{}", "Qwen2-VL-{}"])
 def test_tables_of_vlmevalkit(tmp_path: Path, kind: str, model: str) -> None:
     table = [(3, "Q", "Cat, dog"), (20, "Q", 7), (100, "Q", None), (101, "Q", 0.5)]
     names = ("index", "question", "prediction")
     for value in VALUES:
         stem = tmp_path / f"alpha-{value}" / "T20250101_G0a1b2c3d" / f"{model.format(value)}_MMMU_DEV_VAL"
-        file = stem.with_name(f"{stem.name}.{kind if kind in ('xlsx', 'tsv') else 'json'}")
-        columns = dict(zip(names, map(list, zip(*table, strict=True)), strict=True))
+        file = stem.with_name(f"{stem.name}.{kind}")
         if kind == "xlsx":
             sheet(file, names, *table)
         elif kind == "tsv":
             cells = [names, *(tuple("" if cell is None else str(cell) for cell in row) for row in table)]
             put(file, "".join("\t".join(f'"{cell}"' for cell in row) + "\n" for row in cells))
-        elif kind == "records":
+        else:
             rows = [dict(zip(names, row, strict=True)) for row in table]
             rows[2]["prediction"] = float("nan")  # how pandas writes an empty cell
             put(file, json.dumps(rows))
-        elif kind == "columns":
-            put(file, json.dumps(columns))
-        else:
-            put(file, json.dumps({name: {str(n): cell for n, cell in enumerate(c)} for name, c in columns.items()}))
         put(stem.with_name(f"{stem.name}_acc.csv"), "1")
         put(stem.with_name(f"{stem.name}_score.json"), "{}")
         put(stem.with_name(f"{stem.name}_openai_result.xlsx"), "not read")
@@ -311,8 +306,9 @@ def test_a_table_with_long_and_broken_lines(tmp_path: Path) -> None:
 def test_without_openpyxl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everywhere(tmp_path, "m_DocVQA.xlsx", "")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(MissingExtraError, match=r"m_DocVQA.xlsx: needs openpyxl: pip install"):
+    with pytest.raises(Refused, match=r"m_DocVQA.xlsx: needs openpyxl: pip install") as refused:
         read_logs(tmp_path, task="DocVQA")
+    assert all(isinstance(problem, MissingExtraError) for problem in refused.value.problems)
 
 
 # several runs
@@ -335,7 +331,6 @@ def test_the_newest_run_is_read_and_the_others_are_told(tmp_path: Path) -> None:
         ("T20250101_Gffff0000", "T20250102_G00000000"),
         ("T20250101_Gffff0000", "T20250101_extra/T20250102-101500"),
         ("T20250101-101500", "T20250101-101501"),
-        ("0919_0609_m_mme_model_args_1", "0920_0101_m_mme_model_args_0"),
     ],
 )
 def test_folders_of_runs_go_by_their_name(tmp_path: Path, older: str, newer: str) -> None:
@@ -363,7 +358,6 @@ def test_a_file_under_several_names_counts_once(tmp_path: Path) -> None:
         ("m_MME.json", "T20250101_G0/m_MME.json"),
         ("T20250101_G0/m_MME.json", "T20250101_G1/m_MME.json"),
         ("T20250101_G0/m_MME.json", "T20250101-101500/m_MME.json"),
-        ("0919_0609_x/m_MME.json", "T20250101-101500/m_MME.json"),
     ],
 )
 def test_runs_that_cannot_be_told_apart(tmp_path: Path, one: str, other: str) -> None:
@@ -382,8 +376,8 @@ def test_which_task_has_to_be_said_where_there_are_several(tmp_path: Path) -> No
     everywhere(tmp_path, "mme.json", logs_of_2024("a"))
     everywhere(tmp_path, "s_samples_gqa.jsonl", lines({"doc_id": 0, "resps": "b"}))
     everywhere(tmp_path, "config.json", "{}")
-    assert "several tasks: 'gqa', 'mme'. Name one with --task" in refused(tmp_path)
-    assert "--task mne: no candidate has answers to it. Did you mean 'mme'?" in refused(tmp_path, task="mne")
+    assert "several tasks: 'gqa', 'mme'. Name one with `task`" in refused(tmp_path)
+    assert "task mne: no candidate has answers to it. Did you mean 'mme'?" in refused(tmp_path, task="mne")
     assert "Known: gqa, mme." in refused(tmp_path, task="seedbench")
     everywhere(tmp_path, "answers.jsonl", own("c"))
     assert "'answers.jsonl', 'gqa', 'mme'" in refused(tmp_path)
@@ -461,11 +455,11 @@ def test_candidates_that_answered_other_documents(tmp_path: Path) -> None:
     [
         (b"", "holds no documents"),
         (b"\n", "holds no documents"),
-        (b'{"id": 0, "answer": "a"}\n{"id": 1, "ans', "line 2: not JSON"),
-        (b'{"id": 0, "answer": "a\xff"}', "line 1: not UTF-8, byte 22 is 0xff"),
+        (b'{"id": 0, "answer": "a"}\n{"id": 1, "ans', "line 2: is not JSON"),
+        (b'{"id": 0, "answer": "a\xff"}', "line 1: is not UTF-8: byte 22 is 0xff"),
         (b"null\n[1]", "line 1, line 2: no JSON object"),
-        (b"[" * 100_000, "line 1: JSON that is nested too deeply"),
-        (b'{"id": ' + b"1" * 5000 + b"}", "line 1: not readable"),
+        (b"[" * 100_000, "line 1: is nested too deeply"),
+        (b'{"id": ' + b"1" * 5000 + b"}", "line 1: cannot be read"),
         (b'{"answer": "a"}', "line 1: no 'id' that is a whole number or a text"),
         (b'{"id": 1.5, "answer": "a"}', "line 1: no 'id'"),
         (b'{"id": true, "answer": "a"}', "line 1: no 'id'"),
@@ -519,10 +513,10 @@ def test_many_problems_of_one_kind_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "not JSON, Expecting value at line 1, column 1"),
+        ("", "is not JSON: Expecting value at column 1"),
         ("3", "neither a log of lmms-eval nor a table"),
         ("null", "neither a log of lmms-eval nor a table"),
-        ("{}", "no column 'index' and 'prediction' (columns: none)"),
+        ("{}", "neither a log of lmms-eval nor a table"),
         ("[]", "holds no documents"),
         ('{"logs": {}}', "'logs' is no list"),
         ('{"logs": []}', "holds no documents"),
@@ -535,8 +529,7 @@ def test_many_problems_of_one_kind_are_one(tmp_path: Path) -> None:
             '[{"index": 0, "prediction": "a"}, {"index": 0.0, "prediction": "a"}]',
             "index 0 (record 0 and record 1): the same",
         ),
-        ('{"index": [0, 1], "prediction": ["a"]}', "its columns are no lists of one length"),
-        ('{"index": 0, "prediction": "a"}', "holds no documents"),
+        ('{"index": [0, 1], "prediction": ["a", "b"]}', "neither a log of lmms-eval nor a table"),
     ],
 )
 def test_broken_json(tmp_path: Path, text: str, problem: str) -> None:
@@ -553,7 +546,7 @@ def test_broken_json(tmp_path: Path, text: str, problem: str) -> None:
         (b"index\tanswer\n0\ta\n", "no column 'prediction' (columns: index, answer)"),
         (b"index\tprediction\n", "holds no documents"),
         (b"index\tprediction\n0\ta\tb\n1\n", "line 2, line 3: the header has 2 cells, this has more or fewer"),
-        (b"index\tprediction\n0\t\xff\n", "not UTF-8, byte 19 is 0xff"),
+        (b"index\tprediction\n0\t\xff\n", "is not UTF-8: byte 19 is 0xff"),
         (b'index\tprediction\n0\t"a', "line 2: not a table, unexpected end of data"),
         (b"index\tprediction\n0\ta\n0\tb\n", "index 0 (line 2 and line 3): the same 'index' twice"),
         (b"index\tprediction\n\ta\n", "line 2: no 'index' that is"),

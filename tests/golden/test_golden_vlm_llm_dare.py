@@ -19,7 +19,7 @@ from torch import Tensor
 
 import polymerge
 from polymerge.methods.dare import dare_linear, dare_ties
-from polymerge.methods.task_arithmetic import task_arithmetic
+from polymerge.methods.sums import task_arithmetic
 from polymerge.methods.ties import ties
 from vlm_llm_cases import CASES, Case, Floats, Merged, cases, load
 

@@ -13,15 +13,14 @@ from polymerge.evaluation.mm_mergebench.published import Published, as_published
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.predictions import Predictions, read_predictions
 from polymerge.evaluation.scorers import SCORERS
-from polymerge.evaluation.scorers.caption_metrics import METRICS, WITHOUT_JAVA, caption_metrics
-from polymerge.evaluation.scorers.caption_words import ptb_tokens
+from polymerge.evaluation.scorers.caption_metrics import METRICS, WITHOUT_JAVA, caption_metrics, ptb_tokens
 from polymerge.evaluation.scorers.vqa import evalai, punctuation_then_words
 from polymerge.evaluation.scoring import score_predictions, score_questions
 from score_files import CASES, FOLDER, NEEDS_JAVA, written
 
 GENERAL = json.loads((FOLDER / "general.json").read_text(encoding="utf-8"))
 CAPTIONS = [name for name, task in TASKS.items() if task.kind == "captions"]
-REFUSED = {"bad_json_line": "5: is not JSON: Unterminated string", "no_text_key": "3: has no 'text'"}
+REFUSED = {"bad_json_line": "5: is not JSON: Unterminated string", "no_text_key": "3: text is missing"}
 
 
 def marked(task, *others):
@@ -97,7 +96,7 @@ def test_every_item_alone(task, tmp_path):
     assert found.samples == tuple(float(sound) for _, _, sound in expected["items"])
     if task == "ScienceQA":
         return  # its script goes through the problems, not through the lines
-    lines, truth = read_predictions(predictions, []), read_truth(TASKS[task], annotations, [])
+    lines, truth = read_predictions(predictions), read_truth(TASKS[task], annotations)
     by_id = lines.by_id()
     for place, (name, right, _) in enumerate(expected["items"]):
         alone = Predictions(predictions, (by_id[str(name)],), ())

@@ -17,9 +17,8 @@ from transformers.utils import logging
 
 from polymerge.checkpoints.loading import load_model, load_processor, model_class
 from polymerge.demo import __file__ as demo
-from polymerge.demo.exam import Question, examine_language_model, examine_vlm, write_exam
-from polymerge.demo.pictures import load_handwriting
-from polymerge.demo.world import split_pairs
+from polymerge.demo.digit_questions import Question, draw_questions, score_language_model, score_vlm
+from polymerge.demo.world import load_handwriting, split_pairs
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.inference.answering import Answerer, AnswerError, batches
 from polymerge.inference.prompts import Prompt
@@ -37,7 +36,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def exam() -> list[Question]:
     _, held_out = load_handwriting(0)
-    questions = write_exam(split_pairs(0), held_out, 3, pictures=1)
+    questions = draw_questions(split_pairs(0), held_out, 3, pictures=1)
     return random.Random(4).sample(questions, 40)
 
 
@@ -71,7 +70,7 @@ def test_the_demo_marks_and_the_answers_agree(
     # one batch of all lengths in the order of the draw: wrong padding would change most of it
     assert len({len(question.prompt.split()) for question in exam}) > 1
     together = answerer.answer(asked)
-    marks = examine_vlm(model, processor, exam)
+    marks = score_vlm(model, processor, exam)
     assert [said.split() == q.answer.split() for said, q in zip(together, exam, strict=True)] == marks
     assert sum(marks) > 20
     alone = [answerer.answer([prompt])[0] for prompt in asked]
@@ -86,7 +85,7 @@ def test_the_demo_language_model_answers_as_it_does_there(exam: list[Question]) 
     model, tokenizer = load_model(folder, dtype="float32"), load_processor(folder)
     prompts = [Prompt(n, " ".join((*question.sentence, question.prompt))) for n, question in enumerate(exam)]
     answers = Answerer(model, tokenizer, max_new_tokens=3).answer(prompts)
-    marks = examine_language_model(model, tokenizer, exam)
+    marks = score_language_model(model, tokenizer, exam)
     assert [said.split() == q.answer.split() for said, q in zip(answers, exam, strict=True)] == marks
     assert sum(marks) > 20
 

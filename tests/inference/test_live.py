@@ -15,9 +15,9 @@ from adapters_made import adapter, llama
 from bits import same_bits
 from class_names import says
 from ignored import VALUE_HEAD, recipe_of, with_more
-from polymerge.analysis.ablation import _open
+from polymerge.analysis.layerwise import plan_and_baseline
 from polymerge.checkpoints.loading import load_model
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+from polymerge.errors import CheckpointError, RecipeError
 from polymerge.inference.live import LiveModel
 from polymerge.methods.table import METHODS
 from polymerge.planning import make_plan
@@ -257,12 +257,11 @@ def test_a_template_without_what_the_recipe_ignores(tmp_path: Path) -> None:
     live.set(plan)
     same_bits(live.model, load_model(written(plan, tmp_path / "out")))
     # what it is like without the merge leaves the same out
-    problems: list[PolymergeError] = []
-    full, intact = _open(read_recipe(asked), problems)
-    assert (problems, full) == ([], plan)
-    assert intact is not None
-    assert {one.name for one in intact.plan.left_out} == set(VALUE_HEAD)
-    LiveModel(intact.plan)
+    full, baseline = plan_and_baseline(read_recipe(asked))
+    assert full == plan
+    assert baseline is not None
+    assert {one.name for one in baseline.plan.left_out} == set(VALUE_HEAD)
+    LiveModel(baseline.plan)
 
 
 def test_a_template_that_says_it_is_quantized_is_told_so(tmp_path: Path) -> None:

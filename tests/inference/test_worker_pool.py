@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from polymerge.errors import RecipeError, Refused
 from polymerge.inference.answering import AnswerError
 from polymerge.inference.worker import Job, Worker
-from polymerge.inference.worker_pool import WorkerError, WorkerPool, _check_room, _probe, own_device
+from polymerge.inference.worker_pool import Call, WorkerError, WorkerPool, _check_room, _done, _probe, own_device
 from running import cli, killed_in_the_middle, recipe_file
 from search_made import VLM, prompts_file, recipe, words
 
@@ -143,9 +145,6 @@ def test_several_problems_come_whole_out_of_another_process() -> None:
 
 
 def test_a_worker_that_is_gone_is_said_in_a_line() -> None:
-    from concurrent.futures import Future
-    from concurrent.futures.process import BrokenProcessPool
-
     def gone(*_: object) -> Future[object]:
         future: Future[object] = Future()
         future.set_exception(BrokenProcessPool("terminated abruptly"))
@@ -174,3 +173,34 @@ def test_an_address_where_nobody_listens() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(RecipeError, match="no cluster can be reached there"):
             _probe(address)
+
+
+def test_each_stream_is_carried_out_in_order_by_one_worker() -> None:
+    made: list[tuple[int, str]] = []
+
+    def submit(worker: int, call: Call) -> Future[object]:
+        future: Future[object] = Future()
+        made.append((worker, call(None)))  # type: ignore[arg-type]
+        future.set_result(made[-1])
+        return future
+
+    pool = WorkerPool(Job(None), 2)
+    pool._submit = submit
+    streams = [[(name, lambda _, text=f"{name}{place}": text) for place in range(2)] for name in "abc"]
+    found = list(pool.run(map(iter, streams)))
+    assert sorted(text for _, (_, text) in found) == ["a0", "a1", "b0", "b1", "c0", "c1"]
+    assert all(text.startswith(name) for name, (_, text) in found)
+    for name in "abc":
+        own = [(worker, text) for worker, text in made if text.startswith(name)]
+        assert own == [(own[0][0], f"{name}0"), (own[0][0], f"{name}1")]
+
+
+def test_an_error_of_one_call_ends_the_run() -> None:
+    pool = WorkerPool(Job(None))
+    pool._submit = lambda _, call: _done(lambda: call(None))  # type: ignore[arg-type]
+    calls = iter([("first", lambda _: 1), ("second", lambda _: 1 / 0), ("third", lambda _: 1)])
+    run = pool.run([calls])
+    assert next(run) == ("first", 1)
+    with pytest.raises(ZeroDivisionError):
+        next(run)
+    assert [purpose for purpose, _ in calls] == ["third"]

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from literal_methods import elected
 from polymerge.methods import kernels
 from polymerge.methods.kernels.cpu.trimming import philox
 
@@ -46,7 +47,7 @@ def both(function, *blocks, **others):
 
 def test_torch_is_not_imported_for_arrays():
     code = (
-        "import sys; import numpy as np; from polymerge import kernels; from polymerge.methods.linear import linear;"
+        "import sys; import numpy as np; from polymerge.methods.sums import linear;"
         "linear(np.ones((2, 4), np.float32), 1.0); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -76,16 +77,6 @@ def test_subtract_and_add_scaled(dtype, scale):
         np.testing.assert_array_equal(bits(merged), bits(base + x[0]))
 
 
-def literal_elected_sum(rows, weight, elect, normalize):
-    """One entry, as the papers write it."""
-    votes = [w * d for w, d in zip(weight, rows, strict=True)] if elect == "weighted" else rows
-    elected = 1 if sum(votes) >= 0 else -1
-    agree = [(w, w * d) for w, d, vote in zip(weight, rows, votes, strict=True) if vote * elected > 0]
-    total = sum(product for _, product in agree)
-    parts = {"weight": sum(w for w, _ in agree), "count": len(agree), "none": 1}[normalize]
-    return total / parts if abs(parts) >= 1e-8 else total
-
-
 @pytest.mark.parametrize("elect", ["weighted", "unweighted"])
 @pytest.mark.parametrize("normalize", ["weight", "count", "none"])
 @pytest.mark.parametrize("models", [1, 2, 3, 6])
@@ -93,7 +84,7 @@ def test_elected_sum_is_the_papers(elect, normalize, models):
     x = deltas(models, models, 2500, np.float64)
     weight = [0.9, 0.2, -0.3, 1.0, 0.0, 0.25][:models]
     got = both(kernels.elected_sum, x, weight=weight, elect=elect, normalize=normalize)
-    expected = [literal_elected_sum(list(column), weight, elect, normalize) for column in x.T]
+    expected = elected(list(x), weight, elect, normalize)
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-300)
     both(kernels.elected_sum, x.astype(np.float32), weight=weight, elect=elect, normalize=normalize)
 

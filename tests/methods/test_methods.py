@@ -11,14 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from literal_methods import elected, largest
 from paths import GOLDEN
 from polymerge.errors import RecipeError
 from polymerge.methods.dare import dare_linear, dare_ties
 from polymerge.methods.kernels import encode, find_cutoffs, on_host
-from polymerge.methods.linear import linear
-from polymerge.methods.slerp import arc_weights, slerp
+from polymerge.methods.sums import arc_weights, linear, slerp, task_arithmetic
 from polymerge.methods.table import METHODS, method_function
-from polymerge.methods.task_arithmetic import task_arithmetic
 from polymerge.methods.ties import kept, ties
 
 VECTORS = json.loads((GOLDEN / "vectors.json").read_text())
@@ -80,21 +79,7 @@ def test_blocks_give_the_bits_of_the_whole(row, block):
 
 def literal_ties(deltas, weight, density, elect, normalize):
     """Algorithm 1 of the paper, entry by entry, with the choices that this package documents."""
-    n = len(deltas[0])
-    trimmed = []
-    for row, share in zip(deltas, density, strict=True):
-        largest = sorted(map(abs, row), reverse=True)[: max(int(share * n), 1) if share else 0]
-        trimmed.append([value if abs(value) in largest else 0.0 for value in row])
-    merged = []
-    for i in range(n):
-        column = [row[i] for row in trimmed]
-        votes = [w * d for w, d in zip(weight, column, strict=True)] if elect == "weighted" else column
-        elected = 1 if sum(votes) >= 0 else -1
-        agree = [t for t, vote in enumerate(votes) if vote != 0 and (vote > 0) == (elected > 0)]
-        total = sum(weight[t] * column[t] for t in agree)
-        parts = {"weight": sum(weight[t] for t in agree), "count": len(agree), "none": 1}[normalize]
-        merged.append(total / parts if abs(parts) >= 1e-8 else total)
-    return merged
+    return elected([largest(row, share) for row, share in zip(deltas, density, strict=True)], weight, elect, normalize)
 
 
 @pytest.mark.parametrize("elect", ["weighted", "unweighted"])
@@ -102,7 +87,7 @@ def literal_ties(deltas, weight, density, elect, normalize):
 @pytest.mark.parametrize("density", [[0.2, 0.2, 0.2], [0.0, 0.5, 1.0]])
 def test_ties_is_the_papers(elect, normalize, density):
     x, weight = numbers(3, 3, 101, np.float64), [0.9, 0.2, 0.4]
-    expected = literal_ties(x.tolist(), weight, density, elect, normalize)
+    expected = literal_ties(x, weight, density, elect, normalize)
     np.testing.assert_allclose(ties(x, weight, density, elect, normalize), expected, rtol=1e-13)
 
 
@@ -156,7 +141,7 @@ def test_dare_with_the_draws_written_out():
         )
         np.testing.assert_allclose(
             dare_ties(x.copy(), weight, **chosen, elect="unweighted", normalize="count"),
-            literal_ties((factor * thinned).tolist(), weight, [1.0, 1.0], "unweighted", "count"),
+            literal_ties(factor * thinned, weight, [1.0, 1.0], "unweighted", "count"),
             rtol=1e-12,
         )
 
@@ -218,8 +203,8 @@ def test_the_ends_of_density(seed, n, name):
 @given(seeds, st.permutations([0, 1, 2]), st.sampled_from([row.name for row in ROWS if row.models is None]))
 def test_the_order_of_models_does_not_matter(seed, order, name):
     x, function, chosen = numbers(seed, 3, 100, np.float64), method_function(METHODS[name]), arguments(name, 3)
-    turned = {key: [value[i] for i in order] if isinstance(value, list) else value for key, value in chosen.items()}
-    np.testing.assert_allclose(function(x[order].copy(), **turned), function(x.copy(), **chosen), atol=1e-12)
+    reordered = {key: [value[i] for i in order] if isinstance(value, list) else value for key, value in chosen.items()}
+    np.testing.assert_allclose(function(x[order].copy(), **reordered), function(x.copy(), **chosen), atol=1e-12)
 
 
 @relaxed

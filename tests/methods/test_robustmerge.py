@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from low_rank import adapters, dense
 from paths import GOLDEN
 from polymerge.errors import RecipeError
-from polymerge.methods.factors import Factors
+from polymerge.methods.lora import Factors
 from polymerge.methods.robustmerge import robustmerge
 
 ADAPTERS = GOLDEN / "adapters"
@@ -81,8 +81,8 @@ def test_it_is_the_literal_loop(seed, density, floor, compose, rank):
 def test_order_does_not_matter(compose, seed, order):
     pairs = adapters(seed, 12, 20, (3, 3, 3))
     wanted = dense(robustmerge(pairs, compose=compose))
-    turned = dense(robustmerge([pairs[i] for i in order], compose=compose))
-    np.testing.assert_allclose(turned, wanted, atol=1e-6 * np.abs(wanted).max())
+    reordered = dense(robustmerge([pairs[i] for i in order], compose=compose))
+    np.testing.assert_allclose(reordered, wanted, atol=1e-6 * np.abs(wanted).max())
 
 
 def test_one_adapter_whole_is_itself():

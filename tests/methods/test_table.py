@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from polymerge.checkpoints.loading import load_model
 from polymerge.errors import Refused
 from polymerge.inference.live import LiveModel
 from polymerge.methods import table
-from polymerge.methods.factors import Factors, stack, truncate
 from polymerge.methods.kernels import Block, weighted_sum
+from polymerge.methods.lora import Factors, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, Method, Parameter, method_function
 from running import cli, merged, raw
 from tiny import build, perturbed
@@ -51,11 +52,16 @@ def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
         assert ("scale" in {parameter.name for parameter in row.parameters}) == (row.on in ("deltas", "factors"))
 
 
-def test_what_a_row_asks_for_has_the_parameters_for_it() -> None:
-    for row in METHODS.values():
-        if row.random or row.statistic == "cutoff":
-            assert row.parameter("density"), row.name
-        assert not (row.needs_rank or row.adds_ranks or row.equal_ranks) or row.on == "factors", row.name
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": (), "statistic": "cutoff"}, "a cutoff follows from a `density`"),
+        ({"needs_rank": True}, "only methods on factors know of ranks"),
+    ],
+)
+def test_a_row_that_cannot_work_is_refused_where_it_is_written(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(METHODS["ties"], **change)
 
 
 def test_one_row_has_no_function_and_copies() -> None:

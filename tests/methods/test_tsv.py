@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from low_rank import adapters, dense
 from polymerge.errors import RecipeError
-from polymerge.methods.factors import Factors, truncate
+from polymerge.methods.lora import Factors, truncate
 from polymerge.methods.tsv import tsv
 
 few = settings(max_examples=20)

@@ -17,7 +17,7 @@ from torch import Tensor
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama, loaded
 from ignored import problems_of, recipe_of, with_more
-from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
+from polymerge.checkpoints.names import unwrapped, wrappers_in
 from polymerge.errors import Refused
 from running import checkpoint, cli, linear, merged, raw, small_llama
 from tiny import build, load, perturbed

@@ -11,8 +11,8 @@ import pytest
 
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter
-from polymerge.reporting.collecting import collect
-from polymerge.reporting.suggestion import Suggestion
+from polymerge.reporting.advice import Suggestion
+from polymerge.reporting.report import collect
 from report_made import ablation, knockout, results, search, small_merge, write
 
 pytestmark = PEFT_WARNINGS
@@ -205,4 +205,5 @@ def test_a_merged_adapter_is_shown_with_its_pairs_and_with_what_its_rank_has_no_
     assert [(one["title"], one["numbers"]) for one in data["advice"]] == [
         ("Give the merged adapter a higher rank", {"relative error": worst})
     ]
-    assert merge["charts"][0]["series"][0]["values"][0] == worst
+    (view,) = merge["charts"][0]["views"]
+    assert view["spec"]["datasets"][view["spec"]["data"]["name"]][0]["value"] == worst

@@ -14,6 +14,7 @@ import pytest
 
 from polymerge.analysis.overlap import overlap
 from polymerge.reporting.report import Report, report
+from polymerge.themes import PALETTES
 from records import plan_of, record_of
 from report_made import everything, knockout, results, search, small_merge, write
 
@@ -63,6 +64,7 @@ def opened(browser: Any, file: Path, size: dict[str, int] = DESK, scheme: str = 
     )
     page.goto(file.as_uri())
     page.wait_for_selector("#next")
+    page.wait_for_function("[...document.querySelectorAll('.plot')].every((one) => one.querySelector('svg[role=img]'))")
     return found
 
 
@@ -126,9 +128,11 @@ def test_a_plot_tells_its_numbers_where_it_is_pointed_at(desk: Any) -> None:
     assert tip.is_hidden()
     for section in ("overlap", "search", "scores", "knockout", "ablation"):
         for plot in desk.locator(f"#{section} .plot").all():
-            plot.scroll_into_view_if_needed()
-            box = plot.locator("svg").bounding_box()
-            plot.hover(position={"x": box["width"] * 0.45, "y": 12})
+            places = plot.locator(".mark-rect.role-mark").last.locator("path")
+            middle = places.nth(places.count() // 2)
+            middle.scroll_into_view_if_needed()
+            desk.evaluate("new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)))")
+            middle.hover()
             tip.wait_for(state="visible")
             assert re.search(r": -?\d", tip.inner_text()), plot.get_attribute("aria-label")
             inside = tip.bounding_box()
@@ -140,6 +144,7 @@ def test_a_plot_tells_its_numbers_where_it_is_pointed_at(desk: Any) -> None:
 
 def test_a_plot_tells_its_numbers_to_who_walks_through_it_by_keys(desk: Any) -> None:
     plot = desk.locator("#search .plot").first
+    assert plot.get_attribute("aria-label") == "How much answers change. Arrow keys walk through its numbers."
     plot.focus()
     plot.press("ArrowRight")
     plot.press("ArrowRight")
@@ -152,19 +157,30 @@ def test_a_plot_tells_its_numbers_to_who_walks_through_it_by_keys(desk: Any) -> 
 
 def test_a_heat_map_changes_its_measure(desk: Any) -> None:
     figure = desk.locator("#overlap figure").first
-    before = figure.locator("rect").first.get_attribute("style")
+    cell = figure.locator(".mark-rect.role-mark path").first
+    before = cell.get_attribute("fill")
     figure.locator("select").select_option(label="cosine")
     assert "of the deltas as vectors" in figure.inner_text()
-    assert figure.locator("rect").first.get_attribute("style") != before
-    assert figure.locator(".scale i").get_attribute("class") == "diverging"
+    figure.locator(".role-legend text", has_text=re.compile("^cosine$")).wait_for()
+    assert cell.get_attribute("fill") != before
+    ends = [stop.get_attribute("stop-color") for stop in figure.locator("linearGradient stop").all()]
+    assert len(ends) > 2
+    assert ends[0] != ends[len(ends) // 2] != ends[-1] != ends[0]
 
 
 def test_the_theme_follows_the_system_until_it_is_switched(browser: Any, made: Report) -> None:
     found = opened(browser, made.page, scheme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"
+
+    def label_of(theme: str) -> Any:
+        return found.page.locator(f'.plot .role-axis-label text[fill="{PALETTES[theme]["soft"]}"]').first
+
     assert found.page.evaluate(ground) == "rgb(21, 23, 27)"
+    label_of("dark").wait_for()
     found.page.get_by_role("button", name="Light").click()
     assert found.page.evaluate(ground) == "rgb(252, 252, 250)"
+    label_of("light").wait_for()
+    assert label_of("dark").count() == 0
     found.page.reload()
     assert found.page.evaluate(ground) == "rgb(252, 252, 250)"
     assert found.page.get_by_role("button", name="Light").get_attribute("aria-pressed") == "true"
@@ -281,14 +297,15 @@ def test_every_number_on_the_page_is_in_the_json_beside_it(browser: Any, made: R
     found = opened(browser, made.page)
     for details in found.page.locator("summary").all():
         details.click()
-    # the axes' round numbers are no results, and are hidden from readers, too
+    # the round numbers of axes and legends are no results
     texts: list[str] = found.page.evaluate(
         """() => {
             const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
             const found = [];
             while (walker.nextNode()) {
                 const around = walker.currentNode.parentElement;
-                if (!around.closest("script, style, noscript, [aria-hidden=true]")) found.push(walker.currentNode.data);
+                const hidden = "script, style, noscript, [aria-hidden=true], .role-axis, .role-legend";
+                if (!around.closest(hidden)) found.push(walker.currentNode.data);
             }
             return found;
         }"""

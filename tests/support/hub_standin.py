@@ -26,12 +26,12 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from polymerge.checkpoints import hub as hub_module
-from polymerge.checkpoints import hub_files as hubfiles
+from polymerge.checkpoints import hub_api
 
 _CHUNK = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     method: str
     path: str
@@ -211,23 +211,21 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         body = iter([b"".join(body)]) if length is None else body
         first = b"" if length is not None else next(body)
+        # noted before anything is sent: who has the answer may look at the account at once
+        request = Request(self.command, unquote(urlsplit(self.path).path), self.headers.get("Range") or "", 0)
+        self.server.requests.append(request)
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(first) if length is None else length)}.items():
             self.send_header(name, value)
         self.end_headers()
-        sent = 0
-        try:
-            if self.command == "GET":
-                for piece in (first, *()) if length is None else body:
-                    piece = piece if cut is None else piece[: cut - sent]
-                    self.wfile.write(piece)
-                    sent += len(piece)
-                    if cut is not None and sent >= cut:
-                        self.close_connection = True
-                        break
-        finally:
-            record = Request(self.command, unquote(urlsplit(self.path).path), self.headers.get("Range") or "", sent)
-            self.server.requests.append(record)
+        if self.command == "GET":
+            for piece in (first, *()) if length is None else body:
+                piece = piece if cut is None else piece[: cut - request.sent]
+                request.sent += len(piece)
+                self.wfile.write(piece)
+                if cut is not None and request.sent >= cut:
+                    self.close_connection = True
+                    break
 
 
 def _tree(folder: Path) -> Iterator[dict[str, Any]]:
@@ -304,11 +302,11 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Stand
             monkeypatch.setenv(name, places[name])
         monkeypatch.delenv("HF_TOKEN", raising=False)
         hub_module._seen.clear()
-        hubfiles._ask.cache_clear()
+        hub_api.listing.cache_clear()
         close_session()
         yield server
         hub_module._seen.clear()
-        hubfiles._ask.cache_clear()
+        hub_api.listing.cache_clear()
         close_session()
 
 

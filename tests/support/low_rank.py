@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polymerge.methods.factors import Factors
+from polymerge.methods.lora import Factors
 
 
 def adapters(seed, out=13, columns=9, ranks=(3, 1, 4)):

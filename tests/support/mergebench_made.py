@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from polymerge.demo.exam import Question, write_exam
-from polymerge.demo.pictures import load_handwriting
+from polymerge.demo.digit_questions import Question, draw_questions
 from polymerge.demo.story import SHIPPED, SHIPPED_SEED
-from polymerge.demo.world import split_pairs
+from polymerge.demo.world import load_handwriting, split_pairs
 from polymerge.evaluation.mm_mergebench.tasks import TASKS, Task
 
 VLM = str(SHIPPED / "vlm")
@@ -24,7 +23,7 @@ _KINDS = {"ImageNet": "top colour", "ImageNet-R": "bottom colour", "VQAv2": "how
 
 def benchmark(folder: Path, layout: Literal["hub", "scripts"] = "hub") -> Path:
     """All twelve tasks with EACH questions; in those that pad, one image is not square."""
-    exam = write_exam(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)
+    questions = draw_questions(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)
     for number, task in enumerate(TASKS.values()):
         if layout == "hub":
             place = folder / ("Seen_data" if task.seen else "Unseen_data") / task.name
@@ -33,7 +32,7 @@ def benchmark(folder: Path, layout: Literal["hub", "scripts"] = "hub") -> Path:
             place = folder / "instructions" / (task.folders[0] if task.folders else task.name)
             images = folder / "datasets"
         kind = _KINDS.get(task.name, "read")
-        asked = [one for one in exam if one.kind == kind and one.group == "perception"]
+        asked = [one for one in questions if one.kind == kind and one.group == "perception"]
         _task(task, asked[number * EACH :][:EACH], place, images)
     return folder
 

@@ -9,21 +9,20 @@ from typing import Any
 
 from PIL import Image
 
-from polymerge.demo.exam import write_exam
-from polymerge.demo.pictures import load_handwriting
+from polymerge.demo.digit_questions import draw_questions
 from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
-from polymerge.demo.world import split_pairs
-from running import recipe_file
+from polymerge.demo.world import load_handwriting, split_pairs
+from running import cli, recipe_file
 
 VLM, BASE, REASON = (str(SHIPPED / name) for name in ("vlm", "base", "reason"))
 
 
 def prompts_file(folder: Path, count: int = 24) -> Path:
-    """Every so many-th question of the demo's exam, as JSON lines beside its pictures."""
-    exam = write_exam(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)
+    """Evenly spaced questions of the demo, as JSON lines beside its pictures."""
+    questions = draw_questions(split_pairs(SHIPPED_SEED), load_handwriting(SHIPPED_SEED)[1], SHIPPED_SEED, pictures=1)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for number, question in enumerate(exam[:: len(exam) // count][:count]):
+    for number, question in enumerate(questions[:: len(questions) // count][:count]):
         Image.fromarray(question.picture).save(folder / f"{number}.png")
         lines.append({"id": number, "text": question.prompt, "image": f"{number}.png", "answer": question.answer})
     file = folder / "prompts.jsonl"
@@ -56,3 +55,23 @@ def words(folder: Path, prompts: Path, *more: object, run: str = "run") -> Seque
         "search", file, "--prompts", prompts, "--keep-template-weight", "-o", folder / run, "--max-new-tokens", "3",
         *more,
     )  # fmt: skip
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What a run has found."""
+    found: dict[str, Any] = json.loads((run / "search.json").read_text(encoding="utf-8"))
+    return found
+
+
+def done(*said: object) -> str:
+    """Run a command that succeeds; what it prints."""
+    ran = cli(*said)
+    assert ran.status == 0, ran.err
+    return ran.out
+
+
+def refused(told: str, *said: object, status: int = 2) -> None:
+    """Run a command that is refused, with these words."""
+    ran = cli(*said)
+    assert told in ran.err, ran.err
+    assert ran.status == status

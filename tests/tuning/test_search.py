@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import polymerge
 from polymerge.checkpoints.loading import load_model, load_processor
@@ -21,10 +28,10 @@ from polymerge.inference.run_folder import AnswerLog
 from polymerge.inference.worker_pool import WorkerPool
 from polymerge.tuning.criterion import choose
 from polymerge.tuning.knobs import Knob
-from polymerge.tuning.search import search
+from polymerge.tuning.search import SearchOptions, search
 from polymerge.tuning.trials import Scoring
 from running import cli, recipe_file
-from search_made import BASE, REASON, VLM, prompts_file, recipe, words
+from search_made import BASE, REASON, VLM, done, outcome, prompts_file, recipe, refused, words
 
 VALUES = [0.0, 0.5, 1.0, 1.5]
 
@@ -38,8 +45,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("searched")
-    ran = cli(*words(folder, prompts, "--values", "0:1.5:0.5"))
-    assert ran.status == 0, ran.err
+    done(*words(folder, prompts, "--values", "0:1.5:0.5"))
     return folder / "run"
 
 
@@ -50,17 +56,21 @@ def run(searched: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(searched, tmp_path / "run"))
 
 
-def outcome(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "search.json").read_text(encoding="utf-8"))
-    return found
-
-
 def answers(run: Path) -> list[dict[Any, str]]:
     found = []
     for value in VALUES:
         lines = (run / "candidates" / f"weight-{value:g}" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
         found.append({entry["id"]: entry["answer"] for entry in map(json.loads, lines)})
     return found
+
+
+GRID = ("--values", "0:1.5:0.5", "--samples", "6")
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Prompts of a test's own, which it may change."""
+    return prompts_file(tmp_path / "prompts", 6)
 
 
 def no_generation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +134,13 @@ def test_a_finished_run_is_judged_again_without_generating(
         ran = cli(*words(run.parent, prompts, *more))
         assert ran.status == 0, ran.err
         assert outcome(run)["differences"] == list(choose(VALUES, texts, criterion).differences)
-    assert cli(*words(run.parent, prompts, "--values", "0:1.5:0.5")).status == 0
+    done(*words(run.parent, prompts, "--values", "0:1.5:0.5"))
     assert outcome(run) == before
 
 
 def test_more_values_generate_only_the_new_ones(run: Path, prompts: Path) -> None:
     before = {file: file.read_bytes() for file in (run / "candidates").rglob("*.jsonl")}
-    ran = cli(*words(run.parent, prompts, "--values", "0:1.5:0.25"))
-    assert ran.status == 0, ran.err
+    done(*words(run.parent, prompts, "--values", "0:1.5:0.25"))
     assert all(file.read_bytes() == data for file, data in before.items())
     assert len(list((run / "candidates").iterdir())) == 7
 
@@ -142,8 +151,7 @@ def test_a_run_that_was_cut_short_goes_on(run: Path, prompts: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-7])  # in the middle of a line
     shutil.rmtree(run / "candidates" / "weight-0.5")
     (run / "search.json").unlink()
-    ran = cli(*words(run.parent, prompts, "--values", "0:1.5:0.5"))
-    assert ran.status == 0, ran.err
+    done(*words(run.parent, prompts, "--values", "0:1.5:0.5"))
     assert outcome(run) == before
     assert answers(run) == texts
 
@@ -161,8 +169,7 @@ def test_another_run_s_answers_are_not_mixed_in(run: Path, prompts: Path) -> Non
         assert told in ran.err
         assert "--force" in ran.err
     assert sorted(run.rglob("*")) == before
-    ran = cli(*words(run.parent, prompts, "--values", "0:1:0.5", "--samples", "5", "--force"))
-    assert ran.status == 0, ran.err
+    done(*words(run.parent, prompts, "--values", "0:1:0.5", "--samples", "5", "--force"))
     assert outcome(run)["prompts"] == 5
     assert len(list((run / "candidates").iterdir())) == 3
 
@@ -170,9 +177,7 @@ def test_another_run_s_answers_are_not_mixed_in(run: Path, prompts: Path) -> Non
 def test_a_folder_that_is_no_run_is_left_alone(prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("all of it")
-    ran = cli(*words(tmp_path, prompts, "--force"))
-    assert ran.status == 1
-    assert "is not the folder of a search" in ran.err
+    refused("is not the folder of a search", *words(tmp_path, prompts, "--force"), status=1)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "all of it"
 
 
@@ -191,17 +196,18 @@ def test_labels_choose_where_they_are_asked(run: Path, prompts: Path) -> None:
     assert found["chosen_by"] == "exact"
     assert len(set(scores)) > 1
     more = ("--values", "0:1.5:0.5", "--scorer", "exact", "--choose-by", "criterion")
-    assert cli(*words(run.parent, prompts, *more)).status == 0
+    done(*words(run.parent, prompts, *more))
     assert outcome(run)["chosen"] == outcome(run)["minima"][0]
     assert outcome(run)["scores"] == pytest.approx(scores)
 
 
 def test_the_outcome_as_values(run: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_generation(monkeypatch)
-    found = search(
-        recipe(), PromptSource(prompts), run, vary=[Knob("weight", values=tuple(VALUES))], keep_template_weight=True,
+    options = SearchOptions(
+        vary=[Knob("weight", values=tuple(VALUES))], keep_template_weight=True,
         scoring=Scoring("exact", choose=False), generation=Generation(max_new_tokens=3),
     )  # fmt: skip
+    found = search(recipe(), PromptSource(prompts), run, options)
     told = outcome(run)
     assert found.folder == run
     assert found.best == {"weight": told["chosen"]}
@@ -212,8 +218,7 @@ def test_the_outcome_as_values(run: Path, prompts: Path, monkeypatch: pytest.Mon
 
 
 def test_the_chosen_value_is_merged(run: Path, prompts: Path, tmp_path: Path) -> None:
-    ran = cli(*words(run.parent, prompts, "--values", "0:1.5:0.5", "--write", tmp_path / "merged"))
-    assert ran.status == 0, ran.err
+    done(*words(run.parent, prompts, "--values", "0:1.5:0.5", "--write", tmp_path / "merged"))
     made = recipe()
     made["models"][1]["parameters"]["weight"] = outcome(run)["chosen"]
     polymerge.merge(made, tmp_path / "literal")
@@ -247,8 +252,7 @@ def test_without_a_recipe_file_and_by_the_default_weights(prompts: Path, tmp_pat
 @pytest.mark.parametrize("vary", ["scale", "density", "density@layers:0-1", "scale@text.layers.*.mlp.*"])
 def test_any_number_of_the_method_can_vary(vary: str, prompts: Path, tmp_path: Path) -> None:
     recipe_file(recipe("ties"), tmp_path / "recipe.yaml")
-    ran = cli(*words(tmp_path, prompts, "--samples", "4", "--vary", vary, "--values", "0.2,0.6,1"))
-    assert ran.status == 0, ran.err
+    done(*words(tmp_path, prompts, "--samples", "4", "--vary", vary, "--values", "0.2,0.6,1"))
     assert outcome(tmp_path / "run")["vary"] == vary
     hashes = outcome(tmp_path / "run")["plans"]
     assert len(set(hashes)) == 3
@@ -256,40 +260,11 @@ def test_any_number_of_the_method_can_vary(vary: str, prompts: Path, tmp_path: P
 
 def test_several_parameters_on_a_grid(prompts: Path, tmp_path: Path) -> None:
     vary = ("--vary", "weight@layers:0-1=0.5,1", "--vary", "scale=0.5,1", "--scorer", "exact", "--samples", "8")
-    ran = cli(*words(tmp_path, prompts, *vary))
-    assert ran.status == 0, ran.err
+    done(*words(tmp_path, prompts, *vary))
     found = outcome(tmp_path / "run")
     assert found["values"] == [[0.5, 0.5], [0.5, 1.0], [1.0, 0.5], [1.0, 1.0]]
     assert found["chosen"] == found["values"][found["scores"].index(max(found["scores"]))]
     assert len(set(found["plans"])) == 4
-
-
-def test_a_sampler_goes_on_as_if_it_had_not_been_stopped(prompts: Path, tmp_path: Path) -> None:
-    more = ("--vary", "weight=0:1.5", "--vary", "scale=0.5:1.5:0.25", "--vary", "normalize=true,false", "--scorer",
-            "exact", "--sampler", "tpe", "--samples", "6")  # fmt: skip
-    assert cli(*words(tmp_path, prompts, *more, "--trials", "5", run="whole")).status == 0
-    assert cli(*words(tmp_path, prompts, *more, "--trials", "2", run="parts")).status == 0
-    assert cli(*words(tmp_path, prompts, *more, "--trials", "5", run="parts")).status == 0
-    whole, parts = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
-    assert whole == parts
-    assert len(whole["scores"]) == 5
-    assert whole["chosen"] == whole["values"][whole["scores"].index(max(whole["scores"]))]
-
-
-def test_a_trial_that_was_killed_under_way_is_done_again(prompts: Path, tmp_path: Path) -> None:
-    import optuna
-
-    more = ("--vary", "weight=0:1.5", "--scorer", "exact", "--sampler", "random", "--samples", "6", "--trials", "3")
-    assert cli(*words(tmp_path, prompts, *more, run="whole")).status == 0
-    assert cli(*words(tmp_path, prompts, *more[:-1], "1", run="parts")).status == 0
-    journal = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "parts" / "optuna.journal"))
-    )
-    (name,) = optuna.get_all_study_names(journal)
-    study = optuna.load_study(study_name=name, storage=journal, sampler=optuna.samplers.RandomSampler(seed=3))
-    study.ask().suggest_float("weight", 0.0, 1.5)  # begun, and never told of
-    assert cli(*words(tmp_path, prompts, *more, run="parts")).status == 0
-    assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")
 
 
 def test_answers_are_compared_by_embedding(run: Path, prompts: Path, tmp_path: Path) -> None:
@@ -315,17 +290,14 @@ def test_answers_are_compared_by_embedding(run: Path, prompts: Path, tmp_path: P
     encoder.save(str(tmp_path / "encoder"))
 
     more = ("--values", "0:1.5:0.5", "--compare", "embedding", "--embedding-model", tmp_path / "encoder")
-    ran = cli(*words(run.parent, prompts, *more, "--criterion", "sum"))
-    assert ran.status == 0, ran.err
+    done(*words(run.parent, prompts, *more, "--criterion", "sum"))
     asked = [json.loads(line)["id"] for line in (run / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     vectors = [encoder.encode([given[one] for one in asked], normalize_embeddings=True) for given in answers(run)]
     apart = [1 - (one * other).sum(axis=1).mean() for one, other in pairwise(vectors)]
     literal = [apart[0] + apart[1], apart[1] + apart[2]]
     assert outcome(run)["differences"] == pytest.approx(literal, abs=1e-6)
     assert max(literal) > 0
-    ran = cli(*words(run.parent, prompts, *more[:-1], tmp_path / "nowhere"))
-    assert ran.status == 2
-    assert "is no sentence-transformers model" in ran.err
+    refused("is no sentence-transformers model", *words(run.parent, prompts, *more[:-1], tmp_path / "nowhere"))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
@@ -343,15 +315,14 @@ def test_adapters_are_searched_like_checkpoints(prompts: Path, tmp_path: Path) -
     made = {"merge_method": "robustmerge", "base_model": VLM, "models": adapters}
     recipe_file(made, tmp_path / "recipe.yaml")
     more = ("--vary", "scale", "--values", "0,2,4", "--samples", "6", "--write", tmp_path / "merged")
-    ran = cli(*words(tmp_path, prompts, *more))
-    assert ran.status == 0, ran.err
+    done(*words(tmp_path, prompts, *more))
     found = outcome(tmp_path / "run")
     assert found["candidates"] == [2.0]
     polymerge.merge({**made, "parameters": {"scale": 2.0}}, tmp_path / "literal")
     name = "adapter_model.safetensors"
     assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "literal" / name).read_bytes()
     folded = tmp_path / "folded"
-    assert cli("fold", tmp_path / "literal", "--base", VLM, "-o", folded).status == 0
+    done("fold", tmp_path / "literal", "--base", VLM, "-o", folded)
     answerer = Answerer(load_model(folded), load_processor(folded), max_new_tokens=3)
     asked = read_prompts(tmp_path / "run" / "prompts.jsonl")
     expected = {
@@ -399,9 +370,7 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
     ],
 )
 def test_what_cannot_be_searched(more: tuple[str, ...], told: str, prompts: Path, tmp_path: Path) -> None:
-    ran = cli(*words(tmp_path, prompts, *more))
-    assert ran.status == 2
-    assert told in ran.err
+    refused(told, *words(tmp_path, prompts, *more))
     assert not (tmp_path / "run").exists()
 
 
@@ -412,17 +381,13 @@ def test_prompts_without_answers_cannot_be_scored(prompts: Path, tmp_path: Path)
         line["image"] = str(prompts.parent / line["image"])
     file = tmp_path / "p.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    ran = cli(*words(tmp_path, file, "--scorer", "exact"))
-    assert ran.status == 2
-    assert "1 of 24 prompts have no answer, the first of them 3" in ran.err
+    refused("1 of 24 prompts have no answer, the first of them 3", *words(tmp_path, file, "--scorer", "exact"))
 
 
 def test_an_empty_list_of_prompts(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    ran = cli(*words(tmp_path, empty))
-    assert ran.status == 2
-    assert "an empty list" in ran.err
+    refused("an empty list", *words(tmp_path, empty))
 
 
 @pytest.mark.parametrize(
@@ -431,9 +396,7 @@ def test_an_empty_list_of_prompts(tmp_path: Path) -> None:
 )
 def test_a_recipe_without_a_free_parameter(method: str, told: str, prompts: Path, tmp_path: Path) -> None:
     recipe_file(recipe(method), tmp_path / "recipe.yaml")
-    ran = cli(*words(tmp_path, prompts))
-    assert ran.status == 2
-    assert told in ran.err
+    refused(told, *words(tmp_path, prompts))
 
 
 def test_where_answers_come_from_has_to_be_said(prompts: Path, tmp_path: Path) -> None:
@@ -442,16 +405,179 @@ def test_where_answers_come_from_has_to_be_said(prompts: Path, tmp_path: Path) -
         ran = cli("search", file, "-o", tmp_path / "run", *more)
         assert ran.status == 2
         assert "say where answers come from" in ran.err
-    ran = cli("search", file, "--prompts", prompts)
-    assert ran.status == 2
-    assert "-o" in ran.err
+    refused("-o", "search", file, "--prompts", prompts)
 
 
 def test_the_base_is_needed_for_deltas(prompts: Path, tmp_path: Path) -> None:
     made = recipe()
     del made["base_model"]
     recipe_file(made, tmp_path / "recipe.yaml")
-    ran = cli(*words(tmp_path, prompts))
-    assert ran.status == 2
-    assert "needs base_model" in ran.err
+    refused("needs base_model", *words(tmp_path, prompts))
     assert BASE
+
+
+# --- what is varied has an effect
+
+
+@pytest.mark.parametrize(
+    ("changes", "vary"),
+    [
+        ({}, "weight@vision"),
+        ({}, "weight@text.embed_tokens.weight"),
+        ({"overrides": [{"match": "text.*", "parameters": {"weight": [0.5, 0.5]}}]}, "weight"),
+    ],
+)
+def test_a_parameter_that_nothing_depends_on(changes: dict, vary: str, few: Path, tmp_path: Path) -> None:
+    recipe_file(recipe(**changes), tmp_path / "recipe.yaml")
+    refused("nothing that the recipe merges depends on it", *words(tmp_path, few, *GRID, "--vary", vary))
+
+
+def test_the_recipe_s_own_overrides_keep_their_say(few: Path, tmp_path: Path) -> None:
+    made = recipe("linear", overrides=[{"layers": "0-0", "merge_method": "copy"}])
+    recipe_file(made, tmp_path / "recipe.yaml")
+    done(*words(tmp_path, few, *GRID, "--vary", "weight@layers:0-1", "--write", tmp_path / "merged"))
+    ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (tmp_path / "merged", VLM))
+    same = {name for name, tensor in ours.items() if tensor.equal(theirs[name])}
+    assert all(name in same for name in ours if "language_model.model.layers.0." in name)
+
+
+@pytest.mark.parametrize("spelled", ["{}/", "{}/../vlm"])
+def test_the_template_is_found_among_the_models_however_it_is_spelled(spelled: str, few: Path, tmp_path: Path) -> None:
+    made = {
+        "merge_method": "linear",
+        "template": spelled.format(VLM),
+        "models": [{"model": REASON}, {"model": VLM}],
+        "parts": ["text"],
+    }
+    file = recipe_file(made, tmp_path / "r.yaml")
+    done("search", file, "--prompts", few, "--values", "0,0.2,0.4", "-o", tmp_path / "run", "--write", tmp_path / "m")
+    record = json.loads((tmp_path / "m" / "polymerge.json").read_text(encoding="utf-8"))
+    assert [one["parameters"]["weight"] for one in record["recipe"]["models"]] == [0.2, 0.8]
+
+
+# --- answers are not mixed
+
+
+def test_a_picture_that_has_changed(few: Path, tmp_path: Path) -> None:
+    done(*words(tmp_path, few, *GRID))
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(few.parent / "0.png")
+    refused("prompts was", *words(tmp_path, few, *GRID))
+
+
+def test_a_checkpoint_that_has_changed_and_one_that_was_only_touched(few: Path, tmp_path: Path) -> None:
+    other = tmp_path / "reason"
+    shutil.copytree(REASON, other)
+    made = recipe()
+    made["models"][1]["model"] = str(other)
+    recipe_file(made, tmp_path / "recipe.yaml")
+    done(*words(tmp_path, few, *GRID))
+    (other / "NOTES.txt").write_text("mine")
+    (other / "model.safetensors").touch()
+    done(*words(tmp_path, few, *GRID, "--criterion", "sum"))
+    tensors = load_file(other / "model.safetensors")
+    for tensor in tensors.values():
+        tensor.mul_(1.5)
+    stat = (other / "model.safetensors").stat()
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    os.utime(other / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    refused("inputs[1].content was", *words(tmp_path, few, *GRID))
+
+
+def test_labels_that_come_later_do_not_matter_to_the_answers(few: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in few.read_text(encoding="utf-8").splitlines()]
+    unlabelled = "".join(json.dumps({**line, "answer": None}) + "\n" for line in lines)
+    bare = few.with_name("bare.jsonl")
+    bare.write_text(unlabelled.replace(', "answer": null', ""), encoding="utf-8")
+    done(*words(tmp_path, bare, *GRID))
+    done(*words(tmp_path, few, *GRID, "--scorer", "exact"))
+    assert len(outcome(tmp_path / "run")["scores"]) == 4
+
+
+def test_a_start_that_failed_does_not_pin_the_folder(few: Path, tmp_path: Path) -> None:
+    refused("cuda:7", *words(tmp_path, few, *GRID, "--device", "cuda:7"))
+    done(*words(tmp_path, few, *GRID))
+
+
+def test_two_processes_do_not_work_in_one_folder(few: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from polymerge.cli import main; main()"]
+    told = list(map(str, words(tmp_path, few, *GRID)))
+    first = subprocess.Popen([*command, *told], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 240
+        while (
+            not list((tmp_path / "run").glob("candidates/*")) and first.poll() is None and time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
+        assert first.poll() is None, "it was done too soon"
+        refused("another process is at work in it", *told, status=1)
+    finally:
+        assert first.wait() == 0
+
+
+# --- nothing is lost
+
+
+def test_the_merged_model_does_not_take_the_place_of_the_run(few: Path, tmp_path: Path) -> None:
+    for target in (tmp_path / "run", tmp_path / "run" / "merged", tmp_path):
+        refused("the folder of the search", *words(tmp_path, few, *GRID, "--write", target, "--force"))
+    done(*words(tmp_path, few, *GRID))
+    (tmp_path / "run" / "mine.txt").write_text("kept")
+    done(*words(tmp_path, few, *GRID, "--max-new-tokens", "2", "--force"))
+    assert (tmp_path / "run" / "mine.txt").read_text() == "kept"
+
+
+def test_an_output_that_is_there_is_found_before_the_search(few: Path, tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    refused("exists already", *words(tmp_path, few, *GRID, "--write", tmp_path / "merged"), status=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_read_as_logs_is_merged_by_what_it_varied(few: Path, tmp_path: Path) -> None:
+    recipe_file(recipe("ties"), tmp_path / "recipe.yaml")
+    done(*words(tmp_path, few, "--samples", "6", "--vary", "density", "--values", "0.2,0.5,0.9"))
+    file = tmp_path / "recipe.yaml"
+    done("search", file, "--from-logs", tmp_path / "run", "--write", tmp_path / "merged")
+    record = json.loads((tmp_path / "merged" / "polymerge.json").read_text(encoding="utf-8"))
+    assert record["recipe"]["parameters"] == {"density": 0.5}
+    more = ("--vary", "weight", "--write", tmp_path / "other")
+    refused("varied density", "search", file, "--from-logs", tmp_path / "run", *more)
+    refused("no such recipe", "search", tmp_path / "nosuch.yaml", "--from-logs", tmp_path / "run", *more[2:])
+    refused("whose outcome stays", "search", "--from-logs", tmp_path / "run", "-o", tmp_path / "run", status=1)
+
+
+def test_mme_is_perception_whether_its_name_is_said_or_found(tmp_path: Path) -> None:
+    from logged import laid_out
+
+    golden, root = laid_out("limit_mme", tmp_path)
+    said, found = (cli("search", "--from-logs", root, "--json", *more) for more in (("--task", "mme"), ()))
+    assert said.out == found.out
+    assert json.loads(found.out)["differences"] == golden["expected"]["smooth0"]["differences"]
+
+
+# --- all that is wrong, at once
+
+
+def test_what_would_not_do_anything_is_refused(few: Path, tmp_path: Path) -> None:
+    ran = cli(
+        "search", "--from-logs", tmp_path, "--scorer", "exact", "--workers", "3", "--question", "x", "--values", "1"
+    )
+    assert ran.status == 2
+    assert all(f"--{name} is for --prompts" in ran.err for name in ("scorer", "workers", "question", "values"))
+    ran = cli(*words(tmp_path, few, "--embedding-model", "m", "--trials", "3", "--keep", "x"))
+    assert ran.status == 2
+    for told in ("--embedding-model is for --compare", "--trials is for a --sampler", "--keep is for --from-logs"):
+        assert told in ran.err
+
+
+def test_every_mistake_of_the_command_line_is_told_with_those_of_the_files(tmp_path: Path) -> None:
+    ran = cli("search", tmp_path / "nosuch.yaml", "--prompts", tmp_path / "nope", "--values", "0:q:1", "--task", "mme",
+              "--criterion", "foo", "--compare", "bar", "--smooth", "-1", "--dtype", "x", "--batch-size", "0",
+              "-o", tmp_path / "run")  # fmt: skip
+    assert ran.status == 2
+    for told in ("no such recipe", "nope", "'q'", "--task", "'foo'", "'bar'", "--smooth", "'x'", "--batch-size"):
+        assert told in ran.err, told
+
+
+def test_a_grid_that_is_too_large(few: Path, tmp_path: Path) -> None:
+    more = ("--scorer", "exact", "--vary", "weight=0:1:0.001", "--vary", "scale=0:1:0.001")
+    refused("1002001 combinations", *words(tmp_path, few, *more))

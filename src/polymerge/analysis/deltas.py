@@ -11,19 +11,19 @@ import numpy as np
 from polymerge.analysis.figures import Reference, Shape
 from polymerge.analysis.signs import Whole
 from polymerge.analysis.spectrum import Spectrum, spectrum_of, spectrum_of_factors
-from polymerge.analysis.whole_tensors import stored_values
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.files import read_tensor
 from polymerge.engine.blocks import PieceBlocks, Workspace, repeats
 from polymerge.engine.executor import is_wide
 from polymerge.engine.extents import Files
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors, dot
 from polymerge.methods.kernels import CELL
+from polymerge.methods.lora import Factors, dot
 from polymerge.planning import Piece, Plan, Step
 
-__all__ = ["DeltaTensor", "stored_deltas", "update_deltas"]
+__all__ = ["DeltaTensor", "stored_deltas", "stored_values", "update_deltas"]
 
 Floats = Any
 
@@ -50,7 +50,7 @@ class DeltaTensor(Protocol):
 
 
 def stored_deltas(
-    plan: Plan, entries: Sequence[Mapping[str, Entry]], files: Files, workspace: Workspace, block: int
+    plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, workspace: Workspace, block: int
 ) -> Iterator[DeltaTensor]:
     """What a plan merges of tensors that are stored as they are, each canonical one once.
 
@@ -66,7 +66,7 @@ def stored_deltas(
             yield found
 
 
-def update_deltas(plan: Plan, entries: Sequence[Mapping[str, Entry]], block: int) -> Iterator[DeltaTensor]:
+def update_deltas(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], block: int) -> Iterator[DeltaTensor]:
     """What a plan merges of updates that are stored as factors, module by module."""
     for step in plan.steps:
         if step.lora is not None and step.fate == "merged":
@@ -81,7 +81,7 @@ class _Stored:
         plan: Plan,
         step: Step,
         piece: Piece,
-        entries: Sequence[Mapping[str, Entry]],
+        entries: Sequence[Mapping[str, TensorInfo]],
         files: Files,
         workspace: Workspace,
         block: int,
@@ -162,7 +162,7 @@ class _Update:
 
     reference: Reference = "base"
 
-    def __init__(self, plan: Plan, step: Step, entries: Sequence[Mapping[str, Entry]], block: int) -> None:
+    def __init__(self, plan: Plan, step: Step, entries: Sequence[Mapping[str, TensorInfo]], block: int) -> None:
         self.name, self._block = step.canonical, block
         out, width = step.shape
         self.shape: Shape = (out, width)
@@ -210,3 +210,11 @@ class _UpdateBlocks:
 
 def _too_large(name: str) -> CheckpointError:
     return CheckpointError(f"{name}: a delta is too large for its numbers. Mend the models, or name it in exclude")
+
+
+def stored_values(tensor: TensorInfo) -> Any:
+    """The numbers of a tensor on disk as float32, in its shape; raises CheckpointError where it cannot, or for NaN."""
+    values: Any = np.empty(prod(tensor.shape), np.float32)
+    if not kernels.decode(np.frombuffer(read_tensor(tensor), np.uint8), tensor.dtype, values):
+        raise CheckpointError(f"{tensor.file}: {tensor.name} holds NaN or infinity. Mend the adapter")
+    return values.reshape(tensor.shape)

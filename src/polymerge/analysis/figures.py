@@ -1,23 +1,77 @@
-"""The numbers of an overlap: of one tensor, or of all tensors of one place."""
+"""The figures of an overlap: of one tensor, of all tensors of one place, and as a table for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from polymerge.analysis.places import Place
 from polymerge.analysis.signs import Sums, added
 from polymerge.analysis.spectrum import Spectrum, shared_share
+from polymerge.families.rules import PARTS, text_layer, without_branch
 
-__all__ = ["DeltaFigures", "Measured", "PairFigures", "Reference", "Row", "Shape", "Spectra", "row_of", "spectra_of"]
+__all__ = [
+    "MODULES",
+    "DeltaFigures",
+    "Measured",
+    "Overlap",
+    "PairFigures",
+    "Place",
+    "Reference",
+    "Row",
+    "Shape",
+    "describe_overlap",
+    "place_of",
+    "row_of",
+    "spectra_of",
+]
 
 Reference = Literal["base", "template"]
 """What a delta is a difference from."""
 
 Shape = tuple[int, ...]
+
+MODULES: Final = ("attention", "mlp", "norm", "other")
+
+_ATTENTION: Final = ("attn", "attention")
+_MLP: Final = ("mlp", "moe", "ffn", "feed_forward", "experts")
+
+_HEAD: Final = (
+    "where", "module", "entries", "norms", "cosine", "conflict", "by mass", "kept", "common", "eff. rank", "left",
+    "right",
+)  # fmt: skip
+
+
+class Place(NamedTuple):
+    """A part (`unknown` where the family is), a layer of the text tower (None outside its layers), a module."""
+
+    part: str
+    layer: int | None
+    module: str
+
+
+def place_of(canonical: str) -> Place:
+    """The place of a canonical name, of a tensor or of a module.
+
+    A norm is one wherever it stands, in an attention too; embeddings, heads and projections are `other`. Of several
+    names joined by `+`, which is how a fused module is called, the first counts.
+    """
+    name = without_branch(canonical.partition("+")[0])
+    part = name.partition(".")[0]
+    if part not in PARTS:
+        part = "unknown"
+    *around, last = name.removesuffix(".weight").removesuffix(".bias").split(".")
+    if "norm" in last or last.startswith("ln"):
+        module = "norm"
+    elif any(word in one for one in (*around, last) for word in _ATTENTION):
+        module = "attention"
+    elif any(word in one for one in (*around, last) for word in _MLP):
+        module = "mlp"
+    else:
+        module = "other"
+    return Place(part, text_layer(name), module)
 
 
 @dataclass(frozen=True)
@@ -93,6 +147,32 @@ class Row:
     conflict_mass: float | None
     deltas: tuple[DeltaFigures, ...]
     pairs: tuple[PairFigures, ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The overlap of the deltas of one plan.
+
+    plan_hash  that of the plan
+    density    share of the entries of each tensor that counts as kept
+    rank       singular directions that are compared; None where singular values were not asked for
+    tensors    a row for each canonical tensor, or module of adapters, in the plan's order
+    places     a row for each layer and module of the text tower, and for each module of other parts
+    totals     a row for everything; one for each reference and set of models where there are several
+    notes      what a person should know of the numbers
+    """
+
+    plan_hash: str
+    density: float
+    rank: int | None
+    tensors: tuple[Row, ...]
+    places: tuple[Row, ...]
+    totals: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON data; what there is no number for is null."""
+        return asdict(self)
 
 
 class Spectra(NamedTuple):
@@ -174,3 +254,81 @@ def _means(pairs: Sequence[tuple[float, float] | None]) -> tuple[float | None, f
     if not there:
         return None, None
     return sum(one for one, _ in there) / len(there), sum(other for _, other in there) / len(there)
+
+
+def describe_overlap(found: Overlap, *, by_conflict: bool = False) -> str:
+    """A line for each layer and module with the deltas' figures, everything together, and what the columns say.
+
+    by_conflict  the lines with the largest share of mass that cancels first, instead of the layers' order
+    """
+    places = list(found.places)
+    if by_conflict:
+        places.sort(key=lambda row: -1.0 if row.conflict_mass is None else row.conflict_mass, reverse=True)
+    rows = [_HEAD, *(_cells(row) for row in (*places, *found.totals))]
+    if found.rank is None:
+        rows = [row[:-3] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    models = list(dict.fromkeys(delta.model for row in found.totals for delta in row.deltas))
+    return "\n".join([f"deltas, in this order: {', '.join(models)}", "", *lines, "", *_legend(found)])
+
+
+def _legend(found: Overlap) -> list[str]:
+    chance = found.density / (2 - found.density)
+    lines = [
+        "conflict: share of the entries changed by two or more at which signs differ; by mass: share of the deltas'",
+        "mass that cancels when they are added up. cosine, common, left and right: means over all pairs of models.",
+        f"kept: share of a delta's squared norm in the largest {found.density:g} of its entries; common: of the",
+        f"entries that either of two keeps, the share that both keep ({chance:.2f} by chance).",
+    ]
+    if found.rank is not None:
+        lines += [
+            "eff. rank: share of the directions of a matrix that a delta uses; left, right: how much two deltas share",
+            f"of the spaces of their {found.rank} largest singular vectors.",
+        ]
+    return [*lines, *(f"note: {note}" for note in found.notes)]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    where = row.part if row.layer is None else f"{row.part} {row.layer}"
+    if row.reference == "template":
+        where += " (from template)"
+    return (
+        where,
+        row.module,
+        f"{row.entries:,}",
+        _each([delta.norm for delta in row.deltas], ".3g"),
+        _mean([pair.cosine for pair in row.pairs]),
+        _number(row.conflict) if row.pairs else "-",
+        _number(row.conflict_mass) if row.pairs else "-",
+        _each([delta.kept for delta in row.deltas], ".2f"),
+        _mean([pair.common for pair in row.pairs]),
+        _each([delta.rank_share for delta in row.deltas], ".2f"),
+        _mean([pair.left for pair in row.pairs]),
+        _mean([pair.right for pair in row.pairs]),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    there = [value for value in values if value is not None]
+    return _number(sum(there) / len(there)) if there else "-"
+
+
+def _each(values: Sequence[float | None], form: str) -> str:
+    """One number for each model, or from the smallest to the largest where they are many."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "-"
+    if len(values) > 4:
+        return f"{min(there):{form}} to {max(there):{form}}"
+    return ", ".join("-" if value is None else f"{value:{form}}" for value in values)

@@ -2,154 +2,217 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from polymerge.analysis.cells import Cell, make_cells, parse_modules, third_of
+from polymerge.analysis.baseline import BASELINE, Baseline, open_baseline, third_of
+from polymerge.analysis.drops import Drop, Thirds, drops, thirds
 from polymerge.analysis.knockout_plots import draw_curves, draw_maps
-from polymerge.analysis.knockout_summary import RESAMPLES, Drops, drops, interval, thirds
-from polymerge.analysis.replacements import knocked_out, parse_replacement, plan_parent
-from polymerge.analysis.scoring_prompts import Marks, Task, ask, begin, read_tasks
-from polymerge.analysis.unchanged import Intact, open_intact
+from polymerge.analysis.replacements import Cell, Replacement, knocked_out, make_cells, plan_parent
+from polymerge.analysis.task_scores import (
+    RESAMPLES,
+    Score,
+    Task,
+    TaskPrompts,
+    Tasks,
+    answer_settings,
+    ask,
+    begin,
+    draw_tasks,
+    installed_version,
+)
 from polymerge.checkpoints.hub import one_commit
-from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.inference.fingerprints import of_inputs
 from polymerge.inference.generation import Generation
-from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.planning import Plan
 
-__all__ = ["INTACT", "KnockedOut", "knockout"]
-
-INTACT = "intact"
-"""The name under which the answers of the model as it is are kept."""
+__all__ = ["CellDrops", "Knockout", "ModelDrop", "Summary", "knockout"]
 
 
 @dataclass(frozen=True)
-class KnockedOut:
+class ModelDrop(Drop):
+    """The drop of one model when a cell is knocked out.
+
+    score    what is left, in percent
+    samples  how right each answer is, in [0, 1]; None where the score is no mean of such
+    plan     hash of the plan that knocks the cell out
+    """
+
+    score: float
+    samples: tuple[float, ...] | None
+    plan: str
+
+
+@dataclass(frozen=True)
+class CellDrops:
+    """What knocking out a cell costs on a task; `against` and `difference` where there is another model."""
+
+    task: str
+    module: str
+    layers: tuple[int, ...]
+    third: str
+    model: ModelDrop
+    against: ModelDrop | None = None
+    difference: Drop | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The thirds of a module on a task; `against` and `difference` where there is another model."""
+
+    task: str
+    module: str
+    model: Thirds
+    against: Thirds | None = None
+    difference: Thirds | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knockout:
     """The outcome of a knockout.
 
-    folder   of the run
-    outcome  what knockout.json holds
+    folder    of the run
+    baseline  `model` or `against` -> task -> the score of the model as it is
+    cells     by task, module and layers
+    settings  what the answers depend on besides the prompts
     """
 
     folder: Path
-    outcome: Mapping[str, Any]
+    polymerge: str = field(default_factory=installed_version)
+    model: str
+    against: str | None
+    replace: str
+    scorer: str
+    depth: int
+    modules: tuple[str, ...]
+    resamples: int = RESAMPLES
+    seed: int
+    tasks: Mapping[str, TaskPrompts]
+    baseline: Mapping[str, Mapping[str, Score]]
+    cells: tuple[CellDrops, ...]
+    summary: tuple[Summary, ...]
+    samples: int
+    sample_seed: int
+    settings: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """What knockout.json holds: everything but the folder, and nothing about another model where there is none."""
+        data = asdict(self)
+        del data["folder"]
+        for row in (*data["cells"], *data["summary"]) if self.against is None else ():
+            del row["against"], row["difference"]
+        return data
 
 
 @one_commit()
 def knockout(
     model: str | os.PathLike[str],
-    prompts: Sequence[str],
+    tasks: Tasks,
     out: str | os.PathLike[str],
     *,
     scorer: str,
     against: str | os.PathLike[str] | None = None,
-    replace: str = "uniform",
-    noise_size: float | None = None,
-    seed: int = 42,
-    modules: str = "attention,mlp",
-    layers: str | None = None,
+    replace: Replacement | None = None,
+    modules: Sequence[str] = ("attention", "mlp"),
+    layers: Sequence[int] | None = None,
     stride: int | None = None,
     group: int = 1,
+    seed: int = 42,
     samples: int = 100,
     sample_seed: int = 2,
     generation: Generation | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> KnockedOut:
+) -> Knockout:
     """Measure what each layer contributes: replace the weights of a module in memory, score, and put them back.
 
     Bring Reason to Vision (Chen et al. 2025, arXiv:2505.05464), section 5, replaces by uniform weights, 1/out_features.
-    Here a merged model is knocked out after it was merged; its scores are held against those of the model before.
+    Here a merged model is knocked out after it was merged; its scores are compared with those of the model before.
 
-    model        a checkpoint, or BASE+ADAPTER
-    prompts      of each task FILE or NAME=FILE; each prompt has an answer
-    out          the folder of the run; a run that was stopped goes on
-    scorer       a row of the table of scorers
-    against      the model before it was merged: the same is done to it
-    replace      uniform, zero, noise or from:CHECKPOINT
-    noise_size   standard deviation of noise, as a multiple of the tensor's own; 1 unless said
-    seed         of noise, and of the resamples that intervals are made of
-    modules      a list out of attention, mlp and both
-    layers       such as 0-31; all unless said
-    group        how many layers are knocked out at a time; `stride` says how far apart groups begin
-    samples      prompts to draw for each task; 0 for all
-    force        drop an earlier run in `out` that had other settings
+    model    a checkpoint, or BASE+ADAPTER
+    tasks    a file of prompts, each with an answer, by the name of the task
+    out      the folder of the run; an interrupted run resumes from it
+    scorer   a row of the table of scorers
+    against  the model before it was merged, to which the same is done
+    replace  what takes the place of weights; uniform by default
+    modules  out of attention, mlp and both
+    layers   to knock out; all by default
+    stride   how far apart groups begin; one after the other by default
+    group    how many layers are knocked out at a time
+    seed     of the resamples from which intervals are made
+    samples  prompts to draw for each task; 0 for all
+    force    discard an earlier run in `out` that had other settings
 
     raises Refused with everything that is wrong, before anything is generated.
     """
-    generation = generation or Generation()
-    problems: list[PolymergeError] = []
-    drawn = read_tasks(prompts, scorer, samples, sample_seed, generation, problems)
-    replacement = parse_replacement(replace, noise_size, seed, problems)
-    opened = {
-        who: open_intact(os.fspath(source), what, problems)
-        for who, what, source in (("model", "MODEL", model), ("against", "--against", against))
-        if source is not None
-    }
-    models = {who: one for who, one in opened.items() if one is not None}
-    asked_for = parse_modules(modules, problems)
-    wrong: list[PolymergeError] = []
-    depth = models["model"].depth if "model" in models else None
-    cells = make_cells(asked_for, layers, stride, group, depth, wrong)
-    if len({one.depth for one in models.values()}) > 1:
-        words = " and ".join(f"'{one.label}' {one.depth}" for one in models.values())
-        wrong.append(RecipeError(f"--against: the two have unequally many layers: {words}"))
-    problems += wrong
-    parents = {
-        who: plan_parent(one, replacement.source, problems)
-        for who, one in models.items()
-        if replacement.kind == "from" and replacement.source
-    }
+    generation, replace = generation or Generation(), replace or Replacement()
     plans: dict[str, dict[str, Plan]] = {}
-    if not problems:
-        for who, one in models.items():
-            plans[who] = {INTACT: one.plan} | knocked_out(one, cells, replacement, parents.get(who), problems)
-    refuse_if_any(problems)
+    parents: dict[str, Plan | None] = {}
+    with collecting() as found:
+        drawn = draw_tasks(tasks, scorer, samples, sample_seed, generation)
+        replace.check()
+        opened = {"model": open_baseline(os.fspath(model), "model")}
+        if against is not None:
+            opened["against"] = open_baseline(os.fspath(against), "against")
+        models = {who: one for who, one in opened.items() if one is not None}
+        depth = models["model"].depth if "model" in models else None
+        cells = make_cells(modules, layers, stride, group, depth)
+        if len({one.depth for one in models.values()}) > 1:
+            words = " and ".join(f"'{one.label}' {one.depth}" for one in models.values())
+            refuse(RecipeError(f"against: the two have unequally many layers: {words}"))
+        if replace.kind == "from" and replace.source:
+            parents = {who: plan_parent(one, replace.source) for who, one in models.items()}
+        if not found:
+            for who, one in models.items():
+                plans[who] = {BASELINE: one.plan} | knocked_out(one, cells, replace, parents.get(who))
 
-    folder, replaced = Path(out), replacement.settings
-    if parents:
-        replaced["inputs"] = [of_inputs(parent)[-1] for parent in parents.values() if parent is not None]
-    settings = _settings(models, replaced, generation)
-    run, tasks = begin(folder, "a knockout", settings, drawn, generation.batch_size, force)
-    marks = _ask_all(run, tasks, plans, generation, scorer, progress)
-    assert depth is not None
-    outcome: dict[str, Any] = {
-        "polymerge": importlib.metadata.version("polymerge"),
-        "model": os.fspath(model),
-        "against": None if against is None else os.fspath(against),
-        "replace": replacement.words,
-        "scorer": scorer,
-        "depth": depth,
-        "modules": list(asked_for),
-        "resamples": RESAMPLES,
-        "seed": seed,
-        **_measured(tasks, cells, plans, marks, depth, seed),
-        "samples": samples,
-        "sample_seed": sample_seed,
-        "settings": settings,
-    }
-    run.write_json("knockout.json", outcome)
-    draw_maps(outcome, folder / "knockout-map")
-    draw_curves(outcome, folder / "knockout-curves")
-    return KnockedOut(folder, outcome)
+    settings = _settings(models, replace, [plan for plan in parents.values() if plan is not None], generation)
+    run, asked = begin(Path(out), "a knockout", settings, drawn, generation.batch_size, force)
+    scores = _ask_all(run, asked, plans, generation, scorer, progress)
+    depth = models["model"].depth
+    measured = [
+        _measured(task, module, [cell for cell in cells if cell.module == module], plans, scores, depth, seed)
+        for task in asked
+        for module in dict.fromkeys(modules)
+    ]
+    outcome = Knockout(
+        folder=run.folder,
+        model=os.fspath(model),
+        against=None if against is None else os.fspath(against),
+        replace=str(replace),
+        scorer=scorer,
+        depth=depth,
+        modules=tuple(dict.fromkeys(modules)),
+        seed=seed,
+        tasks={task.name: task.prompts for task in asked},
+        baseline={who: {task.name: own[task.name][BASELINE] for task in asked} for who, own in scores.items()},
+        cells=tuple(cell for own, _ in measured for cell in own),
+        summary=tuple(summary for _, summary in measured),
+        samples=samples,
+        sample_seed=sample_seed,
+        settings=settings,
+    )
+    data = outcome.to_json()
+    run.write_json("knockout.json", data)
+    draw_maps(data, run.folder / "knockout-map")
+    draw_curves(data, run.folder / "knockout-curves")
+    return outcome
 
 
-def _settings(models: Mapping[str, Intact], replaced: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
-    """What the answers depend on besides the prompts."""
+def _settings(
+    models: Mapping[str, Baseline], replace: Replacement, parents: Sequence[Plan], generation: Generation
+) -> dict[str, Any]:
+    inputs = {"inputs": [of_inputs(parent)[-1] for parent in parents]} if parents else {}
     return {
         "command": "knockout",
         **{who: of_inputs(one.plan) for who, one in models.items()},
-        "replace": replaced,
-        "max_new_tokens": generation.max_new_tokens,
-        "batch_size": generation.batch_size,
-        "device": generation.device.partition(":")[0],
-        "dtype": generation.dtype,
+        "replace": {**replace.settings, **inputs},
+        **answer_settings(generation),
     }
 
 
@@ -160,82 +223,46 @@ def _ask_all(
     generation: Generation,
     scorer: str,
     progress: Callable[[int, int], None] | None,
-) -> dict[str, dict[str, dict[str, Marks]]]:
-    """The marks of every model, task and cell; one model is loaded at a time."""
-    marks = {}
+) -> dict[str, dict[str, dict[str, Score]]]:
+    """The scores by model, task and cell; one model is loaded at a time."""
+    scores = {}
     for number, (who, own) in enumerate(plans.items()):
 
         def tell(done: int, total: int, before: int = number) -> None:
             if progress is not None:
                 progress(before * total + done, len(plans) * total)
 
-        marks[who] = ask(run, tasks, own, generation, scorer, tell, f"{who}-")
-    return marks
+        scores[who] = ask(run, tasks, own, generation, scorer, tell, f"{who}-")
+    return scores
 
 
 def _measured(
-    tasks: Sequence[Task],
+    task: Task,
+    module: str,
     cells: Sequence[Cell],
     plans: Mapping[str, Mapping[str, Plan]],
-    marks: Mapping[str, Mapping[str, Mapping[str, Marks]]],
+    scores: Mapping[str, Mapping[str, Mapping[str, Score]]],
     depth: int,
     seed: int,
-) -> dict[str, Any]:
-    """Baseline, cells and summary as knockout.json has them."""
-    told: list[dict[str, Any]] = []
-    summary: list[dict[str, Any]] = []
-    for task in tasks:
-        own = {who: found[task.name] for who, found in marks.items()}
-        for module in dict.fromkeys(cell.module for cell in cells):
-            some = [cell for cell in cells if cell.module == module]
-            found = {
-                who: drops(one[INTACT], [one[cell.name] for cell in some], task.name, seed) for who, one in own.items()
-            }
-            if len(found) > 1:
-                found["difference"] = _difference(found["model"], found["against"])
-            for place, cell in enumerate(some):
-                entry: dict[str, Any] = {
-                    "task": task.name,
-                    "module": module,
-                    "layers": list(cell.layers),
-                    "third": third_of(cell.layers, depth),
-                }
-                for who, dropped in found.items():
-                    again = None if dropped.resampled is None else dropped.resampled[:, place]
-                    entry[who] = {"drop": float(dropped.values[place]), "interval": interval(again)}
-                    if who in own:
-                        mark = own[who][cell.name]
-                        entry[who] |= {
-                            "score": mark.score,
-                            "samples": _listed(mark),
-                            "plan": plans[who][cell.name].hash,
-                        }
-                told.append(entry)
-            line = {"task": task.name, "module": module}
-            summary.append(line | {who: thirds(dropped, some, depth) for who, dropped in found.items()})
-    return {
-        "tasks": {task.name: {"prompts": len(task.asked.prompts), "ids": _ids(task.asked.prompts)} for task in tasks},
-        "baseline": {
-            who: {
-                task.name: {"score": found[task.name][INTACT].score, "samples": _listed(found[task.name][INTACT])}
-                for task in tasks
-            }
-            for who, found in marks.items()
-        },
-        "cells": told,
-        "summary": summary,
+) -> tuple[list[CellDrops], Summary]:
+    """The drops of a module on a task: of each cell, and by thirds."""
+    own = {who: scored[task.name] for who, scored in scores.items()}
+    found = {
+        who: drops(scored[BASELINE], [scored[cell.name] for cell in cells], task.name, seed)
+        for who, scored in own.items()
     }
-
-
-def _difference(one: Drops, other: Drops) -> Drops:
-    if one.resampled is None or other.resampled is None:
-        return Drops(one.values - other.values, None)
-    return Drops(one.values - other.values, one.resampled - other.resampled)
-
-
-def _ids(prompts: Sequence[Prompt]) -> list[int | str]:
-    return [prompt.id for prompt in prompts]
-
-
-def _listed(marks: Marks) -> list[float] | None:
-    return None if marks.samples is None else list(marks.samples)
+    if len(found) > 1:
+        found["difference"] = found["model"] - found["against"]
+    told = []
+    for place, cell in enumerate(cells):
+        of_models: dict[str, Drop] = {}
+        for who, dropped in found.items():
+            drop, ends = dropped.cell(place)
+            score = own[who][cell.name] if who in own else None
+            of_models[who] = (
+                Drop(drop, ends)
+                if score is None
+                else ModelDrop(drop, ends, score.score, score.samples, plans[who][cell.name].hash)
+            )
+        told.append(CellDrops(task.name, module, cell.layers, third_of(cell.layers, depth), **cast(Any, of_models)))
+    return told, Summary(task.name, module, **{who: thirds(one, cells, depth) for who, one in found.items()})

@@ -1,21 +1,24 @@
-"""The pictures of a knockout and of an ablation, each as PNG and SVG."""
+"""The charts of a knockout and of an ablation, for the page and as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from polymerge.errors import MissingExtraError
+from polymerge.charts import Series, bar_chart, draw, heat_map, line_chart
 from polymerge.planning.text_words import ranges
 
-__all__ = ["draw_curves", "draw_gains", "draw_maps", "where"]
+if TYPE_CHECKING:
+    import altair as alt
+
+__all__ = ["draw_curves", "draw_gains", "draw_maps", "drop_curves", "drop_maps", "gain_charts", "where"]
 
 Outcome = Mapping[str, Any]
-_TITLES = {"model": "model", "against": "original", "difference": "model less original"}
-_COLOURS = {"attention": "#1f5fa8", "mlp": "#c2571a", "both": "#555555"}
-_NUMBERED = 12  # columns that leave room for a number in each
+
+_NAMES: Final = {"model": "the model", "against": "the original", "difference": "model less original"}
+_FEW = 4  # tasks whose bars side by side can still be told apart
+_DIGITS = 9  # of points; what lies below is left by subtracting floats
 
 
 def where(layers: Sequence[int]) -> str:
@@ -23,124 +26,107 @@ def where(layers: Sequence[int]) -> str:
     return ranges(layers).replace(", ", ",")
 
 
-def draw_maps(outcome: Outcome, stem: Path) -> None:
-    """Draw the drops as a heat map, layer by task: a panel for each module, a row of them for each model.
+def drop_maps(outcome: Outcome) -> list[alt.LayerChart]:
+    """Heat maps of the drops, a row for each task and module, a column for each knockout: of the model, of the
+    original, and of their difference where there is an original.
 
     outcome  what knockout.json holds
-
-    raises MissingExtraError without matplotlib.
     """
-    shown = _shown(outcome)
-    tasks, modules = list(outcome["tasks"]), outcome["modules"]
-    top = max((abs(cell[who]["drop"]) for cell in outcome["cells"] for who in shown), default=0.0) or 1.0
-    columns = [where(layers) for layers in _layers(outcome, modules[0])]
-    with _figure((1.6 + len(modules) * max(3.0, 0.45 * len(columns)), 1.1 + len(shown) * (0.9 + 0.4 * len(tasks)))) as (
-        figure,
-        save,
-    ):
-        panels = figure.subplots(len(shown), len(modules), squeeze=False)
-        for row, who in zip(panels, shown, strict=True):
-            for axes, module in zip(row, modules, strict=True):
-                values = [[cell[who]["drop"] for cell in _cells(outcome, task, module)] for task in tasks]
-                image = axes.imshow(values, cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto")
-                axes.set_title(f"{_TITLES[who]}: {module}", loc="left", fontsize=9)
-                axes.set_yticks(range(len(tasks)), tasks)
-                step = -(-len(columns) // 16)
-                axes.set_xticks(range(0, len(columns), step), columns[::step])
-                for y, line in enumerate(values) if len(columns) <= _NUMBERED else ():
-                    for x, value in enumerate(line):
-                        shade = "white" if abs(value) > 0.6 * top else "black"
-                        axes.text(x, y, f"{value:.1f}", ha="center", va="center", color=shade, fontsize=8)
-        for axes in panels[-1]:
-            axes.set_xlabel("layers knocked out")
-        figure.colorbar(image, ax=panels, label=f"drop of {outcome['scorer']}, points")
-        save(stem)
+    places, rows, found = _cells(outcome)
+    if not places:
+        return []
+    # one scale for all of the maps, so that a colour means the same in each
+    top = max((abs(_points(cell[who]["drop"])) for cell in outcome["cells"] for who in _shown(outcome)), default=0.0)
+    about = "points lost when these layers are knocked out; below 0 something is gained"
+    return [
+        heat_map(
+            f"Drop by layer: {_NAMES[who]}", ("layer", places), ("", [f"{task}, {module}" for task, module in rows]),
+            "drop", [_drops(found, row, places, who) for row in rows], about=about, limits=(-top, top), diverging=True,
+        )
+        for who in _shown(outcome)
+    ]  # fmt: skip
 
 
-def draw_curves(outcome: Outcome, stem: Path) -> None:
-    """Draw the drops over the layers, a panel for each task: solid the model, dashed the original.
+def drop_curves(outcome: Outcome) -> list[alt.LayerChart]:
+    """The drops along the layers, a chart for each task and module: the model, and the original where there is one.
 
-    Beside it their difference where there is an original. Shades hold 95 % of the resamples.
+    outcome  what knockout.json holds
     """
-    shown = _shown(outcome)
-    tasks, modules = list(outcome["tasks"]), outcome["modules"]
-    columns = 2 if "difference" in shown else 1
-    with _figure((1.0 + 4.6 * columns, 0.6 + 2.6 * len(tasks))) as (figure, save):
-        panels = figure.subplots(len(tasks), columns, squeeze=False, sharex=True)
-        for row, task in zip(panels, tasks, strict=True):
-            for module in modules:
-                cells = _cells(outcome, task, module)
-                places = [sum(cell["layers"]) / len(cell["layers"]) for cell in cells]
-                for who in shown:
-                    axes = row[1] if who == "difference" else row[0]
-                    style = "o--" if who == "against" else "o-"
-                    name = f"{module}, original" if who == "against" else module
-                    heights = [cell[who]["drop"] for cell in cells]
-                    axes.plot(places, heights, style, color=_COLOURS[module], markersize=3, linewidth=1.2, label=name)
-                    ends = [cell[who]["interval"] for cell in cells]
-                    if who != "against" and all(ends):
-                        low, high = zip(*ends, strict=True)
-                        axes.fill_between(places, low, high, color=_COLOURS[module], alpha=0.15, linewidth=0)
-            for axes, title in zip(row, ("drop, points", "model less original"), strict=False):
-                axes.axhline(0, color="0.6", linewidth=0.8)
-                axes.spines[["top", "right"]].set_visible(False)
-                axes.set_title(f"{task}: {title}", loc="left", fontsize=9)
-        for axes in panels[-1]:
-            axes.set_xlabel("layer (middle of those knocked out)")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        panels[0, 0].legend(fontsize=7)
-        save(stem)
+    places, rows, found = _cells(outcome)
+    if not places:
+        return []
+    charts = []
+    for row in rows:
+        series = {}
+        for who in _shown(outcome)[:2]:
+            cells = [found.get((*row, place)) for place in places]
+            ends = [(cell and cell[who]["interval"]) or (None, None) for cell in cells]
+            low, high = [low for low, _ in ends], [high for _, high in ends]
+            series[_NAMES[who]] = Series(_drops(found, row, places, who), low, high)
+        banded = any(one.banded for one in series.values())
+        about = "the shade holds 95 % of the resamples" if banded else ""
+        title = f"Drop along the layers: {row[0]}, {row[1]}"
+        charts.append(line_chart(title, ("layer", places), "points", series, about=about))
+    return charts
 
 
-def draw_gains(outcome: Outcome, stem: Path) -> None:
-    """Draw what merging each range of layers gains over the template, with 95 % of the resamples.
+def gain_charts(outcome: Outcome) -> list[alt.LayerChart]:
+    """What merging each range of layers gains over the template: bars, or a heat map of many tasks.
 
     outcome  what ablation.json holds
     """
-    names = [entry["name"] for entry in outcome["ranges"]]
-    with _figure((1.6 + max(3.5, 0.6 * len(names)), 0.6 + 2.4 * len(outcome["tasks"]))) as (figure, save):
-        panels = figure.subplots(len(outcome["tasks"]), 1, squeeze=False, sharex=True)
-        for axes, task in zip(panels[:, 0], outcome["tasks"], strict=True):
-            for place, entry in enumerate(outcome["ranges"]):
-                found = entry["tasks"][task]
-                gain, ends = found["gain"], found["interval"]
-                if ends is not None:
-                    axes.plot([place, place], ends, color="#1f5fa8", linewidth=1.2)
-                axes.plot(place, gain, "o", color="#1f5fa8", markersize=5)
-            axes.axhline(0, color="0.6", linewidth=0.8)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_title(f"{task}: gain over the template, points", loc="left", fontsize=9)
-            axes.set_xlim(-0.5, len(names) - 0.5)
-            axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 6 else 0)
-        panels[-1, 0].set_xlabel("layers merged")
-        save(stem)
+    tasks, entries = list(outcome["tasks"]), outcome["ranges"]
+    if not tasks or not entries:
+        return []
+    spans = [where(entry["layers"]) for entry in entries]
+    names = [
+        entry["name"] if entry["name"] == span else f"{entry['name']} ({span})"
+        for entry, span in zip(entries, spans, strict=True)
+    ]
+    title, about = "Gain by the layers that are merged", "points over the template, with 95 % of the resamples"
+    gains = {task: [_points(entry["tasks"][task]["gain"]) for entry in entries] for task in tasks}
+    if len(tasks) > _FEW:
+        values = list(gains.values())
+        return [heat_map(title, ("layers", names), ("task", tasks), "gain", values, about=about, diverging=True)]
+    series = {}
+    for task in tasks:
+        ends = [entry["tasks"][task]["interval"] or (None, None) for entry in entries]
+        series[task] = Series(gains[task], [low for low, _ in ends], [high for _, high in ends])
+    return [bar_chart(title, ("layers", names), "points", series, about=about)]
+
+
+def draw_maps(outcome: Outcome, stem: Path) -> None:
+    """Draw the heat maps of a knockout as STEM.png and STEM.svg."""
+    draw(lambda: drop_maps(outcome), stem)
+
+
+def draw_curves(outcome: Outcome, stem: Path) -> None:
+    """Draw the curves of a knockout as STEM.png and STEM.svg."""
+    draw(lambda: drop_curves(outcome), stem)
+
+
+def draw_gains(outcome: Outcome, stem: Path) -> None:
+    """Draw the gains of an ablation as STEM.png and STEM.svg."""
+    draw(lambda: gain_charts(outcome), stem)
 
 
 def _shown(outcome: Outcome) -> list[str]:
-    return ["model"] if outcome["against"] is None else ["model", "against", "difference"]
+    return ["model"] if outcome["against"] is None else list(_NAMES)
 
 
-def _cells(outcome: Outcome, task: str, module: str) -> list[Mapping[str, Any]]:
-    return [cell for cell in outcome["cells"] if cell["task"] == task and cell["module"] == module]
+def _cells(outcome: Outcome) -> tuple[list[str], list[tuple[str, str]], dict[tuple[str, str, str], Mapping[str, Any]]]:
+    """The layers that are knocked out at once, every task with every module, and the cell of each with each."""
+    found = {(cell["task"], cell["module"], where(cell["layers"])): cell for cell in outcome["cells"]}
+    rows = [(task, module) for task in outcome["tasks"] for module in outcome["modules"]]
+    return list(dict.fromkeys(place for _, _, place in found)), rows, found
 
 
-def _layers(outcome: Outcome, module: str) -> list[Sequence[int]]:
-    return [cell["layers"] for cell in _cells(outcome, next(iter(outcome["tasks"])), module)]
+def _drops(
+    found: Mapping[tuple[str, str, str], Mapping[str, Any]], row: tuple[str, str], places: Sequence[str], who: str
+) -> list[float | None]:
+    cells = [found.get((*row, place)) for place in places]
+    return [None if cell is None else _points(cell[who]["drop"]) for cell in cells]
 
 
-@contextmanager
-def _figure(size: tuple[float, float]) -> Iterator[tuple[Any, Callable[[Path], None]]]:
-    """A figure, and what writes it under a name."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("plots need matplotlib: pip install 'polymerge[search]'") from None
-    with mpl.rc_context({"svg.hashsalt": "polymerge", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=size, layout="constrained")
-
-        def save(stem: Path) -> None:
-            figure.savefig(stem.with_suffix(".png"), dpi=130)
-            figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-
-        yield figure, save
+def _points(value: float) -> float:
+    return round(value, _DIGITS)

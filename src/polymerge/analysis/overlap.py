@@ -6,15 +6,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any, Final, TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from polymerge.analysis.deltas import DeltaTensor, stored_deltas, update_deltas
-from polymerge.analysis.figures import DeltaFigures, Measured, PairFigures, Row, row_of, spectra_of
-from polymerge.analysis.places import MODULES, Place, place_of
+from polymerge.analysis.figures import MODULES, Measured, Overlap, Place, Row, place_of, row_of, spectra_of
 from polymerge.analysis.signs import sums_of
 from polymerge.analysis.spectrum import EXACT, Spectrum
 from polymerge.engine.blocks import Workspace
@@ -22,44 +21,18 @@ from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
 from polymerge.engine.opening import fetch, opened
 from polymerge.engine.statistics import RunAll
-from polymerge.errors import PolymergeError, RecipeError, refuse_if_any
+from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["DeltaFigures", "Overlap", "PairFigures", "Row", "overlap"]
+__all__ = ["overlap"]
 
 ROOM: Final = 1 << 28
 """Bytes of matrices that are decomposed side by side; one that is larger is alone."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """The overlap of the deltas of one plan.
-
-    plan_hash  that of the plan
-    density    share of the entries of each tensor that counts as kept
-    rank       singular directions that are compared; None where singular values were not asked for
-    tensors    a row for each canonical tensor, or module of adapters, in the plan's order
-    places     a row for each layer and module of the text tower, and for each module of other parts
-    totals     a row for everything; one for each reference and set of models where there are several
-    notes      what a person should know of the numbers
-    """
-
-    plan_hash: str
-    density: float
-    rank: int | None
-    tensors: tuple[Row, ...]
-    places: tuple[Row, ...]
-    totals: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as JSON data; what there is no number for is null."""
-        return asdict(self)
 
 
 def overlap(
@@ -89,13 +62,12 @@ def overlap(
     raises Refused with everything that is wrong with recipe and options, CheckpointError where an input's values cannot
     be compared (NaN, infinity), RecipeError where there is nothing to compare.
     """
-    problems: list[PolymergeError] = []
-    if not 0 < density <= 1:
-        problems.append(RecipeError(f"density: {density} is not above 0 and up to 1"))
-    for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
-        if value < 1:
-            problems.append(RecipeError(f"{name}: {value} is not at least 1"))
-    refuse_if_any(problems)
+    with collecting():
+        if not 0 < density <= 1:
+            refuse(RecipeError(f"density: {density} is not above 0 and up to 1"))
+        for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
+            if value < 1:
+                refuse(RecipeError(f"{name}: {value} is not at least 1"))
     plan = make_plan(source)
     files = Files()
     workers = threads or default_threads()

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.methods.factors import Factors, decompose, of_dense, signed
+from polymerge.methods.lora import Factors, decompose, of_dense, signed
 
 __all__ = ["EXACT", "Spectrum", "effective_rank", "shared_share", "spectrum_of", "spectrum_of_factors"]
 

@@ -3,26 +3,25 @@
 PEFT writes an adapter_config.json and one adapter_model.safetensors (older: .bin), in which every name begins with
 `base_model.model.` and goes on as in the base model. LLaVA puts a non_lora_trainables.bin beside it, with the full
 weights that were trained, such as the projector's, and the config.json of the model; other trainers call that file
-otherwise. So every weight file of the folder is read, but for those that are known to be none (see `adapterfiles`).
+otherwise. So every weight file of the folder is read, but for those that are known to be none (see `discovery`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_lora_config
-from polymerge.checkpoints.adapter_files import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
-from polymerge.checkpoints.adapter_names import Sorted, sort_names
-from polymerge.checkpoints.folder import collected, missing, read_config, read_file
-from polymerge.checkpoints.index import disagreements, read_index
-from polymerge.checkpoints.tensor_info import Contents, Entry, listed
+from polymerge.checkpoints.discovery import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
+from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
+from polymerge.checkpoints.names import Sorted, sort_names
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.dtypes import MERGEABLE
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse_if_any
+from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse
 
 __all__ = ["Adapter", "Pair", "is_adapter", "open_adapter", "paired", "token_rows"]
 
@@ -39,16 +38,16 @@ class Pair:
 
     module: str
     """As the base model calls it: 'model.layers.0.self_attn.q_proj'."""
-    a: Entry
+    a: TensorInfo
     """[rank, in]; of an embedding [rank, vocabulary]."""
-    b: Entry
+    b: TensorInfo
     """[out, rank]; of an embedding [dimension, rank]."""
     rank: int
     scaling: float
     embedding: bool
     transposed: bool
     """The base stores the transpose: the weight of an embedding is [vocabulary, dimension], that of GPT-2 [in, out]."""
-    bias: Entry | None
+    bias: TensorInfo | None
     """[out], to be scaled as the product is and added to the bias of the base."""
 
     @property
@@ -72,9 +71,9 @@ class Adapter:
     """"llava" where a non_lora_trainables.bin lies beside the factors."""
     pairs: Mapping[str, Pair]
     """By module, in order of the file."""
-    extras: Mapping[str, Entry]
+    extras: Mapping[str, TensorInfo]
     """By the name of a parameter in the base model, the full tensor that stands in its place."""
-    tokens: Mapping[str, tuple[tuple[int, ...], Entry]]
+    tokens: Mapping[str, tuple[tuple[int, ...], TensorInfo]]
     """By the name of an embedding's parameter, token indices and the rows that stand in their place."""
     files: tuple[Path, ...]
     skipped: Mapping[str, str]
@@ -87,7 +86,7 @@ class Adapter:
     """The weight files in the folder that are no part of the adapter -> why."""
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[TensorInfo, ...]:
         """Every tensor of the adapter, under its name in the file."""
         factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
         return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
@@ -144,7 +143,6 @@ def open_adapter(source: str, path: Path) -> Adapter:
         inside = [file.name for file in there if (file / CONFIG).is_file()]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror}. Check its permissions.") from None
-    where = folder / CONFIG
     if CONFIG not in present:
         held = f"It holds {listed([file.name for file in there], 8)}. " if there else ""
         then = (
@@ -152,54 +150,60 @@ def open_adapter(source: str, path: Path) -> Adapter:
         )
         raise RecipeError(f"{folder}: has no {CONFIG}, so it is no adapter. {held}{then}")
 
-    problems: list[PolymergeError] = []
+    with collecting() as found:
+        adapter = _read(source, folder, present)
+        if adapter is not None and not found:
+            return adapter
+    raise Refused(found)
+
+
+def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None:
+    """The adapter in a folder with these files, after refusing all that is wrong; None for one of another kind."""
+    where = folder / CONFIG
     configs: dict[str, Mapping[str, Any]] = {}
     for name in (CONFIG, "config.json"):
-        with collected(problems, folder / name):
+        with reading(folder / name):
             configs[name] = read_config(folder / name)
     rules: LoraConfig | None = None
     if CONFIG in configs:
         if foreign := foreign_kind(configs[CONFIG], str(where)):
-            refuse_if_any([*problems, foreign])
-        with collected(problems, where):
+            refuse(foreign)
+            return None
+        with reading(where):
             rules = read_lora_config(configs[CONFIG], str(where))
 
     contents: dict[str, Contents] = {}
     files = AdapterFiles()
-    with collected(problems, folder):
+    with reading(folder):
         files = sort_files(folder, present)
     for name in files.factors:
-        with collected(problems, folder / name):
+        with reading(folder / name):
             contents[name] = read_file(folder / name)
     if files.index and len(contents) == len(files.factors):
-        with collected(problems, folder / files.index):
+        with reading(folder / files.index):
             held_by = {name: [entry.name for entry in file.entries] for name, file in contents.items()}
-            problems += disagreements(folder / files.index, read_index(folder / files.index), held_by)
+            refuse(*disagreements(folder / files.index, read_index(folder / files.index), held_by))
     for name in files.beside:
-        found_beside = _read_beside(folder / name, problems)
-        if found_beside is not None:
-            contents[name] = found_beside
+        with reading(folder / name, "If it is no part of the adapter, move it out of the folder."):
+            contents[name] = read_file(folder / name)
+            if not contents[name].entries:
+                raise CheckpointError(f"{folder / name}: holds no tensors.")
     found, misnamed = sort_names(folder, [(file, name in files.beside) for name, file in contents.items()])
     if not (rules is None and configs.get(CONFIG, {}).get("target_parameters")):  # which names modules otherwise
-        problems += misnamed
-    if not (found.factors or found.extras or found.tokens or problems):
-        problems.append(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
-    problems += _unmergeable(found)
-    problems += _emptied(found)
+        refuse(*misnamed)
+    refuse(*_unmergeable(found), *_emptied(found))
+    whole = len(contents) == len(files.read) > 0
+    if whole and not (found.factors or found.extras or found.tokens or misnamed):
+        refuse(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
     pairs: dict[str, Pair] = {}
     if all(name in contents for name in files.factors):
-        pairs, unpaired = paired(found, rules, where)
-        problems += unpaired
-    tokens: dict[str, tuple[tuple[int, ...], Entry]] = {}
-    if rules and len(contents) == len(files.read) > 0:
-        tokens, lost = token_rows(found, rules, where)
-        problems += lost
-    refuse_if_any(problems)
+        pairs = paired(found, rules, where)
+    tokens = token_rows(found, rules, where) if rules and whole else {}
     return Adapter(
         source=source,
         folder=folder,
-        config=MappingProxyType(dict(configs[CONFIG])),
-        model_config=MappingProxyType(dict(configs["config.json"])),
+        config=MappingProxyType(dict(configs.get(CONFIG, {}))),
+        model_config=MappingProxyType(dict(configs.get("config.json", {}))),
         layout="llava" if LLAVA in present else "peft",
         pairs=MappingProxyType(pairs),
         extras=MappingProxyType(found.extras),
@@ -210,19 +214,6 @@ def open_adapter(source: str, path: Path) -> Adapter:
         became=MappingProxyType(_became(files, found)),
         left_out=MappingProxyType(files.left_out),
     )
-
-
-def _read_beside(file: Path, problems: list[PolymergeError]) -> Contents | None:
-    """What a weight file beside PEFT's own holds; None, with the problem said, where that cannot be a model's."""
-    wrong: list[PolymergeError] = []
-    with collected(wrong, file):
-        contents = read_file(file)
-        if contents.entries:
-            return contents
-        wrong.append(CheckpointError(f"{file}: holds no tensors."))
-    then = "If it is no part of the adapter, move it out of the folder."
-    problems += [CheckpointError(f"{error} {then}") for error in wrong]
-    return None
 
 
 def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
@@ -268,8 +259,8 @@ def _unmergeable(found: Sorted) -> list[CheckpointError]:
     ]
 
 
-def paired(found: Sorted, rules: LoraConfig | None, where: Path) -> tuple[dict[str, Pair], list[CheckpointError]]:
-    """The pairs of factors, and what is wrong with those that make none; one message for all that have one fault."""
+def paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, Pair]:
+    """The pairs of factors; those that make none are refused, with one message for all that have one fault."""
     pairs: dict[str, Pair] = {}
     faults: dict[tuple[Path, str], list[str]] = {}
     for (module, embedding), slots in found.factors.items():
@@ -289,10 +280,11 @@ def paired(found: Sorted, rules: LoraConfig | None, where: Path) -> tuple[dict[s
                 pairs[module] = Pair(module, a, b, rank, scaling, embedding, transposed, bias)
         if fault:
             faults.setdefault((next(iter(slots.values())).file, fault), []).append(module)
-    return pairs, [CheckpointError(f"{file}: {listed(modules)}: {fault}") for (file, fault), modules in faults.items()]
+    refuse(*(CheckpointError(f"{file}: {listed(modules)}: {fault}") for (file, fault), modules in faults.items()))
+    return pairs
 
 
-def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool) -> str | None:
+def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, embedding: bool) -> str | None:
     """What keeps two factors from being multiplied, and what to do about it."""
     prefix = "lora_embedding_" if embedding else "lora_"
     if a is None or b is None:
@@ -313,23 +305,20 @@ def _fault(a: Entry | None, b: Entry | None, bias: Entry | None, embedding: bool
     return None
 
 
-def token_rows(
-    found: Sorted, rules: LoraConfig, where: Path
-) -> tuple[dict[str, tuple[tuple[int, ...], Entry]], list[CheckpointError]]:
-    """The trained rows with the indices that the config gives them, and what is wrong with them."""
-    rows: dict[str, tuple[tuple[int, ...], Entry]] = {}
-    problems: list[CheckpointError] = []
+def token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], TensorInfo]]:
+    """The trained rows with the indices that the config gives them; what does not fit is refused."""
+    rows: dict[str, tuple[tuple[int, ...], TensorInfo]] = {}
     said = f"{where}: trainable_token_indices"
     if rules.tokens and not found.tokens:
-        problems.append(CheckpointError(f"{said} is set, and no trainable_tokens_delta is there. {_AGAIN}"))
+        refuse(CheckpointError(f"{said} is set, and no trainable_tokens_delta is there. {_AGAIN}"))
     for parameter, entry in found.tokens.items():
         module = parameter.removesuffix(".weight")
         named = (name for name in rules.tokens if name == module or module.endswith(f".{name}"))
         name = "" if "" in rules.tokens else next(named, None)
         if name is None:
-            problems.append(CheckpointError(f"{said} does not say which rows '{entry.name}' holds. {_AGAIN}"))
+            refuse(CheckpointError(f"{said} does not say which rows '{entry.name}' holds. {_AGAIN}"))
         elif len(entry.shape) != 2 or entry.shape[0] != len(rules.tokens[name]):
-            problems.append(
+            refuse(
                 CheckpointError(
                     f"{entry.file}: '{entry.name}' is {list(entry.shape)}, {where.name} names "
                     f"{len(rules.tokens[name])} rows. Find the config that belongs to it."
@@ -337,4 +326,4 @@ def token_rows(
             )
         else:
             rows[parameter] = rules.tokens[name], entry
-    return rows, problems
+    return rows

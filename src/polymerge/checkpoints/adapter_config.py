@@ -7,16 +7,22 @@ is the base's own. Whatever an adapter asks for beyond that is refused by name, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
+
+from polymerge.checkpoints.json_objects import checked
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import CheckpointError, refuse_if_any
+from polymerge.errors import CheckpointError, Refused, collecting, refuse
 
 __all__ = ["LoraConfig", "foreign_kind", "read_lora_config"]
 
+T = TypeVar("T")
+
+_AGAIN: Final = "Download it, or save the adapter, again."
 _FOLD: Final = "Fold it into its base with PEFT's merge_and_unload(), and merge the result as a full model."
 _NO_FOLD: Final = "It cannot be merged; leave it out."
 _RESTORE: Final = (
@@ -90,7 +96,24 @@ _WITHOUT_EFFECT: Final = (
 )  # fmt: skip
 """What says how the adapter was trained, or is read where it matters (init_lora_weights, trainable_token_indices)."""
 
-_LARGE: Final = 1e30  # float32 could not hold much more; also false for NaN
+_LARGE: Final = 1e30  # float32 could not hold much more
+
+
+_Rank = Annotated[int, msgspec.Meta(gt=0)]
+_Alpha = Annotated[float, msgspec.Meta(gt=-_LARGE, lt=_LARGE)]  # NaN is neither
+_Indices = list[Annotated[int, msgspec.Meta(ge=0)]]
+
+
+class _Values(msgspec.Struct):
+    """What a config says of the scaling of factors and of trained rows."""
+
+    r: _Rank
+    lora_alpha: _Alpha
+    use_rslora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+    trainable_token_indices: _Indices | dict[str, _Indices] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,16 +160,26 @@ def read_lora_config(config: Mapping[str, Any], where: str) -> LoraConfig:
     Raises Refused with everything that keeps its update from being `scaling * B @ A` on the base's own weights, and
     with every value that cannot be used.
     """
-    said = _Values(config, where)
-    said.problems += _beyond(config, where)
-    rank = said.rank("r", config.get("r"))
-    alpha = said.number("lora_alpha", config.get("lora_alpha"))
-    ranks = tuple((pattern, said.rank(name, value)) for pattern, name, value in said.patterns("rank_pattern"))
-    alphas = tuple((pattern, said.number(name, value)) for pattern, name, value in said.patterns("alpha_pattern"))
-    rank_stabilized, fan_in_fan_out = said.flag("use_rslora"), said.flag("fan_in_fan_out")
-    tokens = said.tokens("trainable_token_indices")
-    refuse_if_any(said.problems)
-    return LoraConfig(rank, alpha, rank_stabilized, ranks, alphas, fan_in_fan_out, tokens)
+    with collecting() as found:
+        refuse(*_beyond(config, where))
+        values = checked(config, _Values, where, then=_AGAIN)
+        ranks = tuple(_patterns("rank_pattern", values.rank_pattern, where))
+        alphas = tuple(_patterns("alpha_pattern", values.alpha_pattern, where))
+        tokens = values.trainable_token_indices or {}
+        tokens = {"": tokens} if isinstance(tokens, list) else tokens
+        if any(len({*indices}) < len(indices) for indices in tokens.values()):
+            refuse(CheckpointError(f"{where}: trainable_token_indices: expected different indices. {_AGAIN}"))
+        if not found:
+            return LoraConfig(
+                rank=values.r,
+                alpha=values.lora_alpha,
+                rank_stabilized=values.use_rslora is True,
+                ranks=ranks,
+                alphas=alphas,
+                fan_in_fan_out=values.fan_in_fan_out is True,
+                tokens={module: tuple(indices) for module, indices in tokens.items()},
+            )
+    raise Refused(found)
 
 
 def _beyond(config: Mapping[str, Any], where: str) -> Iterator[CheckpointError]:
@@ -176,67 +209,17 @@ def _beyond(config: Mapping[str, Any], where: str) -> Iterator[CheckpointError]:
         )
 
 
-class _Values:
-    """Reads values of the config and keeps what is wrong with them; a wrong one reads as something harmless."""
-
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self.config, self.where = config, where
-        self.problems: list[CheckpointError] = []
-
-    def rank(self, name: str, value: object) -> int:
-        if type(value) is int and value > 0:
-            return value
-        self._refuse(name, value, "a whole number above 0")
-        return 1
-
-    def number(self, name: str, value: object) -> float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGE:
-            return float(value)
-        self._refuse(name, value, "a finite number")
-        return 1.0
-
-    def flag(self, name: str) -> bool:
-        value = self.config.get(name)
-        if value is not None and not isinstance(value, bool):
-            self._refuse(name, value, "true or false")
-        return value is True
-
-    def patterns(self, name: str) -> Iterator[tuple[re.Pattern[str], str, object]]:
-        """Each pattern, as PEFT matches it (the end of a module's name, from a dot on), what to call it, its value."""
-        value = self.config.get(name)
-        if value is not None and not isinstance(value, dict):
-            self._refuse(name, value, "an object of patterns")
-        for pattern, inner in value.items() if isinstance(value, dict) else ():
-            try:
-                yield re.compile(rf"(.*\.)?({pattern})$"), f"{name}['{pattern}']", inner
-            except (re.error, RecursionError, OverflowError) as error:
-                self._refuse(f"{name}['{pattern}']", pattern, f"a regular expression ({error})")
-
-    def tokens(self, name: str) -> dict[str, tuple[int, ...]]:
-        value = self.config.get(name)
-        if value is None:
-            return {}
-        if isinstance(value, list) and _all_indices(value):
-            return {"": tuple(value)}
-        if isinstance(value, dict) and all(isinstance(one, list) and _all_indices(one) for one in value.values()):
-            return {module: tuple(indices) for module, indices in value.items()}
-        self._refuse(name, value, "a list of different token indices, or an object of such lists")
-        return {}
-
-    def _refuse(self, name: str, value: object, wanted: str) -> None:
-        said = "is missing" if value is None else f"is {_shown(value)}"
-        self.problems.append(
-            CheckpointError(f"{self.where}: {name} {said}, {wanted} expected. Download it, or save the adapter, again.")
-        )
+def _patterns(name: str, by_pattern: Mapping[str, T] | None, where: str) -> Iterator[tuple[re.Pattern[str], T]]:
+    """Each pattern, as PEFT matches it (the end of a module's name, from a dot on), and its value."""
+    for pattern, value in (by_pattern or {}).items():
+        try:
+            yield re.compile(rf"(.*\.)?({pattern})$"), value
+        except (re.error, RecursionError, OverflowError) as error:
+            refuse(CheckpointError(f"{where}: {name}['{pattern}']: expected a regular expression ({error}). {_AGAIN}"))
 
 
 def _is_set(value: object) -> bool:
     return value is not None and value is not False and value not in ([], {})
-
-
-def _all_indices(values: Iterable[object]) -> bool:
-    found = list(values)
-    return all(type(value) is int and value >= 0 for value in found) and len({*map(repr, found)}) == len(found)
 
 
 def _shown(value: object) -> str:

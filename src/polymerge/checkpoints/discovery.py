@@ -1,17 +1,31 @@
-"""Which files of a folder are its weights."""
+"""Which files of a folder are weights, of a model or of an adapter, and which are of the training, by name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import CheckpointError, RecipeError
 
-__all__ = ["COMPANIONS", "INDEX_SUFFIX", "LAYOUTS", "Weights", "find_weights", "of_training", "shards_of"]
+__all__ = [
+    "COMPANIONS",
+    "CONFIG",
+    "INDEX_SUFFIX",
+    "LAYOUTS",
+    "LLAVA",
+    "AdapterFiles",
+    "Weights",
+    "find_weights",
+    "holds_adapter",
+    "is_plain",
+    "of_training",
+    "shards_of",
+    "sort_files",
+]
 
 LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch", ".pt": "torch"}
 """How a weight file is read, by the end of its name."""
@@ -27,12 +41,16 @@ _KINDS: Final = (
     (re.compile(r"pytorch_model.*\.bin"), "pytorch_model.bin"),
     (re.compile(r".+\.(?:pth|pt)"), "model.pth"),
 )
-# what trainers leave beside the weights
-_NOT_WEIGHTS: Final = re.compile(
-    r"adapter_model\..+|non_lora_trainables\.bin|(?:bf16_|fp16_)?zero_.+_states\.pt|(?:training_args|optimizer|scheduler|scaler|rng_state).*\.(?:bin|pth?)"
+_OF_ADAPTERS: Final = re.compile(r"adapter_model\..+|non_lora_trainables\.bin")
+# states of a training that end like weights: of optimizer, scheduler, random numbers, ranks
+_STATES: Final = re.compile(
+    r"(?:training_args|trainer_state|optimizer|optim_state|(?:lr_)?scheduler|scaler|sampler|rng_state|random_states?"
+    r"|dl_state_dict)(?:[\d._-].*)?\.(?:pth?|bin|pkl|pickle|safetensors)|.*_optim_states\.pt"
+    r"|(?:bf16_|fp16_)?zero_.+_states\.pt",
+    re.IGNORECASE,
 )
-# what a training run leaves in the folder of its model, by kind: earlier states, the states of optimizer, scheduler,
-# random numbers and of each rank, logs and their plots, results, and the settings of trainers and their launchers
+# what else it leaves in the folder of its model, by kind: earlier checkpoints, logs and their plots, results, and the
+# settings of trainers and their launchers
 _TRAINING_FOLDERS: Final = re.compile(
     r"(?:tmp-|last-)?checkpoint(?:s|-.+)?|(?:global_?step|iter|step|epoch)[_-]?\d+|runs|logs?|.*_logs|tensorboard|wandb"
     r"|swanlog|mlruns|mlflow|(?:optimizer|pytorch_model_fsdp)_\d+"
@@ -42,8 +60,7 @@ _TRAINING_FOLDERS: Final = re.compile(
 _TRAINING_FILES: Final = re.compile(
     r"(?:trainer_state|log_history|train(?:er|ing)?_(?:args|arguments|config|params|metrics|history)"
     r"|hparams|llamaboard_config|zero_?[0-3].*|(?:ds|deepspeed|accelerate|fsdp)(?:_.*)?(?:config|z(?:ero)?_?\d).*)\.(?:json|ya?ml|txt)"
-    r"|(?:rng_state|random_states?|optimizer|optim_state|scheduler|scaler|sampler|zero_pp_rank|bf16_zero_pp_rank"
-    r"|mp_rank)(?:[_-].*)?\.(?:pth?|bin|pkl|pickle|safetensors)"
+    r"|(?:(?:bf16_)?zero_pp|mp)_rank(?:[_-].*)?\.(?:pth?|bin|pkl|pickle|safetensors)"
     r"|.*\.(?:distcp|jsonl|log|out|err|lock)|(?:.*[_-])?logs?\.(?:txt|json|csv)|nohup.*|events\.out\.tfevents\..*"
     r"|.*_results\.(?:json|txt|csv)|metrics\.(?:json|csv)|(?:.*[_-])?loss(?:[_-].*)?\.(?:png|jpe?g|svg|pdf|csv|txt)"
     r"|latest(?:_.*)?|zero_to_fp32\.py",
@@ -52,20 +69,37 @@ _TRAINING_FILES: Final = re.compile(
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.\w+")
 
 
+CONFIG: Final = "adapter_config.json"
+LLAVA: Final = "non_lora_trainables.bin"
+"""Where LLaVA puts the full weights that were trained beside the factors."""
+
+_FACTORS: Final = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference, as for PEFT
+_ADAPTER_SHARD: Final = re.compile(r"adapter_model-\d+-of-\d+\.(?:safetensors|bin)")
+_MODEL_FILE: Final = re.compile(r"(?:model|pytorch_model|consolidated).*\.(?:safetensors|bin|pth)(?:\.index\.json)?")
+_FSDP: Final = re.compile(r"pytorch_model_fsdp.*\.bin")
+_VALUE_HEAD: Final = re.compile(r"value_head\.(?:safetensors|bin)")
+_UNREADABLE: Final = (".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The weight files that were chosen: those that `index` lists, or `files` where there is no index."""
 
     files: tuple[str, ...] = ()
     index: str | None = None
-    whole: str | None = None
+    usual: str | None = None
     """A file beside the index whose usual content is the whole model; the index has to list it."""
 
 
 def of_training(name: str) -> bool:
     """Whether a file, by its path in a checkpoint's folder, is of the training that left it there and of no model."""
     *folders, file = name.split("/")
-    return any(map(_TRAINING_FOLDERS.fullmatch, folders)) or _TRAINING_FILES.fullmatch(file) is not None
+    of_files = (_TRAINING_FILES, _STATES)
+    return any(map(_TRAINING_FOLDERS.fullmatch, folders)) or any(pattern.fullmatch(file) for pattern in of_files)
+
+
+def _beside_weights(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_OF_ADAPTERS, _STATES))
 
 
 def find_weights(folder: Path) -> Weights:
@@ -84,13 +118,13 @@ def find_weights(folder: Path) -> Weights:
     folders = [name for name in names if (folder / name).is_dir()]
     names = [name for name in names if name not in folders]
     for pattern, usual in _KINDS:
-        candidates = [name for name in names if pattern.fullmatch(name) and not _NOT_WEIGHTS.fullmatch(name)]
+        candidates = [name for name in names if pattern.fullmatch(name) and not _beside_weights(name)]
         indexes = [
             name for name in names if name.endswith(INDEX_SUFFIX) and pattern.fullmatch(name.removesuffix(INDEX_SUFFIX))
         ]
         if indexes:
             index = usual + INDEX_SUFFIX if usual + INDEX_SUFFIX in indexes else _only(folder, indexes, "indexes")
-            return Weights(index=index, whole=usual if usual in candidates else None)
+            return Weights(index=index, usual=usual if usual in candidates else None)
         if usual in candidates:
             return Weights((usual,))
         candidates = [name for name in candidates if not name.startswith("consolidated")] or candidates
@@ -101,7 +135,7 @@ def find_weights(folder: Path) -> Weights:
             inside = find_weights(folder / name)
             listed_in = None if inside.index is None else f"{name}/{inside.index}"
             return Weights(tuple(f"{name}/{file}" for file in inside.files), listed_in)
-    if "adapter_config.json" in names:
+    if CONFIG in names:
         raise RecipeError(
             f"{folder}: is an adapter, not a model. Write BASE+{folder} to take it together with its base, or fold it "
             "into one with `polymerge fold`."
@@ -156,3 +190,108 @@ def shards_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
             f"{listed(missing)}. Download them."
         )
     return tuple(numbered[number] for number in sorted(numbered))
+
+
+@dataclass
+class AdapterFiles:
+    """The weight files of an adapter's folder by what they are.
+
+    factors   PEFT's own: one file, or its shards
+    index     of the shards, where there is one
+    beside    full weights of the base under another name, such as LLaVA's
+    left_out  what is no weight of the adapter, and why
+    """
+
+    factors: tuple[str, ...] = ()
+    index: str | None = None
+    beside: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The files that are read."""
+        return (*self.factors, *self.beside)
+
+
+def holds_adapter(names: Collection[str]) -> bool:
+    """Whether files of these names are an adapter: a config of one, and no whole model in its usual files.
+
+    What accelerate's FSDP writes, pytorch_model_fsdp.bin, is the state of a training and no such file.
+    """
+    return CONFIG in names and not _models_among(names)
+
+
+def sort_files(folder: Path, names: Collection[str]) -> AdapterFiles:
+    """Sort the files of an adapter's folder.
+
+    Raises RecipeError where a whole model lies beside the adapter, so that nothing says which of the two is meant, and
+    CheckpointError where the factors are missing, or some of their shards.
+    """
+    found, models = AdapterFiles(), _models_among(names)
+    shards = sorted(name for name in names if _ADAPTER_SHARD.fullmatch(name))
+    single = [name for name in _FACTORS if name in names]
+    if models:
+        raise _two_kinds(folder, models, [*single, *shards])
+    found.factors = (single[0],) if single else shards_of(folder, _preferred(shards)) if shards else ()
+    if not found.factors:
+        state = next((name for name in names if _FSDP.fullmatch(name)), None)
+        then = (
+            f"'{state}' is the state of a training with FSDP: save the adapter with PEFT." if state else "Download it."
+        )
+        raise CheckpointError(f"{folder}: has neither {' nor '.join(_FACTORS)}. {then}")
+    index = f"adapter_model{PurePosixPath(found.factors[0]).suffix}{INDEX_SUFFIX}"
+    found.index = index if not single and index in names else None
+    for name in sorted(names):
+        if name in found.factors or name in COMPANIONS:
+            continue
+        if name in single or name in shards:
+            found.left_out[name] = f"{listed(found.factors, 1)} is read in its place, as PEFT does"
+        elif PurePosixPath(name).suffix in _UNREADABLE:
+            found.left_out[name] = f"{PurePosixPath(name).suffix} is a form that is not read"
+        elif PurePosixPath(name).suffix not in LAYOUTS:
+            continue
+        elif _STATES.fullmatch(name):
+            found.left_out[name] = "state of the training, no weights of the model"
+        elif _VALUE_HEAD.fullmatch(name):
+            found.left_out[name] = "the head of a reward model, for which the model has no place"
+        elif _FSDP.fullmatch(name):
+            found.left_out[name] = (
+                f"the state of all weights that FSDP saved in training; the adapter is in {listed(found.factors, 1)}"
+            )
+        else:
+            found.beside.append(name)
+    found.beside.sort(key=lambda name: name != LLAVA)
+    return found
+
+
+def _models_among(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if _MODEL_FILE.fullmatch(name) and not _FSDP.fullmatch(name))
+
+
+def _preferred(shards: list[str]) -> list[str]:
+    """Those of one suffix, safetensors first."""
+    safe = [name for name in shards if name.endswith(".safetensors")]
+    return safe or shards
+
+
+def _two_kinds(folder: Path, models: list[str], factors: list[str]) -> RecipeError:
+    if not factors:
+        return RecipeError(
+            f"{folder}: has {CONFIG} and no {_FACTORS[0]}; what lies there is a whole model ({listed(models)}). Name "
+            "it as a model, or name the folder that PEFT saved."
+        )
+    return RecipeError(
+        f"{folder}: holds an adapter ({listed(factors, 1)}) and a whole model ({listed(models)}), and the model may "
+        f"have the adapter in it. Move {CONFIG} and {listed(factors, 1)} to a folder of their own and name that, or "
+        "name this folder as a model."
+    )
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file's name is a path that stays below the folder it is relative to."""
+    parts = name.split("/")
+    return (
+        not PureWindowsPath(name).anchor  # a drive, a share or a leading slash
+        and not any(part in ("", ".", "..") for part in parts)
+        and not any(character in name for character in "\\\0")
+    )

@@ -1,37 +1,48 @@
-"""A checkpoint: a folder, or a single file, of weights and its config, opened from headers alone."""
+"""A checkpoint: a folder, or a single file, of weights and its config, opened from headers alone.
+
+A source may be a base with an adapter, `BASE+ADAPTER`; the tensors of the adapter then stand beside those of its base,
+under names that tell them apart.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
+from polymerge.checkpoints.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoints.discovery import LAYOUTS, Weights, find_weights
-from polymerge.checkpoints.hub_files import head_of, missing_remote
-from polymerge.checkpoints.index import disagreements, read_index
-from polymerge.checkpoints.json_objects import read_json
+from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
+from polymerge.checkpoints.hub import companions, missing_remote, remote_of
+from polymerge.checkpoints.names import unwrapped
 from polymerge.checkpoints.prefetch import fetch_all
-from polymerge.checkpoints.safetensors import read_safetensors
-from polymerge.checkpoints.tensor_info import Contents, Entry, listed
-from polymerge.checkpoints.torch_files import read_torch
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
+from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
 
-if TYPE_CHECKING:
-    from polymerge.checkpoints.adapter import Adapter
+__all__ = [
+    "ADAPTER",
+    "Checkpoint",
+    "adapter_alone",
+    "bring",
+    "join",
+    "open_checkpoint",
+    "open_joined",
+    "renamed",
+    "split_source",
+]
 
-__all__ = ["Checkpoint", "check_file", "collected", "missing", "open_checkpoint", "read_config", "read_file"]
-
-_LFS_POINTER = b"version https://git-lfs"
-_MOST_NEIGHBOURS = 12  # a longer list of what lies there helps nobody
 _AT_ONCE = 8  # headers that are fetched from the hub
 
-log = logging.getLogger("polymerge")
+ADAPTER: Final = "adapter/"
+"""What the names of an adapter's tensors begin with, once they stand beside those of the base."""
+
+_PLUS: Final = "+"
+
+_EYES: Final = ("vision_config", "mm_vision_tower", "mm_projector_type", "img_processor")
+"""What only the configs of multimodal models say."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Checkpoint:
     """Absolute; the files in it may be links, as in the cache of the hub."""
     config: Mapping[str, Any]
     """config.json, or {} where there is none."""
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorInfo]
     """Every tensor, in order of files and then of offset."""
     files: tuple[Path, ...]
     layout: str
@@ -54,7 +65,7 @@ class Checkpoint:
     skipped: Mapping[str, str]
     """In torch files, what is no tensor of the model -> why it is left out."""
     adapter: Adapter | None = None
-    """The adapter that stands beside it, whose tensors are then in `entries` as well (see `checkpoint.joined`)."""
+    """The adapter that stands beside it, whose tensors are then in `entries` as well (see `open_joined`)."""
     brought: tuple[str, ...] = ()
     """Tensors in `entries` that it has from the adapter alone, whose config is then its own."""
 
@@ -77,119 +88,76 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror}. Check its permissions.") from None
 
-    problems: list[PolymergeError] = []
-    config: Mapping[str, Any] = {}
-    with collected(problems, folder / "config.json"):
-        config = read_config(folder / "config.json")
-    names, weight_map = weights.files, dict[str, str]()
-    if weights.index:
-        with collected(problems, folder / weights.index):
-            weight_map = _read_index(folder, weights.index, weights.whole)
-            names = tuple(sorted(set(weight_map.values())))
-    contents: dict[str, Contents] = {}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        coming = {name: pool.submit(read_file, folder / name) for name in names if missing_remote(folder / name)}
-        for name in names:
-            with collected(problems, folder / name):
-                contents[name] = coming[name].result() if name in coming else read_file(folder / name)
+    with collecting() as found:
+        config: Mapping[str, Any] = {}
+        with reading(folder / "config.json"):
+            config = read_config(folder / "config.json")
+        names, weight_map = weights.files, dict[str, str]()
+        if weights.index:
+            with reading(folder / weights.index):
+                weight_map = _read_index(folder, weights.index, weights.usual)
+                names = tuple(sorted(set(weight_map.values())))
+        contents: dict[str, Contents] = {}
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            coming = {name: pool.submit(read_file, folder / name) for name in names if missing_remote(folder / name)}
+            for name in names:
+                with reading(folder / name):
+                    contents[name] = coming[name].result() if name in coming else read_file(folder / name)
 
-    entries, repeated = _gathered(folder, contents)
-    problems += repeated
-    if weights.index:
-        held = {name: [entry.name for entry in file.entries] for name, file in contents.items()}
-        problems += disagreements(folder / weights.index, weight_map, held)
-    skipped = {name: why for file in contents.values() for name, why in file.skipped.items()}
-    if not entries and not problems:
-        left_out = f" Left out: {listed(skipped)}." if skipped else ""
-        problems.append(CheckpointError(f"{folder}: no tensors in {listed(names)}.{left_out} Name another file."))
-    refuse_if_any(problems)
-    return Checkpoint(
-        source=source,
-        folder=folder,
-        config=MappingProxyType(config),
-        entries=MappingProxyType(entries),
-        files=tuple(folder / name for name in names),
-        layout=LAYOUTS[Path(names[0]).suffix],
-        aliases=MappingProxyType({name: first for file in contents.values() for name, first in file.aliases.items()}),
-        skipped=MappingProxyType(skipped),
-    )
-
-
-@contextmanager
-def collected(problems: list[PolymergeError], file: Path) -> Iterator[None]:
-    """Go on after what goes wrong with one file, so that all the others are looked at as well."""
-    try:
-        yield
-    except PolymergeError as error:
-        problems += error.problems
-    except OSError as error:
-        problems.append(CheckpointError(f"{file}: cannot be read: {error.strerror}. Check its permissions."))
+        entries = _gathered(folder, contents)
+        if weights.index:
+            held = {name: [entry.name for entry in file.entries] for name, file in contents.items()}
+            refuse(*disagreements(folder / weights.index, weight_map, held))
+        skipped = {name: why for file in contents.values() for name, why in file.skipped.items()}
+        if not entries and not found:
+            left_out = f" Left out: {listed(skipped)}." if skipped else ""
+            refuse(CheckpointError(f"{folder}: no tensors in {listed(names)}.{left_out} Name another file."))
+        if not found:
+            aliases = {name: first for file in contents.values() for name, first in file.aliases.items()}
+            return Checkpoint(
+                source=source,
+                folder=folder,
+                config=MappingProxyType(config),
+                entries=MappingProxyType(entries),
+                files=tuple(folder / name for name in names),
+                layout=LAYOUTS[Path(names[0]).suffix],
+                aliases=MappingProxyType(aliases),
+                skipped=MappingProxyType(skipped),
+            )
+    raise Refused(found)
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """The object in a JSON file that need not be there: {} where it is not."""
-    if not file.exists() and not file.is_symlink():
-        return {}
-    check_file(file)
-    return read_json(file, dict[str, Any], unique_keys=False)  # as transformers reads it
-
-
-def _read_index(folder: Path, index: str, whole: str | None) -> dict[str, str]:
-    check_file(folder / index)
+def _read_index(folder: Path, index: str, usual: str | None) -> dict[str, str]:
     weight_map = read_index(folder / index)
     if inside := index.rpartition("/")[0]:
         weight_map = {name: f"{inside}/{file}" for name, file in weight_map.items()}
-    if whole and whole not in weight_map.values():
+    if usual and usual not in weight_map.values():
         raise RecipeError(
-            f"{folder}: has both '{whole}' and '{index}', which does not list it. Remove one of them, or name "
-            f"'{whole}' itself."
+            f"{folder}: has both '{usual}' and '{index}', which does not list it. Remove one of them, or name "
+            f"'{usual}' itself."
         )
     return weight_map
 
 
-def read_file(file: Path) -> Contents:
-    """What a weight file holds, read as the end of its name says; of one on the hub only its header is fetched.
-
-    The names in a torch file lie at its end and between the data, so that one on the hub is fetched whole.
-    """
-    torch, remote = LAYOUTS[file.suffix] == "torch", missing_remote(file)
-    if remote and not torch:
-        return Contents(read_safetensors(file, head_of(file, remote)))
-    if remote:
-        log.warning("%s: '%s' is no safetensors file, so it has to be fetched whole", remote.repository, remote.name)
-        fetch_all([file])
-    check_file(file)
-    return read_torch(file) if torch else Contents(read_safetensors(file))
-
-
-def check_file(file: Path) -> None:
-    """Raise CheckpointError where the file is not there, or where something else stands in its place."""
-    if not file.is_file():
-        if file.is_symlink():
-            raise CheckpointError(f"{file}: is a link to {file.readlink()}, which is not there. Download it again.")
-        what = "is not a file" if file.exists() else "is missing"
-        raise CheckpointError(f"{file}: {what}. Download it.")
-    with file.open("rb") as stream:
-        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise CheckpointError(f"{file}: is a Git LFS pointer, not the file itself. Run `git lfs pull` there.")
-
-
-def _gathered(folder: Path, contents: Mapping[str, Contents]) -> tuple[dict[str, Entry], list[CheckpointError]]:
-    """The tensors of all files, and what to say of those that more than one of them has."""
-    entries: dict[str, Entry] = {}
+def _gathered(folder: Path, contents: Mapping[str, Contents]) -> dict[str, TensorInfo]:
+    """The tensors of all files; those that more than one of them has are refused."""
+    entries: dict[str, TensorInfo] = {}
     twice: dict[tuple[str, str], list[str]] = {}
     for name, file in contents.items():
         for entry in file.entries:
             first = entries.setdefault(entry.name, entry)
             if first is not entry:
                 twice.setdefault((first.file.relative_to(folder).as_posix(), name), []).append(entry.name)
-    return entries, [
-        CheckpointError(
-            f"{folder}: '{first}' and '{second}' both hold {listed(tensors)}. Remove the file that is not of this "
-            "model."
+    refuse(
+        *(
+            CheckpointError(
+                f"{folder}: '{first}' and '{second}' both hold {listed(tensors)}. Remove the file that is not of this "
+                "model."
+            )
+            for (first, second), tensors in twice.items()
         )
-        for (first, second), tensors in twice.items()
-    ]
+    )
+    return entries
 
 
 def _single_file(path: Path) -> Weights:
@@ -201,15 +169,122 @@ def _single_file(path: Path) -> Weights:
     return Weights((path.name,))
 
 
-def missing(path: Path) -> str:
-    """What to say of a path that does not exist: how much of it does, and what lies there."""
-    while not path.is_symlink() and not path.parent.exists():
-        path = path.parent
-    if path.is_symlink():
-        return f"{path} is a link to {path.readlink()}, which is not there. Download it again, or name its target."
-    if not path.parent.is_dir():
-        return f"{path.parent} is a file, not a folder. Name the file or its folder."
-    names = sorted(sibling.name for sibling in path.parent.iterdir())
-    near = get_close_matches(path.name, names) or names[:_MOST_NEIGHBOURS]
-    hint = did_you_mean(path.name, near) if near else " That folder is empty."
-    return f"{path.parent} has no '{path.name}'.{hint}"
+def split_source(source: str) -> tuple[str, str | None]:
+    """What a recipe calls a base and its adapter, `BASE+ADAPTER`; None where the source is one model.
+
+    A path that exists is one model, whatever characters it has.
+    """
+    if _PLUS not in source or Path(source).expanduser().exists():
+        return source, None
+    cuts = [place for place, character in enumerate(source) if character == _PLUS]
+    there = [cut for cut in reversed(cuts) if is_adapter(Path(source[cut + 1 :]).expanduser())]
+    cut = (there or cuts[-1:])[0]
+    return source[:cut], source[cut + 1 :]
+
+
+def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
+    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise."""
+    return join(open_checkpoint(source, base), open_adapter(source, adapter))
+
+
+def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
+    """A checkpoint with an adapter beside it.
+
+    An adapter may make another model of its base: LLaVA's is trained on a language model, and brings the projector and
+    the config.json of the LLaVA that the two are. Then that is the config, and these weights are tensors like its own.
+    """
+    entries = dict(checkpoint.entries)
+    brought = _brought(checkpoint, beside)
+    if brought:
+        extras = {name: entry for name, entry in beside.extras.items() if name not in brought}
+        beside = replace(beside, extras=MappingProxyType(extras))
+        entries |= {name: replace(entry, name=name) for name, entry in brought.items()}
+    for entry in beside.entries:
+        entries[ADAPTER + entry.name] = replace(entry, name=ADAPTER + entry.name)
+    return replace(
+        checkpoint,
+        config=beside.model_config if brought else checkpoint.config,
+        entries=MappingProxyType(entries),
+        files=(*checkpoint.files, *beside.files),
+        skipped=MappingProxyType({**checkpoint.skipped, **beside.skipped}),
+        adapter=beside,
+        brought=tuple(brought),
+    )
+
+
+def adapter_alone(adapter: Adapter) -> Checkpoint:
+    """An adapter as a checkpoint that has no tensors but its, under their own names."""
+    return Checkpoint(
+        source=adapter.source,
+        folder=adapter.folder,
+        config=adapter.model_config,
+        entries=MappingProxyType({entry.name: entry for entry in adapter.entries}),
+        files=adapter.files,
+        layout="safetensors",
+        aliases={},
+        skipped=adapter.skipped,
+        adapter=adapter,
+    )
+
+
+def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
+    """The full weights of an adapter that make another model of its base, by the names that they have there.
+
+    None unless the base is a model without eyes, a config.json beside the adapter is of another one, and every module
+    that the adapter changes has its name in the base: then the two lay out what they share alike. A head is the base's.
+    """
+    ours, theirs = (
+        (config.get("architectures"), config.get("model_type")) for config in (checkpoint.config, adapter.model_config)
+    )
+    shared = all(f"{module}.weight" in checkpoint.entries for module in adapter.pairs)
+    if not adapter.model_config or ours == theirs or not shared or any(key in checkpoint.config for key in _EYES):
+        return {}
+    new = {name: entry for name, entry in adapter.extras.items() if name not in checkpoint.entries}
+    return {name: entry for name, entry in new.items() if not name.endswith("lm_head.weight")}
+
+
+def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
+    """A checkpoint whose tensors have their names without what trainers put around them; those of an adapter stay.
+
+    wrappers  as `names.unwrapped` takes them
+
+    raises Refused where two tensors then have one name.
+    """
+    if not wrappers:
+        return checkpoint
+    plain = {name: name if name.startswith(ADAPTER) else unwrapped(name, wrappers) for name in checkpoint.entries}
+    first: dict[str, str] = {}
+    refuse_if_any(
+        CheckpointError(
+            f"{checkpoint.folder}: '{first[name]}' and '{own}' are one tensor, '{name}', without what a trainer put "
+            "around their names. Keep one of them in the checkpoint."
+        )
+        for own, name in plain.items()
+        if first.setdefault(name, own) != own
+    )
+    return replace(
+        checkpoint,
+        entries=MappingProxyType({plain[own]: replace(e, name=plain[own]) for own, e in checkpoint.entries.items()}),
+        aliases=MappingProxyType({plain[name]: plain[earlier] for name, earlier in checkpoint.aliases.items()}),
+    )
+
+
+def bring(source: str, folder: Path) -> None:
+    """Fetch all that loading a model takes: the weights that are read, and what lies beside them.
+
+    folder  what `locate` gave for `source`; nothing happens for a local one
+
+    raises RecipeError where there are no weights, or they cannot be had, CheckpointError where the hub fails.
+    """
+    remote = remote_of(folder)
+    if remote is None:
+        return
+    if is_adapter(folder):
+        weights = list(open_adapter(source, folder).files)
+    else:
+        chosen = find_weights(folder)
+        names = {*chosen.files, *([chosen.usual] if chosen.usual else [])}
+        if chosen.index:
+            names |= set(read_index(folder / chosen.index).values())
+        weights = [folder / name for name in sorted(names)]
+    fetch_all([*companions(folder), *weights])

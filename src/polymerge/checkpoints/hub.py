@@ -1,20 +1,41 @@
-"""From what a recipe calls a model to where it lies: a local path, or a repository of the hub."""
+"""From what a recipe calls a model to where it lies: a local path, or a repository of the hub.
+
+One commit of a repository is seen as a folder of links into the hub's own cache, in the user's cache folder:
+
+    polymerge/views/<cache>/owner/name/<commit>/   a link for every file that can matter; it dangles until that is here
+
+So a repository that is not here looks as a folder does, and is one as soon as its files have arrived.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
-from polymerge.checkpoints.hub_errors import hub_errors
-from polymerge.checkpoints.hub_files import remote_of, view
-from polymerge.errors import RecipeError, did_you_mean
+from polymerge.checkpoints.discovery import COMPANIONS, LAYOUTS
+from polymerge.checkpoints.hub_api import Remote, hub_errors, listing, no_room, own_cache, unreachable
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean
 
-__all__ = ["locate", "one_commit", "restore", "split_revision"]
+__all__ = [
+    "companions",
+    "listed_alike",
+    "locate",
+    "missing_remote",
+    "one_commit",
+    "pinned",
+    "remote_of",
+    "restore",
+    "split_revision",
+]
 
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
@@ -43,7 +64,7 @@ def locate(source: str) -> Path:
     A path that exists is never looked up anywhere else. A hub id may carry a revision, `owner/name@revision`; it is
     resolved to a commit with huggingface_hub, so its cache, token and offline switch (HF_HUB_OFFLINE) hold. Of the
     files only the config and the index are fetched here: the folder has a link for every file of that commit, and
-    what is needed arrives later (see `hubfiles` and `prefetch`).
+    what is needed arrives later (see `hub_api` and `prefetch`).
 
     raises RecipeError where there is neither such a path nor such an id, CheckpointError where the hub fails.
     """
@@ -93,7 +114,77 @@ def _look_up(repository: str, revision: str | None) -> Path:
     quiet: Any = Hidden
     with hub_errors(repository, revision):
         snapshot = snapshot_download(repository, revision=revision, allow_patterns=_FOR_A_PLAN, tqdm_class=quiet)
-        return view(repository, Path(snapshot))
+        return _view(repository, Path(snapshot))
+
+
+def _view(repository: str, snapshot: Path) -> Path:
+    """The folder of links for the commit that a snapshot in the hub's cache is of.
+
+    Where the hub cannot be asked and was not asked before, it is the snapshot itself: what is there is all there is.
+    """
+    commit = snapshot.name
+    if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
+        raise CheckpointError(f"{repository}: the hub calls its commit '{commit}', which is none. Try another endpoint")
+    # of each cache its own: who uses another one must not turn the links of a merge that is running
+    cache = hashlib.sha256(str(snapshot.parents[2]).encode()).hexdigest()[:8]
+    folder = own_cache("views") / cache / repository / commit
+    if folder.is_dir():
+        return folder
+    try:
+        names = listing(repository, commit)
+    except PolymergeError as error:
+        if isinstance(error.__context__, unreachable()):
+            return snapshot.resolve()
+        raise
+    fresh = folder.with_name(f".{commit}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        for name in names:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).symlink_to(snapshot / name)
+        fresh.rename(folder)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if not folder.is_dir():  # or somebody else has made it since
+            raise no_room(folder, error) from None
+    return folder
+
+
+def remote_of(file: Path) -> Remote | None:
+    """Which file of the hub a path in a folder of links stands for, or the folder itself; None for any other path."""
+    views = own_cache("views")
+    if views not in file.parents:
+        return None
+    _, owner, name, commit, *rest = (*file.relative_to(views).parts, "", "", "")
+    return Remote(f"{owner}/{name}", commit, "/".join(filter(None, rest)))
+
+
+def missing_remote(file: Path) -> Remote | None:
+    """Which file of the hub a path stands for, as long as it is not here."""
+    return None if file.exists() else remote_of(file)
+
+
+def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]:
+    """What belongs to a checkpoint beside its weights, or what it has of `names`, as paths in its folder of links.
+
+    None for a local folder, where all that there is is there.
+    """
+    if remote_of(folder) is None:
+        return []
+    beside = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if not file.is_dir()}
+    return [
+        file
+        for name, file in beside.items()
+        if (file.suffix not in LAYOUTS or name in COMPANIONS) and (names is None or name in names)
+    ]
+
+
+def listed_alike(one: Path, other: Path) -> bool:
+    """Whether two files are of the hub and it says that their content is the same, so that neither has to come."""
+    blobs = []
+    for remote in map(remote_of, (one, other)):
+        listed = listing(remote.repository, remote.commit).get(remote.name) if remote else None
+        blobs.append(listed.blob if listed else None)
+    return None not in blobs and blobs[0] == blobs[1]
 
 
 def _neighbours(path: Path) -> str:
@@ -103,3 +194,21 @@ def _neighbours(path: Path) -> str:
     names = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")][:200]
     hint = did_you_mean(path.name, names) if names else ""
     return hint if hint.startswith(" Did") else f" '{parent}' exists, but has no '{path.name}'."
+
+
+def pinned(folder: Path, adapter: Path | None = None) -> str:
+    """What a recipe says to have these very files again, `owner/name@commit`; empty where nothing is of the hub.
+
+    adapter  of a base that stands with one
+    """
+    places = [folder, *([adapter] if adapter else [])]
+    commits = [_commit(place) for place in places]
+    return "+".join(commit or str(place) for commit, place in zip(commits, places, strict=True)) if any(commits) else ""
+
+
+def _commit(folder: Path) -> str:
+    remote = remote_of(folder)
+    if remote is not None:
+        return remote.pinned
+    snapshot = re.fullmatch(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40,64})", "/".join(folder.parts[-3:]))
+    return f"{snapshot[1]}/{snapshot[2]}@{snapshot[3]}" if snapshot else ""

@@ -1,4 +1,4 @@
-"""Whether files are still what they were: their sha256, remembered so that it is computed once, and cheap stamps."""
+"""What tells a checkpoint from another: sha256 of its files, remembered, or of samples of them, and cheap stamps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-__all__ = ["Stamp", "file_digest", "sha256_of", "stamps_of"]
+from polymerge.checkpoints.hub import remote_of
+from polymerge.checkpoints.hub_api import own_cache
+
+__all__ = ["Stamp", "content_digest", "file_digest", "sha256_of", "stamps_of"]
 
 Stamp: TypeAlias = "tuple[int, int] | None"
 """Size of a file in bytes and when it was written, in nanoseconds; None for one that is not here."""
 
-_CHUNK = 1 << 22
+__all__ = ["content_digest", "file_digest", "sha256_of"]
+
+_CHUNK: Final = 1 << 22
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+_CONTENT: Final = (".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".jinja", ".py", ".tiktoken")
 
 
 def file_digest(path: Path) -> str:
@@ -30,7 +37,7 @@ def file_digest(path: Path) -> str:
         return real.name
     stat = real.stat()
     seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    note = _notes() / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
+    note = own_cache("sha256") / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(note.read_text(encoding="utf-8"))
         if kept["seen"] == seen:
@@ -68,6 +75,30 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _notes() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "polymerge" / "sha256"
+def content_digest(places: Iterable[Path]) -> str:
+    """sha256 over the files of folders: of each its name, its size, and blocks of its content spread over it.
+
+    Any training changes nearly every number of the tensors that it changes, so that the blocks tell, and copying or
+    touching a file changes nothing. What lies on the hub is told by its commit, whether its files are here or not.
+    """
+    digest = hashlib.sha256()
+    for place in places:
+        remote = remote_of(place)
+        if remote is not None:
+            digest.update(f"{remote.repository}\0{remote.commit}\0".encode())
+            continue
+        for file in [place] if place.is_file() else sorted(place.iterdir()):
+            if file.is_file() and file.suffix in _CONTENT and file.name != "polymerge.json":
+                digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+                _sample(file, digest)
+    return digest.hexdigest()
+
+
+def _sample(file: Path, digest: hashlib._Hash) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        for number in range(_SAMPLES):
+            stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))
+            if size <= _SAMPLE_BYTES:
+                return

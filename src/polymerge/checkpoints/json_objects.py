@@ -11,7 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -117,8 +118,8 @@ def checked(
     """
     try:
         return msgspec.convert(value, type)
-    except msgspec.ValidationError as wrong:
-        found = list(dict.fromkeys(_mismatches(value, type, ""))) or [str(wrong)]
+    except msgspec.ValidationError:
+        found = list(dict.fromkeys(_mismatches(value, type, "")))
     problems = [error(f"{where}: {problem}. {then}") for problem in found[:_MOST_PROBLEMS]]
     if len(found) > _MOST_PROBLEMS:
         problems.append(error(f"{where}: {len(found) - _MOST_PROBLEMS} more problems like these. {then}"))
@@ -127,8 +128,26 @@ def checked(
 
 def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
     """What keeps each member of a value from being of its type, where msgspec itself stops at the first."""
+    inside = list(_in_members(value, expected, place))
+    yield from inside
+    if not inside:
+        try:
+            msgspec.convert(value, expected)
+        except msgspec.ValidationError as wrong:
+            said, _, deeper = str(wrong).partition(" - at `$")
+            if not deeper and not isinstance(value, list | dict):
+                said = f"{said.partition(', got')[0]}, got {_shown(value)}"
+            at = f"{place}{deeper.removesuffix('`')}".removeprefix(".")
+            yield f"{at + ': ' if at else ''}{said[:1].lower()}{said[1:].replace('`', '')}"
+
+
+def _in_members(value: Any, expected: Any, place: str) -> Iterator[str]:
+    if get_origin(expected) is Annotated:
+        expected = get_args(expected)[0]
+    if get_origin(expected) in (Union, UnionType):  # the part of it that the value is meant for
+        expected = next((one for one in get_args(expected) if _may_be(value, one)), expected)
     kind, arguments = get_origin(expected) or expected, get_args(expected)
-    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    if isinstance(value, dict) and _is_struct(kind):
         for field in msgspec.structs.fields(kind):
             name = field.encode_name
             inner = f"{place}.{name}" if place else name
@@ -142,14 +161,15 @@ def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
     elif isinstance(value, list) and kind is list and arguments:
         for number, member in enumerate(value):
             yield from _mismatches(member, arguments[0], f"{place}[{number}]")
-    else:
-        try:
-            msgspec.convert(value, expected)
-        except msgspec.ValidationError as wrong:
-            said, _, inside = str(wrong).partition(" - at `$")
-            shown = f" ({_shown(value)})" if isinstance(value, str | int | float) and not inside else ""
-            at = f"{place}{inside.removesuffix('`')}".removeprefix(".")
-            yield f"{at + ': ' if at else ''}{said[:1].lower()}{said[1:].replace('`', '')}{shown}"
+
+
+def _may_be(value: Any, expected: Any) -> bool:
+    kind = get_origin(expected) or expected
+    return isinstance(value, dict | list) and (kind is type(value) or (isinstance(value, dict) and _is_struct(kind)))
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _shown(value: object) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from polymerge.checkpoints.hub_errors import LastingError, hub_cache, hub_disk, hub_errors
-from polymerge.checkpoints.hub_files import Remote, head_of, listing, missing_remote
+from polymerge.checkpoints.hub import missing_remote
+from polymerge.checkpoints.hub_api import LastingError, Remote, head_of, hub_cache, hub_disk, hub_errors, listing
 from polymerge.checkpoints.identity import sha256_of
 from polymerge.errors import CheckpointError, RecipeError
 

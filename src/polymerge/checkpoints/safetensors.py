@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from polymerge.checkpoints.json_objects import parse_json
-from polymerge.checkpoints.tensor_info import Entry, listed
+import msgspec
+
+from polymerge.checkpoints.json_objects import checked, parse_json
+from polymerge.checkpoints.tensor_info import TensorInfo, listed
 from polymerge.dtypes import BITS, byte_count
-from polymerge.errors import CheckpointError, refuse_if_any
+from polymerge.errors import CheckpointError, PolymergeError, refuse_if_any
 
 __all__ = ["HEADER_LIMIT", "LENGTH_BYTES", "Head", "read_safetensors"]
 
@@ -29,9 +31,18 @@ HEADER_LIMIT = 100_000_000
 LENGTH_BYTES = 8
 """A file begins with that many, which say how long its header is."""
 
-_FIELDS = ("dtype", "shape", "data_offsets")
 _MOST_DIMENSIONS = 64  # as in torch; keeps a forged shape from costing time
-_MOST_BYTES = 2**63 - 1  # file offsets are signed 64-bit numbers
+_AGAIN = "Download the file again."
+
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # file offsets are signed 64-bit numbers
+
+
+class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: Annotated[list[_Size], msgspec.Meta(max_length=_MOST_DIMENSIONS)]
+    data_offsets: tuple[_Size, _Size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,7 @@ class Head:
     size: int
 
 
-def read_safetensors(file: Path, head: Head | None = None) -> tuple[Entry, ...]:
+def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, ...]:
     """Every tensor of a safetensors file, in order of offset.
 
     head   of a file that is not here: how it begins, which is then read in its place
@@ -55,25 +66,29 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[Entry, ...]:
             header, data_start, file_size = _read_header(file, stream, stream.seek(0, 2))
     else:
         header, data_start, file_size = _read_header(file, BytesIO(head.text), head.size)
-    problems: list[CheckpointError] = []
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        problems.append(
-            CheckpointError(f"{file}: __metadata__ is not a map from strings to strings. Save the file again.")
-        )
-
-    entries: list[Entry] = []
+    problems: list[PolymergeError] = []
+    try:
+        checked(header.pop("__metadata__", {}), dict[str, str], f"{file}: __metadata__", then="Save the file again.")
+    except PolymergeError as error:
+        problems += error.problems
+    tensors: list[TensorInfo] = []
     unknown: dict[str, list[str]] = {}
     for name, fields in header.items():
+        where = f"{file}: '{name}'"
         try:
-            dtype, shape, (begin, end) = _fields(fields)
+            said = checked(fields, _Tensor, where, then=_AGAIN)
+            dtype, shape, (begin, end) = said.dtype, tuple(said.shape), said.data_offsets
+            if begin > end:
+                raise ValueError(f"data_offsets {[begin, end]} are not in order")
             if dtype not in BITS:
                 unknown.setdefault(dtype, []).append(name)
             elif end - begin != (needed := byte_count(dtype, shape)):
                 raise ValueError(f"{dtype} {list(shape)} takes {needed} bytes, its data_offsets span {end - begin}")
-            entries.append(Entry(name, dtype, shape, file, data_start + begin, end - begin))
+            tensors.append(TensorInfo(name, dtype, shape, file, data_start + begin, end - begin))
         except ValueError as error:
-            problems.append(CheckpointError(f"{file}: '{name}': {error}. Download the file again."))
+            problems.append(CheckpointError(f"{where}: {error}. {_AGAIN}"))
+        except PolymergeError as error:
+            problems += error.problems
     for dtype, names in unknown.items():
         problems.append(
             CheckpointError(
@@ -81,11 +96,11 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[Entry, ...]:
                 f"the tensors in one of {', '.join(BITS)}."
             )
         )
-    entries.sort(key=lambda entry: (entry.start, entry.nbytes))
-    if len(entries) == len(header):  # a tensor whose place is unknown would look like a hole
-        problems += _layout_problems(file, entries, data_start, file_size)
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
+    if len(tensors) == len(header):  # a tensor whose place is unknown would look like a hole
+        problems += _layout_problems(file, tensors, data_start, file_size)
     refuse_if_any(problems)
-    return tuple(entries)
+    return tuple(tensors)
 
 
 def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int, int]:
@@ -110,46 +125,23 @@ def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any
     text = stream.read(length)
     if not text.startswith(b"{"):  # the format says so, JSON would allow spaces
         raise CheckpointError(f"{file}: its header begins with {text[:1]!r}, not with '{{'. Download it again.")
-    return parse_json(text, f"{file}: its header", dict[str, Any]), LENGTH_BYTES + length, size
+    return parse_json(text, f"{file}: header", dict[str, Any]), LENGTH_BYTES + length, size
 
 
-def _fields(fields: object) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    """Dtype, shape and data offsets of one tensor, each of the right type; raises ValueError where one is not."""
-    if not isinstance(fields, dict):
-        raise ValueError("its entry in the header is not an object")
-    if missing := [field for field in _FIELDS if field not in fields]:
-        raise ValueError(f"its entry in the header lacks {listed(missing)}")
-    if more := [field for field in fields if field not in _FIELDS]:
-        raise ValueError(f"its entry in the header has {listed(more)}, which the format does not know")
-    dtype, shape, offsets = (fields[field] for field in _FIELDS)
-    if not isinstance(dtype, str):
-        raise ValueError("its dtype is not a string")
-    if not _all_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"its shape is not a list of at most {_MOST_DIMENSIONS} sizes")
-    if not _all_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError("its data_offsets are not two offsets in order")
-    return dtype, tuple(shape), (offsets[0], offsets[1])
-
-
-def _all_sizes(value: object) -> bool:
-    # `type` and not `isinstance`: True is an int for Python, but no size
-    return isinstance(value, list) and all(type(size) is int and 0 <= size <= _MOST_BYTES for size in value)
-
-
-def _layout_problems(file: Path, entries: list[Entry], start: int, size: int) -> Iterator[CheckpointError]:
+def _layout_problems(file: Path, tensors: list[TensorInfo], start: int, size: int) -> Iterator[CheckpointError]:
     """What keeps the tensors, in order of offset, from filling the data of their file exactly."""
     end, last = start, "the header"
-    for entry in entries:
-        if entry.start != end:
-            what = "inside" if entry.start < end else "after a gap behind"
+    for tensor in tensors:
+        if tensor.start != end:
+            what = "inside" if tensor.start < end else "after a gap behind"
             yield CheckpointError(
-                f"{file}: '{entry.name}' begins at byte {entry.start}, {what} {last}, which ends at byte {end}. Save "
+                f"{file}: '{tensor.name}' begins at byte {tensor.start}, {what} {last}, which ends at byte {end}. Save "
                 "the file again with safetensors."
             )
-        if entry.start + entry.nbytes >= end:
-            end, last = entry.start + entry.nbytes, f"'{entry.name}'"
+        if tensor.start + tensor.nbytes >= end:
+            end, last = tensor.start + tensor.nbytes, f"'{tensor.name}'"
     if end > size:
-        cut = [entry.name for entry in entries if entry.start + entry.nbytes > size]
+        cut = [tensor.name for tensor in tensors if tensor.start + tensor.nbytes > size]
         yield CheckpointError(
             f"{file}: is truncated: {end} bytes expected, {size} there; cut off {listed(cut)}. Download it again."
         )

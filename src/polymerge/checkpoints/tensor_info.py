@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-__all__ = ["Contents", "Entry", "listed"]
+__all__ = ["Contents", "TensorInfo", "listed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorInfo:
     """Where one tensor's bytes lie.
 
     The bytes are contiguous, row-major and little-endian, whatever kind of file they lie in.
@@ -31,7 +31,7 @@ class Entry:
 class Contents:
     """What one weight file holds."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorInfo, ...]
     """In order of offset."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """A name -> the earlier name that has exactly the same bytes."""

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from polymerge.errors import CheckpointError
+import msgspec
+
+from polymerge.errors import CheckpointError, MissingExtraError
 
 __all__ = ["TOKENIZER", "read_tokens"]
 
+T = TypeVar("T")
+
 TOKENIZER: Final = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
 """The files that say which token a row is; one of the first three is needed."""
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]]
+    """Tokens with their ids or, in order, with their scores."""
+
+
+class _Fast(msgspec.Struct):
+    """tokenizer.json."""
+
+    model: _Model
+    added_tokens: list[_AddedToken] = []
+
+
+class _Content(msgspec.Struct):
+    content: str
+
+
+class _Slow(msgspec.Struct):
+    """tokenizer_config.json."""
+
+    added_tokens_decoder: dict[int, _Content] = {}
 
 
 def read_tokens(folder: Path) -> dict[int, str]:
@@ -21,90 +50,63 @@ def read_tokens(folder: Path) -> dict[int, str]:
     tokenizer.json; vocab.json with added_tokens.json; tokenizer.model (sentencepiece) with added_tokens.json. Added
     tokens of tokenizer_config.json complete the latter two.
 
-    raises CheckpointError where there is none of them, or it cannot be read.
+    raises CheckpointError where there is none of them, or it cannot be read, MissingExtraError where tokenizer.model
+    has to be read and sentencepiece is not installed.
     """
-    try:
-        if (folder / "tokenizer.json").is_file():
-            return _checked(_fast(_load(folder / "tokenizer.json")))
-        if (folder / "vocab.json").is_file():
-            tokens = {number: token for token, number in _load(folder / "vocab.json").items()}
-        elif (folder / "tokenizer.model").is_file():
-            tokens = dict(enumerate(_sentencepieces((folder / "tokenizer.model").read_bytes())))
+    if (folder / "tokenizer.json").is_file():
+        fast = _load(folder / "tokenizer.json", _Fast)
+        vocabulary = fast.model.vocab
+        if isinstance(vocabulary, dict):
+            tokens = _by_id(vocabulary)
         else:
-            raise CheckpointError(
-                f"{folder}: no tokenizer.json, vocab.json or tokenizer.model, so nothing says which token a row of the "
-                "embedding is. Add the tokenizer, or use vocab: template"
-            )
-        if (folder / "added_tokens.json").is_file():
-            tokens |= {number: token for token, number in _load(folder / "added_tokens.json").items()}
-        if (folder / "tokenizer_config.json").is_file():
-            added = _load(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-            tokens |= {int(number): entry["content"] for number, entry in added.items()}
-        return _checked(tokens)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {error!r}") from None
-
-
-def _checked(tokens: dict[Any, Any]) -> dict[int, str]:
-    """Files of other people hold anything: only whole numbers with text are tokens."""
-    for number, token in tokens.items():
-        if not isinstance(number, int) or not isinstance(token, str):
-            raise ValueError(f"{token!r} as number {number!r} is not a token")
+            tokens = {number: token for number, (token, _) in enumerate(vocabulary)}
+        return tokens | {added.id: added.content for added in fast.added_tokens}
+    if (folder / "vocab.json").is_file():
+        tokens = _by_id(_load(folder / "vocab.json", dict[str, int]))
+    elif (folder / "tokenizer.model").is_file():
+        tokens = _sentencepieces(folder / "tokenizer.model")
+    else:
+        raise CheckpointError(
+            f"{folder}: no tokenizer.json, vocab.json or tokenizer.model, so nothing says which token a row of the "
+            "embedding is. Add the tokenizer, or use vocab: template"
+        )
+    if (folder / "added_tokens.json").is_file():
+        tokens |= _by_id(_load(folder / "added_tokens.json", dict[str, int]))
+    if (folder / "tokenizer_config.json").is_file():
+        added = _load(folder / "tokenizer_config.json", _Slow).added_tokens_decoder
+        tokens |= {number: token.content for number, token in added.items()}
     return tokens
 
 
-def _load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _by_id(vocabulary: dict[str, int]) -> dict[int, str]:
+    return {number: token for token, number in vocabulary.items()}
 
 
-def _fast(data: Mapping[str, Any]) -> dict[int, str]:
-    """The tokens of a tokenizer.json: a mapping of tokens to ids, or a list of tokens with their scores."""
-    vocabulary = data["model"]["vocab"]
-    if isinstance(vocabulary, Mapping):
-        tokens = {number: token for token, number in vocabulary.items()}
-    else:
-        tokens = {number: entry[0] for number, entry in enumerate(vocabulary)}
-    return tokens | {entry["id"]: entry["content"] for entry in data.get("added_tokens", ())}
+def _load(file: Path, type: type[T]) -> T:  # noqa: A002 (msgspec's name for it)
+    # decoded as what is needed of it: the merges of a tokenizer.json take most of it and are passed over
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=type)
+    except (OSError, RecursionError, msgspec.DecodeError) as error:
+        raise _unreadable(file, error) from None
 
 
-def _sentencepieces(data: bytes) -> Iterator[str]:
-    """The pieces of a sentencepiece model: field 1 of its protocol buffer, each with its text in field 1."""
-    for number, value in _fields(data):
-        if number == 1 and isinstance(value, bytes):
-            texts = [text for field, text in _fields(value) if field == 1 and isinstance(text, bytes)]
-            if not texts:
-                raise ValueError("a piece has no text")
-            yield texts[-1].decode()
+def _sentencepieces(file: Path) -> dict[int, str]:
+    """The pieces of a sentencepiece model by their ids."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise MissingExtraError(
+            f"{file}: reading it needs sentencepiece: pip install 'polymerge[transformers]', or use vocab: template"
+        ) from None
+    try:
+        model = file.read_bytes()
+        if not model:
+            raise ValueError("it is empty")
+        processor: Any = SentencePieceProcessor(model_proto=model)
+        return {number: processor.IdToPiece(number) for number in range(processor.GetPieceSize())}
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreadable(file, error) from None
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer: number and value, bytes where the field has a length."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        kind = tag & 7
-        if kind == 0:
-            value, place = _varint(data, place)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            size, place = _varint(data, place)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"unknown wire type {kind}")
-        if place + size > len(data):
-            raise ValueError("it ends early")
-        yield tag >> 3, data[place : place + size]
-        place += size
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file.parent}: its tokenizer cannot be read: {file.name}: {error}")

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Final, NamedTuple, cast
 
-from polymerge.checkpoints.tensor_info import Contents, Entry, listed
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.checkpoints.torch_pickle import (
     DTYPES,
     REBUILD,
@@ -82,7 +82,7 @@ def read_torch(file: Path) -> Contents:
         zipped = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
         value, storages = (_read_zip if zipped else _read_legacy)(file, stream, size)
     state_dict, skipped = _find_state_dict(file, value)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorInfo] = {}
     problems: list[CheckpointError] = []
     for position, (name, value) in enumerate(state_dict):
         call = tensor_call(value)
@@ -243,7 +243,7 @@ def _find_state_dict(file: Path, value: Any) -> tuple[list[tuple[Any, Any]], dic
     return top, {}
 
 
-def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Region]) -> Entry:
+def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Region]) -> TensorInfo:
     """Where the bytes of one tensor lie; raises ValueError with what is wrong and what to do."""
     storage, offset, shape, dtype = _plain_tensor(call)
     region = storages.get(storage.key)
@@ -256,7 +256,7 @@ def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Regi
         raise ValueError(
             f"needs {skip + nbytes} bytes of storage '{storage.key}', which has {there}. Download the file again."
         )
-    return Entry(name, dtype, shape, file, region.start + skip, nbytes)
+    return TensorInfo(name, dtype, shape, file, region.start + skip, nbytes)
 
 
 def _plain_tensor(call: Call) -> tuple[Storage, int, tuple[int, ...], str]:
@@ -302,7 +302,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
     raise ValueError(f"has a shape or strides that are not at most {_MOST_DIMENSIONS} sizes. {_AGAIN}")
 
 
-def _aliases(entries: Mapping[str, Entry]) -> dict[str, str]:
+def _aliases(entries: Mapping[str, TensorInfo]) -> dict[str, str]:
     first: dict[tuple[int, int, str, tuple[int, ...]], str] = {}
     found: dict[str, str] = {}
     for name, entry in entries.items():

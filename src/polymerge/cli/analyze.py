@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,24 @@ from polymerge.cli.shared_options import (
     recipe_options,
     run_folder,
 )
-from polymerge.errors import OutputError, RecipeError, refuse_if_any
+from polymerge.errors import OutputError, RecipeError, collecting, refuse
 
 __all__ = ["ablate", "knockout", "overlap"]
+
+
+def _layers(_context: click.Context, _option: click.Parameter, text: str | None) -> list[tuple[int, ...]] | None:
+    """Parse layers such as `0-3,7`: the ranges that are listed."""
+    ranges = []
+    for word in () if text is None else text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", word)
+        if found is None:
+            raise click.BadParameter(f"'{word}' is no layer and no range of layers such as 0-5")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise click.BadParameter(f"'{word}' ends before it starts")
+        ranges.append(tuple(range(first, last + 1)))
+    return None if text is None else ranges
+
 
 _TASKS = given(
     click.option(
@@ -74,8 +90,8 @@ def overlap(
     from polymerge.planning import make_plan
 
     plan = make_plan(recipe_of(options))
+    from polymerge.analysis.figures import describe_overlap
     from polymerge.analysis.overlap import overlap as run
-    from polymerge.analysis.overlap_text import describe_overlap
 
     with progress_bar("comparing", unit="") as progress:
         found = run(plan, density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)
@@ -108,25 +124,42 @@ def overlap(
 @click.option(
     "--modules", default="attention,mlp", show_default=True, help="Knock out attention, mlp or both, in turn."
 )
-@click.option("--layers", metavar="LAYERS", help="Knock out these layers, such as 0-31; default: all.")
+@click.option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers (such as 0-31), not all.")
 @click.option("--stride", type=int, help="Begin groups this many layers apart; default: one after the other.")
 @click.option("--group", type=int, default=1, show_default=True, help="Knock out this many layers at a time.")
 @_ASKING
-def knockout(model: str, prompts: tuple[str, ...], out: str, as_json: bool, force: bool, **options: Any) -> None:
+def knockout(
+    model: str,
+    prompts: tuple[str, ...],
+    out: str,
+    as_json: bool,
+    replace: str,
+    noise_size: float | None,
+    modules: str,
+    layers: list[tuple[int, ...]] | None,
+    seed: int,
+    **options: Any,
+) -> None:
     """Measure what each layer of MODEL does: replace its attention or MLP in memory, score, and put it back.
 
     MODEL is a checkpoint, or BASE+ADAPTER. Nothing of it is changed on disk.
     """
     from polymerge.analysis.knockout import knockout as run
     from polymerge.analysis.knockout_text import describe_knockout
+    from polymerge.analysis.replacements import Replacement
 
-    generation, prompts = generation_of(options), _prompts(prompts, options)
+    kind, _, source = replace.partition(":")
+    generation, tasks = generation_of(options), _tasks(prompts, options)
     with progress_bar("answers", unit="") as progress:
-        done = run(model, prompts, out, generation=generation, force=force, progress=progress, **options)
+        done = run(
+            model, tasks, out, replace=Replacement(kind, source, noise_size, seed), modules=_words(modules),
+            layers=None if layers is None else [layer for run in layers for layer in run], seed=seed,
+            generation=generation, progress=progress, **options,
+        )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(done.outcome, indent=1))
+        click.echo(json.dumps(done.to_json(), indent=1))
         return
-    click.echo(describe_knockout(done.outcome))
+    click.echo(describe_knockout(done))
     click.echo(f"{done.folder}: every answer, knockout.json, the map and the curves")
 
 
@@ -136,52 +169,78 @@ def knockout(model: str, prompts: tuple[str, ...], out: str, as_json: bool, forc
 @click.option("--ranges", metavar="LIST", help="Merge early, middle, late (thirds) or full; default: all four.")
 @click.option("--window", type=int, help="Merge this many layers at a time, in a window that slides over all.")
 @click.option("--stride", type=int, help="Slide the window by this many layers; default 1.")
-@click.option("--layers", metavar="LIST", help="Merge these ranges, too, such as 0-3,4-7.")
+@click.option("--layers", metavar="LIST", callback=_layers, help="Merge these ranges, too, such as 0-3,4-7.")
 @click.option(
     "--seed", type=int, default=42, show_default=True, help="Seed of the bootstrap; that of a merge is the recipe's."
 )
 @_ASKING
-def ablate(prompts: tuple[str, ...], out: str, as_json: bool, force: bool, **options: Any) -> None:
+def ablate(
+    prompts: tuple[str, ...],
+    out: str,
+    as_json: bool,
+    ranges: str | None,
+    window: int | None,
+    stride: int | None,
+    layers: list[tuple[int, ...]] | None,
+    **options: Any,
+) -> None:
     """Merge only a range of layers in memory, and score each range against the template.
 
     RECIPE is a YAML file; the options say the same without a file. Embedding, final norm, head and everything outside
     the text tower are merged in `full` only.
     """
-    from polymerge.analysis.ablation import ablate as run
-    from polymerge.analysis.knockout_text import describe_ablation
+    from polymerge.analysis.knockout_text import describe_layerwise
+    from polymerge.analysis.layerwise import layerwise
 
-    generation, prompts = generation_of(options), _prompts(prompts, options)
-    own = {
-        name: options.pop(name)
-        for name in ("scorer", "ranges", "window", "stride", "layers", "seed", "samples", "sample_seed")
-    }
+    generation, tasks = generation_of(options), _tasks(prompts, options)
+    own = {name: options.pop(name) for name in ("scorer", "seed", "samples", "sample_seed", "force")}
     with progress_bar("answers", unit="") as progress:
-        done = run(
-            recipe_of(options), prompts, out, generation=generation, force=force, progress=progress, **own
+        done = layerwise(
+            recipe_of(options), tasks, out, ranges=None if ranges is None else _words(ranges), window=window,
+            stride=stride, layers=layers or (), generation=generation, progress=progress, **own,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(done.outcome, indent=1))
+        click.echo(json.dumps(done.to_json(), indent=1))
         return
-    click.echo(describe_ablation(done.outcome))
+    click.echo(describe_layerwise(done))
     click.echo(f"{done.folder}: every answer, ablation.json and the plot")
 
 
-def _prompts(prompts: tuple[str, ...], options: dict[str, Any]) -> tuple[str, ...]:
-    """The prompts of every task, also of `--tasks`; leaves the one scorer for all in `options`."""
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> dict[str, str]:
+    """The file of each task, by `--prompts` or `--tasks`; leaves the one scorer for all in `options`."""
     said = [text.rpartition(":") for text in (options.pop("tasks") or "").split(",") if text]
-    problems = [
-        RecipeError(
-            f"--tasks: '{file or scorer}' is not FILE:SCORER; tasks of a benchmark are for `polymerge evaluate`"
-        )
-        for file, colon, scorer in said
-        if not (file and colon)
-    ]
     scorers = {scorer for _, _, scorer in said} | ({options["scorer"]} if options["scorer"] else set())
-    if not said and not prompts:
-        problems.append(RecipeError("say what to ask: --prompts FILE --scorer NAME, or --tasks FILE:SCORER"))
-    elif len(scorers) != 1 and not problems:
-        told = f"they are {', '.join(sorted(scorers))}" if scorers else "say --scorer NAME"
-        problems.append(RecipeError(f"--scorer: one for all tasks: {told}"))
-    refuse_if_any(problems)
+    tasks: dict[str, str] = {}
+    with collecting() as found:
+        for file, colon, scorer in said:
+            if not (file and colon):
+                refuse(
+                    RecipeError(
+                        f"--tasks: '{file or scorer}' is not FILE:SCORER; tasks of a benchmark are for "
+                        "`polymerge evaluate`"
+                    )
+                )
+        if not said and not prompts:
+            refuse(RecipeError("say what to ask: --prompts FILE --scorer NAME, or --tasks FILE:SCORER"))
+        elif len(scorers) != 1 and not found:
+            told = f"they are {', '.join(sorted(scorers))}" if scorers else "say --scorer NAME"
+            refuse(RecipeError(f"--scorer: one for all tasks: {told}"))
+        for text in (*prompts, *(file for file, _, _ in said)):
+            name, file = _named(text)
+            if name in tasks:
+                refuse(RecipeError(f"--prompts {text}: there is a task '{name}' already. Say NAME={file}"))
+            tasks[name] = file
     (options["scorer"],) = scorers
-    return (*prompts, *(file for file, _, _ in said))
+    return tasks
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name of a task and its file, of [NAME=]FILE; a path that exists is a FILE, whatever characters it has."""
+    name, equals, file = text.partition("=")
+    if equals and not Path(text).expanduser().exists():
+        return name, file
+    return Path(text.partition("@")[0]).stem, text

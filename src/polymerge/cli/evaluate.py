@@ -84,7 +84,7 @@ def evaluate(
             options["batch_size"] = None
         _by_tool(model, words, out, more, as_json, options)
         return
-    from polymerge.evaluation.evaluate import evaluate as run
+    from polymerge.evaluation.evaluating import evaluate as run
 
     how = {name: options.pop(name) for name in ("data", "image_folder", "name", "max_new_tokens", "force")}
     with progress_bar("answers", unit="") as progress:
@@ -118,7 +118,7 @@ def _report(results: Results, out: str, as_json: bool) -> None:
     click.echo(f"{out}: results.json and every answer")
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("results", nargs=-1, required=True, type=click.Path())
 @click.option("--parents", metavar="A,B,...", help="Show gains over the mean of these models, given by name.")
 @click.option("--template", metavar="A", help="Show gains over this model, too, given by name.")

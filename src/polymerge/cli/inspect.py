@@ -77,8 +77,8 @@ def inspect(
 
 def _is_adapter(source: str) -> bool:
     from polymerge.checkpoints.adapter import is_adapter
+    from polymerge.checkpoints.folder import split_source
     from polymerge.checkpoints.hub import locate
-    from polymerge.checkpoints.joined import split_source
 
     try:
         return split_source(source)[1] is None and is_adapter(locate(source))

@@ -138,7 +138,7 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
     from polymerge.checkpoints.hub import one_commit
     from polymerge.inference.prompts import PromptSource
     from polymerge.tuning.outcome import describe_search
-    from polymerge.tuning.search import plan_search
+    from polymerge.tuning.search import SearchOptions, plan_search
     from polymerge.tuning.trials import Scoring
 
     out, write = options.pop("out"), options.pop("write")
@@ -158,10 +158,10 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
                 image_folder=options.pop("image_folder"),
             )  # fmt: skip
             knobs = parse_knobs(options.pop("vary"), options.pop("values"))
-            planned = plan_search(
-                _recipe(options), source, out or "", vary=knobs, judging=judging, scoring=scoring,
-                generation=generation, write=write, **how,
+            wanted = SearchOptions(
+                vary=knobs, judging=judging, scoring=scoring, generation=generation, write=write, **how
             )  # fmt: skip
+            planned = plan_search(_recipe(options), source, out or "", wanted)
         with progress_bar("answers", unit="") as progress:
             found = planned.run(progress)
     if as_json:

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from polymerge.charts import Series, draw, line_chart
+
+if TYPE_CHECKING:
+    import altair as alt
 
 GROUPS = (
-    ("perception", "perception", "tab:green"),
-    ("seen", "arithmetic, seen pairs", "tab:gray"),
-    ("unseen", "arithmetic, unseen pairs", "tab:red"),
+    ("perception", "perception"),
+    ("seen", "arithmetic, seen pairs"),
+    ("unseen", "arithmetic, unseen pairs"),
 )
-METHODS = (("task_arithmetic", "reasoning delta", "-"), ("random", "random delta", "--"))
+METHODS = (("task_arithmetic", "reasoning delta"), ("random", "random delta"))
 
 
-def plot(results: dict[str, Any], file: Path) -> None:
-    """Draw each group's accuracy with its standard error: solid for the reasoning delta, dashed for the random one."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def plot(results: dict[str, Any], stem: Path) -> None:
+    """Draw each group's accuracy, for the reasoning delta and for the random one, as STEM.png and STEM.svg."""
+    draw(lambda: [_chart(results)], stem)
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)  # draws to a file, needs no screen
-    axes = figure.subplots()
-    for group, label, colour in GROUPS:
-        for method, delta, style in METHODS:
-            rows = [row for row in results["rows"] if row["method"] in ("none", method)]
-            axes.errorbar(
-                [row["weight"] for row in rows],
-                [100 * row[group]["value"] for row in rows],
-                yerr=[100 * row[group]["error"] for row in rows],
-                color=colour,
-                linestyle=style,
-                marker="." if style == "-" else "",
-                capsize=3,
-                label=f"{label}: {delta}",
+
+def _chart(results: dict[str, Any]) -> alt.LayerChart:
+    rows = {(row["method"], row["weight"]): row for row in results["rows"]}
+    weights = sorted({weight for _, weight in rows})
+    series = {}
+    for group, label in GROUPS:
+        for method, delta in METHODS:
+            own = [rows.get((method, weight), rows.get(("none", weight))) for weight in weights]
+            value, error = (
+                [None if row is None else 100.0 * row[group][name] for row in own] for name in ("value", "error")
             )
-    axes.set_xlabel("weight of the delta added to the VLM's text tower")
-    axes.set_ylabel("right answers about held-out pictures, %")
-    axes.set_ylim(0, 102)
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize="small", ncols=2, loc="outside lower center")
-    figure.savefig(file, dpi=120)
+            pairs = list(zip(value, error, strict=True))
+            low = [None if one is None or off is None else one - off for one, off in pairs]
+            high = [None if one is None or off is None else one + off for one, off in pairs]
+            series[f"{label}: {delta}"] = Series(value, low, high)
+    return line_chart(
+        "What the merged model answers", ("weight of the delta added to the VLM's text tower", weights),
+        "right answers about held-out pictures, %", series, about="the shade is one standard error either way",
+    )  # fmt: skip

@@ -19,15 +19,20 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGen
 from transformers.utils import logging as transformers_logging
 
 from polymerge import merge
-
-from .choosing import choose_weight, report_choice
-from .demo_page import make_page
-from .demo_plot import plot
-from .exam import GROUPS, Question, Share, examine_language_model, examine_vlm, share, write_exam
-from .pictures import load_handwriting
-from .train import train_all
-from .trained_models import load, load_processor, save_language_model
-from .world import split_pairs
+from polymerge.demo.after_merging import choose_weight, make_page, report_choice
+from polymerge.demo.demo_plot import plot
+from polymerge.demo.digit_questions import (
+    GROUPS,
+    Question,
+    Share,
+    draw_questions,
+    score_language_model,
+    score_vlm,
+    share,
+)
+from polymerge.demo.train import train_all
+from polymerge.demo.trained_models import load, load_processor, save_language_model
+from polymerge.demo.world import load_handwriting, split_pairs
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_SEED = 1  # the world and the training run that the shipped checkpoints come from
@@ -62,7 +67,7 @@ def run(
     seed      of the world and the training, when training; the shipped checkpoints have their own
     weights   what the reasoning model's delta is multiplied with
     threads   of torch; models this small are fastest on one, and training then repeats to the bit
-    pictures  pictures per pair and kind of question; None for the full exam
+    pictures  pictures per pair and kind of question; None for all questions
     """
     started = time.perf_counter()
     seed = SHIPPED_SEED if seed is None or not train else seed
@@ -81,7 +86,7 @@ def run(
         bars.enable_progress_bar()
     results["seconds"] = round(time.perf_counter() - started, 1)
     (out / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, out / "demo.png")
+    plot(results, out / "demo")
     say(f"\n{results['seconds']:.0f} s. {out / results['page']} tells it all, and what each layer contributes.")
     say("Beside it lie demo.json, demo.png, the checkpoints, and every answer.")
     return results
@@ -92,30 +97,30 @@ def _tell(
 ) -> dict[str, Any]:
     pairs = split_pairs(seed)
     training, held_out = load_handwriting(seed)
-    exam = write_exam(pairs, held_out, seed, pictures=pictures)
-    say(_introduction(len(exam), sum(map(len, training.source)), sum(map(len, held_out.source))))
+    questions = draw_questions(pairs, held_out, seed, pictures=pictures)
+    say(_introduction(len(questions), sum(map(len, training.source)), sum(map(len, held_out.source))))
 
     base, reason, vlm = (str(checkpoints / name) for name in ("base", "reason", "vlm"))
     control = out / "random"
     write_control(Path(base), Path(reason), control, seed)
 
-    results: dict[str, Any] = {"seed": seed, "questions": len(exam), "in words": {}, "rows": []}
+    results: dict[str, Any] = {"seed": seed, "questions": len(questions), "in words": {}, "rows": []}
     say("Told in words (the language models, arithmetic on unseen pairs):")
     for name, folder in (("base", base), ("reasoning", reason)):
         model, tokenizer = load(LlamaForCausalLM, Path(folder)), AutoTokenizer.from_pretrained(folder)
-        some = [question for question in exam if question.group == "unseen"]
-        marks = share([float(mark) for mark in examine_language_model(model, tokenizer, some)], some)
-        results["in words"][name] = asdict(marks)
-        say(f"  {name:<24}{_percent(marks)}")
+        some = [question for question in questions if question.group == "unseen"]
+        found = share([float(right) for right in score_language_model(model, tokenizer, some)], some)
+        results["in words"][name] = asdict(found)
+        say(f"  {name:<24}{_percent(found)}")
 
     say(f"\nShown as pictures:{'':<8}{'perception':>14}{'unseen pairs':>15}{'seen pairs':>15}{'gain on unseen':>18}")
     reference: list[bool] = []
 
     def report(name: str, method: str, weight: float, folder: Path) -> None:
         model, processor = load(LlavaForConditionalGeneration, folder), load_processor(folder)
-        marks = examine_vlm(model, processor, exam)
-        reference[:] = reference or marks
-        row = _row(marks, reference, exam) | {"name": name, "method": method, "weight": weight}
+        right = score_vlm(model, processor, questions)
+        reference[:] = reference or right
+        row = _row(right, reference, questions) | {"name": name, "method": method, "weight": weight}
         results["rows"].append(row)
         say(_line(name, row, gain=method != "none"))
 
@@ -134,12 +139,12 @@ def _tell(
         report(f"{1 - weight:g} VLM + {weight:g} reasoning", "linear", weight, merged)
     # one more value beyond the last weight, for the ends of a search cannot be chosen
     step = weights[-1] - weights[-2] if len(weights) > 1 else weights[-1]
-    searched = choose_weight(_recipe(vlm, base, reason, 0.0), exam, (0.0, *weights, weights[-1] + step), out)
+    searched = choose_weight(_recipe(vlm, base, reason, 0.0), questions, (0.0, *weights, weights[-1] + step), out)
     results["choice"], told = report_choice(searched.outcome, results["rows"])
     say(told)
     chosen = _recipe(vlm, base, reason, results["choice"]["chosen"])
     merged = out / f"reason-{results['choice']['chosen']:g}"
-    page, told = make_page(Path(vlm), merged, chosen, exam, searched.folder, out)
+    page, told = make_page(Path(vlm), merged, chosen, questions, searched.folder, out)
     say("\nThe merge with the chosen weight beside the VLM as it was, on a part of the questions:\n")
     say(told)
     results["page"] = page.name
@@ -188,16 +193,16 @@ def _interpolation(vlm: str, other: str, weight: float) -> dict[str, Any]:
     }
 
 
-def _row(marks: list[bool], reference: list[bool], exam: list[Question]) -> Row:
-    """Summarise marks per group, and for unseen pairs per operation and against the marks of the plain VLM."""
+def _row(right: list[bool], reference: list[bool], questions: list[Question]) -> Row:
+    """Shares of right answers per group; for unseen pairs also per operation, and the gain over the plain VLM."""
     row: Row = {}
     for group, (kinds, _) in GROUPS.items():
-        places = [place for place, question in enumerate(exam) if question.group == group]
-        asked = [exam[place] for place in places]
-        row[group] = asdict(share([float(marks[place]) for place in places], asked))
+        places = [place for place, question in enumerate(questions) if question.group == group]
+        asked = [questions[place] for place in places]
+        row[group] = asdict(share([float(right[place]) for place in places], asked))
         if group == "unseen":
-            row["gain"] = asdict(share([float(marks[place]) - reference[place] for place in places], asked))
-            row["by kind"] = {kind: fmean(marks[p] for p in places if exam[p].kind == kind) for kind in kinds}
+            row["gain"] = asdict(share([float(right[place]) - reference[place] for place in places], asked))
+            row["by kind"] = {kind: fmean(right[p] for p in places if questions[p].kind == kind) for kind in kinds}
     return row
 
 
@@ -218,5 +223,5 @@ def _line(name: str, row: Row, *, gain: bool) -> str:
     return f"  {name:<24}{groups[1:]}{points:>18}"
 
 
-def _percent(marks: Share) -> str:
-    return f"{100 * marks.value:.1f} ± {100 * marks.error:.1f} %"
+def _percent(found: Share) -> str:
+    return f"{100 * found.value:.1f} ± {100 * found.error:.1f} %"

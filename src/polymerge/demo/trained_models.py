@@ -21,8 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .pictures import PATCH, SIZE
-from .world import ASSISTANT, BEGIN, END, IMAGE, PAD, USER, WORDS
+from polymerge.demo.world import ASSISTANT, BEGIN, END, IMAGE, PAD, PATCH, SIZE, USER, WORDS
 
 IMAGE_ID = len(WORDS)  # the vision-language model has one word more than the language models
 IMAGE_TOKENS = (SIZE // PATCH) ** 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import fsum, inf, sqrt
 from typing import Any, Final
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.engine.blocks import PieceBlocks, Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
@@ -42,7 +42,7 @@ class DeltaNorm:
     pieces: int
 
 
-def delta_norms(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> dict[str, DeltaNorm]:
+def delta_norms(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> dict[str, DeltaNorm]:
     """Compare each model, by its label, with the base in a sample of what is merged as deltas; {} without a base.
 
     entries  for each of the plan's inputs, where its tensors lie

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.dtypes import BITS
 from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, begins, clip, extents, same_numbers, shape_in
@@ -24,7 +24,7 @@ from polymerge.planning import Piece, Plan
 __all__ = ["Block", "PieceBlocks", "Updates", "Workspace", "repeats"]
 
 Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
-Load = Callable[[Entry], Array]
+Load = Callable[[TensorInfo], Array]
 """Reads a whole tensor, [rows, columns], in the working dtype."""
 
 
@@ -72,7 +72,7 @@ class PieceBlocks:
         self,
         piece: Piece,
         labels: Sequence[str],
-        entries: Sequence[Mapping[str, Entry]],
+        entries: Sequence[Mapping[str, TensorInfo]],
         files: Files,
         workspace: Workspace,
         block: int,
@@ -133,7 +133,7 @@ class PieceBlocks:
             f"{start + count}). A merge would spread it: mend the checkpoint, or name all of its tensor in exclude"
         )
 
-    def _load(self, entry: Entry) -> Array:
+    def _load(self, entry: TensorInfo) -> Array:
         """A whole tensor, which is a factor of an adapter and small."""
         count = prod(entry.shape)
         out = self._workspace.device.empty((count,), self.precision)
@@ -155,7 +155,7 @@ class PieceBlocks:
             done += run.count
 
 
-def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, Entry]], files: Files) -> bool:
+def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, TensorInfo]], files: Files) -> bool:
     """Whether two merged pieces hold the same numbers, in the base and in every model.
 
     entries  for each of the plan's inputs, where its tensors lie
@@ -178,8 +178,8 @@ class Update:
     stop: int
     first: int
     width: int
-    a: Entry | None
-    b: Entry
+    a: TensorInfo | None
+    b: TensorInfo
     scale: float
     transposed: bool
 
@@ -187,7 +187,7 @@ class Update:
 class Updates:
     """What adapters add to the elements of one expression; factors are read when the first block needs them."""
 
-    def __init__(self, expr: Expr, entries: Mapping[str, Entry], load: Load) -> None:
+    def __init__(self, expr: Expr, entries: Mapping[str, TensorInfo], load: Load) -> None:
         self._updates = tuple(_updates(expr, entries))
         self._load, self._lock = load, threading.Lock()
         self._factors: dict[int, tuple[Array, Array]] = {}
@@ -221,7 +221,7 @@ class Updates:
             return self._factors[number]
 
 
-def _updates(expr: Expr, entries: Mapping[str, Entry], shift: int = 0) -> Iterator[Update]:
+def _updates(expr: Expr, entries: Mapping[str, TensorInfo], shift: int = 0) -> Iterator[Update]:
     """The updates in an expression, in the order in which they are added; elements are counted from `shift`."""
     match expr:
         case Adapted(of, a, b, scale, transposed):

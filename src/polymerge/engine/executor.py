@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 def execute(
     plan: Plan,
-    entries: Sequence[Mapping[str, Entry]],
+    entries: Sequence[Mapping[str, TensorInfo]],
     write: Write,
     *,
     device: Device,
@@ -69,7 +69,7 @@ class Execution:
 
     def __init__(
         self,
-        entries: Sequence[Mapping[str, Entry]],
+        entries: Sequence[Mapping[str, TensorInfo]],
         *,
         device: Device,
         threads: int,

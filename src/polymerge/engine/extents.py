@@ -18,13 +18,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
-from polymerge.methods.kernels.cpu.transpose import turn
+from polymerge.methods.kernels.cpu.matrices import transpose
 from polymerge.planning import Step
 
 __all__ = ["Extent", "Files", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
@@ -59,7 +59,7 @@ class Extent:
     transposed: Transposed | None = None
 
 
-def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
+def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]:
     """Where the elements of an expression lie, in row-major order, without what adapters add to them."""
     match expr:
         case Read(name):
@@ -81,7 +81,7 @@ def extents(expr: Expr, entries: Mapping[str, Entry]) -> tuple[Extent, ...]:
             return ()
 
 
-def _transposed(entry: Entry, start: int, stop: int) -> Iterator[Extent]:
+def _transposed(entry: TensorInfo, start: int, stop: int) -> Iterator[Extent]:
     """The rows `start` to `stop` of the matrices of a tensor [n, columns, rows], seen one below the other."""
     _, columns, rows = entry.shape
     size = rows * columns * BITS[entry.dtype] // 8
@@ -118,12 +118,12 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
                 yield replace(run, count=last - first, transposed=transposed)
 
 
-def shape_in(expr: Expr, entries: Mapping[str, Entry]) -> tuple[int, ...]:
+def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
     """The shape of what an expression reads from these tensors."""
     return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
 
 
-def same_numbers(one: Expr, other: Expr, entries: Mapping[str, Entry], files: Files) -> bool:
+def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], files: Files) -> bool:
     """Whether two expressions over one input read the same bytes, which are then the same numbers.
 
     What an adapter adds is compared by its factors' names alone.
@@ -177,7 +177,7 @@ class Files:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def blocks(self, entry: Entry, size: int) -> Iterator[NDArray[np.uint8]]:
+    def blocks(self, entry: TensorInfo, size: int) -> Iterator[NDArray[np.uint8]]:
         """A tensor's bytes, `size` at a time; each array is valid until the next. Raises as `read` does."""
         buffer = np.empty(min(size, entry.nbytes), np.uint8)
         for start in range(0, entry.nbytes, size):
@@ -204,10 +204,10 @@ class Files:
                 self.read(run.file, offset + column * pitch, row.view("u1").data)
         out = np.frombuffer(buffer, bits)
         if run.count == wanted * columns:
-            turn(lying, out.reshape(wanted, columns))
+            transpose(lying, out.reshape(wanted, columns))
         else:
             begin, whole = skipped - first * columns, np.empty((wanted, columns), bits)
-            turn(lying, whole)
+            transpose(lying, whole)
             out[...] = whole.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
@@ -284,7 +284,7 @@ class TransposedWriter:
             begun = self._begun.get((step.name, matrix))
             if begun is None:
                 begun = self._begun[step.name, matrix] = _Begun(self._matrix(columns, rows, bits), rows)
-        turn(block, begun.lying[:, first : first + len(block)])
+        transpose(block, begun.lying[:, first : first + len(block)])
         with self._lock:
             begun.missing -= len(block)
             if begun.missing:

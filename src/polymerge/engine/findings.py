@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.dtypes import BITS, MERGEABLE
 from polymerge.engine.extents import Files
 from polymerge.methods import kernels
@@ -49,7 +49,7 @@ class Verification:
         return "\n".join(f"  {finding}" for finding in self.findings)
 
 
-def finite(entries: Iterable[Entry]) -> Finding:
+def finite(entries: Iterable[TensorInfo]) -> Finding:
     """Check that no value is NaN or infinite; each is read once, a block at a time."""
     bad = []
     values, wide = np.empty(BLOCK, np.float32), np.empty(0, np.float64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import byte_count
 from polymerge.engine.extents import Files
@@ -18,8 +18,7 @@ from polymerge.engine.statistics import draw_keys, exact_cutoffs
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors, of_dense, pad, stack, truncate
-from polymerge.methods.spaces import enter
+from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, method_function
 from polymerge.methods.ties import kept
 from polymerge.methods.weights import shares
@@ -44,7 +43,7 @@ class ModuleMerger:
     entries  for each of the plan's inputs, where its tensors lie
     """
 
-    def __init__(self, plan: Plan, entries: Sequence[Mapping[str, Entry]], files: Files, write: Write) -> None:
+    def __init__(self, plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, write: Write) -> None:
         self._plan, self._entries, self._files, self._write = plan, entries, files, write
         self._norms: dict[str, ModuleNorms] = {}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from polymerge.checkpoints.joined import split_source
+from polymerge.checkpoints.folder import split_source
 from polymerge.engine.provenance import RECORD, roles
 from polymerge.methods.table import METHODS
 from polymerge.planning import Plan

@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.adapter import Pair as Factored
 from polymerge.engine.extents import Files
 from polymerge.methods import kernels
-from polymerge.methods.factors import Factors, dot
+from polymerge.methods.lora import Factors, dot
 from polymerge.methods.table import METHODS
 from polymerge.recipe.parameters import Setting
 
@@ -178,7 +178,7 @@ def _is_zero(pair: Factored, files: Files) -> bool:
     return any(_all_zero(one, files) for one in (pair.b, pair.a)) and (not pair.bias or _all_zero(pair.bias, files))
 
 
-def _all_zero(entry: Entry, files: Files) -> bool:
+def _all_zero(entry: TensorInfo, files: Files) -> bool:
     raw: Any = np.empty(entry.nbytes, np.uint8)
     files.read(entry.file, entry.start, raw.data)
     values: Any = np.empty(prod(entry.shape), np.float32)

@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from polymerge.checkpoints import Checkpoint, Entry, open_checkpoint
+from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
-from polymerge.checkpoints.adapter_files import CONFIG
-from polymerge.checkpoints.folder import check_file
-from polymerge.checkpoints.hub import restore
-from polymerge.checkpoints.hub_files import companions
+from polymerge.checkpoints.discovery import CONFIG
+from polymerge.checkpoints.files import check_file
+from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
+from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import stamps_of
-from polymerge.checkpoints.joined import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.errors import CheckpointError
@@ -91,7 +90,7 @@ def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
             shutil.copyfile(Path(taken.folder) / name, folder / name)
 
 
-def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+def files_read(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:
     """Every weight file that a merge reads from, each once, in the order in which the plan's steps need them.
 
     entries  for each of the plan's inputs, where its tensors lie
@@ -105,7 +104,7 @@ def files_read(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]
     return list(dict.fromkeys(reads))
 
 
-def _files_merged(plan: Plan, entries: Sequence[Mapping[str, Entry]]) -> list[Path]:
+def _files_merged(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:
     """The weight files that hold what is merged, and what the template has in its place."""
     steps = dict.fromkeys(step for step, _, _ in plan.merged_pieces())
     reads = [place for step in steps for place in (*_reads(plan, step), (plan.template, step.name))]

@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.local_copy import pinned
+from polymerge.checkpoints.hub import pinned
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms
 from polymerge.planning import Input, Plan, Step

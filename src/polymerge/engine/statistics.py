@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from polymerge.engine.blocks import PieceBlocks
 from polymerge.methods import kernels
 from polymerge.methods.kernels import find_cutoffs, on_host
-from polymerge.methods.kernels.cpu.counting import count_around, count_bins
+from polymerge.methods.kernels.cpu.trimming import count_around, count_bins
 from polymerge.methods.ties import kept
 
 __all__ = ["RunAll", "Source", "cutoffs", "draw_keys", "exact_cutoffs", "gram"]

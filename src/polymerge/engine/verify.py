@@ -13,9 +13,9 @@ import numpy as np
 
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import is_adapter
+from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
-from polymerge.checkpoints.local_copy import bring
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.adapter import Adapter, open_adapter
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.hub import split_revision
 from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
 from polymerge.checkpoints.tensor_info import listed

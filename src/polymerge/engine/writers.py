@@ -11,11 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter, paired, token_rows
 from polymerge.checkpoints.adapter_config import read_lora_config
-from polymerge.checkpoints.adapter_files import CONFIG
-from polymerge.checkpoints.adapter_names import sort_names
+from polymerge.checkpoints.discovery import CONFIG
+from polymerge.checkpoints.names import sort_names
 from polymerge.checkpoints.output_folder import copy_companions
 from polymerge.checkpoints.tensor_info import Contents
 from polymerge.checkpoints.writer import Shards, lay_out
@@ -23,7 +23,7 @@ from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
 from polymerge.engine.opening import copy_beside
-from polymerge.errors import MissingExtraError, refuse_if_any
+from polymerge.errors import MissingExtraError, collecting, refuse_if_any
 from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import Plan
@@ -147,7 +147,7 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
     execute(plan, [one.entries for one in inputs], write, device=open_device("cpu"), threads=threads)
     factors, full = (
         [
-            Entry(name, dtype, shape, where / name, 0, len(buffers[name]))
+            TensorInfo(name, dtype, shape, where / name, 0, len(buffers[name]))
             for name, dtype, shape in _tensors(plan, lora=lora)
         ]
         for lora in (True, False)
@@ -155,24 +155,24 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
     template, config = inputs[plan.template].adapter, _adapter_config(plan, inputs)
     assert template is not None
     apart = plan.layout == "llava" and bool(full)
-    contents = [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)]
-    found, _ = sort_names(template.folder, contents)
     said = template.folder / CONFIG
+    found, _ = sort_names(template.folder, [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)])
     rules = read_lora_config(config, str(said))
-    (pairs, unpaired), (tokens, lost) = paired(found, rules, said), token_rows(found, rules, said)
-    refuse_if_any([*unpaired, *lost])
-    made = Adapter(
-        source=template.source,
-        folder=template.folder,
+    with collecting() as wrong:
+        pairs, tokens = paired(found, rules, said), token_rows(found, rules, said)
+    refuse_if_any(wrong)  # inside another block nothing has been raised yet
+    made = replace(
+        template,
         config=config,
-        model_config=template.model_config,
         layout="llava" if apart else "peft",
         pairs=pairs,
         extras=found.extras,
         tokens=tokens,
-        files=tuple(entry.file for entry in (*factors, *full)),
+        files=tuple(tensor.file for tensor in (*factors, *full)),
         skipped={},
-        beside=tuple(entry.file for entry in full) if apart else (),
+        beside=tuple(tensor.file for tensor in full) if apart else (),
+        became={},
+        left_out={},
     )
     return made, {where / name: memoryview(buffer) for name, buffer in buffers.items()}
 

@@ -7,9 +7,8 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polymerge.evaluation.comparison import Comparison
+from polymerge.evaluation.comparison import Comparison, Gain
 from polymerge.evaluation.comparison_plot import draw_comparison
-from polymerge.evaluation.gains import Gain
 from polymerge.evaluation.results import Results
 
 __all__ = ["describe_results", "gains_csv", "markdown", "plain_text", "scores_csv", "write_comparison"]
@@ -62,10 +61,7 @@ def gains_csv(compared: Comparison) -> str:
 
 
 def write_comparison(compared: Comparison, folder: Path) -> list[Path]:
-    """Write compare.md, compare.csv, gains.csv where there are gains, compare.png and compare.svg.
-
-    raises MissingExtraError without matplotlib, before anything is written.
-    """
+    """Write compare.md, compare.csv, gains.csv where there are gains, compare.png and compare.svg; what was written."""
     texts = {"compare.md": markdown(compared), "compare.csv": scores_csv(compared)}
     if compared.gains:
         texts["gains.csv"] = gains_csv(compared)

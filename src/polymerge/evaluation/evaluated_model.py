@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.adapter import is_adapter
-from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.hub_files import remote_of
-from polymerge.checkpoints.local_copy import bring, pinned
+from polymerge.checkpoints.folder import bring
+from polymerge.checkpoints.hub import locate, pinned, remote_of
 from polymerge.errors import RecipeError
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.folding import fold_recipe
 
-__all__ = ["Subject", "subject"]
+__all__ = ["EvaluatedModel", "evaluated_model"]
 
 _PLUS = "+"
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model that is to be evaluated.
 
     name    what tables call it
@@ -58,7 +57,7 @@ class Subject:
         return Path(own) if own else None
 
 
-def subject(source: str, name: str | None = None) -> Subject:
+def evaluated_model(source: str, name: str | None = None) -> EvaluatedModel:
     """The model that MODEL on the command line is.
 
     source  a folder, a hub id, BASE+ADAPTER of such, or an adapter alone, whose config names its base
@@ -78,12 +77,12 @@ def subject(source: str, name: str | None = None) -> Subject:
         return _folded(source, fold_recipe(source, None), name)
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{source}: has no config.json. Give the folder of a checkpoint, or BASE+ADAPTER")
-    return Subject(source, name or (folder.name if path.exists() else _short(source)), folder, None)
+    return EvaluatedModel(source, name or (folder.name if path.exists() else _short(source)), folder, None)
 
 
-def _folded(source: str, recipe: dict[str, Any], name: str | None) -> Subject:
+def _folded(source: str, recipe: dict[str, Any], name: str | None) -> EvaluatedModel:
     plan = make_plan(recipe)
-    return Subject(source, name or _short(recipe["models"][0]), Path(plan.inputs[0].path), plan)
+    return EvaluatedModel(source, name or _short(recipe["models"][0]), Path(plan.inputs[0].path), plan)
 
 
 def _short(source: str) -> str:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.json_files import Broken, json_of, kind_of, shortened, text_of_file
+import msgspec
 
-__all__ = ["Line", "Predictions", "failures_note", "is_failure", "read_predictions", "some_of"]
+from polymerge.checkpoints.json_objects import parse_json, read_text
+from polymerge.errors import PolymergeError, RecipeError, collecting
+
+__all__ = [
+    "MOST_SHOWN",
+    "Line",
+    "Predictions",
+    "at_most_shown",
+    "failures_note",
+    "is_failure",
+    "numbered_lines",
+    "read_predictions",
+    "some_of",
+]
+
+MOST_SHOWN = 20
+"""Problems of one file that are listed; a file of the wrong kind has one on every line."""
 
 # VLMEvalKit's begin so, whatever its API's name and the error behind; of lmms-eval, those of its API models, of Oryx
 # and of models that go on from a video
@@ -22,16 +38,23 @@ _FAILURE: Final = re.compile(
 )
 
 
+class _Fields(msgspec.Struct):
+    """A line as it is written; other keys do not count."""
+
+    question_id: str | int
+    text: str | None
+    prompt: Any = msgspec.UNSET
+
+
 @dataclass(frozen=True)
 class Line:
-    """A line: where it is, its question_id as written, its text or None for null, its prompt if it has one."""
+    """A line: where it is, its question_id as written, its text or None for null, its prompt or UNSET."""
 
     where: str
     number: int
     id: str | int
     text: str | None
-    prompt: object = None
-    has_prompt: bool = False
+    prompt: object = msgspec.UNSET
 
     @property
     def answer(self) -> str | None:
@@ -53,40 +76,38 @@ class Predictions:
 
     def notes(self, known: Sequence[str]) -> list[str]:
         """What is odd about the file, given the question_ids that are annotated."""
-        annotated = set(known)
-        by_id = self.by_id()
-        repeated = [line for line in self.lines if by_id[str(line.id)] is not line]
-        unknown = [line for line in self.lines if str(line.id) not in annotated]
-        null = [line for line in by_id.values() if line.text is None and str(line.id) in annotated]
-        failed = [line for line in by_id.values() if line.text is not None and line.answer is None]
-        failed = [line for line in failed if str(line.id) in annotated]
-        missing = [name for name in known if name not in by_id]
-        found = [
+        annotated, by_id = set(known), self.by_id()
+        counted = [line for name, line in by_id.items() if name in annotated]
+        found: list[tuple[Sequence[int], str]] = [
             (self.blank, "blank, passed over"),
-            (_numbers(repeated), "of a question_id that comes again below, where the last line counts"),
-            (_numbers(unknown), "of a question_id that is not annotated, ignored"),
-            (_numbers(null), "with null for a text: no answer, and wrong"),
-            (_numbers(failed), "with a tool's message of a failure for a text: no answer, and wrong"),
+            (
+                [line.number for line in self.lines if by_id[str(line.id)] is not line],
+                "of a question_id that comes again below, where the last line counts",
+            ),
+            (
+                [line.number for line in self.lines if str(line.id) not in annotated],
+                "of a question_id that is not annotated, ignored",
+            ),
+            (
+                [line.number for line in counted if line.text is None],
+                "with null for a text: no answer, and wrong",
+            ),
+            (
+                [line.number for line in counted if line.text is not None and line.answer is None],
+                "with a tool's message of a failure for a text: no answer, and wrong",
+            ),
         ]
-        notes = [f"{self.file}: {_lines(lines)} {what}: {_numbered(lines)}" for lines, what in found if lines]
-        if missing:
+        notes = [
+            f"{self.file}: {len(numbers)} line{'s' if len(numbers) > 1 else ''} {what}: {some_of([*map(str, numbers)])}"
+            for numbers, what in found
+            if numbers
+        ]
+        if missing := [name for name in known if name not in by_id]:
             notes.append(
                 f"{self.file}: {len(missing)} of {len(known)} annotated questions have no line and count as wrong: "
                 f"{some_of(missing)}"
             )
         return notes
-
-
-def _numbers(lines: Sequence[Line]) -> list[int]:
-    return [line.number for line in lines]
-
-
-def _lines(numbers: Sequence[int]) -> str:
-    return f"{len(numbers)} line{'s' if len(numbers) > 1 else ''}"
-
-
-def _numbered(numbers: Sequence[int]) -> str:
-    return some_of([str(number) for number in numbers])
 
 
 def some_of(names: Sequence[str], most: int = 5) -> str:
@@ -106,49 +127,51 @@ def failures_note(count: int) -> str:
     return f"{count} of the answers {verb} a message of a failed request, and {verb} scored as if the model had said it"
 
 
-def read_predictions(file: Path, problems: list[PolymergeError]) -> Predictions:
-    """The lines of a file; every line that cannot be one is added to `problems`.
+@contextmanager
+def at_most_shown(file: Path) -> Iterator[list[PolymergeError]]:
+    """Gather the problems of one file as `collecting` does, and name at most MOST_SHOWN of them."""
+    with collecting() as found:
+        try:
+            yield found
+        except PolymergeError as error:
+            found.extend(error.problems)
+        if more := len(found[MOST_SHOWN:]):
+            found[MOST_SHOWN:] = [RecipeError(f"{file}: {more} more problems like these")]
+
+
+def numbered_lines(file: Path) -> list[tuple[int, str]]:
+    """The lines of a text file, blank ones included, each with its number from 1; only a line feed ends one.
+
+    raises RecipeError where the file cannot be read or is not UTF-8.
+    """
+    lines = read_text(file, encoding="utf-8-sig", error=RecipeError, then="Save it as UTF-8.").split("\n")
+    return list(enumerate(lines[:-1] if lines[-1] == "" else lines, 1))
+
+
+_CUT = "Remove the line, which is the last and may have been cut off, or finish the run."
+
+
+def read_predictions(file: Path) -> Predictions:
+    """The lines of a file; every line that cannot be one is refused.
 
     A line must be an object with a question_id (text or whole number) and a text; null stands for no answer.
     """
-    try:
-        content = text_of_file(file)
-    except RecipeError as error:
-        problems.append(error)
-        return Predictions(file, (), ())
-    if content.lstrip().startswith("["):
-        problems.append(
-            RecipeError(f"{file}: is a JSON array, not a line of JSON for each prediction. Write one object a line.")
-        )
-        return Predictions(file, (), ())
     found: list[Line] = []
     blank: list[int] = []
-    wrong: list[PolymergeError] = []
-    rows = content.split("\n")
-    for number, row in enumerate(rows[:-1] if rows[-1] == "" else rows, 1):
-        if not row.strip():
-            blank.append(number)
-            continue
-        try:
-            found.append(_line(f"{file}:{number}", number, json_of(row)))
-        except Broken as error:
-            wrong.append(RecipeError(f"{file}:{number}: {error}{_CUT if number == len(rows) else ''}"))
-    problems += shortened(wrong, file)
+    with at_most_shown(file):
+        lines = numbered_lines(file)
+        first = next((text for _, text in lines if text.strip()), "")
+        if first.lstrip().startswith("["):
+            raise RecipeError(
+                f"{file}: is a JSON array, not a line of JSON for each prediction. Write one object a line."
+            )
+        for number, text in lines:
+            if not text.strip():
+                blank.append(number)
+                continue
+            with collecting():
+                where = f"{file}:{number}"
+                then = _CUT if number == len(lines) else "Remove the line or correct it; null stands for no answer."
+                line = parse_json(text, where, _Fields, error=RecipeError, then=then)
+                found.append(Line(where, number, line.question_id, line.text, line.prompt))
     return Predictions(file, tuple(found), tuple(blank))
-
-
-_CUT = ". It is the last line and may have been cut off: remove it, or finish the run"
-
-
-def _line(where: str, number: int, value: Any) -> Line:
-    if not isinstance(value, dict):
-        raise Broken(f"is {kind_of(value)}, not an object with question_id and text. Remove the line or correct it.")
-    if "question_id" not in value or "text" not in value:
-        lacking = " and ".join(f"'{key}'" for key in ("question_id", "text") if key not in value)
-        raise Broken(f"has no {lacking}; its keys are {some_of(list(value)) or 'none'}. Each line needs both.")
-    name, text = value["question_id"], value["text"]
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise Broken(f"question_id is {kind_of(name)} ({name!r}), not a text or a whole number")
-    if text is not None and not isinstance(text, str):
-        raise Broken(f"text is {kind_of(text)} ({text!r:.60}), not a text; write null for no answer")
-    return Line(where, number, name, text, value.get("prompt"), "prompt" in value)

@@ -11,13 +11,14 @@ Nothing in it depends on when, where or by how many workers it was made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.json_files import Broken, json_of, kind_of, shortened, text_of_file
+import msgspec
+
+from polymerge.checkpoints.json_objects import checked, read_json
+from polymerge.errors import PolymergeError, RecipeError, refuse
+from polymerge.evaluation.predictions import at_most_shown
 from polymerge.evaluation.scoring import TaskScore
 
 __all__ = ["FILE", "FORMAT", "VERSION", "Results", "TaskResult", "read_results", "task_result"]
@@ -25,11 +26,12 @@ __all__ = ["FILE", "FORMAT", "VERSION", "Results", "TaskResult", "read_results",
 FORMAT, VERSION = "polymerge results", 1
 FILE = "results.json"
 
-Numbers = Mapping[str, float | None]
+Number = Annotated[float, msgspec.Meta(ge=-1e308, le=1e308)]  # not NaN, nor infinite
+Group = Literal["seen", "unseen"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class TaskResult:
+class TaskResult(msgspec.Struct, frozen=True):
     """What a model is worth at a task.
 
     score         in `unit`; None where it could not be had, and `reason` says why
@@ -43,23 +45,22 @@ class TaskResult:
     settings      how it was asked
     """
 
-    score: float | None
-    unit: str = "%"
-    group: str | None = None
-    as_published: float | None = None
-    right: float | None = None
-    total: int = 0
-    failed: int = 0
+    score: Number | None = None
+    unit: Literal["%", "points"] = "%"
+    group: Group | None = None
+    as_published: Number | None = None
+    right: Number | None = None
+    total: Count = 0
+    failed: Count = 0
     reason: str | None = None
-    samples: Mapping[str, float] | None = None
-    metrics: Numbers = field(default_factory=dict)
-    published_metrics: Numbers = field(default_factory=dict)
+    samples: Mapping[str, Number] | None = None
+    metrics: Mapping[str, Number | None] = {}
+    published_metrics: Mapping[str, Number | None] = {}
     notes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Results:
+class Results(msgspec.Struct, frozen=True):
     """A model's results.
 
     tool      polymerge, lmms-eval or vlmevalkit
@@ -68,9 +69,9 @@ class Results:
     """
 
     tool: str
-    model: Mapping[str, Any]
-    tasks: Mapping[str, TaskResult]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: dict[str, Any]
+    tasks: dict[str, TaskResult]
+    settings: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -85,12 +86,12 @@ class Results:
             "tool": self.tool,
             "model": dict(self.model),
             "settings": dict(self.settings),
-            "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+            "tasks": msgspec.to_builtins(self.tasks),
         }
 
 
 def task_result(
-    scored: TaskScore, group: str | None, failed: int, settings: Mapping[str, Any], folder: Path
+    scored: TaskScore, group: Group | None, failed: int, settings: Mapping[str, Any], folder: Path
 ) -> TaskResult:
     """The result that a score is.
 
@@ -112,88 +113,32 @@ def task_result(
     )
 
 
-def read_results(path: Path, problems: list[PolymergeError]) -> Results | None:
-    """The results in a file, or in the folder of a run; None, with all that is wrong, where they cannot be read."""
+_AGAIN = "Evaluate again."
+
+
+class _Named(msgspec.Struct):
+    """What a model has beside what tells which it is."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+def read_results(path: Path) -> Results | None:
+    """The results in a file, or in the folder of a run; None where they were refused, with all that is wrong."""
     file = path / FILE if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        problems.append(RecipeError(f"{path}: has no {FILE}. Is it the folder of a finished `polymerge evaluate`?"))
-        return None
-    try:
-        value = json_of(text_of_file(file))
-    except Broken as error:
-        problems.append(RecipeError(f"{file}: {error}. Evaluate again."))
-        return None
-    except RecipeError as error:
-        problems.append(error)
-        return None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        problems.append(RecipeError(f"{file}: is no results file of `polymerge evaluate`. Give its {FILE}"))
-        return None
-    if value.get("version") != VERSION:
-        problems.append(
-            RecipeError(f"{file}: is of version {value.get('version')!r} of the format, this polymerge reads {VERSION}")
-        )
-        return None
-    wrong: list[str] = []
-    model, tasks = value.get("model"), value.get("tasks")
-    if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not model["name"]:
-        wrong.append("model has no name")
-    if not isinstance(tasks, dict) or not tasks:
-        wrong.append("tasks is not an object with at least one task")
-    read = {name: _task(name, task, wrong) for name, task in tasks.items()} if isinstance(tasks, dict) else {}
-    problems += shortened([RecipeError(f"{file}: {one}") for one in wrong], file)
-    if wrong or not isinstance(model, dict):
-        return None
-    settings = value.get("settings")
-    return Results(str(value.get("tool", "polymerge")), model, read, settings if isinstance(settings, dict) else {})
-
-
-def _task(name: str, value: Any, wrong: list[str]) -> TaskResult:
-    if not isinstance(value, dict):
-        wrong.append(f"{name}: is {kind_of(value)}, not an object")
-        return TaskResult(None)
-
-    def number(key: str) -> float | None:
-        found = value.get(key)
-        if found is None or _finite(found):
-            return found
-        wrong.append(f"{name}: {key} is {found!r:.60}, not a number")
-        return None
-
-    def count(key: str) -> int:
-        found = value.get(key, 0)
-        if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
-            return found
-        wrong.append(f"{name}: {key} is {found!r:.60}, not a whole number of at least 0")
-        return 0
-
-    def numbers(key: str, empty: bool) -> dict[str, Any]:
-        found = value.get(key) or {}
-        if isinstance(found, dict) and all(_finite(one) or (one is None and empty) for one in found.values()):
-            return found
-        wrong.append(f"{name}: {key} is not an object of numbers")
-        return {}
-
-    if value.get("group") not in ("seen", "unseen", None):
-        wrong.append(f"{name}: group is {value.get('group')!r:.60}, not seen, unseen or null")
-    if value.get("unit", "%") not in ("%", "points"):
-        wrong.append(f"{name}: unit is {value.get('unit')!r:.60}, not % or points")
-    return TaskResult(
-        number("score"),
-        unit=str(value.get("unit", "%")),
-        group=value.get("group"),
-        as_published=number("as_published"),
-        right=number("right"),
-        total=count("total"),
-        failed=count("failed"),
-        reason=value.get("reason"),
-        samples=numbers("samples", empty=False) or None,
-        metrics=numbers("metrics", empty=True),
-        published_metrics=numbers("published_metrics", empty=True),
-        notes=tuple(map(str, value.get("notes") or ())),
-        settings=value.get("settings") or {},
-    )
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    with at_most_shown(file) as wrong:
+        if path.is_dir() and not file.is_file():
+            raise RecipeError(f"{path}: has no {FILE}. Is it the folder of a finished `polymerge evaluate`?")
+        value = read_json(file, dict[str, Any], encoding="utf-8-sig", error=RecipeError, then=_AGAIN)
+        if value.get("format") != FORMAT:
+            raise RecipeError(f"{file}: is no results file of `polymerge evaluate`. Give its {FILE}")
+        if value.get("version") != VERSION:
+            version = value.get("version")
+            raise RecipeError(f"{file}: is of version {version!r} of the format, this polymerge reads {VERSION}")
+        try:
+            checked(value.get("model"), _Named, f"{file}: model", error=RecipeError, then=_AGAIN)
+        except PolymergeError as error:
+            refuse(error)
+        if value.get("tasks") == {}:
+            refuse(RecipeError(f"{file}: tasks is empty. {_AGAIN}"))
+        found = checked({"tool": "polymerge", **value}, Results, str(file), error=RecipeError, then=_AGAIN)
+    return None if wrong else found

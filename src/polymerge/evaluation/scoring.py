@@ -19,16 +19,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import PolymergeError, refuse_if_any
-from polymerge.evaluation.json_files import shortened
-from polymerge.evaluation.mm_mergebench.annotations import Truth, answers_in, question_items, read_truth
+from polymerge.errors import collecting
+from polymerge.evaluation.mm_mergebench.annotations import Truth, answers_in, question_items, read_truth, truth_of
 from polymerge.evaluation.mm_mergebench.published import Published, as_published
 from polymerge.evaluation.mm_mergebench.tasks import task_named
-from polymerge.evaluation.predictions import Predictions, read_predictions
+from polymerge.evaluation.predictions import Predictions, at_most_shown, read_predictions
 from polymerge.evaluation.scorers import SCORERS, Scored, scorer_named
-from polymerge.evaluation.scorers.caption_metrics import METRICS, WITHOUT_JAVA, caption_metrics
-from polymerge.evaluation.scorers.caption_words import NOT_PTB, plain_tokens
-from polymerge.evaluation.scorers.java import NEEDS_JAVA, has_java
+from polymerge.evaluation.scorers.caption_metrics import (
+    METRICS,
+    NEEDS_JAVA,
+    NOT_PTB,
+    WITHOUT_JAVA,
+    caption_metrics,
+    has_java,
+    plain_tokens,
+)
 
 __all__ = ["TaskScore", "score_predictions", "score_questions"]
 
@@ -74,10 +79,9 @@ def score_predictions(task: str, predictions_file: str | Path, annotations_folde
     for captions without pycocoevalcap.
     """
     row = task_named(task)
-    problems: list[PolymergeError] = []
-    predictions = read_predictions(Path(predictions_file), problems)
-    truth = read_truth(row, Path(annotations_folder), problems)
-    refuse_if_any(problems)
+    with collecting():
+        predictions = read_predictions(Path(predictions_file))
+        truth = read_truth(row, Path(annotations_folder))
     published = as_published(row, predictions, truth)
     texts = _texts(predictions, truth)
     if row.kind == "captions" and not has_java():
@@ -104,17 +108,15 @@ def score_questions(scorer: str, predictions_file: str | Path, questions_file: s
     raises RecipeError for an unknown scorer, Refused with everything that is wrong with the files.
     """
     row = scorer_named(scorer)
-    problems: list[PolymergeError] = []
-    predictions = read_predictions(Path(predictions_file), problems)
     path = Path(questions_file)
-    items = question_items(path, problems)
-    wrong: list[PolymergeError] = []
-    references: list[Any] = [answers_in(item, wrong) for item in items]
-    problems += shortened(wrong, path)
-    refuse_if_any(problems)
+    with collecting():
+        predictions = read_predictions(Path(predictions_file))
+        items = question_items(path)
+        with at_most_shown(path):
+            references: list[Any] = [answers_in(item) for item in items]
     if row.name == "box_iou":
         references = [", ".join(answers) for answers in references]
-    truth = Truth(tuple(str(item.id) for item in items), tuple(references), tuple(items))
+    truth = truth_of(items, references)
     scored = row.score(_texts(predictions, truth), truth.references)
     none = f"{row.name} is a scorer, not a task of the benchmark, and has no published script"
     return _task_score(row.name, scored, none, predictions, truth, {})

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from polymerge.checkpoints.wrappers import unwrapped, wrappers_in
+from polymerge.checkpoints.names import unwrapped, wrappers_in
 from polymerge.families.config import Config, family_of, text_config
 from polymerge.families.registry import FAMILIES, GENERIC, claimed
 from polymerge.families.rules import Family

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from polymerge.checkpoints import Entry, open_checkpoint
+from polymerge.checkpoints import TensorInfo, open_checkpoint
+from polymerge.checkpoints.folder import join
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import join
 from polymerge.checkpoints.loading import DTYPES, load_model, plain_loading, quiet
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
@@ -320,7 +320,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(raw)
 
 
-def _stored(entry: Entry) -> Tensor:
+def _stored(entry: TensorInfo) -> Tensor:
     """A tensor of a checkpoint as it lies on disk."""
     tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
     files = Files()

@@ -30,7 +30,7 @@ def dare_linear(
     depend on nothing but the key and the element's place; the quotient is taken as a product with 1 / density.
 
     deltas     [model, n]  task vectors, float32 or float64; overwritten by the thinned ones
-    weight     [model]     each model's say, of either sign
+    weight     [model]     each model's coefficient, of either sign
     density    [model]     chance of an entry to be kept, in [0, 1]; one number stands for all models
     rescale    multiply what is kept by 1 / density
     normalize  divide the weights by their sum
@@ -62,7 +62,7 @@ def dare_ties(
     Vision's form is `rescale=False`, `elect="unweighted"`, `normalize="count"`.
 
     deltas     [model, n]  task vectors, float32 or float64; overwritten by the thinned ones
-    weight     [model]     each model's say, of either sign
+    weight     [model]     each model's coefficient, of either sign
     density    [model]     chance of an entry to be kept, in [0, 1]; one number stands for all models
     rescale    multiply what is kept by 1 / density
     elect      weighted: by the sum of weight * delta; unweighted: by the sum of deltas

@@ -1,4 +1,4 @@
-"""RobustMerge: prune adapters, make up for what was pruned, balance the tasks."""
+"""RobustMerge: prune adapters, scale up what is left of each rank, balance the tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from polymerge.errors import RecipeError
-from polymerge.methods.factors import Factors, Wide, check_shapes, narrow
+from polymerge.methods.lora import Factors, Wide, check_shapes, narrow
 from polymerge.methods.weights import per_model
 
 __all__ = ["Compose", "robustmerge"]
@@ -80,7 +80,7 @@ def _pruned(x: Wide, density: float) -> Wide:
 
 
 def _scales(a: Wide, kept: Wide, floor: float | None) -> Wide:
-    """What makes up, rank row by rank row, for the magnitude that pruning took from it."""
+    """The scale of each rank row that makes up for the magnitude that pruning took from it."""
     before, after = np.abs(a).sum(axis=1), np.abs(kept).sum(axis=1)
     scales: Wide = np.divide(before, after, out=np.ones_like(before), where=after > 0)
     scales[(after == 0) & (before > 0)] = scales.max()

@@ -22,7 +22,7 @@ Value = float | bool | str
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that a recipe can set for a method.
+    """A parameter that a recipe can set for a method.
 
     kind      number, count (a whole number from 1), flag (true or false) or choice
     default   None where the recipe has to say it, or, if it is optional, where there is none
@@ -83,6 +83,12 @@ class Method:
     adds_ranks: bool = False
     equal_ranks: bool = False
 
+    def __post_init__(self) -> None:
+        if self.statistic == "cutoff" and not self.parameter("density"):
+            raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
+        if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
+            raise ValueError(f"{self.name}: only methods on factors know of ranks")
+
     @property
     def copies(self) -> bool:
         """Whether it merges nothing and keeps the template's tensor."""
@@ -117,7 +123,7 @@ AGREE: Final = ("weight", "count", "none")
 RESCALE: Final = Parameter("rescale", "flag", True)
 
 SHARED: Final = frozenset({"scale", "trim"})
-"""Parameters that the runner carries out, not the function: scale multiplies any merged delta, trim says over what a
+"""Parameters that the executor carries out, not the function: scale multiplies any merged delta, trim says over what a
 cutoff is taken."""
 
 _ROWS: Final = (
@@ -126,7 +132,7 @@ _ROWS: Final = (
         "weighted average of the models",
         "Model soups (Wortsman et al. 2022); `base` of Bring Reason to Vision; interpolation of AdaMMS, equation 1",
         on="weights",
-        function="polymerge.methods.linear:linear",
+        function="polymerge.methods.sums:linear",
         parameters=(WEIGHT, Parameter("normalize", "flag", True)),
         additive=True,
     ),
@@ -135,7 +141,7 @@ _ROWS: Final = (
         "base plus a weighted sum of deltas",
         "Editing models with task arithmetic (Ilharco et al. 2023)",
         on="deltas",
-        function="polymerge.methods.task_arithmetic:task_arithmetic",
+        function="polymerge.methods.sums:task_arithmetic",
         parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
         additive=True,
     ),
@@ -185,7 +191,7 @@ _ROWS: Final = (
         "interpolate two models along the arc between them, tensor by tensor",
         "Animating rotation with quaternion curves (Shoemake 1985), applied to flattened tensors",
         on="weights",
-        function="polymerge.methods.slerp:slerp",
+        function="polymerge.methods.sums:slerp",
         parameters=(Parameter("t", "number", low=0.0, high=1.0, between=True),),
         statistic="gram",
         models=2,
@@ -195,7 +201,7 @@ _ROWS: Final = (
         "base plus deltas, each weighted by its share of all squared norms",
         "MetaGPT (Zhou et al. 2024); a baseline of AdaMMS",
         on="deltas",
-        function="polymerge.methods.metagpt:metagpt",
+        function="polymerge.methods.sums:metagpt",
         parameters=(SCALE,),
         statistic="gram",
         span="model",
@@ -221,7 +227,7 @@ _ROWS: Final = (
         "weighted sum of the updates, exact: factors side by side, rank the sum of the ranks",
         "PEFT's `cat`",
         on="factors",
-        function="polymerge.methods.cat:cat",
+        function="polymerge.methods.sums:cat",
         parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
         adds_ranks=True,
     ),
@@ -230,7 +236,7 @@ _ROWS: Final = (
         "weighted sum of the updates, cut to a rank by SVD",
         "PEFT's `svd`; Eckart and Young 1936",
         on="factors",
-        function="polymerge.methods.cat:svd",
+        function="polymerge.methods.sums:svd",
         parameters=(WEIGHT, Parameter("normalize", "flag", False), SCALE),
     ),
     Method(
@@ -260,7 +266,7 @@ ADAPTERS: Final = (
     ),
 )
 """What any method takes beside its own parameters where the models are adapters: the space in which it acts on them,
-the rank of the output, and what becomes of the full weights that travel with them."""
+the rank of the output, and what becomes of the non-LoRA weights that are stored with them."""
 
 
 def method_function(row: Method) -> Callable[..., Any]:

@@ -53,7 +53,7 @@ def ties(
     agreeing weights smaller than 1e-8 in magnitude does not divide.
 
     deltas     [model, n]  task vectors, float32 or float64; overwritten by the trimmed ones
-    weight     [model]     each model's say, of either sign
+    weight     [model]     each model's coefficient, of either sign
     density    [model]     share of entries kept, in [0, 1]; one number stands for all models
     elect      weighted: by the sum of weight * delta; unweighted: by the sum of deltas
     normalize  divide by the agreeing weights, by the count of those who agree, or by nothing

@@ -1,4 +1,4 @@
-"""TSV-Merge: keep each adapter's largest singular directions and turn them away from each other."""
+"""TSV-Merge: keep each adapter's largest singular directions and make them orthogonal to the others'."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polymerge.methods.factors import Decomposition, Factors, Wide, check_rank, check_shapes, decompose, narrow
+from polymerge.methods.lora import Decomposition, Factors, Wide, check_rank, check_shapes, decompose, narrow
 from polymerge.methods.weights import PerModel, per_model
 
 __all__ = ["tsv"]
@@ -19,13 +19,13 @@ def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
     components, an equal share; side by side they form U, S and V; U and V are replaced by the nearest matrices with
     orthonormal columns (Procrustes: P Q^T for U = P D Q^T), and U_perp S V_perp^T is the merged update. Everything is
     computed from the factors. Where this differs: the paper has no weights, here they multiply the singular values; the
-    share is `rank // T` components of the wanted rank, not of the full one. Directions that are no directions take no
-    part (singular values of zero, models of weight zero), and where U or V is not of full rank, as with equal adapters,
-    what it lacks stays zero, where the paper's P Q^T has arbitrary vectors: equal adapters then give one adapter's part
+    share is `rank // T` components of the wanted rank, not of the full one. Singular values
+    of zero and models of weight zero take no part, and where U or V is not of full rank, as with equal adapters, what
+    it lacks stays zero, where the paper's P Q^T has arbitrary vectors: equal adapters then give one adapter's part
     times the mean of the weights.
 
     pairs    [model]  updates of one shape [out, in], of any ranks
-    weight   [model]  each model's say, of either sign; it does not change the directions
+    weight   [model]  each model's coefficient, of either sign; it does not change the directions
     rank     at least 1; every model keeps its max(1, rank // T) largest components
     returns  factors of rank T * max(1, rank // T), or less where models have less; for one model of weight 1 its update
     raises   RecipeError where shapes differ, `weight` is not one number per model, or `rank` is below 1
@@ -46,10 +46,10 @@ def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
         return Factors(np.zeros((len(left), 1), np.float32), np.zeros((1, len(right)), np.float32))
     s = np.concatenate(values)
     roots = np.sqrt(np.abs(s))
-    return Factors(narrow(_apart(left) * (np.sign(s) * roots)), narrow((_apart(right) * roots).T))
+    return Factors(narrow(_orthonormal(left) * (np.sign(s) * roots)), narrow((_orthonormal(right) * roots).T))
 
 
-def _apart(x: Wide) -> Wide:
+def _orthonormal(x: Wide) -> Wide:
     """The nearest matrix [m, n] whose columns are orthonormal, on the space that those of `x` span."""
     q, r = np.linalg.qr(x)
     parts = Decomposition(*np.linalg.svd(r, full_matrices=False))

@@ -1,4 +1,4 @@
-"""The models' say: one number per model, normalised where a method asks for it."""
+"""The models' weights: one number per model, normalised where a method asks for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def per_model(
 
 
 def cancel(weights: Sequence[float]) -> bool:
-    """Whether the weights add up to nothing that could be divided by: less than 1e-8, mergekit's bound, either way."""
+    """Whether the sum of the weights is too small to divide by: less than 1e-8 in magnitude, mergekit's bound."""
     return abs(fsum(weights)) < 1e-8
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.files import read_config
+from polymerge.checkpoints.folder import adapter_alone
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.identity import stamps_of
-from polymerge.checkpoints.joined import adapter_alone
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.families import FAMILIES, family_of

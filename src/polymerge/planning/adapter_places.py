@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.files import read_config
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of, shape_of
@@ -103,7 +103,7 @@ class Parameters:
             for canonical, ranges in held
         }
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> TensorInfo:
         """A tensor of the base, by its own name."""
         ties = self.base.ties
         return self.base.entries[ties.stored if ties and name == ties.virtual else name]

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from polymerge.checkpoints import Entry
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.adapter import Pair
 from polymerge.dtypes import dtype_code
 from polymerge.errors import RecipeError, refuse
@@ -26,7 +26,7 @@ __all__ = ["AdapterSteps", "is_dense"]
 _TOKENS = " (trained tokens)"
 """What follows the canonical name of an embedding that only some rows of were trained."""
 
-Held = Mapping[int, tuple[str, Entry]]
+Held = Mapping[int, tuple[str, TensorInfo]]
 """A full weight by the places of the adapters that have it: the name that an output stores it by, and where it lies."""
 
 
@@ -180,7 +180,7 @@ class AdapterSteps:
                  the first adapter that has it), or a method, with the recipe's parameters
         adapted  the canonical names of the modules that have factors in the output
         """
-        held: dict[str, dict[int, tuple[str, Entry]]] = defaultdict(dict)
+        held: dict[str, dict[int, tuple[str, TensorInfo]]] = defaultdict(dict)
         for place in self._order:
             adapter = self._opened.adapters[place]
             for parameter, entry in adapter.extras.items():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from polymerge.checkpoints.adapter import is_adapter, open_adapter
+from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import split_source
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, Refused, refuse
 from polymerge.methods.table import ADAPTERS, METHODS

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from polymerge.checkpoints import Checkpoint
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.adapter_files import CONFIG
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.discovery import CONFIG
+from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, refuse

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import ADAPTER
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of

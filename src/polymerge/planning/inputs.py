@@ -11,10 +11,17 @@ from pathlib import Path
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.discovery import LAYOUTS
+from polymerge.checkpoints.folder import ADAPTER, open_joined, renamed, split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import ADAPTER, open_joined, renamed, split_source
-from polymerge.checkpoints.wrappers import is_lora, unwrapped, wrappers_in
-from polymerge.errors import CheckpointError, RecipeError, collecting, did_you_mean, refuse, refuse_if_any
+from polymerge.checkpoints.names import is_lora, unwrapped, wrappers_in
+from polymerge.errors import (
+    CheckpointError,
+    RecipeError,
+    collecting,
+    did_you_mean,
+    refuse,
+    refuse_if_any,
+)
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.expressions import Expr
 from polymerge.families.quantization import why_quantized

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints import Checkpoint, Entry
+from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.identity import stamps_of
-from polymerge.checkpoints.joined import ADAPTER
-from polymerge.checkpoints.wrappers import is_lora
+from polymerge.checkpoints.names import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.expressions import Expr, Ranges, Read, Stacked, names_read, shape_of
 from polymerge.families.registry import GENERIC
@@ -90,12 +90,12 @@ class Model:
     ties: Ties | None = None
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, TensorInfo]:
         """Its tensors by their own names, and those of its adapter."""
         return self.checkpoint.entries
 
     @cached_property
-    def stored(self) -> Mapping[str, Entry]:
+    def stored(self) -> Mapping[str, TensorInfo]:
         """Its tensors by their own names, without those of its adapter and what is ignored."""
         return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in self.ignored}
 
@@ -236,7 +236,7 @@ class Model:
         )
 
 
-def stored_in(checkpoint: Checkpoint) -> Mapping[str, Entry]:
+def stored_in(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
     """A checkpoint's tensors without those of the adapter beside it."""
     if checkpoint.adapter is None:
         return checkpoint.entries
@@ -248,7 +248,7 @@ def headers_digest(checkpoint: Checkpoint) -> str:
     return tensors_digest(checkpoint.entries.values())
 
 
-def tensors_digest(entries: Iterable[Entry]) -> str:
+def tensors_digest(entries: Iterable[TensorInfo]) -> str:
     """sha256 over the names, dtypes, shapes and order of tensors."""
     digest = hashlib.sha256()
     for entry in entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from polymerge.checkpoints.joined import ADAPTER
+from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Expr, names_read

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.hub_files import companions, listed_alike, missing_remote
+from polymerge.checkpoints.hub import companions, listed_alike, missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tokenizer import TOKENIZER, read_tokens
-from polymerge.errors import CheckpointError, PolymergeError, refuse
+from polymerge.errors import PolymergeError, refuse
 from polymerge.families import text_tower
 from polymerge.families.expressions import Ranges
 from polymerge.planning.companions import tokenizer_folder
@@ -247,7 +247,7 @@ def vocabulary_notes(model: Model) -> Iterator[str]:
         return
     try:
         last = max(_tokens_in(folder), default=-1)
-    except CheckpointError as error:
+    except PolymergeError as error:
         yield f"'{model.label}': whether its tokens fit its rows is not checked: {error}"
         return
     if last >= rows:

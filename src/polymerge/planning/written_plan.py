@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.index import is_plain
+from polymerge.checkpoints.discovery import is_plain
 from polymerge.checkpoints.json_objects import parse_json
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families.expressions import Stacked, expr_from_json

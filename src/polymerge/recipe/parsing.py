@@ -12,7 +12,7 @@ from typing import Any, Final, TypeGuard, get_args
 import yaml
 
 from polymerge.dtypes import NAMES
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
+from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse
 from polymerge.families.rules import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
@@ -62,9 +62,9 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
     raises Refused with every problem of the recipe.
     """
-    with collecting():
+    with collecting() as problems:
         return parse_recipe(source)
-    raise AssertionError("unreachable: what is collected is raised")
+    raise Refused(problems)  # where another block is open, which the problems were handed on to
 
 
 def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:

@@ -1,179 +1,222 @@
-"""Knockouts and ablations as the page shows them: maps, curves, and in which third of the layers something is lost."""
+"""Knockouts and ablations as the page shows them: charts, and in which third of the layers something is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from polymerge.errors import PolymergeError, RecipeError
-from polymerge.planning.text_words import ranges
-from polymerge.reporting.charts import Chart, bars, heat, lines, measure
-from polymerge.reporting.fields import Fields
-from polymerge.reporting.records import Source
+from msgspec import Struct
+
+from polymerge.analysis.knockout_plots import drop_curves, drop_maps, gain_charts, where
+from polymerge.charts import figure
+from polymerge.errors import refuse_if_any
+from polymerge.reporting.records import Count, Ends, Number, Source
 
 __all__ = ["THIRDS", "ablation_section", "knockout_section"]
 
 THIRDS: Final = ("early", "middle", "late")
 
-_WHO: Final = {"model": "the model", "against": "the original", "difference": "model less original"}
-_FEW = 4  # bars side by side that can still be told apart
+_DIGITS = 9  # of points; what lies below is left by subtracting floats
 
 
-def knockout_section(source: Source, problems: list[PolymergeError]) -> dict[str, Any]:
-    """What knockout.json says, in the page's form; what is wrong with it is noted in `problems`."""
-    data = Fields(source.data, str(source.file), problems)
-    against = None if data.missing("against") else data.text("against")
-    shown = ["model"] if against is None else list(_WHO)
-    cells = [_cell(entry, shown) for entry in data.objects("cells")]
-    tasks, modules = list(data.object("tasks").data), data.texts("modules")
-    for entry in cells:
-        if entry["task"] not in tasks or entry["module"] not in modules:
-            problems.append(
-                RecipeError(f"{source.file}: has a cell of {entry['task']}, {entry['module']}, which it does not list")
-            )
-    baseline = data.object("baseline")
+class Drop(Struct):
+    """Points lost, with an interval."""
+
+    drop: Number
+    interval: Ends = None
+
+
+class Cell(Struct, kw_only=True):
+    """What is lost with some layers of a module: of the model, the original, and of the one less the other."""
+
+    task: str
+    module: str
+    layers: list[int]
+    third: str
+    model: Drop
+    against: Drop | None = None
+    difference: Drop | None = None
+
+
+class Third(Struct):
+    """What a third of the layers has of the whole drop."""
+
+    cells: Count
+    drop: Number
+    share: Number | None = None
+    share_interval: Ends = None
+
+
+class Thirds(Struct, kw_only=True):
+    """The whole drop, and its thirds."""
+
+    drop: Number
+    interval: Ends = None
+    early: Third
+    middle: Third
+    late: Third
+
+
+class Summary(Struct, kw_only=True):
+    """The thirds of a task and module."""
+
+    task: str
+    module: str
+    model: Thirds
+    against: Thirds | None = None
+    difference: Thirds | None = None
+
+
+class Asked(Struct):
+    """How many prompts a task has."""
+
+    prompts: Count
+
+
+class Score(Struct):
+    """The score of a model whose weights are unchanged."""
+
+    score: Number
+
+
+class Knockout(Struct, kw_only=True):
+    """What the page shows of knockout.json."""
+
+    model: str
+    against: str | None = None
+    replace: str
+    scorer: str
+    depth: Count
+    modules: list[str]
+    resamples: Count
+    seed: Number
+    tasks: dict[str, Asked]
+    baseline: dict[str, dict[str, Score]]
+    cells: list[Cell]
+    summary: list[Summary]
+
+
+class Gain(Struct):
+    """Points gained over the template, with an interval."""
+
+    score: Number
+    gain: Number
+    interval: Ends = None
+
+
+class Range(Struct):
+    """A range of layers, and what merging it alone gains."""
+
+    name: str
+    layers: list[int]
+    tasks: dict[str, Gain]
+
+
+class Ablation(Struct):
+    """What the page shows of ablation.json."""
+
+    template: str
+    scorer: str
+    depth: Count
+    tasks: dict[str, Asked]
+    baseline: dict[str, Score]
+    ranges: list[Range]
+
+
+def knockout_section(source: Source) -> dict[str, Any]:
+    """What knockout.json says, in the page's form.
+
+    raises RecipeError, or Refused, with what is wrong with it.
+    """
+    record = source.read(Knockout)
+    shown = ["model"] if record.against is None else ["model", "against", "difference"]
+    refuse_if_any(map(source.wrong, _faults(record, shown)))
     return {
         "label": source.label,
         "file": str(source.file),
-        "model": data.text("model"),
-        "against": against,
-        "replace": data.text("replace"),
-        "scorer": data.text("scorer"),
-        "depth": data.count("depth"),
-        "seed": data.number("seed"),
-        "resamples": data.count("resamples"),
+        "model": record.model,
+        "against": record.against,
+        "replace": record.replace,
+        "scorer": record.scorer,
+        "depth": record.depth,
+        "seed": record.seed,
+        "resamples": record.resamples,
         "level": 95,
-        "prompts": {task: data.object("tasks").object(task).count("prompts") for task in tasks},
-        "baseline": {
-            who: {task: baseline.object(who).object(task).number("score") for task in tasks}
-            for who in shown
-            if who != "difference"
-        },
-        "summary": [one for entry in data.objects("summary") for one in _summary(entry, shown)],
-        "cells": cells,
-        "charts": _charts(cells, tasks, modules, shown),
+        "prompts": {task: asked.prompts for task, asked in record.tasks.items()},
+        "baseline": {who: {task: record.baseline[who][task].score for task in record.tasks} for who in shown[:2]},
+        "summary": [_line(entry, who) for entry in record.summary for who in shown],
+        "cells": [_cell(entry, shown) for entry in record.cells],
+        "charts": [figure({"": chart}) for make in (drop_maps, drop_curves) for chart in make(source.data)],
     }
 
 
-def _cell(entry: Fields, shown: Sequence[str]) -> dict[str, Any]:
-    layers = [int(layer) for layer in entry.numbers("layers")]
-    cell: dict[str, Any] = {
-        "task": entry.text("task"),
-        "module": entry.text("module"),
-        "layers": ranges(layers).replace(", ", ","),
-        "third": entry.text("third"),
-    }
-    for who in shown:
-        own = entry.object(who)
-        low, high = own.ends("interval")
-        cell[who] = {"drop": own.points("drop"), "low": low, "high": high}
-    return cell
+def _faults(record: Knockout, shown: Sequence[str]) -> Iterator[str]:
+    found: dict[str, Sequence[Cell | Summary]] = {"cells": record.cells, "summary": record.summary}
+    for name, entries in found.items():
+        for place, entry in enumerate(entries):
+            yield from (f"{name}[{place}].{who} is missing" for who in shown if getattr(entry, who) is None)
+            if entry.task not in record.tasks or entry.module not in record.modules:
+                yield f"{name}[{place}] is of {entry.task}, {entry.module}, which it does not list"
+    for who in shown[:2]:
+        known = record.baseline.get(who, {})
+        yield from (f"baseline.{who}['{task}'] is missing" for task in record.tasks if task not in known)
 
 
-def _summary(entry: Fields, shown: Sequence[str]) -> list[dict[str, Any]]:
-    told = []
-    for who in shown:
-        own = entry.object(who)
-        low, high = own.ends("interval")
-        line: dict[str, Any] = {
-            "task": entry.text("task"), "module": entry.text("module"), "who": who, "drop": own.points("drop"),
-            "low": low, "high": high,
+def _cell(entry: Cell, shown: Sequence[str]) -> dict[str, Any]:
+    cell = {"task": entry.task, "module": entry.module, "layers": where(entry.layers), "third": entry.third}
+    return cell | {who: _drop(getattr(entry, who)) for who in shown}
+
+
+def _line(entry: Summary, who: str) -> dict[str, Any]:
+    own: Thirds = getattr(entry, who)
+    line = {"task": entry.task, "module": entry.module, "who": who, **_drop(own)}
+    for name in THIRDS:
+        third: Third = getattr(own, name)
+        low, high = third.share_interval or (None, None)
+        line[name] = {
+            "cells": third.cells, "drop": _points(third.drop), "share": third.share, "low": low, "high": high,
         }  # fmt: skip
-        for third in THIRDS:
-            part = own.object(third)
-            low, high = part.ends("share_interval")
-            line[third] = {
-                "cells": part.count("cells"), "drop": part.points("drop"), "share": part.number_or_none("share"),
-                "low": low, "high": high,
-            }  # fmt: skip
-        told.append(line)
-    return told
+    return line
 
 
-def _charts(
-    cells: Sequence[Mapping[str, Any]], tasks: Sequence[str], modules: Sequence[str], shown: Sequence[str]
-) -> list[Chart]:
-    places = list(dict.fromkeys(cell["layers"] for cell in cells))
-    if not places:
-        return []
-    found = {(cell["task"], cell["module"], cell["layers"]): cell for cell in cells}
-
-    def drop(task: str, module: str, place: str, who: str, what: str = "drop") -> float | None:
-        cell = found.get((task, module, place))
-        value: float | None = None if cell is None else cell[who][what]
-        return value
-
-    rows = [(task, module) for task in tasks for module in modules]
-    values = {who: [[drop(*row, place, who) for place in places] for row in rows] for who in shown}
-    # one scale for all of the maps, so that a colour means the same in each
-    top = max((abs(cell[who]["drop"]) for cell in cells for who in shown), default=0.0)
-    names = [f"{task}, {module}" for task, module in rows]
-    about = "points lost when these layers are knocked out; below 0 something is gained"
-    charts = [
-        heat(
-            f"Drop by layer: {_WHO[who]}",
-            ("layer", places),
-            ("", names),
-            [measure("drop", about, values[who], diverging=True) | {"low": -top, "high": top}],
-        )
-        for who in shown
-    ]
-    for task, module in rows:
-        series = [
-            {
-                "name": _WHO[who],
-                "values": [drop(task, module, place, who) for place in places],
-                **{end: [drop(task, module, place, who, end) for place in places] for end in ("low", "high")},
-            }
-            for who in shown
-            if who != "difference"
-        ]
-        about = "the shade holds 95 % of the resamples" if any(end is not None for end in series[0]["low"]) else ""
-        title = f"Drop along the layers: {task}, {module}"
-        charts.append(lines(title, ("layer", places), "points", series, about=about))
-    return charts
+def _drop(found: Drop | Thirds) -> dict[str, Any]:
+    low, high = found.interval or (None, None)
+    return {"drop": _points(found.drop), "low": low, "high": high}
 
 
-def ablation_section(source: Source, problems: list[PolymergeError]) -> dict[str, Any]:
-    """What ablation.json says, in the page's form; what is wrong with it is noted in `problems`."""
-    data = Fields(source.data, str(source.file), problems)
-    tasks = list(data.object("tasks").data)
-    baseline = data.object("baseline")
-    rows = []
-    for entry in data.objects("ranges"):
-        layers = [int(layer) for layer in entry.numbers("layers")]
-        row: dict[str, Any] = {"name": entry.text("name"), "layers": ranges(layers).replace(", ", ","), "tasks": {}}
-        for task in tasks:
-            own = entry.object("tasks").object(task)
-            low, high = own.ends("interval")
-            row["tasks"][task] = {"score": own.number("score"), "gain": own.points("gain"), "low": low, "high": high}
-        rows.append(row)
+def _points(value: Number) -> Number:
+    return round(value, _DIGITS)
+
+
+def ablation_section(source: Source) -> dict[str, Any]:
+    """What ablation.json says, in the page's form.
+
+    raises RecipeError, or Refused, with what is wrong with it.
+    """
+    record = source.read(Ablation)
+    wrong = [f"baseline['{task}'] is missing" for task in record.tasks if task not in record.baseline]
+    for place, entry in enumerate(record.ranges):
+        wrong += [f"ranges[{place}].tasks['{task}'] is missing" for task in record.tasks if task not in entry.tasks]
+    refuse_if_any(map(source.wrong, wrong))
     return {
         "label": source.label,
         "file": str(source.file),
-        "template": data.text("template"),
-        "scorer": data.text("scorer"),
-        "depth": data.count("depth"),
-        "prompts": {task: data.object("tasks").object(task).count("prompts") for task in tasks},
-        "baseline": {task: baseline.object(task).number("score") for task in tasks},
-        "rows": rows,
-        "charts": _gains(rows, tasks) if rows and tasks else [],
+        "template": record.template,
+        "scorer": record.scorer,
+        "depth": record.depth,
+        "prompts": {task: asked.prompts for task, asked in record.tasks.items()},
+        "baseline": {task: record.baseline[task].score for task in record.tasks},
+        "rows": [
+            {"name": entry.name, "layers": where(entry.layers), "tasks": _gains(entry.tasks, record.tasks)}
+            for entry in record.ranges
+        ],
+        "charts": [figure({"": chart}) for chart in gain_charts(source.data)],
     }
 
 
-def _gains(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[Chart]:
-    names = [row["name"] if row["name"] == row["layers"] else f"{row['name']} ({row['layers']})" for row in rows]
-    about = "points over the template, with 95 % of the resamples"
-    if len(tasks) > _FEW:
-        values = [[row["tasks"][task]["gain"] for row in rows] for task in tasks]
-        gains = [measure("gain", about, values, diverging=True)]
-        return [heat("Gain by the layers that are merged", ("layers", names), ("task", tasks), gains)]
-    series = [
-        {
-            "name": task,
-            "values": [row["tasks"][task]["gain"] for row in rows],
-            **{end: [row["tasks"][task][end] for row in rows] for end in ("low", "high")},
-        }
-        for task in tasks
-    ]
-    return [bars("Gain by the layers that are merged", names, series, about=about)]
+def _gains(found: Mapping[str, Gain], tasks: Mapping[str, Asked]) -> dict[str, Any]:
+    gains = {}
+    for task in tasks:
+        low, high = found[task].interval or (None, None)
+        gains[task] = {"score": found[task].score, "gain": _points(found[task].gain), "low": low, "high": high}
+    return gains

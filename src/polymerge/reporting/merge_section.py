@@ -3,105 +3,197 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from msgspec import Struct, field
 
+from polymerge.charts import Series, bar_chart, figure
+from polymerge.checkpoints.json_objects import checked
 from polymerge.engine.provenance import PLAN_VERSION
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, refuse
 from polymerge.planning.text_words import setting_words
 from polymerge.recipe.parameters import Setting
-from polymerge.reporting.charts import bars
-from polymerge.reporting.fields import Fields
-from polymerge.reporting.records import Source
+from polymerge.reporting.records import AGAIN, Count, Number, Source
 
 __all__ = ["merge_section"]
 
 _MOST_ERRORS = 40
 
 
-def merge_section(source: Source, problems: list[PolymergeError]) -> dict[str, Any]:
-    """What polymerge.json says, in the page's form; what is wrong with it is noted in `problems`."""
-    record = Fields(source.data, str(source.file), problems)
-    recipe = record.object("recipe")
-    output = record.object("output")
-    sizes = _numbers(output.object("files"))
-    fates = "modules" if "modules" in output.data else "tensors"
+class Input(Struct, kw_only=True):
+    """A checkpoint that was merged."""
+
+    label: str
+    role: list[str]
+    family: str
+    source: str
+    path: str
+    adapter: str | None = None
+    sha256: dict[str, str]
+
+
+class Output(Struct):
+    """What was written: a checkpoint has tensors, an adapter modules, ranks and what these have no room for."""
+
+    files: dict[str, Number]
+    tensors: dict[str, Number] = field(default_factory=dict)
+    modules: dict[str, Number] | None = None
+    parameters: Count | None = None
+    ranks: list[Number] = field(default_factory=list)
+    relative_error: dict[str, Number] | None = None
+
+
+class Recipe(Struct):
+    """What the page has to know of a recipe, which it shows as it is."""
+
+    merge_method: str
+
+
+class Record(Struct, kw_only=True):
+    """What the page shows of polymerge.json."""
+
+    polymerge: str
+    created: str
+    command: list[str]
+    recipe: Recipe
+    plan_hash: str
+    seed: Number
+    inputs: list[Input]
+    output: Output
+    versions: dict[str, Any]
+    plan: dict[str, Any] | None = None
+
+
+class PlanSetting(Struct):
+    """A method with its parameters, and the models that its lists have a number for."""
+
+    method: str
+    parameters: dict[str, Any]
+    models: list[str]
+
+
+class Columns(Struct):
+    """What the cells of each table of a plan are, in order."""
+
+    left_out: list[str]
+    steps: list[str] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
+
+
+class PlanTable(Struct, kw_only=True):
+    """A plan as `polymerge.engine.provenance` writes it."""
+
+    settings: list[PlanSetting]
+    columns: Columns
+    pairs: list[list[Any]] = field(default_factory=list)
+    steps: list[list[Any]] = field(default_factory=list)
+    left_out: list[list[Any]]
+    warnings: list[str]
+
+
+class Step(Struct, kw_only=True):
+    """What became of a tensor, or of an adapter's module, which has a rank."""
+
+    name: str
+    canonical: str
+    fate: str
+    dtype: str
+    shape: list[int]
+    setting: int | list[int] | None = None
+    reason: str
+    rank: Count | None = None
+    scaling: Number = 1
+    adapters: list[str] = field(default_factory=list)
+
+
+class LeftOut(Struct):
+    """A tensor of an input that the output has nothing of."""
+
+    input: str
+    name: str
+    reason: str
+
+
+def merge_section(source: Source) -> dict[str, Any]:
+    """What polymerge.json says, in the page's form.
+
+    raises RecipeError, or Refused, with what is wrong with it.
+    """
+    record = source.read(Record)
+    output = record.output
+    counts = output.tensors if output.modules is None else output.modules
     section: dict[str, Any] = {
         "label": source.label,
         "file": str(source.file),
-        "polymerge": record.text("polymerge"),
-        "created": record.text("created"),
-        "command": " ".join(record.texts("command")),
-        "method": recipe.text("merge_method"),
-        "recipe": yaml.safe_dump(dict(recipe.data), sort_keys=False, allow_unicode=True),
-        "plan_hash": record.text("plan_hash"),
-        "seed": record.number("seed"),
-        "inputs": [_input(entry) for entry in record.objects("inputs")],
-        "files": [{"name": name, "bytes": size} for name, size in sizes.items()],
-        "bytes": sum(sizes.values()),
-        "counted": fates,
-        "counts": _numbers(output.object(fates)),
-        "parameters": None if output.missing("parameters") else output.count("parameters"),
-        "versions": dict(record.object("versions").data),
-        "plan": None if record.missing("plan") else _plan(record.object("plan")),
+        "polymerge": record.polymerge,
+        "created": record.created,
+        "command": " ".join(record.command),
+        "method": record.recipe.merge_method,
+        "recipe": yaml.safe_dump(dict(source.data["recipe"]), sort_keys=False, allow_unicode=True),
+        "plan_hash": record.plan_hash,
+        "seed": record.seed,
+        "inputs": [_input(entry) for entry in record.inputs],
+        "files": [{"name": name, "bytes": size} for name, size in output.files.items()],
+        "bytes": sum(output.files.values()),
+        "counted": "tensors" if output.modules is None else "modules",
+        "counts": counts,
+        "total": sum(counts.values()),
+        "parameters": output.parameters,
+        "versions": record.versions,
+        "plan": None if record.plan is None else _plan(record.plan, f"{source.file}: plan"),
         "charts": [],
     }
-    section["total"] = sum(section["counts"].values())
-    if not output.missing("relative_error"):
-        errors = _numbers(output.object("relative_error"))
-        section["ranks"] = output.numbers("ranks")
-        section["relative_error"] = {"modules": len(errors), "most": max(errors.values(), default=None)}
-        worst = sorted(errors.items(), key=lambda item: -item[1])[:_MOST_ERRORS]
-        if worst and worst[0][1] > 0:
-            section["charts"].append(
-                bars(
-                    "What the rank has no room for",
-                    [name for name, _ in worst],
-                    [{"name": "relative error", "values": [error for _, error in worst]}],
-                    about="share of the norm of a merged update that is cut off at the output's rank, largest first",
-                )
-            )
+    if output.relative_error is not None:
+        errors = sorted(output.relative_error.items(), key=lambda item: -item[1])
+        section["ranks"] = output.ranks
+        section["relative_error"] = {"modules": len(errors), "most": errors[0][1] if errors else None}
+        if errors and errors[0][1] > 0:
+            section["charts"].append(_cut_off(errors[:_MOST_ERRORS]))
     return section
 
 
-def _input(entry: Fields) -> dict[str, Any]:
-    digests = entry.object("sha256")
+def _cut_off(errors: Sequence[tuple[str, Number]]) -> dict[str, Any]:
+    chart = bar_chart(
+        "What the rank has no room for", ("module", [name for name, _ in errors]), "relative error",
+        {"relative error": Series([error for _, error in errors])},
+        about="share of the norm of a merged update that is cut off at the output's rank, largest first",
+    )  # fmt: skip
+    return figure({"": chart})
+
+
+def _input(entry: Input) -> dict[str, Any]:
     return {
-        "label": entry.text("label"),
-        "roles": entry.texts("role"),
-        "family": entry.text("family"),
-        "source": entry.text("source"),
-        "path": entry.text("path"),
-        "adapter": "" if entry.missing("adapter") else entry.text("adapter"),
-        "files": [{"name": name, "sha256": digests.text(name)} for name in digests.data],
+        "label": entry.label,
+        "roles": entry.role,
+        "family": entry.family,
+        "source": entry.source,
+        "path": entry.path,
+        "adapter": entry.adapter or "",
+        "files": [{"name": name, "sha256": digest} for name, digest in entry.sha256.items()],
     }
 
 
-def _numbers(entry: Fields) -> dict[str, float]:
-    return {name: entry.number(name) for name in entry.data}
-
-
-def _plan(table: Fields) -> dict[str, Any] | None:
+def _plan(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The plan with its reasons told once; rows point at them."""
-    version = table.data.get("version")
+    version = data.get("version")
     if version != PLAN_VERSION:
-        said = f"{table.where} has version {version}, this polymerge reads {PLAN_VERSION}. Use the one that merged"
-        table.problems.append(RecipeError(said))
-        return None
-    settings = [_setting(entry) for entry in table.objects("settings")]
-    columns = table.object("columns")
+        said = f"{where} has version {version}, this polymerge reads {PLAN_VERSION}. Use the one that merged"
+        raise RecipeError(said)
+    table = checked(data, PlanTable, where, error=RecipeError, then=AGAIN)
+    settings = [_setting(entry, f"{where}: settings[{place}]") for place, entry in enumerate(table.settings)]
     reasons: dict[str, int] = {}
     rows = []
-    for name in ("pairs", "steps"):
-        if name not in table.data:
-            continue
-        for row in table.rows(name, columns.texts(name)):
-            rows.append(_row(row, len(settings), reasons))
+    for name, found, columns in (
+        ("pairs", table.pairs, table.columns.pairs),
+        ("steps", table.steps, table.columns.steps),
+    ):
+        for at, step in _rows(found, columns, Step, f"{where}: {name}"):
+            rows.append(_row(step, len(settings), reasons, at))
     left_out = [
-        [row.text("input"), row.text("name"), reasons.setdefault(row.text("reason"), len(reasons))]
-        for row in table.rows("left_out", columns.texts("left_out"))
+        [one.input, one.name, reasons.setdefault(one.reason, len(reasons))]
+        for _, one in _rows(table.left_out, table.columns.left_out, LeftOut, f"{where}: left_out")
     ]
     uses = Counter(place for row in rows for place in row[5])
     return {
@@ -113,39 +205,46 @@ def _plan(table: Fields) -> dict[str, Any] | None:
         "left_out": left_out,
         "left_out_by_reason": _by_reason(left_out, list(reasons)),
         "reasons": list(reasons),
-        "warnings": table.texts("warnings"),
+        "warnings": table.warnings,
     }
 
 
-def _row(row: Fields, settings: int, reasons: dict[str, int]) -> list[Any]:
-    setting = row.data.get("setting")
-    places = [] if setting is None else setting if isinstance(setting, list) else [setting]
+def _rows(rows: Sequence[Sequence[Any]], columns: Sequence[str], type: Any, where: str) -> Iterator[tuple[str, Any]]:  # noqa: A002
+    """Each row of a table by the names of its columns, and where it stands; refuses rows that do not fit."""
+    for place, row in enumerate(rows):
+        at = f"{where}[{place}]"
+        if len(row) != len(columns):
+            refuse(RecipeError(f"{at} has {len(row)} cells for {len(columns)} columns. {AGAIN}"))
+            return
+        try:
+            yield at, checked(dict(zip(columns, row, strict=True)), type, at, error=RecipeError, then=AGAIN)
+        except PolymergeError as error:
+            refuse(error)
+
+
+def _row(step: Step, settings: int, reasons: dict[str, int], at: str) -> list[Any]:
+    places = [] if step.setting is None else step.setting if isinstance(step.setting, list) else [step.setting]
     for place in places:
-        if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < settings:
-            row.problems.append(RecipeError(f"{row.where}: setting {place} is none of the plan's {settings}"))
-            places = []
-            break
-    reason = row.text("reason")
-    if "rank" in row.data:
-        made = f"rank {row.count('rank')} x {row.number('scaling'):g} from {', '.join(row.texts('adapters'))}"
+        if not 0 <= place < settings:
+            refuse(RecipeError(f"{at}: setting {place} is none of the plan's {settings}. {AGAIN}"))
+    reason = step.reason
+    if step.rank is not None:
+        made = f"rank {step.rank} x {step.scaling:g} from {', '.join(step.adapters)}"
         reason = f"{made}; {reason}" if reason else made
     return [
-        row.text("name"), row.text("canonical"), row.text("fate"), row.text("dtype"), row.numbers("shape"), places,
+        step.name, step.canonical, step.fate, step.dtype, step.shape, places,
         reasons.setdefault(reason, len(reasons)), 1,
     ]  # fmt: skip
 
 
-def _setting(entry: Fields) -> dict[str, Any]:
-    models = entry.texts("models")
-    given = entry.object("parameters").data
-    parameters = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    method = entry.text("method")
+def _setting(entry: PlanSetting, where: str) -> dict[str, Any]:
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.parameters.items()}
+    words = entry.method
     try:
-        words = setting_words(Setting(method, parameters), models)
+        words = setting_words(Setting(entry.method, given), entry.models)
     except (TypeError, ValueError):
-        entry.problems.append(RecipeError(f"{entry.where}: parameters do not fit the models {', '.join(models)}"))
-        words = method
-    return {"method": method, "parameters": dict(given), "models": models, "words": words}
+        refuse(RecipeError(f"{where}: parameters do not fit the models {', '.join(entry.models)}. {AGAIN}"))
+    return {"method": entry.method, "parameters": entry.parameters, "models": entry.models, "words": words}
 
 
 def _by_reason(left_out: Sequence[Sequence[Any]], reasons: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -1,20 +1,31 @@
-"""Find what a folder or file holds: the records that merge, search, overlap, evaluate, knockout and ablate write."""
+"""Find and read the records that merge, search, overlap, evaluate, knockout and ablate write."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
-from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.json_files import Broken, json_of, kind_of, text_of_file
-from polymerge.reporting.fields import not_finite
+from msgspec import Meta
 
-__all__ = ["KINDS", "Kind", "Source", "read_sources"]
+from polymerge.checkpoints.json_objects import checked, parse_json, read_text
+from polymerge.errors import PolymergeError, RecipeError, refuse
+
+__all__ = ["AGAIN", "KINDS", "Count", "Ends", "Kind", "Number", "Source", "read_sources"]
+
+T = TypeVar("T")
+
+Number = int | float
+Count = Annotated[int, Meta(ge=0)]
+Ends = tuple[Number, Number] | None
+"""The two ends of an interval; null for none."""
+
+AGAIN: Final = "Write the file again, or leave it out."
 
 
 @dataclass(frozen=True)
@@ -47,18 +58,29 @@ _FEW = 5
 
 @dataclass(frozen=True)
 class Source:
-    """One record that is shown: its kind, what it is called on the page, its file, and what that holds."""
+    """A record to be shown: its kind, what it is called on the page, its file, and the JSON object in it."""
 
     kind: str
     label: str
     file: Path
     data: Mapping[str, Any]
 
+    def read(self, type: type[T]) -> T:  # noqa: A002 (as msgspec names it)
+        """The record as a struct.
 
-def read_sources(sources: Sequence[str | os.PathLike[str]], problems: list[PolymergeError]) -> list[Source]:
+        raises RecipeError naming the file and the member that is missing or of another type, Refused for several.
+        """
+        return checked(self.data, type, str(self.file), error=RecipeError, then=AGAIN)
+
+    def wrong(self, said: str) -> RecipeError:
+        """What is wrong with it, after the name of its file."""
+        return RecipeError(f"{self.file}: {said}. {AGAIN}")
+
+
+def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
     """Read every record of some folders and files; one that is named twice is read once.
 
-    What cannot be read is noted in `problems`.
+    Refuses what is not there, is no JSON object of finite numbers, or is of no known kind.
     """
     files: dict[Path, tuple[Path, Kind | None]] = {}
     for source in sources:
@@ -66,47 +88,50 @@ def read_sources(sources: Sequence[str | os.PathLike[str]], problems: list[Polym
         if path.is_dir():
             held = [(path / kind.file, kind) for kind in KINDS if (path / kind.file).is_file()]
             if not held:
-                problems.append(
-                    RecipeError(f"{path}: holds none of {_looked_for()}. Name the folder of a run, or a file")
-                )
+                refuse(RecipeError(f"{path}: holds none of {_looked_for()}. Name the folder of a run, or a file"))
             for file, its in held:
                 files.setdefault(file.resolve(), (file, its))
         elif path.is_file():
             kind = next((kind for kind in KINDS if kind.file == path.name), None)
             files.setdefault(path.resolve(), (path, kind))
         else:
-            problems.append(RecipeError(f"{path}: there is no such folder or file. Check the path"))
-    found = [one for file, kind in files.values() if (one := _read(file, kind, problems)) is not None]
+            refuse(RecipeError(f"{path}: there is no such folder or file. Check the path"))
+    found = []
+    for file, kind in files.values():
+        try:
+            found.append(_read(file, kind))
+        except PolymergeError as error:
+            refuse(error)
     return list(_labelled(found))
 
 
-def _read(file: Path, expected: Kind | None, problems: list[PolymergeError]) -> Source | None:
-    try:
-        data = json_of(text_of_file(file))
-    except RecipeError as error:
-        problems.append(error)
-        return None
-    except Broken as error:
-        problems.append(RecipeError(f"{file}: {error}. Write it again, or leave it out"))
-        return None
-    if not isinstance(data, dict):
-        problems.append(RecipeError(f"{file}: holds {kind_of(data)}, not an object. Name what a run has written"))
-        return None
-    infinite = list(islice(not_finite(data), _FEW + 1))
+def _read(file: Path, expected: Kind | None) -> Source:
+    text = read_text(file, encoding="utf-8-sig", error=RecipeError, then=AGAIN)
+    data = parse_json(text, str(file), dict[str, Any], error=RecipeError, then=AGAIN)
+    infinite = list(islice(_not_finite(data), _FEW + 1))
     if infinite:
         more = " and more" if len(infinite) > _FEW else ""
-        problems.append(RecipeError(f"{file}: not a finite number at {', '.join(infinite[:_FEW])}{more}"))
-        return None
+        raise RecipeError(f"{file}: not a finite number at {', '.join(infinite[:_FEW])}{more}. {AGAIN}")
     kind = next((kind for kind in KINDS if kind.keys <= data.keys()), None)
-    if kind is None or (expected is not None and kind != expected):
-        wanted = expected or kind
-        if wanted is not None:
-            lacking = ", ".join(sorted(wanted.keys - data.keys()))
-            problems.append(RecipeError(f"{file}: is not what {wanted.command} writes: it lacks {lacking}"))
-        else:
-            problems.append(RecipeError(f"{file}: is of no known kind. Known are {_looked_for()}"))
-        return None
+    wanted = expected or kind
+    if wanted is None:
+        raise RecipeError(f"{file}: is of no known kind. Known are {_looked_for()}")
+    if kind != wanted:
+        lacking = ", ".join(sorted(wanted.keys - data.keys()))
+        raise RecipeError(f"{file}: is not what {wanted.command} writes: it lacks {lacking}. {AGAIN}")
     return Source(kind.name, file.resolve().parent.name if file.name == kind.file else file.stem, file, data)
+
+
+def _not_finite(value: Any, where: str = "") -> Iterator[str]:
+    """Where a number is NaN or infinite, which Python reads but which is neither JSON nor a result."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield where
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            yield from _not_finite(member, f"{where}.{name}" if where else name)
+    elif isinstance(value, list):
+        for place, member in enumerate(value):
+            yield from _not_finite(member, f"{where}[{place}]")
 
 
 def _labelled(found: Sequence[Source]) -> Iterator[Source]:

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from polymerge.errors import OutputError, PolymergeError, RecipeError, refuse_if_any
-from polymerge.reporting.collecting import FORMAT, collect
-from polymerge.reporting.fitting import MOST_BYTES, shorter
+from polymerge.charts import need_charts
+from polymerge.errors import OutputError, RecipeError, collecting, refuse
+from polymerge.reporting.advice import advise
+from polymerge.reporting.knockout_section import ablation_section, knockout_section
+from polymerge.reporting.merge_section import merge_section
+from polymerge.reporting.overlap_section import overlap_section
 from polymerge.reporting.page import GENERATOR, embedded, make_page
+from polymerge.reporting.records import Source, read_sources
+from polymerge.reporting.score_section import scores_section
+from polymerge.reporting.search_section import search_section
 
-__all__ = ["Report", "report"]
+__all__ = ["Report", "collect", "report"]
+
+FORMAT, VERSION = "polymerge report", 1
+
+MOST_BYTES: Final = 3_900_000
+"""Of the data in a page, so that the page stays below 5 MB; the script that draws the charts has 0.9."""
+
+MOST_TENSORS: Final = 300
+"""Of an overlap that is shortened."""
+
+_SECTIONS = {
+    "merges": ("merge", merge_section),
+    "overlaps": ("overlap", overlap_section),
+    "searches": ("search", search_section),
+    "knockouts": ("knockout", knockout_section),
+    "ablations": ("ablation", ablation_section),
+}
 
 
 @dataclass(frozen=True)
@@ -45,22 +70,21 @@ def report(
     title      of the page; by default made of the first merge
     json_file  by default OUT with .json at its end
 
-    raises Refused with everything that is wrong with sources and paths, OutputError where nothing can be written.
+    raises MissingExtraError without altair or vl-convert, Refused with everything that is wrong with sources and paths,
+    OutputError where nothing can be written.
     """
+    need_charts()
     page = Path(out)
     beside = Path(json_file) if json_file is not None else page.with_suffix(".json")
-    problems: list[PolymergeError] = []
-    if not sources:
-        problems.append(RecipeError("no run to show: name its folder, or a file that it has written"))
-    if page.resolve() == beside.resolve():
-        problems.append(RecipeError(f"{page}: page and JSON would be the same file. Name a page such as report.html"))
-    problems += [problem for file in (page, beside) if (problem := _in_the_way(file)) is not None]
     data: dict[str, Any] = {}
-    try:
+    with collecting():
+        if not sources:
+            refuse(RecipeError("no run to show: name its folder, or a file that it has written"))
+        if page.resolve() == beside.resolve():
+            refuse(RecipeError(f"{page}: page and JSON would be the same file. Name a page such as report.html"))
+        for file in (page, beside):
+            _check_free(file)
         data = collect(sources, title)
-    except PolymergeError as error:
-        problems += getattr(error, "problems", (error,))
-    refuse_if_any(problems)
     data = _fitted(data)
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     for file, content in ((beside, text + "\n"), (page, make_page(data))):
@@ -68,8 +92,51 @@ def report(
     return Report(page, beside, data)
 
 
+def collect(sources: Sequence[str | os.PathLike[str]], title: str | None = None) -> dict[str, Any]:
+    """Everything that the page shows, as JSON data.
+
+    sources  folders of runs, and files of them
+    title    of the page; by default made of the first merge
+
+    raises Refused with everything that is wrong with any of them.
+    """
+    sections: dict[str, Any] = {name: [] for name in _SECTIONS} | {"scores": None}
+    read: list[Source] = []
+    with collecting() as wrong:
+        read = read_sources(sources)
+        for name, (kind, make) in _SECTIONS.items():
+            for source in read:
+                if source.kind == kind:
+                    with collecting():
+                        sections[name].append(make(source))
+        scores = [one for one in read if one.kind == "scores"]
+        if scores:
+            sections["scores"] = scores_section(scores, sections["merges"])
+    if wrong:
+        return {}  # whoever collects raises
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "polymerge": importlib.metadata.version("polymerge"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "title": title or _title(sections["merges"]),
+        "sources": [{"kind": one.kind, "label": one.label, "file": str(one.file)} for one in read],
+        **sections,
+        "advice": [asdict(one) for one in advise(sections)],
+    }
+
+
+def _title(merges: Sequence[Mapping[str, Any]]) -> str:
+    if not merges:
+        return "What the runs say"
+    models = [one["label"] for one in merges[0]["inputs"] if any(role.startswith("models[") for role in one["roles"])]
+    named = f"{', '.join(models[:-1])} and {models[-1]}" if 1 < len(models) <= 4 else f"{len(models)} models"
+    more = f", and {len(merges) - 1} more" if len(merges) > 1 else ""
+    return f"{named}, merged by {merges[0]['method']}{more}"
+
+
 def _fitted(data: dict[str, Any]) -> dict[str, Any]:
-    forms = shorter(data)
+    forms = _shorter(data)
     while len(embedded(data).encode()) > MOST_BYTES:
         smaller = next(forms, None)
         if smaller is None:
@@ -80,19 +147,51 @@ def _fitted(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _in_the_way(file: Path) -> PolymergeError | None:
-    """What is at a path already, if it is no report."""
-    if not file.parent.is_dir():
-        return OutputError(f"{file}: there is no folder {file.parent}. Make it, or name another place")
-    if not file.exists():
+def _shorter(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same report with shorter tables: first of overlaps the tensors with most conflict, then plans by kinds."""
+    found = dict(data)
+    found["overlaps"] = [{**one, "tensors": _worst(one)} for one in data["overlaps"]]
+    yield found
+    found = dict(found)
+    found["merges"] = [{**one, "plan": _by_kind(one["plan"])} for one in data["merges"]]
+    yield found
+
+
+def _worst(overlap: Mapping[str, Any]) -> list[Any]:
+    place = overlap["tensor_columns"].index("conflict_mass")
+    return sorted(overlap["tensors"], key=lambda row: -(row[place] or 0))[:MOST_TENSORS]
+
+
+def _by_kind(plan: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Rows that differ in numbers of their names alone as one, with how many they are."""
+    if plan is None:
         return None
+    kinds: dict[str, list[Any]] = {}
+    for name, canonical, fate, dtype, shape, settings, reason, count in plan["rows"]:
+        row = [_pattern(name), _pattern(canonical), fate, dtype, shape, settings, reason, 0]
+        kinds.setdefault(str(row), row)[-1] += count
+    left_out = {str(row): row for row in ([label, _pattern(name), why] for label, name, why in plan["left_out"])}
+    return {**plan, "rows": list(kinds.values()), "left_out": list(left_out.values()), "by_kind": True}
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name)
+
+
+def _check_free(file: Path) -> None:
+    """Refuse a path where something is that is no report, or whose folder is not there."""
+    if not file.parent.is_dir():
+        refuse(OutputError(f"{file}: there is no folder {file.parent}. Make it, or name another place"))
+        return
+    if not file.exists():
+        return
     if file.is_dir():
-        return OutputError(f"{file}: is a folder. Name a file, such as {file / 'report.html'}")
+        refuse(OutputError(f"{file}: is a folder. Name a file, such as {file / 'report.html'}"))
+        return
     with file.open("rb") as stream:
         start = stream.read(2000).decode("utf-8", "replace")
-    if GENERATOR in start or f'"format": "{FORMAT}"' in start:
-        return None
-    return OutputError(f"{file}: exists and is no report. Name another file with -o or --json, or remove it")
+    if GENERATOR not in start and f'"format": "{FORMAT}"' not in start:
+        refuse(OutputError(f"{file}: exists and is no report. Name another file, or remove it"))
 
 
 def _write(file: Path, content: str) -> None:

@@ -6,41 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import PolymergeError, Refused
-from polymerge.evaluation.comparison import Comparison, compare_files
+from polymerge.charts import figure
+from polymerge.errors import collecting, refuse_if_any
+from polymerge.evaluation.comparison import compare_files
+from polymerge.evaluation.comparison_plot import comparison_charts
 from polymerge.evaluation.results import read_results
-from polymerge.reporting.charts import Chart, bars, heat, measure
 from polymerge.reporting.records import Source
 
 __all__ = ["scores_section"]
 
-_ABOUT = "95 % intervals of the paired bootstrap, where there are any"
-_FEW = 5  # models whose bars can still be told apart
 
-
-def scores_section(
-    sources: Sequence[Source], merges: Sequence[Mapping[str, Any]], problems: list[PolymergeError]
-) -> dict[str, Any] | None:
-    """What results files say together; None where there are none, or where something is wrong with them.
+def scores_section(sources: Sequence[Source], merges: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What results files say together; refuses what is wrong with them.
 
     merges  the sections of merges, whose template and models are what gains are told over
     """
-    if not sources:
-        return None
-    before = len(problems)
-    read = [found for one in sources if (found := read_results(one.file, problems)) is not None]
-    if len(problems) > before:
-        return None
+    with collecting() as problems:
+        read = [found for one in sources if (found := read_results(one.file)) is not None]
+    refuse_if_any(problems)
     places = {found.name: str(found.model.get("source", "")) for found in read}
     parents, template = _lineage(places, merges)
     assumed = template is None and len(places) > 1
     if assumed:
         template = next(iter(places))
-    try:
-        compared = compare_files([one.file for one in sources], parents=parents, template=template)
-    except Refused as refused:
-        problems += refused.problems
-        return None
+    compared = compare_files([one.file for one in sources], parents=parents, template=template)
     return {
         "models": [
             {"name": name, "source": places[name], "tools": sorted({one.tool for one in read if one.name == name}),
@@ -65,7 +54,7 @@ def scores_section(
             for one in compared.gains
         ],
         "notes": list(compared.notes),
-        "charts": _charts(compared),
+        "charts": [figure({"": chart}) for chart in comparison_charts(compared)],
     }  # fmt: skip
 
 
@@ -94,32 +83,3 @@ def _asked(name: str, read: Sequence[Any]) -> dict[str, Any]:
     if task is None:
         return {"questions": None, "unit": "%", "group": None}
     return {"questions": task.total, "unit": task.unit, "group": task.group}
-
-
-def _charts(found: Comparison) -> list[Chart]:
-    names = [column.name for column in found.columns]
-    if len(found.models) > _FEW:
-        values = [[found.scores[model, name] for name in names] for model in found.models]
-        charts = [heat("Scores", ("task", names), ("model", list(found.models)), [measure("score", "", values)])]
-    else:
-        series = [{"name": model, "values": [found.scores[model, name] for name in names]} for model in found.models]
-        charts = [bars("Scores", names, series)]
-    for over in dict.fromkeys(gain.over for gain in found.gains):
-        some = {(gain.model, gain.column): gain for gain in found.gains if gain.over == over}
-        models = list(dict.fromkeys(model for model, _ in some))
-        if len(models) > _FEW:
-            continue
-        series = []
-        for model in models:
-            own = [some.get((model, name)) for name in names]
-            series.append(
-                {
-                    "name": model,
-                    "values": [one.value if one else None for one in own],
-                    "low": [one.low if one else None for one in own],
-                    "high": [one.high if one else None for one in own],
-                }
-            )
-        title = f"Gain over {over[0]}" if len(over) == 1 else f"Gain over the mean of {' and '.join(over)}"
-        charts.append(bars(title, names, series, about=_ABOUT))
-    return charts

@@ -2,60 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
-from polymerge.errors import PolymergeError, RecipeError
-from polymerge.reporting.charts import Chart, heat, lines, measure
-from polymerge.reporting.fields import Fields
-from polymerge.reporting.records import Source
+from msgspec import Meta, Struct
+
+from polymerge.charts import figure
+from polymerge.errors import refuse_if_any
+from polymerge.reporting.records import Count, Number, Source
+from polymerge.tuning.curve_plot import search_charts
 
 __all__ = ["search_section"]
 
 
-def search_section(source: Source, problems: list[PolymergeError]) -> dict[str, Any]:
-    """What search.json says, in the page's form; what is wrong with it is noted in `problems`."""
-    data = Fields(source.data, str(source.file), problems)
-    vary = [data.text("vary")] if isinstance(data.data["vary"], str) else data.texts("vary")
-    values = data.values("values")
-    points = [value if isinstance(value, list) else [value] for value in values]
-    for place, point in enumerate(points):
-        if len(point) != len(vary) or not all(isinstance(one, str | int | float) for one in point):
-            problems.append(RecipeError(f"{source.file}: values[{place}] is no value of {', '.join(vary)}"))
-            points[place] = [0] * len(vary)
+class Search(Struct, kw_only=True):
+    """What the page shows of search.json; a search has differences, scores, or both."""
+
+    polymerge: str
+    vary: str | list[str]
+    values: Annotated[list[Any], Meta(min_length=1)]
+    chosen: Any
+    chosen_by: str
+    prompts: Count | None = None
+    seed: Number | None = None
+    differences: list[Number] | None = None
+    criterion: str | None = None
+    compare: str | None = None
+    smooth: Count | None = None
+    candidates: list[Number] | None = None
+    minima: list[Number] | None = None
+    scores: list[Number] | None = None
+    scorer: str | None = None
+    best: Any = None
+    sampler: Any = None
+    trials: Any = None
+    task: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that are varied."""
+        return [self.vary] if isinstance(self.vary, str) else self.vary
+
+
+_COMPARED = ("criterion", "compare", "smooth", "candidates", "minima")
+_SCORED = ("scorer", "best")
+
+
+def search_section(source: Source) -> dict[str, Any]:
+    """What search.json says, in the page's form.
+
+    raises RecipeError, or Refused, with what is wrong with it.
+    """
+    record = source.read(Search)
+    refuse_if_any(map(source.wrong, _faults(record)))
     section: dict[str, Any] = {
         "label": source.label,
         "file": str(source.file),
-        "polymerge": data.text("polymerge"),
-        "vary": vary,
-        "points": points,
-        "chosen": _point(data.data["chosen"]),
-        "chosen_by": data.text("chosen_by"),
-        "prompts": None if data.missing("prompts") else data.count("prompts"),
-        "seed": data.number_or_none("seed"),
+        "polymerge": record.polymerge,
+        "vary": record.names,
+        "points": [_point(value) for value in record.values],
+        "chosen": _point(record.chosen),
+        "chosen_by": record.chosen_by,
+        "prompts": record.prompts,
+        "seed": record.seed,
         "criterion": None,
         "scorer": None,
-        "charts": [],
     }
-    if not points:
-        problems.append(RecipeError(f"{source.file}: values is empty: nothing was searched"))
-    if not data.missing("differences"):
-        section |= {
-            "criterion": data.text("criterion"),
-            "compare": data.text("compare"),
-            "smooth": data.count("smooth"),
-            "candidates": data.numbers("candidates"),
-            "minima": data.numbers("minima"),
-        }
-        section["differences"] = data.numbers("differences", len(section["candidates"]))
-    if not data.missing("scores"):
-        section |= {"scorer": data.text("scorer"), "scores": data.numbers("scores", len(points))}
-        section["best"] = _point(data.data.get("best"))
-    for name in ("sampler", "trials", "task"):
-        if not data.missing(name):
-            section[name] = data.data[name]
+    if record.differences is not None:
+        section |= {name: getattr(record, name) for name in (*_COMPARED, "differences")}
+    if record.scores is not None:
+        section |= {"scorer": record.scorer, "scores": record.scores, "best": _point(record.best)}
+    section |= {name: found for name in ("sampler", "trials", "task") if (found := getattr(record, name)) is not None}
     section["rows"] = _rows(section)
-    section["charts"] = _charts(section)
+    section["charts"] = [figure({"": chart}) for chart in search_charts(source.data)]
     return section
+
+
+def _faults(record: Search) -> Iterator[str]:
+    for place, value in enumerate(record.values):
+        point = _point(value)
+        if len(point) != len(record.names) or not all(isinstance(one, str | int | float) for one in point):
+            yield f"values[{place}] is no value of {', '.join(record.names)}"
+    needed = [*(_COMPARED if record.differences is not None else ()), *(_SCORED if record.scores is not None else ())]
+    yield from (f"{name} is missing" for name in needed if getattr(record, name) is None)
+    for name, beside in (("differences", record.candidates), ("scores", record.values)):
+        found = getattr(record, name)
+        if found is not None and beside is not None and len(found) != len(beside):
+            yield f"{name} has {len(found)} numbers for {len(beside)}"
 
 
 def _point(value: Any) -> list[Any]:
@@ -64,7 +97,7 @@ def _point(value: Any) -> list[Any]:
 
 def _rows(section: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each value that was tried."""
-    differences = dict(zip(section.get("candidates", ()), section.get("differences", ()), strict=False))
+    differences = dict(zip(section.get("candidates", ()), section.get("differences", ()), strict=True))
     scores = section.get("scores") or [None] * len(section["points"])
     return [
         {
@@ -74,54 +107,5 @@ def _rows(section: dict[str, Any]) -> list[dict[str, Any]]:
             "score": score,
             "chosen": point == section["chosen"],
         }
-        for number, (point, score) in enumerate(zip(section["points"], scores, strict=False), 1)
+        for number, (point, score) in enumerate(zip(section["points"], scores, strict=True), 1)
     ]
-
-
-def _charts(section: dict[str, Any]) -> list[Chart]:
-    points, vary = section["points"], section["vary"]
-    if len(vary) == 1 and "sampler" not in section:
-        return _curves(section)
-    scores = section.get("scores")
-    if scores is None or not points:
-        return []
-    if len(vary) == 2 and "sampler" not in section:
-        across, down = (list(dict.fromkeys(point[place] for point in points)) for place in (0, 1))
-        by_point = {tuple(point): score for point, score in zip(points, scores, strict=False)}
-        values = [[by_point.get((one, other)) for one in across] for other in down]
-        named = f"score ({section['scorer']}, %)"
-        return [heat("Scores of the grid", (vary[0], across), (vary[1], down), [measure(named, "", values)])]
-    so_far = [max(scores[: place + 1]) for place in range(len(scores))]
-    return [
-        lines(
-            "Scores of the trials", ("trial", list(range(1, len(scores) + 1))), f"score ({section['scorer']}, %)",
-            [{"name": "score", "values": scores}, {"name": "best so far", "values": so_far}], zero=False,
-        )
-    ]  # fmt: skip
-
-
-def _curves(section: dict[str, Any]) -> list[Chart]:
-    """Differences and scores over one axis each: two panels, for one plot with two scales invites to read crossings."""
-    axis = (section["vary"][0], [point[0] for point in section["points"]])
-    marks = [{"at": section["chosen"][0], "label": "chosen"}]
-    charts = []
-    if "differences" in section:
-        by_value = dict(zip(section["candidates"], section["differences"], strict=False))
-        unit = "prompts" if section["compare"] == "exact" else "mean distance"
-        charts.append(
-            lines(
-                "How much answers change", axis, f"difference to the neighbours ({unit})",
-                [{"name": "difference", "values": [by_value.get(value) for value in axis[1]]}], marks=marks,
-                about="less is steadier; the ends of the grid have one neighbour and cannot be chosen",
-            )
-        )  # fmt: skip
-    if "scores" in section:
-        best = section["best"][0]
-        more = [{"at": best, "label": "best by labels"}] if best != section["chosen"][0] else []
-        charts.append(
-            lines(
-                "Score by labels", axis, f"score ({section['scorer']}, %)",
-                [{"name": "score", "values": section["scores"]}], marks=[*marks, *more], zero=False,
-            )
-        )  # fmt: skip
-    return charts

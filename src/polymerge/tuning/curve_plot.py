@@ -1,48 +1,70 @@
-"""The picture of a search: differences between neighbours over the values, and scores where they are known."""
+"""The charts of a search, for the page and as a picture: differences between neighbours, and scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from polymerge.errors import MissingExtraError
+from polymerge.charts import Series, draw, heat_map, line_chart
 
-__all__ = ["draw_search"]
+if TYPE_CHECKING:
+    import altair as alt
 
-_DIFFERENCE, _SCORE = "#1f5fa8", "#c2571a"
+__all__ = ["draw_search", "search_charts"]
 
 
-def draw_search(outcome: Mapping[str, Any], stem: Path) -> tuple[Path, Path]:
-    """Draw the outcome of a search over one parameter, as STEM.png and STEM.svg.
+def search_charts(outcome: Mapping[str, Any]) -> list[alt.LayerChart]:
+    """The curves of a search over one parameter, the heat map of a grid of two, or the scores of a sampler's trials.
 
     outcome  what search.json holds
-
-    raises MissingExtraError without matplotlib.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("the plot of a search needs matplotlib: pip install 'polymerge[search]'") from None
-    with mpl.rc_context({"svg.hashsalt": "polymerge", "svg.fonttype": "none", "font.size": 10}):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel(outcome["vary"])
-        if outcome.get("differences"):
-            axes.plot(outcome["candidates"], outcome["differences"], "o-", color=_DIFFERENCE)
-            unit = "distance" if outcome["compare"] == "embedding" else "prompts"
-            axes.set_ylabel(f"difference to the neighbours ({unit})", color=_DIFFERENCE)
-            axes.set_ylim(bottom=0)
-        if outcome.get("scores"):
-            beside = axes.twinx() if outcome.get("differences") else axes
-            beside.spines[["top"]].set_visible(False)
-            beside.plot(outcome["values"], outcome["scores"], "s--", color=_SCORE)
-            beside.set_ylabel(f"score by labels ({outcome['scorer']}, %)", color=_SCORE)
-        axes.axvline(outcome["chosen"], color="0.6", linewidth=1, linestyle=":")
-        axes.set_title(f"chosen: {outcome['vary']} {outcome['chosen']:g}", loc="left")
-        files = stem.with_suffix(".png"), stem.with_suffix(".svg")
-        figure.savefig(files[0], dpi=150)
-        figure.savefig(files[1], metadata={"Date": None})
-    return files
+    vary = [outcome["vary"]] if isinstance(outcome["vary"], str) else outcome["vary"]
+    scores = outcome.get("scores")
+    if len(vary) == 1 and "sampler" not in outcome:
+        return _curves(outcome, vary[0])
+    if not scores:
+        return []
+    score = f"score ({outcome['scorer']}, %)"
+    if len(vary) == 2 and "sampler" not in outcome:
+        across, down = (list(dict.fromkeys(point[place] for point in outcome["values"])) for place in (0, 1))
+        by_point = {tuple(point): value for point, value in zip(outcome["values"], scores, strict=True)}
+        values = [[by_point.get((one, other)) for one in across] for other in down]
+        return [heat_map("Scores of the grid", (vary[0], across), (vary[1], down), score, values)]
+    trials = list(range(1, len(scores) + 1))
+    best = [max(scores[:trial]) for trial in trials]
+    series = {"score": Series(scores), "best so far": Series(best)}
+    return [line_chart("Scores of the trials", ("trial", trials), score, series, zero=False)]
+
+
+def _curves(outcome: Mapping[str, Any], name: str) -> list[alt.LayerChart]:
+    """Differences and scores in a chart each, for in one with two scales people read where the curves cross."""
+    values = [_only(value) for value in outcome["values"]]
+    chosen = _only(outcome["chosen"])
+    charts = []
+    if outcome.get("differences"):
+        by_value = dict(zip(outcome["candidates"], outcome["differences"], strict=True))
+        unit = "prompts" if outcome["compare"] == "exact" else "mean distance"
+        charts.append(
+            line_chart(
+                "How much answers change", (name, values), f"difference to the neighbours ({unit})",
+                {"difference": Series([by_value.get(value) for value in values])}, marks={"chosen": chosen},
+                about="less is steadier; the ends of the grid have one neighbour and cannot be chosen",
+            )
+        )  # fmt: skip
+    if outcome.get("scores"):
+        best = _only(outcome["best"])
+        marks = {"chosen": chosen} | ({} if best == chosen else {"best by labels": best})
+        score, series = f"score ({outcome['scorer']}, %)", {"score": Series(outcome["scores"])}
+        charts.append(line_chart("Score by labels", (name, values), score, series, marks=marks, zero=False))
+    return charts
+
+
+def _only(value: Any) -> Any:
+    """The value of the one parameter, which may stand in a list of one."""
+    return value[0] if isinstance(value, list) else value
+
+
+def draw_search(outcome: Mapping[str, Any], stem: Path) -> None:
+    """Draw the outcome of a search as STEM.png and STEM.svg."""
+    draw(lambda: search_charts(outcome), stem)

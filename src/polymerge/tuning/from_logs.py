@@ -15,7 +15,7 @@ from polymerge.checkpoints.output_folder import check_target
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.engine.merge import merge
 from polymerge.errors import OutputError, RecipeError, collecting, refuse, refuse_if_any
-from polymerge.evaluation.logs import read_logs
+from polymerge.evaluation.harness.logs import read_logs
 from polymerge.inference.prompts import sample
 from polymerge.inference.run_folder import SETTINGS, Run, read_settings
 from polymerge.recipe.parsing import parse_recipe

@@ -205,7 +205,6 @@ def _turn_all(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
                 parameters.pop(name, None)
         else:
             own[axis.model][name] = value
-            general.pop("t", None)  # slerp takes weights in its place
     for axis in values:
         if axis.template is not None:
             weights = [parameters.get("weight", general.get("weight")) for parameters in own.values()]

@@ -7,15 +7,15 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.output_folder import check_target
 from polymerge.engine.merge import merge
-from polymerge.errors import MissingExtraError, RecipeError, collecting, did_you_mean, refuse, refuse_if_any
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any
 from polymerge.inference.fingerprints import of_inputs, of_prompts
 from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
@@ -31,11 +31,36 @@ from polymerge.tuning.outcome import SearchResult
 from polymerge.tuning.space import Point, Space, candidate_name, make_space, plan_candidates, refuse_idle
 from polymerge.tuning.trials import SAMPLERS, Scoring, check_labels, run_trials, score
 
-__all__ = ["PlannedSearch", "plan_search", "search"]
+__all__ = ["PlannedSearch", "SearchOptions", "plan_search", "search"]
 
 _OUTCOME = ("search.json", "search.png", "search.svg", "optuna.journal", "optuna.journal.lock")
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How a search goes about it.
+
+    vary                  one parameter, or any number with scoring; by default the second model's weight from 0 to 0.6
+    keep_template_weight  leave the template's weight as the recipe has it; else it is 1 minus all the others'
+    judging, scoring      how answers are judged without labels, and with them
+    write                 a folder to merge to with the chosen value
+    force                 drop an earlier run that had other settings; replace what is at `write`
+    """
+
+    vary: Sequence[Knob] = ()
+    keep_template_weight: bool = False
+    judging: Judging = field(default_factory=Judging)
+    scoring: Scoring | None = None
+    generation: Generation = field(default_factory=Generation)
+    write: str | os.PathLike[str] | None = None
+    force: bool = False
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a sampler draws the points, which are those of a grid else."""
+        return self.scoring is not None and self.scoring.sampler != "grid"
 
 
 @one_commit()
@@ -43,14 +68,7 @@ def search(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     prompts: PromptSource,
     out: str | os.PathLike[str],
-    *,
-    vary: Sequence[Knob] = (),
-    keep_template_weight: bool = False,
-    judging: Judging | None = None,
-    scoring: Scoring | None = None,
-    generation: Generation | None = None,
-    write: str | os.PathLike[str] | None = None,
-    force: bool = False,
+    options: SearchOptions | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Choose a merge coefficient by what the merged models answer, without writing a checkpoint.
@@ -61,19 +79,12 @@ def search(
 
     recipe    a file, mapping or `Recipe`; what it says of the varied parameters does not matter
     out       the folder of the run; a run that was stopped goes on, a finished one is judged again
-    vary      one parameter, or any number with scoring; by default the second model's weight from 0 to 0.6
-    write     a folder to merge to with the chosen value
-    force     drop an earlier run in `out` that had other settings; replace what is at `write`
     progress  told how many answers there are, and how many there will be
 
     raises Refused with everything that is wrong with recipe, prompts and values, before anything is generated;
     CheckpointError where a model does not load or values cannot be merged.
     """
-    planned = plan_search(
-        recipe, prompts, out, vary=vary, keep_template_weight=keep_template_weight, judging=judging, scoring=scoring,
-        generation=generation, write=write, force=force,
-    )  # fmt: skip
-    return planned.run(progress)
+    return plan_search(recipe, prompts, out, options).run(progress)
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ class PlannedSearch:
     drawn   the prompts
     points  of a grid; none where a sampler draws them
     plans   of the candidates, by name; with a sampler those of single values, to see that they can be planned
+    out     the folder of the run
     """
 
     recipe: Recipe
@@ -91,20 +103,15 @@ class PlannedSearch:
     drawn: Sequence[Prompt]
     points: Sequence[Point]
     plans: Mapping[str, Plan]
-    keep_template_weight: bool
-    judging: Judging
-    scoring: Scoring | None
-    generation: Generation
     out: Path
-    write: Path | None
-    force: bool
+    options: SearchOptions
 
     def run(self, progress: Progress | None = None) -> SearchResult:
         """Generate, judge, write the outcome, and merge with the chosen value where that is wanted."""
-        first, settings, axes = next(iter(self.plans.values())), self._settings(), self.space.axes
-        run = open_run(self.out, settings, force=self.force, what="a search", outcome=_OUTCOME)
-        with alone_in(run), self.generation.worker_pool(first) as pool:
-            asked = Batches(run.keep_prompts(self.drawn), self.generation.batch_size)
+        options, settings, axes = self.options, self._settings(), self.space.axes
+        run = open_run(self.out, settings, force=options.force, what="a search", outcome=_OUTCOME)
+        with alone_in(run), options.generation.worker_pool(next(iter(self.plans.values()))) as pool:
+            asked = Batches(run.keep_prompts(self.drawn), options.generation.batch_size)
             if self.points:
                 answers = generate(run, self.plans, asked, pool, progress)
                 outcome, chosen = self._judged(asked.prompts, answers)
@@ -123,10 +130,10 @@ class PlannedSearch:
             if len(axes) == 1 and axes[0].numeric and self.points:
                 draw_search(about, run.folder / "search")
         turned = self.space.turned(self.recipe, chosen)
-        if self.write is not None:
+        if options.write is not None:
             # the plan that was asked, where there is one: a branch of the hub may have moved since
             plan = self.plans.get(candidate_name(self.space, chosen), turned)
-            merge(plan, self.write, force=self.force, device=self.generation.device)
+            merge(plan, options.write, force=options.force, device=options.generation.device)
         return SearchResult(about, run.folder, turned)
 
     def _settings(self) -> dict[str, Any]:
@@ -135,17 +142,17 @@ class PlannedSearch:
         return {
             "recipe": recipe_dict(unsaid),
             "vary": [axis.name for axis in self.space.axes],
-            "keep_template_weight": self.keep_template_weight,
+            "keep_template_weight": self.options.keep_template_weight,
             "inputs": of_inputs(next(iter(self.plans.values()))),
             "prompts": of_prompts(self.drawn),
-            **self.generation.settings,
+            **self.options.generation.settings,
         }
 
     def _judged(
         self, prompts: Sequence[Prompt], answers: Mapping[str, Mapping[int | str, str]]
     ) -> tuple[dict[str, Any], Point]:
         """Judge every point of a grid; the outcome, and the point that is chosen."""
-        points, scoring, judging = self.points, self.scoring, self.judging
+        points, scoring, judging = self.points, self.options.scoring, self.options.judging
         given = [answers[candidate_name(self.space, point)] for point in points]
         outcome: dict[str, Any] = {"values": [_value(point) for point in points]}
         chosen: Point | None = None
@@ -175,7 +182,7 @@ class PlannedSearch:
         progress: Progress | None,
     ) -> tuple[dict[str, Any], Point]:
         """Let a sampler draw points one after the other; the outcome, and the best of them."""
-        scoring, size, finished = self.scoring, len(asked.prompts), 0
+        scoring, size, finished = self.options.scoring, len(asked.prompts), 0
         assert scoring is not None
 
         def objective(point: Point) -> float:
@@ -212,78 +219,52 @@ def plan_search(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     prompts: PromptSource,
     out: str | os.PathLike[str],
-    *,
-    vary: Sequence[Knob] = (),
-    keep_template_weight: bool = False,
-    judging: Judging | None = None,
-    scoring: Scoring | None = None,
-    generation: Generation | None = None,
-    write: str | os.PathLike[str] | None = None,
-    force: bool = False,
+    options: SearchOptions | None = None,
 ) -> PlannedSearch:
     """Read and check all that `search` needs, and plan the candidates; the arguments are those of `search`.
 
     raises Refused with everything that is wrong.
     """
-    judging, generation = judging or Judging(), generation or Generation()
-    run, target = Path(out), None if write is None else Path(write)
+    options = options or SearchOptions()
     drawn: list[Prompt] = []
     points: list[Point] = []
     plans: dict[str, Plan] = {}
     space, read = Space(), None
     with collecting() as wrong:
-        _refuse_unfit(run, target, force)
+        _refuse_unfit(Path(out), options)
         with collecting():
             read = recipe if isinstance(recipe, Recipe) else parse_recipe(recipe)
-            space = make_space(read, vary, keep_template_weight=keep_template_weight)
+            space = make_space(read, options.vary, keep_template_weight=options.keep_template_weight)
         drawn = draw_prompts(prompts)
-        refuse(*generation.problems(), *judging.problems())
-        _refuse_misfits(space, generation, judging, scoring, drawn)
+        refuse(*options.generation.problems(), *options.judging.problems())
+        _refuse_misfits(space, options, drawn)
         if read is not None and space.axes:
             if wrong:
                 plan_candidates(read, space, [space.sweeps()[0][0]])  # what else is wrong
             else:
                 refuse_idle(read, space)
-                sweeps = space.sweeps()
-                points = [] if scoring is not None and scoring.sampler != "grid" else space.points()
-                plans = plan_candidates(read, space, points or [point for sweep in sweeps for point in sweep])
+                points = [] if options.sampled else space.points()
+                plans = plan_candidates(read, space, points or chain.from_iterable(space.sweeps()))
     refuse_if_any(wrong)  # inside another block nothing has been raised yet
     assert read is not None
-    return PlannedSearch(
-        read,
-        space,
-        prompts,
-        drawn,
-        points,
-        plans,
-        keep_template_weight,
-        judging,
-        scoring,
-        generation,
-        run,
-        target,
-        force,
-    )
+    return PlannedSearch(read, space, prompts, drawn, points, plans, Path(out), options)
 
 
-def _refuse_unfit(out: Path, write: Path | None, force: bool) -> None:
+def _refuse_unfit(out: Path, options: SearchOptions) -> None:
     """Refuse at the start what would go wrong at the end."""
-    if find_spec("matplotlib") is None:
-        refuse(MissingExtraError("the plot of a search needs matplotlib: pip install 'polymerge[search]'"))
-    if write is None:
+    if options.write is None:
         return
-    run, target = out.resolve(), write.resolve()
+    run, target = out.resolve(), Path(options.write).resolve()
     if run == target or run in target.parents or target in run.parents:
-        refuse(RecipeError(f"write {write}: the folder of the search, {out}, is or holds it, or is in it"))
+        refuse(RecipeError(f"write {options.write}: the folder of the search, {out}, is or holds it, or is in it"))
         return
     with collecting():
-        check_target(write, (), force)
+        check_target(Path(options.write), (), options.force)
 
 
-def _refuse_misfits(
-    space: Space, generation: Generation, judging: Judging, scoring: Scoring | None, drawn: Sequence[Prompt]
-) -> None:
+def _refuse_misfits(space: Space, options: SearchOptions, drawn: Sequence[Prompt]) -> None:
     """Refuse parts of a search that do not fit together."""
+    scoring, judging = options.scoring, options.judging
     if scoring is None or not scoring.choose:
         _refuse_without_labels(space, judging)
     if scoring is None:
@@ -294,7 +275,7 @@ def _refuse_misfits(
     elif scoring.sampler not in SAMPLERS:
         hint = did_you_mean(scoring.sampler, ("grid", *SAMPLERS))
         refuse(RecipeError(f"sampler: there is no '{scoring.sampler}'.{hint}"))
-    elif generation.workers > 1:
+    elif options.generation.workers > 1:
         refuse(
             RecipeError("workers: a sampler learns from each trial before it draws the next; several are for a grid")
         )

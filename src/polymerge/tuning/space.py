@@ -10,8 +10,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.joined import split_source
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.methods.table import METHODS
 from polymerge.planning import Plan, make_plan

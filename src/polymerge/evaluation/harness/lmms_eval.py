@@ -1,30 +1,42 @@
 """lmms-eval: its command line, and what it writes.
 
 `OUT/<parent>__<folder>/<stamp>_results.json` holds {"results": {task: {"<metric>,<filter>": number}}}, and beside it
-`<stamp>_samples_<task>.jsonl` a document a line with `doc_id` and each metric of it.
+`<stamp>_samples_<task>.jsonl` (with `--log_samples`) a document a line with `doc_id`, each metric of it, and what was
+answered: `filtered_resps` is scored, which is `resps` without a model's thoughts, or what a filter found in it.
+`resps` is left out if it says no more, and what holds one response may be that response instead of a list. In 2024,
+`<task>.json` held the documents: {"logs": [{"doc_id": 0, "resps": [["yes"]], "filtered_resps": ["yes"], ...}]}.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from math import fsum, isfinite
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import OutputError, PolymergeError
+import msgspec
+
+from polymerge.checkpoints.json_objects import read_json
+from polymerge.errors import OutputError, PolymergeError, refuse
 from polymerge.evaluation.harness.registered_classes import Wrapper
-from polymerge.evaluation.json_files import Broken, json_of, text_of_file
-from polymerge.evaluation.logs.lmms_eval_logs import response
-from polymerge.evaluation.logs.rows import Complaints, json_lines
+from polymerge.evaluation.harness.rows import AGAIN, Complaints, Documents, Row, documents, json_lines, kept
 from polymerge.evaluation.predictions import failures_note, is_failure
 from polymerge.evaluation.results import TaskResult
 
-__all__ = ["command", "read"]
+__all__ = ["command", "log_rows", "read", "read_answers"]
 
 _RESULTS = re.compile(r"(?P<stamp>.+)_results\.json")
+_NO_METRICS = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
 _NO_METRIC = re.compile(r"stderr|^(alias|samples|name|sample_len|sample_count)$")
+
+
+class _Results(msgspec.Struct):
+    """A file of results, as far as it is read."""
+
+    results: dict[str, dict[str, Any]]
+    samples: dict[str, dict[str, Any]] = msgspec.field(name="n-samples", default_factory=dict)
 
 
 def command(
@@ -41,70 +53,57 @@ def command(
     )  # fmt: skip
 
 
-def read(
-    folder: Path, tasks: Sequence[str], before: set[Path], problems: list[PolymergeError]
-) -> Mapping[str, TaskResult]:
-    """The results of the newest run below a folder, by task.
+def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
+    """The results of the newest run below a folder, by task; what is missing or broken is refused.
 
     tasks   as they were asked for; those that lmms-eval names so, or else all that it has numbers of
     before  files that were there before it ran
     """
     found = [path for path in folder.rglob("*_results.json") if path not in before and _RESULTS.fullmatch(path.name)]
     if not found:
-        problems.append(OutputError(f"{folder}: lmms-eval wrote no results"))
+        refuse(OutputError(f"{folder}: lmms-eval wrote no results"))
         return {}
     file = max(found, key=lambda path: path.name)
     try:
-        value = json_of(text_of_file(file))
-    except Broken as error:
-        problems.append(OutputError(f"{file}: {error}"))
+        said = read_json(file, _Results, unique_keys=False, error=OutputError, then="Run lmms-eval again.")
+    except PolymergeError as error:
+        refuse(error)
         return {}
-    every = value.get("results") if isinstance(value, dict) else None
-    counts = value.get("n-samples") if isinstance(value, dict) else None
-    if not isinstance(every, dict) or not every:
-        problems.append(OutputError(f"{file}: has no 'results' by task"))
-        return {}
-    named = [task for task in tasks if task in every] or list(every)
+    named = [task for task in tasks if task in said.results] or list(said.results)
     stamp = file.name.removesuffix("_results.json")
-    results = {}
+    results: dict[str, TaskResult] = {}
     for task in named:
-        metrics = _metrics(every[task])
+        metrics = _metrics(said.results[task])
+        count = said.samples.get(task, {}).get("effective")
         if metrics:
-            results[task] = _task(
-                metrics, file.with_name(f"{stamp}_samples_{task}.jsonl"), _count(counts, task), problems
-            )
+            samples = file.with_name(f"{stamp}_samples_{task}.jsonl")
+            results[task] = _task(metrics, samples, count if isinstance(count, int) else 0)
     if not results:
-        problems.append(OutputError(f"{file}: not one number is there for {', '.join(named)}"))
+        refuse(OutputError(f"{file}: not one number is there for {', '.join(named) or 'any task'}"))
     return results
 
 
-def _metrics(value: Any) -> dict[str, float]:
+def _metrics(value: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a task by name, without their errors; the usual filter is left out of the name."""
     return {
         str(name).removesuffix(",none"): float(number)
-        for name, number in (value.items() if isinstance(value, dict) else ())
+        for name, number in value.items()
         if not _NO_METRIC.search(name.partition(",")[0]) and _is_number(number)
     }
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _count(counts: Any, task: str) -> int:
-    value = counts.get(task) if isinstance(counts, dict) else None
-    number = value.get("effective") if isinstance(value, dict) else None
-    return number if isinstance(number, int) else 0
-
-
-def _task(metrics: Mapping[str, float], file: Path, count: int, problems: list[PolymergeError]) -> TaskResult:
+def _task(metrics: Mapping[str, float], file: Path, count: int) -> TaskResult:
     """The first number is the score. It is one in percent where it is the mean of shares of single documents."""
     name, score = next(iter(metrics.items()))
-    samples, failed = _samples(file, name.partition(",")[0], problems) if file.is_file() else ({}, 0)
+    samples, failed = _samples(file, name.partition(",")[0]) if file.is_file() else ({}, 0)
     notes = [f"the score is {name}, the first of {', '.join(metrics)}"] if len(metrics) > 1 else []
     if failed:
         notes.append(failures_note(failed))
-    mean = fsum(samples.values()) / len(samples) if samples else None
+    mean = math.fsum(samples.values()) / len(samples) if samples else None
     if mean is not None and abs(mean - score) < 1e-6 and all(0 <= share <= 1 for share in samples.values()):
         return TaskResult(
             100 * score, right=score * len(samples), total=len(samples), failed=failed, samples=samples,
@@ -118,7 +117,7 @@ def _task(metrics: Mapping[str, float], file: Path, count: int, problems: list[P
     )  # fmt: skip
 
 
-def _samples(file: Path, metric: str, problems: list[PolymergeError]) -> tuple[dict[str, float], int]:
+def _samples(file: Path, metric: str) -> tuple[dict[str, float], int]:
     """A metric of each document, none where not every document has it as a number; and how many requests failed."""
     complaints = Complaints(file)
     found: dict[str, float] = {}
@@ -126,7 +125,7 @@ def _samples(file: Path, metric: str, problems: list[PolymergeError]) -> tuple[d
     for place, fields in json_lines(complaints):
         value, name = fields.get(metric), str(fields.get("doc_id"))
         with suppress(ValueError):  # no text, such as a log-likelihood
-            failed += is_failure(response(fields)[0])
+            failed += is_failure(_response(fields)[0])
         value = value.get("score") if isinstance(value, dict) else value
         if name in found:
             complaints.add("the same 'doc_id' twice", place, "Did two runs write into one file?")
@@ -134,5 +133,96 @@ def _samples(file: Path, metric: str, problems: list[PolymergeError]) -> tuple[d
             found[name] = float(value)  # type: ignore[arg-type]
         else:
             whole = False
-    problems += complaints.errors()
+    complaints.refuse()
     return (found if whole else {}), failed
+
+
+# answers
+
+
+def log_rows(value: Mapping[str, Any], complaints: Complaints) -> list[Row]:
+    """The documents of a file of 2024."""
+    logs = value.get("logs")
+    if not isinstance(logs, list):
+        complaints.add("'logs' is no list", "", AGAIN)
+        return []
+    rows = [(f"logs[{place}]", entry) for place, entry in enumerate(logs)]
+    for place, entry in rows:
+        if not isinstance(entry, dict):
+            complaints.add("no JSON object", place, AGAIN)
+    return [row for row in rows if isinstance(row[1], dict)]
+
+
+def read_answers(rows: Sequence[Row] | None, keep: str | None, complaints: Complaints) -> Documents:
+    """The documents of a log, each with the response that was scored.
+
+    rows  of a file of 2024; None reads a file of today
+    """
+    chosen = kept(json_lines(complaints) if rows is None else rows, keep, complaints)
+    several = 0
+
+    def answer(row: Mapping[str, Any]) -> str:
+        nonlocal several
+        text, more = _response(row)
+        several += more
+        return text
+
+    answers = documents(chosen, "doc_id", answer, complaints)
+    notes = (
+        (f"{complaints.file}: documents with several responses, of which the first is read: {several}",)
+        if several
+        else ()
+    )
+    return Documents(answers, _score(chosen), notes)
+
+
+def _response(row: Mapping[str, Any]) -> tuple[str, bool]:
+    """The response that was scored, and whether there are more of which it is the first.
+
+    raises ValueError that says why there is none.
+    """
+    field = next((name for name in ("filtered_resps", "resps") if row.get(name) is not None), None)
+    if field is None:
+        raise ValueError("no response")
+    return _first(row[field], field)
+
+
+def _first(value: Any, field: str) -> tuple[str, bool]:
+    """The first response, and whether there are more."""
+    more = False
+    while isinstance(value, list):
+        if len(value) == 2 and value[1] in (True, False, "True", "False") and _real(value[0]) is not None:
+            raise ValueError(f"a log-likelihood instead of a response in '{field}'")
+        if not value:
+            raise ValueError(f"an empty list in '{field}'")
+        more = more or len(value) > 1
+        value = value[0]
+    if not isinstance(value, str):
+        raise ValueError(f"no text in '{field}' but {_kind(value)}")
+    return value, more
+
+
+def _real(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _kind(value: Any) -> str:
+    return {type(None): "null", bool: "true or false", dict: "an object"}.get(type(value), "a number")
+
+
+def _score(rows: Sequence[Row]) -> float | None:
+    """The mean of the one metric that every document has; None where it is not clear which that is."""
+    metrics: dict[str, list[float]] = {}
+    for _, fields in rows:
+        for name in fields.keys() - _NO_METRICS:
+            value = fields[name]
+            value = value.get("score") if isinstance(value, dict) else value
+            number = _real(value) if isinstance(value, int | float) else None
+            if number is not None:
+                metrics.setdefault(name, []).append(number)
+    whole = [values for values in metrics.values() if len(values) == len(rows)]
+    return math.fsum(whole[0]) / len(rows) if len(metrics) == len(whole) == 1 else None

@@ -17,7 +17,7 @@ class Wrapper:
     lmms        lmms-eval's name of the model; empty where it has none
     lmms_path   what its argument for the folder is called
     placed      whether it takes device_map
-    simple      it needs --force_simple: its other form asks by a chat template of its own
+    simple      its option force_simple is needed: the other form asks by a chat template of its own
     kit         VLMEvalKit's class, to which the folder is model_path; empty where it has none
     kit_more    its further arguments
     path_has    VLMEvalKit chooses by the path: it must have one of these words, in any case

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.folder import read_config
+from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.json_objects import read_json
-from polymerge.errors import MissingExtraError, OutputError, PolymergeError, RecipeError, refuse_if_any
-from polymerge.evaluation.evaluated_model import Subject, subject
+from polymerge.errors import MissingExtraError, OutputError, RecipeError, collecting, refuse
+from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.harness import lmms_eval as lmmseval
 from polymerge.evaluation.harness import vlmevalkit
 from polymerge.evaluation.harness.registered_classes import wrapper_of
@@ -42,9 +42,9 @@ class ToolJob:
     tool: str
     command: tuple[str, ...]
     run: Path
-    asked: Subject
+    asked: EvaluatedModel
     tasks: tuple[str, ...]
-    read: Callable[[set[Path], list[PolymergeError]], Mapping[str, TaskResult]]
+    read: Callable[[set[Path]], dict[str, TaskResult]]
     force: bool = False
     files: Mapping[Path, str] = field(default_factory=dict)
     links: Mapping[Path, Path] = field(default_factory=dict)
@@ -81,15 +81,15 @@ def plan_tool(
 
     raises RecipeError where the tool has no model for the family, or the checkpoint is no folder of its own.
     """
-    asked = subject(model, name)
+    asked = evaluated_model(model, name)
     if asked.plan is not None:
         raise RecipeError(
             f"{model}: {tool} reads a checkpoint from its folder. Make one with `polymerge fold`, and evaluate that"
         )
     if not tasks:
-        raise RecipeError("--tasks: names none")
+        raise RecipeError("tasks: names none")
     if kit is not None and tool != "vlmevalkit":
-        raise RecipeError(f"--kit says nothing to {tool}")
+        raise RecipeError(f"kit says nothing to {tool}")
     family = claimed(read_config(asked.folder / "config.json")).name
     row = wrapper_of(family, tool)
     python = _python(environment)
@@ -99,20 +99,20 @@ def plan_tool(
         command = lmmseval.command(row, asked.folder, tasks, folder, device, batch_size or 1, trust_remote_code)
         return ToolJob(
             tool, (python, *command, *more), run, asked, tuple(tasks),
-            lambda before, problems: lmmseval.read(folder, tasks, before, problems), force,
+            lambda before: lmmseval.read(folder, tasks, before), force,
         )  # fmt: skip
     if batch_size is not None:
-        raise RecipeError("--batch-size: VLMEvalKit asks one question at a time. Leave it out")
+        raise RecipeError("batch_size: VLMEvalKit asks one question at a time. Leave it out")
     folder = run / "vlmevalkit"
     place, label = vlmevalkit.place(row, asked.folder, run / "models"), vlmevalkit.label(asked.name)
     config = run / "vlmevalkit.json"
     script = str(Path(kit).expanduser() / "run.py") if kit is not None else "run.py"
     if kit is not None and not Path(script).is_file():
-        raise RecipeError(f"--kit {kit}: has no run.py. Give the clone of VLMEvalKit")
+        raise RecipeError(f"kit {kit}: has no run.py. Give the clone of VLMEvalKit")
     names = vlmevalkit.datasets(tasks)
     return ToolJob(
         tool, (python, script, *vlmevalkit.command(config, folder), *more), run, asked, tuple(names),
-        lambda before, problems: vlmevalkit.read(folder / label, label, list(names), before, problems), force,
+        lambda before: vlmevalkit.read(folder / label, label, list(names), before), force,
         {config: vlmevalkit.config(row, label, place, names)},
         {} if place == asked.folder else {place: asked.folder},
     )  # fmt: skip
@@ -127,13 +127,7 @@ def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
     settings = {"kind": f"evaluation by {job.tool}", "model": job.asked.identity(), "command": list(job.command)}
     _refuse_others(job, settings)
     job.asked.fetch()
-    run = open_run(
-        job.run,
-        settings,
-        force=job.force,
-        what="an evaluation",
-        parts="tasks",
-    )
+    run = open_run(job.run, settings, force=job.force, what="an evaluation", parts="tasks")
     for link, target in job.links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
@@ -143,13 +137,13 @@ def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
     before = {path for path in job.run.rglob("*") if path.is_file()}
     log = job.run / f"{job.tool}.log"
     status = _stream(job.command, log, show, Path(job.command[1]).parent if job.tool == "vlmevalkit" else None)
-    problems: list[PolymergeError] = []
     if status != 0:
         raise OutputError(f"{job.tool} ended with exit status {status}. What it said is above and in {log}")
-    tasks = job.read(before, problems)
-    if problems:
-        problems.append(OutputError(f"{job.tool}: what it said is above and in {log}"))
-    refuse_if_any(problems)
+    tasks: dict[str, TaskResult] = {}
+    with collecting() as wrong:
+        tasks = job.read(before)
+        if wrong:
+            refuse(OutputError(f"{job.tool}: what it said is above and in {log}"))
     results = Results(job.tool, job.asked.described(), tasks, {"command": list(job.command[1:])})
     run.write_json(FILE, results.to_json())
     return results
@@ -163,7 +157,7 @@ def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
     had = read_json(file, dict[str, Any]) if file.is_file() else None
     if had != settings:
         raise RecipeError(
-            f"{job.run}: holds results of another model or command. Name another folder, or say --force to replace them"
+            f"{job.run}: holds results of another model or command. Name another folder, or say `force` to replace them"
         )
 
 
@@ -174,17 +168,17 @@ def _python(environment: str | None) -> str:
     path = Path(environment).expanduser().absolute()
     found = path / "bin" / "python" if path.is_dir() else path
     if not found.is_file() or not os.access(found, os.X_OK):
-        raise RecipeError(f"--environment {environment}: there is no {found}. Give the folder of a virtual environment")
+        raise RecipeError(f"environment {environment}: there is no {found}. Give the folder of a virtual environment")
     return str(found)
 
 
 def _check_installed(job: ToolJob) -> None:
     here = job.command[0] == sys.executable
     if job.tool == "vlmevalkit" and job.command[1] == "run.py":
-        raise RecipeError("VLMEvalKit runs from its clone: say where it is with --kit PATH")
+        raise RecipeError("VLMEvalKit runs from its clone: say where it is with `kit`")
     if job.tool == "lmms-eval" and here and importlib.util.find_spec(_MODULES[job.tool]) is None:
         raise MissingExtraError(
-            "lmms-eval is not installed here: pip install lmms-eval, or name its own environment with --environment"
+            "lmms-eval is not installed here: pip install lmms-eval, or name its own environment with `environment`"
         )
 
 

@@ -1,35 +1,52 @@
 """VLMEvalKit: its config file and command line, and what it writes.
 
 `WORK/<model>/T<date>_G<hash>/<model>_<dataset>...`: `_acc.csv`, `..._score.csv` or `..._score.json` hold the score,
-`..._result.xlsx` (or .tsv, .json) a row for each question, where it is multiple choice with a `hit`. The same files
-also lie, as links, in `WORK/<model>`.
+`..._result.xlsx` (or .tsv, .json) a row for each question, where it is multiple choice with a `hit`, and
+`<model>_<dataset>.xlsx` (or .tsv, .json) its answer: `index` and `prediction`. The same files also lie, as links, in
+`WORK/<model>`.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
-from math import fsum, isfinite
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import OutputError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
+from polymerge.checkpoints.json_objects import read_json, read_text
+from polymerge.errors import OutputError, PolymergeError, RecipeError, did_you_mean, refuse, refuse_if_any
 from polymerge.evaluation.harness.registered_classes import DATASETS, Wrapper
-from polymerge.evaluation.json_files import Broken, json_of, text_of_file
-from polymerge.evaluation.logs.rows import Complaints
-from polymerge.evaluation.logs.vlmevalkit_logs import json_rows, sheet_rows, tsv_rows
+from polymerge.evaluation.harness.rows import (
+    AGAIN,
+    BROKEN,
+    Cells,
+    Complaints,
+    Documents,
+    Row,
+    documents,
+    json_value,
+    kept,
+    sheet_cells,
+    tsv_cells,
+)
 from polymerge.evaluation.predictions import failures_note, is_failure
 from polymerge.evaluation.results import TaskResult
 
-__all__ = ["command", "config", "datasets", "label", "place", "read"]
+__all__ = ["command", "config", "datasets", "label", "place", "read", "read_answers", "read_rows"]
 
 _ROWS = ("overall", "none", "validation", "val", "dev", "test", "average")
 """Which row of a table of scores is the one that is published, the first that is there."""
 
 _COLUMNS = ("Overall", "acc", "Relative Score (main)", "aAcc", "accuracy", "Final Score Norm", "Final Score", "score")
 """Which column is, the same way."""
+
+_RUN = "Run VLMEvalKit again."
+_ID, _ANSWER = "index", "prediction"
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def command(config_file: Path, out: Path) -> tuple[str, ...]:
@@ -91,14 +108,12 @@ def config(row: Wrapper, model: str, folder: Path, names: Mapping[str, str]) -> 
     return json.dumps(value, indent=1) + "\n"
 
 
-def read(
-    folder: Path, model: str, names: Sequence[str], before: set[Path], problems: list[PolymergeError]
-) -> Mapping[str, TaskResult]:
-    """The results below a model's folder, by data set; a problem for each that has none.
+def read(folder: Path, model: str, names: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
+    """The results below a model's folder, by data set; each that has none is refused.
 
     before  files that were there before it ran; they count where it used them again
     """
-    results = {}
+    results: dict[str, TaskResult] = {}
     for name in names:
         stem = f"{model}_{name}"
         longer = [f"{model}_{other}" for other in names if other.startswith(f"{name}_")]
@@ -112,13 +127,13 @@ def read(
         scores = [path for path in files if re.search(r"(_acc|_score|_rating)\.(csv|json)$", path.name)]
         if not scores:
             there = ", ".join(sorted({path.name for path in files})) or "nothing"
-            problems.append(OutputError(f"{folder}: VLMEvalKit wrote no score of {name}; it wrote {there}"))
+            refuse(OutputError(f"{folder}: VLMEvalKit wrote no score of {name}; it wrote {there}"))
             continue
-        metrics = _numbers(scores[0], problems)
-        if metrics:
-            results[name] = _task(metrics, scores[0], *_hits(files, problems))
-        elif metrics is not None:
-            problems.append(OutputError(f"{scores[0]}: holds no number"))
+        try:
+            metrics = _metrics(scores[0])
+            results[name] = _task(metrics, scores[0], *_hits(files))
+        except PolymergeError as error:
+            refuse(error)
     return results
 
 
@@ -132,14 +147,14 @@ def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float], f
         )  # fmt: skip
     score = metrics[chosen]
     settings = {"scorer": f"{file.name.rpartition('_')[2]}: {chosen}"}
-    mean = fsum(hits.values()) / len(hits) if hits else None
+    mean = math.fsum(hits.values()) / len(hits) if hits else None
     # tables of multiple choice hold shares, the others percent
     share = file.name.endswith("_acc.csv") and chosen.startswith("split ") and 0 <= score <= 1
     for factor in (100, 1):
         if mean is not None and abs(factor * score - 100 * mean) < 1e-4 and all(0 <= hit <= 1 for hit in hits.values()):
             return TaskResult(
-                100 * mean, right=fsum(hits.values()), total=len(hits), failed=failed, samples=hits, metrics=metrics,
-                notes=notes, settings=settings,
+                100 * mean, right=math.fsum(hits.values()), total=len(hits), failed=failed, samples=hits,
+                metrics=metrics, notes=notes, settings=settings,
             )  # fmt: skip
     if hits:
         notes = (*notes, "the score is no mean of the rows' hits, so they are left out")
@@ -163,27 +178,31 @@ def _chosen(metrics: Mapping[str, float]) -> str | None:
     return None
 
 
-def _numbers(file: Path, problems: list[PolymergeError]) -> dict[str, float] | None:
-    """Every number of a file of scores, as `column` or `row: column`; None, and a problem, where it cannot be read."""
-    try:
-        text = text_of_file(file)
-        rows = _json_rows(json_of(text)) if file.suffix == ".json" else list(csv.DictReader(text.splitlines()))
-    except (Broken, csv.Error, RecipeError) as error:
-        problems.append(OutputError(f"{file}: cannot be read: {error}"))
-        return None
+def _metrics(file: Path) -> dict[str, float]:
+    """Every number of a file of scores, as `column` or `row: column`.
+
+    raises OutputError where it cannot be read or holds none.
+    """
+    if file.suffix == ".json":
+        rows = _records(read_json(file, Any, unique_keys=False, error=OutputError, then=_RUN))
+    else:
+        try:
+            rows = list(csv.DictReader(read_text(file, error=OutputError, then=_RUN).splitlines()))
+        except csv.Error as error:
+            raise OutputError(f"{file}: cannot be read: {error}. {_RUN}") from None
     found: dict[str, float] = {}
     for row in rows:
-        first = next(iter(row), None)
         words = [f"{name} {value}" for name, value in row.items() if name and _number(value) is None and value]
-        where = words[0] if words and first is not None else ""
         for name, value in row.items():
             number = _number(value)
             if number is not None and name:
-                found[f"{where}: {name}" if where else name] = number
+                found[f"{words[0]}: {name}" if words else name] = number
+    if not found:
+        raise OutputError(f"{file}: holds no number")
     return found
 
 
-def _json_rows(value: Any) -> list[dict[str, Any]]:
+def _records(value: Any) -> list[dict[str, Any]]:
     """A JSON file of scores: an object of numbers, a list of records, or an object of columns."""
     if isinstance(value, dict) and value and all(isinstance(cells, list) for cells in value.values()):
         return [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
@@ -198,27 +217,20 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if isfinite(number) else None
+    return number if math.isfinite(number) else None
 
 
-def _hits(files: Sequence[Path], problems: list[PolymergeError]) -> tuple[dict[str, float], int]:
+def _hits(files: Sequence[Path]) -> tuple[dict[str, float], int]:
     """Whether each question was right, from the first table that says so, and how many requests for it failed."""
     for file in files:
         if not re.search(r"(_result|_auxmatch|_judge)\.(xlsx|tsv|json)$", file.name):
             continue
         complaints = Complaints(file)
-        if file.suffix == ".json":
-            try:
-                rows = list(json_rows(json_of(text_of_file(file)), complaints))
-            except (Broken, RecipeError) as error:
-                problems.append(OutputError(f"{file}: {error}"))
-                continue
-        else:
-            rows = list((tsv_rows if file.suffix == ".tsv" else sheet_rows)(complaints))
-        problems += complaints.errors()
-        marks = {str(fields.get("index")): _mark(fields) for _, fields in rows}
+        rows = read_rows(complaints)
+        complaints.refuse()
+        marks = {str(fields.get(_ID)): _mark(fields) for _, fields in rows}
         if marks and all(mark is not None for mark in marks.values()):
-            failed = sum(is_failure(str(fields.get("prediction", ""))) for _, fields in rows)
+            failed = sum(is_failure(str(fields.get(_ANSWER, ""))) for _, fields in rows)
             return {name: mark for name, mark in marks.items() if mark is not None}, failed
     return {}, 0
 
@@ -228,3 +240,85 @@ def _mark(fields: Mapping[str, Any]) -> float | None:
     if isinstance(value, bool) or value in ("True", "False"):
         return float(value in (True, "True"))
     return _number(value)
+
+
+# answers
+
+
+def read_answers(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> Documents:
+    """The documents of a table. A number counts as its text, and an empty cell as an empty answer."""
+    return Documents(documents(kept(rows, keep, complaints), _ID, _answer, complaints))
+
+
+def _answer(fields: Mapping[str, Any]) -> str:
+    cell = fields.get(_ANSWER, "")
+    if not isinstance(cell, str | int | float | date | time | timedelta):  # a sheet turns `12:30` into a time
+        raise ValueError(f"no text in '{_ANSWER}'")
+    return str(cell)
+
+
+def read_rows(complaints: Complaints) -> list[Row]:
+    """The rows of a table, whichever of the three kinds of file it is in."""
+    match complaints.file.suffix:
+        case ".json":
+            return json_rows(json_value(complaints.file.read_bytes(), "", complaints), complaints)
+        case ".tsv":
+            return list(_table(tsv_cells(complaints), complaints))
+        case _:
+            return list(_table(sheet_cells(complaints), complaints))
+
+
+def json_rows(value: Any, complaints: Complaints) -> list[Row]:
+    """The rows of a JSON table, which is a list of records."""
+    if not isinstance(value, list):
+        if value is not BROKEN:
+            complaints.add("neither a log of lmms-eval nor a table of VLMEvalKit", "", "Move it away if it is neither.")
+        return []
+    rows: list[Row] = []
+    names = {name for record in value if isinstance(record, dict) for name in record}
+    if value and not _has_columns(names, complaints):
+        return []
+    for number, record in enumerate(value):
+        if isinstance(record, dict):
+            rows.append((f"record {number}", _filled(record.items())))
+        else:
+            complaints.add("no JSON object", f"record {number}", AGAIN)
+    return rows
+
+
+def _table(rows: Sequence[Cells], complaints: Complaints) -> Iterator[Row]:
+    """The rows below the header, as fields by its names; blank rows are passed over."""
+    if complaints.places:  # which say why there are no cells
+        return
+    header = ["" if name is None else str(name) for name in rows[0][1]] if rows else []
+    if not _has_columns(header, complaints):
+        return
+    for place, cells in rows[1:]:
+        if any(cell not in (None, "") for cell in cells):
+            if len(cells) != len(header):
+                complaints.add(f"the header has {len(header)} cells, this has more or fewer", place, AGAIN)
+            else:
+                yield place, _filled(zip(header, cells, strict=True))
+
+
+def _has_columns(names: Iterable[str], complaints: Complaints) -> bool:
+    there = list(names)
+    absent = " and ".join(f"'{name}'" for name in (_ID, _ANSWER) if name not in there)
+    if absent:
+        complaints.add(
+            f"no column {absent} (columns: {', '.join(there) or 'none'})", "", "Is it VLMEvalKit's file of answers?"
+        )
+    return not absent
+
+
+def _filled(cells: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The cells that hold something; pandas writes NaN for one that is empty."""
+    filled = {
+        name: cell
+        for name, cell in cells
+        if cell is not None and cell != "" and not (isinstance(cell, float) and math.isnan(cell))
+    }
+    number = filled.get(_ID)
+    if (isinstance(number, float) and number.is_integer()) or (isinstance(number, str) and _WHOLE.fullmatch(number)):
+        filled[_ID] = int(number)
+    return filled

@@ -1,19 +1,60 @@
-"""What is right, read from a task's annotation files."""
+"""What is right, read from a task's annotation files: answers, boxes, options' letters, reference captions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from posixpath import basename, normpath
+from typing import Any, TypeVar
 
-from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.json_files import Broken, json_of, kind_of, shortened, text_of_file
+import msgspec
+
+from polymerge.checkpoints.json_objects import checked, parse_json, read_json
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.mm_mergebench.tasks import Task
-from polymerge.evaluation.scorers.boxes import parsed_box
+from polymerge.evaluation.predictions import at_most_shown, numbered_lines, some_of
+from polymerge.evaluation.scorers.answers import parsed_box
 
-__all__ = ["Item", "Truth", "answers_in", "question_items", "read_json", "read_truth"]
+__all__ = ["Item", "Truth", "answers_in", "question_items", "read_truth", "truth_of"]
+
+T = TypeVar("T")
+
+_AGAIN = "Is it the right file? If so, download it again."
+
+
+class _Question(msgspec.Struct):
+    """What every item of a question file has; the scorers take more of it as it is written."""
+
+    question_id: str | int
+
+
+class _Image(msgspec.Struct):
+    """An image of a COCO file."""
+
+    id: str | int
+    file_name: str
+
+
+class _Caption(msgspec.Struct):
+    """A caption of a COCO file."""
+
+    image_id: str | int
+    caption: str
+
+
+class _Coco(msgspec.Struct):
+    """A COCO file of captions."""
+
+    images: list[Any]
+    annotations: list[Any]
+
+
+class _Splits(msgspec.Struct):
+    """The problems of ScienceQA that are tested."""
+
+    test: list[str]
 
 
 @dataclass(frozen=True)
@@ -38,116 +79,113 @@ class Truth:
     ids: tuple[str, ...]
     references: tuple[Any, ...]
     items: tuple[Item, ...]
-    images: Mapping[Any, tuple[str, ...]] = field(default_factory=dict)
+    images: Mapping[str | int, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-NO_TRUTH = Truth((), (), ())
-
-
-def read_truth(task: Task, folder: Path, problems: list[PolymergeError]) -> Truth:
-    """A task's truth from its annotation folder; all that is wrong with the files is added to `problems`."""
-    wrong = [
-        RecipeError(
-            f"{folder / name}: is not there. {task.name} needs {' and '.join(task.files)} in the annotation folder."
-        )
-        for name in task.files
-        if not (folder / name).is_file()
-    ]
-    if wrong:
-        problems += wrong
-        return NO_TRUTH
-    if task.kind == "letter":
-        return _letters(folder / "problems.json", folder / "pid_splits.json", problems)
-    path = folder / task.questions
-    items = question_items(path, problems)
-    if task.kind == "captions":
-        from polymerge.evaluation.mm_mergebench.captions import caption_truth
-
-        return caption_truth(path, items, folder / task.truth[0], problems)
-    found: list[PolymergeError] = []
-    references = [_box(item, found) if task.kind == "box" else _answer(item, found) for item in items]
-    problems += shortened(found, path)
+def truth_of(items: Sequence[Item], references: Sequence[Any]) -> Truth:
+    """The truth of items that each have a reference."""
     return Truth(tuple(str(item.id) for item in items), tuple(references), tuple(items))
 
 
-def read_json(path: Path, problems: list[PolymergeError]) -> Any:
-    """A file's JSON value, or None with a problem."""
+_NO_TRUTH = Truth((), (), ())
+
+
+def read_truth(task: Task, folder: Path) -> Truth:
+    """A task's truth from its annotation folder; all that is wrong with the files is refused."""
+    with collecting() as wrong:
+        for name in task.files:
+            if not (folder / name).is_file():
+                files = " and ".join(task.files)
+                refuse(
+                    RecipeError(f"{folder / name}: is not there. {task.name} needs {files} in the annotation folder.")
+                )
+    if wrong:
+        return _NO_TRUTH
+    if task.kind == "letter":
+        return _letters(folder / "problems.json", folder / "pid_splits.json")
+    path = folder / task.questions
+    items = question_items(path)
+    if task.kind == "captions":
+        return _captions(path, items, folder / task.truth[0])
+    with at_most_shown(path):
+        references = [_box(item) if task.kind == "box" else _answer(item) for item in items]
+    return truth_of(items, references)
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    """The JSON value of a file; None where it was refused."""
     try:
-        return json_of(text_of_file(path))
-    except Broken as error:
-        problems.append(RecipeError(f"{path}: {error}. Download it again."))
-    except RecipeError as error:
-        problems.append(error)
+        return read_json(path, kind, encoding="utf-8-sig", error=RecipeError, then=_AGAIN)
+    except PolymergeError as error:
+        refuse(error)
     return None
 
 
-def question_items(path: Path, problems: list[PolymergeError]) -> list[Item]:
+def _each(values: Sequence[Any], kind: type[T], where: str) -> Iterator[tuple[str, Any, T]]:
+    """The values that are of a kind: where they are, as they are written, and converted; the others are refused."""
+    for number, value in enumerate(values, 1):
+        place = f"{where} {number}"
+        try:
+            found = checked(value, kind, place, error=RecipeError, then="Correct it, or download the file again.")
+        except PolymergeError as error:
+            refuse(error)
+        else:
+            yield place, value, found
+
+
+# question files
+
+
+def question_items(path: Path) -> list[Item]:
     """The questions of a file in the LLaVA format: a list of objects, each with a question_id of its own.
 
-    A file that is called .jsonl has an object a line instead.
+    A file that is called .jsonl has an object a line instead. What is wrong with it is refused.
     """
-    before = len(problems)
-    value = _lines(path, problems) if path.suffix == ".jsonl" else read_json(path, problems)
-    if len(problems) > before:
-        return []
-    if not isinstance(value, list) or not value:
-        what = "an empty array" if value == [] else kind_of(value)
-        problems.append(RecipeError(f"{path}: is {what}, not a list of questions. Is it the right file?"))
-        return []
     items: list[Item] = []
     first: dict[str, str] = {}
-    wrong: list[PolymergeError] = []
-    for place, fields in enumerate(value, 1):
-        where = f"{path}: item {place}"
-        name = fields.get("question_id") if isinstance(fields, dict) else None
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            wrong.append(RecipeError(f"{where}: has no question_id that is a text or a whole number"))
-            continue
-        where = f"{where} (question_id {name!r})"
-        if str(name) in first:
-            wrong.append(RecipeError(f"{where}: the same question_id as {first[str(name)]}; which of them is right?"))
-            continue
-        first[str(name)] = f"item {place}"
-        items.append(Item(where, name, fields))
-    problems += shortened(wrong, path)
+    with at_most_shown(path) as wrong:
+        values = _lines(path) if path.suffix == ".jsonl" else _read(path, list[Any])
+        if values == [] and not wrong:
+            raise RecipeError(f"{path}: is an empty array, not a list of questions. Is it the right file?")
+        for place, fields, question in _each(values or (), _Question, f"{path}: item"):
+            name = question.question_id
+            where = f"{place} (question_id {name!r})"
+            if str(name) in first:
+                other = first[str(name)]
+                refuse(RecipeError(f"{where}: the same question_id as {other}; which of them is right?"))
+                continue
+            first[str(name)] = place.removeprefix(f"{path}: ")
+            items.append(Item(where, name, fields))
     return items
 
 
-def _lines(path: Path, problems: list[PolymergeError]) -> list[Any]:
+def _lines(path: Path) -> list[Any]:
     """The JSON value on each line of a file; blank lines are passed over."""
     found: list[Any] = []
-    wrong: list[PolymergeError] = []
-    try:
-        for number, line in enumerate(text_of_file(path).split("\n"), 1):
-            if line.strip():
-                try:
-                    found.append(json_of(line))
-                except Broken as error:
-                    wrong.append(RecipeError(f"{path}:{number}: {error}"))
-    except RecipeError as error:
-        wrong.append(error)
-    problems += shortened(wrong, path)
+    for number, line in numbered_lines(path):
+        if line.strip():
+            with collecting():
+                found.append(parse_json(line, f"{path}:{number}", dict[str, Any], error=RecipeError, then=_AGAIN))
     return found
 
 
-def answers_in(item: Item, problems: list[PolymergeError]) -> list[str]:
+def answers_in(item: Item) -> list[str]:
     """The texts under `answers`, or the one under `answer`, of an item; numbers are read as they are written."""
     value = item.fields.get("answers", item.fields.get("answer"))
     values = value if isinstance(value, list) and value else [value]
     texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in values]
-    if all(text is not None for text in texts):
-        return [text for text in texts if text is not None]
-    problems.append(RecipeError(f"{item.where}: answer is {value!r:.60}, not a text or a number"))
-    return [""]
+    known = [text for text in texts if text is not None]
+    if len(known) < len(texts):
+        refuse(RecipeError(f"{item.where}: answer is {value!r:.60}, not a text or a number"))
+    return known
 
 
-def _answer(item: Item, problems: list[PolymergeError]) -> str:
-    text = _text(item.fields.get("answer"))
+def _answer(item: Item) -> str:
+    value = item.fields.get("answer")
+    text = _text(value)
     if text is None:
-        problems.append(
-            RecipeError(f"{item.where}: answer is {item.fields.get('answer')!r:.60}, not a text or a number")
-        )
+        refuse(RecipeError(f"{item.where}: answer is {value!r:.60}, not a text or a number"))
     return text or ""
 
 
@@ -159,42 +197,123 @@ def _text(value: object) -> str | None:
     return str(value)
 
 
-def _box(item: Item, problems: list[PolymergeError]) -> str:
+def _box(item: Item) -> str:
     value = item.fields.get("answer_bbox")
     text = value if isinstance(value, str) else str(value) if isinstance(value, list) else ""
     if parsed_box(text) is None:
-        problems.append(RecipeError(f"{item.where}: answer_bbox is {value!r:.60}, not four numbers"))
+        refuse(RecipeError(f"{item.where}: answer_bbox is {value!r:.60}, not four numbers"))
     return text
 
 
-def _letters(path: Path, splits: Path, problems: list[PolymergeError]) -> Truth:
-    before = len(problems)
-    every, split = read_json(path, problems), read_json(splits, problems)
-    if len(problems) > before:
-        return NO_TRUTH
-    names: list[Any] = split["test"] if isinstance(split, dict) and isinstance(split.get("test"), list) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        problems.append(RecipeError(f"{splits}: has no 'test' that lists question_ids as texts. Is it the right file?"))
-    if not isinstance(every, dict):
-        problems.append(RecipeError(f"{path}: is {kind_of(every)}, not an object of problems. Is it the right file?"))
-    if len(problems) > before:
-        return NO_TRUTH
-    wrong: list[PolymergeError] = []
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        wrong.append(RecipeError(f"{splits}: 'test' lists {', '.join(twice[:5])} more than once"))
+# ScienceQA
+
+
+def _letters(path: Path, splits: Path) -> Truth:
+    every, split = _read(path, dict[str, Any]), _read(splits, _Splits)
+    names = split.test if split else []
+    if split and not names:
+        refuse(RecipeError(f"{splits}: 'test' lists no question_id. Is it the right file?"))
+    if every is None:
+        return _NO_TRUTH
     items: list[Item] = []
     references: list[str] = []
-    for name in names:
-        problem = every.get(name)
-        answer = problem.get("answer") if isinstance(problem, dict) else None
-        choices = problem.get("choices") if isinstance(problem, dict) else None
-        most = len(choices) if isinstance(choices, list) else 26
-        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < min(most, 26):
-            what = "is not there" if problem is None else f"has the answer {answer!r:.60} of {most} choices"
-            wrong.append(RecipeError(f"{path}: problem '{name}', which {splits.name} lists under 'test', {what}"))
-            continue
-        items.append(Item(f"{path}: problem '{name}'", name, problem))
-        references.append("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[answer])
-    problems += shortened(wrong, path)
-    return Truth(tuple(str(item.id) for item in items), tuple(references), tuple(items))
+    with at_most_shown(path):
+        if twice := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
+            refuse(RecipeError(f"{splits}: 'test' lists {', '.join(twice[:5])} more than once"))
+        for name in names:
+            problem = every.get(name)
+            fields = problem if isinstance(problem, dict) else {}
+            answer, choices = fields.get("answer"), fields.get("choices")
+            most = len(choices) if isinstance(choices, list) else 26
+            if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < min(most, 26):
+                what = "is not there" if problem is None else f"has the answer {answer!r:.60} of {most} choices"
+                refuse(RecipeError(f"{path}: problem '{name}', which {splits.name} lists under 'test', {what}"))
+                continue
+            items.append(Item(f"{path}: problem '{name}'", name, fields))
+            references.append("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[answer])
+    return truth_of(items, references)
+
+
+# captions
+
+
+def _captions(path: Path, items: Sequence[Item], coco: Path) -> Truth:
+    """Every image that has a reference caption, in the order of the COCO file, with its captions.
+
+    A question finds its image by file name, by the whole path or, where that is unknown, by its last part. Images
+    without a reference cannot be scored and are left out; one without a question has no prediction and stays in.
+
+    path  of the question file, whose items each name an image
+    coco  of the file that has each image's captions
+    """
+    with collecting() as wrong:
+        names, captions = _images(coco)
+        question = _question_of_each(path, items, names, coco)
+        scored = [image for image in names if captions[image]]
+        if not scored and not wrong:
+            refuse(RecipeError(f"{coco}: no image has a reference caption. Is it the right file?"))
+    if wrong:
+        return _NO_TRUTH
+    notes = []
+    if without := [str(image) for image in names if not captions[image]]:
+        notes.append(f"{coco}: {len(without)} images have no reference caption and are left out: {some_of(without)}")
+    if unasked := [str(image) for image in scored if image not in question]:
+        notes.append(f"{path}: {len(unasked)} images have no question, so no caption: {some_of(unasked)}")
+    found = [question.get(image, Item(f"{coco}: image {image!r}", f"image {image}", {})) for image in scored]
+    return Truth(
+        tuple(str(item.id) for item in found),
+        tuple(captions[image] for image in scored),
+        tuple(found),
+        captions,
+        tuple(notes),
+    )
+
+
+def _images(coco: Path) -> tuple[dict[str | int, str], dict[str | int, tuple[str, ...]]]:
+    """Each image's file name and its captions, by its id."""
+    names: dict[str | int, str] = {}
+    captions: dict[str | int, list[str]] = {}
+    with at_most_shown(coco):
+        value = _read(coco, _Coco)
+        for place, _, image in _each(value.images if value else (), _Image, f"{coco}: image"):
+            if image.id in names:
+                refuse(RecipeError(f"{place}: the id {image.id!r} is there twice"))
+            names.setdefault(image.id, image.file_name)
+            captions[image.id] = []
+        for place, _, caption in _each(value.annotations if value else (), _Caption, f"{coco}: annotation"):
+            if caption.image_id in captions:
+                captions[caption.image_id].append(caption.caption)
+            else:
+                refuse(RecipeError(f"{place}: there is no image {caption.image_id!r}"))
+    return names, {image: tuple(texts) for image, texts in captions.items()}
+
+
+def _question_of_each(
+    path: Path, items: Sequence[Item], names: Mapping[str | int, str], coco: Path
+) -> dict[str | int, Item]:
+    """The question of each image, by the image's id."""
+    by_path, by_last_part = _by_name(names, normpath), _by_name(names, basename)
+    found: dict[str | int, Item] = {}
+    with at_most_shown(path):
+        for item in items:
+            file = item.fields.get("image")
+            if not isinstance(file, str):
+                refuse(RecipeError(f"{item.where}: has no image"))
+                continue
+            images = by_path.get(normpath(file)) or by_last_part.get(basename(file)) or []
+            if len(images) != 1:
+                many = f"{len(images)} images of {coco}" if images else f"no image of {coco}"
+                refuse(RecipeError(f"{item.where}: the image '{file}' is {many}"))
+            elif images[0] in found:
+                other = found[images[0]].where
+                refuse(RecipeError(f"{item.where}: the image '{file}' is already that of {other}"))
+            else:
+                found[images[0]] = item
+    return found
+
+
+def _by_name(names: Mapping[str | int, str], part: Callable[[str], str]) -> dict[str, list[str | int]]:
+    found: dict[str, list[str | int]] = {}
+    for image, name in names.items():
+        found.setdefault(part(name), []).append(image)
+    return found

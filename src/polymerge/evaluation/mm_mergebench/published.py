@@ -3,7 +3,8 @@
 Nothing here is how an answer should be scored; the sound scorers are in `scorers`. Each function goes through the
 lines as the script of that name does, and says where the script would stop instead of raising what it raises.
 Common to all: a blank line stops the script, the score is over the lines and not over the questions (but for
-ScienceQA), a line that is there twice counts twice.
+ScienceQA), a line that is there twice counts twice. The caption scripts also build SPICE, which downloads a parser, and
+leave it out of what they print; it is not run here.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from polymerge.evaluation.mm_mergebench.annotations import Item, Truth
 from polymerge.evaluation.mm_mergebench.tasks import Task
 from polymerge.evaluation.predictions import Line, Predictions
-from polymerge.evaluation.scorers.boxes import parsed_box
-from polymerge.evaluation.scorers.matching import parsed_letter
+from polymerge.evaluation.scorers.answers import parsed_box, parsed_letter
+from polymerge.evaluation.scorers.caption_metrics import (
+    NEEDS_JAVA,
+    caption_metrics,
+    has_java,
+    mean_metric,
+    ptb_lines,
+    without_punctuation,
+)
 
-__all__ = ["Published", "as_published", "null_stops"]
+__all__ = ["Published", "as_published"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +51,8 @@ def as_published(task: Task, predictions: Predictions, truth: Truth) -> Publishe
             stops = "divides by the number of answers and stops (ZeroDivisionError)"
         return f"{predictions.file}: has no line; {task.script} {stops}"
     if task.kind == "captions":
-        from polymerge.evaluation.mm_mergebench.published_captions import published_captions
-
-        return published_captions(task, predictions, truth)
+        return _captions(task, predictions, truth)
     return _SCRIPTS[task.script](task, predictions.lines, truth)
-
-
-def null_stops(task: Task, line: Line) -> str:
-    """Why a line without a text is the script's last."""
-    return f"{line.where}: text is null; {task.script} treats it as a text and stops"
 
 
 def _answers(fold: Callable[[str], str], skips: str = "", ids_as_text: bool = False) -> _Script:
@@ -67,7 +70,7 @@ def _answers(fold: Callable[[str], str], skips: str = "", ids_as_text: bool = Fa
             if item is None:
                 return _unknown(task, line, truth)
             if line.text is None:
-                return null_stops(task, line)
+                return _null_stops(task, line)
             if skips and skips in line.text:
                 continue
             answer = item.fields["answer"]
@@ -94,7 +97,7 @@ def _by_position(task: Task, lines: Sequence[Line], truth: Truth) -> Published |
         item = truth.items[place]
         answer = item.fields["answer"]
         if line.text is None:
-            return null_stops(task, line)
+            return _null_stops(task, line)
         if not isinstance(answer, str):
             return _no_text(task, item)
         text, answer = line.text.upper(), answer.upper()
@@ -155,9 +158,9 @@ def _letters(task: Task, lines: Sequence[Line], truth: Truth) -> Published | str
         if line is None:
             continue
         if line.text is None:
-            return null_stops(task, line)
+            return _null_stops(task, line)
         if not isinstance(line.prompt, str):
-            what = "is not a text" if line.has_prompt else "is not there"
+            what = "is not there" if line.prompt is msgspec.UNSET else "is not a text"
             return f"{line.where}: prompt {what}; {task.script} looks for the image tag in it and stops"
         hit = parsed_letter(line.text) == letter
         right += hit
@@ -168,6 +171,48 @@ def _letters(task: Task, lines: Sequence[Line], truth: Truth) -> Published | str
         return f"no prompt of a matched line has the image tag; {task.script} divides by their number and stops"
     total = len(truth.items)
     return Published(100 * right / total, right, total, {"image_accuracy": 100 * right_with_image / with_image})
+
+
+def _captions(task: Task, predictions: Predictions, truth: Truth) -> Published | str:
+    """The mean of the seven metrics: captions are numbered in file order, and line ends inside them shift the rest."""
+    said: dict[str | int, list[str]] = {image: [] for image in truth.images}
+    for number, line in enumerate(predictions.lines, 1):  # not the line's question_id
+        if line.text is None:
+            return _null_stops(task, line)
+        if number not in said:
+            return (
+                f"{line.where}: the script numbers it image {number}, and the annotations have {len(said)} images; "
+                f"{task.script} stops (AssertionError)"
+            )
+        said[number] = [line.text]
+    references = {image: list(texts) for image, texts in truth.images.items()}
+    unequal = [image for image in references if bool(references[image]) != bool(said[image])]
+    if unequal:
+        lacks = "no reference caption" if said[unequal[0]] else "no caption"
+        return f"{predictions.file}: image {unequal[0]} has {lacks}; {task.script} stops (AssertionError)"
+    if not has_java():
+        return NEEDS_JAVA
+    truths, texts = _shifting_tokens(references), _shifting_tokens(said)
+    if truths.keys() != texts.keys():
+        return f"{predictions.file}: captions are lost between the tokenizer's lines; {task.script} stops"
+    metrics = caption_metrics([texts[image][0] for image in truths], list(truths.values()), empty_is_wrong=False)
+    score = 100 * mean_metric(metrics).score
+    total = len(truths)
+    return Published(score, score * total / 100, total, {name: 100 * metric.score for name, metric in metrics.items()})
+
+
+def _shifting_tokens(captions: Mapping[str | int, Sequence[str]]) -> dict[str | int, list[str]]:
+    """Only \\n is made a blank: other line ends make the tokenizer's lines more than the captions."""
+    images = [image for image, texts in captions.items() for _ in texts]
+    lines = ptb_lines("\n".join(text.replace("\n", " ") for texts in captions.values() for text in texts))
+    found: dict[str | int, list[str]] = {}
+    for image, line in zip(images, lines, strict=False):
+        found.setdefault(image, []).append(without_punctuation(line))
+    return found
+
+
+def _null_stops(task: Task, line: Line) -> str:
+    return f"{line.where}: text is null; {task.script} treats it as a text and stops"
 
 
 def _unknown(task: Task, line: Line, truth: Truth) -> str:

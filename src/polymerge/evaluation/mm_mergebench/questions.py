@@ -1,4 +1,4 @@
-"""From a question file to prompts: what a model is asked, and which questions cannot be asked at all."""
+"""A task's files and images, and prompts of its questions: what a model is asked, and what cannot be asked at all."""
 
 from __future__ import annotations
 
@@ -8,14 +8,90 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from polymerge.errors import RecipeError
 from polymerge.evaluation.mm_mergebench.annotations import Item
 from polymerge.evaluation.mm_mergebench.tasks import Task
+from polymerge.evaluation.predictions import some_of
 from polymerge.inference.prompts import Prompt
 
-__all__ = ["Question", "images_of", "questions_of"]
+__all__ = ["Question", "image_root", "questions_of", "task_folder"]
 
+_GROUPS = ("seen_data", "unseen_data", "instructions")
+_IMAGES = ("", "images", "datasets", "data")
 _MARK = re.compile(r"<image>\s*")
 _CHOOSE = "Choose an answer from the choices below: "
+
+
+def task_folder(task: Task, data: Path) -> Path:
+    """The folder that holds a task's question file.
+
+    Looked for are `Seen_data/<Task>` and `Unseen_data/<Task>` (the hub), `instructions/<Task>` (the scripts) and
+    `<Task>` in `data`, or `data` itself where it is called so; a task's folder has any of its names, in any case. The
+    file may lie up to two folders deeper.
+
+    raises RecipeError where there is none or there are several.
+    """
+    names = {name.casefold() for name in (task.name, *task.folders)}
+    above = [data, *(child for child in _folders(data) if child.name.casefold() in _GROUPS)]
+    named = [child for place in above for child in _folders(place) if child.name.casefold() in names]
+    if data.resolve().name.casefold() in names:
+        named.append(data)
+    found = [holder for folder in named for holder in _holders(folder, task.questions)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        what = f"{task.questions} lies in {' and in '.join(map(str, found))}. Give one of the two"
+    elif named:
+        what = f"there is no {task.questions} in {' and '.join(map(str, named))}. Is all of it downloaded?"
+    else:
+        there = [child.name for place in above for child in _folders(place) if child.name.casefold() not in _GROUPS]
+        what = (
+            f"{data} has no Seen_data/{task.name}, Unseen_data/{task.name}, instructions/{task.name} or {task.name}; "
+            f"its folders are {some_of(sorted(there), 16) or 'none'}. Give the folder of the data with `data`, or name "
+            "only the tasks that are there with `tasks`"
+        )
+    raise RecipeError(f"{task.name}: {what}")
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return sorted(child for child in place.iterdir() if child.is_dir())
+    except OSError:
+        return []
+
+
+def _holders(folder: Path, name: str) -> list[Path]:
+    for pattern in (name, f"*/{name}", f"*/*/{name}"):
+        found = sorted(file.parent for file in folder.glob(pattern) if file.is_file())
+        if found:
+            return found
+    return []
+
+
+def image_root(items: Sequence[Item], data: Path, folder: Path, told: Path | None, name: str) -> Path:
+    """What a task's image paths are relative to: of the likely folders the one in which most of them lie.
+
+    items   of the question file
+    told    the folder, where the user says it
+    folder  of the question file
+    name    of the task in messages
+
+    raises RecipeError where not one image is there: then the folder is wrong, and not an image.
+    """
+    images = [image for item in items for image in _images_of(item) or ()]
+    likely = [told] if told is not None else [
+        place / inside for place in (data, folder, folder.parent, data.parent) for inside in _IMAGES
+    ]  # fmt: skip
+    places = list(dict.fromkeys(Path(os.path.abspath(place)) for place in likely))  # noqa: PTH100 (links are not followed)
+    hits = {place: sum(os.path.isfile(os.path.join(place, image)) for image in images) for place in places}  # noqa: PTH113, PTH118
+    best = max(places, key=lambda place: hits[place])
+    if images and not hits[best]:
+        raise RecipeError(
+            f"{name}: none of its {len(images)} images, such as '{images[0]}', lies in "
+            f"{some_of([str(place) for place in places if place.is_dir()], 8)}. Say what the paths are relative to "
+            "with `image_folder`"
+        )
+    return best
 
 
 @dataclass(frozen=True)
@@ -32,13 +108,6 @@ class Question:
     reason: str = ""
 
 
-def images_of(item: Item) -> list[str] | None:
-    """The image paths of an item as written, none where it has no image; None where they are no paths."""
-    value = item.fields.get("image")
-    listed = [] if value is None else value if isinstance(value, list) else [value]
-    return listed if all(isinstance(image, str) and image and "\0" not in image for image in listed) else None
-
-
 def questions_of(items: Sequence[Item], root: Path, task: Task | None = None) -> list[Question]:
     """The questions of a file, in its order.
 
@@ -53,7 +122,7 @@ def questions_of(items: Sequence[Item], root: Path, task: Task | None = None) ->
 
 
 def _question(item: Item, root: Path, form: str, names: Sequence[str]) -> Question:
-    text, images = item.fields.get("text"), images_of(item)
+    text, images = item.fields.get("text"), _images_of(item)
     written = text if isinstance(text, str) else ""
     if images and form == "optional-image" and "<image>" not in written:
         written = f"<image>\n{written}"  # by the mark the published script knows the questions that have an image
@@ -71,3 +140,10 @@ def _question(item: Item, root: Path, form: str, names: Sequence[str]) -> Questi
         asked = f"{asked.splitlines()[0]}\n{_CHOOSE}{', '.join(names)}"
     paths = tuple(os.path.abspath(os.path.join(root, image)) for image in images)  # noqa: PTH100, PTH118
     return Question(item.id, written, Prompt(item.id, asked, paths))
+
+
+def _images_of(item: Item) -> list[str] | None:
+    """The image paths of an item as written, none where it has no image; None where they are no paths."""
+    value = item.fields.get("image")
+    listed = [] if value is None else value if isinstance(value, list) else [value]
+    return listed if all(isinstance(image, str) and image and "\0" not in image for image in listed) else None

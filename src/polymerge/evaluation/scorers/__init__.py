@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from polymerge.errors import RecipeError, did_you_mean
-from polymerge.evaluation.scorers.anls import anls, anls_lmms_eval
-from polymerge.evaluation.scorers.boxes import box_iou
+from polymerge.evaluation.scorers.answers import (
+    anls,
+    anls_lmms_eval,
+    box_iou,
+    containment,
+    exact,
+    exact_lower,
+    exact_normalised,
+    letter,
+)
 from polymerge.evaluation.scorers.caption_metrics import captions, corpus_scorer
-from polymerge.evaluation.scorers.matching import containment, exact, exact_lower, exact_normalised, letter
 from polymerge.evaluation.scorers.scored import Scored, Scorer
 from polymerge.evaluation.scorers.vqa import vqa, vqa_evalai, vqa_official
 

@@ -1,25 +1,76 @@
 """Captions against several references each: BLEU, METEOR, ROUGE-L, CIDEr and the mean of the seven numbers.
 
 All by pycocoevalcap, on the tokens of the Penn Treebank tokenizer. BLEU, METEOR and CIDEr are numbers of the whole set:
-CIDEr weighs words by how many references of the set have them, and is 0 for a single image.
+CIDEr weighs words by how many references of the set have them, and is 0 for a single image. METEOR 1.5 (Denkowski and
+Lavie 2014) and the tokenizer are Java programs that come with pycocoevalcap. The tokenizer is not run through
+pycocoevalcap's own wrapper, which writes into the installed package and goes on when Java has failed.
 """
 
 from __future__ import annotations
 
+import atexit
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from polymerge.errors import MissingExtraError, RecipeError
-from polymerge.evaluation.scorers.caption_words import NOT_PTB, tokens
-from polymerge.evaluation.scorers.java import NEEDS_JAVA, captions_module, has_java
-from polymerge.evaluation.scorers.meteor import meteor
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
 from polymerge.evaluation.scorers.scored import Scored, check_pairs, texts_of
 
-__all__ = ["METRICS", "WITHOUT_JAVA", "Metric", "caption_metrics", "captions", "corpus_scorer", "mean_metric"]
+__all__ = [
+    "METRICS",
+    "NEEDS_JAVA",
+    "NOT_PTB",
+    "WITHOUT_JAVA",
+    "Metric",
+    "caption_metrics",
+    "captions",
+    "captions_module",
+    "corpus_scorer",
+    "has_java",
+    "mean_metric",
+    "meteor",
+    "plain_tokens",
+    "ptb_lines",
+    "ptb_tokens",
+    "without_punctuation",
+]
 
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 WITHOUT_JAVA = tuple(name for name in METRICS if name != "METEOR")
+
+NEEDS_JAVA = (
+    "there is no `java` on the PATH, which METEOR and the Penn Treebank tokenizer need. Install a Java runtime, such "
+    "as default-jre-headless"
+)
+NOT_PTB = (
+    "captions were cut into words by a plain tokenizer, not the Penn Treebank one, which needs `java`: these numbers "
+    "can be compared with each other, not with published ones"
+)
+
+
+def has_java() -> bool:
+    """Whether `java` can be run."""
+    return shutil.which("java") is not None
+
+
+def captions_module(name: str) -> Any:
+    """A module of pycocoevalcap.
+
+    raises MissingExtraError without it.
+    """
+    try:
+        return import_module(f"pycocoevalcap.{name}")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"caption metrics need {error.name}: pip install 'polymerge[captions]'") from None
+
+
+# metrics
 
 
 @dataclass(frozen=True)
@@ -119,10 +170,125 @@ def _scored(
     return Scored(100 * metric.score, metric.score * total, total, samples, notes, metrics)
 
 
+# words
+
+_LINE_ENDS = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+_ENDING = r"(?:n't|'(?:s|m|d|re|ve|ll))\b"
+_BEFORE_ENDING = re.compile(rf"(?<=\w)(?={_ENDING})")
+_WORD = re.compile(rf"{_ENDING}|[#@]?[^\W_]+(?:[-./'][^\W_]+)*|[$%&|]")
+
+
 def _tokenised(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]], bool]:
-    said, ptb = tokens(predictions)
-    flat, _ = tokens([text for texts in references for text in texts])
-    words = iter(flat)
+    """Predictions and references as tokens joined by blanks, and whether these are the Penn Treebank tokenizer's."""
+    ptb = has_java()
+    tokens = ptb_tokens if ptb else plain_tokens
+    said, words = tokens(predictions), iter(tokens([text for texts in references for text in texts]))
     return said, [[next(words) for _ in texts] for texts in references], ptb
+
+
+def ptb_tokens(texts: Sequence[str]) -> list[str]:
+    """Each text's Penn Treebank tokens in lower case, without punctuation.
+
+    Whatever ends a line inside a text is read as a blank: the tokenizer goes by lines, and would shift all that
+    follows. It looks at the next line to tell a full stop from an abbreviation, so the order of the texts can change
+    a token; give them in the order of the annotations, as everybody does.
+
+    raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the tokenizer fails.
+    """
+    lines = ptb_lines("\n".join(_one_line(text) for text in texts))
+    if len(lines) < len(texts) or any(line.strip() for line in lines[len(texts) :]):
+        raise PolymergeError(f"the Penn Treebank tokenizer made {len(lines)} lines of {len(texts)} captions")
+    return [without_punctuation(line) for line in lines[: len(texts)]]
+
+
+def _one_line(text: str) -> str:
+    """A text with every character that some program takes for a line end as a blank."""
+    return _LINE_ENDS.sub(" ", text)
+
+
+def without_punctuation(line: str) -> str:
+    """A line of the tokenizer without the tokens that caption metrics leave out."""
+    left_out = frozenset(captions_module("tokenizer.ptbtokenizer").PUNCTUATIONS)
+    return " ".join(token for token in line.rstrip().split(" ") if token not in left_out)
+
+
+def plain_tokens(texts: Sequence[str]) -> list[str]:
+    """Words in lower case without punctuation, n't and 's split off; close to the Penn Treebank's on plain English."""
+    apart = (_BEFORE_ENDING.sub(" ", text.lower().replace("’", "'")) for text in texts)
+    return [" ".join(_WORD.findall(text)) for text in apart]
+
+
+@lru_cache(maxsize=8)  # the references of a task are the same for every model
+def ptb_lines(text: str) -> tuple[str, ...]:
+    """The tokens of each line of a text, joined by blanks; what ends a line is the tokenizer's to say.
+
+    raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the tokenizer fails.
+    """
+    module = captions_module("tokenizer.ptbtokenizer")
+    if not has_java():
+        raise MissingExtraError(NEEDS_JAVA)
+    jar = Path(module.__file__).parent / module.STANFORD_CORENLP_3_4_1_JAR
+    options = ["-encoding", "utf-8", "-preserveLines", "-lowerCase"]
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", *options]
+    done = subprocess.run(command, input=text.encode("utf-8"), capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise PolymergeError(f"the Penn Treebank tokenizer failed with status {done.returncode}: {' '.join(said[-3:])}")
+    return tuple(done.stdout.decode("utf-8").split("\n"))
+
+
+# METEOR, kept running once it is started
+
+
+def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, tuple[float, ...]]:
+    """METEOR of a set of tokenised texts, and of each text alone, in [0, 1].
+
+    raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the program fails.
+    """
+    # the program goes by lines: one too many, and it and we would wait for each other
+    said = tuple(_one_line(text) for text in predictions)
+    return _meteor(said, tuple(tuple(_one_line(text) for text in texts) for texts in references))
+
+
+@lru_cache(maxsize=64)
+def _meteor(predictions: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> tuple[float, tuple[float, ...]]:
+    engine = _engine()
+    try:
+        score, scores = engine.compute_score(
+            {place: list(texts) for place, texts in enumerate(references)},
+            {place: [text] for place, text in enumerate(predictions)},
+        )
+    except (OSError, ValueError) as error:  # it ended, or said something that is no number
+        _close_engine()
+        raise PolymergeError(f"METEOR stopped before it had scored {len(predictions)} captions: {error}") from None
+    return float(score), tuple(float(share) for share in scores)
+
+
+@lru_cache(maxsize=1)  # it takes seconds to start
+def _engine() -> Any:
+    module = captions_module("meteor.meteor")
+    if not has_java():
+        raise MissingExtraError(NEEDS_JAVA)
+    engine = module.Meteor()
+    atexit.register(_close, engine)
+    return engine
+
+
+def _close_engine() -> None:
+    _close(_engine())
+    _engine.cache_clear()
+
+
+def _close(engine: Any) -> None:
+    if engine.lock.locked():
+        engine.lock.release()  # pycocoevalcap keeps it after an error and would wait for itself for ever
+    process = engine.meteor_p
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        try:
+            pipe.close()
+        except BrokenPipeError:  # what was left to say to it
+            continue

@@ -4,15 +4,15 @@ A block holds the same stretch of every model's tensor as rows, [model, n], in t
 the elements of a row are contiguous. What only reads weights (`subtract`, `weighted_sum`, `dots`, and `add_scaled` its
 base) also takes rows of BF16 as they lie on disk, as uint16: widened where they are read, they need no pass of their
 own and half the room in the cache. Numpy arrays are computed by compiled loops (`cpu`), torch tensors, wherever they
-are, by torch (`tensor`); which one follows from what is given. Both do the same roundings in the same order, so their
-results are equal bit for bit. Torch is imported when a tensor comes.
+are, by torch (`tensor`). Both do the same roundings in the same order, so their results are equal bit for bit. Torch is
+imported with the first tensor.
 
 Weights are rounded once to the working dtype. Entry by entry nothing depends on where a block begins or how long it is;
 `start` is the flat index of a block's first element in its tensor, and `dots` is taken on a grid.
 """
 
 # mypy: disable-error-code="no-any-return"
-# (which set of kernels it is shows only when a block comes; both have all of these names)
+# (which module it is depends on the block; both have all of these names)
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.methods.kernels import cpu
-from polymerge.methods.kernels.grid import CELL
+from polymerge.methods.kernels.cpu.arithmetic import CELL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def _set_for(x: Block) -> ModuleType:
 
 
 def decode(raw: AnyBlock, dtype: str, out: AnyBlock) -> bool:
-    """Read numbers from the bytes of a file.
+    """Decode numbers from the bytes of a file.
 
     raw     uint8 [bytes], aligned for its dtype
     dtype   BF16, F16, F32 or F64
@@ -78,7 +78,7 @@ def decode(raw: AnyBlock, dtype: str, out: AnyBlock) -> bool:
 
 
 def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
-    """Write numbers as the bytes of a file, rounded once, to the nearest, ties to even.
+    """Encode numbers as the bytes of a file, rounded once, to the nearest, ties to even.
 
     What is too large becomes an infinity, NaN stays NaN.
 
@@ -91,12 +91,12 @@ def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
 
 
 def rounded(x: AnyBlock, dtype: str) -> AnyBlock:
-    """Round numbers [n], in place, to those that BF16, F16, F32 or F64 has."""
+    """Round numbers [n], in place, to numbers of BF16, F16, F32 or F64."""
     return _set_for(x).rounded(x, dtype)
 
 
 def finite(bits: NDArray[np.uint16]) -> bool:
-    """Whether all of a row of BF16 numbers, as their bits, are finite."""
+    """Whether all numbers of a row of BF16, given as their bits, are finite."""
     return cpu.finite(bits)
 
 
@@ -128,7 +128,7 @@ def add_low_rank(out: AnyBlock, left: AnyBlock, right: AnyBlock, scale: float, f
 
 
 def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:
-    """Find for every row of `deltas` [model, n] its `keep[model]`-th largest magnitude: infinity where that is none.
+    """Find the `keep[model]`-th largest magnitude of every row of `deltas` [model, n]; infinity for none to keep.
 
     For tensors in memory; `polymerge.engine.statistics` does it out of core.
     """
@@ -136,7 +136,7 @@ def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:
 
 
 def keep_largest(deltas: AnyBlock, cutoffs: Sequence[float]) -> AnyBlock:
-    """Set to zero, in place, what of each row of `deltas` [model, n] is smaller in magnitude than its cutoff."""
+    """Set to zero, in place, the entries of each row of `deltas` [model, n] that are below its cutoff in magnitude."""
     return _set_for(deltas).keep_largest(deltas, cutoffs)
 
 
@@ -182,7 +182,7 @@ def gram_of(x: AnyBlock) -> NDArray[np.float64]:
 
 
 def transposed(x: AnyBlock) -> AnyBlock:
-    """A matrix turned over, in memory row by row."""
+    """The transpose of a matrix, contiguous in memory."""
     return np.ascontiguousarray(x.T) if isinstance(x, np.ndarray) else x.T.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""One place that says how loops are compiled, and gives numba's decorator a type."""
+"""How loops over numpy arrays are compiled, with numba's decorator typed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compiled(function: Function) -> Function:
 
 
 def number(element: Any) -> Any:
-    """What an element of a row stands for, inside of compiled loops: itself, or the number whose BF16 bits it is."""
+    """The number that an element of a row is, in compiled loops: itself, or the one whose BF16 bits it is."""
     return element
 
 

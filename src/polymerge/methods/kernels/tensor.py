@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polymerge.methods.kernels.grid import CELL, LANES
+from polymerge.methods.kernels.cpu.arithmetic import CELL, LANES
 
 __all__ = [
     "add_low_rank",

@@ -11,6 +11,7 @@ function themes() {
   function set(name) {
     if (name === "auto") root.removeAttribute("data-theme");
     else root.setAttribute("data-theme", name);
+    drawAll();
     buttons.forEach((button, place) => button.setAttribute("aria-pressed", String(names[place] === name)));
   }
   set(names.includes(kept()) ? kept() : "auto");
@@ -37,3 +38,6 @@ document.getElementById("content").append(...[glance(data), ...sections.map(([, 
 document.getElementById("foot").append(el("details", {}, el("summary", {}, `What this page was made of (${plural(data.sources.length, "file")})`),
   el("ul", { class: "notes" }, data.sources.map((source) => el("li", {}, `${source.kind} ${source.label}: `, mono(source.file))))));
 window.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+window.addEventListener("scroll", hideTip, { passive: true });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+drawAll();

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.methods.kernels.compiled import compiled, number
-from polymerge.methods.kernels.grid import CELL, LANES
 
-__all__ = ["add_scaled", "dots", "elected_sum", "subtract", "weighted_sum"]
+__all__ = ["CELL", "LANES", "add_scaled", "dots", "elected_sum", "subtract", "weighted_sum"]
 
 Floats = NDArray[Any]
+
+CELL: Final = 65536
+"""Elements that are summed in float64 in a fixed order; the cells' sums are then added exactly, on every device."""
+
+LANES: Final = 1024
+"""Running sums within a cell: lane i takes the elements i, i + LANES, i + 2 LANES, ... in this order."""
 
 # A block is walked in tiles, so small that what is summed up stays in the processor's first cache while model after
 # model is added. Each inner loop runs over slices cut before it starts: that is what the compiler can vectorise.

@@ -1,0 +1,191 @@
+"""Open the files of a checkpoint: configs, indexes and weights, each by its header; what is no such file is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from polymerge.checkpoints.discovery import INDEX_SUFFIX, LAYOUTS, is_plain
+from polymerge.checkpoints.hub import missing_remote
+from polymerge.checkpoints.hub_api import head_of
+from polymerge.checkpoints.json_objects import read_json
+from polymerge.checkpoints.prefetch import fetch_all, fetched
+from polymerge.checkpoints.safetensors import read_safetensors
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
+from polymerge.checkpoints.torch_files import read_torch
+from polymerge.errors import CheckpointError, PolymergeError, did_you_mean, refuse, refuse_if_any
+
+__all__ = [
+    "check_file",
+    "disagreements",
+    "missing",
+    "read_blocks",
+    "read_config",
+    "read_file",
+    "read_index",
+    "read_tensor",
+    "reading",
+]
+
+_LFS_POINTER: Final = b"version https://git-lfs"
+_MOST_NEIGHBOURS: Final = 12  # a longer list of what lies there helps nobody
+
+log = logging.getLogger("polymerge")
+
+
+@contextmanager
+def reading(file: Path, then: str = "") -> Iterator[None]:
+    """Refuse what goes wrong with one file and go on, so that all the others are looked at as well.
+
+    then  what to say beside the next step
+    """
+    try:
+        yield
+    except PolymergeError as error:
+        refuse(*(CheckpointError(f"{problem} {then}") for problem in error.problems) if then else error.problems)
+    except OSError as error:
+        refuse(CheckpointError(f"{file}: cannot be read: {error.strerror}. Check its permissions. {then}".rstrip()))
+
+
+def check_file(file: Path) -> None:
+    """Raise CheckpointError where the file is not there, or where something else stands in its place."""
+    if not file.is_file():
+        if file.is_symlink():
+            raise CheckpointError(f"{file}: is a link to {file.readlink()}, which is not there. Download it again.")
+        what = "is not a file" if file.exists() else "is missing"
+        raise CheckpointError(f"{file}: {what}. Download it.")
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise CheckpointError(f"{file}: is a Git LFS pointer, not the file itself. Run `git lfs pull` there.")
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The object in a JSON file that need not be there: {} where it is not."""
+    if not file.exists() and not file.is_symlink():
+        return {}
+    check_file(file)
+    return read_json(file, dict[str, Any], unique_keys=False)  # as transformers reads it
+
+
+def read_file(file: Path) -> Contents:
+    """What a weight file holds, read as the end of its name says; of one on the hub only its header is fetched.
+
+    The names in a torch file lie at its end and between the data, so that one on the hub is fetched whole.
+    """
+    torch, remote = LAYOUTS[file.suffix] == "torch", missing_remote(file)
+    if remote and not torch:
+        return Contents(read_safetensors(file, head_of(file, remote)))
+    if remote:
+        log.warning("%s: '%s' is no safetensors file, so it has to be fetched whole", remote.repository, remote.name)
+        fetch_all([file])
+    check_file(file)
+    return read_torch(file) if torch else Contents(read_safetensors(file))
+
+
+def read_tensor(tensor: TensorInfo) -> memoryview:
+    """The bytes of a whole tensor; raises what `read_blocks` raises."""
+    return next(read_blocks(tensor, tensor.nbytes), memoryview(b""))
+
+
+def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]:
+    """The bytes of a tensor, `size` at a time; its file is fetched first where it is on the hub.
+
+    Each block is valid until the next. Raises CheckpointError where the file cannot be read, or has become shorter
+    since its header was read.
+    """
+    fetched(tensor.file)
+    buffer = memoryview(bytearray(min(size, tensor.nbytes)))
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start)
+            for left in range(tensor.nbytes, 0, -size):
+                block, done = buffer[:left], 0
+                while done < len(block):
+                    count = file.readinto(block[done:])
+                    if not count:
+                        raise CheckpointError(
+                            f"{tensor.file}: ends inside {tensor.name}; it became shorter since its header was read"
+                        )
+                    done += count
+                yield block
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: cannot be read: {error.strerror}. Check its permissions.") from None
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """The weight map: for each tensor the file that holds it, as a path relative to the index.
+
+    Raises CheckpointError where the index cannot be read, and Refused with every file name that would leave the
+    folder. Links are followed, since the cache of the hub consists of them; it is the written name that must be plain.
+    """
+    check_file(index)
+    weight_map = read_json(index, dict[str, object]).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: has no 'weight_map' that says which file holds which tensor. Download it again."
+        )
+    suffix = PurePosixPath(index.name.removesuffix(INDEX_SUFFIX)).suffix
+    refuse_if_any(
+        CheckpointError(
+            f"{index}: names the file {name!r} for {listed(tensors)}, only plain paths below its own folder that end "
+            f"in {suffix} are followed. Correct the index if you trust it."
+        )
+        for name, tensors in _by_file(weight_map).items()
+        if not (is_plain(name) and name.endswith(suffix))
+    )
+    return weight_map
+
+
+def _by_file(weight_map: Mapping[str, object]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for tensor, file in weight_map.items():
+        found.setdefault(str(file), []).append(tensor)
+    return found
+
+
+def disagreements(
+    index: Path, weight_map: Mapping[str, str], held: Mapping[str, Collection[str]]
+) -> Iterator[CheckpointError]:
+    """Where the index and what the files hold differ, one problem per file and way of differing.
+
+    `held` has the tensor names of each file that could be read, by its name in the index; of the others nothing is
+    said.
+    """
+    place = {tensor: file for file, tensors in held.items() for tensor in tensors}
+    for file, promised in _by_file(weight_map).items():
+        if file not in held:
+            continue
+        there = set(held[file])
+        if absent := [tensor for tensor in promised if tensor not in there]:
+            elsewhere = sorted({place[tensor] for tensor in absent if tensor in place})
+            found = f"; some are in {listed(elsewhere)}" if elsewhere else ""
+            yield CheckpointError(
+                f"{index}: places {_count(absent)} in '{file}' that the file does not hold{found}. Download both again."
+            )
+        if extra := [tensor for tensor in held[file] if tensor not in weight_map]:
+            yield CheckpointError(
+                f"{index}: does not list {_count(extra)} that '{file}' holds. Download both again, or name the file "
+                "itself to read it alone."
+            )
+
+
+def _count(tensors: Collection[str]) -> str:
+    return f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''} ({listed(tensors)})"
+
+
+def missing(path: Path) -> str:
+    """What to say of a path that does not exist: how much of it does, and what lies there."""
+    while not path.is_symlink() and not path.parent.exists():
+        path = path.parent
+    if path.is_symlink():
+        return f"{path} is a link to {path.readlink()}, which is not there. Download it again, or name its target."
+    if not path.parent.is_dir():
+        return f"{path.parent} is a file, not a folder. Name the file or its folder."
+    names = sorted(sibling.name for sibling in path.parent.iterdir())
+    near = get_close_matches(path.name, names) or names[:_MOST_NEIGHBOURS]
+    hint = did_you_mean(path.name, near) if near else " That folder is empty."
+    return f"{path.parent} has no '{path.name}'.{hint}"

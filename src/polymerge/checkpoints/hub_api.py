@@ -1,0 +1,316 @@
+"""What the hub says of one commit of a repository: its files with their sizes and sha256, and headers of safetensors.
+
+It is asked through huggingface_hub, whose errors are put into our own words, and what it says is kept in the user's
+cache folder, so that a plan can be made again without it:
+
+    polymerge/hub/owner/name/<commit>.json     the size of each file, and the sha256 where the hub says it
+    polymerge/hub/owner/name/<commit>.heads/   of each safetensors file its size and its header
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from polymerge.checkpoints.discovery import is_plain, of_training
+from polymerge.checkpoints.safetensors import HEADER_LIMIT, LENGTH_BYTES, Head
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+
+__all__ = [
+    "LastingError",
+    "Listed",
+    "Remote",
+    "head_of",
+    "hub_cache",
+    "hub_disk",
+    "hub_errors",
+    "listing",
+    "no_room",
+    "own_cache",
+    "unreachable",
+]
+
+_WANTED: Final = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py",
+)  # fmt: skip
+_UNWANTED: Final = ("consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*")
+_FIRST: Final = 1 << 16
+"""Bytes of a safetensors file that are asked for first; the headers of most end within."""
+_TRIES: Final = 3
+_PAUSE: Final = 1.0  # seconds before a header is asked for again
+_LOCAL: Final = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE")
+    if hasattr(errno, name)
+}
+"""What no server is to blame for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file of a commit of a hub repository."""
+
+    repository: str
+    commit: str
+    name: str
+    """As a path in the repository."""
+
+    @property
+    def pinned(self) -> str:
+        """The repository as a recipe names this commit of it."""
+        return f"{self.repository}@{self.commit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the hub says of a file before it is here."""
+
+    size: int
+    sha256: str | None = None
+    """None for a file that lies in git itself, as small ones do."""
+    blob: str | None = None
+    """What git calls its content, or that of what stands for it there; None where it was not noted."""
+
+
+@lru_cache(maxsize=256)
+def listing(repository: str, commit: str) -> Mapping[str, Listed]:
+    """The files of a commit that can matter, each with what the hub says of it; asked once and kept."""
+    note = own_cache("hub") / repository / f"{commit}.json"
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # not asked yet, or nothing that we have written
+        kept = {name: Listed(*said) for name, said in json.loads(note.read_bytes()).items()}
+        if all(is_plain(name) and isinstance(one.size, int) and _is_hash(one.sha256) for name, one in kept.items()):
+            return MappingProxyType(kept)
+    from huggingface_hub import HfApi
+
+    with hub_errors(repository, commit):
+        info = HfApi().model_info(repository, revision=commit, files_metadata=True)
+    found = {
+        file.rfilename: Listed(
+            file.size or 0, file.lfs.sha256 if file.lfs and _is_hash(file.lfs.sha256) else None, file.blob_id
+        )
+        for file in info.siblings or ()
+        if _matters(file.rfilename)
+    }
+    if outside := [name for name in found if not is_plain(name)]:
+        raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
+    listed = {name: [one.size, one.sha256, one.blob] for name, one in found.items()}
+    _write(note, json.dumps(listed, indent=1).encode())
+    return MappingProxyType(found)
+
+
+def head_of(file: Path, remote: Remote) -> Head:
+    """The header of a safetensors file that is not here, and the file's size; fetched once, in one request or two.
+
+    raises CheckpointError where the hub delivers something else than it lists.
+    """
+    kept = own_cache("hub") / remote.repository / f"{remote.commit}.heads" / remote.name
+    if kept.is_file():
+        raw = kept.read_bytes()
+        return Head(raw[LENGTH_BYTES:], int.from_bytes(raw[:LENGTH_BYTES], "little"))
+    listed = listing(remote.repository, remote.commit).get(remote.name)
+    if listed is None:
+        raise CheckpointError(f"{file}: {remote.repository} has no such file on the hub. Its index is of another model")
+    size = listed.size
+    text = _range(remote, 0, min(_FIRST, size), size)
+    length = int.from_bytes(text[:LENGTH_BYTES], "little")
+    end = min(LENGTH_BYTES + length, size)
+    if len(text) < end and length <= HEADER_LIMIT:
+        text += _range(remote, len(text), end, size)
+    head = Head(text[:end], size)
+    _write(kept, size.to_bytes(LENGTH_BYTES, "little") + head.text)
+    return head
+
+
+def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
+    """The bytes `start` to `stop` of a file of `size` bytes; asked for again where the connection breaks."""
+    if start >= stop:
+        return b""
+    with hub_errors(remote.repository, remote.commit, remote.name):
+        for _ in range(_TRIES - 1):
+            with suppress(unreachable()[0]):
+                return _asked(remote, start, stop, size)
+            time.sleep(_PAUSE)
+        return _asked(remote, start, stop, size)
+
+
+def _asked(remote: Remote, start: int, stop: int, size: int) -> bytes:
+    """What a server sends for a range; no more is taken from one that sends all of the file."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+        http_stream_backoff,
+    )
+
+    url = hf_hub_url(remote.repository, remote.name, revision=remote.commit)
+    wanted = {**build_hf_headers(), "range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
+    found = bytearray()
+    # what it would retry by itself includes a body that breaks, and for that it has no second answer
+    more: dict[str, Any] = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "retry_on_exceptions": ()}
+    with http_stream_backoff("GET", url, headers=wanted, **more) as response:
+        hf_raise_for_status(response)
+        partial = response.status_code == 206
+        said = response.headers.get("content-range" if partial else "content-length", "")
+        total = said.rpartition("/")[2]
+        if total.isdigit() and int(total) != size:
+            raise CheckpointError(
+                f"{remote.repository}: '{remote.name}' is {size} bytes long by the hub's list, {total} by what it "
+                "serves. Try again"
+            )
+        skipped = 0 if partial else start
+        for chunk in response.iter_bytes():
+            found += chunk
+            if len(found) >= skipped + stop - start:
+                break
+    text = bytes(found[skipped : skipped + stop - start])
+    if len(text) < stop - start or (partial and not said.startswith(f"bytes {start}-")):
+        raise CheckpointError(
+            f"{remote.repository}: '{remote.name}': asked for bytes {start} to {stop}, got {len(text)} ({said}). Try "
+            "again"
+        )
+    return text
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f".{file.name}.{os.getpid()}")
+        fresh.write_bytes(data)
+        fresh.replace(file)
+    except OSError as error:
+        raise no_room(file, error) from None
+
+
+def no_room(file: Path, error: OSError) -> CheckpointError:
+    """What to say where the user's cache folder cannot be written."""
+    return CheckpointError(f"{file}: cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can")
+
+
+def _is_hash(text: object) -> bool:
+    return text is None or (isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) is not None)
+
+
+def _matters(name: str) -> bool:
+    wanted = any(fnmatch(name, one) for one in _WANTED) and not any(fnmatch(name, one) for one in _UNWANTED)
+    return wanted and not of_training(name)
+
+
+class LastingError(CheckpointError):
+    """What the hub delivers is not to be used, and would be the same if it were asked once more."""
+
+
+@contextmanager
+def hub_errors(repository: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
+    """Raise RecipeError for what the hub does not have or give, CheckpointError where it fails to deliver.
+
+    What this machine fails at, a full disk say, is a RecipeError too; an answer that makes no sense a LastingError.
+
+    revision  as the user has it
+    file      of the repository, where one is asked for
+    """
+    from huggingface_hub import constants, errors
+
+    what = f"{repository}: '{file}'" if file else f"{repository}:"
+    try:
+        yield
+    except PolymergeError:
+        raise
+    except errors.HFValidationError:
+        raise RecipeError(
+            f"{repository}: there is no such folder here, and no repository of the hub can have that name. Name the "
+            "folder, or owner/name as the hub has it"
+        ) from None
+    except errors.GatedRepoError:
+        raise RecipeError(
+            f"{repository}: is gated on the hub. Accept its terms on its page there, and log in with `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise RecipeError(
+            f"{repository}: there is no such folder here and no such repository on the hub (or it is private: log in "
+            "with `hf auth login`, or set HF_TOKEN)"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise RecipeError(
+            f"{repository}: has no revision '{revision}' on the hub. Name one of its branches, tags or commits"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set. Unset it to fetch what is missing"
+        else:
+            why = f"the hub cannot be reached ({_reason(error.__cause__ or error)}). Try again"
+        here = "" if file else " there is no such folder here, and"
+        raise RecipeError(f"{what}{here} what is needed is not in the hub's cache, and {why}") from None
+    except (*unreachable(), OSError) as error:
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            raise _local(what, error) from None
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise RecipeError(
+                f"{what} the hub does not let you read it ({_reason(error)}). Log in with `hf auth login`, or set "
+                "HF_TOKEN, as somebody who may"
+            ) from None
+        raise CheckpointError(f"{what} the hub did not deliver it: {_reason(error)}. Try again") from None
+    except ValueError as error:
+        if "hf_xet" in str(error):
+            raise LastingError(
+                f"{what} is larger than what the hub serves by plain HTTP. Install hf_xet, and unset HF_HUB_DISABLE_XET"
+            ) from None
+        raise LastingError(
+            f"{what} the hub did not deliver it: huggingface_hub makes nothing of its answer ({_reason(error)}). Try "
+            "another endpoint, or fetch it with `hf download`"
+        ) from None
+
+
+def _local(what: str, error: OSError) -> RecipeError:
+    room = f" ({shutil.disk_usage(hub_disk()).free} bytes are free)" if error.errno == errno.ENOSPC else ""
+    return RecipeError(
+        f"{what} cannot be written to the hub's cache {hub_cache()}: {error.strerror}{room}. Set HF_HUB_CACHE to a "
+        "folder that can be written and has room"
+    )
+
+
+def unreachable() -> tuple[type[Exception], type[Exception]]:
+    """What is raised where the hub cannot be asked, or must not be: a broken connection, no answer, the offline switch.
+
+    The first of these come from the HTTP library of huggingface_hub, which is not the same in all its versions.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    library = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
+    return library.RequestError, OfflineModeIsEnabled
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def hub_cache() -> Path:
+    """The folder, whether it is there or not."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
+
+
+def hub_disk() -> Path:
+    """The folder, or the first on the way to it that is there, and so is on the disk that it will be on."""
+    cache = hub_cache()
+    return next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+
+
+def own_cache(name: str) -> Path:
+    """A folder of ours in the user's cache folder."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches).resolve() / "polymerge" / name

@@ -1,0 +1,145 @@
+"""Evaluate a model: read the tasks, ask, score, and write results.json."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polymerge.checkpoints.hub import one_commit
+from polymerge.errors import PolymergeError, collecting, refuse
+from polymerge.evaluation.asking import AskedTask, Failures, ask, read_tasks
+from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
+from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
+from polymerge.inference.generation import Generation
+from polymerge.inference.run_folder import Run, alone_in, open_run
+
+__all__ = ["ERRORS", "evaluate"]
+
+ERRORS = "errors.jsonl"
+
+
+@one_commit()
+def evaluate(
+    model: str,
+    tasks: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    image_folder: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    max_new_tokens: int | None = None,
+    generation: Generation | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Results:
+    """Ask a model the questions of some tasks, score its answers and write RUN/results.json.
+
+    The run's folder keeps every answer as it is given, so a run that was stopped goes on; a question that cannot be
+    asked or answered stands in errors.jsonl, is counted and is wrong.
+
+    model           a checkpoint, a hub id, BASE+ADAPTER or an adapter; an adapter is folded in in memory
+    tasks           of MM-MergeBench (`mm-mergebench` for all), or FILE:SCORER
+    out             the folder of the run
+    data            the benchmark's files, in either published layout
+    image_folder    what image paths are relative to; else guessed
+    name            of the model in tables
+    max_new_tokens  of all tasks; None for each one's own
+    generation      batch size, device, workers and so on; its max_new_tokens does not count
+    force           drop what a run with other settings left in `out`
+
+    raises Refused with everything that is wrong with model, tasks and files before anything is asked; CheckpointError
+    where the model does not load.
+    """
+    generation = generation or Generation()
+    wrong = generation.problems()
+    asked, found = None, list[AskedTask]()
+    try:
+        asked = evaluated_model(model, name)
+    except PolymergeError as error:
+        wrong += error.problems
+    with collecting():
+        refuse(*wrong)
+        found = read_tasks(tasks, _path(data), _path(image_folder), max_new_tokens)
+    assert asked is not None
+    run = open_run(Path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks")
+    asked.fetch()
+    with alone_in(run), generation.worker_pool(asked.plan, str(asked.folder)) as pool:
+        failures = ask(run, found, generation.batch_size, asked.plan, pool, progress)
+        _unasked(found, failures)
+        _write_errors(run, found, failures)
+        results = Results(
+            "polymerge",
+            asked.described(),
+            {task.name: _result(run, task, asked.name, failures[task.name]) for task in found},
+            {
+                "polymerge": importlib.metadata.version("polymerge"),
+                "batch_size": generation.batch_size,
+                "device": generation.device.partition(":")[0],
+                "dtype": generation.dtype,
+            },
+        )
+        run.write_json(FILE, results.to_json())
+    return results
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()
+
+
+def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Generation) -> dict[str, Any]:
+    """What the answers depend on."""
+    return {
+        "kind": "evaluation",
+        "model": asked.identity(),
+        "tasks": {task.name: {**task.settings(), "prompts": _digest(task)} for task in tasks},
+        "batch_size": generation.batch_size,
+        "device": generation.device.partition(":")[0],
+        "dtype": generation.dtype,
+    }
+
+
+def _digest(task: AskedTask) -> str:
+    """sha256 of what is asked; images are told apart by their paths, for there may be very many."""
+    text = json.dumps([[one.id, one.text, one.images] for one in task.prompts])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unasked(tasks: Sequence[AskedTask], failures: Failures) -> None:
+    """Add the questions that could not even be asked."""
+    for task in tasks:
+        failures[task.name] |= {one.id: one.reason for one in task.questions if one.prompt is None}
+
+
+def _write_errors(run: Run, tasks: Sequence[AskedTask], failures: Failures) -> None:
+    """A line for every question without an answer, in the order of the files."""
+    lines = [
+        {"task": task.name, "id": one.id, "reason": failures[task.name][one.id]}
+        for task in tasks
+        for one in task.questions
+        if one.id in failures[task.name]
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (run.folder / ERRORS).write_text(text, encoding="utf-8")
+
+
+def _result(run: Run, task: AskedTask, model: str, failed: Mapping[int | str, str]) -> TaskResult:
+    """Write the task's answers as the scripts of LLaVA do, and score that file."""
+    answers = run.log(task.name).read()
+    lines: list[dict[str, Any]] = [
+        {
+            "question_id": one.id,
+            "prompt": one.written,
+            "text": answers.get(one.id) if one.id not in failed else None,
+            "model_id": model,
+            "metadata": {},
+        }
+        for one in task.questions
+    ]
+    file = run.part(task.name) / "predictions.jsonl"
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return task_result(task.score(file), task.group, len(failed), task.settings(), run.folder)

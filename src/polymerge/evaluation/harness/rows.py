@@ -1,0 +1,203 @@
+"""Rows of a file of answers, and the documents that they make; what is wrong with them is gathered, not raised."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polymerge.checkpoints.json_objects import parse_json
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse
+from polymerge.evaluation.predictions import at_most_shown
+
+__all__ = [
+    "AGAIN",
+    "BROKEN",
+    "Cells",
+    "Complaints",
+    "Documents",
+    "Row",
+    "documents",
+    "json_lines",
+    "json_value",
+    "kept",
+    "sheet_cells",
+    "tsv_cells",
+]
+
+AGAIN = "Generate these answers again, or mend the file."
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where it stands in the file, as in `line 3`, and its fields."""
+
+Cells = tuple[str, Sequence[Any]]
+"""Where a row of a table stands, and what is in its cells."""
+
+BROKEN = object()
+"""Stands for what could not be read."""
+
+_SAME_FIELD = frozenset({"mme_percetion_score", "mme_perception_score"})
+"""lmms-eval wrote the first spelling for years."""
+
+
+@dataclass(frozen=True)
+class Complaints:
+    """What is wrong with one file, gathered by kind, so that one broken run does not fill the screen."""
+
+    file: Path
+    places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    broken: list[PolymergeError] = field(default_factory=list)
+    """What is no JSON, each by itself."""
+
+    def add(self, what: str, place: str, then: str) -> None:
+        """Note one thing that is wrong, where in the file, and what to do."""
+        self.places.setdefault((what, then), []).append(place)
+
+    def refuse(self) -> None:
+        """Refuse the file if anything is wrong with it: one error per kind, with the first few places."""
+        with at_most_shown(self.file):
+            refuse(*self.broken)
+            for (what, then), places in self.places.items():
+                shown = ", ".join(place for place in places[:3] if place)
+                more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+                refuse(RecipeError(f"{self.file}: {f'{shown}{more}: ' if shown else ''}{what}. {then}"))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What one candidate answered."""
+
+    answers: Mapping[int | str, str]
+    score: float | None = None
+    """Mean of the tool's own score per document, where it has exactly one."""
+    notes: tuple[str, ...] = ()
+
+
+def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
+    """What a JSON text says; BROKEN, and a complaint, where it is none."""
+    where = f"{complaints.file}: {place}" if place else str(complaints.file)
+    try:
+        return parse_json(text, where, Any, unique_keys=False, error=RecipeError, then=AGAIN)
+    except PolymergeError as error:
+        complaints.broken.append(error)
+        return BROKEN
+
+
+def json_lines(complaints: Complaints) -> Iterator[Row]:
+    """The objects of a file that has one on each line."""
+    with complaints.file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                value = json_value(line.rstrip(b"\r\n"), f"line {number}", complaints)
+                if isinstance(value, dict):
+                    yield f"line {number}", value
+                elif value is not BROKEN:
+                    complaints.add("no JSON object", f"line {number}", "Each line is one object.")
+
+
+def tsv_cells(complaints: Complaints) -> list[Cells]:
+    """The cells of a table with tabs between them and quotes where they are needed; none where it is broken."""
+    data = complaints.file.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        complaints.add(f"is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}", "", AGAIN)
+        return []
+    usual = csv.field_size_limit(max(len(text), 1))  # some tables carry their images
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    rows: list[Cells] = []
+    try:
+        rows.extend((f"line {reader.line_num}", cells) for cells in reader)
+    except csv.Error as error:
+        complaints.add(f"not a table, {error}", f"line {reader.line_num}", AGAIN)
+    finally:
+        csv.field_size_limit(usual)
+    return rows
+
+
+def sheet_cells(complaints: Complaints) -> list[Cells]:
+    """The cells of the first sheet of an .xlsx file, as many in each row as have a name in the first."""
+    try:
+        openpyxl = importlib.import_module("openpyxl")
+    except ImportError:
+        raise MissingExtraError(f"{complaints.file}: needs openpyxl: pip install 'polymerge[search]'") from None
+    try:
+        with warnings.catch_warnings(), complaints.file.open("rb") as file:
+            warnings.simplefilter("ignore")  # about styles, which nobody reads
+            book = openpyxl.load_workbook(file, read_only=True)  # formulas as text: a model may well answer `=5`
+            sheet = book.worksheets[0]
+            sheet.reset_dimensions()  # some writers state too few
+            rows = list(sheet.iter_rows(values_only=True))
+            book.close()
+    except OSError:
+        raise
+    except Exception as error:  # openpyxl raises whatever it stumbles over in the zip or its XML
+        complaints.add(f"not an .xlsx file that can be read, {type(error).__name__}: {error}", "", AGAIN)
+        return []
+    width = max((place for row in rows[:1] for place, name in enumerate(row, 1) if name is not None), default=0)
+    padded = [[*row, *[None] * (width - len(row))] for row in rows]  # a row ends at its last cell that is not empty
+    trimmed = [row[:width] + [cell for cell in row[width:] if cell is not None] for row in padded]
+    return [(f"row {number}", cells) for number, cells in enumerate(trimmed, 1)]
+
+
+def kept(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> list[Row]:
+    """The rows that have a field; all where none is asked for."""
+    every = list(rows)
+    if not every and not complaints.places and not complaints.broken:
+        complaints.add("holds no documents", "", "Generate these answers again.")
+    if keep is None:
+        return every
+    spellings = _SAME_FIELD if keep in _SAME_FIELD else {keep}
+    found = [row for row in every if spellings & row[1].keys()]
+    if every and not found:
+        there = ", ".join(sorted({str(name) for _, fields in every for name in fields}))
+        complaints.add(
+            f"none of {len(every)} documents has '{keep}'", "", f"Its fields: {there}. Is it the task that you mean?"
+        )
+    return found
+
+
+def documents(
+    rows: Iterable[Row],
+    identity: str,
+    answer: Callable[[Mapping[str, Any]], str],
+    complaints: Complaints,
+    *,
+    repeats: bool = False,
+) -> dict[int | str, str]:
+    """The answer of each document.
+
+    identity  the field that tells documents apart, a whole number or a text; no two may have the same
+    answer    takes a row's fields and gives its answer, or raises ValueError that says why there is none
+    repeats   two may have the same identity after all where their answers are the same
+    """
+    found: dict[int | str, str] = {}
+    places: dict[str, str] = {}
+    for place, fields in rows:
+        number = fields.get(identity)
+        if not isinstance(number, int | str) or isinstance(number, bool) or number == "":
+            complaints.add(f"no '{identity}' that is a whole number or a text", place, "Documents are aligned by it.")
+            continue
+        try:
+            text = answer(fields)
+            text.encode()
+        except UnicodeEncodeError:
+            complaints.add("half a surrogate pair in the answer", f"{identity} {number} ({place})", "Mend the file.")
+        except ValueError as error:
+            complaints.add(str(error), f"{identity} {number} ({place})", "Generate these answers again.")
+        else:
+            before = places.setdefault(str(number), place)
+            if before is place or (repeats and found.get(number) == text):
+                found[number] = text
+                continue
+            complaints.add(
+                f"the same '{identity}' twice",
+                f"{identity} {number} ({before} and {place})",
+                "Did two runs write into one file? Keep the lines of one.",
+            )
+    return found

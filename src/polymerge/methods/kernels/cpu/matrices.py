@@ -1,0 +1,65 @@
+"""Matrices: products of thin factors, added where they belong, and transposes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.methods.kernels.compiled import compiled
+
+__all__ = ["add_low_rank", "transpose"]
+
+Floats = NDArray[Any]
+
+TILE = 1024  # elements of a row that a product is summed up for at a time
+SIDE = 32  # of the squares that a transpose is put together from
+
+
+def add_low_rank(out: Floats, left: Floats, right: Floats, scale: float, first: int) -> None:
+    """See `polymerge.methods.kernels.add_low_rank`."""
+    _add_low_rank(out, left, right, out.dtype.type(scale), first)
+
+
+@compiled
+def _add_low_rank(out: Floats, left: Floats, right: Floats, scale: Any, first: int) -> None:
+    width = right.shape[1]
+    total = np.empty(TILE, out.dtype)
+    done = 0
+    while done < out.size:
+        row, column = divmod(first + done, width)
+        part = out[done : done + min(TILE, width - column)]
+        for i in range(part.size):
+            total[i] = 0
+        for k in range(right.shape[0]):
+            share, line = left[row, k], right[k, column : column + part.size]
+            for i in range(part.size):
+                total[i] += share * line[i]
+        for i in range(part.size):
+            part[i] += scale * total[i]
+        done += part.size
+
+
+@compiled
+def transpose(x: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write the transpose of a matrix, in tiles that are copied through a buffer.
+
+    Rows of matrices are often a power of two long, so that many of them begin at one line of the cache: a column that
+    is read or written directly evicts itself.
+
+    x    [n, m]
+    out  [m, n], of the same dtype
+    """
+    n, m = x.shape
+    tile = np.empty((SIDE, SIDE), x.dtype)
+    for top in range(0, n, SIDE):
+        height = min(SIDE, n - top)
+        for left in range(0, m, SIDE):
+            width = min(SIDE, m - left)
+            for i in range(height):
+                for j in range(width):
+                    tile[i, j] = x[top + i, left + j]
+            for j in range(width):
+                for i in range(height):
+                    out[left + j, top + i] = tile[i, j]

@@ -1,0 +1,137 @@
+"""Weighted sums of models, of deltas and of adapters; the weights are said, or follow from norms and angles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.errors import RecipeError
+from polymerge.methods.kernels import AnyBlock, add_scaled, gram_of, rounded, weighted_sum
+from polymerge.methods.lora import Factors, check_shapes, stack
+from polymerge.methods.weights import PerModel, shares
+
+__all__ = ["arc_weights", "cat", "linear", "metagpt", "slerp", "svd", "task_arithmetic"]
+
+NEARLY_PARALLEL = 0.9995
+NO_DIRECTION = 1e-8
+"""A norm up to which a tensor has no direction."""
+
+
+def linear(models: AnyBlock, weight: PerModel, normalize: bool = True, *, stepwise: str | None = None) -> AnyBlock:
+    """Average the models, each with its weight.
+
+    Wortsman et al. 2022, arXiv:2203.05482 (model soups). With two weights that add up to one it is the merge of Bring
+    Reason to Vision (Chen et al. 2025, arXiv:2505.05464) and equation 1 of AdaMMS (Du et al. 2025, arXiv:2503.23733).
+    Their scripts compute in half precision and round after every product and sum; here the sum is taken in the working
+    dtype. Weights are normalised in float64 and rounded once.
+
+    models     [model, n]  float32 or float64
+    weight     [model]     each model's coefficient, of either sign
+    normalize  divide the weights by their sum
+    stepwise   a dtype that every product and every sum is rounded to, as code that computes in it does; None for the
+               working dtype
+    returns    [n]
+    raises     RecipeError where `weight` is not one number per model, or adds up to 0 and is to be normalised
+    """
+    weights = shares(weight, len(models), normalize)
+    if stepwise is None:
+        return weighted_sum(models, weights)
+    parts = [rounded(weighted_sum(models[n : n + 1], [share]), stepwise) for n, share in enumerate(weights)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = rounded(add_scaled(total, part, 1.0), stepwise)
+    return total
+
+
+def task_arithmetic(deltas: AnyBlock, weight: PerModel, normalize: bool = False) -> AnyBlock:
+    """Add up the deltas, each times its weight.
+
+    Ilharco et al. 2023, arXiv:2212.04089, section 2. The mean that AdaMMS calls `average` has weights of 1/T.
+
+    deltas     [model, n]  task vectors, float32 or float64
+    weight     [model]     each model's coefficient, of either sign
+    normalize  divide the weights by their sum
+    returns    [n]         the merged delta
+    raises     RecipeError where `weight` is not one number per model, or adds up to 0 and is to be normalised
+    """
+    return weighted_sum(deltas, shares(weight, len(deltas), normalize))
+
+
+def metagpt(deltas: AnyBlock, *, gram: NDArray[np.float64] | None = None) -> AnyBlock:
+    """Add up the deltas, each weighted by its share of all squared norms.
+
+    Zhou et al. 2024, arXiv:2406.11385: the weight of model t is |delta_t|^2 / sum_k |delta_k|^2, with norms over the
+    whole model. AdaMMS compares with it, and its code takes the norms in the checkpoint's own precision, where
+    those of half-precision models overflow to NaN; here they are sums in float64. Where no model differs from the base
+    all weights are zero.
+
+    deltas   [model, n]  float32 or float64
+    gram     [model, model]  dot products of the whole models' deltas; else those of `deltas`
+    returns  [n]         the merged delta
+    """
+    squares = np.diagonal(gram_of(deltas) if gram is None else gram)
+    total = float(squares.sum())
+    return weighted_sum(deltas, [float(square) / total if total > 0 else 0.0 for square in squares])
+
+
+def slerp(models: AnyBlock, t: float, *, gram: NDArray[np.float64] | None = None) -> AnyBlock:
+    """Interpolate two tensors along the arc between their directions, from the first at t = 0 to the second at t = 1.
+
+    Shoemake 1985, "Animating rotation with quaternion curves", section 3.3, with a tensor, flattened, as the vector.
+    The angle is that between the two tensors, the coefficients act on the tensors as they are, not on unit vectors, so
+    norms are interpolated along. That is also what mergekit's slerp does, with the same bound for nearly parallel
+    tensors (|cosine| above 0.9995), between which it is a straight line, and the same rule for one that has no
+    direction (a norm of at most 1e-8): it counts as orthogonal to the other. Angle and coefficients are computed in
+    float64.
+
+    models   [2, n]   float32 or float64
+    t        in [0, 1]
+    gram     [2, 2]   the whole tensors' dot products, where `models` is a block of them; else taken from `models`
+    returns  [n]
+    raises   RecipeError for any other number of models, or t out of range
+    """
+    if len(models) != 2:
+        raise RecipeError(f"slerp: takes two models, got {len(models)}")
+    return weighted_sum(models, arc_weights(gram_of(models) if gram is None else gram, t))
+
+
+def arc_weights(gram: NDArray[np.float64], t: float) -> tuple[float, float]:
+    """The two tensors' coefficients at `t`, from their dot products [2, 2]."""
+    if not 0 <= t <= 1:
+        raise RecipeError(f"t: {t} is not in [0, 1]")
+    # one square root after the other: their product cannot overflow where that of the squares would
+    norms = [math.sqrt(gram[place, place]) for place in range(2)]
+    cosine = float(gram[0, 1]) / (norms[0] * norms[1]) if min(norms) > NO_DIRECTION else 0.0
+    if abs(cosine) > NEARLY_PARALLEL:
+        return 1 - t, t
+    angle = math.acos(cosine)
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def cat(pairs: Sequence[Factors], weight: PerModel, normalize: bool = False) -> Factors:
+    """Add up adapters exactly, each times its weight, by putting their factors side by side.
+
+    What PEFT calls `cat`: the update is the weighted sum of the updates, without the cross terms that come from adding
+    up the factors themselves. Here the whole weight is on `b`, and `a` is unchanged.
+
+    pairs      updates of one shape [out, in], of any ranks
+    weight     [model]  each model's coefficient, of either sign
+    normalize  divide the weights by their sum
+    returns    factors whose rank is the sum of the ranks
+    raises     RecipeError where shapes differ, `weight` is not one number per model, or adds up to 0 and is to be
+               normalised
+    """
+    check_shapes(pairs)
+    return stack(pairs, shares(weight, len(pairs), normalize))
+
+
+def svd(pairs: Sequence[Factors], weight: PerModel, normalize: bool = False) -> Factors:
+    """Add up adapters, each times its weight, to be cut to a rank afterwards with `truncate`.
+
+    What PEFT calls `svd`: the best approximation of the weighted sum that has the wanted rank (Eckart and Young 1936).
+    The sum is that of `cat`, with the same parameters and errors; PEFT multiplies it out, here it stays in factors.
+    """
+    return cat(pairs, weight, normalize)

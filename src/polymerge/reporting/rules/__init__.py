@@ -1,1 +1,0 @@
-"""The rules of what to try next, by what they look at."""
