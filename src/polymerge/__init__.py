@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from polymerge.planning.compare import inspect
     from polymerge.recipe.parsing import read_recipe
     from polymerge.recipe.recipe import Recipe
-    from polymerge.reporting.report import report
+    from polymerge.reporting.reports import report
     from polymerge.tuning.criterion import Judging
     from polymerge.tuning.knobs import Knob
     from polymerge.tuning.search import SearchOptions, search
@@ -100,7 +100,7 @@ _HOMES = {
     "overlap": "analysis.overlap",
     "plan": "planning:make_plan",
     "read_recipe": "recipe.parsing",
-    "report": "reporting.report",
+    "report": "reporting.reports",
     "search": "tuning.search",
     "verify": "engine.verify",
 }

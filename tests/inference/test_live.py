@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from polymerge.inference.live import LiveModel
 from polymerge.methods.table import METHODS
 from polymerge.planning import make_plan
 from polymerge.planning.folding import fold_recipe
+from polymerge.planning.plan import Layout
 from polymerge.recipe.parsing import read_recipe
 from running import same_weights, with_config
 from tiny import as_2024, as_live, build, perturbed, related_llm
@@ -172,16 +174,19 @@ def test_a_plan_with_another_model_is_taken(family: dict[str, str], tmp_path: Pa
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT takes a bias of a factor for a broken one
 @pytest.mark.parametrize(
-    ("method", "trained"),
+    ("method", "layout", "trained"),
     [
-        ("robustmerge", {}),
-        ("ties", {"modules_to_save": ["lm_head"]}),
-        ("cat", {"lora_bias": True, "trainable_token_indices": {"embed_tokens": [1, 3]}}),
+        ("robustmerge", "peft", {}),
+        ("ties", "peft", {"modules_to_save": ["lm_head"]}),
+        ("ties", "llava", {"modules_to_save": ["lm_head", "k_proj"]}),
+        ("cat", "peft", {"lora_bias": True, "trainable_token_indices": {"embed_tokens": [1, 3]}}),
     ],
 )
-def test_adapters_are_merged_and_folded_into_their_base(method: str, trained: dict[str, Any], tmp_path: Path) -> None:
+def test_adapters_are_merged_and_folded_into_their_base(
+    method: str, layout: Layout, trained: dict[str, Any], tmp_path: Path
+) -> None:
     llama().save_pretrained(tmp_path / "base")
-    modules = (["q_proj"], ["q_proj", "down_proj"] if not trained else ["q_proj", "k_proj"])
+    modules = (["q_proj"], ["q_proj", "v_proj"])
     adapters = [str(adapter(tmp_path / str(n), n, target_modules=some, **trained)) for n, some in enumerate(modules)]
     weights = {} if method == "robustmerge" else {"weight": 0.5}
     plans = [
@@ -195,6 +200,7 @@ def test_adapters_are_merged_and_folded_into_their_base(method: str, trained: di
         )
         for scale in (1.0, 2.0)
     ]
+    plans = [replace(plan, layout=layout) for plan in plans]
     live = LiveModel(plans[0])
     for number, plan in enumerate((*plans, plans[0])):
         live.set(plan)

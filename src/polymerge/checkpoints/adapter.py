@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -21,9 +21,9 @@ from polymerge.checkpoints.files import disagreements, missing, read_config, rea
 from polymerge.checkpoints.names import Sorted, sort_names
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.dtypes import MERGEABLE
-from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
+from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse
 
-__all__ = ["Adapter", "Pair", "is_adapter", "made_adapter", "open_adapter"]
+__all__ = ["Adapter", "Pair", "is_adapter", "open_adapter", "paired", "token_rows"]
 
 _GATHER: Final = (
     "Gather it before it is saved: with ZeRO-3 by stage3_gather_16bit_weights_on_model_save: true, or from its "
@@ -197,8 +197,8 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
         refuse(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
     pairs: dict[str, Pair] = {}
     if all(name in contents for name in files.factors):
-        pairs = _paired(found, rules, where)
-    tokens = _token_rows(found, rules, where) if rules and whole else {}
+        pairs = paired(found, rules, where)
+    tokens = token_rows(found, rules, where) if rules and whole else {}
     return Adapter(
         source=source,
         folder=folder,
@@ -213,38 +213,6 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
         beside=tuple(folder / name for name in files.beside),
         became=MappingProxyType(_became(files, found)),
         left_out=MappingProxyType(files.left_out),
-    )
-
-
-def made_adapter(
-    like: Adapter, config: Mapping[str, Any], factors: Contents, full: tuple[TensorInfo, ...] = ()
-) -> Adapter:
-    """An adapter whose tensors lie in no folder: of the source, and with the files beside, that `like` has.
-
-    config   its adapter_config.json
-    factors  what lies in PEFT's own file
-    full     what lies in a file beside that, as LLaVA has it
-
-    raises Refused where they do not fit together.
-    """
-    where = like.folder / CONFIG
-    rules = read_lora_config(config, str(where))
-    found, _ = sort_names(like.folder, [(factors, False), *([(Contents(full), True)] if full else [])])
-    with collecting() as wrong:
-        pairs = _paired(found, rules, where)
-        tokens = _token_rows(found, rules, where)
-    refuse_if_any(wrong)  # inside another block nothing has been raised yet
-    return replace(
-        like,
-        config=config,
-        pairs=MappingProxyType(pairs),
-        extras=MappingProxyType(found.extras),
-        tokens=MappingProxyType(tokens),
-        files=tuple(dict.fromkeys(tensor.file for tensor in (*factors.entries, *full))),
-        skipped={},
-        beside=tuple({tensor.file for tensor in full}),
-        became={},
-        left_out={},
     )
 
 
@@ -279,7 +247,7 @@ def _unusable(found: Sorted) -> list[CheckpointError]:
     return [CheckpointError(f"{file}: {listed(held)}{why}") for (file, why), held in names.items()]
 
 
-def _paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, Pair]:
+def paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, Pair]:
     """Pair the factors by module; incomplete or unfit ones are refused, with one message per kind of fault."""
     pairs: dict[str, Pair] = {}
     faults: dict[tuple[Path, str], list[str]] = {}
@@ -325,7 +293,7 @@ def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, 
     return None
 
 
-def _token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], TensorInfo]]:
+def token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], TensorInfo]]:
     """The trained rows and the token indices that the config gives for them; mismatches are refused."""
     rows: dict[str, tuple[tuple[int, ...], TensorInfo]] = {}
     said = f"{where}: trainable_token_indices"

@@ -60,7 +60,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
 def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any) -> None:
     """Merge models into a new folder that loads as it is.
 
-    RECIPE is a YAML file; the options say the same without a file.
+    RECIPE is a YAML file, or a plan that `plan --json` wrote; the options say the same without a file.
     """
     _carry_out("merging", recipe_of(options), out, dry_run, no_verify, as_json, options)
 

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
-from polymerge.checkpoints.adapter import Adapter, made_adapter
+from polymerge.checkpoints.adapter import Adapter, paired, token_rows
+from polymerge.checkpoints.adapter_config import read_lora_config
+from polymerge.checkpoints.discovery import CONFIG
+from polymerge.checkpoints.names import sort_names
 from polymerge.checkpoints.tensor_info import Contents
 from polymerge.checkpoints.writer import Shards, copy_companions, lay_out
 from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
 from polymerge.engine.opening import copy_beside
-from polymerge.errors import MissingExtraError
+from polymerge.errors import MissingExtraError, collecting, refuse_if_any
 from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import Plan
@@ -148,11 +151,28 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
         ]
         for lora in (True, False)
     )
-    apart = tuple(full) if plan.layout == "llava" else ()
-    template = inputs[plan.template].adapter
+    template, config = inputs[plan.template].adapter, _adapter_config(plan, inputs)
     assert template is not None
-    contents = Contents((*factors, *(() if apart else full)))
-    made = made_adapter(template, _adapter_config(plan, inputs), contents, apart)
+    apart = plan.layout == "llava" and bool(full)
+    said = template.folder / CONFIG
+    found, _ = sort_names(template.folder, [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)])
+    rules = read_lora_config(config, str(said))
+    with collecting() as wrong:
+        pairs, tokens = paired(found, rules, said), token_rows(found, rules, said)
+    refuse_if_any(wrong)  # inside another block nothing has been raised yet
+    made = replace(
+        template,
+        config=config,
+        layout="llava" if apart else "peft",
+        pairs=pairs,
+        extras=found.extras,
+        tokens=tokens,
+        files=tuple(tensor.file for tensor in (*factors, *full)),
+        skipped={},
+        beside=tuple(tensor.file for tensor in full) if apart else (),
+        became={},
+        left_out={},
+    )
     return made, {where / name: memoryview(buffer) for name, buffer in buffers.items()}
 
 
