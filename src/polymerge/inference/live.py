@@ -187,8 +187,7 @@ class LiveModel:
         return make_plan({"merge_method": "copy", "models": [source]}, opened={source: joined})
 
     def _carry_out(self, plan: Plan) -> None:
-        overwrites = plan.overwrites if isinstance(plan, Overwritten) else ()
-        changed = {step.name for step in plan.steps if step.pieces} | {one.name for one in overwrites}
+        changed = {step.name for step in plan.steps if step.pieces} | {one.name for one in plan.overwrites}
         steps = tuple(
             step if step.pieces else replace(step, fate="copied")
             for step in plan.steps
@@ -207,7 +206,7 @@ class LiveModel:
             self.close()  # what is still queued is of a plan that failed
             raise
         with torch.no_grad():
-            for one in overwrites:
+            for one in plan.overwrites:
                 one.carry_out(staged[one.name])
             for name, tensor in staged.items():
                 live = self._live(name)

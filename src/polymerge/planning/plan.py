@@ -298,6 +298,11 @@ class Plan:
         return {fate: sum(step.fate == fate for step in self.steps) for fate in FATES}
 
     @property
+    def overwrites(self) -> tuple[Any, ...]:
+        """Rows whose numbers a live model replaces after the merge: none, but see `inference.live`."""
+        return ()
+
+    @property
     def of_adapters(self) -> bool:
         """Whether it merges adapters into an adapter."""
         return self.layout != "checkpoint"
