@@ -12,7 +12,6 @@ from polymerge.analysis.figures import Reference, Shape
 from polymerge.analysis.signs import Whole
 from polymerge.analysis.spectrum import Spectrum, spectrum_of, spectrum_of_factors
 from polymerge.checkpoints import TensorInfo
-from polymerge.checkpoints.files import read_tensor
 from polymerge.engine.blocks import PieceBlocks, Workspace, repeats
 from polymerge.engine.executor import is_wide
 from polymerge.engine.extents import Files
@@ -214,7 +213,8 @@ def _too_large(name: str) -> CheckpointError:
 
 def stored_values(tensor: TensorInfo) -> Any:
     """The numbers of a tensor on disk as float32, in its shape; raises CheckpointError where it cannot, or for NaN."""
-    values: Any = np.empty(prod(tensor.shape), np.float32)
-    if not kernels.decode(np.frombuffer(read_tensor(tensor), np.uint8), tensor.dtype, values):
+    with Files() as files:
+        _, values, finite = files.numbers(tensor)
+    if not finite:
         raise CheckpointError(f"{tensor.file}: {tensor.name} holds NaN or infinity. Mend the adapter")
-    return values.reshape(tensor.shape)
+    return values

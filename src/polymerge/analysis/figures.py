@@ -175,12 +175,9 @@ class Overlap(Table):
         """What is found for each place: shares, the norm of each delta, the cosine of each two."""
         return [
             {
-                "part": row.part,
-                "layer": row.layer,
-                "module": row.module,
-                "met": row.met,
-                "conflict": row.conflict,
-                "conflict_mass": row.conflict_mass,
+                **{
+                    name: getattr(row, name) for name in ("part", "layer", "module", "met", "conflict", "conflict_mass")
+                },
                 **{f"norm {delta.model}": delta.norm for delta in row.deltas},
                 **{f"cosine {pair.one}, {pair.other}": pair.cosine for pair in row.pairs},
             }

@@ -212,7 +212,7 @@ def knocked_out(
     if parent is not None:
         return {cell.name: restricted(parent, baseline.plan, cell.covers) for cell in cells}
     try:
-        from polymerge.inference.live import Overwrite, Overwritten
+        from polymerge.inference.overwrites import Overwrite, Overwritten
     except ImportError as error:
         raise MissingExtraError(f"running a model needs {error.name}: pip install 'polymerge[transformers]'") from None
     own = {name: getattr(baseline.plan, name) for name in baseline.plan.__dataclass_fields__}

@@ -27,7 +27,6 @@ __all__ = [
     "read_config",
     "read_file",
     "read_index",
-    "read_tensor",
     "reading",
 ]
 
@@ -84,11 +83,6 @@ def read_file(file: Path) -> Contents:
         fetch_all([file])
     check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))
-
-
-def read_tensor(tensor: TensorInfo) -> memoryview:
-    """The bytes of a whole tensor; raises what `read_blocks` raises."""
-    return next(read_blocks(tensor, tensor.nbytes), memoryview(b""))
 
 
 def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]:

@@ -24,6 +24,7 @@ from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
+from polymerge.methods import kernels
 from polymerge.methods.kernels.cpu.matrices import transpose
 from polymerge.planning import Step
 
@@ -184,6 +185,14 @@ class Files:
             part = buffer[: entry.nbytes - start]
             self.read(entry.file, entry.start + start, part.data)
             yield part
+
+    def numbers(self, tensor: TensorInfo) -> tuple[NDArray[Any], NDArray[Any], bool]:
+        """A whole tensor: its bytes, its float32 numbers in its shape, and whether all are finite; raises as `read`."""
+        raw: NDArray[Any] = np.empty(tensor.nbytes, np.uint8)
+        self.read(tensor.file, tensor.start, raw.data)
+        values: NDArray[Any] = np.empty(prod(tensor.shape), np.float32)
+        finite = kernels.decode(raw, tensor.dtype, values)
+        return raw, values.reshape(tensor.shape), finite
 
     def fill(self, run: Extent, buffer: memoryview) -> None:
         """Fill a buffer from an extent; raises as `read` does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -105,15 +104,13 @@ class ModuleMerger:
     def _load(self, place: int, name: str) -> tuple[Floats, Floats]:
         """Load a tensor of an input: its bytes, and its values in float32."""
         entry = self._entries[place][name]
-        raw: Floats = np.empty(entry.nbytes, np.uint8)
-        self._files.read(entry.file, entry.start, raw.data)
-        values: Floats = np.empty(prod(entry.shape), np.float32)
-        if not kernels.decode(raw, entry.dtype, values):
+        raw, values, finite = self._files.numbers(entry)
+        if not finite:
             raise CheckpointError(
                 f"{entry.file}: {entry.name} of '{self._plan.inputs[place].label}' holds NaN or infinity. A merge "
                 "would spread it: mend the adapter, or name it in exclude"
             )
-        return raw, values.reshape(entry.shape)
+        return raw, values
 
 
 def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Keys) -> tuple[Factors, float]:

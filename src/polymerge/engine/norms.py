@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import fsum, prod, sqrt
+from math import fsum, sqrt
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.adapter import Pair as Factored
 from polymerge.engine.extents import Files
-from polymerge.methods import kernels
 from polymerge.methods.lora import Factors, dot
 from polymerge.methods.table import METHODS
 from polymerge.recipe.parameters import Setting
@@ -179,7 +178,5 @@ def _is_zero(pair: Factored, files: Files) -> bool:
 
 
 def _all_zero(entry: TensorInfo, files: Files) -> bool:
-    raw: Any = np.empty(entry.nbytes, np.uint8)
-    files.read(entry.file, entry.start, raw.data)
-    values: Any = np.empty(prod(entry.shape), np.float32)
-    return kernels.decode(raw, entry.dtype, values) and not values.any()
+    _, values, finite = files.numbers(entry)
+    return finite and not values.any()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -29,7 +28,6 @@ from polymerge.engine.opening import copy_beside, fetch, opened
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
-from polymerge.families.expressions import Ranges, Stacked
 from polymerge.planning import Input, Plan, Step, make_plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.estimate import default_threads
@@ -38,50 +36,9 @@ from polymerge.planning.plan import IGNORED
 from polymerge.planning.storage import stored_dtypes
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["LiveModel", "Overwrite", "Overwritten", "live"]
+__all__ = ["LiveModel", "live"]
 
 _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Overwrite:
-    """Rows of a tensor, by its name on disk, whose numbers `fill` replaces; it is given those that a plan left there.
-
-    rows     as the pieces of its step have them, each block of one matrix where the step has a view
-    view     that of the step
-    fill     of the rows stacked, in the output's dtype; it can be pickled, and its repr says all that it depends on
-    """
-
-    name: str
-    rows: Ranges
-    fill: Callable[[Tensor], Tensor]
-    view: Stacked | None = None
-
-    def carry_out(self, tensor: Tensor) -> None:
-        """Replace the rows in place."""
-        blocks = [self._block(tensor, start, stop) for start, stop in self.rows]
-        filled = torch.split(self.fill(torch.cat(blocks)), [len(block) for block in blocks])
-        for block, numbers in zip(blocks, filled, strict=True):
-            block.copy_(numbers)
-
-    def _block(self, tensor: Tensor, start: int, stop: int) -> Tensor:
-        if self.view is None:
-            return tensor[start:stop]
-        matrices = tensor.mT if self.view.transposed else tensor
-        matrix, first = divmod(start, matrices.shape[1])
-        return matrices[matrix, first : first + stop - start]
-
-
-@dataclass(frozen=True)
-class Overwritten(Plan):
-    """A plan after which some tensors get numbers that no checkpoint holds; for a `LiveModel`, not for `merge`."""
-
-    overwrites: tuple[Overwrite, ...] = ()
-
-    @property
-    def hash(self) -> str:
-        """sha256 of what a live model computes: that of the plan, and what is overwritten."""
-        return hashlib.sha256(f"{super().hash}\0{self.overwrites}".encode()).hexdigest()
 
 
 class LiveModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.charts import figure
-from polymerge.errors import collecting, refuse_if_any
+from polymerge.errors import Refused, collecting
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_plot import comparison_charts
 from polymerge.evaluation.results import Results, read_results
@@ -23,9 +23,10 @@ def scores_section(sources: Sequence[Source], merges: Sequence[Mapping[str, Any]
 
     raises Refused with everything that is wrong with the files.
     """
-    with collecting() as problems:
+    with collecting() as wrong:
         read = [found for one in sources if (found := read_results(one.file)) is not None]
-    refuse_if_any(problems)
+    if wrong:  # inside another block nothing has been raised yet
+        raise Refused(wrong)
     places = {found.name: str(found.model.get("source", "")) for found in read}
     parents, template = _lineage(places, merges)
     assumed = template is None and len(places) > 1
