@@ -27,8 +27,8 @@ from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import Plan
 from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.output_dtypes import Stored, stored_dtypes
 from polymerge.planning.plan import PREFIX
-from polymerge.planning.storage import Stored, stored_dtypes
 
 __all__ = ["Writer", "in_memory", "require", "writer_of"]
 

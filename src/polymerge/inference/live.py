@@ -32,8 +32,8 @@ from polymerge.planning import Input, Plan, Step, make_plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.output_dtypes import stored_dtypes
 from polymerge.planning.plan import IGNORED
-from polymerge.planning.storage import stored_dtypes
 from polymerge.recipe.recipe import Recipe
 
 __all__ = ["LiveModel", "live"]

@@ -1,5 +1,7 @@
-"""In which dtypes an output is stored, and in which one its config.json has it loaded.
+"""In which dtypes the tensors of a plan are stored, and in which one the output's config.json has them loaded.
 
+The dtype of each tensor is decided before, with its step: the recipe's `dtype` where it is merged and that is said,
+else the template's (`planner`, and `adapter_steps` for adapters). Here is what follows from them for the whole output.
 A folder is loaded in the one dtype that its config names, whatever its tensors are stored in. So the config has to
 name one that holds what was written; and what a template itself has rounded whenever it is loaded, such as the norms of
 a bfloat16 checkpoint that are stored as float32, stays as it is.
