@@ -41,7 +41,7 @@ def dtype_name(code: str) -> str:
 
 
 def holds(dtype: str, other: str) -> bool:
-    """Whether every value of the dtype `other` is one of `dtype`; both are among `MERGEABLE`."""
+    """Return whether every value of the dtype `other` is one of `dtype`; both are among `MERGEABLE`."""
     return dtype == other or dtype == "F64" or (dtype == "F32" and other != "F64")
 
 

@@ -53,7 +53,7 @@ class Cell:
         return f"{self.module}-{layer_words(self.layers)}"
 
     def covers(self, canonical: str) -> bool:
-        """Whether a tensor of this canonical name belongs to it."""
+        """Return whether a tensor of this canonical name belongs to it."""
         return text_layer(canonical) in self.layers and canonical.split(".")[3] in MODULES[self.module]
 
 

@@ -97,7 +97,7 @@ class Adapter:
         return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
     def saved_apart(self, parameter: str) -> bool:
-        """Whether a full weight belongs to a copy that PEFT trained in place of a module (`modules_to_save`).
+        """Return whether a full weight belongs to a copy that PEFT trained in place of a module (`modules_to_save`).
 
         Every other full weight is the base's own tensor, which head and embedding share where the base ties them.
         """
@@ -118,7 +118,7 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether `path` is a folder with an adapter_config.json and without a whole model's weights."""
+    """Return whether `path` is a folder with an adapter_config.json and without a whole model's weights."""
     try:
         names = {file.name for file in path.iterdir()}
     except OSError:

@@ -92,7 +92,7 @@ class Weights:
 
 
 def of_training(name: str) -> bool:
-    """Whether a file, given by its path within a checkpoint, was left by training and is no part of the model."""
+    """Return whether a file, given by its path in a checkpoint, was left by training and is not part of the model."""
     *folders, file = name.split("/")
     of_files = (_TRAINING_FILES, _STATES)
     return any(map(_TRAINING_FOLDERS.fullmatch, folders)) or any(pattern.fullmatch(file) for pattern in of_files)
@@ -214,7 +214,7 @@ class AdapterFiles:
 
 
 def holds_adapter(names: Collection[str]) -> bool:
-    """Whether these file names are those of an adapter: its config, and no full model under the usual names.
+    """Return whether these file names are those of an adapter: its config, and no full model under the usual names.
 
     What accelerate's FSDP writes, pytorch_model_fsdp.bin, is the state of a training and no such file.
     """
@@ -288,7 +288,7 @@ def _two_kinds(folder: Path, models: list[str], factors: list[str]) -> RecipeErr
 
 
 def is_plain(name: str) -> bool:
-    """Whether a file name is a relative path that stays below its folder."""
+    """Return whether a file name is a relative path that stays below its folder."""
     parts = name.split("/")
     return (
         not PureWindowsPath(name).anchor  # a drive, a share or a leading slash

@@ -179,7 +179,7 @@ def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]
 
 
 def listed_alike(one: Path, other: Path) -> bool:
-    """Whether the hub lists two files with the same content, so that neither has to be fetched to compare them."""
+    """Return whether the hub lists two files with the same content, so that comparing them needs no download."""
     blobs = []
     for remote in map(remote_of, (one, other)):
         listed = listing(remote.repository, remote.commit).get(remote.name) if remote else None

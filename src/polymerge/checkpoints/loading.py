@@ -64,7 +64,7 @@ def named_class(config: Mapping[str, Any]) -> Any:
 
 
 def needs_code(config: Mapping[str, Any]) -> bool:
-    """Whether a model needs Python files beside its config, because transformers has no class for it."""
+    """Return whether a model needs Python files beside its config, because transformers has no class for it."""
     import transformers
 
     return "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING

@@ -60,7 +60,7 @@ _AGAIN: Final = "Save the adapter again with PEFT."
 
 
 def is_lora(name: str) -> bool:
-    """Whether a name belongs to a module with unmerged LoRA."""
+    """Return whether a name belongs to a module with unmerged LoRA."""
     return any(mark in f"{name}." for mark in _LORA)
 
 
@@ -186,7 +186,7 @@ def _unwrapped(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
-    """Whether two tensors are equal byte for byte; files on the hub are fetched, as they are read later anyway."""
+    """Return whether two tensors are equal bytewise; files on the hub are downloaded, as they are needed anyway."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     fetch_all(tensor.file for tensor in (first, second) if missing_remote(tensor.file))

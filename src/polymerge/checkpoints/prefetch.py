@@ -251,7 +251,7 @@ def _bar_class(received: _Received) -> Any:
 
 
 def fetches_to(folder: Path) -> bool:
-    """Whether fetched files go to the disk of a folder."""
+    """Return whether fetched files go to the disk of a folder."""
     return hub_disk().stat().st_dev == folder.stat().st_dev
 
 

@@ -1,7 +1,7 @@
-"""Is the base what the models were trained from? The norms of their deltas, from a sample of what is merged.
+"""Check from the norms of sampled deltas whether the base is an ancestor of the models.
 
-A fine-tune changes a weight by a small part of itself. Two models that share nothing are orthogonal, so that the delta
-of one to the other is at least as long as the base.
+Fine-tuning changes weights by a small fraction. Unrelated models are nearly orthogonal, so that the delta
+between two of them is at least as long as the base.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from polymerge.planning import Plan, Step
 __all__ = ["FAR", "DeltaNorm", "ancestry_warnings", "delta_norms"]
 
 FAR: Final = 0.5
-"""Ratio of a delta's norm to the base's that raises doubts: half of the least that unrelated models have."""
+"""Ratio of delta norm to base norm that triggers a warning: half of the smallest ratio between unrelated models."""
 
 _PIECES: Final = 512
 _ELEMENTS: Final = 4096
-"""Pieces in the sample, and elements from the middle of each: 8 MB of BF16 numbers for each model."""
+"""Number of pieces in the sample, and of elements from the middle of each: 8 MB of BF16 numbers per model."""
 
 
 @dataclass(frozen=True)
 class DeltaNorm:
-    """How far a model is from the base in a sample of what is merged.
+    """The distance of a model from the base, in a sample of the merged tensors.
 
     ratio    norm of the model's delta over that of the base, over the matrices of the sample; inf for a base of zeros
     equal    whether the model equals the base in the whole sample, vectors included
-    pieces   how many are in the sample
+    pieces   the number of pieces in the sample
     """
 
     ratio: float
@@ -43,11 +43,11 @@ class DeltaNorm:
 
 
 def delta_norms(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> dict[str, DeltaNorm]:
-    """Compare each model, by its label, with the base in a sample of what is merged as deltas; {} without a base.
+    """Compare each model, by its label, with the base in a sample of the tensors merged as deltas; {} without a base.
 
-    entries  for each of the plan's inputs, where its tensors lie
+    entries  for each of the plan's inputs, the location of its tensors
 
-    The sample is always the same: up to 512 pieces, spread evenly over the plan, and 4096 elements of each.
+    The sample is deterministic: up to 512 pieces, spread evenly over the plan, and 4096 elements of each.
     """
     if plan.base is None:
         return {}
@@ -83,7 +83,7 @@ def delta_norms(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> dict
 
 
 def ancestry_warnings(norms: Mapping[str, DeltaNorm], base: str) -> Iterator[str]:
-    """A sentence on models that the base does not look like an ancestor of, and one on those that equal the base."""
+    """Sentences on models that do not seem to descend from the base, and on models that equal it."""
     far = [f"'{label}' by {norm.ratio:.2f}" for label, norm in norms.items() if norm.ratio >= FAR and not norm.equal]
     same = [f"'{label}'" for label, norm in norms.items() if norm.equal]
     if far:
@@ -101,7 +101,7 @@ def ancestry_warnings(norms: Mapping[str, DeltaNorm], base: str) -> Iterator[str
 
 
 def _is_matrix(step: Step) -> bool:
-    """Whether a step's tensor is a matrix; the weights of norms, near 1 and hardly moved, would outweigh all else."""
+    """Return whether a step's tensor is a matrix; norm weights, near 1 and hardly trained, would dominate the sums."""
     return len(step.row_shape) > 0
 
 
@@ -111,5 +111,5 @@ def _square(values: Any) -> float:
 
 
 def _ratio(delta: float, base: float) -> float:
-    """The ratio to four digits, so that no record depends on how a machine adds."""
+    """The ratio rounded to four digits, so that records do not depend on a machine's summation order."""
     return float(f"{delta / base:.4g}") if base else (inf if delta else 0.0)

@@ -1,6 +1,6 @@
-"""Read a piece of every model block by block, as rows of one array: what methods and statistics are given.
+"""Read a piece of every model block by block, as rows of one array: the input of methods and statistics.
 
-What an adapter adds is computed where the elements are read, and kept nowhere.
+An adapter's update is computed as the elements are read, and never stored.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["Block", "PieceBlocks", "Updates", "Workspace", "repeats"]
 
 Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
 Load = Callable[[TensorInfo], Array]
-"""Reads a whole tensor, [rows, columns], in the working dtype."""
+"""Reads an entire tensor, [rows, columns], in the working dtype."""
 
 
 class Workspace(threading.local):
-    """Buffers of one thread, as large as the largest block so far."""
+    """Per-thread buffers, as large as the largest block so far."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -37,7 +37,7 @@ class Workspace(threading.local):
         self._raw: dict[str, Array] = {}
 
     def values(self, rows: int, count: int, precision: str) -> Array:
-        """A [rows, count] array of float32 or float64, its content left from before."""
+        """A [rows, count] array of float32 or float64, uninitialised."""
         have = self._values.get(precision)
         if have is None or have.shape[0] < rows or have.shape[1] < count:
             old = (0, 0) if have is None else have.shape
@@ -45,7 +45,7 @@ class Workspace(threading.local):
         return have[:rows, :count]
 
     def raw(self, use: str, size: int) -> Array:
-        """A buffer of `size` bytes on the host that files are read into or written from."""
+        """A host buffer of `size` bytes that files are read into or written from."""
         have = self._raw.get(use)
         if have is None or have.shape[0] < size:
             have = self._raw[use] = self.device.host_bytes(size)
@@ -53,9 +53,9 @@ class Workspace(threading.local):
 
 
 class Block:
-    """One block from element `start` on: `models` [model, n] are weights, or deltas where there is a `base` [n].
+    """One block, starting at element `start`: `models` [model, n] are weights, or deltas if there is a `base` [n].
 
-    Weights, and the base, may be the bits of BF16 numbers; deltas never are.
+    Weights and the base may be raw BF16 bits; deltas never are.
     """
 
     def __init__(self, models: Array, base: Array | None, start: int) -> None:
@@ -95,7 +95,7 @@ class PieceBlocks:
     def read(self, index: int) -> Block:
         """Read a block; its arrays are valid until this thread reads the next one.
 
-        raises CheckpointError where a value is not a finite number.
+        raises CheckpointError if a value is not finite.
         """
         start = index * self._block
         count = self.sizes[index]
@@ -111,7 +111,7 @@ class PieceBlocks:
         return Block(kernels.subtract(rows[:-1], base), base, start)
 
     def _read_bits(self, start: int, count: int) -> Block:
-        """Read a block of BF16 numbers as their bits."""
+        """Read a block of BF16 numbers as raw bits."""
         size = 2 * count
         raw = self._workspace.raw("rows", size * len(self._runs)).reshape(len(self._runs), size)
         rows = raw.view("u2")
@@ -134,7 +134,7 @@ class PieceBlocks:
         )
 
     def _load(self, entry: TensorInfo) -> Array:
-        """A whole tensor, which is a factor of an adapter and small."""
+        """Load an entire tensor: a factor of an adapter, which is small."""
         count = prod(entry.shape)
         out = self._workspace.device.empty((count,), self.precision)
         raw = self._workspace.device.host_bytes(entry.nbytes)
@@ -156,9 +156,9 @@ class PieceBlocks:
 
 
 def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, TensorInfo]], files: Files) -> bool:
-    """Whether two merged pieces hold the same numbers, in the base and in every model.
+    """Return whether two merged pieces hold the same values, in the base and in every model.
 
-    entries  for each of the plan's inputs, where its tensors lie
+    entries  for each of the plan's inputs, the location of its tensors
     """
     places = [*(piece.inputs or plan.models), *([] if plan.base is None else [plan.base])]
     ours, theirs = ([*one.reads, *([] if one.base is None else [one.base])] for one in (piece, twin))
@@ -169,9 +169,9 @@ def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to elements `start` to `stop` of an expression: whole rows of `width` elements.
+    """The update that an adapter adds to elements `start` to `stop` of an expression: full rows of `width` elements.
 
-    first   the row of the adapted tensor that element `start` is in
+    first   the row of the adapted tensor that contains element `start`
     """
 
     start: int
@@ -185,7 +185,7 @@ class Update:
 
 
 class Updates:
-    """What adapters add to the elements of one expression; factors are read when the first block needs them."""
+    """The adapters' updates to the elements of one expression; factors are read when first needed."""
 
     def __init__(self, expr: Expr, entries: Mapping[str, TensorInfo], load: Load) -> None:
         self._updates = tuple(_updates(expr, entries))
@@ -196,7 +196,7 @@ class Updates:
         return bool(self._updates)
 
     def add(self, out: Array, start: int) -> None:
-        """Add the adapter's part to `out`, which holds the elements from `start` on."""
+        """Add the adapters' updates to `out`, which holds the elements from `start` on."""
         stop = start + len(out)
         for number, update in enumerate(self._updates):
             begin, end = max(start, update.start), min(stop, update.stop)
@@ -222,7 +222,7 @@ class Updates:
 
 
 def _updates(expr: Expr, entries: Mapping[str, TensorInfo], shift: int = 0) -> Iterator[Update]:
-    """The updates in an expression, in the order in which they are added; elements are counted from `shift`."""
+    """The updates in an expression, in order of application; element positions are counted from `shift`."""
     match expr:
         case Adapted(of, a, b, scale, transposed):
             yield from _updates(of, entries, shift)

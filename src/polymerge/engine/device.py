@@ -1,4 +1,4 @@
-"""Where blocks are computed: on the CPU in numpy arrays, or streamed through a GPU in torch tensors."""
+"""Devices for block arithmetic: the CPU with numpy arrays, or a GPU, through which torch tensors are streamed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Array = Any  # numpy.ndarray on the CPU, torch.Tensor on another device
 
 
 class Device:
-    """The CPU, which is the reference: numpy arrays, and nothing moves.
+    """The CPU, the reference: numpy arrays, without transfers.
 
-    takes_bits   whether its kernels read rows of BF16 as they lie on disk
+    takes_bits   whether its kernels read raw BF16 rows
     """
 
     name = "cpu"
@@ -35,19 +35,19 @@ class Device:
         return memoryview(raw)
 
     def upload(self, raw: Array) -> Array:
-        """The bytes of a host buffer on the device; the buffer may be used again at once."""
+        """Copy the bytes of a host buffer to the device; the buffer can be reused at once."""
         return raw
 
     def beside(self, raw: Array) -> Array:
-        """As many bytes on the device as a host buffer has; the buffer itself where host and device are one."""
+        """A device buffer of the same size as a host buffer; the host buffer itself on the CPU."""
         return raw
 
     def download(self, encoded: Array, raw: Array) -> None:
-        """Copy bytes that are `beside` a host buffer into it, and wait until they are there."""
+        """Copy a device buffer into its host buffer, and wait until the copy is complete."""
 
 
 class Torch(Device):
-    """A device of torch: page-locked buffers on the host, blocks on the device."""
+    """A torch device: page-locked host buffers, blocks on the device."""
 
     takes_bits = False
 
@@ -64,7 +64,7 @@ class Torch(Device):
         return self._torch.empty(shape, dtype=dtype, device=self._device)
 
     def host_bytes(self, size: int) -> Array:
-        """A buffer that a GPU reads without a copy in between."""
+        """A page-locked host buffer, which a GPU reads without an intermediate copy."""
         return self._torch.empty(size, dtype=self._torch.uint8, pin_memory=self._device.type == "cuda")
 
     def view(self, raw: Array) -> memoryview:
@@ -72,7 +72,7 @@ class Torch(Device):
         return memoryview(raw.numpy())
 
     def upload(self, raw: Array) -> Array:
-        """The bytes on the device; they are there when it returns."""
+        """Copy the bytes to the device; the copy is complete on return."""
         return raw.to(self._device)
 
     def beside(self, raw: Array) -> Array:
@@ -80,14 +80,14 @@ class Torch(Device):
         return self._torch.empty(raw.shape, dtype=self._torch.uint8, device=self._device)
 
     def download(self, encoded: Array, raw: Array) -> None:
-        """Copy the bytes to the host; this waits for the kernels before it."""
+        """Copy the bytes to the host, waiting for the kernels queued before."""
         raw.copy_(encoded)
 
 
 def open_device(name: str) -> Device:
-    """The device of this name: `cpu`, or one that torch knows, such as `cuda` or `cuda:1`.
+    """Open the device of this name: `cpu`, or a torch device such as `cuda` or `cuda:1`.
 
-    raises MissingExtraError without torch, RecipeError for a device that is not there.
+    raises MissingExtraError without torch, RecipeError for an unavailable device.
     """
     if name == "cpu":
         return Device()

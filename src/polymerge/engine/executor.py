@@ -1,4 +1,4 @@
-"""Carry out a plan's steps: blocks go through a pool of threads, and each is written as soon as it is computed."""
+"""Carry out a plan's steps: blocks go through a thread pool, and each is written as soon as it is computed."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def execute(
 ) -> list[ModuleNorms]:
     """Compute or copy every tensor of a plan, and write its bytes.
 
-    entries  for each of the plan's inputs, where its tensors lie
-    write    where the bytes go: files of a new folder, or a model in memory
-    block    elements that are merged at a time; the result does not depend on it, nor on `threads`
-    advance  told how many bytes of output are done, from the calling thread
-    returns  what was found of each module that is merged by its factors
+    entries  for each of the plan's inputs, the location of its tensors
+    write    receives the bytes: files of a new folder, or a model in memory
+    block    elements merged at a time; neither it nor `threads` affects the result
+    advance  called in the calling thread with the number of output bytes completed
+    returns  the measured norms of each module merged by its factors
 
-    raises CheckpointError where an input's values cannot be merged (NaN, infinity) or its file fails.
+    raises CheckpointError if an input has NaN or infinite values, or its file cannot be read.
     """
     with Execution(entries, device=device, threads=threads, block=block) as execution:
         return execution.run(plan, write, advance)
 
 
 class Execution:
-    """Carries out plans over the same inputs, one after the other; statistics of the inputs are computed once and kept.
+    """Carries out several plans over the same inputs; statistics of the inputs are computed once and kept.
 
     entries, device, threads, block   as in `execute`
-    again    whether more plans will follow, so that it pays to keep where tensors lie
-    memory   the content of input files that lie nowhere else
+    again    whether more plans will follow, so that caching tensor locations pays off
+    memory   the content of input files that exist only in memory
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Execution:
         self.close()
 
     def close(self) -> None:
-        """Release threads and files; what is queued and has not begun is dropped."""
+        """Release threads and files; queued work that has not started is dropped."""
         self.pool.close()
         self.files.close()
 
@@ -143,9 +143,9 @@ class Execution:
         return self._once(key, lambda: self._laid_out(step, piece, size))
 
     def _size(self, step: Step, piece: Piece) -> int:
-        """Elements of a block: more of them, in whole rows, where these are columns of a file on either side.
+        """Elements per block: more, in full rows, if rows are columns in an input or output file.
 
-        Of such a file a block reads all that lies between its first column and its last.
+        A block reads everything between its first and last column of such a file.
         """
         rows, width = sum(stop - start for start, stop in piece.rows), prod(step.row_shape)
         if not step.turns(piece) or not rows * width:
@@ -164,7 +164,7 @@ class Execution:
         return PieceBlocks(piece, labels, entries, self.files, self.workspace, block, wide)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
-        """One cutoff per model over everything that a setting merges."""
+        """Compute one cutoff per model over everything that a setting merges."""
         merged, density = self._merged_by(number).values(), setting.parameters["density"]
         self.model_cutoffs[number] = self._once(
             ("cutoffs", density, *(self._of(*one) for one in merged)),
@@ -172,7 +172,7 @@ class Execution:
         )
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """What a setting merges, by canonical name; what is stored twice counts once."""
+        """The pieces that a setting merges, by canonical name; duplicates count once."""
         found = {
             piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
         }
@@ -187,7 +187,7 @@ class Execution:
         return self._once(key, lambda: repeats(self.plan, piece, twin, self.entries, self.files))
 
     def _measure_whole_models(self, number: int) -> None:
-        """Dot products of the models over everything that a setting merges."""
+        """Compute the models' dot products over everything that a setting merges."""
         merged = self._merged_by(number).values()
 
         def measure() -> Any:
@@ -197,20 +197,20 @@ class Execution:
         self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
 
     def _once(self, key: Hashable, find: Callable[[], T]) -> T:
-        """The value known by this key; found and kept if there is none yet."""
+        """The cached value for this key; computed and cached on first use."""
         if key not in self._known:
             self._known[key] = find()
         found: T = self._known[key]
         return found
 
     def _of(self, step: Step, piece: Piece) -> Hashable:
-        """Everything that the values of a piece depend on."""
+        """A key of everything that the values of a piece depend on."""
         wide = is_wide(step) or piece.setting in self.wide
         return piece.reads, piece.base, piece.inputs or self.plan.models, self.plan.base, wide
 
     @property
     def _cells(self) -> int:
-        """Elements of a block of whole cells, over which sums are taken in a fixed order."""
+        """Elements per block of full cells, over which sums are taken in a fixed order."""
         return max(self.block // CELL, 1) * CELL
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
@@ -244,12 +244,12 @@ class Execution:
         self._write_blocks(step, piece, blocks, merged)
 
     def _places(self, piece: Piece) -> Sequence[int]:
-        """The places in the recipe of the models that a piece is merged from."""
+        """The indices in the recipe of the models that a piece is merged from."""
         place_of = dict(zip(self.plan.models, self.plan.places, strict=True))
         return [place_of[place] for place in piece.inputs] if piece.inputs else self.plan.places
 
     def _convert(self, step: Step, piece: Piece) -> None:
-        """Write rows of one input: the template's in another dtype, or what an adapter makes of them."""
+        """Write rows of one input: the template's in another dtype, or with an adapter's update."""
         (place,) = piece.inputs or (self.plan.template,)
         reads = piece.reads or (step.rows(piece.rows),)
         whole = Piece(piece.canonical, piece.rows, reads=reads)
@@ -283,7 +283,7 @@ class Execution:
             self.pool.submit(size * width, write_block, index)
 
     def _copy_rows(self, step: Step, rows: Ranges) -> None:
-        """Copy rows of a template tensor as they are."""
+        """Copy rows of a template tensor unchanged."""
         width = byte_count(step.dtype, step.row_shape)
         for start, stop in rows:
             if not step.transposed:
@@ -294,13 +294,13 @@ class Execution:
                 start += run.count // step.shape[1]
 
     def _copy_transposed(self, step: Step, row: int, run: Extent) -> None:
-        """Copy rows of one matrix, from row `row` of the tensor on."""
+        """Copy rows of one matrix, starting at row `row` of the tensor."""
         view = self.device.view(self.workspace.raw("read", byte_count(run.dtype, (run.count,))))
         self.files.fill(run, view)
         self.transposed_out.put(step, row, view)
 
     def _copy(self, step: Step, first: int, last: int) -> None:
-        """Copy a template tensor's bytes `first` to `last` as they are."""
+        """Copy bytes `first` to `last` of a template tensor unchanged."""
         entry = self.entries[self.plan.template][step.name]
 
         def copy_block(start: int, stop: int) -> None:
@@ -314,7 +314,7 @@ class Execution:
 
 
 def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where `size` bytes from byte `start` on of stacked rows lie in the tensor that the rows belong to."""
+    """Map `size` bytes from byte `start` of stacked rows to their positions in the tensor."""
     for place in range(bisect_right(beginnings, start // row_size) - 1, len(rows)):
         (first, last), position = rows[place], beginnings[place] * row_size
         if position >= start + size:
@@ -325,5 +325,5 @@ def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, 
 
 
 def is_wide(step: Step) -> bool:
-    """Whether a tensor is computed in float64: where the template or the output has it in float64."""
+    """Return whether a tensor is computed in float64: if the template or the output stores it in float64."""
     return "F64" in (step.dtype, step.source_dtype)

@@ -1,6 +1,6 @@
-"""Between tensors and files: expressions become runs of bytes, which are read into buffers, and rows are written.
+"""Map between tensors and files: turn expressions into extents of bytes, read them into buffers, and write rows.
 
-Where a matrix lies transposed in a file, its rows are columns there, on the way in and on the way out.
+If a matrix is stored transposed, its rows are columns in the file, both for reading and for writing.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from polymerge.planning import Step
 __all__ = ["Extent", "Files", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
 _SPARSE: Final = 8
-"""A read may fetch up to this many times what is wanted; beyond that, many small reads are cheaper."""
+"""A read may fetch up to this many times the wanted bytes; beyond that, many small reads are cheaper."""
 
 _COMPARED: Final = 1 << 20
-"""Elements that are compared at a time."""
+"""Elements compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """A matrix [rows, columns] that is transposed in a file, and how many of its elements come before a run."""
+    """A matrix [rows, columns] that is stored transposed, and the number of its elements before an extent."""
 
     rows: int
     columns: int
@@ -48,9 +48,9 @@ class Transposed:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A run of `count` elements of one dtype in a file, one after the other from byte `offset` on.
+    """`count` consecutive elements of one dtype in a file, starting at byte `offset`.
 
-    transposed   the matrix, if they are rows of one that is transposed in the file; it begins at `offset`
+    transposed   the matrix, if the elements are rows of one that is stored transposed; it begins at `offset`
     """
 
     file: Path
@@ -61,7 +61,7 @@ class Extent:
 
 
 def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]:
-    """Where the elements of an expression lie, in row-major order, without what adapters add to them."""
+    """The extents of an expression's elements, in row-major order, without adapters' updates."""
     match expr:
         case Read(name):
             entry = entries[name]
@@ -83,7 +83,7 @@ def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]
 
 
 def _transposed(entry: TensorInfo, start: int, stop: int) -> Iterator[Extent]:
-    """The rows `start` to `stop` of the matrices of a tensor [n, columns, rows], seen one below the other."""
+    """Rows `start` to `stop` of the stacked matrices of a tensor [n, columns, rows]."""
     _, columns, rows = entry.shape
     size = rows * columns * BITS[entry.dtype] // 8
     while start < stop:
@@ -95,14 +95,14 @@ def _transposed(entry: TensorInfo, start: int, stop: int) -> Iterator[Extent]:
 
 
 def begins(counts: Iterable[int]) -> list[int]:
-    """Where each of several runs begins when they are stacked, and where the last one ends."""
+    """The start of each of several stacked runs, and the end of the last one."""
     return list(accumulate(counts, initial=0))
 
 
 def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int] | None = None) -> Iterator[Extent]:
     """The parts of runs that hold elements `start` to `stop`, counted over all runs.
 
-    beginnings   `begins` of the runs, for callers that clip the same runs many times
+    beginnings   `begins` of the runs, for callers that clip the same runs repeatedly
     """
     beginnings = beginnings or begins(run.count for run in runs)
     for place in range(max(bisect_right(beginnings, start) - 1, 0), len(runs)):
@@ -120,14 +120,14 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
 
 
 def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
-    """The shape of what an expression reads from these tensors."""
+    """The shape that an expression has for these tensors."""
     return shape_of(expr, {name: entries[name].shape for name in names_read(expr)})
 
 
 def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], files: Files) -> bool:
-    """Whether two expressions over one input read the same bytes, which are then the same numbers.
+    """Return whether two expressions over one input read the same bytes, and thus the same values.
 
-    What an adapter adds is compared by its factors' names alone.
+    Adapters' updates are compared only by the names of their factors.
     """
     if one == other:
         return True
@@ -161,9 +161,9 @@ def _adapted(expr: Expr) -> bool:
 
 
 class Files:
-    """Input files, each opened once; reads at an offset, from any thread, which wait for a file that is on its way.
+    """Input files, each opened once; thread-safe reads at an offset, which wait for files being downloaded.
 
-    memory  the content of files that lie nowhere else
+    memory  the content of files that exist only in memory
     """
 
     def __init__(self, memory: Mapping[Path, memoryview] | None = None) -> None:
@@ -195,7 +195,7 @@ class Files:
         return raw, values.reshape(tensor.shape), finite
 
     def fill(self, run: Extent, buffer: memoryview) -> None:
-        """Fill a buffer with a run; raises as `read` does."""
+        """Fill a buffer from an extent; raises as `read` does."""
         if run.transposed is None:
             self.read(run.file, run.offset, buffer)
             return
@@ -220,7 +220,7 @@ class Files:
             out[...] = whole.reshape(-1)[begin : begin + run.count]
 
     def read(self, file: Path, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer from a file; raises CheckpointError where the file has become shorter or unreadable."""
+        """Fill a buffer from a file; raises CheckpointError if the file was truncated or cannot be read."""
         if (held := self._memory.get(file)) is not None:
             buffer[:] = held[offset : offset + len(buffer)]
             return
@@ -236,7 +236,7 @@ class Files:
             done += count
 
     def _scratch(self, size: int) -> NDArray[np.uint8]:
-        """A buffer of this thread, reused by the next call: a new one would cost a page fault for each page."""
+        """A buffer of this thread, reused by the next call, which avoids a page fault for each page."""
         have: NDArray[np.uint8] | None = getattr(self._local, "scratch", None)
         if have is None or have.size < size:
             have = self._local.scratch = np.empty(size, np.uint8)
@@ -264,18 +264,18 @@ class Files:
 
 @dataclass
 class _Begun:
-    """A matrix as it will be in the file, and how many of its rows are still missing."""
+    """A matrix in file layout, and the number of rows still missing."""
 
     lying: NDArray[Any]
     missing: int
 
 
 class TransposedWriter:
-    """Gathers the rows of each matrix, from any thread, and writes the matrix in one go when it has them all.
+    """Collects the rows of each matrix, from any thread, and writes a matrix once it is complete.
 
-    Column by column it would be a call for every few hundred bytes.
+    Writing by column would take a call for every few hundred bytes.
 
-    write   where the bytes go, as for `execute`
+    write   as for `execute`
     """
 
     def __init__(self, write: Write) -> None:
@@ -284,7 +284,7 @@ class TransposedWriter:
         self._done: list[NDArray[Any]] = []
 
     def put(self, step: Step, row: int, raw: memoryview) -> None:
-        """Take whole rows of one matrix of a transposed tensor, from row `row` of the tensor's view on."""
+        """Add full rows of one matrix of a transposed tensor, starting at row `row` of the tensor's view."""
         _, columns, rows = step.shape
         matrix, first = divmod(row, rows)
         bits = np.dtype(f"u{BITS[step.dtype] // 8}")
@@ -308,7 +308,7 @@ class TransposedWriter:
         assert not self._begun, f"rows are missing in {sorted(self._begun)[:3]}"
 
     def _matrix(self, columns: int, rows: int, bits: np.dtype[Any]) -> NDArray[Any]:
-        """A buffer for a matrix: that of a written one of the same size, or a new one."""
+        """A buffer for a matrix: a free one of the same size, or a new one."""
         while self._done:
             again = self._done.pop()
             if again.size == columns * rows and again.dtype == bits:

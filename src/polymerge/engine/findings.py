@@ -1,4 +1,4 @@
-"""What a check of an output finds, and the check of its values."""
+"""The findings of an output check, and the check of its values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from polymerge.methods import kernels
 __all__ = ["BLOCK", "Finding", "Verification", "finite"]
 
 BLOCK: Final = 1 << 20
-"""Elements that are read at a time."""
+"""Elements read at a time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `passed` is None where it could not be checked here, and `detail` says why."""
+    """The result of one check; `passed` is None if it could not be done here, and `detail` says why."""
 
     check: str
     passed: bool | None
@@ -35,14 +35,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was looked at in a checkpoint folder."""
+    """All findings about a checkpoint folder."""
 
     folder: Path
     findings: tuple[Finding, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether no check failed."""
         return all(finding.passed is not False for finding in self.findings)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Verification:
 
 
 def finite(entries: Iterable[TensorInfo]) -> Finding:
-    """Check that no value is NaN or infinite; each is read once, a block at a time."""
+    """Check that no value is NaN or infinite, reading one block at a time."""
     bad = []
     values, wide = np.empty(BLOCK, np.float32), np.empty(0, np.float64)
     with Files() as files:

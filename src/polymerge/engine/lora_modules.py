@@ -1,4 +1,4 @@
-"""Merge the modules of adapters by their factors: in the space that the recipe asks for, cut to the planned rank."""
+"""Merge adapter modules by their factors: in the requested space, truncated to the planned rank."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ __all__ = ["ModuleMerger"]
 Floats = Any
 
 ROWS = 1 << 19
-"""Elements of an update that are computed at a time where a method needs the update itself."""
+"""Elements of an update computed at a time, for methods that need the full update."""
 
 Keys = Callable[[str], Sequence[int]]
-"""Gives each model a key for its random draws on the tensor of this name."""
+"""Returns each model's key for random draws on the tensor of this name."""
 
 
 class ModuleMerger:
-    """Merges or copies the modules of a plan, each on one thread alone, so that no bit depends on their number.
+    """Merges or copies the modules of a plan, each on a single thread, so that results do not depend on the thread
+    count.
 
-    entries  for each of the plan's inputs, where its tensors lie
+    entries  for each of the plan's inputs, the location of its tensors
     """
 
     def __init__(self, plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, write: Write) -> None:
@@ -48,11 +49,11 @@ class ModuleMerger:
 
     @property
     def norms(self) -> list[ModuleNorms]:
-        """What was found of each merged module, in the plan's order."""
+        """The norms of each merged module, in the plan's order."""
         return [self._norms[step.name] for step in self._plan.steps if step.name in self._norms]
 
     def run(self, step: Step) -> None:
-        """Write the factors of one module; raises CheckpointError where values are no numbers, or become none."""
+        """Write the factors of one module; raises CheckpointError if values are, or become, NaN or infinite."""
         (piece,) = step.pieces
         reads = [
             (place, read) for place, read in zip(piece.inputs, piece.reads, strict=True) if isinstance(read, LowRank)
@@ -101,7 +102,7 @@ class ModuleMerger:
             self._write(name, memoryview(out), 0)
 
     def _load(self, place: int, name: str) -> tuple[Floats, Floats]:
-        """A tensor of an input: its bytes, and its numbers in float32."""
+        """Load a tensor of an input: its bytes, and its values in float32."""
         entry = self._entries[place][name]
         raw, values, finite = self._files.numbers(entry)
         if not finite:
@@ -113,11 +114,11 @@ class ModuleMerger:
 
 
 def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Keys) -> tuple[Factors, float]:
-    """Merge updates that are given by their factors into one of rank `rank`.
+    """Merge updates given by their factors into one of rank `rank`.
 
-    pairs    in the models' order, every scaling folded in
+    pairs    in the models' order, with scalings included
     keys     for methods that draw random numbers
-    returns  the merged factors, and the norm of what the cut to `rank` left out, as a share of the whole's norm
+    returns  the merged factors, and the norm lost by truncation to `rank`, relative to the full update's norm
     """
     row = METHODS[setting.method]
     given = {name: value for name, value in setting.parameters.items() if row.parameter(name) and name not in SHARED}
@@ -159,7 +160,7 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
 
 
 def model_weights(setting: Setting, models: int) -> list[float]:
-    """What each model counts in a plain sum: its weight, or an equal part where the method has no weights."""
+    """Each model's coefficient in a plain sum: its weight, or equal shares for methods without weights."""
     weight = setting.parameters.get("weight")
     if weight is None:
         return [1 / models] * models
@@ -167,7 +168,7 @@ def model_weights(setting: Setting, models: int) -> list[float]:
 
 
 def _cut(factors: Factors, rank: int) -> tuple[Factors, float]:
-    """Factors of exactly this rank, with zeros where there is less to hold."""
+    """Truncate factors to exactly this rank, or pad them with zeros."""
     cut, error = truncate(factors, rank)
     return pad(cut, rank), error
 
@@ -177,7 +178,7 @@ def _scaled(factors: Factors, scale: float) -> Factors:
 
 
 class _Updates:
-    """The updates themselves, some rows of all models at a time, as a source of blocks that cutoffs are found in."""
+    """Full updates, some rows of all models at a time, as a source of blocks in which cutoffs are found."""
 
     def __init__(self, pairs: Sequence[Factors]) -> None:
         self._pairs = pairs
@@ -187,7 +188,7 @@ class _Updates:
         self.sizes: Sequence[int] = [min(self.rows, out - start) * width for start in range(0, out, self.rows)]
 
     def read(self, index: int) -> NDArray[np.float32]:
-        """The updates' rows of a block, [model, n]."""
+        """Compute the rows of the updates in a block, [model, n]."""
         start = index * self.rows
         blocks: Iterable[NDArray[np.float32]] = (pair.b[start : start + self.rows] @ pair.a for pair in self._pairs)
         return np.stack([block.reshape(-1) for block in blocks])

@@ -1,4 +1,4 @@
-"""From a recipe to a folder: plan, lay out, compute, describe, check, and only then give it its name."""
+"""From recipe to folder: plan, lay out, compute, describe and check; the folder gets its name last."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Merged:
-    """What `merge` made: the folder, the plan that was carried out, and what the check at the end found.
+    """The result of `merge`: the folder, the executed plan, and the findings of the final check.
 
-    norms    of adapters: how large the merged update is beside theirs
-    deltas   of methods on deltas: how far each model is from the base, by its label, in a sample of what is merged
-    warnings what the values made plain and no plan could foresee
+    norms    for adapters: the norm of the merged update relative to theirs
+    deltas   for methods on deltas: each model's sampled distance from the base, by its label
+    warnings warnings that only the values could give rise to
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Merged:
 
     @property
     def errors(self) -> Mapping[str, float]:
-        """Of adapters: for each merged module the share of its norm that the output's rank has no room for."""
+        """For adapters: for each merged module, the share of its norm lost by truncation to the output's rank."""
         return self.norms.lost if self.norms else {}
 
 
@@ -75,21 +75,21 @@ def merge(
 ) -> Merged:
     """Merge checkpoints into a new folder that loads as it is.
 
-    source      a recipe (file, mapping or `Recipe`), or a plan of one (`Plan`, or the JSON that it was written as)
-    out         the folder to make; it appears when it is complete and checked, never before
-    force       replace what is at `out`
+    source      a recipe (file, mapping or `Recipe`), or a plan (`Plan`, or its JSON file or mapping)
+    out         the folder to create; it appears only once it is complete and checked
+    force       replace an existing `out`
     shard_size  of the output's weight files, such as 5GB
-    file_format safetensors, or torch for loaders that know only pytorch_model-*.bin
-    layout      of an adapter: peft, or llava for LLaVA's own; the template's unless it is said
-    threads     blocks computed at once, at most; by default as many as processors, up to 8. No bit depends on it
+    file_format safetensors, or torch for loaders that only read pytorch_model-*.bin
+    layout      for adapters: peft, or llava for LLaVA's own; by default the template's
+    threads     maximum number of blocks computed at once; by default one per processor, up to 8
     device      cpu, or a torch device such as cuda through which blocks are streamed
-    check       load the output's structure with transformers at the end (`verify`), and look for NaN
-    trust_remote_code  let the check run Python files that lie in the checkpoint
-    block       elements per block; the bits do not depend on it
-    progress    called with bytes done and bytes in all: those of the output, and those fetched from the hub
+    check       load the output's structure with transformers at the end (`verify`), and check for NaN
+    trust_remote_code  let the check run Python files from the checkpoint
+    block       elements per block; does not affect the result
+    progress    called with bytes done and total bytes, for the output and for downloads from the hub
 
-    raises Refused with everything that is wrong before anything is written, CheckpointError where an input's values
-    cannot be merged, OutputError where the output cannot be written or does not pass its check; in all of these nothing
+    raises Refused with every problem found before anything is written, CheckpointError if an input's values
+    cannot be merged, OutputError if the output cannot be written or fails its check; in all of these cases nothing
     is left under `out`.
     """
     if block < 1:
@@ -163,13 +163,13 @@ def fold(
     check: bool = True,
     progress: Progress | None = None,
 ) -> Merged:
-    """Fold an adapter into its base: a new folder with an ordinary checkpoint that loads without PEFT.
+    """Fold an adapter into its base: write an ordinary checkpoint folder that loads without PEFT.
 
     base    by default the model that the adapter's config names
-    ignore  globs on names of tensors as stored, in either of them, that are left out
-    force, check, progress   as `merge` takes them; more can be said of the output by merging `copy` of BASE+ADAPTER
+    ignore  globs on stored tensor names, in base or adapter, that are left out
+    force, check, progress   as for `merge`; merge BASE+ADAPTER with the method `copy` for more control over the output
 
-    raises what `merge` raises, and RecipeError where the adapter names no base.
+    raises as `merge` does, and RecipeError if the adapter names no base.
     """
     recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore)
     return merge(recipe, out, force=force, check=check, progress=progress)
@@ -178,14 +178,14 @@ def fold(
 def execute(
     running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]
 ) -> list[ModuleNorms]:
-    """Carry out the steps; where one fails, threads that wait for a file are let go before they are waited for."""
+    """Carry out the steps; if one fails, release threads that wait for a file before joining them."""
     with running, prefetch.wanted():
         return running.run(plan, write, advance)
 
 
 @contextmanager
 def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
-    """The digests of files, computed beside the merge; those that have not begun are dropped when it fails."""
+    """Compute the digests of files during the merge; those not yet started are dropped if it fails."""
     clerk = ThreadPoolExecutor(1, "polymerge-digest")
     try:
         yield {file: clerk.submit(_digest, file) for file in files}
@@ -199,7 +199,7 @@ def _digest(file: Path) -> str:
 
 
 def _check_room(out: Path, size: int, to_come: int = 0) -> None:
-    """Raise OutputError where the disk has no room for an output, and for what is fetched if that goes there too."""
+    """Raise OutputError if the disk lacks room for an output, including downloads that go to the same disk."""
     place = out.resolve().parent
     free, beside = shutil.disk_usage(place).free, to_come if to_come and fetches_to(place) else 0
     if size + beside > free:

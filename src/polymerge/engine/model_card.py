@@ -1,4 +1,4 @@
-"""What an output says of itself to people: a model card."""
+"""The model card of an output."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["model_card"]
 
 
 def model_card(plan: Plan, name: str, config: Mapping[str, Any], lost: Mapping[str, float]) -> str:
-    """A README.md for the output; the licence is left for its owner to state, since the inputs' licences decide it.
+    """Format a README.md for the output; the licence is left to its owner, since the inputs' licences decide it.
 
     config  the template's config.json
-    lost    of adapters, the share of each module's norm that its rank has no room for
+    lost    for adapters, the share of each module's norm lost by truncation to its rank
     """
     row = METHODS[plan.recipe["merge_method"]]
     source = f"`{row.name}`: {row.title} ({row.source})."
@@ -44,7 +44,7 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any], lost: Mapping[s
 
 
 def _of_checkpoint(plan: Plan, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a card says to machines, and of the tensors."""
+    """The card's metadata, and its lines on the tensors of a checkpoint."""
     named = [source for entry in plan.inputs for source in split_source(entry.source) if source]
     sources = [source.partition("@")[0] for source in named if _looks_like_hub_id(source)]
     front: dict[str, Any] = {
@@ -65,7 +65,7 @@ def _of_checkpoint(plan: Plan, config: Mapping[str, Any]) -> tuple[dict[str, Any
 
 
 def _of_adapter(plan: Plan, lost: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:
-    """What a card says to machines, as PEFT's do, and of the modules."""
+    """The card's metadata, in PEFT's form, and its lines on the modules of an adapter."""
     base = (plan.config or {}).get("base_model_name_or_path")
     front = {
         "base_model": base if base and _looks_like_hub_id(str(base)) else None,

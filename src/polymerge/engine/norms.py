@@ -1,4 +1,4 @@
-"""How large updates are: that of merged adapters beside theirs, whether their A factors are alike, and what is zero."""
+"""Norms of updates: the merged one relative to the adapters', similarity of A factors, and zero updates."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from polymerge.recipe.parameters import Setting
 __all__ = ["ModuleNorms", "UpdateNorms", "module_norms", "update_norms", "zero_update"]
 
 LARGE: Final = 1.5
-"""How many times as large as its adapters' an update may be before there is a warning."""
+"""Ratio of the merged update's norm to its adapters' that triggers a warning."""
 
 ALIKE: Final = 0.5
-"""Cosine of A factors below which one adapter's B does not fit to another's A."""
+"""Cosine of A factors below which one adapter's B does not match another's A."""
 
 Pair = tuple[str, str]
 
 
 class ModuleNorms(NamedTuple):
-    """What one merged module tells.
+    """Measurements of one merged module.
 
-    setting   which of the plan's settings merged it
+    setting   the index of the plan's setting that merged it
     merged    squared Frobenius norm of the merged update; `adapters` the mean of those of the adapters' updates
-    cosines   of the A factors of every two adapters, as vectors; none where ranks differ or one is zero
-    lost      norm of what the output's rank has no room for, as a share of the norm of the whole
+    cosines   of the A factors of every two adapters, as vectors; none if ranks differ or one is zero
+    lost      norm lost by truncation to the output's rank, relative to the full norm
     """
 
     module: str
@@ -53,15 +53,15 @@ class ModuleNorms(NamedTuple):
 
 @dataclass(frozen=True)
 class UpdateNorms:
-    """The merged update beside those that it was made of.
+    """Norms of the merged update relative to those of its adapters.
 
     ratio     Frobenius norm of the merged update over the root mean square of the adapters', all merged modules
-              together; None where the adapters' are zero
-    modules   the same of each module
-    cosines   by two adapters, the cosine of their A factors, rank row by rank row, as a mean over the modules: near 1
-              where both began with the same A, near 0 where not
-    lost      of each module, the share of its norm that the output's rank has no room for
-    warnings  what a person should know of these numbers
+              together; None if the adapters' are zero
+    modules   the same for each module
+    cosines   for each two adapters, the cosine of their A factors, row by row, averaged over the modules: near 1
+              if both started from the same A, else near 0
+    lost      for each module, the share of its norm lost by truncation to the output's rank
+    warnings  warnings about these numbers
     """
 
     ratio: float | None
@@ -71,7 +71,7 @@ class UpdateNorms:
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON data."""
+        """As JSON data."""
         cosines = [{"adapters": list(pair), "cosine": cosine} for pair, cosine in self.cosines.items()]
         return {"ratio": self.ratio, "modules": dict(self.modules), "a_cosines": cosines}
 
@@ -87,8 +87,8 @@ def module_norms(
 ) -> ModuleNorms:
     """Measure one module, in float64 and from the factors alone.
 
-    labels   [model] what the adapters are called
-    pairs    [model] their updates, and what they were merged into, all of them less a common `scaling`
+    labels   [model] the adapters' labels
+    pairs    [model] their updates; like `merged`, without the common factor `scaling`
     """
     powers = [scaling**2 * max(dot(one, one), 0.0) for one in (*pairs, merged)]
     wide = [pair.a.astype(np.float64) for pair in pairs]
@@ -102,7 +102,7 @@ def module_norms(
 
 
 def update_norms(measured: Sequence[ModuleNorms], settings: Sequence[Setting]) -> UpdateNorms:
-    """Sum up what the modules of a merge tell; `settings` are those of its plan."""
+    """Aggregate the measurements of a merge's modules; `settings` are the plan's."""
     modules = {one.module: ratio for one in measured if (ratio := one.ratio) is not None}
     warnings = []
     for place, setting in enumerate(settings):
@@ -154,9 +154,9 @@ def _unlike(setting: Setting, pair: Pair, cosine: float) -> str:
 
 
 def zero_update(label: str, adapter: Adapter) -> str | None:
-    """What to say of an adapter whose update is all zeros, as one is that was not trained or not gathered; else None.
+    """A sentence on an adapter whose update is all zeros, as if untrained or not gathered; None otherwise.
 
-    Values are read until the first that is not zero.
+    Reads values up to the first that is not zero.
     """
     files = Files()
     try:
@@ -173,7 +173,7 @@ def zero_update(label: str, adapter: Adapter) -> str | None:
 
 
 def _is_zero(pair: Factored, files: Files) -> bool:
-    """Whether the product of a pair's factors is zero because one of them is, and so is its bias."""
+    """Return whether a pair's update is zero: one of its factors is, and so is its bias."""
     return any(_all_zero(one, files) for one in (pair.b, pair.a)) and (not pair.bias or _all_zero(pair.bias, files))
 
 

@@ -1,4 +1,4 @@
-"""A plan's inputs as it is carried out: opened, fetched from the hub, and what of them lies beside the output."""
+"""Open and download a plan's inputs, and copy the files beside the weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["beside_template", "copy_beside", "fetch", "files_read", "opened"]
 
 
 def opened(recorded: Input) -> Checkpoint:
-    """An input's headers: as the plan was made from them, or, in another process, as its files have them.
+    """The headers of an input: those that the plan was made from, or, in another process, those of its files.
 
-    raises CheckpointError where they are no longer what was planned with.
+    raises CheckpointError if they no longer match the plan.
     """
     path = restore(Path(recorded.path))
     if recorded.opened is not None:
@@ -47,15 +47,15 @@ def opened(recorded: Input) -> Checkpoint:
 
 
 def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False) -> None:
-    """Bring here all that a plan needs of models on the hub; nothing happens where they are local.
+    """Download everything that a plan needs of models on the hub; nothing happens for local ones.
 
-    After that the path of each input is a folder that holds what is read of it; that of the template is complete, with
+    Afterwards the path of each input is a folder with the files that are read; the template's is complete, with
     its tokenizer, processor and remote code, and can be loaded.
 
-    progress     called with bytes done and bytes in all; without it, a bar on a terminal
-    merged_only  bring only what is read of the tensors that are merged; the template can then not be loaded
+    progress     called with bytes done and total bytes; by default a progress bar on a terminal
+    merged_only  download only the tensors that are merged; the template then cannot be loaded
 
-    raises CheckpointError or RecipeError where something cannot be had.
+    raises CheckpointError or RecipeError if something cannot be downloaded.
     """
     stored = [opened(entry).entries for entry in plan.inputs]
     files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
@@ -63,7 +63,7 @@ def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, mer
 
 
 def beside_template(plan: Plan) -> list[Path]:
-    """What comes along with the template's weights and is on the hub; of its adapter, where it has one, as well."""
+    """Files on the hub that accompany the weights of the template, and of its adapter if it has one."""
     found = companions(Path(plan.inputs[plan.template].path))
     for taken in plan.companions:
         found += companions(restore(Path(taken.folder)), taken.files)
@@ -71,11 +71,11 @@ def beside_template(plan: Plan) -> list[Path]:
 
 
 def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
-    """Copy what belongs beside the weights of an output: the template's, and what its adapter has in the place of it.
+    """Copy the files beside the weights of an output: the template's, and those that its adapter replaces.
 
     template  its folder
 
-    raises CheckpointError where a file is a link to nothing.
+    raises CheckpointError if a file is a broken link.
     """
     copy_companions(template, folder)
     (folder / CONFIG).unlink(missing_ok=True)  # with it transformers would look for an adapter there
@@ -91,9 +91,9 @@ def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
 
 
 def files_read(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:
-    """Every weight file that a merge reads from, each once, in the order in which the plan's steps need them.
+    """Every weight file that a merge reads, each once, in the order in which the plan's steps need them.
 
-    entries  for each of the plan's inputs, where its tensors lie
+    entries  for each of the plan's inputs, the location of its tensors
     """
     reads = [entries[place][name].file for step in plan.steps for place, name in _reads(plan, step)]
     for place, stored in enumerate(entries):
@@ -105,7 +105,7 @@ def files_read(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[
 
 
 def _files_merged(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:
-    """The weight files that hold what is merged, and what the template has in its place."""
+    """The weight files of merged tensors, and of the template's tensors that they replace."""
     steps = dict.fromkeys(step for step, _, _ in plan.merged_pieces())
     reads = [place for step in steps for place in (*_reads(plan, step), (plan.template, step.name))]
     # a tensor that the template does not store has no file of its own
@@ -113,7 +113,7 @@ def _files_merged(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> li
 
 
 def _reads(plan: Plan, step: Step) -> Iterator[tuple[int, str]]:
-    """What a step reads: places of inputs, each with a name in it."""
+    """The tensors that a step reads: indices of inputs, each with a tensor name."""
     if step.fate == "copied" and not step.pieces:
         yield plan.template, step.name
     for piece in step.pieces:

@@ -1,4 +1,4 @@
-"""Threads that work through what a merge queues, which is at most a few blocks ahead of them."""
+"""A thread pool for a merge, whose queue stays at most a few blocks ahead."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Final, TypeVar
 __all__ = ["Pool", "silent"]
 
 ERRAND: Final = 1 << 18
-"""Bytes of output from which on it pays to wake a thread."""
+"""Bytes of output from which waking a thread pays off."""
 T = TypeVar("T")
 
 
 class Pool:
-    """Threads with a bounded queue, so that a plan of any size waits in line instead of in memory."""
+    """Threads with a bounded queue, so that memory does not grow with the plan."""
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "polymerge")
@@ -26,11 +26,11 @@ class Pool:
         self.advance: Callable[[int], None] = silent
 
     def submit(self, size: int, function: Callable[..., object], *arguments: object, long: bool = False) -> None:
-        """Queue a call that produces `size` bytes of output; waits while the queue is full.
+        """Queue a call that produces `size` bytes of output; blocks while the queue is full.
 
-        Small calls go to a thread several at a time: to wake one takes longer than to merge a norm.
+        Small calls are handed to a thread in batches: waking one takes longer than merging a norm.
 
-        long   that it takes long although its output is small
+        long   whether the call takes long although its output is small
         """
         self._gathered.append((function, arguments))
         self._size += size
@@ -38,7 +38,7 @@ class Pool:
             self._hand_over()
 
     def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
-        """Call a function on every index, in any order and on any thread; the results in the order of indices."""
+        """Call a function for every index, in any order and on any thread; return the results in index order."""
         waiting: deque[Future[T]] = deque()
         for index in indices:
             if len(waiting) >= self._most:
@@ -48,14 +48,14 @@ class Pool:
             yield waiting.popleft().result()
 
     def finish(self) -> None:
-        """Wait for everything that is queued."""
+        """Wait for all queued calls."""
         if self._gathered:
             self._hand_over()
         while self._waiting:
             self._finish_one()
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for what has."""
+        """Drop calls that have not started, and wait for the others."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _hand_over(self) -> None:
@@ -76,4 +76,4 @@ def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]
 
 
 def silent(_: int) -> None:
-    """Report progress to nobody."""
+    """Ignore progress."""

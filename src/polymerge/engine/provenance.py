@@ -1,4 +1,4 @@
-"""What an output says of itself: its provenance, for machines (polymerge.json)."""
+"""The provenance of an output, machine-readable: polymerge.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = "polymerge.json"
 """Name of the provenance file in an output folder."""
 
 PLAN_VERSION = 1
-"""Of the form that `plan_table` has."""
+"""Version of the format of `plan_table`."""
 
 _STEP = ("name", "canonical", "fate", "dtype", "shape", "setting", "reason")
 _PAIR = (*_STEP, "rank", "scaling", "adapters")
@@ -33,7 +33,7 @@ _PACKAGES = ("numpy", "numba", "torch", "transformers", "safetensors")
 
 
 def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], output: Mapping[str, Any]) -> str:
-    """Everything that is needed to do the same merge again, and to see that it is the same, as JSON.
+    """Everything needed to repeat a merge and to compare the result, as JSON.
 
     digests   path of each input shard that was read -> its sha256
     command   the command line, or the call, that made the output
@@ -68,12 +68,12 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
 
 
 def plan_table(plan: Plan) -> dict[str, Any]:
-    """What became of every tensor, as rows: enough to be read and shown, not to be run again.
+    """The fate of every tensor, as rows: enough to be read and displayed, not to be executed.
 
-    settings  each with the labels of the models that its lists have a number for
-    columns   what the rows of `steps`, `pairs` and `left_out` hold, in this order. `setting` is a place in `settings`,
-              null where nothing was merged, a list where blocks of one tensor were merged by several; `pairs` are the
-              modules of adapters, and `steps` then the full weights that travel with them
+    settings  each with the labels of the models that its lists refer to
+    columns   the columns of `steps`, `pairs` and `left_out`, in this order. `setting` is an index into `settings`,
+              null if nothing was merged, a list if blocks of one tensor were merged by several; `pairs` are the
+              modules of adapters, and `steps` are then their full weights
     """
     labels = [entry.label for entry in plan.inputs]
     settings = []
@@ -99,7 +99,7 @@ def plan_table(plan: Plan) -> dict[str, Any]:
 def found_out(
     plan: Plan, norms: UpdateNorms, deltas: Mapping[str, DeltaNorm], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """What the values made plain: how large the updates of adapters are, or how far each model is from the base."""
+    """Findings from the values: the relative norms of adapters' updates, or each model's distance from the base."""
     if plan.of_adapters:
         return {"relative_error": dict(norms.lost), "update_norm": norms.to_json(), "warnings": list(warnings)}
     ratios = {label: norm.ratio if isfinite(norm.ratio) else None for label, norm in deltas.items()}
@@ -110,14 +110,14 @@ def found_out(
 
 
 def command_line() -> list[str]:
-    """The command that is running."""
+    """The current command line."""
     path = Path(sys.argv[0] if sys.argv and sys.argv[0] else "python")
     program = path.parent.name if path.name == "__main__.py" else path.name  # python -m polymerge
     return [program, *sys.argv[1:]]
 
 
 def roles(plan: Plan, place: int) -> list[str]:
-    """The parts that an input plays."""
+    """The roles of an input."""
     found = ["template"] if place == plan.template else []
     found += [f"models[{number}]" for number, model in enumerate(plan.models) if model == place]
     return found + (["base"] if place == plan.base else [])
@@ -132,7 +132,7 @@ def _step(step: Step) -> list[Any]:
 
 
 def _one_row_a_line(table: Mapping[str, Any]) -> str:
-    """The plan as a member of the record: indented all through, its rows would take most of the file."""
+    """Format the plan as a member of the record, one row per line: full indentation would dominate the file."""
     members = ",\n".join(_members(table))
     return f'  "plan": {{\n{members}\n  }}'
 
@@ -157,7 +157,7 @@ def _versions() -> dict[str, str]:
 
 
 def _pinned(entry: Input) -> str:
-    """What a recipe says to have this input again where it came from the hub, whatever its branch is by then."""
+    """The source to name in a recipe to get this input again, pinned to its commit if it came from the hub."""
     return pinned(Path(entry.path), Path(entry.adapter) if entry.adapter else None)
 
 

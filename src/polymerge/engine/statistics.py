@@ -1,4 +1,4 @@
-"""What a method has to know of more than one block: exact cutoffs, dot products, keys of random draws.
+"""Statistics over more than one block: exact cutoffs, dot products, keys of random draws.
 
 Cutoffs are of deltas that are never in memory all at once, and are never sorted. To keep the k largest of n magnitudes,
 and all that equal the smallest of them, one has to know the k-th, the cutoff. A sample gives two bounds that the cutoff
@@ -31,16 +31,16 @@ __all__ = ["RunAll", "Source", "cutoffs", "draw_keys", "exact_cutoffs", "gram"]
 Floats: TypeAlias = NDArray[Any]
 
 RunAll: TypeAlias = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
-"""Calls a function on every index, in any order and on any thread; gives the results in the order of the indices."""
+"""Calls a function for every index, in any order and on any thread; returns the results in index order."""
 
 GATHERED: Final = 1 << 25
-"""Bytes of magnitudes that are held at most, all models together; twice that while they are ranked."""
+"""Maximum bytes of magnitudes held, for all models together; twice that while they are ranked."""
 
 SAMPLED: Final = 1 << 16
-"""Magnitudes in a model's sample."""
+"""Number of magnitudes in a model's sample."""
 
 DEVIATIONS: Final = 3.5
-"""How many standard deviations the bounds are from where the sample puts the cutoff."""
+"""Distance of the bounds from the sample's estimate of the cutoff, in standard deviations."""
 
 
 class Source(Protocol):
@@ -52,11 +52,13 @@ class Source(Protocol):
     sizes: Sequence[int]
 
     def read(self, index: int) -> Any:
-        """The deltas [model, sizes[index]] of a block, all blocks in one dtype; valid until this thread's next read."""
+        """The deltas [model, sizes[index]] of a block, in one dtype for all blocks; valid until this thread's next
+        read.
+        """
 
 
 class _Joined:
-    """The blocks of several pieces, one piece after the other, as if they were one tensor."""
+    """The blocks of several pieces, concatenated as if they were one tensor."""
 
     def __init__(self, pieces: Sequence[PieceBlocks]) -> None:
         self._places = [(piece, index) for piece in pieces for index in range(len(piece.sizes))]
@@ -68,7 +70,7 @@ class _Joined:
 
 
 def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: RunAll) -> list[float]:
-    """Each model's cutoff over several pieces together: the magnitude of the smallest entry that it keeps.
+    """Each model's cutoff over several pieces together: the smallest magnitude that it keeps.
 
     density   [model] share of the entries that each model keeps; see `polymerge.methods.ties.kept`
     returns   [model], as `exact_cutoffs`
@@ -78,9 +80,9 @@ def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: Ru
 
 
 def gram(pieces: Sequence[PieceBlocks], run_all: RunAll) -> np.ndarray:
-    """Dot products of the models with each other over all of the pieces together, float64 [model, model].
+    """The models' dot products over all of the pieces together, float64 [model, model].
 
-    The blocks of a piece have to begin at multiples of `CELL`, over which sums are taken in a fixed order; sums over
+    Blocks of a piece must start at multiples of `CELL`, over which sums are taken in a fixed order; sums over
     cells are exact, so the result does not depend on the blocks.
     """
     joined = _Joined(pieces)
@@ -91,22 +93,22 @@ def gram(pieces: Sequence[PieceBlocks], run_all: RunAll) -> np.ndarray:
 
 
 def draw_keys(seed: int, places: Sequence[int], canonical: str) -> list[int]:
-    """A key of 64 bits for the random draws of each model on one tensor.
+    """A 64-bit key for each model's random draws on one tensor.
 
-    It depends on the seed, the model's place in the recipe and the tensor's canonical name alone.
+    It depends only on the seed, the model's index in the recipe and the tensor's canonical name.
     """
     digests = [hashlib.sha256(f"{seed}\0{place}\0{canonical}".encode()).digest() for place in places]
     return [int.from_bytes(digest[:8], "little") for digest in digests]
 
 
 def exact_cutoffs(source: Source, keep: Sequence[int], run_all: RunAll) -> list[float]:
-    """Find for every model its `keep[model]`-th largest magnitude.
+    """Find every model's `keep[model]`-th largest magnitude.
 
     source   the blocks; each is read about once, some twice
     keep     [model]
     run_all  maps over blocks
-    returns  [model] cutoffs: infinity where nothing is to be kept, zero where everything is
-    raises   ValueError where there are NaNs among the deltas
+    returns  [model] cutoffs: infinity to keep nothing, zero to keep everything
+    raises   ValueError if a delta is NaN
     """
     n = sum(source.sizes)
     if len(source.sizes) == 1 and n <= 4 * SAMPLED:  # to rank all of it costs less than a search
@@ -133,7 +135,7 @@ def _one_pass(source: Source, searches: Sequence[_Search], run_all: RunAll) -> l
 
 
 class _Tally(NamedTuple):
-    """What a pass finds in one block of one model: see `count_around`."""
+    """The counts of a pass over one block of one model: see `count_around`."""
 
     above: int
     at_high: int
@@ -143,9 +145,9 @@ class _Tally(NamedTuple):
 
 
 class _Search:
-    """The search for one model's cutoff, which is the `keep`-th largest of `n` and probably in [low, high].
+    """The search for one model's cutoff: the `keep`-th largest of `n`, probably in [low, high].
 
-    What is between the bounds is gathered, or, if it is expected to be more than there is room for, counted in bins.
+    Values between the bounds are gathered, or counted in bins if they are expected to exceed the memory limit.
     """
 
     def __init__(self, model: int, keep: int, n: int, room: int, low: Any, high: Any, expected: float) -> None:
@@ -160,7 +162,7 @@ class _Search:
         self._bins = np.zeros(1 << 16, np.int64) if expected > self.room else None
 
     def look(self, row: Floats) -> _Tally:
-        """Go through one block's deltas; several threads may."""
+        """Examine one block's deltas; thread-safe."""
         gathers = self._bins is None and self._gathered <= self.room
         between = np.empty(row.size if gathers else 0, row.dtype)
         above, at_high, inside, at_low = count_around(row, self._low, self._high, between)
@@ -175,7 +177,7 @@ class _Search:
         return _Tally(above, at_high, inside, at_low, between[:inside].copy())
 
     def conclude(self, blocks: Sequence[_Tally]) -> Any:
-        """The cutoff, where a pass has found it, or None, and other bounds for another pass."""
+        """The cutoff, if a pass has found it; otherwise None, with new bounds for another pass."""
         above, at_high = sum(block.above for block in blocks), sum(block.at_high for block in blocks)
         inside, at_low = sum(block.inside for block in blocks), sum(block.at_low for block in blocks)
         kind = type(self._low)
@@ -204,7 +206,7 @@ class _Search:
         return None
 
     def _open_bin(self, bins: NDArray[np.int64], rank: int) -> None:
-        """Go on with the values of one bin, the one that holds the cutoff."""
+        """Narrow the search to the bin that holds the cutoff."""
         chosen = bins.size - 1 - int(np.searchsorted(np.cumsum(bins[::-1]), rank))
         kind, first = type(self._low), _bits(self._low) + (chosen << self._shift)
         last = min(first + (1 << self._shift) - 1, _bits(self._high))
@@ -220,7 +222,7 @@ def _float(bits: int, kind: type[np.floating[Any]]) -> Any:
 
 
 def _sample(source: Source, models: Sequence[int], run_all: RunAll) -> list[Floats]:
-    """Magnitudes [model, some] from each of a few blocks, evenly spread."""
+    """Magnitudes [model, some] from a few evenly spread blocks."""
     blocks = [index for index, size in enumerate(source.sizes) if size]
     count = min(max(len(blocks) // 16, 2), 64, len(blocks))
     chosen = [blocks[(2 * place + 1) * len(blocks) // (2 * count)] for place in range(count)]
@@ -244,7 +246,7 @@ def _searches(sample: Sequence[Floats], models: Sequence[int], keep: Sequence[in
 
 
 def _bounds(parts: Sequence[Floats], share: float) -> tuple[Any, Any, float]:
-    """Magnitudes that the one with `share` of all above it is probably between, and the share of all between them."""
+    """Bounds that probably enclose the magnitude with `share` of all above it, and the share of all between them."""
     magnitudes = np.sort(np.concatenate(parts))
     size = magnitudes.size
     kind = magnitudes.dtype.type

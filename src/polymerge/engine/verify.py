@@ -1,4 +1,4 @@
-"""Does an output load as it is? Its files, its values, its ties, the model's classes, the processor."""
+"""Check that an output loads as it is: its files, its values, its ties, the model's classes, the processor."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vo
 
 
 def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
-    """Check that a checkpoint folder, or an adapter, loads as it is, without taking memory for its weights.
+    """Check that a checkpoint or adapter folder loads as it is, without allocating its weights.
 
-    folder             or a hub id, all of which is fetched
-    base               of an adapter: where its base is, if that is not where its config says
-    trust_remote_code  run Python files that lie in the folder, where its model needs them
+    folder             or a hub id, which is downloaded in full
+    base               for an adapter: its base, if not the one that its config names
+    trust_remote_code  run Python files from the folder if its model needs them
 
-    raises RecipeError or CheckpointError where a hub id cannot be had; all else that is wrong is a finding.
+    raises RecipeError or CheckpointError if a hub id cannot be downloaded; all other problems are findings.
     """
     path = Path(folder).expanduser()
     if not (path.exists() or path.is_absolute() or path.parent.is_dir()):
@@ -55,16 +55,16 @@ def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bo
 
 
 def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
-    """Check that a checkpoint folder loads as it is, without taking memory for its weights.
+    """Check that a checkpoint folder loads as it is, without allocating its weights.
 
     Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
     config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
     value; the processor or tokenizer is loaded; a head that is stored although the config ties it is compared
     with the embedding; the number of parameters must be that of the template.
 
-    trust_remote_code  run Python files that lie in the folder, where its model needs them
+    trust_remote_code  run Python files from the folder if its model needs them
 
-    raises PolymergeError where it cannot be opened.
+    raises PolymergeError if it cannot be opened.
     """
     checkpoint = open_checkpoint(str(path), path)
     size = sum(entry.nbytes for entry in checkpoint.entries.values())
@@ -121,7 +121,7 @@ def _ties(checkpoint: Checkpoint) -> Finding:
 
 
 def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, Any]:
-    """Whether it loads; and the model, on the meta device, if it does."""
+    """Check that the folder loads; return the finding and, if it does, the model on the meta device."""
     try:
         import transformers
     except ImportError as error:
@@ -157,7 +157,7 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, An
 
 
 def _dtypes(checkpoint: Checkpoint, model: Any) -> Finding:
-    """Whether values are rounded when the folder is loaded as it is.
+    """Check that loading the folder as it is does not round values.
 
     A model is loaded in one dtype, and what is stored in a wider one is rounded. That is a fault if it happens to most
     tensors, or to any that polymerge wrote; not if a published checkpoint stores a few, such as its norms, with more
@@ -198,7 +198,7 @@ def _dtypes(checkpoint: Checkpoint, model: Any) -> Finding:
 
 
 def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
-    """Tensors that the template's own config rounds too, by the record of the merge; None without a record."""
+    """Tensors that the template's own config rounds as well, according to polymerge.json; None without it."""
     try:
         record = json.loads((checkpoint.folder / "polymerge.json").read_text(encoding="utf-8"))
         names = record["output"]["rounded_by_template"]
@@ -208,7 +208,7 @@ def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
 
 
 def _without_class(config: Mapping[str, Any]) -> str:
-    """Says that transformers has no class that a config names; empty where it has one, or none is named."""
+    """A note if transformers lacks the class that a config names; empty otherwise."""
     named = [name for name in config.get("architectures") or () if isinstance(name, str)]
     return f"transformers has no class {named[0]}" if named and named_class(config) is None else ""
 

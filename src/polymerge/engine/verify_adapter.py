@@ -1,4 +1,4 @@
-"""Does an adapter load as it is? Its files, its config, its values, and PEFT on a base built from its config."""
+"""Check that an adapter loads as it is: its files, config and values, and with PEFT on a base built from its config."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["verify_adapter"]
 
 
 def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
-    """Check an adapter folder: its tensors fit its config and are finite, and PEFT finds a place for each.
+    """Check an adapter folder: its tensors fit its config and are finite, and PEFT finds a module for each.
 
     The base is built on the meta device from its config alone; its weights are not read and need not be there.
 
     base               a folder, or a hub id whose config is in the cache; by default the one that the adapter's config
                        names
-    trust_remote_code  run Python files that lie in the base's folder, where its model needs them
+    trust_remote_code  run Python files from the base's folder if its model needs them
 
-    raises PolymergeError where it cannot be opened.
+    raises PolymergeError if it cannot be opened.
     """
     path = Path(folder)
     adapter = open_adapter(str(folder), path)
@@ -46,7 +46,7 @@ def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_
 
 
 def _names(adapter: Adapter) -> Finding:
-    """Whether full weights are where PEFT looks for them: in `base_layer` for modules that have factors too."""
+    """Check that full weights are named as PEFT expects: under `base_layer` for modules that also have factors."""
     lost = [
         entry.name
         for parameter, entry in adapter.extras.items()
@@ -72,7 +72,7 @@ def _config(path: Path) -> Finding:
 
 
 def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Finding:
-    """Whether PEFT finds a module of the base for every tensor of the adapter, and a tensor for every module."""
+    """Check that PEFT finds a module of the base for each tensor of the adapter, and a tensor for each module."""
     try:
         import peft
         import transformers  # noqa: F401 (peft, once loaded, stays without it)
@@ -124,7 +124,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
 
 
 def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
-    """A folder with the base's config, or None and the reason; the network is not used."""
+    """The folder of the base's config, or None and the reason; the network is not used."""
     if not isinstance(base, str) or not base:
         return None, "its config names no base"
     path = Path(base).expanduser()
@@ -144,7 +144,7 @@ def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
 
 
 def _class_of(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """The class that an adapter was trained on, if its config says so, or else the one that the base's config names."""
+    """The class that an adapter was trained on if its config names it, else the one that the base's config names."""
     import transformers
 
     named = (adapter.get("auto_mapping") or {}).get("base_model_class")
@@ -154,7 +154,7 @@ def _class_of(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
 
 
 def _skeleton(loader: Any, folder: Path, adapter: Adapter, trust_remote_code: bool) -> tuple[Any, int]:
-    """The base on the meta device, and the rows that its vocabulary is resized to; 0 if it is not."""
+    """Build the base on the meta device; return it and the number of vocabulary rows to resize it to, or 0."""
     import torch
     import transformers
 
@@ -172,7 +172,7 @@ def _skeleton(loader: Any, folder: Path, adapter: Adapter, trust_remote_code: bo
 
 
 def _rows(adapter: Adapter) -> int:
-    """How many rows the vocabulary of an adapter has, as far as it changes embedding or head; 0 where it does not."""
+    """The number of vocabulary rows of an adapter that changes embedding or head; otherwise 0."""
     ends = ("embed_tokens", "lm_head")
     full = [(name.removesuffix(".weight"), entry.shape[0]) for name, entry in adapter.extras.items() if entry.shape]
     pairs = [(name, pair.shape[1] if pair.embedding else pair.shape[0]) for name, pair in adapter.pairs.items()]
@@ -180,7 +180,7 @@ def _rows(adapter: Adapter) -> int:
 
 
 def _older(lost: list[str], empty: list[str]) -> str:
-    """The advice for an adapter with the names of another layout of its base."""
+    """Advice for an adapter named after another layout of its base."""
     return (
         " The names are those of another transformers, or of another model: `polymerge fold` joins either layout"
         if lost and empty
@@ -189,5 +189,5 @@ def _older(lost: list[str], empty: list[str]) -> str:
 
 
 def _first(error: Exception) -> str:
-    """An error's type and message on one line of at most 300 characters."""
+    """Format an error's type and message on one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -1,4 +1,4 @@
-"""How an output is written, and what lies beside its weights: a checkpoint, or an adapter for PEFT or LLaVA."""
+"""Write an output: a checkpoint, or an adapter for PEFT or LLaVA, with the files beside its weights."""
 
 from __future__ import annotations
 
@@ -36,23 +36,24 @@ __all__ = ["Writer", "in_memory", "require", "writer_of"]
 class Writer(Protocol):
     """One way to write an output.
 
-    shards   the files of its weights, into which the steps of the plan are written first
+    shards   the weight files, which the steps of the plan are written to first
     """
 
     shards: Shards
 
     def finish(self, folder: Path) -> dict[str, int]:
-        """Write what lies beside the weights, and turn these into torch files if wanted; the size of each weight file.
+        """Write the files beside the weights, and convert these to torch files on request; return each weight file's
+        size.
 
-        raises CheckpointError where a file that belongs beside them cannot be had.
+        raises CheckpointError if a file beside the weights cannot be downloaded.
         """
 
     def counted(self) -> dict[str, Any]:
-        """What polymerge.json says of the tensors in these files."""
+        """The entry of polymerge.json on the tensors in these files."""
 
 
 def writer_of(plan: Plan, inputs: Sequence[Checkpoint], shard_size: int, *, as_torch: bool) -> Writer:
-    """The writer for the layout of a plan; raises MissingExtraError where it needs what is not installed."""
+    """The writer for a plan's layout; raises MissingExtraError if it needs a package that is not installed."""
     if as_torch:
         require("safetensors", "torch", to="write pytorch_model.bin files", instead="--format safetensors")
     if plan.layout == "checkpoint":
@@ -63,7 +64,7 @@ def writer_of(plan: Plan, inputs: Sequence[Checkpoint], shard_size: int, *, as_t
 
 
 def require(*packages: str, to: str, instead: str) -> None:
-    """Raise MissingExtraError where one of these packages is not installed."""
+    """Raise MissingExtraError if one of these packages is not installed."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise MissingExtraError(
@@ -72,7 +73,7 @@ def require(*packages: str, to: str, instead: str) -> None:
 
 
 class _CheckpointWriter:
-    """Shards with an index, and the template's files beside them."""
+    """Writes sharded weights with an index, and the template's other files."""
 
     def __init__(self, plan: Plan, template: Checkpoint, shard_size: int, as_torch: bool) -> None:
         self._plan, self._template, self._as_torch = plan, template, as_torch
@@ -102,7 +103,9 @@ class _CheckpointWriter:
 
 
 class _AdapterWriter:
-    """The factors and full weights of an adapter: in one file for PEFT, in two for LLaVA; and its template's files."""
+    """Writes an adapter's factors and full weights, in one file for PEFT or two for LLaVA, and its template's other
+    files.
+    """
 
     def __init__(self, plan: Plan, inputs: Sequence[Checkpoint], as_torch: bool) -> None:
         self._plan, self._inputs, self._as_torch = plan, inputs, as_torch
@@ -133,9 +136,9 @@ class _AdapterWriter:
 
 
 def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[Adapter, dict[Path, memoryview]]:
-    """Carry out a plan of adapters without a folder: the adapter that it makes, and the content of its files.
+    """Carry out a plan of adapters in memory; return the merged adapter and the content of its files.
 
-    raises CheckpointError where an adapter's values cannot be merged.
+    raises CheckpointError if an adapter's values cannot be merged.
     """
     where = Path(f"in memory/{plan.hash}")
     buffers = {name: bytearray(byte_count(dtype, shape)) for name, dtype, shape in _tensors(plan)}
@@ -177,7 +180,7 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
 
 
 def _adapter_config(plan: Plan, inputs: Sequence[Checkpoint]) -> dict[str, Any]:
-    """The adapter_config.json of an output; it names the modules that full weights replace, but for LLaVA's loader."""
+    """The output's adapter_config.json; it lists modules with full weights, except for LLaVA's loader."""
     config = dict(plan.config or {})
     if plan.layout == "llava":
         return config | {"modules_to_save": None}
@@ -193,7 +196,7 @@ def _adapter_config(plan: Plan, inputs: Sequence[Checkpoint]) -> dict[str, Any]:
 
 
 def _tensors(plan: Plan, lora: bool | None = None) -> list[tuple[str, str, tuple[int, ...]]]:
-    """What is written: names, dtypes and shapes, of modules with factors alone or of all others if `lora` says so."""
+    """Names, dtypes and shapes of the written tensors: only modules with factors if `lora`, else all others."""
     return [
         (name, dtype, shape)
         for step in plan.steps
@@ -203,7 +206,7 @@ def _tensors(plan: Plan, lora: bool | None = None) -> list[tuple[str, str, tuple
 
 
 def _beside(one: Shards, other: Shards) -> Shards:
-    """The files of both."""
+    """The files of both, in separate shards."""
     moved = {name: replace(place, shard=place.shard + len(one.names)) for name, place in other.places.items()}
     return Shards(
         (*one.names, *other.names),
@@ -220,7 +223,7 @@ def _sizes(folder: Path, *patterns: str) -> dict[str, int]:
 
 
 def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
-    """The template's config as the output is: rows of the vocabulary, a head of its own, plain weights."""
+    """The template's config adapted to the output: vocabulary size, untied head, plain weights."""
     config = untied(template.config) if plan.unties else template.config
     if quantization_method(config) is not None:  # the plan has found that the weights are not
         config = without_quantization(config)
@@ -232,7 +235,7 @@ def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
 
 
 def _write_config(plan: Plan, template: Checkpoint, stored: Stored, file: Path) -> None:
-    """Write the config.json of the output over a copy of the template's; not a byte of it changes that need not."""
+    """Write the config.json of the output into a copy of the template's, changing no more than necessary."""
     before, config = file.read_bytes() if file.exists() else b"", _config(plan, template)
     text = before.decode("utf-8")
     if template.brought or config != template.config:

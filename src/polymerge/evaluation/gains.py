@@ -75,7 +75,7 @@ class Samples:
         return self._of_task[task][model, over]
 
     def are_rough(self, task: str, model: str, over: tuple[str, ...]) -> bool:
-        """Whether any of the scores is not a mean over questions."""
+        """Return whether any of the scores is not a mean over questions."""
         return any(abs(_beside(self._results[name].tasks[task])) > _SAME for name in (model, *over))
 
     def _drawn(self, task: str) -> dict[_Pair, Floats | str]:

@@ -116,7 +116,7 @@ def some_of(names: Sequence[str], most: int = 5) -> str:
 
 
 def is_failure(text: str) -> bool:
-    """Whether a text is what VLMEvalKit or lmms-eval writes in place of an answer when a request has failed."""
+    """Return whether a text is what VLMEvalKit or lmms-eval writes in place of an answer when a request has failed."""
     return _FAILURE.fullmatch(text.strip()) is not None
 
 

@@ -232,7 +232,7 @@ def _lineage(config: Config, family: Family) -> str | None:
 
 
 def _ties_head(config: Config, family: Family) -> bool | None:
-    """Whether the head is tied, from the outer and the nested flags.
+    """Return whether the head is tied, from the outer and the nested flags.
 
     transformers 4 goes by the nested flag and does not write an outer one that is true, since that is its default;
     5 goes by the outer flag, and takes over a nested one that is true in some families and not in others. So one true

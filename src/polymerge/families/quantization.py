@@ -118,7 +118,7 @@ def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
 
 
 def _are_plain(dtypes: Mapping[str, str]) -> bool:
-    """Whether all weights are of dtypes that can be merged, or whole numbers in tables, and none has a scale."""
+    """Return whether all weights are of dtypes that can be merged, or whole numbers in tables, and none has a scale."""
     return (
         bool(dtypes)
         and all(dtype in MERGEABLE or dtype in _TABLES for dtype in dtypes.values())

@@ -134,7 +134,7 @@ class Family:
         return part if part in self.parts else None
 
     def is_buffer(self, name: str) -> bool:
-        """Whether a tensor on disk is one that is recognised and never merged."""
+        """Return whether a tensor on disk is one that is recognised and never merged."""
         return any(_compiled(pattern).fullmatch(name) for pattern in self.buffers)
 
     def canonical(self, name: str) -> tuple[str, ...]:
@@ -156,11 +156,13 @@ class Family:
         return found[0] if found else None
 
     def explains(self, names: Iterable[str]) -> bool:
-        """Whether every name on disk is a buffer or has a rule."""
+        """Return whether every name on disk is a buffer or has a rule."""
         return all(self.read(name) or self.is_buffer(name) for name in names)
 
     def has_mark(self, names: Iterable[str]) -> bool:
-        """Whether its mark is among names on disk, or none is needed: it has none, or only its text tower is there."""
+        """Return whether its mark is among names on disk, or none is needed: it has none, or only its text tower is
+        there.
+        """
         held = {canonical for name in names for canonical in self.canonical(name)} if self.mark else set()
         marked = any(_compiled(self.mark).fullmatch(canonical) for canonical in held)
         return marked or not any(canonical.startswith(("vision.", "audio.")) for canonical in held)

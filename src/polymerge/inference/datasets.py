@@ -22,7 +22,7 @@ _IN_THE_ROW: Final = object()
 
 
 def is_dataset(source: str | os.PathLike[str]) -> bool:
-    """Whether a source is a folder that `datasets` saved, a file or folder of parquet, or a hub id."""
+    """Return whether a source is a folder that `datasets` saved, a file or folder of parquet, or a hub id."""
     path = Path(source).expanduser()
     if path.is_dir():
         return _saved(path) or any(path.rglob("*.parquet"))

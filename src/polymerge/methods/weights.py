@@ -27,7 +27,7 @@ def per_model(
 
 
 def cancel(weights: Sequence[float]) -> bool:
-    """Whether the sum of the weights is too small to divide by: less than 1e-8 in magnitude, mergekit's bound."""
+    """Return whether the sum of the weights is too small to divide by: below 1e-8 in magnitude, mergekit's bound."""
     return abs(fsum(weights)) < 1e-8
 
 

@@ -1,4 +1,4 @@
-"""Recipe and headers in, every tensor's fate out."""
+"""Planning: a recipe and tensor headers become a plan that states every tensor's fate."""
 
 from __future__ import annotations
 

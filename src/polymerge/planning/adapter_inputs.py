@@ -1,4 +1,4 @@
-"""The adapters of a recipe, opened: what they are, whether they belong together, and how their names are joined."""
+"""Open the adapters of a recipe, check that they belong together, and map their parameter names to canonical ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Opened:
-    """The adapters of a recipe in its order, their labels, and how the names of each become canonical."""
+    """The opened adapters of a recipe, in its order, with their labels and how each one's names become canonical."""
 
     adapters: tuple[Adapter, ...]
     labels: tuple[str, ...]
@@ -48,19 +48,20 @@ class Opened:
     readings: tuple[Reading, ...]
 
     def key(self, place: int, parameter: str) -> str:
-        """What joins the parameter of the adapter at `place` with that of another: its canonical name."""
+        """Return the canonical name that joins a parameter of the adapter at `place` with those of the others."""
         return self.readings[place].joint(parameter) or parameter
 
     def module(self, place: int, module: str) -> str:
-        """What joins a module of the adapter at `place` with that of another."""
+        """Return the canonical name that joins a module of the adapter at `place` with those of the others."""
         return self.key(place, f"{module}.weight").removesuffix(".weight")
 
     def names(self, place: int) -> dict[str, str]:
-        """What an adapter calls each parameter that it changes, by canonical name."""
+        """Map canonical names to an adapter's own names, for every parameter that it changes."""
         return {self.key(place, name): name for name in self.adapters[place].parameters}
 
     def with_names_of_today(self) -> tuple[Opened, str]:
-        """With the template whose names PEFT finds, and a word on it, where the first adapter is of an older layout.
+        """Choose as template an adapter whose names current PEFT finds, if the first has an older layout; with a note
+        on it.
 
         transformers 4.52 put what a multimodal model holds under `model.`, its text tower under
         `model.language_model.`. Of an adapter with the names of before, as of Qwen2.5-VL, PEFT may load nothing today,
@@ -86,7 +87,7 @@ class Opened:
 
 
 def _of_today(names: Mapping[str, str]) -> bool:
-    """Whether the parameters of a multimodal model, by canonical name, have the names of transformers since 4.52."""
+    """Return whether the parameters of a multimodal model, by canonical name, are named as in transformers >= 4.52."""
     return all(
         own.startswith("model.language_model." if canonical.startswith("text.") else "model.")
         for canonical, own in names.items()
@@ -95,7 +96,7 @@ def _of_today(names: Mapping[str, str]) -> bool:
 
 
 def open_adapters(recipe: Recipe, labels: Sequence[str]) -> Opened | None:
-    """Open every adapter of a recipe; None, with what is wrong refused, where one cannot be used."""
+    """Open every adapter of a recipe; return None, with the problems refused, if one cannot be used."""
     adapters = []
     for entry in recipe.models:
         with collecting():
@@ -114,7 +115,7 @@ def open_adapters(recipe: Recipe, labels: Sequence[str]) -> Opened | None:
 
 
 def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
-    """The families whose names modules may have, by the configs that are at hand: of the base, and of the adapters."""
+    """The families that module names may follow, from the configs at hand: the base's and the adapters'."""
     config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
     found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
     if config is not None and config.is_file():
@@ -124,9 +125,9 @@ def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
 
 
 def open_base(recipe: Recipe) -> Model | None:
-    """The base, where it is read: for deltas of full weights, and for its headers where it is a folder here.
+    """Open the base if it is needed for deltas of full weights, or for its headers if it is a local folder.
 
-    One that cannot be read as a model that is merged (a quantized one, say), and is not needed, is only recorded.
+    A base that cannot be merged (a quantized one, say) and is not needed is only recorded.
     """
     extra = METHODS.get(str(recipe.parameters.get("extra")))
     needed = extra is not None and extra.on == "deltas"
@@ -145,7 +146,7 @@ def open_base(recipe: Recipe) -> Model | None:
 
 
 def check_bases(recipe: Recipe, opened: Opened) -> None:
-    """Adapters of different bases do not belong together; their configs say of which they are."""
+    """Refuse adapters that were trained on different bases, according to their configs."""
     labelled = list(zip(opened.labels, opened.adapters, strict=True))
     if recipe.base_model is None:
         named = {label: str(adapter.config.get("base_model_name_or_path") or "") for label, adapter in labelled}
@@ -161,7 +162,7 @@ def check_bases(recipe: Recipe, opened: Opened) -> None:
 
 
 def check_against_base(base: Model, opened: Opened) -> None:
-    """Check against a base's headers that it has what the adapters change."""
+    """Check against the headers of the base that it has every tensor that the adapters change."""
     parameters = Parameters(base)
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
         reading = parameters.reading(adapter)
@@ -181,7 +182,7 @@ def check_against_base(base: Model, opened: Opened) -> None:
 
 
 def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter, pair: Pair) -> str | None:
-    """What a base has instead of the weight that a pair changes; None where it has that, empty where it has nothing.
+    """Return what the base has in place of the weight that a pair changes: None if it has that weight, "" if nothing.
 
     A head may be its embedding, and then has no name; an adapter may have the weight that its pair changes with it.
     """
@@ -197,7 +198,7 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
 
 
 def check_both_kinds(opened: Opened) -> None:
-    """A module that one adapter has factors or trained rows of, and another has in full, has no single form in one."""
+    """Refuse modules for which one adapter has LoRA factors or trained rows and another the full weight."""
     seen: dict[str, tuple[str, str]] = {}
     for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True)):
         kinds = dict.fromkeys(adapter.extras, "has trained it in full")
@@ -216,7 +217,7 @@ def check_both_kinds(opened: Opened) -> None:
 
 
 def check_beside(opened: Opened) -> None:
-    """Full weights in a file that is not PEFT's own have to be of a model, whose names some family has."""
+    """Refuse full weights from files that are not PEFT's own if no family knows their names."""
     families = [reading.family for reading in opened.readings]
     if GENERIC in families:
         return  # its names are not known
@@ -235,7 +236,7 @@ def check_beside(opened: Opened) -> None:
 
 
 def summaries(opened: Opened) -> list[Input]:
-    """What the plan records of each adapter."""
+    """The plan's record of each adapter."""
     return [
         Input(
             label=label,
@@ -255,7 +256,7 @@ def summaries(opened: Opened) -> list[Input]:
 
 
 def skipped(opened: Opened) -> list[LeftOut]:
-    """What the files hold that is no part of the adapters."""
+    """Tensors in the adapters' files that are not part of the adapters."""
     return [
         LeftOut(place, name, reason)
         for place, adapter in enumerate(opened.adapters)

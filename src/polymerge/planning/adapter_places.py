@@ -1,4 +1,4 @@
-"""Where the parameters that an adapter names lie in a base, and what to say of those that have no place in it.
+"""Locate an adapter's parameters in a base, and explain those that the base does not have.
 
 The model that an adapter was trained on need not be the base, and may have other names. An adapter of a language model
 fits every multimodal model with that decoder, one of a bare body (`AutoModel`, names without `model.`) the model with a
@@ -40,20 +40,21 @@ __all__ = [
 ]
 
 Block: TypeAlias = tuple[str, Ranges]
-"""Rows of a tensor by its name on disk; no rows stand for all of them."""
+"""Rows of a tensor, given by its name on disk; no ranges stand for all rows."""
 
 Place: TypeAlias = tuple[Block, ...]
-"""Where one parameter of an adapter lies in a base: in several blocks where it is fused here and split there."""
+"""The location of one adapter parameter in a base: several blocks if it is fused in the adapter and split in the base.
+"""
 
 _BODY: Final = "model."
-"""What transformers puts before the names of a body where a class with a head holds it."""
+"""Prefix that transformers puts before the names of a body inside a class with a head."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read an adapter's names: by a family's table, with `added` before them or without `removed`.
+    """One way to read an adapter's names: by a family's table, with `added` prepended or `removed` stripped.
 
-    guessed  by nothing but the names: then only what they say of the text tower counts
+    guessed  from the names alone; then only names of the text tower are used
     """
 
     family: Family
@@ -62,27 +63,27 @@ class Reading:
     guessed: bool = False
 
     def canonical(self, parameter: str) -> tuple[str, ...]:
-        """The canonical names of a parameter, none where this reading does not explain it."""
+        """The canonical names of a parameter; empty if this reading does not explain it."""
         held = self.family.canonical(self.added + parameter.removeprefix(self.removed))
         return () if self.guessed and not all(name.startswith("text.") for name in held) else held
 
     def joint(self, parameter: str) -> str:
-        """One name for all that a parameter holds: see `Family.joint`."""
+        """One name for everything that a parameter holds: see `Family.joint`."""
         return "+".join(self.canonical(parameter)).replace(".{e}.", ".")
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The tensors of a base, as the parameters of an adapter are looked up in them.
+    """The tensors of a base, in which the parameters of an adapter are looked up.
 
-    Tensors that hold all experts are in none of its blocks: no adapter of one expert can be added to them.
+    Tensors that hold all experts are not among its blocks: an adapter of one expert cannot be added to them.
     """
 
     base: Model
 
     @cached_property
     def layout(self) -> Mapping[str, tuple[tuple[str, Ranges], ...]]:
-        """Own name -> the canonical names that it holds, each with its rows; the virtual one of a tied pair too."""
+        """Own name -> the canonical names it holds, each with its rows; includes the virtual tensor of a tied pair."""
         ties = self.base.ties
         if ties is None or not ties.virtual:
             return self.base.layout
@@ -90,12 +91,12 @@ class Parameters:
 
     @cached_property
     def joint(self) -> Mapping[str, str]:
-        """Its own names by what they hold: see `Family.joint`."""
+        """Canonical content -> own name: see `Family.joint`."""
         return self.base.family.by_joint(self.layout)
 
     @cached_property
     def blocks(self) -> Mapping[str, Block]:
-        """Where each canonical tensor lies."""
+        """The location of each canonical tensor."""
         return {
             canonical: (own, ranges)
             for own, held in self.layout.items()
@@ -109,18 +110,20 @@ class Parameters:
         return self.base.entries[ties.stored if ties and name == ties.virtual else name]
 
     def read(self, block: Block) -> Expr:
-        """How a block is read as it lies."""
+        """The expression that reads a block as stored."""
         own, ranges = block
         expr = Read(self.entry(own).name)
         return rows_of(expr, ranges) if ranges else expr
 
     def reading(self, adapter: Adapter) -> Reading:
-        """The reading that finds a place for most of an adapter's parameters; of several, the most trusted one."""
+        """The reading that locates most of an adapter's parameters; ties go to the most trusted one."""
         trusted = (self.base.family, *named_family(adapter))
         return _best(trusted, adapter.parameters, lambda name, reading: self.place(name, reading) is not None)
 
     def place(self, parameter: str, reading: Reading) -> Place | None:
-        """Where a parameter lies, or None; one without a branch is that of a two-branch model's text tokens."""
+        """Locate a parameter, or return None; in a two-branch model a name without a branch means the text tokens'
+        branch.
+        """
         if parameter in self.layout:
             return ((parameter, ()),)
         if (joint := reading.joint(parameter)) in self.joint:
@@ -132,7 +135,7 @@ class Parameters:
 
 
 def named_family(adapter: Adapter) -> tuple[Family, ...]:
-    """The family of the model that an adapter was trained on, where a config says it that lies here."""
+    """The family of the model that an adapter was trained on, if a local config tells."""
     config = adapter.model_config
     base = adapter.config.get("base_model_name_or_path")
     file = Path(str(base)).expanduser() / "config.json" if base else None
@@ -142,7 +145,7 @@ def named_family(adapter: Adapter) -> tuple[Family, ...]:
 
 
 def base_named(config: Mapping[str, Any]) -> str | None:
-    """The base that an adapter's config names, with the revision that it names; None where it names none."""
+    """The base that an adapter's config names, with its revision; None if it names none."""
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if base and revision and not Path(str(base)).expanduser().exists():
         return f"{base}@{revision}"
@@ -150,12 +153,12 @@ def base_named(config: Mapping[str, Any]) -> str | None:
 
 
 def reading_of(names: Collection[str], trusted: Sequence[Family]) -> Reading:
-    """The reading that explains most names, where no base is at hand; of several, the most trusted one."""
+    """The reading that explains most names if no base is available; ties go to the most trusted one."""
     return _best(trusted, names, lambda name, reading: bool(reading.canonical(name)))
 
 
 def _best(trusted: Sequence[Family], names: Collection[str], explains: Callable[[str, Reading], bool]) -> Reading:
-    """The first reading that explains as many names as any other does."""
+    """The first reading that explains the most names."""
     best, most = Reading(trusted[0]), -1
     for reading in _readings(trusted):
         count = sum(explains(name, reading) for name in names)
@@ -167,7 +170,7 @@ def _best(trusted: Sequence[Family], names: Collection[str], explains: Callable[
 
 
 def _readings(trusted: Sequence[Family]) -> Iterator[Reading]:
-    """Every reading, the most trusted first: families that a config names, then any by its names of a text tower."""
+    """All readings, most trusted first: the families that a config names, then any family by its text tower's names."""
     said = {family.rules: family for family in trusted}.values()
     yield from (Reading(family) for family in said)
     yield from (Reading(family, added=_BODY) for family in said)
@@ -181,7 +184,7 @@ def _readings(trusted: Sequence[Family]) -> Iterator[Reading]:
 def why_missing(
     parameters: Parameters, adapter: Adapter, reading: Reading, missing: Iterable[str]
 ) -> Iterable[PolymergeError]:
-    """An error for each cause of parameters that the base does not have, with what to do about it."""
+    """One error for each cause of parameters missing from the base, with the next step."""
     base = parameters.base
     parts = {name.partition(".")[0] for name in parameters.blocks}
     causes: dict[tuple[str, str], list[str]] = {}
@@ -217,7 +220,7 @@ def why_missing(
 
 
 def name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
-    """The advice to name another base; where its config names this one, what may have become of it."""
+    """Advice to name another base, or, if the config names this one, on how the two may have come to differ."""
     named = base_named(adapter.config)
     if named and Path(named).expanduser().resolve() == checkpoint.folder:
         return (
@@ -228,7 +231,7 @@ def name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
 
 
 def _with_config(adapter: Adapter) -> str:
-    """The advice on how an adapter brings parts of its own along."""
+    """Advice on how an adapter can bring its own parts along."""
     if adapter.model_config:
         return (
             "the language model whose module names the adapter has: these weights then come from the adapter, and "
@@ -241,14 +244,14 @@ def _with_config(adapter: Adapter) -> str:
 
 
 def other_projector(adapter: Adapter) -> str:
-    """The advice where the projectors of an adapter and of its base are not of one kind."""
+    """Advice for an adapter and a base whose projectors differ in kind."""
     kind = adapter.model_config.get("mm_projector_type")
     said = f" ('{kind}' in the config.json beside the adapter)" if kind else ""
     return f"Name a base whose projector has the layers and widths that were trained{said}, or {_with_config(adapter)}"
 
 
 def unequal_rows(parameters: Parameters, found: Mapping[str, Expr]) -> Iterable[PolymergeError]:
-    """Embedding and head are of one vocabulary: where one is resized and the other is not, the model has none."""
+    """Refuse an adapter that resizes only one of embedding and head, which share one vocabulary."""
     base, ties = parameters.base, parameters.base.ties
     if not {EMBEDDING, HEAD} <= set(parameters.blocks) or (ties and ties.virtual and ties.virtual not in found):
         return
@@ -278,7 +281,7 @@ def unequal_rows(parameters: Parameters, found: Mapping[str, Expr]) -> Iterable[
 
 
 def no_place_for_a_head(parameters: Parameters, missing: dict[str, None]) -> Iterable[PolymergeError]:
-    """Take out of `missing` the heads that a base of an unknown family ties, and refuse them with that reason."""
+    """Remove heads from `missing` that a base of an unknown family ties, and refuse them for that reason."""
     base = parameters.base
     if not base.checkpoint.config.get("tie_word_embeddings"):
         return
@@ -291,7 +294,7 @@ def no_place_for_a_head(parameters: Parameters, missing: dict[str, None]) -> Ite
 
 
 def unknown_head(parameters: Parameters, adapter: Adapter) -> Iterable[PolymergeError]:
-    """Refuse what changes an embedding that may be the head as well, where no family says whether it is."""
+    """Refuse a change to an embedding that may also be the head if no family tells whether it is."""
     base = parameters.base
     heads = any(name.endswith("lm_head.weight") for name in parameters.layout)
     if base.family is not GENERIC or heads or base.checkpoint.config.get("tie_word_embeddings") is False:

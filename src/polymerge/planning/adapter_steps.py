@@ -1,4 +1,4 @@
-"""The steps of a plan that merges adapters: one per module that any of them has, then one per full weight."""
+"""The steps of a plan that merges adapters: one per LoRA module of any adapter, then one per full weight."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from polymerge.recipe.recipe import Recipe
 __all__ = ["AdapterSteps", "is_dense"]
 
 _TOKENS = " (trained tokens)"
-"""What follows the canonical name of an embedding that only some rows of were trained."""
+"""Suffix of the canonical name of an embedding of which only some rows were trained."""
 
 Held = Mapping[int, tuple[str, TensorInfo]]
-"""A full weight by the places of the adapters that have it: the name that an output stores it by, and where it lies."""
+"""A full weight by the index of each adapter that has it: its name in the output, and its location."""
 
 
 class AdapterSteps:
-    """Decides what becomes of modules and full weights; refuses what does not fit.
+    """Decides the fate of modules and full weights; refuses what does not fit.
 
-    base  the base model, where full weights are merged as deltas to it
+    base  the base model, if full weights are merged as deltas from it
 
     Beside the steps there are `settings`, which their pieces point into, `left_out` and `warnings`.
     """
@@ -50,7 +50,7 @@ class AdapterSteps:
     # --- modules: factors
 
     def modules(self) -> list[Step]:
-        """A step for every module that any adapter has factors of, those of the template first."""
+        """One step for each module that any adapter has factors for, the template's first."""
         held: dict[str, dict[int, Pair]] = defaultdict(dict)
         for place in self._order:
             for pair in self._opened.adapters[place].pairs.values():
@@ -111,7 +111,7 @@ class AdapterSteps:
         return _step(pair.module, key, lora, {place: pair}, reason)
 
     def _rank(self, key: str, pairs: Mapping[int, Pair], setting: Setting) -> int:
-        """The rank of a merged module: as the recipe says, as far as there is something to fill it."""
+        """The rank of a merged module: the recipe's, limited to the rank that the factors can fill."""
         ranks = [pair.rank for pair in pairs.values()]
         method, row, wanted = setting.method, setting.row, setting.parameters.get("rank")
         apart = setting.joins_factors
@@ -152,9 +152,9 @@ class AdapterSteps:
                 refuse(RecipeError(f"{where} hold no module of the adapters{has}"))
 
     def _check_overlap(self, held: Mapping[str, Mapping[int, Pair]]) -> None:
-        """Refuse adapters whose layers lie elsewhere than the others': they are of another model, or named otherwise.
+        """Refuse adapters whose layers are elsewhere than the others': another model, or other names.
 
-        Two that adapt different modules of the same layers belong together.
+        Adapters of different modules in the same layers belong together.
         """
         for place, label in enumerate(self._opened.labels):
             own = {_stem(key): key for key, pairs in held.items() if place in pairs}
@@ -174,7 +174,7 @@ class AdapterSteps:
     # --- full weights
 
     def full_weights(self, extra: str, adapted: Collection[str]) -> list[Step]:
-        """A step for every full weight that any adapter has, a projector's above all.
+        """One step for each full weight that any adapter has, such as a projector's.
 
         extra    mean, released (the mean, rounded to the stored dtype after each step), first (the template's, or of
                  the first adapter that has it), or a method, with the recipe's parameters
@@ -258,7 +258,7 @@ class AdapterSteps:
         return RecipeError(f"{key}: {listed}. {way}")
 
     def _check_tokens(self) -> None:
-        """Refuse to merge trained tokens row by row where they are not the same ones."""
+        """Refuse to merge trained token rows if the adapters trained different tokens."""
         seen: dict[str, tuple[str, tuple[int, ...]]] = {}
         for label, adapter in zip(self._opened.labels, self._opened.adapters, strict=True):
             for parameter, (indices, _) in adapter.tokens.items():
@@ -275,7 +275,7 @@ class AdapterSteps:
 def _step(
     module: str, key: str, lora: Lora, pairs: Mapping[int, Pair], reason: str, setting: int | None = None
 ) -> Step:
-    """The step of a module: its update is made of these pairs of factors, or is the only one, without a setting."""
+    """The step of a module: merged from these pairs of factors, or copied from the only pair if `setting` is None."""
     shape = next(iter(pairs.values())).shape
     reads = tuple(
         LowRank(pair.a.name, pair.b.name, pair.scaling, pair.bias.name if pair.bias else None)
@@ -292,18 +292,18 @@ def _divides_by_nothing(key: str, reason: str) -> RecipeError:
 
 
 def _stem(module: str) -> str:
-    """Where the layers lie that a module is in: its name up to the first number, nothing where it has none."""
+    """The prefix of a module's name up to the first number; empty if there is none."""
     found = re.match(r"(.+?)\.[0-9]+(?:\.|$)", module)
     return found[1] if found else ""
 
 
 def is_dense(setting: Setting) -> bool:
-    """Whether a method needs the update of a module itself, and not its factors alone."""
+    """Return whether a method needs a module's full update, not only its factors."""
     return setting.parameters.get("space") == "delta" and not setting.row.additive
 
 
 def _is_identity(setting: Setting) -> bool:
-    """Whether a method, given a single model, gives it back."""
+    """Return whether a method returns a single model unchanged."""
     said = setting.parameters
     if "weight" not in said:
         return False

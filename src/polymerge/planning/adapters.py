@@ -1,4 +1,4 @@
-"""Plan a merge of adapters: what becomes of every module and every full weight, from their headers alone."""
+"""Plan a merge of adapters: the fate of every module and full weight, from their headers alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["names_adapters", "plan_adapters"]
 
 
 def names_adapters(recipe: Recipe) -> bool:
-    """Whether the models of a recipe are adapters; raises Refused where some are and some are not."""
+    """Return whether the models of a recipe are adapters; raises Refused where some are and some are not."""
     kinds = {entry.model: _is_adapter(entry.model) for entry in recipe.models}
     if not any(kinds.values()) or all(kinds.values()):
         return any(kinds.values())
@@ -69,7 +69,7 @@ def _is_adapter(source: str) -> bool:
 
 
 def plan_adapters(recipe: Recipe) -> Plan | None:
-    """Plan a merge of adapters; None, with what is wrong refused, where they cannot all be opened."""
+    """Plan a merge of adapters; return None, with the problems refused, if they cannot all be opened."""
     named = labels_of(entry.model for entry in recipe.models)
     labels = [named[entry.model] for entry in recipe.models]
     if len(named) < len(labels):
@@ -122,7 +122,7 @@ def plan_adapters(recipe: Recipe) -> Plan | None:
 
 
 def _notes(recipe: Recipe, opened: Opened, base: Model | None, modules: Sequence[Step]) -> list[str]:
-    """What a person should know of a merge of adapters although nothing forbids it."""
+    """Notes on a merge of adapters that are not errors."""
     labelled, template = list(zip(opened.labels, opened.adapters, strict=True)), opened.labels[opened.template]
     notes = left_out_of_files((label, adapter.skipped) for label, adapter in labelled)
     for label, adapter in labelled:
@@ -143,7 +143,7 @@ def _notes(recipe: Recipe, opened: Opened, base: Model | None, modules: Sequence
 
 
 def _check_ties(opened: Opened, modules: Sequence[Step], full: Sequence[Step], settings: Sequence[Setting]) -> None:
-    """An adapter that keeps head and embedding tied has each twice; PEFT loads one of them, so they must be equal."""
+    """Require equal head and embedding in an adapter that keeps them tied: it stores both, and PEFT loads one."""
 
     def held(names: Iterable[str], *modules: str) -> list[str]:
         return [name for name in names if name.removesuffix(".weight").rpartition(".")[2] in modules]

@@ -1,6 +1,7 @@
-"""The files beside the weights of a base with an adapter: whose tokenizer, chat template and processor it has.
+"""The files beside the weights of a base with an adapter: which of the two supplies tokenizer, chat template and
+processor.
 
-An adapter's folder often holds what was used in training, and a base's what was published. A tokenizer's files belong
+An adapter's folder often holds the files used in training, a base's the published ones. A tokenizer's files belong
 together, and so do those of a chat template: they are the adapter's or the base's, never some of each.
 """
 
@@ -28,7 +29,7 @@ _VOCABULARY: Final = (
     "tokenizer.json", "tokenizer.model*", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json", "spiece.model",
     "sentencepiece*.model", "*.spm",
 )  # fmt: skip
-"""A folder with one of these has a whole tokenizer."""
+"""Files that mark a complete tokenizer."""
 
 _TOKENIZER: Final = (
     *_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
@@ -38,25 +39,25 @@ _CHAT_TEMPLATE: Final = _TEMPLATE[:2]
 _MAY_HOLD_CHAT_TEMPLATE: Final = ("tokenizer_config.json", "processor_config.json")
 _PROCESSOR: Final = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _NESTED: Final = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
-"""What processor_config.json may hold itself, and transformers then reads before the file that is for it."""
+"""Configs that processor_config.json may contain, which transformers then prefers to the separate file."""
 _GENERATION: Final = ("generation_config.json",)
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a whole tokenizer, and not only settings for one."""
+    """Return whether a folder has a complete tokenizer rather than only its settings."""
     return bool(_matching(_names(folder), _VOCABULARY))
 
 
 def tokenizer_folder(checkpoint: Checkpoint) -> Path:
-    """The folder with the tokenizer for a checkpoint's weights: its adapter's, if that has one."""
+    """The folder of the tokenizer that belongs to a checkpoint's weights: its adapter's, if that has a complete one."""
     beside = checkpoint.adapter
     return beside.folder if beside is not None and has_tokenizer(beside.folder) else checkpoint.folder
 
 
 def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], tuple[str, ...]]:
-    """What the output takes from the folder of its template's adapter, and what a person should know of it.
+    """Files that the output takes from the folder of the template's adapter, with notes for the user.
 
-    Never the adapter's config, its README, or what training left behind. Both are empty without an adapter.
+    The adapter's config, its README and training files are never taken. Both are empty without an adapter.
 
     raises CheckpointError where a config that decides it cannot be read.
     """
@@ -102,7 +103,9 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
 
 
 def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], list[str]]:
-    """Whose config, tokenizer and chat template the output has, and a warning where models would lose theirs."""
+    """The sources of the output's config, tokenizer and chat template, and a warning if models would lose a chat
+    template.
+    """
     template = models.template
     if recipe.template is not None:
         why = "template"
@@ -139,7 +142,7 @@ def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], 
 
 
 def files_beside(folder: Path, label: str, why: str, config: str = "config.json") -> dict[str, str | None]:
-    """Whose config, tokenizer and chat template an output has that takes those of a folder: the label, or None.
+    """The label of a folder for each of config, tokenizer and chat template that it has, None for those it lacks.
 
     why   the reason, recorded with them
     """
@@ -152,9 +155,9 @@ def files_beside(folder: Path, label: str, why: str, config: str = "config.json"
 
 
 def chat_template_folder(checkpoint: Checkpoint) -> Path | None:
-    """The folder with the chat template for a checkpoint's weights: its adapter's or its own; None without one.
+    """The folder of a checkpoint's chat template: its adapter's or its own; None without one.
 
-    raises what `chat_template_in` raises.
+    raises as `chat_template_in` does.
     """
     if checkpoint.adapter is None:
         return checkpoint.folder if chat_template_in(checkpoint.folder) else None
@@ -170,9 +173,9 @@ def chat_template_folder(checkpoint: Checkpoint) -> Path | None:
 
 
 def chat_template_in(folder: Path, others: Sequence[str] = _MAY_HOLD_CHAT_TEMPLATE) -> bool:
-    """Whether a folder has a chat template: in a file of its own, or in one of the JSON files `others`.
+    """Return whether a folder has a chat template: in its own file, or in one of the JSON files `others`.
 
-    raises CheckpointError where such JSON cannot be read, or does not come from the hub.
+    raises CheckpointError if such JSON cannot be read or cannot be downloaded.
     """
     if any(_listed(folder / name) for name in _CHAT_TEMPLATE):
         return True
@@ -180,12 +183,12 @@ def chat_template_in(folder: Path, others: Sequence[str] = _MAY_HOLD_CHAT_TEMPLA
 
 
 def _listed(file: Path) -> bool:
-    """Whether a file is in a folder, also where it is still on the hub and the folder has a link for it."""
+    """Return whether a folder lists a file, even if it is still a link to the hub."""
     return file.is_file() or file.is_symlink()
 
 
 def files_left_out(label: str, folder: Path, adapter: Adapter | None) -> Iterator[str]:
-    """Sentences on weight files in the folders of an input that are not read.
+    """Sentences on weight files in an input's folders that are not read.
 
     folder   of the checkpoint, in which an adapter may have been left
     adapter  the one that is folded into it, or the input itself
@@ -203,7 +206,7 @@ def files_left_out(label: str, folder: Path, adapter: Adapter | None) -> Iterato
 
 
 def _covered(base: Path, own: Path, here: Collection[str]) -> Iterator[str]:
-    """Say which of the adapter's files are not read, for the base's processor_config.json has other values in it."""
+    """Name the adapter's files that are ignored because the base's processor_config.json has its own values."""
     nested = {} if "processor_config.json" in here else _object(base / "processor_config.json")
     for key, file in _NESTED.items():
         if key in nested and file in here:
@@ -214,7 +217,7 @@ def _covered(base: Path, own: Path, here: Collection[str]) -> Iterator[str]:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of a folder, and its chat templates one level down."""
+    """The names of a folder's files, including chat templates one level down."""
     found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")] if folder.is_dir() else []
     return sorted(file.relative_to(folder).as_posix() for file in found if not file.is_dir())
 
@@ -224,7 +227,7 @@ def _matching(names: Collection[str], patterns: Sequence[str]) -> tuple[str, ...
 
 
 def _object(file: Path) -> Mapping[str, Any]:
-    """What a JSON file holds, fetched where it is on the hub; {} where there is none."""
+    """Read a JSON file, downloading it if it is on the hub; {} if there is none."""
     if file.is_symlink():
         fetched(file)
     return read_config(file)

@@ -1,4 +1,4 @@
-"""Describe models, and say which can be merged: what one asks before there is a recipe."""
+"""Describe models and tell which of them can be merged, before there is a recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["AdapterPortrait", "Inspection", "Joint", "Portrait", "inspect"]
 
 @dataclass(frozen=True)
 class Portrait:
-    """A checkpoint from its headers; parts hold how many tensors there are, and their bytes."""
+    """A checkpoint as seen from its headers; `parts` holds the number of tensors and bytes of each part."""
 
     label: str
     path: str
@@ -43,7 +43,7 @@ class Portrait:
 
 @dataclass(frozen=True)
 class Joint:
-    """What a merge of `other` into `template` would do: tensors that join, or the reasons why it cannot be."""
+    """The outcome of merging `other` into `template`: the number of joined tensors, or why they cannot be merged."""
 
     template: str
     other: str
@@ -55,7 +55,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class AdapterPortrait:
-    """A LoRA adapter from its headers.
+    """A LoRA adapter as seen from its headers.
 
     files  what each weight file in its folder holds, in words
     size   in bytes
@@ -74,14 +74,14 @@ class AdapterPortrait:
 
 @dataclass(frozen=True)
 class Inspection(Table):
-    """What some models and adapters are, and for each ordered pair of models whether it can be merged."""
+    """Descriptions of models and adapters, and for each ordered pair of models whether they can be merged."""
 
     models: tuple[Portrait, ...]
     pairs: tuple[Joint, ...]
     adapters: tuple[AdapterPortrait, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each model; adapters are in `adapters`."""
+        """One row per model; adapters are in `adapters`."""
         return [
             {
                 "model": one.label,
@@ -103,7 +103,7 @@ def inspect(*sources: str, ignore: Sequence[str] = ()) -> Inspection:
     sources  folders, files or hub ids; BASE+ADAPTER is a checkpoint
     ignore   globs on names of tensors as stored, which are left out
 
-    raises Refused with everything that is wrong with them.
+    raises Refused with every problem found.
     """
     adapters, models = list[Adapter](), list[Model]()
     with collecting() as wrong:
@@ -198,7 +198,7 @@ def _joint(template: Model, other: Model) -> Joint:
 
 
 def _tensors(template: Model, other: Model, parts: frozenset[str] | None, misfits: Misfits) -> tuple[int, list[str]]:
-    """How many tensors join, and what is said of those that stay the template's; what does not fit is noted."""
+    """The number of tensors that join, and remarks on those that stay the template's; misfits are noted."""
     joined, kept = 0, list[str]()
     unread: Counter[str] = Counter()
     for name in template.tensors:
@@ -229,7 +229,7 @@ def _tensors(template: Model, other: Model, parts: frozenset[str] | None, misfit
 
 
 def _warnings(template: Model, other: Model, parts: frozenset[str] | None) -> Iterator[str]:
-    """What a merge of two models would be warned about."""
+    """The warnings that a merge of two models would give."""
     if template.generic != other.generic:
         return
     if parts is not None and "text" in parts:

@@ -1,4 +1,4 @@
-"""Does a merge of these models mean something? Contradictions of their configs, other lineages, averaged routers.
+"""Check whether a merge is meaningful: contradictory configs, different lineages, averaged routers.
 
 Tensors of equal names and shapes mean something else under another rotary base, other heads or another activation. A
 value that one config leaves out is unknown, and contradicts nothing, unless the class that the config names is known to
@@ -25,7 +25,7 @@ Config = Mapping[str, Any]
 
 
 def _plainly(*names: str) -> dict[str, tuple[str, ...]]:
-    """Values that every config calls by one name."""
+    """Values that every config stores under the same name."""
     return {name: (name,) for name in names}
 
 
@@ -97,11 +97,11 @@ COMPARED: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         **_plainly("activation_function", "max_source_positions", "n_window"),
     },
 }  # fmt: skip
-"""What is compared of each part: one name, then all that configs call it.
+"""The config values compared for each part: our name, then every key that configs use for it.
 
-All else is not, since the same weights mean the same whatever it is: how long a context may be, numbers of tokens,
-dtypes, caches, dropout and initialisation, versions and paths, how pictures are cut; or since shapes and names of
-tensors tell it already: widths, depth, numbers of experts.
+Other values are ignored. Either they do not change what the weights compute: context length, numbers of tokens,
+dtypes, caches, dropout and initialisation, versions and paths, image tiling; or the shapes and names of the
+tensors show them already: widths, depth, numbers of experts.
 """
 
 _ROPE: Final = (
@@ -109,16 +109,18 @@ _ROPE: Final = (
     "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "mrope_section", "mrope_interleaved",
     "alpha",
 )  # fmt: skip
-"""Members of a rotary scaling. `mrope_section` counts where both have one: text alone has one position for all."""
+"""Keys of a rotary scaling. `mrope_section` counts only if both configs have it: text uses one position for all
+sections.
+"""
 
 _NULL: Final = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "attention_chunk_size")
-"""Where null says that there is none, and not that nothing is said."""
+"""Keys for which null means "none" rather than "unspecified"."""
 
 _SAME: Final = {
     "swish": "silu", "mrope": "default", "su": "longrope", "gelu_python": "gelu", "gelu_new": "gelu_pytorch_tanh",
     "gelu_fast": "gelu_pytorch_tanh", "gelu_tanh": "gelu_pytorch_tanh",
 }  # fmt: skip
-"""Words of configs for the same thing."""
+"""Synonyms in configs."""
 
 _SQUARE: Final = ("patch_size", "image_size")
 _NESTED: Final = {"vision": ("vision_config",), "audio": ("audio_config",)}
@@ -127,7 +129,7 @@ _ROUTER: Final = re.compile(r".+\.((router|gate|shared_expert_gate)\..+|e_score_
 
 
 def differences(ours: Config, theirs: Config, part: str) -> dict[str, tuple[Any, Any]]:
-    """What two config.json contradict each other in, by name, each with the value of both, for one of `PARTS`."""
+    """The values on which two configs contradict each other, by name, each with both values, for one of `PARTS`."""
     one, other = (dict(_facts(config, part)) for config in (ours, theirs))
     found: dict[str, tuple[Any, Any]] = {}
     for name in one:
@@ -145,10 +147,10 @@ def differences(ours: Config, theirs: Config, part: str) -> dict[str, tuple[Any,
 def config_warnings(
     template: tuple[str, Config], models: Sequence[tuple[str, Config]], parts: Collection[str]
 ) -> Iterator[str]:
-    """A sentence for each part, and each set of models, that is not computed as the template's is.
+    """A sentence for each part and set of models whose config computes something else than the template's.
 
     template, models   labels, each with its config.json
-    parts              that are merged
+    parts              the merged parts
     """
     label, config = template
     for part in (part for part in PARTS if part in parts):
@@ -167,7 +169,7 @@ def config_warnings(
 
 
 def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
-    """A sentence for each lineage that text towers come from and the template's does not."""
+    """A sentence for each text-tower lineage that differs from the template's."""
     ours = template.tower.model_type
     others: dict[str, list[str]] = defaultdict(list)
     for model in models:
@@ -182,7 +184,7 @@ def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
 
 
 def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
-    """A sentence with globs for the routers of experts that are merged, if there are any.
+    """A sentence with globs for merged expert routers, if any.
 
     merged   canonical names of what is merged
     names    all canonical names of the template, where they are known: a gate is a router if experts are beside it
@@ -203,7 +205,7 @@ def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) 
 
 
 def _facts(config: Config, part: str) -> Iterator[tuple[str, Any]]:
-    """What a config says of a part, by the names of `COMPARED`, with what its class has for what it leaves out."""
+    """The values of a part by the names of `COMPARED`, with class defaults for those the config leaves out."""
     levels = _levels(config, part)
     kind = levels[0].get("model_type") if levels else None
     defaults = CLASS_DEFAULTS.get(str(kind), {})
@@ -229,7 +231,7 @@ def _facts(config: Config, part: str) -> Iterator[tuple[str, Any]]:
 
 
 def _levels(config: Config, part: str) -> list[Config]:
-    """Where a config says something of a part: the first that does counts."""
+    """The levels of a config that describe a part, highest precedence first."""
     if part == "text":
         return [text_config(config)]
     outer = [inner for key in ("thinker_config",) if isinstance(inner := config.get(key), Mapping)]
@@ -244,7 +246,7 @@ def _levels(config: Config, part: str) -> list[Config]:
 
 
 def _heads(found: Config, width: Any) -> dict[str, Any]:
-    """Numbers of heads, with those that follow from others where nothing is said."""
+    """Head counts that follow from other values if the config leaves them out."""
     heads, more = found.get("num_attention_heads"), dict[str, Any]()
     if not isinstance(heads, int) or heads <= 0:
         return more
@@ -256,7 +258,7 @@ def _heads(found: Config, width: Any) -> dict[str, Any]:
 
 
 def _rope(text: Config) -> dict[str, Any]:
-    """Rotary positions from the keys of transformers 4 and 5, which nests them, for some families by type of layer."""
+    """Rotary settings from the keys of transformers 4 and of 5, which nests them, in some families by layer type."""
     new, old = text.get("rope_parameters"), text.get("rope_scaling")
     said = new if isinstance(new, Mapping) else old if isinstance(old, Mapping) else {}
     kinds = {name: inner for name, inner in said.items() if isinstance(inner, Mapping)}
@@ -278,7 +280,7 @@ def _rope(text: Config) -> dict[str, Any]:
 
 
 def _windows(found: dict[str, Any], used: Any) -> None:
-    """Say that there is no window where layers do not use the one that is named."""
+    """Drop the sliding window if the layers do not use it."""
     types = found.get("layer_types")
     layers = types if isinstance(types, list) else []
     if used is False or (layers and all(kind == "full_attention" for kind in layers)):
@@ -288,7 +290,7 @@ def _windows(found: dict[str, Any], used: Any) -> None:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value in the one form that it is compared in."""
+    """Normalise a value for comparison."""
     if value is None or (name == "sliding_window" and value == 0):
         return _NONE
     if isinstance(value, int) and abs(value) > 1 << 53:
@@ -310,7 +312,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _word(value: Any) -> str:
-    """A value in a few characters."""
+    """Format a value in a few characters."""
     if isinstance(value, float):
         return f"{value:.10g}"
     if isinstance(value, list):

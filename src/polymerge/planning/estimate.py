@@ -1,4 +1,4 @@
-"""How much memory a merge will take: its buffers, which depend on the number of models and threads alone."""
+"""Estimate the memory of a merge: its buffers, which depend only on the number of models and threads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from polymerge.planning.plan import Plan
 __all__ = ["BLOCK", "TURNED", "default_threads", "memory_estimate"]
 
 BLOCK = 1 << 19
-"""Elements that are merged at a time: enough that a call costs little, few enough to stay in a core's cache."""
+"""Elements merged at a time: enough to make calls cheap, few enough to stay in a core's cache."""
 
 TURNED: Final = 4
-"""How many blocks are one where rows are columns of a file."""
+"""Factor by which blocks grow if rows are columns in a file."""
 
 _MOST_THREADS = 8
 _COPY_BUFFER = 4 << 20
@@ -24,13 +24,13 @@ _MATRICES = 4
 
 
 def default_threads() -> int:
-    """As many as there are processors to run on, up to the number that keeps memory small and disks busy."""
+    """The default number of threads: the available processors, capped to limit memory and disk load."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(available, _MOST_THREADS)
 
 
 def memory_estimate(plan: Plan, threads: int | None = None) -> int:
-    """Bytes of buffers while the plan runs, an upper bound: rows of blocks, bytes of files, candidates of cutoffs."""
+    """Upper bound on the bytes of buffers during a merge: blocks, file buffers and candidates for cutoffs."""
     threads = threads or default_threads()
     wide = any(step.dtype == "F64" for step in plan.steps if step.fate in ("merged", "folded"))
     rows = len(plan.models) + (plan.base is not None)

@@ -1,4 +1,4 @@
-"""Do the models fit the template, and a recipe its models? What does not, one error per kind and not per tensor."""
+"""Check that the models fit the template and the recipe fits its models; one error per kind, not per tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _FEW = 3
-"""Names that an error gives at most."""
+"""Maximum number of names in an error."""
 
 _LAYER = re.compile(r"(?<=\blayers\.)\d+(?=\.)|(?<=\bblocks\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
@@ -41,7 +41,7 @@ def layer_pattern(name: str) -> str:
 
 @dataclass
 class Misfits:
-    """Tensors that do not fit, gathered by pattern so that each kind is one problem."""
+    """Tensors that do not fit, grouped by pattern so that each kind is one problem."""
 
     missing: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     extra: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -98,13 +98,13 @@ class Misfits:
         self.shapes[model.label, layer_pattern(name)].append(text)
 
     def note_dtype(self, model: Model, name: str) -> None:
-        """Note that a tensor to merge has a dtype that arithmetic is not done in."""
+        """Note that a tensor to merge has a dtype without arithmetic."""
         dtype = model.entries[own_name(model.tensors[name])].dtype
         self.dtypes[model.label, dtype, layer_pattern(name)].append(name)
 
 
 def common_parts(models: Sequence[Model]) -> frozenset[str]:
-    """The parts that models can be merged in: all that they have in one family, the text tower alone across families.
+    """The parts that models can be merged in: all common parts within a family, only the text tower across families.
 
     Vision towers and projectors of different families are different networks even where some names agree.
     """
@@ -113,7 +113,7 @@ def common_parts(models: Sequence[Model]) -> frozenset[str]:
 
 
 def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits) -> None:
-    """Refuse what is wrong between two models as wholes: families, depth, width."""
+    """Refuse two models that cannot be merged at all: family, depth, width."""
     if template.generic != model.generic:
         stranger, other = (template, model) if template.generic else (model, template)
         if nearest(stranger.checkpoint.config) is not GENERIC:
@@ -150,7 +150,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
 
 
 def _nearly_known(stranger: Model, other: Model) -> RecipeError:
-    """The error for a model whose model type is that of a family, and whose class and tensors are not."""
+    """The error for a model whose model type belongs to a family but whose class and tensors do not."""
     config = stranger.checkpoint.config
     family = family_of(config, nearest(config).name)
     unknown = [name for name in stranger.stored if not family.explains([name])]
@@ -167,7 +167,7 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
 
 
 def misnamed(template: Model) -> Iterator[PolymergeError]:
-    """The error for a template whose config.json, which the output gets, names the class of another family."""
+    """The error for a template whose config.json, which the output inherits, names a class of another family."""
     if template.misnamed:
         yield RecipeError(
             f"template '{template.label}': its config.json, which the output gets, names {template.other}, and its "
@@ -177,7 +177,7 @@ def misnamed(template: Model) -> Iterator[PolymergeError]:
 
 
 def needed_all_the_same(template: Model, models: Sequence[Model]) -> Iterator[PolymergeError]:
-    """The error for tensors of the template that a recipe ignores and the output would not load without.
+    """The error for ignored tensors of the template without which the output would not load.
 
     A tensor that a rule explains is needed unless a model with that part of the family has none, or its layer is beyond
     those that the config counts.
@@ -214,7 +214,7 @@ def _count(found: list[str]) -> str:
 def unmatched(
     recipe: Recipe, choices: Sequence[Choice], template: Model, readers: Sequence[Model]
 ) -> Iterator[RecipeError]:
-    """An error for each glob of a recipe that matches no tensor, and for layers beyond the template's."""
+    """An error for each glob of a recipe that matches no tensor, and for layers beyond the template's depth."""
     models = (template, *readers)
     every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
     said = [("exclude", glob) for glob in recipe.exclude]

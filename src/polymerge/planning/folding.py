@@ -1,6 +1,6 @@
-"""Fold an adapter into its base: the two are one model, whose tensors are read with the adapter's changes in them.
+"""Fold an adapter into its base: the result is one model whose tensors are read with the adapter's changes applied.
 
-To fold alone is a merge of that one model, in which everything is kept.
+Folding alone is a merge of that single model with the method `copy`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from polymerge.planning.model import VOCABULARY, Model, Ties
 __all__ = ["fold_recipe", "folded"]
 
 _TASK_HEADS: Final = ("score", "classifier", "qa_outputs", "v_head", "value_head", "reward_head", "regression_head")
-"""What classes for other tasks than language call their heads."""
+"""Names of heads in classes for tasks other than language modelling."""
 
 _BENEATH: Final = ".base_layer.weight"
-"""How the names end of weights that PEFT adds to, and saves of an embedding or a head; biases there are trained."""
+"""Suffix of the original weights that PEFT stores for an adapted embedding or head; biases there are trained."""
 
 
 def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> dict[str, Any]:
@@ -56,12 +56,12 @@ def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> d
 
 
 def folded(base: Model, adapter: Adapter) -> Model:
-    """The model that a base and its adapter are together.
+    """Combine a base and its adapter into one model.
 
     Where a base stores one tensor as head and embedding, and the adapter parts the two as PEFT loads it, the one that
     is not stored is read under the name that it has in the base's layout.
 
-    refuses what the adapter names and the base does not have, or has in another shape or in a dtype that cannot be
+    refuses parameters of the adapter that the base lacks, or has in another shape or in a dtype that cannot be
     added to; only the rows of the vocabulary may become more or fewer, where the adapter has all of them.
     """
     found, left_out = _changes(Parameters(base), adapter)
@@ -83,10 +83,10 @@ def folded(base: Model, adapter: Adapter) -> Model:
 
 
 def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr], dict[str, str]]:
-    """What an adapter makes of its base.
+    """The changes that an adapter makes to its base.
 
-    returns   for each tensor of the base that it changes, by its own name, what that is read as; and the names of
-              tensors of the adapter that nothing comes of, each with the reason
+    returns   the expression for each changed tensor of the base, by its own name; and the names of unused tensors of
+              the adapter, each with the reason
     """
     reading = parameters.reading(adapter)
     joining = _Joining(parameters, adapter, reading)
@@ -148,7 +148,7 @@ def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr],
 
 
 class _Joining:
-    """Puts what an adapter changes where it belongs, and notes what has no place or does not fit."""
+    """Applies an adapter's changes to the base's tensors, and notes those that have no place or do not fit."""
 
     def __init__(self, parameters: Parameters, adapter: Adapter, reading: Reading) -> None:
         self.parameters, self.adapter, self.reading = parameters, adapter, reading
@@ -159,7 +159,7 @@ class _Joining:
         self._wrong: dict[tuple[str, Shape, Shape], list[tuple[str, Place, Shape, Shape]]] = {}
 
     def own(self, parameter: str) -> Place | None:
-        """Where a parameter lies in the base; what has no place is noted, another dtype refused."""
+        """Locate a parameter in the base; missing parameters are noted, unsuitable dtypes refused."""
         place = self.parameters.place(parameter, self.reading)
         if self.kept_tied and self.ties and place == ((self.ties.virtual, ()),):
             return None  # the same numbers as those of the other one, which PEFT wrote twice
@@ -175,29 +175,29 @@ class _Joining:
         return place
 
     def tied_with(self, place: Place | None) -> tuple[Place, ...]:
-        """All places that are one tensor with this one in the base, itself among them."""
+        """All places that share one tensor with this one in the base, itself included."""
         ties = self.ties
         both = (((ties.embedding, ()),), ((ties.head, ()),)) if ties and ties.virtual else ()
         return both if place in both else (place,) if place else ()
 
     def apart(self) -> set[str]:
-        """The full weights that are of one of a tied pair alone: PEFT's copies, and two that lie beside its files."""
+        """The full weights of only one half of a tied pair: PEFT's copies, and two in files beside PEFT's."""
         adapter, place = self.adapter, self.parameters.place
         beside = [name for name, entry in adapter.extras.items() if entry.file in adapter.beside]
         tied = {name for name in beside if len(self.tied_with(place(name, self.reading))) == 2}
         return {name for name in adapter.extras if adapter.saved_apart(name)} | (tied if len(tied) == 2 else set())
 
     def now(self, place: Place) -> Expr:
-        """What lies at a place, with the changes so far."""
+        """The expression at a place, with the changes so far."""
         blocks = tuple(self._state.get(block, self.parameters.read(block)) for block in place)
         return blocks[0] if len(blocks) == 1 else Concat(blocks)
 
     def shape(self, place: Place) -> Shape:
-        """The shape of what lies there."""
+        """The shape of the tensor at a place."""
         return shape_of(self.now(place), self.base.shapes)
 
     def put(self, place: Place, expr: Expr) -> None:
-        """Replace what lies at a place."""
+        """Replace the expression at a place."""
         first = 0
         for block in place:
             height = shape_of(self.parameters.read(block), self.base.shapes)[0]
@@ -211,7 +211,7 @@ class _Joining:
             self.put(place, Adapted(self.now(place), None, ADAPTER + pair.bias.name, pair.scaling))
 
     def fits(self, place: Place, shape: Shape, what: str, resizing: bool = False) -> bool:
-        """Whether a change of this shape can be made; `resizing` one may have other rows where they are tokens."""
+        """Return whether a change of this shape fits; with `resizing`, the number of vocabulary rows may differ."""
         have = self.shape(place)
         if have == shape or (resizing and self._of_tokens(place) and have[1:] == shape[1:]):
             return True
@@ -220,18 +220,18 @@ class _Joining:
         return False
 
     def _of_tokens(self, place: Place) -> bool:
-        """Whether the rows of a place are the vocabulary."""
+        """Return whether the rows of a place are the vocabulary."""
         ((name, _), *more) = place
         return not more and any(canonical in VOCABULARY for canonical, _ in self.parameters.layout[name])
 
     def _of_projector(self, place: Place) -> bool:
-        """Whether a place is in the projector."""
+        """Return whether a place is in the projector."""
         return any(
             canonical.startswith("projector.") for name, _ in place for canonical, _ in self.parameters.layout[name]
         )
 
     def misshapen(self) -> Iterable[PolymergeError]:
-        """An error for each kind of change that does not fit; layers that are alike share one."""
+        """An error for each kind of change that does not fit; similar layers share one."""
         for found in self._wrong.values():
             what, place, shape, have = found[0]
             names = " with ".join(dict.fromkeys(name for name, _ in place))
@@ -252,7 +252,7 @@ class _Joining:
             )
 
     def found(self) -> dict[str, Expr]:
-        """What each tensor on disk becomes."""
+        """The new expression of each changed tensor on disk."""
         found: dict[str, Expr] = {}
         for own in dict.fromkeys(name for name, _ in self._state):
             whole = self._state.get((own, ()), Read(own))
@@ -274,9 +274,9 @@ class _Joining:
 
 
 def _part(ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
-    """Decide what becomes of the one of a tied pair that the base does not store.
+    """Decide the fate of the half of a tied pair that the base does not store.
 
-    Nothing where they stay one: the adapter says so, or makes the same of both.
+    It stays tied if the adapter says so or changes both alike.
     """
     before = Read(ties.stored)
     other = found.pop(ties.virtual, before)
@@ -285,7 +285,7 @@ def _part(ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
 
 
 def _parted(ties: Ties | None, found: Mapping[str, Expr], adapter: Adapter) -> bool:
-    """Whether an adapter makes two tensors of a head and an embedding that its base's config ties."""
+    """Return whether an adapter unties a head and an embedding that its base's config ties."""
     if ties is None or ties.virtual:
         return ties is not None and ties.virtual in found
     one = found.get(ties.embedding, Read(ties.embedding))
@@ -296,7 +296,7 @@ def _parted(ties: Ties | None, found: Mapping[str, Expr], adapter: Adapter) -> b
 
 
 def _begins(block: Block) -> list[int]:
-    """Where each range of a block begins when they are stacked."""
+    """The start of each range of a block when its ranges are stacked."""
     heights = [stop - start for start, stop in block[1]]
     return [sum(heights[:place]) for place in range(len(heights))]
 
@@ -306,7 +306,7 @@ def _instead(own: str, whole: Expr) -> Callable[[str], Expr]:
 
 
 def _with_rows(expr: Expr, total: int, indices: tuple[int, ...], rows: str) -> Expr:
-    """An embedding in which the rows at `indices` are those of tensor `rows`, in that order."""
+    """An embedding whose rows at `indices` are replaced by the rows of tensor `rows`, in that order."""
     blocks: list[Expr] = []
     end = 0
     for index, place in sorted((index, place) for place, index in enumerate(indices)):

@@ -1,4 +1,4 @@
-"""Open what a recipe names: each checkpoint once, its headers checked, its tensor names in canonical form."""
+"""Open the models that a recipe names: each checkpoint once, headers checked, tensor names in canonical form."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ __all__ = [
 class Models:
     """The inputs of a recipe by their roles.
 
-    merged  the models that are merged, in the recipe's order
-    own     the place in the recipe of each of them
+    merged  the models to merge, in the recipe's order
+    own     the index of each of them in the recipe
     """
 
     template: Model
@@ -58,7 +58,7 @@ class Models:
 
 
 def labels_of(sources: Iterable[str]) -> dict[str, str]:
-    """A short name for each source: the last part of its path, or as many as it takes to tell them apart."""
+    """A short label for each source: the shortest path suffix that makes all of them distinct."""
     paths = {source: _parts(source) for source in sources}
     deepest = max(map(len, paths.values()), default=1)
     for length in range(1, deepest + 1):
@@ -69,16 +69,16 @@ def labels_of(sources: Iterable[str]) -> dict[str, str]:
 
 
 def sources_of(recipe: Recipe) -> tuple[str, ...]:
-    """Everything that a recipe names, each once."""
+    """Every source that a recipe names, each once."""
     named = [entry.model for entry in recipe.models]
     named += [name for name in (recipe.template, recipe.base_model) if name is not None]
     return tuple(dict.fromkeys(named))
 
 
 def open_models(recipe: Recipe, held: Mapping[str, Checkpoint]) -> Models | None:
-    """Open every checkpoint that the recipe names; None where one cannot be opened, which is refused.
+    """Open every checkpoint that the recipe names; return None if one cannot be opened, which is refused.
 
-    held  those that are open already, by what the recipe calls them
+    held  checkpoints that are already open, by their source in the recipe
     """
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
@@ -96,22 +96,22 @@ def open_models(recipe: Recipe, held: Mapping[str, Checkpoint]) -> Models | None
 
 
 def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
-    """The places of models that are base_model; by name alone where the models could not be opened."""
+    """Indices of the models that are base_model; by source alone if the models could not be opened."""
     if models is None:
         return tuple(place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model)
     return tuple(place for place, model in enumerate(models.merged) if model is models.base)
 
 
 def open_each(sources: Sequence[str], ignore: Sequence[str] = ()) -> list[Model]:
-    """Open checkpoints that stand in no recipe, without the tensors that the globs `ignore` match.
+    """Open checkpoints without a recipe, leaving out the tensors that the globs `ignore` match.
 
-    refuses what is wrong with them; those that cannot be opened are left out.
+    Problems are refused; checkpoints that cannot be opened are left out.
     """
     return list(_open_all(sources, {}, _Ignored(ignore), {}).values())
 
 
 class _Ignored:
-    """Globs on names as stored: what is left out of all inputs, or of one model."""
+    """Globs on stored names that are left out of all inputs, or of one model."""
 
     def __init__(self, general: Sequence[str], models: Iterable[ModelEntry] = ()) -> None:
         self.general = tuple(general)
@@ -119,7 +119,7 @@ class _Ignored:
         self._names: dict[str, frozenset[str]] = {}
 
     def of(self, source: str, names: Collection[str]) -> set[str]:
-        """Those of a source's names that are left out."""
+        """The names of a source that are left out."""
         globs = (*self.general, *self.own.get(source, ()))
         if not globs:
             return set()
@@ -129,7 +129,7 @@ class _Ignored:
         return {name for name in names if _matched(name, globs) or _matched(plain[name], globs)}
 
     def problems(self) -> Iterator[RecipeError]:
-        """The globs that match no name where they should."""
+        """An error for each glob that matches no name."""
         every = frozenset[str]().union(*self._names.values())
         said = [("ignore", glob, every) for glob in self.general]
         said += [
@@ -158,7 +158,7 @@ def _open_all(
     ignored: _Ignored,
     held: Mapping[str, Checkpoint],
 ) -> dict[str, Model]:
-    """Each source that can be opened; two names of one place give one model."""
+    """Open each source; two sources with the same location share one model."""
     labels = labels_of(sources)
     by_path: dict[tuple[Path, Path | None], Model] = {}
     opened: dict[str, Model] = {}
@@ -177,7 +177,7 @@ def _open_all(
 
 
 def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, ignored: _Ignored) -> Model:
-    """One input, from its headers, with the changes of its adapter; raises where nothing more can be said of it."""
+    """Build one input from its headers, with its adapter's changes; raises if later checks would be meaningless."""
     where, source = f"'{label}' ({path})", checkpoint.source
     dtypes = {name: entry.dtype for name, entry in stored_in(checkpoint).items()}
     if (why := why_quantized(checkpoint.config, dtypes)) is not None:
@@ -213,14 +213,16 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
 
 
 def _opened(source: str, path: Path, adapter: Path | None, label: str) -> Checkpoint:
-    """The checkpoint at a path, with its adapter; raises RecipeError for GGUF."""
+    """Open the checkpoint at a path, with its adapter; raises RecipeError for GGUF."""
     if gguf := _gguf_in(path):
         raise RecipeError(f"'{label}' ({gguf}) {why_quantized({'quantization_config': {'quant_method': 'gguf'}}, {})}")
     return open_checkpoint(source, path) if adapter is None else open_joined(source, path, adapter)
 
 
 def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[str, tuple[int, ...]]) -> NameMap:
-    """Where the canonical tensors of a checkpoint lie; raises where so much is unknown that the rest means nothing."""
+    """Locate the canonical tensors of a checkpoint; raises if too many names are unknown for later checks to make
+    sense.
+    """
     names = map_names(table, shapes, where, splits(checkpoint.config), shapes)
     another = 2 * len(names.unknown) > len(shapes)  # another model: nothing else that is said of it would be true
     partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
@@ -240,7 +242,7 @@ def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[s
 
 
 def _ties(said: bool | None, family: Family, tensors: Mapping[str, Expr]) -> Ties | None:
-    """Head and embedding of a checkpoint, where its config (`said`) ties them or only one of the two is stored."""
+    """Head and embedding of a checkpoint if its config ties them (`said`) or only one of the two is stored."""
     embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
     if said is False or (embedding is None and head is None):
         return None
@@ -255,9 +257,9 @@ def _ties(said: bool | None, family: Family, tensors: Mapping[str, Expr]) -> Tie
 
 
 def _beside(family: Family, own: str, canonical: str) -> str:
-    """The name of `canonical` in the layout in which another tensor is called `own`: that of the nearest rule.
+    """The name of `canonical` in the layout that calls another tensor `own`: that of the nearest rule.
 
-    Tables list a layout's embedding, its layers and its head in this order, one layout after the other.
+    Tables list each layout's embedding, layers and head in this order, one layout after another.
     """
     names = [rule.pattern for rule in family.rules]
     wanted = [
@@ -271,9 +273,9 @@ def _beside(family: Family, own: str, canonical: str) -> str:
 
 
 def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family: Family, known: bool) -> None:
-    """Refuse what was saved too early: LoRA that is not merged in, or shards that were not gathered.
+    """Refuse checkpoints that were saved too early: unmerged LoRA, or ZeRO-3 shards that were not gathered.
 
-    known  whether the model's family is known, and so has no such modules of its own
+    known  whether the model's family is known, and so has no modules of this kind
     """
     lora = [name for name in shapes if known and is_lora(name)]
     if lora:
@@ -293,12 +295,12 @@ def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family
 
 
 def _adapters_own(checkpoint: Checkpoint) -> list[str]:
-    """The names of the tensors of a checkpoint's adapter, as its files have them."""
+    """The tensor names of a checkpoint's adapter, as stored."""
     return [entry.name for entry in checkpoint.adapter.entries] if checkpoint.adapter else []
 
 
 def _without(adapter: Adapter, names: Collection[str]) -> Adapter:
-    """An adapter without some of its tensors; a module loses both factors if one of them is named."""
+    """An adapter without the named tensors; a module loses both factors if either is named."""
     pairs = {
         module: pair
         for module, pair in adapter.pairs.items()
@@ -310,7 +312,7 @@ def _without(adapter: Adapter, names: Collection[str]) -> Adapter:
 
 
 def _gguf_in(path: Path) -> Path | None:
-    """The GGUF file at a path, or the first in a folder without weights that can be read; None if there is none."""
+    """The GGUF file at a path, or the first in a folder without other weights; None if there is none."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
     except OSError:
@@ -321,10 +323,10 @@ def _gguf_in(path: Path) -> Path | None:
 
 
 def _default_template(recipe: Recipe, merged: Sequence[Model], base: Model | None) -> Model:
-    """The template of a recipe that names none.
+    """The template of a recipe that does not name one.
 
-    As in mergekit it is base_model, where the recipe reads that: for deltas, or as one of the models. But the first
-    multimodal one comes before all others, since no language model has a place for the rest of it.
+    As in mergekit it is base_model if the recipe reads it: for deltas, or as one of the models. But the first
+    multimodal model comes before all others, since no language model has a place for its other parts.
     """
     candidates = list(merged)
     if base is not None and (METHODS[recipe.merge_method].on == "deltas" or base in merged):

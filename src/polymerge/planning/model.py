@@ -1,4 +1,4 @@
-"""An opened input of a plan: its headers, its family, and where each canonical tensor lies in it."""
+"""An opened input of a plan: its headers, its family, and the location of each canonical tensor."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VOCABULARY: Final = frozenset({EMBEDDING, HEAD, "text.lm_head.bias"})
 class Ties:
     """A head and an embedding that a config ties, by a model's own names.
 
-    virtual  the one that is not stored, whose name is that of the same layout; it is then the other one. Empty where
+    virtual  the one that is not stored, by its name in the same layout; it shares the other's storage. Empty if
              both are stored
     """
 
@@ -52,7 +52,7 @@ class Ties:
 
     @property
     def stored(self) -> str:
-        """The one that stands for the virtual one as well."""
+        """The stored one, which also stands for the virtual one."""
         return self.embedding if self.virtual == self.head else self.head
 
 
@@ -62,15 +62,15 @@ class Model:
 
     tensors  canonical name -> expression over its own names
     layout   own name -> the canonical names that it holds, each with its rows
-    views    own name -> what those are the rows of, where that is not the tensor as it lies
+    views    own name -> the view that those rows refer to, if it is not the tensor as stored
     buffers  own names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
     adapted  own names of the tensors that its adapter changes, if it has one -> what they become
-    parted   whether its adapter makes two tensors of the head and the embedding that its base's config ties
+    parted   whether its adapter unties the head and the embedding that its base's config ties
     ignored  own names that the recipe leaves out; no rule has to explain them
-    wrappers what is taken off the names as stored; its own names are without
-    other    what its config.json names instead of a class of its family; empty where it names one
-    ties     its head and embedding, where its config ties them or only one of them is stored
+    wrappers prefixes stripped from the names as stored; own names do not have them
+    other    the class that its config.json names, if it is not one of its family; otherwise empty
+    ties     its head and embedding, if its config ties them or only one of them is stored
     """
 
     label: str
@@ -91,12 +91,12 @@ class Model:
 
     @property
     def entries(self) -> Mapping[str, TensorInfo]:
-        """Its tensors by their own names, and those of its adapter."""
+        """Its tensors by their own names, including those of its adapter."""
         return self.checkpoint.entries
 
     @cached_property
     def stored(self) -> Mapping[str, TensorInfo]:
-        """Its tensors by their own names, without those of its adapter and what is ignored."""
+        """Its tensors by their own names, without those of its adapter and those that are ignored."""
         return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in self.ignored}
 
     @cached_property
@@ -106,7 +106,7 @@ class Model:
 
     @property
     def misnamed(self) -> bool:
-        """Whether its config.json names a class that is known not to have such tensors, and so cannot load them."""
+        """Whether its config.json names a class that cannot load its tensors."""
         named = family_of(self.checkpoint.config)
         return bool(
             self.other and named != GENERIC and not (named.explains(self.stored) and named.has_mark(self.stored))
@@ -114,35 +114,35 @@ class Model:
 
     @property
     def generic(self) -> bool:
-        """Whether its family is not known, so that names have to be equal."""
+        """Whether its family is unknown, so that tensors are joined by identical names."""
         return self.family.name == GENERIC.name
 
     @property
     def parts(self) -> frozenset[str]:
-        """The parts it has tensors of; none for a generic model."""
+        """The parts that it has tensors of; empty for a generic model."""
         return frozenset() if self.generic else frozenset(map(part_of, self.tensors))
 
     @property
     def multimodal(self) -> bool:
-        """Whether it has more than a text tower, as far as its family tells."""
+        """Whether it has parts other than a text tower, as far as its family tells."""
         return bool(self.parts - {"text"})
 
     @property
     def depth(self) -> int:
-        """How many layers its text tower has, counted in its tensors."""
+        """The number of layers of its text tower, counted in its tensors."""
         return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
 
     @property
     def config_ties(self) -> bool:
-        """Whether its config ties the head to the embedding, whatever is stored."""
+        """Whether its config ties the head to the embedding, regardless of what is stored."""
         return self.tower.ties_head is True
 
     @property
     def ties_head(self) -> bool:
-        """Whether the head is the embedding: one of them is not stored, or both are one storage of a torch file.
+        """Whether head and embedding are one tensor: only one is stored, or both share storage in a torch file.
 
-        A head that is stored beside the embedding is one of its own, whatever the config says: transformers 5 ties the
-        two only if all their numbers are equal.
+        A head that is stored beside the embedding is independent, whatever the config says: transformers 5 ties the
+        two only if all their values are equal.
         """
         if self.borrowed & {HEAD, EMBEDDING}:
             return True
@@ -154,15 +154,15 @@ class Model:
 
     @property
     def parted_name(self) -> str:
-        """The name of the head or embedding that its adapter unties; empty where there is none."""
+        """The name of the head or embedding that its adapter unties; empty if there is none."""
         return next((name for name in self.layout if name not in self.stored), "")
 
     def find(self, canonical: str) -> str | None:
-        """Its canonical name for what the template calls `canonical`: the same, or the branch that stands in for it."""
+        """Its canonical name for the template's `canonical`: the same name, or the branch that substitutes for it."""
         return counterpart(canonical, self.tensors)
 
     def held(self, own: str) -> tuple[str, ...]:
-        """The canonical names that a tensor holds, by its own name; for one of its adapter, those that it changes."""
+        """The canonical names in a tensor, by its own name; for a tensor of its adapter, those that it changes."""
         changed = (
             [own] if own in self.layout else [name for name, expr in self.adapted.items() if own in names_read(expr)]
         )
@@ -170,18 +170,18 @@ class Model:
 
     @cached_property
     def joint(self) -> Mapping[str, str]:
-        """Its own names by what they hold: see `Family.joint`."""
+        """Canonical content -> own name: see `Family.joint`."""
         return self.family.by_joint(self.layout)
 
     def expr_of(self, joint: str) -> Expr | None:
-        """How to read the tensor with this canonical name, or several joined: see `Family.joint`."""
+        """The expression that reads the tensor with this canonical name, or several joined: see `Family.joint`."""
         if (found := self.find(joint)) is not None:
             return self.tensors[found]
         own = self.joint.get(joint)
         return None if own is None else self.adapted.get(own, Read(own))
 
     def shape(self, canonical: str) -> tuple[int, ...]:
-        """Shape of a canonical tensor."""
+        """The shape of a canonical tensor."""
         return shape_of(self.tensors[canonical], self.shapes)
 
     @cached_property
@@ -191,11 +191,11 @@ class Model:
 
     @cached_property
     def unread(self) -> frozenset[str]:
-        """The canonical names of what the recipe ignores, as far as rules explain it."""
+        """The canonical names of ignored tensors, as far as rules explain them."""
         return frozenset(canonical for name in self.ignored for canonical in self.family.canonical(name))
 
     def remarks(self) -> Iterator[str]:
-        """Sentences on what was read in another way than its config or its names say."""
+        """Sentences on tensors that were read differently from what config or names say."""
         if self.wrappers:
             around = list(dict.fromkeys(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers))
             are = "are" if around[1:] else "is"
@@ -219,7 +219,7 @@ class Model:
             yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
 
     def summary(self) -> Input:
-        """What a plan records of it."""
+        """The plan's record of this input."""
         return Input(
             label=self.label,
             source=self.checkpoint.source,
@@ -262,5 +262,5 @@ def part_of(canonical: str) -> str:
 
 
 def own_name(expr: Expr) -> str:
-    """The tensor that an expression reads first, by its own name."""
+    """The first tensor that an expression reads, by its own name."""
     return names_read(expr)[0]

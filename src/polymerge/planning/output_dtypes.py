@@ -1,10 +1,10 @@
-"""In which dtypes the tensors of a plan are stored, and in which one the output's config.json has them loaded.
+"""The storage dtypes of an output, and the dtype that its config.json names for loading.
 
-The dtype of each tensor is decided before, with its step: the recipe's `dtype` where it is merged and that is said,
-else the template's (`planner`, and `adapter_steps` for adapters). Here is what follows from them for the whole output.
-A folder is loaded in the one dtype that its config names, whatever its tensors are stored in. So the config has to
-name one that holds what was written; and what a template itself has rounded whenever it is loaded, such as the norms of
-a bfloat16 checkpoint that are stored as float32, stays as it is.
+The dtype of each tensor is decided before, with its step: the recipe's `dtype` where the tensor is merged, else the
+template's (`planner`, and `adapter_steps` for adapters). Here is what follows for the whole output. A folder is loaded
+in the single dtype that its config names, whatever its tensors are stored in. So the config must name one that holds
+what was written; but tensors that the template's own config rounds on loading, such as the norms of a bfloat16
+checkpoint that are stored as float32, stay as they are.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _ALONE: Final = " where the model is merged alone (merge_method: linear, weight:
 
 @dataclass(frozen=True)
 class Stored:
-    """The dtypes of an output, by their safetensors names; integers are left out.
+    """The dtypes of an output, by their safetensors names; integers are excluded.
 
-    tensors  how many tensors are stored in each, in the order of their elements
+    tensors  the number of tensors stored in each, ordered by number of elements
     loaded   the narrowest dtype that loses nothing of what was written
-    needed   the dtypes that it has to hold
-    rounded  tensors, by name, that are no part of that: the template's own config rounds them
-    asked    whether the recipe asks for a dtype
-    mixed    whether there are several of them because this merge writes another dtype than the template's
-    merged   whether any of it is merged, so that a dtype that is asked has an effect
+    needed   the dtypes that `loaded` has to hold
+    rounded  names of the tensors excluded from that: the template's own config rounds them
+    asked    whether the recipe sets a dtype
+    mixed    whether there are several dtypes because this merge writes one that differs from the template's
+    merged   whether any tensor is merged, so that setting a dtype has an effect
     """
 
     tensors: Mapping[str, int]
@@ -49,13 +49,13 @@ class Stored:
     merged: bool = True
 
     def named(self, code: str) -> str:
-        """The dtype that replaces `code` in a config: the same, unless it loses something or another was asked."""
+        """The dtype that replaces `code` in a config: the same unless it loses precision or the recipe sets another."""
         if self.loaded is not None and (self.asked or not all(holds(code, other) for other in self.needed)):
             return self.loaded
         return code
 
     def loaded_in(self, config: Mapping[str, Any]) -> str:
-        """The dtype that the output is loaded in by default; auto where that is the first tensor's.
+        """The dtype that the output is loaded in by default; auto if that is the first tensor's.
 
         config  the template's
         """
@@ -64,9 +64,9 @@ class Stored:
         return "auto" if code is None else dtype_name(code)
 
     def written_in(self, text: str) -> str:
-        """The text of a config.json with its dtypes, nested ones too, as `named` says; nothing else of it changes.
+        """Rewrite the dtypes in the text of a config.json, nested ones too, with `named`; all else is unchanged.
 
-        A config that says none has its model loaded in the dtype of the first tensor, so a mixture has it said.
+        A model whose config names no dtype is loaded in the dtype of its first tensor; mixed dtypes are thus stated.
         """
         made, end = [], 0
         if self.mixed and self.loaded is not None and not any(key in json.loads(text) for key in CONFIG_DTYPES):
@@ -81,7 +81,7 @@ class Stored:
         return "".join([*made, text[end:]])
 
     def warnings(self, config: Mapping[str, Any], template: str) -> Iterator[str]:
-        """Sentences on mixed dtypes, a config that does not fit its own tensors, a dtype without effect."""
+        """Sentences on mixed dtypes, a config that contradicts its tensors, a dtype without effect."""
         own = config_dtype(config)
         if self.mixed and self.loaded is not None:
             held = " and ".join(f"{dtype_name(code)} ({count})" for code, count in self.tensors.items())
@@ -136,7 +136,7 @@ def stored_dtypes(steps: Sequence[Step], config: Mapping[str, Any], asked: bool)
 
 
 def _dtypes_in(text: str) -> Iterator[tuple[int, int, str]]:
-    """Where a config's text names a dtype (start and stop, in characters), and which one."""
+    """The spans (start and stop, in characters) at which a config's text names a dtype, and the dtype."""
     for (*parts, key), start, stop in strings_at(text):
         if key in CONFIG_DTYPES and QUANTIZATION not in parts:
             code = dtype_code(json.loads(text[start:stop]).removeprefix("torch."))

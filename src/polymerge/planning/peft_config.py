@@ -1,4 +1,4 @@
-"""What the output's adapter_config.json has to say so that PEFT loads the merged factors as they are meant."""
+"""The output's adapter_config.json, from which PEFT loads the merged factors with the intended scaling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["alpha_of", "base_said", "foreign_names", "output_config"]
 
 
 def alpha_of(scaling: float, rank: int) -> float | None:
-    """The alpha for which PEFT's alpha / rank is exactly `scaling`, a whole number where that is one; or None."""
+    """The alpha for which PEFT's alpha / rank is exactly `scaling`, as an int if possible; None if there is none."""
     product = scaling * rank
     for alpha in (round(product), product, math.nextafter(product, 0), math.nextafter(product, math.inf)):
         if alpha / rank == scaling:
@@ -29,10 +29,10 @@ def alpha_of(scaling: float, rank: int) -> float | None:
 def output_config(
     template: Adapter, adapters: Sequence[Adapter], modules: Sequence[Step], full: Sequence[Step]
 ) -> dict[str, Any]:
-    """The template's config, with ranks, alphas, modules and saved modules as the output has them.
+    """The template's config, with the output's ranks, alphas, target modules and saved modules.
 
-    Where every module comes out with the template's own rank and scaling, the config is the template's but for what
-    other adapters bring along.
+    If every module has the template's rank and scaling, the config is the template's, except for what
+    other adapters add.
 
     modules, full  the steps of modules with factors, and those of full weights
     """
@@ -62,7 +62,7 @@ def output_config(
 
 
 def base_said(base: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """How a config like `config` names another base: PEFT wants the revision of a hub id apart from it."""
+    """The fields that name another base in a config like `config`: PEFT stores the revision of a hub id separately."""
     name, revision = split_revision(base)
     said = {"base_model_name_or_path": name}
     return said | ({"revision": revision} if revision or "revision" in config else {})
@@ -75,7 +75,9 @@ def foreign_names(
     key: Callable[[int, str], str],
     steps: Sequence[Step],
 ) -> Iterator[RecipeError]:
-    """Say which modules of the output would not have names of the template's layout, for no name is translated back."""
+    """An error for each module of the output that would not follow the template's naming: names are not translated
+    back.
+    """
     own = {key(template, f"{module}.weight"): module for module in adapters[template].pairs}
     for place, adapter in enumerate(adapters):
         named = ((own.get(key(place, f"{module}.weight")), module) for module in adapter.pairs)
@@ -91,12 +93,12 @@ def foreign_names(
 
 
 def _holds(module: str, full: Sequence[Step]) -> bool:
-    """Whether one of the full weights is of a module that ends in this name, or lies in it."""
+    """Return whether one of the full weights belongs to a module that ends in this name, or is inside it."""
     return any(f".{module}." in f".{step.name}" for step in full)
 
 
 def _ranks(factors: Mapping[str, Lora]) -> dict[str, Any]:
-    """Rank and alpha of the most, and patterns for the others."""
+    """The most common rank and alpha, and patterns for the others."""
     # where no alpha gives a copied module's scaling exactly, the nearest does, one rounding off
     exact = {module: alpha_of(lora.scaling, lora.rank) for module, lora in factors.items()}
     nearest = {module: lora.scaling * lora.rank for module, lora in factors.items()}
@@ -112,5 +114,5 @@ def _ranks(factors: Mapping[str, Lora]) -> dict[str, Any]:
 
 
 def _pattern(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that PEFT matches as regular expressions against the ends of names: only these names."""
+    """Keys that PEFT matches as regular expressions at the ends of names, matching only these names."""
     return {f"^{re.escape(module)}": value for module, value in values.items()}

@@ -45,10 +45,10 @@ Fate = Literal["merged", "folded", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
 
 Layout: TypeAlias = Literal["checkpoint", "peft", "llava"]
-"""How an output lies on disk: as a checkpoint for transformers, or as an adapter, in PEFT's files or in LLaVA's."""
+"""The layout of an output: a transformers checkpoint, or an adapter in PEFT's or in LLaVA's files."""
 
 PREFIX: Final = "base_model.model."
-"""What PEFT puts before the name of every parameter."""
+"""Prefix of every parameter name in PEFT's files."""
 
 FORMAT = 5
 
@@ -58,16 +58,16 @@ class Input:
     """One checkpoint or adapter that the merge reads.
 
     label        its short name in messages
-    source, path as the recipe has it, and the folder or file it was found in
-    adapter      the folder of the adapter that stands with it, if one does
-    family       name of the family its tensor names were read with
-    tensors, size  how many tensors it holds, and their bytes
+    source, path as in the recipe, and the folder or file that it was found in
+    adapter      the folder of its adapter, if it has one
+    family       the family whose table its tensor names were read with
+    tensors, size  the number of its tensors, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
-    files        of an adapter, what became of each weight file in its folder
-    wrappers     what is taken off their names as stored (see `checkpoints.names`); all other names here are without
-    kind         whether it is a checkpoint, be it with an adapter, or an adapter alone
-    opened       its headers as the plan was made from them, in the process that made it; of an adapter alone as well
-    stamps       of its files at that time
+    files        for an adapter, what each weight file in its folder was used for
+    wrappers     prefixes stripped from the names as stored (see `checkpoints.names`); all other names here lack them
+    kind         a checkpoint, with or without an adapter, or an adapter alone
+    opened       the headers that the plan was made from, in the process that made it; also for an adapter alone
+    stamps       the stamps of its files at that time
     """
 
     label: str
@@ -90,19 +90,19 @@ class Input:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of an output tensor that come from one place: merged by a setting, or copied.
+    """Rows of an output tensor with one origin: merged by one setting, or copied.
 
-    canonical  the name that joins the models' tensors, and that random draws are keyed by
+    canonical  the name that joins the models' tensors; random draws are keyed by it
     rows       blocks of rows of the output tensor, stacked in this order; ((0, 1),) for a tensor without dimensions.
-               Where its step has a view, they are rows of that
-    setting    which of the plan's settings merges it; None where the rows are the template's
-    reads      where each model's rows are, in the models' order; without a setting, what the rows are instead of the
+               If its step has a view, they are rows of the view
+    setting    the index of the plan's setting that merges it; None if the rows are the template's
+    reads      the expression for each model's rows, in the models' order; without a setting, what replaces the
                template's own bytes
-    inputs     the inputs that `reads` are of, where that is not every model in order
-    base       where the base's rows are, for methods on deltas
-    twin       the canonical tensor that this one may be a copy of: the embedding, for a head that is stored beside it
-               although the config ties the two. Random draws are keyed by that name, so that copies stay copies, and
-               what holds the same numbers counts once
+    inputs     the inputs that `reads` refer to, if not every model in order
+    base       the expression for the base's rows, for methods on deltas
+    twin       the canonical tensor that this one may duplicate: the embedding, for a head that is stored beside it
+               although the config ties the two. Random draws are keyed by that name, so duplicates stay equal, and
+               equal values are counted once
     """
 
     canonical: str
@@ -116,12 +116,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Lora:
-    """The factors of a module of an adapter, as the output stores them: a [rank, in] and b [out, rank].
+    """The factors of an adapter's module as the output stores them: a [rank, in] and b [out, rank].
 
-    scaling    what b a is multiplied by, as adapter_config.json says it
+    scaling    the multiplier of b a, as in adapter_config.json
     dtypes     of a and b
     bias       whether b has a bias, [out]
-    embedding  whether it is of an embedding, whose factors PEFT names in a way of their own
+    embedding  whether the module is an embedding, whose factors PEFT names differently
     """
 
     rank: int
@@ -133,19 +133,19 @@ class Lora:
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor of the output, under the template's name, and what becomes of it.
+    """One tensor of the output, under the template's name, and its fate.
 
-    Of an adapter also one module, by its name in the base; its only piece reads factors (`LowRank`), and its shape is
+    For an adapter, also one module, by its name in the base; its only piece reads factors (`LowRank`), and its shape is
     that of the update, [out, in].
 
-    name    the template's own; or, where its adapter parts a head from the embedding that it was tied to, the name that
-            the template's layout has for the one that it does not store
-    fate    merged (at least one piece is), folded (the template's, changed by its adapter), copied byte for byte, or
+    name    the template's own; or, if its adapter unties a head from its embedding, the name that
+            the template's layout has for the tensor that is not stored
+    fate    merged (at least one piece), folded (the template's, changed by its adapter), copied byte for byte, or
             tied (the same storage as tensor `same_as`)
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
-    reason  why it is not merged, or what a merged tensor's copied rows are
-    view    how pieces see it, where that is not as it lies
-    lora    the factors that a module is stored as
+    reason  why it is not merged, or which rows of a merged tensor are copied
+    view    the view that pieces refer to, if it is not the tensor as stored
+    lora    the factors of a module
     """
 
     name: str
@@ -162,7 +162,7 @@ class Step:
 
     @property
     def stored(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """What is written of it: the dtype and shape of each tensor by its name; nothing of what is tied."""
+        """The dtype and shape of each tensor written for this step, by name; empty for a tied tensor."""
         if self.fate == "tied":
             return {}
         if self.lora is None:
@@ -175,35 +175,35 @@ class Step:
 
     @property
     def transposed(self) -> bool:
-        """Whether what pieces see as a row is a column of a matrix in it."""
+        """Whether rows, as pieces see them, are columns of its matrices."""
         return self.view is not None and self.view.transposed
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of a row of it."""
+        """The shape of one row."""
         return shape_of(self.view or Read(self.name), {self.name: self.shape})[1:]
 
     def turns(self, piece: Piece) -> bool:
-        """Whether what is a row of a piece is a column in the file of an input, or of the output."""
+        """Return whether a piece's rows are columns in the file of an input or of the output."""
         return self.transposed or any(map(_transposed, (*piece.reads, piece.base)))
 
     def rows(self, ranges: Ranges) -> Expr:
-        """What the template has in some rows of it."""
+        """The expression for some of the template's rows."""
         return rows_of(self.view or Read(self.name), ranges)
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in the output."""
+        """Its size in the output, in bytes."""
         return sum(byte_count(*held) for held in self.stored.values())
 
 
 IGNORED: Final = "ignored by the recipe"
-"""The reason of what `ignore` leaves out."""
+"""The reason for tensors left out by `ignore`."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A tensor of an input that nothing of the output is made of, and why."""
+    """A tensor of an input that is not used for the output, and why."""
 
     input: int
     name: str
@@ -212,13 +212,13 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Companions:
-    """Files of one kind that lie beside the weights, which the output takes from another folder than the template's.
+    """Files of one kind beside the weights that the output takes from a folder other than the template's.
 
-    kind     what they are together: tokenizer, chat template, processor, generation config
-    folder   where they lie
-    files    their names in it
-    dropped  those of the template's files that stay behind, for they belong to what these stand for
-    why      in words
+    kind     tokenizer, chat template, processor or generation config
+    folder   the folder that they are in
+    files    their names
+    dropped  the template's files that these replace
+    why      the reason, as text
     """
 
     kind: str
@@ -230,21 +230,21 @@ class Companions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `merge` will do, tensor by tensor.
+    """What `merge` will do: the fate of every tensor.
 
     recipe     the recipe, as plain data
-    inputs     every checkpoint that is read; `template`, `models` and `base` are places in it
-    places     each model's place in the recipe's list, which random draws are keyed by
-    settings   the distinct methods with their parameters; pieces point into it
-    steps      one per tensor of the template, in its order; of adapters one per module that any of them has, then one
+    inputs     every checkpoint that is read; `template`, `models` and `base` are indices into it
+    places     each model's index in the recipe's list; random draws are keyed by it
+    settings   the distinct methods with their parameters; pieces index it
+    steps      one per tensor of the template, in its order; for adapters one per module that any of them has, then one
                per full weight, under the name that it is stored by
-    left_out   every tensor of an input that is not read for any step
-    warnings   what a person should know although nothing forbids it
-    beside     whose files the output has beside its weights: see `planning.companions.files_beside`
-    companions what lies beside the weights and is not the template's own, but its adapter's
-    unties     whether the template's config ties its head to its embedding, and that of the output must not
-    layout     how the output lies on disk
-    config     of an adapter, the output's adapter_config.json
+    left_out   every tensor of an input that no step reads
+    warnings   notes that do not prevent the merge
+    beside     the sources of the files beside the weights: see `planning.companions.files_beside`
+    companions files beside the weights that come from the template's adapter
+    unties     whether the template's config ties head and embedding and the output's must not
+    layout     the layout of the output on disk
+    config     for an adapter, the output's adapter_config.json
     """
 
     recipe: Mapping[str, Any]
@@ -267,12 +267,12 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes of all output tensors."""
+        """The total size of all output tensors, in bytes."""
         return sum(step.size for step in self.steps)
 
     @property
     def hash(self) -> str:
-        """sha256 of what the merge computes: the same on any machine and for any place where the inputs lie."""
+        """sha256 of what the merge computes: the same on any machine and wherever the inputs are stored."""
         data = self.to_json()
         del data["recipe"], data["warnings"], data["beside"], data["companions"], data["layout"]
         if self.config is None:
@@ -290,16 +290,16 @@ class Plan:
 
     @property
     def changes(self) -> bool:
-        """Whether any tensor of the output is another one than the template's."""
+        """Whether any tensor of the output differs from the template's."""
         return any(step.fate in ("merged", "folded") for step in self.steps)
 
     def counts(self) -> dict[str, int]:
-        """How many output tensors have each fate."""
+        """The number of output tensors per fate."""
         return {fate: sum(step.fate == fate for step in self.steps) for fate in FATES}
 
     @property
     def overwrites(self) -> tuple[Any, ...]:
-        """Rows whose numbers a live model replaces after the merge: none, but see `inference.live`."""
+        """Rows that a live model overwrites after the merge; always empty here, see `inference.live`."""
         return ()
 
     @property
@@ -308,14 +308,14 @@ class Plan:
         return self.layout != "checkpoint"
 
     def merged_pieces(self) -> Iterator[tuple[Step, Piece, Setting]]:
-        """Every piece that is merged, with its step and its setting, in the output's order."""
+        """Every merged piece with its step and its setting, in the output's order."""
         for step in self.steps:
             for piece in step.pieces:
                 if piece.setting is not None:
                     yield step, piece, self.settings[piece.setting]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON data; `make_plan` gives an equal plan back."""
+        """The plan as JSON data, from which `make_plan` restores an equal plan."""
         return {one.name: _plain(getattr(self, one.name)) for one in fields(Plan)}
 
 
@@ -332,7 +332,7 @@ def _transposed(expr: Expr | None) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A part of a plan as JSON data; what plays no part where plans are compared is no part of it."""
+    """Convert a part of a plan to JSON data; fields that do not take part in comparison are omitted."""
     if isinstance(value, Expr):
         return expr_to_json(value)
     if is_dataclass(value):

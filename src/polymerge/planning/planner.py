@@ -1,4 +1,4 @@
-"""Decide the fate of every tensor: recipe and headers in, plan out; nothing here reads a value."""
+"""Decide every tensor's fate: recipe and headers in, plan out; no values are read."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def make_plan(
 ) -> Plan:
     """Plan a merge from a recipe and the headers of the checkpoints, or adapters, that it names.
 
-    source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan, or one as JSON, which stays as it is
-    opened   checkpoints that are open already, by what the recipe calls them
+    source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan, also as JSON, which is returned as is
+    opened   checkpoints that are already open, by their source in the recipe
 
-    raises Refused with every problem of the recipe, of the models, and of how they fit together.
+    raises Refused with every problem of the recipe, of the models, and between them.
     """
     if isinstance(source, Plan):
         return source
@@ -59,7 +59,7 @@ def make_plan(
 
 
 def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> Plan | None:
-    """Plan a merge of checkpoints; None, with what is wrong refused, where there is nothing to plan with."""
+    """Plan a merge of checkpoints; return None, with the problems refused, if there is nothing to plan."""
     recipe = _with_base(recipe)
     models = open_models(recipe, opened)
     named = labels_of(sources_of(recipe))
@@ -77,7 +77,7 @@ def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> Plan 
 
 
 def _with_base(recipe: Recipe) -> Recipe:
-    """A recipe that names one model, of a method that takes two: base_model is the other one, as in mergekit."""
+    """Add base_model as the second model to a recipe that names one model for a two-model method, as in mergekit."""
     wanted, base = METHODS[recipe.merge_method].models, recipe.base_model
     if base is None or wanted != len(recipe.models) + 1 or base in [entry.model for entry in recipe.models]:
         return recipe
@@ -85,7 +85,7 @@ def _with_base(recipe: Recipe) -> Recipe:
 
 
 def _without_base(models: Models, choices: Sequence[Choice], base: Collection[int]) -> Models:
-    """Drop the base from models where it stands among them, as mergekit's recipes have it: its delta is zero."""
+    """Drop the base if it is listed among the models, as in mergekit's recipes: its delta is zero."""
     kinds = {METHODS[choice.setting.method].on for choice in choices}
     if "deltas" not in kinds or "weights" in kinds:
         return models
@@ -94,7 +94,7 @@ def _without_base(models: Models, choices: Sequence[Choice], base: Collection[in
 
 
 class _Planner:
-    """The state while a plan is made: what was decided, what does not fit, what was used."""
+    """The state of planning: decisions so far, misfits, and used tensors."""
 
     def __init__(self, recipe: Recipe, models: Models, choices: Sequence[Choice]) -> None:
         self.recipe, self.models, self.choices = recipe, models, choices
@@ -161,7 +161,7 @@ class _Planner:
         )
 
     def _companions(self) -> tuple[Companions, ...]:
-        """What the output takes from the folder of the template's adapter; said, and so is what cannot be read."""
+        """The files taken from the folder of the template's adapter, with warnings; unreadable files are refused."""
         with collecting():
             companions, said = adapter_companions(self.template.checkpoint)
             self.warnings += said
@@ -169,7 +169,7 @@ class _Planner:
         return ()
 
     def _parts(self) -> frozenset[str] | None:
-        """The parts that are merged; None where names have no parts because the family is not known."""
+        """The parts to merge; None if the family is unknown and names have no parts."""
         if self.template.generic:
             # among models of known families that is the problem, and told as such
             if self.recipe.parts is not None and all(model.generic for model in self.readers):
@@ -188,7 +188,7 @@ class _Planner:
         return frozenset(merged)
 
     def _step(self, name: str) -> Step:
-        """The fate of one tensor of the template, by its own name."""
+        """Decide the fate of one tensor of the template, by its own name."""
         entry = self.template.entries[name if name in self.template.stored else self._beside(name)]
         blocks = self.template.layout.get(name, ())
         if self.template.ties_head:  # one storage, whichever of its names is stored
@@ -222,12 +222,12 @@ class _Planner:
         return step("merged", reason, dtype=dtype, pieces=pieces)
 
     def _beside(self, name: str) -> str:
-        """The tensor that `name`, which its adapter parts from it, is one with in the template's files."""
+        """The stored tensor of the template that `name`, untied by its adapter, was tied to."""
         canonical = EMBEDDING if self.template.layout[name][0][0] == HEAD else HEAD
         return next(own for own, held in self.template.layout.items() if held == ((canonical, ()),))
 
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
-        """What becomes of one canonical tensor in the template: its pieces, and why where it is not merged."""
+        """The pieces of one canonical tensor of the template, and the reason if it is not merged."""
         choice = next(choice for choice in self.choices if choice.covers(canonical))
         readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
         reason = self._why_copied(canonical, choice)
@@ -242,9 +242,9 @@ class _Planner:
         return pieces, reason
 
     def _kept(self, canonical: str, rows: Ranges, of: Ranges | None = None) -> Piece:
-        """Rows of the output that are the template's: its bytes, or, where its adapter changes them, what they become.
+        """A piece that keeps the template's rows: its bytes, or the expression that its adapter changes them to.
 
-        of   which rows of the canonical tensor they are; all of them, unless it is said
+        of   the rows of the canonical tensor; all by default
         """
         expr = self.template.tensors.get(canonical)
         own = self.template.parted_name
@@ -254,7 +254,7 @@ class _Planner:
         return Piece(canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=(0,))
 
     def _why_copied(self, canonical: str, choice: Choice) -> str:
-        """Why the recipe has a tensor stay the template's, or nothing."""
+        """Why the recipe keeps the template's tensor; empty if it does not."""
         if self._excluded(canonical):
             return "excluded by the recipe"
         if self.parts is not None and part_of(canonical) not in self.parts:
@@ -268,7 +268,7 @@ class _Planner:
         return ""
 
     def _fits(self, canonical: str, readers: Sequence[Model]) -> bool:
-        """Whether every model has the tensor, in a dtype and a shape that can be merged; what is wrong is noted."""
+        """Return whether every model has the tensor in a mergeable dtype and shape; misfits are noted."""
         shape, fits = self.template.shape(canonical), True
         for model in dict.fromkeys((self.template, *readers)):
             found = model.find(canonical)
@@ -288,7 +288,7 @@ class _Planner:
     def _pieces(
         self, canonical: str, rows: Ranges, choice: Choice, readers: Sequence[Model]
     ) -> tuple[list[Piece], str]:
-        """The pieces of a tensor that is merged; none, with the reason, where vocabularies forbid it."""
+        """The pieces of a merged tensor; empty, with the reason, if the vocabularies forbid it."""
         names = [model.find(canonical) or canonical for model in readers]
         exprs = [model.tensors[name] for model, name in zip(readers, names, strict=True)]
         counts = [(model.shape(name) or (1,))[0] for model, name in zip(readers, names, strict=True)]
@@ -314,7 +314,7 @@ class _Planner:
         return (pieces, reason) if rows else ([], "no token is in every vocabulary")
 
     def _note_differences(self, steps: Sequence[Step]) -> None:
-        """Note where models do not mean the same by weights of equal shape, each cause once."""
+        """Warn once per cause if models give weights of equal shape different meanings."""
         others = [model for model in dict.fromkeys(self.readers) if model is not self.template]
         merged = {piece.canonical for step in steps for piece in step.pieces if piece.setting is not None}
         parts = PARTS if self.template.generic else {part_of(canonical) for canonical in merged}
@@ -330,7 +330,7 @@ class _Planner:
         return any(matches(canonical, glob) for glob in self.recipe.exclude)
 
     def _note_extras(self) -> None:
-        """Find what a model has in a merged part and the template has not; it would be lost."""
+        """Find tensors in merged parts of a model that the template lacks and that would be lost."""
         for model in dict.fromkeys(self.readers):
             taken = {model.find(name) for name in self.template.tensors}
             for name in model.tensors:

@@ -1,4 +1,4 @@
-"""A plan as text: one line for each kind of tensor, so that a person can check all of it at a glance."""
+"""A plan as text, one line per kind of tensor, for review at a glance."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ __all__ = ["describe"]
 
 
 _SHOWN = 12
-"""Blocks of one tensor that a line names at most."""
+"""Maximum number of blocks of one tensor on a line."""
 
 
 def describe(plan: Plan, *, full: bool = False, paint: Paint = plain) -> str:
-    """The plan as text, warnings first, by kinds of tensors (`full`: tensor by tensor), fates as `paint` has them."""
+    """Format the plan as text, warnings first, grouped by kind of tensor (`full`: one line per tensor); `paint` styles
+    fates.
+    """
     return "\n".join(
         [
             *note_lines(plan.warnings, paint),
@@ -74,7 +76,7 @@ def _settings(plan: Plan) -> Iterator[str]:
 
 
 def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
-    """The steps by fate: merged ones by name, copied ones by the reason why they are."""
+    """The steps by fate: merged ones by name, copied ones by reason."""
     for fate in FATES:
         steps = [step for step in plan.steps if step.fate == fate]
         if steps:
@@ -88,7 +90,7 @@ def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
 
 
 def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
-    """Tensors that differ in their layer alone in one line."""
+    """Merged tensors, with those that differ only in their layer on one line."""
     kinds: dict[str, list[Step]] = defaultdict(list)
     for step in steps:
         kinds[layer_pattern(_line(plan, step))].append(step)
@@ -98,7 +100,7 @@ def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _line(plan: Plan, step: Step) -> str:
-    """One tensor or module: `name [setting] <- where it is made from (what else there is to say)`."""
+    """One tensor or module: `name [setting] <- sources (remarks)`."""
     merged = [piece for piece in step.pieces if piece.setting is not None]
     settings = ",".join(dict.fromkeys(str(piece.setting) for piece in merged))
     how = f" [{settings}]" if merged else ""
@@ -119,7 +121,7 @@ def _line(plan: Plan, step: Step) -> str:
 
 
 def _reads(plan: Plan, step: Step, place: int, exprs: Sequence[Expr]) -> str:
-    """What a tensor takes from one input: its label alone where that is the template's, or an adapter's, own tensor."""
+    """The sources of a tensor in one input: only its label if that is the template's, or an adapter's, own tensor."""
     entry = plan.inputs[place]
     its_own = place == plan.template or entry.kind == "adapter"
     if its_own and all(names_read(expr) == (step.name,) for expr in exprs):
@@ -132,7 +134,7 @@ def _labels(plan: Plan, places: Iterable[int]) -> list[str]:
 
 
 def _counted(plan: Plan, steps: Sequence[Step]) -> str:
-    """How many tensors these are, or modules and full weights."""
+    """The number of tensors, or of modules and full weights."""
     if not plan.of_adapters:
         return f"{len(steps)} tensors"
     modules = sum(step.lora is not None for step in steps)
@@ -141,7 +143,7 @@ def _counted(plan: Plan, steps: Sequence[Step]) -> str:
 
 
 def expression(expr: Expr) -> str:
-    """A read expression as people write it: `name[0:4096]`, `cat(q, k, v)`."""
+    """Format a read expression: `name[0:4096]`, `cat(q, k, v)`."""
     match expr:
         case Read(name):
             return name

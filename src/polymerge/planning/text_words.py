@@ -1,4 +1,4 @@
-"""Words of plans that are shown: sizes, settings, runs of numbers, reasons."""
+"""Formatting of plans: sizes, settings, ranges of numbers, reasons."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from polymerge.recipe.parameters import Setting
 __all__ = ["Paint", "beside_words", "by_reason", "human_size", "note_lines", "plain", "ranges", "setting_words"]
 
 Paint = Callable[[str, str], str]
-"""How some text is shown: given what it is, a fate or `note`, and the text."""
+"""A function that styles text, given its kind (a fate or `note`) and the text."""
 
 
 _FEW = 4
 
 
 def plain(_: str, text: str) -> str:
-    """Text as it is, for `Paint`."""
+    """Return the text unchanged: the `Paint` without styles."""
     return text
 
 
 def note_lines(warnings: Iterable[str], paint: Paint = plain) -> Iterator[str]:
-    """The warnings of a plan, a line each."""
+    """The warnings of a plan, one per line."""
     yield from (f"{paint('note', 'note:')} {warning}" for warning in warnings)
 
 
 def human_size(size: float) -> str:
-    """Bytes as people write them: 16.1 GB."""
+    """Format bytes for people: 16.1 GB."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -36,7 +36,7 @@ def human_size(size: float) -> str:
 
 
 def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:
-    """A line on whose files an output has beside its weights; none where that is not told."""
+    """A line on the sources of the files beside an output's weights; none if they are unknown."""
     if not beside:
         return
     owners: dict[str | None, list[str]] = defaultdict(list)
@@ -50,7 +50,7 @@ def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:
 
 
 def setting_words(setting: Setting, labels: Sequence[str]) -> str:
-    """A method with its parameters: `ties (weight 0.5 a, 0.5 b; density 0.2)`."""
+    """Format a method with its parameters: `ties (weight 0.5 a, 0.5 b; density 0.2)`."""
     words = []
     for name, value in setting.parameters.items():
         if isinstance(value, tuple):
@@ -66,7 +66,7 @@ def setting_words(setting: Setting, labels: Sequence[str]) -> str:
 
 
 def by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """(reason, name) pairs, one line a reason: how many names, and what they begin with."""
+    """Format (reason, name) pairs, one line per reason: the number of names, and their common beginnings."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for reason, name in entries:
         kinds[reason].append(name)
@@ -81,7 +81,7 @@ def by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers in order as people write them: `0-3, 7`."""
+    """Format ascending integers as ranges: `0-3, 7`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""Tensors of the inputs that a plan does not use, each with the reason; and what else a person should know of it."""
+"""Tensors of the inputs that a plan does not use, each with the reason, and other notes on the plan."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["UnusedTensors", "drops_at_random", "left_out_of_files", "measures_te
 
 @dataclass
 class UnusedTensors:
-    """Why tensors of the inputs are not used: noted while a plan is made, and reported when its steps are known.
+    """The reasons why tensors of the inputs are unused: noted during planning, reported once the steps are known.
 
-    parts    that are merged; None where names have no parts
-    kept     canonical names for which the output has the template's own tensor, each with the reason
-    extras   (label, canonical name) of tensors that the template does not have, each with why it may be left out
+    parts    the merged parts; None if names have no parts
+    kept     canonical names for which the output keeps the template's tensor, each with the reason
+    extras   (label, canonical name) of tensors that the template lacks, each with the reason why it may be left out
     """
 
     template: Model
@@ -54,7 +54,7 @@ class UnusedTensors:
         return tuple(left_out)
 
     def _why(self, model: Model, own: str, kept: Mapping[str | None, str]) -> str:
-        """Why no step reads a tensor; `kept` by the names that the model has for it."""
+        """Why no step reads a tensor; `kept` is keyed by the model's own names."""
         if own in model.ignored:
             return IGNORED
         if own in model.adapted and own not in names_read(model.adapted[own]):
@@ -79,17 +79,17 @@ class UnusedTensors:
 
 
 def _reads(piece: Piece, models: Sequence[int], base: int | None) -> Iterator[tuple[int, Expr]]:
-    """Each input that a piece reads, with the expression."""
+    """The inputs that a piece reads, each with its expression."""
     yield from zip(piece.inputs or models, piece.reads, strict=True) if piece.reads else ()
     if base is not None and piece.base is not None:
         yield base, piece.base
 
 
 def partly_kept(kept: Mapping[str, str], dtype: str) -> str:
-    """The reason that a merged tensor gives for parts of it that stay the template's.
+    """The reason reported for the parts of a merged tensor that stay the template's.
 
     kept   their canonical names, each with the reason
-    dtype  that they are written in, if it is not the template's
+    dtype  the dtype that they are written in, if it is not the template's
     """
     reasons = []
     for reason in dict.fromkeys(kept.values()):
@@ -110,7 +110,7 @@ def notes(
     steps: Sequence[Step],
     inputs: Sequence[Model],
 ) -> list[str]:
-    """What a person should know of a plan although nothing is wrong; `base` is None where the methods read none."""
+    """Notes on a plan that are not errors; `base` is None if the methods read none."""
     found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
     if models.template.generic:
         found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
@@ -161,7 +161,7 @@ def notes(
 def _beside_mergekit(
     recipe: Recipe, models: Models, base: Model | None, settings: Collection[Setting], steps: Sequence[Step]
 ) -> Iterator[str]:
-    """Where a merge differs from what mergekit makes of the same recipe."""
+    """Sentences on how a merge differs from mergekit's result for the same recipe."""
     if base is not None:
         own = [entry.parameters for place, entry in enumerate(recipe.models) if place not in models.own]
         if any("weight" in given or "density" in given for given in own):
@@ -184,12 +184,12 @@ def _beside_mergekit(
 
 
 def drops_at_random(setting: Setting) -> bool:
-    """Whether a setting drops entries at random."""
+    """Return whether a setting drops entries at random."""
     return METHODS[setting.method].random and min(setting.parameters["density"]) < 1
 
 
 def measures_tensors(setting: Setting) -> bool:
-    """Whether what a setting makes of an entry depends on the rest of its tensor."""
+    """Return whether a setting's result for an entry depends on the rest of its tensor."""
     row, said = METHODS[setting.method], setting.parameters
     if row.statistic == "gram":
         return row.span == "tensor"
@@ -197,9 +197,9 @@ def measures_tensors(setting: Setting) -> bool:
 
 
 def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
-    """A sentence for each model and reason, about what its files hold that is no part of it.
+    """A sentence for each model and reason, about tensors in its files that are not part of it.
 
-    skipped   labels of models, each with the names that are left out and the reasons
+    skipped   labels of models, each with the left-out names and the reasons
     """
     found = []
     for label, names in skipped:
@@ -210,7 +210,7 @@ def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[
 
 
 def _brought(model: Model) -> Iterator[str]:
-    """A sentence for a base that its adapter makes another model, with tensors and a config of its own."""
+    """A sentence on a base that its adapter turns into another model, with additional tensors and its own config."""
     brought, config = model.checkpoint.brought, model.checkpoint.config
     if not brought:
         return

@@ -1,4 +1,4 @@
-"""The plan of a recipe that differs from another one's in parameters only, without a look at the models."""
+"""Derive the plan of a recipe that differs from another only in parameters, without looking at the models."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["varied"]
 
 
 def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
-    """What `make_plan` makes of `recipe`, made of the plan of `before`; None where only planning anew can tell.
+    """The plan that `make_plan` would make of `recipe`, derived from the plan of `before`; None if it must be planned
+    anew.
 
-    A sweep of a coefficient makes a plan for each value, and they differ in their settings alone: unless something
-    other than parameters differs, a value is refused, or two settings that were one are two.
+    The plans of a coefficient sweep differ only in their settings, unless something
+    other than parameters differs, a value is refused, or a shared setting becomes two.
     """
     if plan.of_adapters or len(plan.models) != len(recipe.models):
         return None
@@ -42,7 +43,7 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
 
 
 def _base(plan: Plan, recipe: Recipe) -> list[int]:
-    """The places of models that are base_model: by what the plan reads as the base, or by name where it reads none."""
+    """Indices of the models that are base_model: from the plan's base, or by name if it reads none."""
     if plan.base is not None:
         return [place for place, model in enumerate(plan.models) if model == plan.base]
     return [place for place, entry in enumerate(recipe.models) if entry.model == recipe.base_model]
@@ -55,7 +56,7 @@ def _choices(recipe: Recipe, base: Sequence[int]) -> list[Choice]:
 
 
 def _pattern(choices: Sequence[Choice]) -> list[tuple[object, ...]]:
-    """Which choices share a setting, the methods, what they are for, and what a plan notes of them."""
+    """Which choices share a setting, their methods, their scopes, and the notes that they cause."""
     keys = list(dict.fromkeys(choice.key for choice in choices))
     noted = [(drops_at_random(one.setting), measures_tensors(one.setting)) for one in choices]
     return [

@@ -1,4 +1,4 @@
-"""Join vocabularies: which rows of the models' embeddings stand for the same token."""
+"""Join vocabularies: match the rows of the models' embeddings that stand for the same token."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Taken", "Vocabularies", "outside", "runs", "vocabulary_notes"]
 _VOCABULARIES: Final = TOKENIZER[:3]
 
 _SHOWN: Final = 2
-"""Rows that stand for other tokens that a warning shows."""
+"""Number of mismatched rows that a warning shows."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Which rows of a vocabulary are merged.
+    """The rows of a vocabulary that are merged.
 
-    rows     of the template's tensor
-    theirs   those of each reader that are merged into them, in the same order
-    rest     rows of the template's that stay as they are
-    reason   what a plan says of rows that are left out on either side
+    rows     rows of the template's tensor
+    theirs   each reader's rows that are merged into them, in the same order
+    rest     rows of the template's tensor that stay unchanged
+    reason   the plan's reason for rows left out on either side
     """
 
     rows: Ranges
@@ -43,9 +43,9 @@ class Taken:
 
 
 class Vocabularies:
-    """Which rows are merged with which, and the warnings about it; tokenizers are read when needed, each once.
+    """Matches vocabulary rows and collects warnings; each tokenizer is read at most once.
 
-    vocab   as the recipe has it: template, overlap or by-token
+    vocab   as in the recipe: template, overlap or by-token
     """
 
     def __init__(self, template: Model, vocab: Vocab) -> None:
@@ -56,7 +56,7 @@ class Vocabularies:
         self._unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
 
     def taken(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> Taken | None:
-        """What is merged of a tensor whose rows are a vocabulary; None where vocabularies differ and it is kept.
+        """The merged rows of a vocabulary tensor; None if the vocabularies differ and it is kept.
 
         total, counts   rows of the template's tensor, and of each reader's
         """
@@ -79,7 +79,7 @@ class Vocabularies:
         return Taken(rows, tuple(theirs), rest, "; ".join(dict.fromkeys(reasons)))
 
     def note(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> None:
-        """Note that a tensor is merged, for `warnings`: rows of a vocabulary join by number, unless joined by token."""
+        """Record a merged tensor for `warnings`: vocabulary rows are joined by index unless joined by token."""
         if self._vocab == "by-token" or not self._is_vocabulary(canonical):
             return
         for model in readers:
@@ -87,14 +87,14 @@ class Vocabularies:
                 self._by_number[model, min(total, *counts)].append(canonical)
 
     def _is_vocabulary(self, canonical: str) -> bool:
-        """Whether the rows of a tensor are the vocabulary: by its name, or its height where names have no meaning."""
+        """Return whether a tensor's rows are the vocabulary: by its name, or its height if names carry no meaning."""
         if not self._template.generic:
             return canonical in VOCABULARY
         shape = self._template.shape(canonical)
         return len(shape) == 2 and shape[0] == text_tower(self._template.checkpoint.config).vocab_size
 
     def warnings(self) -> Iterator[str]:
-        """Sentences on vocabularies that differ, and on rows merged by number that stand for different tokens."""
+        """Sentences on vocabularies that differ, and on rows merged by index that stand for different tokens."""
         for (model, count, total), names in self._unequal.items():
             yield (
                 f"{' and '.join(dict.fromkeys(names))}: '{model.label}' has {count} rows, template "
@@ -108,7 +108,7 @@ class Vocabularies:
             yield from self._unlike(models, count, merged)
 
     def _joined(self, total: int, readers: Sequence[Model], counts: Sequence[int]) -> list[Ranges]:
-        """The template's rows whose token every reader has, in order, and each reader's rows for them."""
+        """The template's rows whose token every reader has, in order, and each reader's rows for these tokens."""
         theirs = [self._places(model, count) for model, count in zip(readers, counts, strict=True)]
         joined = sorted(
             (number, *(known[token] for known in theirs))
@@ -119,9 +119,9 @@ class Vocabularies:
         return [runs(column) for column in columns]
 
     def _unlike(self, models: Sequence[Model], rows: int, names: Sequence[str]) -> Iterator[str]:
-        """A warning where the first `rows` rows of `names`, merged by number, stand for other tokens in some models.
+        """A warning if the first `rows` rows of `names`, merged by index, stand for other tokens in some models.
 
-        Models that differ from the template alike share one; nothing is said where a model has no tokenizer.
+        Models that differ from the template in the same way share one; models without a tokenizer are skipped.
         """
         merged = f"the rows of {' and '.join(names)} are merged by number"
         alike: dict[tuple[int, str], list[str]] = {}
@@ -154,12 +154,12 @@ class Vocabularies:
             )
 
     def _places(self, model: Model, total: int) -> dict[str, int]:
-        """The first of `total` rows that stands for each token."""
+        """The first of `total` rows for each token."""
         found = sorted(self._of(model).items(), reverse=True)
         return {token: number for number, token in found if number < total}
 
     def _of(self, model: Model) -> Mapping[int, str]:
-        """Its tokens; none where they cannot be read, which is refused."""
+        """A model's tokens by row; empty if they cannot be read, which is refused."""
         try:
             return self._read(model)
         except PolymergeError as error:
@@ -178,7 +178,7 @@ class Vocabularies:
         return found
 
     def _same_file(self, model: Model) -> bool:
-        """Whether a model's tokenizer.json is the template's byte for byte, which spares reading either."""
+        """Return whether a model's tokenizer.json equals the template's byte for byte, so that neither need be read."""
         ours, theirs = (tokenizer_folder(one.checkpoint) / TOKENIZER[0] for one in (self._template, model))
         try:
             if listed_alike(ours, theirs):
@@ -189,12 +189,12 @@ class Vocabularies:
 
 
 def _says_tokens(folder: Path) -> bool:
-    """Whether a folder has a file that says which token a row is, here or still on the hub."""
+    """Return whether a folder has a file that maps rows to tokens, locally or still on the hub."""
     return any((folder / name).is_file() or (folder / name).is_symlink() for name in _VOCABULARIES)
 
 
 def _tokens_in(folder: Path) -> Mapping[int, str]:
-    """The token of each row, by the files of a folder, which are fetched where they are on the hub."""
+    """The token of each row, from the files of a folder, downloaded if they are on the hub."""
     for file in companions(folder, TOKENIZER):
         fetched(file)
     return read_tokens(folder)
@@ -226,7 +226,7 @@ def outside(rows: Ranges, total: int) -> Ranges:
 
 
 def vocabulary_notes(model: Model) -> Iterator[str]:
-    """Sentences on a model whose adapter resized its vocabulary, or has a tokenizer that does not fit its rows."""
+    """Sentences on a model whose adapter resized its vocabulary, or whose tokenizer does not fit its rows."""
     names = {held[0][0]: name for name, held in model.layout.items() if name in model.entries}
     canonical = next((one for one in (EMBEDDING, HEAD) if one in names), None)  # a tied one may be stored as either
     if model.checkpoint.adapter is None or canonical is None:

@@ -1,4 +1,4 @@
-"""A plan that was written as JSON, read again: what `merge PLAN.json` carries out, on whichever machine."""
+"""Read a plan that was written as JSON: what `merge PLAN.json` carries out, on any machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["written_plan"]
 
 
 def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | None:
-    """The plan that a JSON file or a mapping holds, as `Plan.to_json` gives it; None for what is no plan, but a recipe.
+    """The plan in a JSON file or a mapping, as written by `Plan.to_json`; None if it is a recipe instead.
 
-    raises RecipeError for a plan of another version, and for one that was changed.
+    raises RecipeError for a plan of another version, and for one that was modified.
     """
     if isinstance(source, Mapping):
         data, where = source, "this plan"

@@ -31,7 +31,7 @@ class Choice:
         return self.setting.method, tuple(sorted(self.setting.parameters.items()))
 
     def covers(self, canonical: str) -> bool:
-        """Whether a tensor of this canonical name gets this setting."""
+        """Return whether a tensor of this canonical name gets this setting."""
         if self.layers is not None:
             layer = text_layer(canonical)
             if layer is None or not self.layers[0] <= layer <= self.layers[1]:
@@ -40,7 +40,7 @@ class Choice:
 
 
 def matches(canonical: str, glob: str) -> bool:
-    """Whether a glob matches a whole canonical name; one without a branch (`@text`) matches every branch."""
+    """Return whether a glob matches a whole canonical name; one without a branch (`@text`) matches every branch."""
     return fnmatchcase(canonical, glob) or fnmatchcase(without_branch(canonical), glob)
 
 

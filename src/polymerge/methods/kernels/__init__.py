@@ -96,7 +96,7 @@ def rounded(x: AnyBlock, dtype: str) -> AnyBlock:
 
 
 def finite(bits: NDArray[np.uint16]) -> bool:
-    """Whether all numbers of a row of BF16, given as their bits, are finite."""
+    """Return whether all numbers of a row of BF16, given as their bits, are finite."""
     return cpu.finite(bits)
 
 
