@@ -359,7 +359,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     )
     assert "do not lie where its directory says" in moved
     (garbled,) = refusal(rezipped(fresh(), lambda name, content: content[:-4] if name == "m/data.pkl" else content))
-    assert "its pickle is damaged" in garbled
+    assert "its pickle is damaged, or none that torch.save writes (it ends too early)" in garbled
     rezipped(fresh(), lambda _, content: content)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("m/data/0", bytes(800))

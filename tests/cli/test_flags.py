@@ -30,6 +30,7 @@ def told(error: PolymergeError) -> PolymergeError:
         ("dtype: 'x' is none", "--dtype: 'x' is none"),
         ("dtype x: is none", "--dtype x: is none"),
         ("run: drop it with `force`", "run: drop it with `--force`"),
+        ("run: drop it with `force=True`", "run: drop it with `--force`"),
         ("weight: of the recipe", "weight: of the recipe"),
         ("run: dtype was auto, now float32", "run: dtype was auto, now float32"),
     ],

@@ -43,7 +43,7 @@ NAMED_TWICE = {"merge.py", "report.py", "search.py"}
 FLAGS_OF_OTHERS = {"evaluation/harness/lmms_eval.py", "evaluation/harness/vlmevalkit.py"}
 """Files that write the command line of another tool."""
 
-FLAGS_LEFT = {"checkpoints": 2, "engine": 3, "reporting": 1}
+FLAGS_LEFT = {"reporting": 1}
 """How many strings of a room outside of cli/ still name an option. The numbers only shrink."""
 
 

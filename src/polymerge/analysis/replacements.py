@@ -192,8 +192,7 @@ def plan_parent(baseline: Baseline, source: str) -> Plan | None:
         "models": [{"model": source, "parameters": {"weight": 1.0}}],
         "parts": ["text"],
     }
-    plan = plan_or_refuse(recipe, f"replace from:{source}: ")
-    return plan if isinstance(plan, Plan) else None
+    return plan_or_refuse(recipe, f"replace from:{source}: ")
 
 
 def knocked_out(

@@ -238,4 +238,4 @@ def _first(error: Exception) -> str:
 
 
 def _remote(trusted: bool) -> str:
-    return "" if trusted else " (code that lies in a folder runs only with --trust-remote-code)"
+    return "" if trusted else " (code that lies in a folder runs only with `trust_remote_code=True`)"

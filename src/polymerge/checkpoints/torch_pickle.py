@@ -194,9 +194,9 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
                 "dict anew."
             )
         if damage is not None:
+            cause = "it ends too early" if isinstance(damage, EOFError) else str(damage) or type(damage).__name__
             raise CheckpointError(
-                f"{self.file}: its pickle is damaged, or none that torch.save writes "
-                f"({damage or type(damage).__name__}). Download it again."
+                f"{self.file}: its pickle is damaged, or none that torch.save writes ({cause}). Download it again."
             ) from None
         return value
 

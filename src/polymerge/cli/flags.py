@@ -16,8 +16,9 @@ __all__ = ["FlagCommand"]
 class FlagCommand(click.Command):
     """A command whose errors name flags: `max_new_tokens: 0 is too few` becomes `--max-new-tokens: 0 is too few`.
 
-    A parameter is named at the start of a message, or between backticks. Those of a recipe's options are left alone: a
-    message that begins with one of them speaks of the recipe.
+    A parameter is named at the start of a message, or between backticks, where it may have a value: `force=True`
+    becomes `--force`. Those of a recipe's options are left alone: a message that begins with one of them speaks of the
+    recipe.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -48,6 +49,11 @@ def _with_flags(error: PolymergeError, flags: Mapping[str, str]) -> PolymergeErr
     if isinstance(error, Refused):
         return Refused(_with_flags(problem, flags) for problem in error.problems)
     names = "|".join(map(re.escape, flags))
-    said = re.sub(rf"^({names})(?=[: ])|(?<=`)({names})(?=`)", lambda found: flags[found[0]], str(error))
+    said = re.sub(rf"^({names})(?=[: ])", lambda found: flags[found[1]], str(error))
+    said = re.sub(rf"`({names})(?:=(?:True|False|'(.*?)'))?`", lambda found: _flag(flags[found[1]], found[2]), said)
     error.args = (said, *error.args[1:])
     return error
+
+
+def _flag(name: str, value: str | None) -> str:
+    return f"`{name} {value}`" if value else f"`{name}`"

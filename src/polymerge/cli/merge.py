@@ -57,12 +57,12 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
     type=click.Choice(["peft", "llava"]),
     help="Write a merged adapter in this layout; default: the template's.",
 )
-def merge(out: str | None, dry_run: bool, no_verify: bool, as_json: bool, **options: Any) -> None:
+def merge(out: str | None, dry_run: bool, check: bool, as_json: bool, **options: Any) -> None:
     """Merge models into a new folder that loads as it is.
 
     RECIPE is a YAML file, or a plan that `plan --json` wrote; the options say the same without a file.
     """
-    _carry_out("merging", recipe_of(options), out, dry_run, no_verify, as_json, options)
+    _carry_out("merging", recipe_of(options), out, dry_run, check, as_json, options)
 
 
 @click.command(cls=FlagCommand)
@@ -76,7 +76,7 @@ def fold(
     ignore: tuple[str, ...],
     out: str | None,
     dry_run: bool,
-    no_verify: bool,
+    check: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -87,7 +87,7 @@ def fold(
     """
     from polymerge.planning.folding import fold_recipe
 
-    _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, no_verify, as_json, options)
+    _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, check, as_json, options)
 
 
 @click.command(cls=FlagCommand)
@@ -114,7 +114,7 @@ def _carry_out(
     recipe: str | dict[str, Any],
     out: str | None,
     dry_run: bool,
-    no_verify: bool,
+    check: bool,
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
@@ -134,7 +134,7 @@ def _carry_out(
     for line in note_lines(made.warnings, _paint_for(sys.stderr)):
         click.echo(line, err=True)
     with progress_bar(what) as progress:
-        merged = run(made, out, check=not no_verify, progress=progress, **options)
+        merged = run(made, out, check=check, progress=progress, **options)
     for line in note_lines(merged.warnings, _paint_for(sys.stderr)):
         click.echo(line, err=True)
     _report(merged, as_json)

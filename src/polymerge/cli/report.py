@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from polymerge.cli.flags import FlagCommand
 from polymerge.errors import MissingExtraError
 
 __all__ = ["demo", "report"]
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--out", metavar="FILE", default="report.html", show_default=True, help="Write the page to FILE.")
 @click.option("--title", help="Give the page this title; default: one made from the first merge.")

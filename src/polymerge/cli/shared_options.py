@@ -93,7 +93,9 @@ _OUTPUT = (
     ),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     click.option("--force", is_flag=True, help="Replace OUT if it exists."),
-    click.option("--no-verify", is_flag=True, help="Skip the final check that the output loads."),
+    click.option(
+        "--no-verify", "check", flag_value=False, default=True, help="Skip the final check that the output loads."
+    ),
     click.option(
         "--trust-remote-code", is_flag=True, help="Let that check run Python files that come with the checkpoint."
     ),

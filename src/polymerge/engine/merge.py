@@ -105,7 +105,7 @@ def merge(
             raise RecipeError("layout: is for adapters, and these models are checkpoints")
         plan = replace(plan, layout=layout)
     if check and not plan.of_adapters:
-        require("transformers", "torch", to="check that the output loads", instead="--no-verify")
+        require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
     inputs = [opened(recorded) for recorded in plan.inputs]
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)

@@ -27,8 +27,8 @@ from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import Plan
 from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.output_dtypes import Stored, stored_dtypes
 from polymerge.planning.plan import PREFIX
-from polymerge.planning.storage import Stored, stored_dtypes
 
 __all__ = ["Writer", "in_memory", "require", "writer_of"]
 
@@ -55,11 +55,11 @@ class Writer(Protocol):
 def writer_of(plan: Plan, inputs: Sequence[Checkpoint], shard_size: int, *, as_torch: bool) -> Writer:
     """The writer for a plan's layout; raises MissingExtraError if it needs a package that is not installed."""
     if as_torch:
-        require("safetensors", "torch", to="write pytorch_model.bin files", instead="--format safetensors")
+        require("safetensors", "torch", to="write pytorch_model.bin files", instead="say `file_format='safetensors'`")
     if plan.layout == "checkpoint":
         return _CheckpointWriter(plan, inputs[plan.template], shard_size, as_torch)
     if plan.layout == "llava":
-        require("safetensors", "torch", to="write LLaVA's .bin files", instead="--layout peft")
+        require("safetensors", "torch", to="write LLaVA's .bin files", instead="say `layout='peft'`")
     return _AdapterWriter(plan, inputs, as_torch or plan.layout == "llava")
 
 
@@ -68,7 +68,7 @@ def require(*packages: str, to: str, instead: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise MissingExtraError(
-            f"{' and '.join(missing)} needed to {to}: pip install 'polymerge[transformers]', or say {instead}"
+            f"{' and '.join(missing)} needed to {to}: pip install 'polymerge[transformers]', or {instead}"
         )
 
 

@@ -19,8 +19,8 @@ from polymerge.planning.compatibility import config_warnings, merged_routers, ot
 from polymerge.planning.fit import Misfits, common_parts, joinable, misnamed, needed_all_the_same, unmatched
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
+from polymerge.planning.output_dtypes import stored_dtypes
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
-from polymerge.planning.storage import stored_dtypes
 from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.planning.written_plan import written_plan

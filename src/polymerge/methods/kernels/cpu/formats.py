@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from polymerge.dtypes import byte_count
 from polymerge.methods.kernels.compiled import compiled
 
-__all__ = ["decode", "encode", "finite"]
+__all__ = ["decode", "encode", "finite", "rounded"]
 
 Bytes = NDArray[np.uint8]
 

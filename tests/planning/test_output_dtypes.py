@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 import polymerge
 from adapters_made import adapter
 from polymerge.dtypes import MERGEABLE, holding, holds
-from polymerge.planning.storage import Stored
+from polymerge.planning.output_dtypes import Stored
 from running import checkpoint, cli, linear, merged, recipe_file, small_llama
 from tiny import build, load, perturbed, related_llm
 

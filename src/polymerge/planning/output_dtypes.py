@@ -1,8 +1,10 @@
 """The storage dtypes of an output, and the dtype that its config.json names for loading.
 
-A folder is loaded in the single dtype that its config names, whatever its tensors are stored in. So the config must
-name one that holds what was written; but tensors that the template's own config rounds on loading, such as the norms of
-a bfloat16 checkpoint that are stored as float32, stay as they are.
+The dtype of each tensor is decided before, with its step: the recipe's `dtype` where the tensor is merged, else the
+template's (`planner`, and `adapter_steps` for adapters). Here is what follows for the whole output. A folder is loaded
+in the single dtype that its config names, whatever its tensors are stored in. So the config must name one that holds
+what was written; but tensors that the template's own config rounds on loading, such as the norms of a bfloat16
+checkpoint that are stored as float32, stay as they are.
 """
 
 from __future__ import annotations
