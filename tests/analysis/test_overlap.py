@@ -462,7 +462,7 @@ def test_an_adapter_that_holds_no_numbers_is_refused(tmp_path: Path) -> None:
     held = load_file(file)
     held[min(held)][0, 0] = math.nan
     save_file(held, file)
-    with pytest.raises(CheckpointError, match=r"holds NaN or infinity\. Mend the adapter"):
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinity\. Repair the adapter"):
         overlap(adapter_recipe("task_arithmetic", folders))
 
 

@@ -470,7 +470,7 @@ def test_a_template_adapter_without_tokenizer_is_said(tmp_path: Path) -> None:
         adapters_made.adapter(tmp_path / str(seed), seed)
     tokenizer(tmp_path / "2", "a")
     said = make_plan(adapters_made.recipe("linear", [tmp_path / "1", tmp_path / "2"], 0.5)).warnings
-    assert any("the output has no tokenizer, for the template '1' has none; '2' has one" in one for one in said)
+    assert any("the output has no tokenizer because the template '1' has none; '2' has one" in one for one in said)
 
 
 def test_became_is_of_every_weight_file(case: Trained) -> None:

@@ -339,7 +339,7 @@ def test_torch_files_come_whole_and_it_is_said(hub: Standin, tmp_path: Path, cap
     hub.publish("a/old", folder)
     other = checkpoint(tmp_path / "other", small_llama(2))
     plan = polymerge.plan(linear("a/old", other))
-    assert "a/old: 'pytorch_model.bin' is no safetensors file, so it has to be fetched whole" in caplog.text
+    assert "a/old: 'pytorch_model.bin' is not a safetensors file, so it has to be downloaded in full" in caplog.text
     assert plan.hash == polymerge.plan(linear(folder, other)).hash
 
 
@@ -447,9 +447,9 @@ def test_the_variables_of_the_hub_hold(hub: Standin, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "said"),
     [
-        (401, "RepoNotFound", "a/it: there is no such folder here and no such repository on the hub (or it is private"),
+        (401, "RepoNotFound", "a/it: there is no such folder, and no such repository on the hub (or it is private"),
         (401, "", "a/it: the hub does not let you read it (Client error '401"),
-        (404, "RepoNotFound", "a/it: there is no such folder here and no such repository on the hub"),
+        (404, "RepoNotFound", "a/it: there is no such folder, and no such repository on the hub"),
         (403, "GatedRepo", "a/it: is gated on the hub. Accept its terms"),
         (500, "", "the hub cannot be reached (Server error '500"),
     ],
@@ -458,7 +458,7 @@ def test_what_the_hub_refuses_is_said(hub: Standin, pair: tuple[Path, Path], sta
     hub.refuse("a/it", status, code)
     found = problems(polymerge.plan, linear("a/it", "a/nowhere", pair[1]))
     assert said in found
-    assert "a/nowhere: there is no such folder here and no such repository" in found, "all problems at once"
+    assert "a/nowhere: there is no such folder, and no such repository" in found, "all problems at once"
 
 
 @pytest.mark.usefixtures("pair")
@@ -470,7 +470,7 @@ def test_a_revision_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("source", ["a--b/c", "a/b..c", "a/b."])
 def test_a_name_that_no_repository_has(hub: Standin, source: str) -> None:
-    with pytest.raises(RecipeError, match="no repository of the hub can have that name"):
+    with pytest.raises(RecipeError, match="no hub repository can have that name"):
         locate(source)
     assert hub.requests == []
 

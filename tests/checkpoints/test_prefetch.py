@@ -266,7 +266,7 @@ def test_an_answer_that_makes_no_sense_is_said(hub: Standin, file: Path, monkeyp
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
     hub.nameless = True
     hub.cut[FIRST] = HALF
-    with pytest.raises(CheckpointError, match="huggingface_hub makes nothing of its answer"):
+    with pytest.raises(CheckpointError, match="huggingface_hub cannot parse its response"):
         fetch_all([place()])
     assert file.exists()
 

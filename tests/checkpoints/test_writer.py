@@ -255,7 +255,7 @@ def test_neither_the_working_folder_nor_a_missing_parent(tmp_path: Path, monkeyp
     asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert "the folder that you are in" in cli("merge", asked, "-o", ".", "--force").err
+    assert "is or contains the current folder" in cli("merge", asked, "-o", ".", "--force").err
     ran = cli("merge", asked, "-o", tmp_path / "no/such/out")
     assert ran.status == 1
     assert f"parent folder {tmp_path}/no/such does not exist" in ran.err

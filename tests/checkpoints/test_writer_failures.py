@@ -221,7 +221,7 @@ def test_an_input_that_shrinks_under_way(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "execute", shrink_and_execute)
     ran = cli("merge", recipe_file(linear(one, other), tmp_path / "r.yaml"), "-o", tmp_path / "out")
     assert ran.status == 1
-    assert "it became shorter since it was planned" in ran.err
+    assert "it was truncated since it was planned" in ran.err
     nothing_is_left(tmp_path)
 
 

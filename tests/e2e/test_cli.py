@@ -100,9 +100,9 @@ def test_every_problem_of_a_recipe_is_listed_at_once(models: tuple[Path, Path], 
 def test_a_recipe_that_is_not_there_or_no_yaml(asked: Path, tmp_path: Path) -> None:
     assert "Did you mean 'recipe.yaml'" in only_error(cli("plan", tmp_path / "recipes.yaml"), 2)
     asked.write_text("merge_method: [")
-    assert "not readable as YAML" in only_error(cli("plan", asked), 2)
+    assert "invalid YAML" in only_error(cli("plan", asked), 2)
     asked.write_text("- just\n- a list\n")
-    assert "a recipe is a mapping" in only_error(cli("plan", asked), 2)
+    assert "a recipe has to be a mapping" in only_error(cli("plan", asked), 2)
 
 
 def test_a_broken_file_is_1(asked: Path, models: tuple[Path, Path]) -> None:

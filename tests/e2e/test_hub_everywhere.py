@@ -246,7 +246,7 @@ REFUSED: dict[str, Words] = {
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ("a/nowhere", "a/nowhere: there is no such folder here and no such repository on the hub"),
+        ("a/nowhere", "a/nowhere: there is no such folder, and no such repository on the hub"),
         ("a/vlm@v9", "a/vlm: has no revision 'v9' on the hub"),
         ("models/llava/7b", "models/llava/7b: there is no such f"),
         (
@@ -274,7 +274,7 @@ def test_all_that_is_wrong_is_said_before_a_model_is_fetched(hub: Standin, tmp_p
     ran = cli("evaluate", "a/vlm", "--tasks", "OCR-VQX", "-o", tmp_path / "out")
     assert (ran.status, whole(hub)) == (2, [])
     assert "Did you mean 'OCR-VQA'" in ran.err
-    with pytest.raises(RecipeError, match="a/nowhere: there is no such folder here and no such repository"):
+    with pytest.raises(RecipeError, match="a/nowhere: there is no such folder, and no such repository"):
         polymerge.verify("a/nowhere")
 
 

@@ -152,7 +152,7 @@ def mended(folder: Path, **changes: object) -> Path:
 def test_heads_that_do_not_make_up_the_rows_are_refused(tmp_path: Path) -> None:
     cog = mended(write("cogvlm", tmp_path / "cog", random_tower(Sizes(), 1), Sizes()), num_multi_query_heads=2)
     llava = write("llava", tmp_path / "llava", random_tower(Sizes(), 2), Sizes())
-    with pytest.raises(Refused, match=r"language_expert_query_key_value.weight has 36 rows, the heads .* make 24"):
+    with pytest.raises(Refused, match=r"language_expert_query_key_value.weight has 36 rows, but the heads .* imply 24"):
         make_plan({"merge_method": "linear", "models": [str(cog), str(llava)], "parameters": {"weight": 1}})
 
 

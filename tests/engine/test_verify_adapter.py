@@ -236,7 +236,7 @@ def test_a_base_that_is_not_at_hand(tmp_path: Path) -> None:
     assert "its base owner/name-that-no-cache-has is not on this disk" in loads(hub).detail
     ran = cli("verify", model, "--base", model)
     assert ran.status == 1
-    assert "is a checkpoint, and base is for adapters" in ran.out
+    assert "is a checkpoint; base is only for adapters" in ran.out
 
 
 def test_a_base_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

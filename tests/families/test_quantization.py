@@ -292,7 +292,7 @@ def test_a_config_that_is_out_of_date_is_not_believed(kind: str, template: bool,
     warnings = polymerge.plan(asked).warnings
     note = "its config.json says that it is quantized (bitsandbytes), and its weights are plain"
     assert any(warning.startswith(f"'stale': {note}") for warning in warnings)
-    assert ("the output's config.json is without that entry: its weights are plain" in warnings) == template
+    assert ("the output's config.json lacks that setting: its weights are plain" in warnings) == template
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def test_a_model_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         (tensors | {name: torch.ones(33)}, "1 mismatched"),
     ):
         save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CheckpointError, match=f"LlavaForConditionalGeneration cannot load it whole: {said}"):
+        with pytest.raises(CheckpointError, match=f"LlavaForConditionalGeneration cannot load it completely: {said}"):
             load_model(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"llava: config.json cannot load it: "):

@@ -129,10 +129,10 @@ def test_a_new_method_is_listed_and_its_parameters_are_checked(models: list[Path
         polymerge.plan(asked(models, "damped", 0.5, dampng=0.5) | {"base_model": None, "vocab": "all"})
     assert [str(problem) for problem in refused.value.problems] == [
         "recipe: parameters: no method has a parameter 'dampng'. Did you mean 'damping'?",
-        "recipe: vocab is template, overlap or by-token, got 'all'",
+        "recipe: vocab has to be template, overlap or by-token, got 'all'",
         "damped works on deltas and needs base_model, their common ancestor",
     ]
-    with pytest.raises(Refused, match=r"damping of damped lies from 0 to 1, got 2"):
+    with pytest.raises(Refused, match=r"damping of damped has to be from 0 to 1, got 2"):
         polymerge.plan(asked(models, "damped", 0.5, damping=2))
     with pytest.raises(Refused, match=r"ties has no parameter 'damping'"):
         polymerge.plan(asked(models, "ties", 0.5, damping=0.5))

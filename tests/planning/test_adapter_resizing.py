@@ -348,7 +348,7 @@ def test_a_base_with_a_projector_of_another_kind_is_told_so(tmp_path: Path) -> N
     wide = {name: torch.zeros([2 * size for size in tensor.shape]) for name, tensor in projector.items()}
     of_wide = (
         "model.mm_projector.0.weight of the adapter is for [24, 10] (3 more like it), model.mm_projector.0.weight of "
-        "its base is [48, 20]. The projectors are not of one kind"
+        "its base is [48, 20]. The projectors differ in kind"
     )
     of_linear = "does not have: its projector is of another kind. Name a base whose projector has the layers"
     for label, own, words in (("linear", linear, of_linear), ("wide", wide, of_wide)):

@@ -136,7 +136,7 @@ def test_each_template_takes_the_branches_that_it_has(folders: dict[str, Path], 
 
 
 def test_another_word_for_branches_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(Refused, match="branches is fill or retain, got 'keep'"):
+    with pytest.raises(Refused, match="branches has to be fill or retain, got 'keep'"):
         make_plan(recipe(folders, "cogvlm", "llava_original", branches="keep"))
 
 

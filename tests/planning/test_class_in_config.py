@@ -47,7 +47,7 @@ def test_the_tensors_decide_and_the_plan_says_so(kind: str, tmp_path: Path) -> N
         (said,) = [warning for warning in warnings if warning.startswith("the output has the config.json of 'other'")]
     else:
         (said,) = problems_of(recipe_of(other, one))
-        assert said.startswith("template 'other': its config.json, which the output gets, names ")
+        assert said.startswith("template 'other': its config.json, which the output inherits, names ")
     assert FAMILIES[family].architectures[0] in said
     assert WRONG[kind]["architectures"][0] in said
     shown = cli("inspect", other)
@@ -59,9 +59,9 @@ def test_a_template_whose_class_cannot_load_it_is_refused_before_anything_is_wri
     one = build("gemma3", tmp_path / "one")
     wrong = with_config(perturbed(one, tmp_path / "wrong", seed=1), architectures=["Gemma3ForCausalLM"])
     assert problems_of(recipe_of(wrong, one)) == [
-        "template 'wrong': its config.json, which the output gets, names Gemma3ForCausalLM, and its tensors are those "
-        "of family gemma3: the output would not load. Put the config.json of such a model there "
-        "(Gemma3ForConditionalGeneration), or say another template"
+        "template 'wrong': its config.json, which the output inherits, names Gemma3ForCausalLM, and its tensors are "
+        "those of family gemma3: the output would not load. Put the config.json of such a model there "
+        "(Gemma3ForConditionalGeneration), or choose another template"
     ]
 
 
@@ -94,7 +94,7 @@ def test_bodies_that_were_saved_alone(kind: str, tmp_path: Path) -> None:
     other = perturbed(one, tmp_path / "other", seed=1)
     open_model(other, dtype=torch.float32).model.save_pretrained(tmp_path / "body")
     plan = polymerge.plan(recipe_of(one, tmp_path / "body", exclude=["text.lm_head.weight"]))
-    assert plan.warnings == ("'body' has the names of the body alone: 'model.' is read before each",)
+    assert plan.warnings == ("'body' has only the names of the body: 'model.' is read before each",)
     out = merged(recipe_of(one, tmp_path / "body", exclude=["text.lm_head.weight"]), tmp_path / "out")
     a, b = load(one), load(other)
     for name, tensor in load(out).items():

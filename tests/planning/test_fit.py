@@ -55,7 +55,7 @@ def test_deltas_without_a_base(pair: tuple[Path, Path]) -> None:
 def test_depths_that_differ_are_one_problem(tmp_path: Path, layers: int, message: str) -> None:
     recipe = recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "deep", layers=layers))
     assert refusal(recipe) == [
-        f"depth: 'deep' has {message}, template 'vlm' has 2. Only text towers of one depth can be merged"
+        f"depth: 'deep' has {message}, template 'vlm' has 2. Only text towers of equal depth can be merged"
     ]
 
 
@@ -63,7 +63,7 @@ def test_widths_that_differ_are_one_problem(tmp_path: Path) -> None:
     recipe = recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "wide", width=16))
     assert refusal(recipe) == [
         "width: the text tower of 'wide' is 16 wide, that of template 'vlm' 8 (text.norm.weight). Only text towers of "
-        "one width can be merged"
+        "equal width can be merged"
     ]
 
 
@@ -99,7 +99,7 @@ def test_an_unknown_family_does_not_mix_with_a_known_one(tmp_path: Path, pair: t
             family = "llava_next" if known == "vlm" else "llama"
             assert refusal(recipe_of(*models)) == [
                 f"'{model.name}' has {what}, which no family table covers, so it only merges with models of identical "
-                f"tensor names; '{known}' is of family {family}. Say `family:` beside the model if one of `polymerge "
+                f"tensor names; '{known}' is of family {family}. Set `family:` for the model if one of `polymerge "
                 "families` has its names, or add a table to src/polymerge/families/tables/"
             ]
 
@@ -111,7 +111,7 @@ def test_a_family_that_the_recipe_names_is_believed(tmp_path: Path, pair: tuple[
     recipe["models"][1]["family"] = "llama"
     assert polymerge.plan(recipe).inputs[1].family == "llama"
     recipe["models"][1]["family"] = "lama"
-    assert "'unnamed': there is no family 'lama'. Did you mean 'llama'?" in refusal(recipe)
+    assert "'unnamed': no such family 'lama'. Did you mean 'llama'?" in refusal(recipe)
 
 
 def test_unknown_families_merge_by_identical_names(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_unknown_families_merge_by_identical_names(tmp_path: Path) -> None:
     assert plan.counts()["merged"] == 2
     assert "family: generic (no table covers this model_type): tensors are joined by identical names" in plan.warnings
     assert refusal(recipe_of(one, two, parts=["text"])) == [
-        "parts: the template's family is not known, so its tensors have no parts; use exclude"
+        "parts: the template's family is unknown, so its tensors have no parts; use exclude"
     ]
     assert refusal(recipe_of(one, two, overrides=[{"layers": 0, "merge_method": "copy"}])) == [
         "recipe: overrides[0]: layers 0-0, but template 'one' has no text layers"
@@ -157,7 +157,7 @@ def test_a_tensor_that_only_a_model_has_would_be_lost(tmp_path: Path, pair: tupl
     biased = llm(tmp_path / "biased", more=biases)
     assert refusal(recipe_of(pair[0], biased)) == [
         "text.layers.{i}.self_attn.q_proj.bias (2 tensors): 'biased' has it, template 'vlm' does not, so it would be "
-        "lost. If that is meant, name it in exclude"
+        "lost. If that is intended, name it in exclude"
     ]
     plan = polymerge.plan(recipe_of(pair[0], biased, exclude=["*.bias"]))
     assert {entry.reason for entry in plan.left_out if entry.name in biases} == {"excluded by the recipe"}
@@ -199,9 +199,9 @@ def test_names_that_no_rule_explains(tmp_path: Path, pair: tuple[Path, Path]) ->
     ("fields", "message"),
     [
         ({"exclude": ["text.lm_head"]},
-         "recipe: exclude: 'text.lm_head' matches no tensor; globs are matched against whole canonical names. Did "),
+         "recipe: exclude: 'text.lm_head' matches no tensor; globs are matched against entire canonical names. Did "),
         ({"exclude": ["zzz.*"]},
-         "recipe: exclude: 'zzz.*' matches no tensor; globs are matched against whole canonical names, such as "
+         "recipe: exclude: 'zzz.*' matches no tensor; globs are matched against entire canonical names, such as "
          "projector.image_newline"),
         ({"overrides": [{"match": "text.layer.*", "merge_method": "copy"}]},
          "recipe: overrides: 'text.layer.*' matches no tensor"),
@@ -209,7 +209,7 @@ def test_names_that_no_rule_explains(tmp_path: Path, pair: tuple[Path, Path]) ->
          "recipe: overrides[0]: layers 0-2, but template 'vlm' has layers 0-1"),
         ({"parts": ["text", "audio"]}, "parts: 'vlm' has no part 'audio'\nparts: 'llm' has no part 'audio'"),
         ({"parts": ["vision"]}, "parts: 'llm' has no part 'vision'"),
-        ({"exclude": ["*"]}, "nothing would be merged: every tensor of the template is a copy"),
+        ({"exclude": ["*"]}, "nothing would be merged: every tensor of the template would be copied"),
         ({"overrides": [{"match": "*", "merge_method": "copy"}]}, "nothing would be merged"),
     ],
 )  # fmt: skip
@@ -222,7 +222,7 @@ def test_a_recipe_that_does_not_fit_its_models(pair: tuple[Path, Path], fields: 
 def test_a_recipe_with_nothing_but_the_base(tmp_path: Path) -> None:
     base = llm(tmp_path / "base")
     recipe = {"merge_method": "ties", "models": [str(base)], "base_model": str(base)}
-    assert refusal(recipe) == ["recipe: models names nothing but the base"]
+    assert refusal(recipe) == ["recipe: models lists only the base"]
 
 
 # --- all at once
@@ -238,10 +238,11 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "overrides": [{"layers": "0-9", "parameters": {"density": 2}}],
     })  # fmt: skip
     for said in (
-        "there is no method 'tise'", "'tokenizer_source' is not supported", "seed is a whole number",
+        "there is no method 'tise'", "'tokenizer_source' is not supported", "seed has to be an integer",
         "depth: 'one' has 3", "explains tensor 'strange.weight'", "{i}.self_attn.k_proj.weight (2 tensors): 'two'",
         "text.norm.weight: template 'vlm' has it, 'two' does not", "'nothing.*' matches no tensor",
-        "weight is a number, got 'x'", "density of ties lies from 0 to 1", "ties works on deltas and needs base_model",
+        "weight has to be a number, got 'x'", "density of ties has to be from 0 to 1",
+        "ties works on deltas and needs base_model",
         "layers 0-9, but template 'vlm' has layers 0-1", "models[0] 'vlm': ties needs `weight`",
     ):  # fmt: skip
         assert sum(said in problem for problem in found) >= 1, said

@@ -87,7 +87,7 @@ def test_a_wrapped_checkpoint_is_the_plain_one(
     assert raw(merged(recipe_of(one, wrapped), tmp_path / "out", "--no-verify")) == raw(plain)
     assert raw(merged(recipe_of(wrapped, one), tmp_path / "turned", "--no-verify")) == raw(turned)
     plan = polymerge.plan(recipe_of(wrapped, one))
-    assert any(note.startswith("'wrapped': '") and "a trainer's" in note for note in plan.warnings)
+    assert any(note.startswith("'wrapped': '") and "added by a trainer" in note for note in plan.warnings)
     assert polymerge.plan(json.loads(json.dumps(plan.to_json()))) == plan
     assert {step.name for step in plan.steps} == set(load(one))
 
@@ -108,7 +108,7 @@ def test_the_output_of_a_wrapped_template_loads_and_its_record_says_what_was_rea
     assert "wrappers" not in record["inputs"][1]
     assert cli("verify", wrapped).status == 1  # for its names are not those of its class
     shown = cli("inspect", wrapped, one)
-    assert "note: 'wrapped': '_fsdp_wrapped_module.' of its tensor names is a trainer's" in shown.out
+    assert "note: 'wrapped': '_fsdp_wrapped_module.' of its tensor names is added by a trainer" in shown.out
     assert "one can be merged into wrapped in projector, text, vision" in shown.out
 
 
@@ -220,20 +220,20 @@ def test_lora_in_a_checkpoint_is_refused_once_with_the_way_out(prefix: str, kind
     save_file(tensors, other / "model.safetensors")
     for recipe in (recipe_of(one, other), recipe_of(other, one)):
         (problem,) = problems_of(recipe)
-        assert problem.startswith(f"'other' ({other}): has LoRA in it that is not merged, in ")
+        assert problem.startswith(f"'other' ({other}): has unmerged LoRA factors, in ")
         assert "merge_and_unload()" in problem
         assert "polymerge fold" in problem
         assert "exclude" not in problem
     ran = cli("inspect", other)
     assert ran.status == 1
-    assert "has LoRA in it that is not merged" in ran.err
+    assert "has unmerged LoRA factors" in ran.err
 
 
 def test_so_is_that_of_loralib(tmp_path: Path) -> None:
     one = build("qwen2", tmp_path / "one")
     factors = {f"model.layers.0.self_attn.q_proj.lora_{side}": torch.ones(2, 2) for side in "AB"}
     (problem,) = problems_of(recipe_of(one, with_more(one, factors, tmp_path / "other")))
-    assert "has LoRA in it that is not merged, in 2 of its 29 tensors" in problem
+    assert "has unmerged LoRA factors, in 2 of its 29 tensors" in problem
     assert "exclude" not in problem
 
 
@@ -311,5 +311,5 @@ def test_shards_of_a_training_are_refused_with_what_gathers_them(files: list[str
     with pytest.raises(Refused) as refused:
         polymerge.plan(recipe_of(one, run))
     (problem,) = map(str, refused.value.problems)
-    assert problem.startswith(f"{run}: has no weights of a whole model, only the shards of ")
+    assert problem.startswith(f"{run}: has no weights of a full model, only the shards of ")
     assert tool in problem

@@ -117,7 +117,7 @@ def test_the_weight_of_the_base_is_in_no_sum(folders: dict[str, Path], tmp_path:
     torch.testing.assert_close(values(recipe, tmp_path / "out"), expected, rtol=1e-5, atol=1e-6)
     plan = plan_of(recipe)
     assert [plan.inputs[place].label for place in plan.models] == ["a", "b"]
-    said = "'base' is base_model, so its delta is zero and what it says of itself counts for nothing"
+    said = "'base' is base_model, so its delta is zero and its own parameters have no effect"
     assert said in plan.warnings
     other_name = plan_of(recipe | {"base_model": str(folders["base"] / ".." / "base")})
     assert any(said.removeprefix("'base'") in one for one in other_name.warnings)
@@ -244,7 +244,7 @@ def test_a_tokenizer_config_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 
 def test_dare_is_said_to_draw_other_entries(folders: dict[str, Path]) -> None:
-    said = "dare_ties drops entries at random: the same ones for a seed, but other ones than mergekit drops"
+    said = "dare_ties drops entries at random: reproducible for a seed, but not the ones that mergekit drops"
     thinned = {"parameters": {"density": 0.5}}
     assert said in plan_of(recipe_of(folders, "dare_ties", {"a": 0.5}, "base", **thinned)).warnings
     assert plan_of(recipe_of(folders, "dare_ties", {"a": 0.5}, "base")).warnings == ()

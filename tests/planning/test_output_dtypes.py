@@ -259,7 +259,7 @@ def test_a_dtype_that_nothing_is_written_in_is_said(pair: tuple[Path, Path], tmp
     copy = {"merge_method": "copy", "models": [source]}
     plan = polymerge.plan(copy | {"dtype": "float16"})
     assert {step.dtype for step in plan.steps} == {"BF16"}
-    said = "nothing is: all keeps its own. It is so where the model is merged alone"
+    said = "none is merged: all keep theirs. It has an effect where the model is merged alone"
     assert any(said in warning for warning in plan.warnings)
     assert not any("dtype:" in warning for warning in polymerge.plan(copy).warnings)
     alone = polymerge.plan(

@@ -205,7 +205,7 @@ def test_models_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, fold
 
 def test_a_template_need_not_be_merged(folders: dict[str, str]) -> None:
     plan = polymerge.plan(recipe_of(folders, "linear", ("llm", "tied"), template=folders["vlm"]))
-    assert "template 'vlm' gives the layout only: it is not among models" in plan.warnings
+    assert "template 'vlm' only provides the layout: it is not among models" in plan.warnings
     assert (plan.template, plan.models) == (0, (1, 2))
     assert step_of(plan, "language_model.model.norm.weight").pieces[0].reads == (Read("model.norm.weight"),) * 2
 

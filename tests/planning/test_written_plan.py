@@ -60,8 +60,8 @@ def test_what_another_process_is_given_opens_its_inputs_itself(written: Path) ->
     ("change", "said"),
     [
         ({"version": 0}, "has format 0, this polymerge reads 5: plan again"),
-        ({"seed": 7}, "is not what was planned: its hash is"),
-        ({"steps": [{"name": "weight"}]}, "is not a plan as polymerge writes it"),
+        ({"seed": 7}, "was modified: its hash is"),
+        ({"steps": [{"name": "weight"}]}, "is not a valid plan"),
         (
             {"companions": [{"kind": "", "folder": "/", "files": ["../../x"], "dropped": [], "why": ""}]},
             "a plan cannot name files outside of its folders: '../../x'",

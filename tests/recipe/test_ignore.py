@@ -95,14 +95,12 @@ def test_a_glob_that_matches_nothing(pair: tuple[Path, Path], tmp_path: Path) ->
     odd = with_more(other, VALUE_HEAD, tmp_path / "odd")
     said = problems_of(recipe_of(one, {"model": str(odd), "ignore": ["v_head.*", "v_haed.summary.bias"]}))
     assert said == [
-        f"recipe: '{odd}': ignore: 'v_haed.summary.bias' matches no tensor; globs are matched against whole names as "
-        "stored. Did you mean 'v_head.summary.bias'?"
+        f"recipe: '{odd}': ignore: 'v_haed.summary.bias' matches no tensor; globs are matched against entire stored "
+        "names. Did you mean 'v_head.summary.bias'?"
     ]
     said = problems_of(recipe_of(one, other, ignore=["zzz*"]))
     (problem,) = said
-    assert problem.startswith(
-        "recipe: ignore: 'zzz*' matches no tensor; globs are matched against whole names as stored"
-    )
+    assert problem.startswith("recipe: ignore: 'zzz*' matches no tensor; globs are matched against entire stored names")
     # beside one model it has to match there
     (problem,) = problems_of(recipe_of(odd, {"model": str(other), "ignore": ["v_head.*"]}, ignore=["v_head.*"]))
     assert problem.startswith(f"recipe: '{other}': ignore: 'v_head.*' matches no tensor")
@@ -114,9 +112,9 @@ def test_it_is_a_list_of_globs(value: Any) -> None:
     if value == "yes":
         assert read_recipe(recipe).ignore == ("yes",)
         return
-    with pytest.raises(Refused, match="recipe: ignore is a list of globs on names of tensors as stored, got"):
+    with pytest.raises(Refused, match="recipe: ignore has to be a list of globs on stored tensor names, got"):
         read_recipe(recipe)
-    with pytest.raises(Refused, match=r"recipe: models\[0\]: ignore is a list of globs"):
+    with pytest.raises(Refused, match=r"recipe: models\[0\]: ignore has to be a list of globs"):
         read_recipe({"merge_method": "linear", "models": [{"model": "a", "ignore": value}]})
 
 
@@ -163,7 +161,7 @@ def test_a_model_that_is_no_template_lacks_what_is_ignored(pair: tuple[Path, Pat
     one, other = pair
     asked = recipe_of(one, {"model": str(other), "ignore": ["model.norm.weight"]})
     assert problems_of(asked) == [
-        "text.norm.weight: template 'one' has it, 'other' does not, for the recipe ignores it. If it may stay the "
+        "text.norm.weight: template 'one' has it, 'other' does not because the recipe ignores it. If it may stay the "
         "template's, name it in exclude"
     ]
     plan = polymerge.plan(asked | {"exclude": ["text.norm.weight"]})
@@ -177,7 +175,8 @@ def test_exclude_is_not_for_names_as_stored(pair: tuple[Path, Path], tmp_path: P
     assert "explains 2 of its" in unknown
     assert '`ignore: ["v_head.*"]` in the recipe' in unknown
     assert misplaced == (
-        "recipe: exclude: 'v_head.*' matches names as stored, and no canonical one. What is not of a model is left out "
+        "recipe: exclude: 'v_head.*' matches stored names but no canonical one. Tensors that are not part of a model "
+        "are left out "
         'by `ignore: ["v_head.*"]`'
     )
 

@@ -116,8 +116,8 @@ def test_what_all_models_share_is_said_by_the_recipe_or_an_override(
     # mergekit does not read it in a model's entry, whether the recipe says it as well or not
     spelled = "scale or lambda" if name == "scale" else name
     refusal = (
-        f"models[0] 'one': {spelled} is one value for the whole merge, and mergekit does not read it here. Say it in "
-        "the recipe's own parameters, or leave it out"
+        f"models[0] 'one': {spelled} is a single value for the merge, which mergekit does not read here. Set it in the "
+        "recipe's own parameters, or remove it"
     )
     assert problem(method, said, {name: model}) == refusal
     assert problem(method, weights, {name: model}) == refusal
@@ -151,7 +151,7 @@ def test_lambda_is_scale() -> None:
     assert setting("task_arithmetic", {"weight": 1, "lambda": 0.3})["scale"] == 0.3
     with suppress(Refused), collecting() as found:
         assert read_parameters({"scale": 1, "lambda": 2}, "here") == {"scale": 1}
-    assert [str(one) for one in found] == ["here: scale is said twice, the second time as 'lambda'"]
+    assert [str(one) for one in found] == ["here: scale is set twice, the second time as 'lambda'"]
 
 
 @pytest.mark.parametrize("method", WEIGHED)
@@ -198,16 +198,19 @@ def test_slerp_takes_t_or_weights(said: tuple[Any, ...], t: float) -> None:
     [
         ((), "slerp needs `t` from 0 (base_model, or the first model) to 1, or a `weight` for each model"),
         ((None, {"weight": 1}), "slerp needs `t` from 0 (base_model, or the first model) to 1, or a `weight` for each"),
-        (({"t": 1.5},), "recipe: parameters: t of slerp lies from 0 to 1, got 1.5"),
-        (({"t": "half"},), "recipe: parameters: t is a number, got 'half'"),
-        ((None, {"weight": -1}, {"weight": 2}), "models[0] 'one': weight of slerp lies from 0 to inf, got -1"),
+        (({"t": 1.5},), "recipe: parameters: t of slerp has to be from 0 to 1, got 1.5"),
+        (({"t": "half"},), "recipe: parameters: t has to be a number, got 'half'"),
+        ((None, {"weight": -1}, {"weight": 2}), "models[0] 'one': weight of slerp has to be from 0 to inf, got -1"),
         ((None, {"weight": 0}, {"weight": 0}), "slerp: the two weights are both 0"),
         (
             ({"t": 0}, None, None, {"weight": [1, 2, 3]}),
-            "overrides[0]: weight is a number, got '3 values for 2 models'",
+            "overrides[0]: weight has to be a number, got '3 values for 2 models'",
         ),
         (({"t": 0, "density": 1},), "recipe: parameters: slerp has no parameter 'density'."),
-        ((None, {"t": 0}, {"t": 1}), "models[0] 'one', models[1] 'two': t is one value for the whole merge, and merge"),
+        (
+            (None, {"t": 0}, {"t": 1}),
+            "models[0] 'one', models[1] 'two': t is a single value for the merge, which merge",
+        ),
     ],
 )
 def test_slerp_without_a_place_on_the_arc_is_refused(said: tuple[Any, ...], message: str) -> None:
@@ -241,18 +244,18 @@ def test_slerp_takes_two_models() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (({"density": 1.01},), "recipe: parameters: density of ties lies from 0 to 1, got 1.01"),
-        (({"density": -0.1},), "recipe: parameters: density of ties lies from 0 to 1, got -0.1"),
-        ((None, {"density": 2}), "models[0] 'one': density of ties lies from 0 to 1, got 2"),
-        ((None, None, None, {"density": 2}), "recipe: overrides[0]: density of ties lies from 0 to 1, got 2"),
-        ((None, {"weight": "much"}), "models[0] 'one': weight is a number, got 'much'"),
-        ((None, {"weight": True}), "models[0] 'one': weight is a number, got 'True'"),
-        ((None, {"weight": float("nan")}), "models[0] 'one': weight is a number, got 'nan'"),
-        ((None, None, {"weight": float("inf")}), "models[1] 'two': weight is a number, got 'inf'"),
-        (({"scale": "big"},), "recipe: parameters: scale is a number, got 'big'"),
-        ((None, None, None, {"scale": [1, 2]}), "recipe: overrides[0]: scale is a number, got '[1, 2]'"),
-        ((None, None, None, {"weight": [1]}), "recipe: overrides[0]: weight is a number, got '1 values for 2 models'"),
-        ((None, None, None, {"weight": [1, "x"]}), "recipe: overrides[0]: weight is a number, got 'x'"),
+        (({"density": 1.01},), "recipe: parameters: density of ties has to be from 0 to 1, got 1.01"),
+        (({"density": -0.1},), "recipe: parameters: density of ties has to be from 0 to 1, got -0.1"),
+        ((None, {"density": 2}), "models[0] 'one': density of ties has to be from 0 to 1, got 2"),
+        ((None, None, None, {"density": 2}), "recipe: overrides[0]: density of ties has to be from 0 to 1, got 2"),
+        ((None, {"weight": "much"}), "models[0] 'one': weight has to be a number, got 'much'"),
+        ((None, {"weight": True}), "models[0] 'one': weight has to be a number, got 'True'"),
+        ((None, {"weight": float("nan")}), "models[0] 'one': weight has to be a number, got 'nan'"),
+        ((None, None, {"weight": float("inf")}), "models[1] 'two': weight has to be a number, got 'inf'"),
+        (({"scale": "big"},), "recipe: parameters: scale has to be a number, got 'big'"),
+        ((None, None, None, {"scale": [1, 2]}), "recipe: overrides[0]: scale has to be a number, got '[1, 2]'"),
+        ((None, None, None, {"weight": [1]}), "overrides[0]: weight has to be a number, got '1 values for 2 models'"),
+        ((None, None, None, {"weight": [1, "x"]}), "recipe: overrides[0]: weight has to be a number, got 'x'"),
         (({"elect": "majority"},), "elect of ties cannot be 'majority'. Known: unweighted, weighted."),
         (({"normalize": "counts"},), "recipe: parameters: normalize of ties cannot be 'counts'. Did you mean 'count'?"),
         (({"normalize": 2},), "recipe: parameters: normalize of ties cannot be '2'."),
@@ -262,8 +265,8 @@ def test_slerp_takes_two_models() -> None:
         ((None, None, None, {"t": 0.5}), "recipe: overrides[0]: ties has no parameter 't'."),
         (({"density": [0.1, 0.2]},), "recipe: parameters: density: values that change from layer to layer are not "),
         ((None, {"density": [1, 0]}), "recipe: models[0]: parameters: density: values that change from layer to layer"),
-        (({"density": {"value": 1}},), "recipe: parameters: density: has to be one value, got {'value': 1}"),
-        (({"density": None},), "recipe: parameters: density: has to be one value, got None"),
+        (({"density": {"value": 1}},), "recipe: parameters: density: has to be a single value, got {'value': 1}"),
+        (({"density": None},), "recipe: parameters: density: has to be a single value, got None"),
         (({"densty": 1},), "recipe: parameters: no method has a parameter 'densty'. Did you mean 'density'?"),
         (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: compose, density, elect, "),
     ],
@@ -282,14 +285,19 @@ def test_a_flag_may_be_a_number_as_in_recipes_of_mergekit(value: float, meant: b
 
 @pytest.mark.parametrize("value", ["yes", 2, 0.5])
 def test_a_flag_is_true_or_false(value: Any) -> None:
-    assert problem("linear", {"normalize": value}) == (f"recipe: parameters: normalize is true or false, got '{value}'")
-    assert problem("dare_ties", {"rescale": value}) == f"recipe: parameters: rescale is true or false, got '{value}'"
+    assert problem("linear", {"normalize": value}) == (
+        f"recipe: parameters: normalize has to be true or false, got '{value}'"
+    )
+    assert (
+        problem("dare_ties", {"rescale": value})
+        == f"recipe: parameters: rescale has to be true or false, got '{value}'"
+    )
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
 def test_a_missing_weight_is_said_of_its_model(method: str) -> None:
     _, problems = resolved(method, None, {"weight": 1})
-    assert problems == [f"models[1] 'two': {method} needs `weight`, and the recipe does not say it"]
+    assert problems == [f"models[1] 'two': {method} needs `weight`, which the recipe does not set"]
     _, problems = resolved(method)
     assert len(problems) == 2
 
@@ -330,7 +338,7 @@ def test_the_base_among_the_models_weighs_nothing_for_methods_on_deltas(method: 
 def test_weights_that_add_up_to_about_nothing_do_not_divide(method: str, weights: tuple[float, float]) -> None:
     one, two = ({"weight": weight} for weight in weights)
     assert problem(method, {"normalize": True}, one, two) == (
-        f"recipe: parameters: {method}: the weights add up to about 0 and cannot be normalized. Say normalize: false, "
+        f"recipe: parameters: {method}: the weights add up to about 0 and cannot be normalized. Set normalize: false, "
         "or other weights"
     )
     assert setting(method, {"normalize": False}, one, two)["weight"] == weights
@@ -341,7 +349,7 @@ def test_weights_that_add_up_to_about_nothing_do_not_divide(method: str, weights
 def test_weights_that_only_the_base_keeps_from_adding_up_to_nothing_do_not_divide(method: str) -> None:
     _, problems = resolved(method, {"normalize": True}, {"weight": 0.9}, {"weight": 0}, base=(0,))
     assert [one.partition(":  ")[0] for one in problems] == [
-        f"recipe: parameters: {method}: the weights add up to about 0 and cannot be normalized. Say normalize: false, "
+        f"recipe: parameters: {method}: the weights add up to about 0 and cannot be normalized. Set normalize: false, "
         "or other weights"
     ]
 
@@ -354,8 +362,8 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
         return parsed(AVERAGE | more, (1,) if more.get("base_model") == "two" else ())[1]
 
     assert found(parameters={"weight": 0.5}) == [
-        "linear reads no base_model, where mergekit merges 'base' in with the weight of parameters. List it among "
-        "models if it is to be merged, else leave base_model out"
+        "linear does not read base_model, whereas mergekit merges 'base' in with the weight of parameters. List it "
+        "among models to merge it, or remove base_model"
     ]
     assert found(parameters={"weight": 0.5}, base_model=None) == []
     assert found(parameters={"weight": 0.5}, base_model="two") == []
@@ -372,17 +380,17 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
     ("recipe", "message"),
     [
         ({"merge_method": "slerp", "parameters": {"t": [0, 0.5, 1]}}, "parameters: t: values that change from layer"),
-        ({"merge_method": "slerp", "parameters": {"t": {"value": 0.5}}}, "parameters: t: has to be one value, got"),
+        ({"merge_method": "slerp", "parameters": {"t": {"value": 0.5}}}, "parameters: t: has to be a single value"),
         ({"parameters": {"wieght": 0.5}}, "no method has a parameter 'wieght'. Did you mean 'weight'?"),
         ({"paramaters": {"weight": 0.5}}, "unknown field 'paramaters' is not supported. Did you mean 'parameters'?"),
-        ({"parameters": 3}, "recipe: parameters: is a mapping of names to values, got '3'"),
+        ({"parameters": 3}, "recipe: parameters: has to be a mapping of names to values, got '3'"),
         ({"parameters": {"weight": 1}, "models": None, "slices": []}, "mergekit's field 'slices' is not supported."),
         ({"parameters": {"weight": 1}, "models": None, "modules": {}}, "mergekit's field 'modules' is not supported."),
         ({"models": None, "model": ["one"]}, "recipe: unknown field 'model' is not supported. Did you mean 'models'?"),
         ({"models": None, "parameters": {"weight": 1}}, "recipe: models has to be a list of at least one entry"),
         ({"merge_method": "slerp", "models": ["one", 3], "parameters": {"t": 0}}, "models[1]: needs `model: FOLDER`"),
         ({"merge_method": None, "merge_metod": "ties"}, "unknown field 'merge_metod' is not supported. Did you mean"),
-        ({"merge_method": "ties", "base_model": 3, "parameters": {"weight": 1}}, "base_model is a folder or a hub id"),
+        ({"merge_method": "ties", "base_model": 3, "parameters": {"weight": 1}}, "base_model has to be a folder"),
         ({"merge_method": "ties", "base_modle": "x", "parameters": {"weight": 1}}, "'base_modle'"),
         ({"merge_method": "multislerp", "models": ["a", "b", "c"]}, "mergekit's method 'multislerp' is not supported"),
         ({"merge_method": "model_stock", "parameters": {"filter_wise": True}}, "mergekit's method 'model_stock' is "),

@@ -162,40 +162,43 @@ def test_a_recipe_is_read_back_as_it_was_written(recipe: Recipe) -> None:
         ({"models": [{"path": "a"}]}, "recipe: models[0]: needs `model: FOLDER`, got a mapping"),
         ({"models": [{"model": "a", "weight": 1}]}, "recipe: models[0]: unknown field 'weight'. Known: family, "),
         ({"models": [{"model": "a", "parameter": 1}]}, "unknown field 'parameter'. Did you mean 'parameters'?"),
-        ({"models": [{"model": "a", "family": 3}]}, "recipe: models[0]: family is a name, got a number"),
-        ({"template": 3}, "recipe: template is a folder or a hub id, got a number"),
-        ({"template": ""}, "recipe: template is a folder or a hub id, got nothing"),
-        ({"base_model": ["a"]}, "recipe: base_model is a folder or a hub id, got a list"),
-        ({"parts": 3}, "recipe: parts is a list out of text, vision, projector, audio; got a number"),
-        ({"parts": []}, "recipe: parts is a list out of text, vision, projector, audio; got a list"),
+        ({"models": [{"model": "a", "family": 3}]}, "recipe: models[0]: family has to be a name, got a number"),
+        ({"template": 3}, "recipe: template has to be a folder or a hub id, got a number"),
+        ({"template": ""}, "recipe: template has to be a folder or a hub id, got nothing"),
+        ({"base_model": ["a"]}, "recipe: base_model has to be a folder or a hub id, got a list"),
+        ({"parts": 3}, "recipe: parts has to be a list out of text, vision, projector, audio; got a number"),
+        ({"parts": []}, "recipe: parts has to be a list out of text, vision, projector, audio; got a list"),
         ({"parts": ["txt"]}, "recipe: parts: there is no part 'txt'. Did you mean 'text'?"),
-        ({"exclude": {"a": 1}}, "recipe: exclude is a list of globs on canonical names, got a mapping"),
-        ({"exclude": ["a", 3]}, "recipe: exclude is a list of globs on canonical names, got a list"),
-        ({"overrides": {"layers": 1}}, "recipe: overrides is a list, got a mapping"),
-        ({"overrides": ["copy"]}, "recipe: overrides[0]: is a mapping, got a text"),
+        ({"exclude": {"a": 1}}, "recipe: exclude has to be a list of globs on canonical names, got a mapping"),
+        ({"exclude": ["a", 3]}, "recipe: exclude has to be a list of globs on canonical names, got a list"),
+        ({"overrides": {"layers": 1}}, "recipe: overrides has to be a list, got a mapping"),
+        ({"overrides": ["copy"]}, "recipe: overrides[0]: has to be a mapping, got a text"),
         ({"overrides": [{"match": "a", "method": "x"}]}, "overrides[0]: unknown field 'method'. Did you mean 'me"),
-        ({"overrides": [{"match": 3}]}, "recipe: overrides[0]: match is a glob on canonical names, got a number"),
-        ({"overrides": [{"merge_method": "copy"}]}, "recipe: overrides[0]: says neither layers nor match"),
-        ({"overrides": [{"layers": None, "merge_method": "copy"}]}, "recipe: overrides[0]: says neither layers nor "),
+        (
+        {"overrides": [{"match": 3}]},
+        "recipe: overrides[0]: match has to be a glob on canonical names, got a number",
+    ),
+        ({"overrides": [{"merge_method": "copy"}]}, "recipe: overrides[0]: has neither layers nor match"),
+        ({"overrides": [{"layers": None, "merge_method": "copy"}]}, "recipe: overrides[0]: has neither layers nor "),
         ({"overrides": [{"match": "a", "merge_method": "cpy"}]}, "overrides[0]: there is no method 'cpy'. Did you"),
-        ({"overrides": [{"match": "a", "parameters": 3}]}, "recipe: overrides[0]: parameters: is a mapping of names"),
-        ({"overrides": [{"layers": "0:5"}]}, "overrides[0]: layers is a layer or an inclusive range such as 0-5"),
-        ({"overrides": [{"layers": "-1"}]}, "recipe: overrides[0]: layers is a layer or an inclusive range"),
-        ({"overrides": [{"layers": 1.5}]}, "recipe: overrides[0]: layers is a layer or an inclusive range"),
-        ({"overrides": [{"layers": True}]}, "recipe: overrides[0]: layers is a layer or an inclusive range"),
-        ({"overrides": [{"layers": [0, 5]}]}, "recipe: overrides[0]: layers is a layer or an inclusive range"),
+        ({"overrides": [{"match": "a", "parameters": 3}]}, "overrides[0]: parameters: has to be a mapping of names"),
+        ({"overrides": [{"layers": "0:5"}]}, "overrides[0]: layers has to be a layer or an inclusive range"),
+        ({"overrides": [{"layers": "-1"}]}, "recipe: overrides[0]: layers has to be a layer or an inclusive range"),
+        ({"overrides": [{"layers": 1.5}]}, "recipe: overrides[0]: layers has to be a layer or an inclusive range"),
+        ({"overrides": [{"layers": True}]}, "recipe: overrides[0]: layers has to be a layer or an inclusive range"),
+        ({"overrides": [{"layers": [0, 5]}]}, "recipe: overrides[0]: layers has to be a layer or an inclusive range"),
         ({"overrides": [{"layers": "5-0"}]}, "recipe: overrides[0]: layers 5-0 ends before it starts"),
-        ({"branches": "both"}, "recipe: branches is fill or retain, got 'both'"),
-        ({"vocab": "union"}, "recipe: vocab is template, overlap or by-token, got 'union'"),
-        ({"vocab": None}, "recipe: vocab is template, overlap or by-token, got 'None'"),
+        ({"branches": "both"}, "recipe: branches has to be fill or retain, got 'both'"),
+        ({"vocab": "union"}, "recipe: vocab has to be template, overlap or by-token, got 'union'"),
+        ({"vocab": None}, "recipe: vocab has to be template, overlap or by-token, got 'None'"),
         ({"dtype": "bf16"}, "recipe: dtype: cannot merge to 'bf16'. Did you mean 'bfloat16'?"),
         ({"dtype": "int8"}, "recipe: dtype: cannot merge to 'int8'. Known: bfloat16, float16, float32, float64."),
         ({"dtype": ["float32"]}, "recipe: dtype: cannot merge to '['float32']'."),
-        ({"seed": -1}, "recipe: seed is a whole number from 0, got '-1'"),
-        ({"seed": 1.0}, "recipe: seed is a whole number from 0, got '1.0'"),
-        ({"seed": True}, "recipe: seed is a whole number from 0, got 'True'"),
-        ({"seed": None}, "recipe: seed is a whole number from 0, got 'None'"),
-        ({"parameters": ["scale"]}, "recipe: parameters: is a mapping of names to values, got '['scale']'"),
+        ({"seed": -1}, "recipe: seed has to be an integer from 0, got '-1'"),
+        ({"seed": 1.0}, "recipe: seed has to be an integer from 0, got '1.0'"),
+        ({"seed": True}, "recipe: seed has to be an integer from 0, got 'True'"),
+        ({"seed": None}, "recipe: seed has to be an integer from 0, got 'None'"),
+        ({"parameters": ["scale"]}, "recipe: parameters: has to be a mapping of names to values, got '['scale']'"),
         ({"parameters": {"densty": 1}}, "recipe: parameters: no method has a parameter 'densty'. Did you mean 'd"),
     ],
 )  # fmt: skip
@@ -230,15 +233,15 @@ def refused_file(path: Path) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a recipe is a mapping of fields, this is nothing"),
-        ("- a", "a recipe is a mapping of fields, this is a list"),
-        ("ties", "a recipe is a mapping of fields, this is a text"),
-        ("a: [", "not readable as YAML"),
-        ("a: b: c", "not readable as YAML: mapping values are not allowed here"),
-        ("? [1, 2]\n: 3", "not readable as YAML"),
-        ("a: !!python/object:os.system {}", "not readable as YAML"),
-        ("a: 2024-13-01", "not readable as YAML: month must be in 1..12"),
-        ("[" * 5000, "not readable as YAML"),
+        ("", "a recipe has to be a mapping of fields, got nothing"),
+        ("- a", "a recipe has to be a mapping of fields, got a list"),
+        ("ties", "a recipe has to be a mapping of fields, got a text"),
+        ("a: [", "invalid YAML"),
+        ("a: b: c", "invalid YAML: mapping values are not allowed here"),
+        ("? [1, 2]\n: 3", "invalid YAML"),
+        ("a: !!python/object:os.system {}", "invalid YAML"),
+        ("a: 2024-13-01", "invalid YAML: month must be in 1..12"),
+        ("[" * 5000, "invalid YAML"),
         ("seed: 1\nmerge_method: ties\nseed: 2", "'seed' is written twice"),
         ("models:\n- {model: a, model: b}", "'model' is written twice"),
         ("parameters: {scale: 1, 'scale': 2}", "'scale' is written twice"),
@@ -251,16 +254,16 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "not readable as YAML" in refused_file(tmp_path / "recipe.yaml")
-    assert "not readable as YAML" in refused_file(tmp_path)
+    assert "invalid YAML" in refused_file(tmp_path / "recipe.yaml")
+    assert "invalid YAML" in refused_file(tmp_path)
 
 
 def test_a_missing_file_is_refused_with_what_lies_beside_it(tmp_path: Path) -> None:
-    assert refused_file(tmp_path / "recipe.yaml").endswith("there is no such recipe.")
+    assert refused_file(tmp_path / "recipe.yaml").endswith("no such recipe.")
     (tmp_path / "recipes.yml").write_text("{}", encoding="utf-8")
     assert refused_file(tmp_path / "recipe.yaml").endswith("Did you mean 'recipes.yml'?")
-    assert "there is no such recipe" in refused_file(tmp_path / "recipes.yml" / "recipe.yaml")
-    assert "there is no such recipe" in refused_file(tmp_path / "nowhere" / "recipe.yaml")
+    assert "no such recipe" in refused_file(tmp_path / "recipes.yml" / "recipe.yaml")
+    assert "no such recipe" in refused_file(tmp_path / "nowhere" / "recipe.yaml")
 
 
 def test_anchors_and_merge_keys_of_yaml_work(tmp_path: Path) -> None:
@@ -276,6 +279,6 @@ def test_anchors_and_merge_keys_of_yaml_work(tmp_path: Path) -> None:
 
 def test_a_space_is_not_a_method_and_the_way_to_it_is_told() -> None:
     with pytest.raises(
-        Refused, match=r"there is no method 'knots'. It is a space to merge adapters in.* parameters: {space: knots}"
+        Refused, match=r"there is no method 'knots'. It is a space for merging adapters.* parameters: {space: knots}"
     ):
         read_recipe({"merge_method": "knots", "models": ["a", "b"]})

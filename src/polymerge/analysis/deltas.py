@@ -208,7 +208,7 @@ class _UpdateBlocks:
 
 
 def _too_large(name: str) -> CheckpointError:
-    return CheckpointError(f"{name}: a delta is too large for its numbers. Mend the models, or name it in exclude")
+    return CheckpointError(f"{name}: a delta is too large for its numbers. Repair the models, or name it in exclude")
 
 
 def stored_values(tensor: TensorInfo) -> Any:
@@ -216,5 +216,5 @@ def stored_values(tensor: TensorInfo) -> Any:
     with Files() as files:
         _, values, finite = files.numbers(tensor)
     if not finite:
-        raise CheckpointError(f"{tensor.file}: {tensor.name} holds NaN or infinity. Mend the adapter")
+        raise CheckpointError(f"{tensor.file}: {tensor.name} holds NaN or infinity. Repair the adapter")
     return values

@@ -148,7 +148,7 @@ def open_adapter(source: str, path: Path) -> Adapter:
         then = (
             f"Name {listed([str(folder / name) for name in inside])}." if inside else "Name the folder that PEFT saved."
         )
-        raise RecipeError(f"{folder}: has no {CONFIG}, so it is no adapter. {held}{then}")
+        raise RecipeError(f"{folder}: has no {CONFIG}, so it is not an adapter. {held}{then}")
 
     with collecting() as found:
         adapter = _read(source, folder, present)
@@ -184,7 +184,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
             held_by = {name: [entry.name for entry in file.entries] for name, file in contents.items()}
             refuse(*disagreements(folder / files.index, read_index(folder / files.index), held_by))
     for name in files.beside:
-        with reading(folder / name, "If it is no part of the adapter, move it out of the folder."):
+        with reading(folder / name, "If it is not part of the adapter, move it out of the folder."):
             contents[name] = read_file(folder / name)
             if not contents[name].entries:
                 raise CheckpointError(f"{folder / name}: holds no tensors.")

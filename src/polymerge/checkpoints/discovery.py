@@ -141,7 +141,7 @@ def find_weights(folder: Path) -> Weights:
             "into one with `polymerge fold`."
         )
     if way := _shards_of_training(folder, folders):
-        raise RecipeError(f"{folder}: has no weights of a whole model, only {way}")
+        raise RecipeError(f"{folder}: has no weights of a full model, only {way}")
     there = sorted([*names, *folders])
     raise RecipeError(
         f"{folder}: has no weights (*.safetensors, pytorch_model*.bin, *.pth, *.pt). "

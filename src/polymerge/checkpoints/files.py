@@ -80,7 +80,9 @@ def read_file(file: Path) -> Contents:
     if remote and not torch:
         return Contents(read_safetensors(file, head_of(file, remote)))
     if remote:
-        log.warning("%s: '%s' is no safetensors file, so it has to be fetched whole", remote.repository, remote.name)
+        log.warning(
+            "%s: '%s' is not a safetensors file, so it has to be downloaded in full", remote.repository, remote.name
+        )
         fetch_all([file])
     check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))
@@ -103,7 +105,7 @@ def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]
                     count = file.readinto(block[done:])
                     if not count:
                         raise CheckpointError(
-                            f"{tensor.file}: ends inside {tensor.name}; it became shorter since its header was read"
+                            f"{tensor.file}: ends inside {tensor.name}; it was truncated since its header was read"
                         )
                     done += count
                 yield block

@@ -151,8 +151,8 @@ def _gathered(folder: Path, contents: Mapping[str, Contents]) -> dict[str, Tenso
     refuse(
         *(
             CheckpointError(
-                f"{folder}: '{first}' and '{second}' both hold {listed(tensors)}. Remove the file that is not of this "
-                "model."
+                f"{folder}: '{first}' and '{second}' both hold {listed(tensors)}. Remove the file that is not part of "
+                "this model."
             )
             for (first, second), tensors in twice.items()
         )
@@ -163,7 +163,7 @@ def _gathered(folder: Path, contents: Mapping[str, Contents]) -> dict[str, Tenso
 def _single_file(path: Path) -> Weights:
     if path.suffix not in LAYOUTS:
         raise RecipeError(
-            f"{path}: is no folder, and no weight file that can be read ({', '.join(LAYOUTS)}). Name the folder that "
+            f"{path}: is neither a folder nor a readable weight file ({', '.join(LAYOUTS)}). Name the folder that "
             "holds the checkpoint."
         )
     return Weights((path.name,))

@@ -224,8 +224,8 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
         raise
     except errors.HFValidationError:
         raise RecipeError(
-            f"{repository}: there is no such folder here, and no repository of the hub can have that name. Name the "
-            "folder, or owner/name as the hub has it"
+            f"{repository}: there is no such folder, and no hub repository can have that name. Name the "
+            "folder, or owner/name as on the hub"
         ) from None
     except errors.GatedRepoError:
         raise RecipeError(
@@ -233,7 +233,7 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
         ) from None
     except errors.RepositoryNotFoundError:
         raise RecipeError(
-            f"{repository}: there is no such folder here and no such repository on the hub (or it is private: log in "
+            f"{repository}: there is no such folder, and no such repository on the hub (or it is private: log in "
             "with `hf auth login`, or set HF_TOKEN)"
         ) from None
     except errors.RevisionNotFoundError:
@@ -242,7 +242,7 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if constants.HF_HUB_OFFLINE:
-            why = "HF_HUB_OFFLINE is set. Unset it to fetch what is missing"
+            why = "HF_HUB_OFFLINE is set. Unset it to download missing files"
         else:
             why = f"the hub cannot be reached ({_reason(error.__cause__ or error)}). Try again"
         here = "" if file else " there is no such folder here, and"
@@ -262,7 +262,7 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
                 f"{what} is larger than what the hub serves by plain HTTP. Install hf_xet, and unset HF_HUB_DISABLE_XET"
             ) from None
         raise LastingError(
-            f"{what} the hub did not deliver it: huggingface_hub makes nothing of its answer ({_reason(error)}). Try "
+            f"{what} the hub did not deliver it: huggingface_hub cannot parse its response ({_reason(error)}). Try "
             "another endpoint, or fetch it with `hf download`"
         ) from None
 

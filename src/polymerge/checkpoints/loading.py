@@ -90,7 +90,7 @@ def load_model(
     is missing, unexpected or mismatched, MissingExtraError without transformers.
     """
     if dtype not in DTYPES:
-        raise RecipeError(f"dtype: '{dtype}' is none that a model can run in.{did_you_mean(str(dtype), DTYPES)}")
+        raise RecipeError(f"dtype: '{dtype}' is not a dtype that a model can run in.{did_you_mean(str(dtype), DTYPES)}")
     if (Path(folder) / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{folder}: an adapter (adapter_config.json) lies beside the model, and transformers would load both. Move "
@@ -120,7 +120,7 @@ def load_model(
             f"{folder}: {name} cannot load it: {type(error).__name__}: {_first(error)}{_remote(trust_remote_code)}"
         ) from error
     if wrong:
-        raise CheckpointError(f"{folder}: {name} cannot load it whole: {wrong}. `polymerge verify` says more.")
+        raise CheckpointError(f"{folder}: {name} cannot load it completely: {wrong}. `polymerge verify` shows details.")
     return model.eval()
 
 

@@ -173,7 +173,7 @@ def fetched(file: Path) -> None:
     try:
         prefetch.wait_for(future)
     except CancelledError:
-        raise CheckpointError(f"{file}: was not fetched, because the merge ended before. Start it again") from None
+        raise CheckpointError(f"{file}: was not downloaded, because the merge ended before. Start it again") from None
 
 
 def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: threading.Event) -> None:

@@ -67,8 +67,8 @@ def read_tokens(folder: Path) -> dict[int, str]:
         tokens = _sentencepieces(folder / "tokenizer.model")
     else:
         raise CheckpointError(
-            f"{folder}: no tokenizer.json, vocab.json or tokenizer.model, so nothing says which token a row of the "
-            "embedding is. Add the tokenizer, or use vocab: template"
+            f"{folder}: no tokenizer.json, vocab.json or tokenizer.model, so it is unknown which token a row of the "
+            "embedding stands for. Add the tokenizer, or use vocab: template"
         )
     if (folder / "added_tokens.json").is_file():
         tokens |= _by_id(_load(folder / "added_tokens.json", dict[str, int]))

@@ -183,7 +183,7 @@ def _read_legacy(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[st
         head = cast("IO[bytes]", mapped)
         magic, protocol = (Unpickler(head, file).value() for _ in range(2))
         if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
-            raise CheckpointError(f"{file}: is a pickle, but none that torch.save writes. Save it with torch.save.")
+            raise CheckpointError(f"{file}: is a pickle that torch.save did not write. Save it with torch.save.")
         machine = Unpickler(head, file).value()
         if not (isinstance(machine, Dict) and ("little_endian", True) in machine.items):
             raise _foreign_byteorder(file, "big")

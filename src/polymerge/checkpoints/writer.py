@@ -145,7 +145,7 @@ def parse_size(text: str) -> int:
     unit = (found[2].upper() or "B") if found else ""
     unit = unit if unit.endswith("B") else f"{unit}B"
     if found is None or unit not in _UNITS or float(found[1]) <= 0:
-        raise RecipeError(f"shard size: '{text}' is no size; write it as 5GB or 500MB")
+        raise RecipeError(f"shard size: '{text}' is not a size such as 5GB or 500MB")
     return max(1, int(float(found[1]) * _UNITS[unit]))
 
 
@@ -206,7 +206,7 @@ def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
         if source.is_dir() and source in target.parents:
             raise OutputError(f"{out}: lies inside of the input {path}. Choose another folder")
     if target in (Path.cwd(), *Path.cwd().parents, Path.home()):
-        raise OutputError(f"{out}: is the folder that you are in, or holds it. Choose another folder")
+        raise OutputError(f"{out}: is or contains the current folder. Choose another folder")
     if (out.exists() or out.is_symlink()) and not force:
         raise OutputError(f"{out}: exists already. Choose another folder, or say `force=True` to replace it")
     if not target.parent.is_dir():
@@ -294,7 +294,7 @@ def copy_companions(template: Path, folder: Path, *, deep: bool = True) -> list[
         if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
             continue
         if not path.exists():
-            gone.append(CheckpointError(f"{path}: is a link to nothing. Have the file there, or remove the link"))
+            gone.append(CheckpointError(f"{path}: is a broken link. Restore its target, or remove the link"))
         elif path.is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)

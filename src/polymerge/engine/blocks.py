@@ -130,7 +130,7 @@ class PieceBlocks:
     def _not_finite(self, file: Path, place: int, start: int, count: int) -> CheckpointError:
         return CheckpointError(
             f"{file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements {start} to "
-            f"{start + count}). A merge would spread it: mend the checkpoint, or name all of its tensor in exclude"
+            f"{start + count}). A merge would spread it: repair the checkpoint, or name the entire tensor in exclude"
         )
 
     def _load(self, entry: TensorInfo) -> Array:
@@ -140,7 +140,7 @@ class PieceBlocks:
         raw = self._workspace.device.host_bytes(entry.nbytes)
         self._files.read(entry.file, entry.start, self._workspace.device.view(raw))
         if not kernels.decode(self._workspace.device.upload(raw), entry.dtype, out):
-            raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Mend the adapter")
+            raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Repair the adapter")
         return out.reshape(entry.shape)
 
     def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:

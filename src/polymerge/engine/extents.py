@@ -232,7 +232,7 @@ class Files:
             except OSError as error:
                 raise CheckpointError(f"{file}: cannot be read at byte {offset + done}: {error.strerror}") from None
             if not count:
-                raise CheckpointError(f"{file}: ends at byte {offset + done}; it became shorter since it was planned")
+                raise CheckpointError(f"{file}: ends at byte {offset + done}; it was truncated since it was planned")
             done += count
 
     def _scratch(self, size: int) -> NDArray[np.uint8]:

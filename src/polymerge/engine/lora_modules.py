@@ -108,7 +108,7 @@ class ModuleMerger:
         if not finite:
             raise CheckpointError(
                 f"{entry.file}: {entry.name} of '{self._plan.inputs[place].label}' holds NaN or infinity. A merge "
-                "would spread it: mend the adapter, or name it in exclude"
+                "would spread it: repair the adapter, or name it in exclude"
             )
         return raw, values
 

@@ -93,7 +93,7 @@ def merge(
     is left under `out`.
     """
     if block < 1:
-        raise RecipeError(f"block: {block} elements are no block")
+        raise RecipeError(f"block: {block} is not a valid number of elements")
     if file_format not in ("safetensors", "torch"):
         raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
     target = Path(out)
@@ -149,7 +149,7 @@ def merge(
         (folder / "README.md").write_text(card, encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         if verification is not None and not verification.passed:
-            raise OutputError(f"{target}: what was merged did not pass its check, so it is removed:\n{verification}")
+            raise OutputError(f"{target}: the merged output did not pass its check and was removed:\n{verification}")
     return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings)
 
 

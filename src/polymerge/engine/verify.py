@@ -48,7 +48,7 @@ def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bo
         if is_adapter(path):
             return verify_adapter(path, base=base, trust_remote_code=trust_remote_code)
         if base is not None:
-            raise RecipeError(f"{path}: is a checkpoint, and base is for adapters")
+            raise RecipeError(f"{path}: is a checkpoint; base is only for adapters")
         return _verify_checkpoint(path, trust_remote_code)
     except PolymergeError as error:
         return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))

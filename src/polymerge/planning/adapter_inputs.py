@@ -153,7 +153,9 @@ def check_bases(recipe: Recipe, opened: Opened) -> None:
         if len({Path(base).name.casefold() for base in named.values() if base}) > 1:
             listed = ", ".join(f"'{label}' of {base}" for label, base in named.items() if base)
             refuse(
-                RecipeError(f"the adapters are of different bases: {listed}. If these are one model, say base_model")
+                RecipeError(
+                    f"the adapters are of different bases: {listed}. If these are the same model, set base_model"
+                )
             )
     kinds = {label: one.model_config.get("model_type") for label, one in labelled if one.model_config}
     if len(set(kinds.values())) > 1:
@@ -229,8 +231,8 @@ def check_beside(opened: Opened) -> None:
             if unknown:
                 refuse(
                     RecipeError(
-                        f"'{label}': {file}: {listed(unknown)} have names that no family of models has, so what they "
-                        "are is not known. Move the file out of the folder if it is no part of the adapter"
+                        f"'{label}': {file}: {listed(unknown)} have names that no model family has, so their purpose "
+                        "is unknown. Move the file out of the folder if it is not part of the adapter"
                     )
                 )
 

@@ -224,8 +224,8 @@ def name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
     named = base_named(adapter.config)
     if named and Path(named).expanduser().resolve() == checkpoint.folder:
         return (
-            "Its config names this base, so what was trained is not what lies there: name the model as it was when "
-            "training began"
+            "Its config names this base, but the model there is not the one that was trained: name the model as it was "
+            "when training began"
         )
     return "Name the base that it was trained on" + (f"; its config names '{named}'" if named else "")
 
@@ -307,5 +307,5 @@ def unknown_head(parameters: Parameters, adapter: Adapter) -> Iterable[Polymerge
         yield RecipeError(
             f"'{base.label}': the adapter changes {alone[0]} alone, which may be the head as well: its base stores no "
             "lm_head.weight, and its family is not known, so nothing says what that one becomes. Fold it with PEFT's "
-            "merge_and_unload(), or say `family:` beside the model"
+            "merge_and_unload(), or set `family:` for the model"
         )

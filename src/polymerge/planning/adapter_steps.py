@@ -78,7 +78,7 @@ class AdapterSteps:
         shapes = {pair.shape: place for place, pair in pairs.items()}
         if len(shapes) > 1 or len({(pair.embedding, pair.transposed) for pair in pairs.values()}) > 1:
             listed = ", ".join(f"'{labels[place]}' is {list(shape)}" for shape, place in shapes.items())
-            refuse(RecipeError(f"{key}: {listed} (out, in). These adapters are not of one base"))
+            refuse(RecipeError(f"{key}: {listed} (out, in). These adapters have different bases"))
             return None
         reason = ""
         if len(pairs) < len(labels):
@@ -125,7 +125,7 @@ class AdapterSteps:
         else:  # an update that was merged entry by entry may have any rank
             most = min(*next(iter(pairs.values())).shape, *([] if is_dense(setting) else [sum(ranks)]))
         if wanted and wanted > most:
-            self.warnings.append(f"rank: {wanted} is more than there is to fill in some modules, which get less")
+            self.warnings.append(f"rank: {wanted} exceeds what some modules' factors can fill; these get a lower rank")
         return min(wanted or whole, most)
 
     def _number(self, setting: Setting) -> int:
@@ -248,7 +248,7 @@ class AdapterSteps:
 
     def _unequal(self, key: str, found: Held) -> RecipeError:
         shapes = {place: entry.shape for place, (_, entry) in sorted(found.items())}
-        way = "These adapters are not of one base"
+        way = "These adapters have different bases"
         if key in VOCABULARY and len({shape[1:] for shape in shapes.values()}) == 1:
             way = (
                 "Their vocabularies were resized apart: fold each into its base (BASE+ADAPTER), and merge the models "
@@ -267,7 +267,7 @@ class AdapterSteps:
                     refuse(
                         RecipeError(
                             f"{parameter}: '{first}' trained tokens {list(before)[:5]}, '{label}' "
-                            f"{list(indices)[:5]}: not the same ones. Fold the adapters and merge the models"
+                            f"{list(indices)[:5]}, which differ. Fold the adapters and merge the models"
                         )
                     )
 
@@ -288,7 +288,7 @@ def _step(
 
 
 def _divides_by_nothing(key: str, reason: str) -> RecipeError:
-    return RecipeError(f"{key}: {reason}, and their weights add up to about 0: say normalize: false, or other weights")
+    return RecipeError(f"{key}: {reason}, and their weights add up to about 0: set normalize: false, or other weights")
 
 
 def _stem(module: str) -> str:

@@ -53,7 +53,7 @@ def names_adapters(recipe: Recipe) -> bool:
             continue
         problems.append(
             RecipeError(
-                f"models: '{adapter}' is an adapter, '{name}' is none. Write BASE+ADAPTER to merge it as a whole model"
+                f"models: '{adapter}' is an adapter, '{name}' is not. Write BASE+ADAPTER to merge it as a full model"
             )
         )
     raise Refused(problems)
@@ -130,8 +130,8 @@ def _notes(recipe: Recipe, opened: Opened, base: Model | None, modules: Sequence
     with_tokenizer = [label for label, adapter in labelled if has_tokenizer(adapter.folder)]
     if with_tokenizer and template not in with_tokenizer:
         notes.append(
-            f"the output has no tokenizer, for the template '{template}' has none; "
-            f"{listed(with_tokenizer)} has one: name it as template to have that"
+            f"the output has no tokenizer because the template '{template}' has none; "
+            f"{listed(with_tokenizer)} has one: name it as template to include it"
         )
     configs = [(label, adapter.model_config) for label, adapter in labelled]
     notes += config_warnings(configs[opened.template], configs, ("text",))
@@ -161,7 +161,7 @@ def _check_ties(opened: Opened, modules: Sequence[Step], full: Sequence[Step], s
     }
     if not both or not any(touching.values()):
         return
-    whole = "write BASE+ADAPTER to merge them as whole models"
+    whole = "write BASE+ADAPTER to merge them as full models"
     if not all(touching.values()):
         tied, apart = (next(label for label, kept in touching.items() if kept is wanted) for wanted in (True, False))
         refuse(

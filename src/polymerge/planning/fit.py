@@ -56,13 +56,13 @@ class Misfits:
         for (label, pattern), found in self.missing.items():
             yield RecipeError(
                 f"{pattern}{_count(found)}: template '{template}' has it, '{label}' does not"
-                f"{', for the recipe ignores it' if (label, pattern) in self.ignored else ''}. If it may stay the "
+                f"{' because the recipe ignores it' if (label, pattern) in self.ignored else ''}. If it may stay the "
                 "template's, name it in exclude"
             )
         for (label, pattern), found in self.extra.items():
             yield RecipeError(
                 f"{pattern}{_count(found)}: '{label}' has it, template '{template}' does not, so it would be lost. "
-                "If that is meant, name it in exclude"
+                "If that is intended, name it in exclude"
             )
         for (_, pattern), found in self.shapes.items():
             yield RecipeError(f"{pattern}{_count(found)}: {found[0].partition('|')[2]}")
@@ -124,7 +124,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
         refuse(
             RecipeError(
                 f"'{stranger.label}' has {what}, which no family table covers, so it only merges with models of "
-                f"identical tensor names; '{other.label}' is of family {other.family.name}. Say `family:` beside the "
+                f"identical tensor names; '{other.label}' is of family {other.family.name}. Set `family:` for the "
                 "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/tables/"
             )
         )
@@ -136,7 +136,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
         refuse(
             RecipeError(
                 f"depth: '{model.label}' has {model.depth} text layers, template '{template.label}' has "
-                f"{template.depth}. Only text towers of one depth can be merged"
+                f"{template.depth}. Only text towers of equal depth can be merged"
             )
         )
     if _NORM in template.tensors and _NORM in model.tensors and template.shape(_NORM) != model.shape(_NORM):
@@ -144,7 +144,8 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
         refuse(
             RecipeError(
                 f"width: the text tower of '{model.label}' is {model.shape(_NORM)[0]} wide, that of template "
-                f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of one width can be merged"
+                f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of equal width can be "
+                "merged"
             )
         )
 
@@ -161,8 +162,8 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
     return RecipeError(
         f"'{stranger.label}': its config.json names the class {named}, which no family table covers, and family "
         f"'{family.name}' of its model_type does not explain {len(unknown)} of its {len(stranger.stored)} tensors: "
-        f"{few}. '{other.label}' is of family {other.family.name}. Leave out what is not of such a model with `ignore: "
-        f"[{ignore}]`, or say `family:` beside it if another one of `polymerge families` has its names"
+        f"{few}. '{other.label}' is of family {other.family.name}. Leave out tensors of other kinds with `ignore: "
+        f"[{ignore}]`, or set `family:` for it if another one of `polymerge families` has its names"
     )
 
 
@@ -170,9 +171,9 @@ def misnamed(template: Model) -> Iterator[PolymergeError]:
     """The error for a template whose config.json, which the output inherits, names a class of another family."""
     if template.misnamed:
         yield RecipeError(
-            f"template '{template.label}': its config.json, which the output gets, names {template.other}, and its "
+            f"template '{template.label}': its config.json, which the output inherits, names {template.other}, and its "
             f"tensors are those of family {template.family.name}: the output would not load. Put the config.json of "
-            f"such a model there ({' or '.join(template.family.architectures)}), or say another template"
+            f"such a model there ({' or '.join(template.family.architectures)}), or choose another template"
         )
 
 
@@ -224,13 +225,14 @@ def unmatched(
             continue
         if any(matches(name, glob) for model in models for name in model.entries):
             yield RecipeError(
-                f"recipe: {where}: '{glob}' matches names as stored, and no canonical one. What is not of a model is "
+                f"recipe: {where}: '{glob}' matches stored names but no canonical one. Tensors that are not part of a "
+                "model are "
                 f'left out by `ignore: ["{glob}"]`'
             )
             continue
         hint = did_you_mean(glob, {re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name) for name in every})
         yield RecipeError(
-            f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole canonical names"
+            f"recipe: {where}: '{glob}' matches no tensor; globs are matched against entire canonical names"
             f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
         )
     for choice in choices:

@@ -50,7 +50,7 @@ def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> d
     """
     named = base or base_named(open_adapter(adapter, locate(adapter)).config)
     if not named:
-        raise RecipeError(f"{adapter}: its config names no base: name the model that it was trained on as base")
+        raise RecipeError(f"{adapter}: its config names no base: pass the model that it was trained on as base")
     recipe: dict[str, Any] = {"merge_method": "copy", "models": [f"{named}+{adapter}"]}
     return recipe | ({"ignore": list(ignore)} if ignore else {})
 
@@ -239,11 +239,11 @@ class _Joining:
             if self._of_tokens(place) and have[1:] == shape[1:]:
                 way = (
                     "The vocabulary was resized in training, and the adapter does not have all of its new rows. Save "
-                    f"it with the whole embedding (save_embedding_layers=True), or name the base with "
+                    f"it with the full embedding (save_embedding_layers=True), or name the base with "
                     f"{shape[0]} rows, as it was trained"
                 )
             elif self._of_projector(place):
-                way = f"The projectors are not of one kind. {other_projector(self.adapter)}"
+                way = f"The projectors differ in kind. {other_projector(self.adapter)}"
             else:
                 way = name_the_base(self.base.checkpoint, self.adapter)
             yield RecipeError(

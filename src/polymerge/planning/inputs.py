@@ -143,8 +143,7 @@ class _Ignored:
                 near = get_close_matches(glob, names, n=1, cutoff=0.6)
                 hint = f". Did you mean '{near[0]}'?" if near else f", such as {min(names, default='none')}"
                 yield RecipeError(
-                    f"recipe: {where}: '{glob}' matches no tensor; globs are matched against whole names as stored"
-                    f"{hint}"
+                    f"recipe: {where}: '{glob}' matches no tensor; globs are matched against entire stored names{hint}"
                 )
 
 
@@ -183,7 +182,7 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
     if (why := why_quantized(checkpoint.config, dtypes)) is not None:
         raise RecipeError(f"{where} {why}")
     if family is not None and family not in FAMILIES:
-        refuse(RecipeError(f"'{label}': there is no family '{family}'.{did_you_mean(family, FAMILIES)}"))
+        refuse(RecipeError(f"'{label}': no such family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     stored = stored_in(checkpoint)
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
@@ -234,8 +233,8 @@ def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[s
         if rows and rows != shapes[own][0] and own not in names.views:
             refuse(
                 CheckpointError(
-                    f"{where}: {own} has {shapes[own][0]} rows, the heads or the MLP in its config.json make {rows}. "
-                    "Mend config.json"
+                    f"{where}: {own} has {shapes[own][0]} rows, but the heads or the MLP in its config.json imply "
+                    f"{rows}. Correct config.json"
                 )
             )
     return names
@@ -280,8 +279,8 @@ def _refuse_unfinished(where: str, shapes: Mapping[str, tuple[int, ...]], family
     lora = [name for name in shapes if known and is_lora(name)]
     if lora:
         raise CheckpointError(
-            f"{where}: has LoRA in it that is not merged, in {len(lora)} of its {len(shapes)} tensors, such as "
-            f"'{lora[0]}'. Load it with PEFT, and save what merge_and_unload() gives; or save its adapter alone "
+            f"{where}: has unmerged LoRA factors, in {len(lora)} of its {len(shapes)} tensors, such as "
+            f"'{lora[0]}'. Load it with PEFT, and save the result of merge_and_unload(); or save its adapter alone "
             "(PeftModel.save_pretrained), and `polymerge fold` it into its base"
         )
     empty = [name for name, shape in shapes.items() if shape == (0,) and not family.is_buffer(name)]

@@ -200,11 +200,11 @@ class Model:
             around = list(dict.fromkeys(f"'{wrapper.strip('.')}.'" for wrapper in self.wrappers))
             are = "are" if around[1:] else "is"
             yield (
-                f"'{self.label}': {' and '.join(around)} of its tensor names {are} a trainer's; they are read and "
-                "written without"
+                f"'{self.label}': {' and '.join(around)} of its tensor names {are} added by a trainer; they are read "
+                "and written without"
             )
         if self.family.inside:
-            yield f"'{self.label}' has the names of the body alone: '{self.family.inside}' is read before each"
+            yield f"'{self.label}' has only the names of the body: '{self.family.inside}' is read before each"
         if self.other:
             yield (
                 f"'{self.label}': its config.json names {self.other}, its tensors are those of family "
@@ -213,10 +213,10 @@ class Model:
         if (method := quantization_method(self.checkpoint.config)) is not None:
             yield (
                 f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
-                "that entry is out of date and is not believed"
+                "that setting is outdated and is ignored"
             )
         if any(map(is_lora, self.stored)):
-            yield f"'{self.label}' has factors of LoRA among its tensors, which are merged one by one"
+            yield f"'{self.label}' has LoRA factors among its tensors, which are merged as ordinary tensors"
 
     def summary(self) -> Input:
         """The plan's record of this input."""

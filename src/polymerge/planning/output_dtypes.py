@@ -100,7 +100,8 @@ class Stored:
                 f"{'' if self.merged else _ALONE}"
             )
         if self.asked and not self.merged:
-            yield f"dtype: it is of what is merged, and nothing is: all keeps its own. It is so{_ALONE}"
+            yield "dtype: it only applies to merged tensors, and none is merged: all keep theirs. It has an "
+            f"effect{_ALONE}"
 
 
 def stored_dtypes(steps: Sequence[Step], config: Mapping[str, Any], asked: bool) -> Stored:

@@ -52,7 +52,7 @@ def make_plan(
         of_adapters = not opened and names_adapters(recipe)
         plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, opened or {})
         if plan is not None and not (problems or plan.of_adapters or plan.changes):
-            refuse(RecipeError("nothing would be merged: every tensor of the template is a copy"))
+            refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
     refuse_if_any(problems)  # where another block gathers them too, there is no plan all the same
     assert plan is not None
     return plan
@@ -70,7 +70,7 @@ def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> Plan 
         return None
     models = _without_base(models, choices, base)
     if not models.merged:
-        refuse(RecipeError("recipe: models names nothing but the base"))
+        refuse(RecipeError("recipe: models lists only the base"))
         return None
     choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
     return _Planner(recipe, models, choices).plan()
@@ -130,8 +130,8 @@ class _Planner:
         if self.template.generic and (self.misfits.missing or self.misfits.extra):
             refuse(
                 RecipeError(
-                    "these models' families are not known and their tensor names differ, so nothing says which belong "
-                    "together: add a table for each to src/polymerge/families/tables/, or say `family:` beside a model "
+                    "these models' families are unknown and their tensor names differ, so they cannot be matched with "
+                    "each other: add a table for each to src/polymerge/families/tables/, or set `family:` for a model "
                     "whose names one of `polymerge families` has"
                 )
             )
@@ -174,7 +174,7 @@ class _Planner:
             # among models of known families that is the problem, and told as such
             if self.recipe.parts is not None and all(model.generic for model in self.readers):
                 refuse(
-                    RecipeError("parts: the template's family is not known, so its tensors have no parts; use exclude")
+                    RecipeError("parts: the template's family is unknown, so its tensors have no parts; use exclude")
                 )
             return None
         if self.recipe.parts is None:

@@ -137,7 +137,7 @@ def notes(
             f"merging: {' or '.join(models.template.family.architectures) or 'none is published'}"
         )
     if quantization_method(models.template.checkpoint.config) is not None:
-        found.append("the output's config.json is without that entry: its weights are plain")
+        found.append("the output's config.json lacks that setting: its weights are plain")
     said = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
     said += [override.parameters for override in recipe.overrides]
     if any("int8_mask" in parameters for parameters in said):
@@ -153,7 +153,7 @@ def notes(
             f"that head is in the output. Make '{own[0].label}' the template to merge heads"
         )
     if not models.template.generic and models.template not in (*models.merged, base):
-        found.append(f"template '{models.template.label}' gives the layout only: it is not among models")
+        found.append(f"template '{models.template.label}' only provides the layout: it is not among models")
     found += _beside_mergekit(recipe, models, base, settings, steps)
     return found
 
@@ -165,7 +165,7 @@ def _beside_mergekit(
     if base is not None:
         own = [entry.parameters for place, entry in enumerate(recipe.models) if place not in models.own]
         if any("weight" in given or "density" in given for given in own):
-            yield f"'{base.label}' is base_model, so its delta is zero and what it says of itself counts for nothing"
+            yield f"'{base.label}' is base_model, so its delta is zero and its own parameters have no effect"
     fused = [
         step.name for step in steps if len({piece.canonical for piece in step.pieces if piece.setting is not None}) > 1
     ]
@@ -175,7 +175,7 @@ def _beside_mergekit(
             assert models.base is not None
             yield f"t is counted from base_model '{models.base.label}'; the plan has it from '{models.merged[0].label}'"
         if drops_at_random(setting):
-            yield f"{row.name} drops entries at random: the same ones for a seed, but other ones than mergekit drops"
+            yield f"{row.name} drops entries at random: reproducible for a seed, but not the ones that mergekit drops"
         if fused and measures_tensors(setting):
             yield (
                 f"{row.name} takes the parts of fused tensors ({fused[0]}{', ...' if fused[1:] else ''}) one by one, "

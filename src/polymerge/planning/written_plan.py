@@ -38,9 +38,9 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
     try:
         plan = _plan(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"{where} is not a plan as polymerge writes it ({error!r}). Plan again") from None
+        raise RecipeError(f"{where} is not a valid plan ({error!r}). Plan again") from None
     if data.get("hash", plan.hash) != plan.hash:
-        raise RecipeError(f"{where} is not what was planned: its hash is {plan.hash}, and {data['hash']} stands in it")
+        raise RecipeError(f"{where} was modified: its hash is {plan.hash}, the recorded one is {data['hash']}")
     return plan
 
 
@@ -76,7 +76,7 @@ def _step(data: Mapping[str, Any]) -> Step:
     )
     view = None if data["view"] is None else expr_from_json(data["view"])
     if view is not None and not isinstance(view, Stacked):
-        raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is none. Plan again")
+        raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is not a view. Plan again")
     lora = None if data["lora"] is None else Lora(**_tuples(data["lora"]))
     return Step(**_tuples(data) | {"pieces": pieces, "view": view, "lora": lora})
 

@@ -91,7 +91,7 @@ def choices_of_adapters(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
             refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
         more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
         if row.on == "factors" and any("space" in given for given in (layers[-1][1], *per_model)):
-            refuse(RecipeError(f"recipe: {where}: {method} has a way of its own with factors and takes no space"))
+            refuse(RecipeError(f"recipe: {where}: {method} merges factors in its own way and takes no space"))
         setting = resolve(method, layers, per_model, labels, more, beside)
         if setting.parameters.get("trim") == "model":
             refuse(RecipeError(f"{method}: trim: model is for checkpoints; adapters are trimmed per module"))
@@ -120,7 +120,7 @@ def _refuse_unlisted(recipe: Recipe, methods: Collection[str], base: Collection[
     if averages and weighs and recipe.base_model and not base and not reads_base:
         refuse(
             RecipeError(
-                f"{recipe.merge_method} reads no base_model, where mergekit merges '{recipe.base_model}' in with the "
-                "weight of parameters. List it among models if it is to be merged, else leave base_model out"
+                f"{recipe.merge_method} does not read base_model, whereas mergekit merges '{recipe.base_model}' in "
+                "with the weight of parameters. List it among models to merge it, or remove base_model"
             )
         )

@@ -70,7 +70,7 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        refuse(RecipeError(f"{where}: is a mapping of names to values, got '{value}'"))
+        refuse(RecipeError(f"{where}: has to be a mapping of names to values, got '{value}'"))
         return unread_parameters()
     known = _known()
     result: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
     for written, given in value.items():
         name = _SPELLINGS.get(written, written)
         if name in result:
-            refuse(RecipeError(f"{where}: {name} is said twice, the second time as '{written}'"))
+            refuse(RecipeError(f"{where}: {name} is set twice, the second time as '{written}'"))
         elif name not in known and name not in MEANINGLESS:
             if judged:
                 refuse(RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}"))
@@ -88,7 +88,7 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
             changing.append(str(written))
             result[name] = UNREAD
         elif isinstance(given, Mapping) or (given is None and not (name in known and known[name].optional)):
-            refuse(RecipeError(f"{where}: {name}: has to be one value, got {given}"))
+            refuse(RecipeError(f"{where}: {name}: has to be a single value, got {given}"))
             result[name] = UNREAD
         else:
             result[name] = _plain(given)
@@ -198,7 +198,7 @@ def resolve(
     setting = Setting(method, values)
     read = all(given.get("weight") is not UNREAD for given in (said.recipe[1], *per_model))
     if setting.divides_by_nothing and read and not found:
-        refuse(RecipeError(f"{layers[-1][0]}: {method}: the weights add up to about 0 and cannot be normalized. Say "
+        refuse(RecipeError(f"{layers[-1][0]}: {method}: the weights add up to about 0 and cannot be normalized. Set "
                            "normalize: false, or other weights"))  # fmt: skip
     own = [] if said.overrides else models
     for name in sorted(parameter.name for parameter in parameters if not parameter.each):
@@ -206,8 +206,8 @@ def resolve(
             spellings = " or ".join([name, *(other for other, one in _SPELLINGS.items() if one == name)])
             refuse(
                 RecipeError(
-                    f"{', '.join(places)}: {spellings} is one value for the whole merge, and mergekit does not read it "
-                    "here. Say it in the recipe's own parameters, or leave it out"
+                    f"{', '.join(places)}: {spellings} is a single value for the merge, which mergekit does not read "
+                    "here. Set it in the recipe's own parameters, or remove it"
                 )
             )
     _refuse_unused(row, [layers[-1], *own], {*beside, *(parameter.name for parameter in more)})
@@ -223,7 +223,7 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
     if said is None or said[1] is None:
         if parameter.default is None and not parameter.optional:
             where = f"{said[0]}: " if said else ""
-            refuse(RecipeError(f"{where}{row.name} needs `{parameter.name}`, and the recipe does not say it"))
+            refuse(RecipeError(f"{where}{row.name} needs `{parameter.name}`, which the recipe does not set"))
             return 0.0
         return parameter.default
     where, value = said
@@ -233,7 +233,7 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
         case "flag":
             if flag is not None:
                 return flag
-            refuse(RecipeError(f"{where}: {parameter.name} is true or false, got '{value}'"))
+            refuse(RecipeError(f"{where}: {parameter.name} has to be true or false, got '{value}'"))
             return parameter.default
         case "choice":
             if flag is not None and parameter.name == "normalize":
@@ -246,7 +246,7 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
         case "count":
             if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
                 return value
-            refuse(RecipeError(f"{where}: {parameter.name} is a whole number from 1, got '{value}'"))
+            refuse(RecipeError(f"{where}: {parameter.name} has to be an integer from 1, got '{value}'"))
             return 1
         case "number":
             return _number(row, parameter, where, value)
@@ -261,9 +261,9 @@ def _number(row: Method, parameter: Parameter, where: str, value: Any) -> float:
     if low <= number <= high and math.isfinite(number):
         return number
     if math.isfinite(number):
-        refuse(RecipeError(f"{where}: {name} of {row.name} lies from {low:g} to {high:g}, got {number:g}"))
+        refuse(RecipeError(f"{where}: {name} of {row.name} has to be from {low:g} to {high:g}, got {number:g}"))
     else:
-        refuse(RecipeError(f"{where}: {name} is a number, got '{value}'"))
+        refuse(RecipeError(f"{where}: {name} has to be a number, got '{value}'"))
     return 0.0
 
 

@@ -27,7 +27,7 @@ _FIELDS: Final = (
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
 
-_IGNORE: Final = "ignore is a list of globs on names of tensors as stored"
+_IGNORE: Final = "ignore has to be a list of globs on stored tensor names"
 
 _MERGEKIT: Final[Mapping[str, str]] = {
     "slices": "layers are always taken in place; use overrides with layers to treat some of them differently",
@@ -102,7 +102,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         base_model=base_model,
         parameters=parameters,
         parts=_parts(data.get("parts")),
-        exclude=_globs(data.get("exclude"), "recipe: exclude is a list of globs on canonical names"),
+        exclude=_globs(data.get("exclude"), "recipe: exclude has to be a list of globs on canonical names"),
         overrides=_overrides(data.get("overrides"), judged=known),
         vocab=_word(data, "vocab", get_args(Vocab)),
         dtype=_dtype(data.get("dtype")),
@@ -133,11 +133,11 @@ def _load(path: Path) -> Mapping[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         beside = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside) if beside else ""
-        raise RecipeError(f"{path}: there is no such recipe.{hint}") from None
+        raise RecipeError(f"{path}: no such recipe.{hint}") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date such as 2024-13-01 is a ValueError
-        raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        refuse(RecipeError(f"{path}: a recipe is a mapping of fields, this is {_kind(data)}"))
+        refuse(RecipeError(f"{path}: a recipe has to be a mapping of fields, got {_kind(data)}"))
         return _NOTHING
     return data
 
@@ -153,7 +153,7 @@ def _method(value: object, where: str) -> tuple[str, bool]:
         spaces = next(one.choices for one in ADAPTERS if one.name == "space")
         hint = did_you_mean(str(value), METHODS)
         if value in spaces:
-            hint = f" It is a space to merge adapters in: say ties, for one, and parameters: {{space: {value}}}."
+            hint = f" It is a space for merging adapters: use ties, for example, with parameters: {{space: {value}}}."
         refuse(RecipeError(f"{where}: there is no method '{value}'.{hint}"))
         if close := get_close_matches(str(value), METHODS, n=1):
             return close[0], True
@@ -178,7 +178,7 @@ def _models(value: object, *, judged: bool) -> tuple[tuple[ModelEntry, ...], boo
         meant = _unknown(item, _MODEL_FIELDS, where)
         family = item.get("family")
         if family is not None and not isinstance(family, str):
-            refuse(RecipeError(f"{where}: family is a name, got {_kind(family)}"))
+            refuse(RecipeError(f"{where}: family has to be a name, got {_kind(family)}"))
             family = None
         parameters = read_parameters(item.get("parameters"), f"{where}: parameters", judged=judged)
         ignore = _globs(item.get("ignore"), f"{where}: {_IGNORE}")
@@ -190,21 +190,21 @@ def _overrides(value: object, *, judged: bool) -> tuple[Override, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        refuse(RecipeError(f"recipe: overrides is a list, got {_kind(value)}"))
+        refuse(RecipeError(f"recipe: overrides has to be a list, got {_kind(value)}"))
         return ()
     overrides = []
     for place, item in enumerate(value):
         where = f"recipe: overrides[{place}]"
         if not isinstance(item, Mapping):
-            refuse(RecipeError(f"{where}: is a mapping, got {_kind(item)}"))
+            refuse(RecipeError(f"{where}: has to be a mapping, got {_kind(item)}"))
             continue
         meant = _unknown(item, _OVERRIDE_FIELDS, where)
         match = item.get("match")
         if match is not None and not isinstance(match, str):
-            refuse(RecipeError(f"{where}: match is a glob on canonical names, got {_kind(match)}"))
+            refuse(RecipeError(f"{where}: match has to be a glob on canonical names, got {_kind(match)}"))
             match = None
         if item.get("layers") is None and item.get("match") is None and not {"layers", "match"} & set(meant):
-            refuse(RecipeError(f"{where}: says neither layers nor match, so it would match nothing"))
+            refuse(RecipeError(f"{where}: has neither layers nor match, so it would match nothing"))
         method, known = None, judged
         if item.get("merge_method") is not None:
             method, known = _method(item["merge_method"], where)
@@ -219,7 +219,7 @@ def _layers(value: object, where: str) -> tuple[int, int] | None:
         return None
     span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+))?\s*", str(value)) if not isinstance(value, bool) else None
     if span is None:
-        refuse(RecipeError(f"{where}: layers is a layer or an inclusive range such as 0-5, got '{value}'"))
+        refuse(RecipeError(f"{where}: layers has to be a layer or an inclusive range such as 0-5, got '{value}'"))
         return None
     first, last = int(span[1]), int(span[2] or span[1])
     if last < first:
@@ -233,7 +233,7 @@ def _parts(value: object) -> tuple[str, ...] | None:
         return None
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names:
-        refuse(RecipeError(f"recipe: parts is a list out of {', '.join(PARTS)}; got {_kind(value)}"))
+        refuse(RecipeError(f"recipe: parts has to be a list out of {', '.join(PARTS)}; got {_kind(value)}"))
         return None
     for name in names:
         if name not in PARTS:
@@ -254,7 +254,7 @@ def _word(data: Mapping[str, Any], name: str, words: tuple[str, ...]) -> Any:
     value = data.get(name, words[0])
     if isinstance(value, str) and value in words:
         return value
-    refuse(RecipeError(f"recipe: {name} is {', '.join(words[:-1])} or {words[-1]}, got '{value}'"))
+    refuse(RecipeError(f"recipe: {name} has to be {', '.join(words[:-1])} or {words[-1]}, got '{value}'"))
     return words[0]
 
 
@@ -268,7 +268,7 @@ def _dtype(value: object) -> str | None:
 def _seed(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    refuse(RecipeError(f"recipe: seed is a whole number from 0, got '{value}'"))
+    refuse(RecipeError(f"recipe: seed has to be an integer from 0, got '{value}'"))
     return 42
 
 
@@ -278,7 +278,7 @@ def _text(data: Mapping[str, Any], name: str) -> str | None:
         return None
     if _names_a_place(value):
         return os.fspath(value)
-    refuse(RecipeError(f"recipe: {name} is a folder or a hub id, got {_kind(value)}"))
+    refuse(RecipeError(f"recipe: {name} has to be a folder or a hub id, got {_kind(value)}"))
     return None
 
 
