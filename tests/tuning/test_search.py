@@ -344,6 +344,9 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
     assert ran.status == 2
     for told in ("nowhere.png", "line 1", "imge", "modles", "Did you mean 'weight'", "--batch-size: 0"):
         assert told in ran.err, told
+    ran = cli(*words(tmp_path, bad, "--vary", "wieght[0]@layers:5-0", "--values", "0:q:1"))
+    for told in ("'layers:5-0' is no range", "'q' in '0:q:1' is no number", "Did you mean 'weight'"):
+        assert told in ran.err, told
     assert not (tmp_path / "run").exists()
 
 
