@@ -26,7 +26,8 @@ class FlagCommand(click.Command):
         try:
             return super().invoke(ctx)
         except PolymergeError as error:
-            said = _with_flags(error, self._flags())
+            paths = {str(value) for value in ctx.params.values()}  # a folder may be called `out`
+            said = _with_flags(error, {name: flag for name, flag in self._flags().items() if name not in paths})
             if said is error:
                 raise
             raise said from error
