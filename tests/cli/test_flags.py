@@ -52,5 +52,5 @@ def test_a_folder_of_an_option_s_name_stays_a_folder() -> None:
     def command(out: str, **_: object) -> None:
         raise OutputError(f"{out}: exists already; say `force=True`")
 
-    with pytest.raises(OutputError, match="^out: exists already; say `--force`$"):
+    with pytest.raises(OutputError, match=r"^out: exists already; say `--force`$"):
         command.main(["--out", "out"], standalone_mode=False)
