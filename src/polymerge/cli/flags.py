@@ -1,4 +1,4 @@
-"""Errors of functions, which name parameters, said in the words of the command line."""
+"""Translate errors of functions, which name parameters, into the flags of the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FlagCommand(click.Command):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises its errors with flags in place of parameters."""
+        """Run the command; its errors are raised with flags in place of parameters."""
         try:
             return super().invoke(ctx)
         except PolymergeError as error:
