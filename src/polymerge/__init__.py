@@ -104,7 +104,7 @@ _HOMES = {
     "search": "tuning.search",
     "verify": "engine.verify",
 }
-"""Where each public name is defined, and what it is called there if not the same."""
+"""The module of each public name, and its name there if it differs."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Charts as Vega-Lite specifications, made with altair, for the page and for picture files alike.
+"""Charts as Vega-Lite specifications, made with altair, for the page and for picture files.
 
 No chart names a colour: colours come from the configuration of the theme that it is drawn with. Names that come from a
 run appear in data and titles only, never in field names or expressions.
@@ -56,9 +56,9 @@ def need_charts() -> None:
 
 @dataclass(frozen=True)
 class Series:
-    """The numbers of one series.
+    """A series of numbers.
 
-    values     one for each x, None where it is missing
+    values     one for each x, None if missing
     low, high  the ends of an interval around each value
     """
 
@@ -82,7 +82,7 @@ def line_chart(
     marks: Mapping[str, Any] | None = None,
     zero: bool = True,
 ) -> alt.LayerChart:
-    """Curves over numbers or over names, with a band where a series has intervals.
+    """Curves over numbers or names, with a band if a series has intervals.
 
     x       title and values of the x axis: numbers, or names in order
     y       title of the y axis
@@ -181,7 +181,7 @@ def heat_map(
 def bar_chart(
     title: str, labels: tuple[str, Sequence[str]], value: str, series: Mapping[str, Series], *, about: str = ""
 ) -> alt.LayerChart:
-    """Horizontal bars, a group for each label, with intervals where a series has them.
+    """Horizontal bars, grouped by label, with intervals if a series has them.
 
     labels  title and values of the y axis
     value   title of the x axis
@@ -208,9 +208,9 @@ def bar_chart(
 
 
 def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path, ...]:
-    """Write charts, one below another, as STEM.png and STEM.svg; returns the files.
+    """Write charts, stacked, as STEM.png and STEM.svg; returns the files.
 
-    Without altair or vl-convert, one line of the log says so and nothing is drawn: the numbers behind a picture are
+    Without altair or vl-convert, a log line reports it and nothing is drawn: the numbers behind a picture are
     worth more than the picture.
     """
     files = stem.with_suffix(".png"), stem.with_suffix(".svg")
@@ -243,7 +243,7 @@ def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path
 
 
 def figure(charts: Mapping[str, alt.LayerChart]) -> dict[str, Any]:
-    """A figure for the page: charts of one title, of which the reader chooses one by name.
+    """A figure for the page: charts with one title, among which the reader chooses by name.
 
     Each view holds the specification, which fits the width of its container, the titles of its columns, and the
     subtitle, which the page writes itself.
@@ -269,7 +269,7 @@ def vega_lite_version() -> str:
 
 
 def _rows(x: Sequence[Any], series: Mapping[str, Series]) -> list[dict[str, Any]]:
-    """A row for each series and x, with fixed field names."""
+    """One row per series and x, with fixed field names."""
     return [
         {"x": at, "series": name, "value": one.values[place]}
         | ({"low": (one.low or ())[place], "high": (one.high or ())[place]} if one.banded else {})
@@ -298,7 +298,7 @@ def _finished(
 
 
 def _told() -> Any:
-    """A tooltip with the row's fields alone: Vega-Lite would compile titles into an expression, without escaping."""
+    """A tooltip with only the row's fields: Vega-Lite would compile titles into an expression, without escaping."""
     import altair as alt
 
     return alt.TooltipContent(content="data")
@@ -317,7 +317,7 @@ def _by_name(series: Mapping[str, Series], channel: Any, symbol: str) -> Any:
 
 
 def _reaches(values: Sequence[float]) -> list[dict[str, float]]:
-    """The interval in which each of some distinct numbers is the nearest, between the midpoints around it."""
+    """For each of several distinct numbers, the interval in which it is the nearest, bounded by midpoints."""
     known = sorted(values)
     ends = [known[0], *((one + other) / 2 for one, other in pairwise(known)), known[-1]]
     return [{"from": ends[known.index(value)], "to": ends[known.index(value) + 1]} for value in values]

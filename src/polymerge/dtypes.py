@@ -1,4 +1,4 @@
-"""Element types by their safetensors names: how wide they are, and which ones can be merged."""
+"""Element types by their safetensors names: their width, and which ones can be merged."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ BITS: Final[Mapping[str, int]] = MappingProxyType(
 """Bits of one element, by safetensors dtype."""
 
 MERGEABLE: Final = ("F64", "F32", "F16", "BF16")
-"""The dtypes that arithmetic is done on; every other one can only be copied."""
+"""The dtypes that support arithmetic; others can only be copied."""
 
 NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 )
-"""What a recipe may say for `dtype`, and the safetensors name of each."""
+"""The values of `dtype` in a recipe, with their safetensors names."""
 
 
 def dtype_code(name: str) -> str | None:
-    """The safetensors dtype that a recipe's `dtype` names (`bfloat16` -> `BF16`), or None if it names none."""
+    """The safetensors dtype for a recipe's `dtype` (`bfloat16` -> `BF16`), or None if unknown."""
     return NAMES.get(name)
 
 
 def dtype_name(code: str) -> str:
-    """What a recipe, or a config, calls one of `MERGEABLE` (`BF16` -> `bfloat16`)."""
+    """The name of one of `MERGEABLE` in recipes and configs (`BF16` -> `bfloat16`)."""
     return next(name for name, known in NAMES.items() if known == code)
 
 
 def holds(dtype: str, other: str) -> bool:
-    """Return whether every value of the dtype `other` is one of `dtype`; both are among `MERGEABLE`."""
+    """Return whether `dtype` can represent every value of the dtype `other`; both are among `MERGEABLE`."""
     return dtype == other or dtype == "F64" or (dtype == "F32" and other != "F64")
 
 
 def holding(dtypes: Collection[str]) -> str:
-    """The narrowest dtype that holds all of some of `MERGEABLE`: F32 for F16 with BF16."""
+    """The narrowest dtype that can represent all of the given ones, from `MERGEABLE`: F32 for F16 with BF16."""
     return next(code for code in reversed(MERGEABLE) if all(holds(code, other) for other in dtypes))
 
 
 def byte_count(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes that a contiguous tensor takes; raises ValueError where they are not whole (packed 4 and 6 bit types)."""
+    """Size of a contiguous tensor in bytes; raises ValueError if it is not an integer (packed 4 and 6 bit types)."""
     bits = BITS[dtype] * prod(shape)
     if bits % 8:
         raise ValueError(f"{dtype} {list(shape)} does not fill whole bytes")

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree.
+"""The tree of errors.
 
 PolymergeError
 ├── RecipeError       what the user asked for cannot be done: recipe, command line, models that do not fit
@@ -31,24 +31,24 @@ __all__ = [
 
 
 class PolymergeError(Exception):
-    """Anything polymerge refuses or fails at; the message says what, where, both values and the next step."""
+    """Any refusal or failure of polymerge; the message tells what, where, both values and the next step."""
 
     exit_status = 1
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:
-        """The single errors that it tells of: itself, but for `Refused`, which gathers several."""
+        """The individual errors: itself, except for `Refused`, which collects several."""
         return (self,)
 
 
 class RecipeError(PolymergeError):
-    """The recipe or the command line asks for something that cannot be done."""
+    """The recipe or the command line requests something that cannot be done."""
 
     exit_status = 2
 
 
 class CheckpointError(PolymergeError):
-    """A checkpoint on disk is missing a part, broken, unsafe, or of a kind that cannot be read."""
+    """A checkpoint on disk is incomplete, broken, unsafe, or of an unsupported kind."""
 
 
 class OutputError(PolymergeError):
@@ -56,11 +56,11 @@ class OutputError(PolymergeError):
 
 
 class MissingExtraError(PolymergeError):
-    """An optional dependency is needed for what was asked and is not installed."""
+    """An optional dependency is required and not installed."""
 
 
 class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has failed)
-    """Everything that was found wrong, at once; `problems` holds the single errors."""
+    """All problems found, at once; `problems` holds the individual errors."""
 
     def __init__(self, problems: Iterable[PolymergeError]) -> None:
         self._problems = tuple({str(problem): problem for problem in problems}.values())
@@ -72,7 +72,7 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:
-        """Everything that was found wrong, each once."""
+        """All problems found, without duplicates."""
         return self._problems
 
     def __reduce__(self) -> tuple[type[Refused], tuple[tuple[PolymergeError, ...]]]:
@@ -84,13 +84,13 @@ _GATHERED: ContextVar[list[PolymergeError] | None] = ContextVar("gathered", defa
 
 @contextmanager
 def collecting() -> Iterator[list[PolymergeError]]:
-    """Gather the errors of a block, so that a person reads all of them at once; the list is what was found so far.
+    """Collect the errors of a block, so that all of them are reported at once; yields the list of errors so far.
 
-    Errors that are given to `refuse` inside are gathered, and so is a PolymergeError that ends the block. At the end
-    the outermost block raises them as one `Refused`. A block inside another hands its errors on and raises nothing:
-    what follows it runs, and can look at the list. Threads that a block starts gather for themselves.
+    Errors passed to `refuse` inside are collected, and so is a PolymergeError that ends the block. At the end
+    the outermost block raises them as one `Refused`. A nested block passes its errors on and raises nothing:
+    the code after it runs, and can inspect the list. Threads started in a block collect separately.
 
-    raises Refused if anything was gathered and no other block is open.
+    raises Refused if anything was collected and no other block is open.
     """
     outer = _GATHERED.get()
     found: list[PolymergeError] = []
@@ -108,7 +108,7 @@ def collecting() -> Iterator[list[PolymergeError]]:
 
 
 def refuse(*errors: PolymergeError) -> None:
-    """Add errors to those that `collecting` gathers; where nothing is gathered, raise them.
+    """Add errors to those that `collecting` collects; outside of it, raise them.
 
     raises the error, or `Refused` for several, outside of any `collecting`.
     """
@@ -120,14 +120,14 @@ def refuse(*errors: PolymergeError) -> None:
 
 
 def refuse_if_any(problems: Iterable[PolymergeError]) -> None:
-    """Raise `Refused` with every problem, or return when there is none."""
+    """Raise `Refused` with every problem; return if there is none."""
     found = tuple(problems)
     if found:
         raise Refused(found)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Say which known word was probably meant, as ` Did you mean 'x'?`, or list them all when none is close."""
+    """Suggest the known word that was probably meant, as ` Did you mean 'x'?`, or list them all if none is close."""
     names = sorted(known)
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(names)}."

@@ -1,4 +1,4 @@
-"""Results that are tables: shown as one in a notebook, and as a pandas.DataFrame where pandas is installed."""
+"""Results that are tables: displayed as such in notebooks, and as a pandas.DataFrame if pandas is installed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from polymerge.errors import MissingExtraError
 __all__ = ["Table"]
 
 _SHOWN: Final = 60
-"""Rows that a notebook shows; `to_pandas` has all of them."""
+"""Number of rows shown in a notebook; `to_pandas` has all of them."""
 
 
 class Table(ABC):
-    """A result whose parts have the same fields each."""
+    """A result whose items all have the same fields."""
 
     @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
-        """One mapping for each row, all with the same keys in the same order; None where there is no value."""
+        """One mapping per row, all with the same keys in the same order; missing values are None."""
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame of the rows; raises MissingExtraError without pandas."""

@@ -1,4 +1,4 @@
-"""The two themes of pages and pictures: colours by what they are for, and the Vega-Lite configuration made of them."""
+"""The two themes of pages and pictures: colours by purpose, and the Vega-Lite configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PALETTES: Final = {
         "tip-ink": "#15171b",
     },
 }  # fmt: skip
-"""The colours of the two themes, by what they are used for."""
+"""The colours of both themes, by purpose."""
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
 

@@ -1,1 +1,1 @@
-"""What merges do to the models that went into them."""
+"""Analysis of what merging does to the models."""

@@ -1,4 +1,4 @@
-"""A model before anything is done to it: the plan that leaves it as it is, and the layers of its text tower."""
+"""The baseline: a plan that leaves a model unchanged, and the layers of its text tower."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = [
 ]
 
 BASELINE = "baseline"
-"""The name under which a run keeps the answers of the model as it is."""
+"""The name under which a run stores the answers of the unchanged model."""
 
 THIRDS = ("early", "middle", "late")
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model as it is: a checkpoint, or a base with an adapter.
+    """An unchanged model: a checkpoint, or a base with an adapter.
 
-    plan    leaves every tensor as the model has it
+    plan    leaves every tensor unchanged
     pieces  name on disk -> the canonical tensors that it holds, each with its rows
     """
 
@@ -44,7 +44,7 @@ class Baseline:
 
     @property
     def label(self) -> str:
-        """Its short name in messages."""
+        """Its label in messages."""
         return self.plan.inputs[self.plan.template].label
 
     @property
@@ -54,11 +54,11 @@ class Baseline:
 
 
 def open_baseline(source: str, what: str, family: str | None = None, ignore: Sequence[str] = ()) -> Baseline | None:
-    """Open a model by its headers; None, with the error refused, unless its text tower is known layer by layer.
+    """Open a model from its headers; None, with the error refused, unless the layers of its text tower are known.
 
     source  a checkpoint, or BASE+ADAPTER
-    what    what messages call it, such as `model`
-    family  for a model whose config.json does not tell it
+    what    its role in messages, such as `model`
+    family  for a model whose config.json does not tell
     ignore  globs of names as stored, of tensors to leave out
     """
     model: dict[str, Any] = {"model": source} | ({"family": family} if family else {})
@@ -85,7 +85,7 @@ def open_baseline(source: str, what: str, family: str | None = None, ignore: Seq
 
 
 def plan_or_refuse(recipe: Mapping[str, Any] | Recipe, where: str = "") -> Plan | None:
-    """Plan a recipe; None, with the errors refused, each of them after `where`, if there is no plan."""
+    """Plan a recipe; None, with each error refused after the prefix `where`, if there is no plan."""
     made = None
     with collecting() as found:
         try:
@@ -97,7 +97,7 @@ def plan_or_refuse(recipe: Mapping[str, Any] | Recipe, where: str = "") -> Plan 
 
 
 def restricted(plan: Plan, baseline: Plan, keep: Callable[[str], bool]) -> Plan:
-    """A plan that merges only the canonical tensors for which `keep` is true, and leaves others as the baseline does.
+    """Restrict a plan to the canonical tensors for which `keep` is true, and leave others as in the baseline.
 
     Both plans have the same template.
     """
@@ -126,7 +126,7 @@ def _depth(pieces: Mapping[str, Sequence[Piece]]) -> int:
 
 
 def third_of(layers: Sequence[int], depth: int) -> str:
-    """The third of a tower in which the middle of some layers lies."""
+    """The third of a tower that contains the midpoint of the given layers."""
     return THIRDS[3 * (layers[0] + layers[-1] + 1) // (2 * depth)]
 
 
@@ -136,5 +136,5 @@ def layers_in(third: str, depth: int) -> tuple[int, ...]:
 
 
 def layer_words(layers: Sequence[int]) -> str:
-    """Layers as text, such as `3` or `0-3,7`."""
+    """Format layers, such as `3` or `0-3,7`."""
     return ranges(layers).replace(", ", ",")

@@ -1,4 +1,4 @@
-"""The deltas that a plan merges, tensor by tensor, read when they are asked for."""
+"""The deltas that a plan merges, tensor by tensor, read on demand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Floats = Any
 
 
 class DeltaTensor(Protocol):
-    """The deltas of one tensor, of models that are called `models`."""
+    """The deltas of one tensor, for the models labelled `models`."""
 
     name: str
     reference: Reference
@@ -39,10 +39,10 @@ class DeltaTensor(Protocol):
         """Their entries, block by block."""
 
     def dots(self) -> Floats | None:
-        """Their products with each other where there is a better way than entry by entry, float64 [model, model]."""
+        """Their dot products if they can be computed without reading entries, float64 [model, model]."""
 
     def room(self) -> int:
-        """Bytes that `spectrum` takes at most."""
+        """Maximum number of bytes that `spectrum` takes."""
 
     def spectrum(self, model: int, rank: int) -> Spectrum | None:
         """The spectrum of one delta; None for one that is zero."""
@@ -51,10 +51,10 @@ class DeltaTensor(Protocol):
 def stored_deltas(
     plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, workspace: Workspace, block: int
 ) -> Iterator[DeltaTensor]:
-    """What a plan merges of tensors that are stored as they are, each canonical one once.
+    """The deltas of stored tensors that a plan merges, each canonical one once.
 
-    entries  for each of the plan's inputs, where its tensors lie
-    block    entries that are read at a time, rounded down to a multiple of `CELL`
+    entries  for each of the plan's inputs, the location of its tensors
+    block    entries read at a time, rounded down to a multiple of `CELL`
     """
     merged = {piece.canonical: (step, piece) for step, piece, _ in plan.merged_pieces() if step.lora is None}
     for step, piece in merged.values():
@@ -66,14 +66,14 @@ def stored_deltas(
 
 
 def update_deltas(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], block: int) -> Iterator[DeltaTensor]:
-    """What a plan merges of updates that are stored as factors, module by module."""
+    """The updates stored as factors that a plan merges, module by module."""
     for step in plan.steps:
         if step.lora is not None and step.fate == "merged":
             yield _Update(plan, step, entries, max(block // CELL, 1) * CELL)
 
 
 class _Stored:
-    """Deltas of weights on disk: from the base, or, where the method reads none, from the template."""
+    """Deltas of stored weights: from the base, or, if the method reads none, from the template."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Stored:
 
 
 class _StoredBlocks:
-    """The deltas alone of a piece's blocks."""
+    """Only the deltas of a piece's blocks."""
 
     def __init__(self, blocks: PieceBlocks) -> None:
         self._blocks, self.count = blocks, blocks.count
@@ -157,7 +157,7 @@ class _StoredBlocks:
 
 
 class _Update:
-    """What adapters add to one module: products of thin factors, their scaling folded in."""
+    """Adapters' updates of one module: low-rank products, with scalings included."""
 
     reference: Reference = "base"
 
@@ -192,7 +192,7 @@ class _Update:
 
 
 class _UpdateBlocks:
-    """Entries of updates, computed where they are asked for."""
+    """Entries of updates, computed on demand."""
 
     def __init__(self, name: str, shape: Shape, pairs: Sequence[Factors], block: int) -> None:
         self._name, self._pairs, self._block, self.count = name, pairs, block, prod(shape)
@@ -212,7 +212,7 @@ def _too_large(name: str) -> CheckpointError:
 
 
 def stored_values(tensor: TensorInfo) -> Any:
-    """The numbers of a tensor on disk as float32, in its shape; raises CheckpointError where it cannot, or for NaN."""
+    """The values of a stored tensor as float32, in its shape; raises CheckpointError if impossible, or for NaN."""
     with Files() as files:
         _, values, finite = files.numbers(tensor)
     if not finite:

@@ -1,4 +1,4 @@
-"""What knocking out costs, in points, how sure one may be of it, and in which third of the layers it is."""
+"""The cost of each knockout, in points, with confidence intervals, and its distribution over thirds of the layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Floats = Any
 
 @dataclass(frozen=True)
 class Drop:
-    """Points by which a score falls, with an interval that holds 95 % of the resamples; None where there is none."""
+    """Points by which a score drops, with an interval that holds 95 % of the resamples; None if there is none."""
 
     drop: float
     interval: Interval | None
@@ -26,9 +26,9 @@ class Drop:
 
 @dataclass(frozen=True)
 class Third:
-    """The drops of the cells in one third of the layers: their sum, mean, and share of the sum of all drops.
+    """The drops of the cells in one third of the layers: sum, mean, and share of the sum of all drops.
 
-    None where there is no cell, and shares where the sum of all drops is not above 0.
+    None if there is no cell; shares also if the sum of all drops is not positive.
     """
 
     cells: int
@@ -41,10 +41,10 @@ class Third:
 
 @dataclass(frozen=True)
 class Thirds:
-    """Where the drops of a module are on a task.
+    """The distribution of a module's drops on a task.
 
     drop       sum over all cells
-    undefined  share of the resamples in which that sum is not above 0, so that shares mean nothing
+    undefined  share of the resamples in which that sum is not positive, so that shares are undefined
     """
 
     drop: float
@@ -57,10 +57,10 @@ class Thirds:
 
 @dataclass(frozen=True)
 class Drops:
-    """What the score with each cell knocked out lies below that of the model as it is, in points.
+    """The drop of the score from the baseline's for each cell knocked out, in points.
 
     values     float64 [cell]
-    resampled  float64 [resample, cell], on prompts drawn with replacement; None where prompts have no scores
+    resampled  float64 [resample, cell], on prompts drawn with replacement; None if prompts have no scores
     """
 
     values: Floats
@@ -77,7 +77,7 @@ class Drops:
 
 
 def drops(baseline: Score, cells: Sequence[Score], task: str, seed: int) -> Drops:
-    """What knocking out each cell costs a model on a task."""
+    """The drops of all cells of a model on a task."""
     import numpy as np
 
     drawn = resampled([baseline, *cells], task, seed)
@@ -86,10 +86,10 @@ def drops(baseline: Score, cells: Sequence[Score], task: str, seed: int) -> Drop
 
 
 def thirds(found: Drops, cells: Sequence[Cell], depth: int) -> Thirds:
-    """Where the drops are: their sum, their mean and their share of all drops in each third of the layers.
+    """The distribution of drops: their sum, mean and share of all drops in each third of the layers.
 
-    A cell belongs to the third in which the middle of its layers lies. The shares add up to 1; they are None where
-    knocking out costs nothing in all, and their intervals are None where that happens in more than 2.5 % of the
+    A cell belongs to the third that contains the midpoint of its layers. The shares add up to 1; they are None if
+    the total drop is not positive, and their intervals are None if that happens in more than 2.5 % of the
     resamples.
     """
     total = float(found.values.sum())

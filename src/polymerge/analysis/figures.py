@@ -1,4 +1,4 @@
-"""The figures of an overlap: of one tensor, of all tensors of one place, and as a table for people."""
+"""The figures of an overlap: for one tensor, for all tensors of a place, and as a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Reference = Literal["base", "template"]
-"""What a delta is a difference from."""
+"""What deltas are differences from."""
 
 Shape = tuple[int, ...]
 
@@ -46,7 +46,7 @@ _HEAD: Final = (
 
 
 class Place(NamedTuple):
-    """A part (`unknown` where the family is), a layer of the text tower (None outside its layers), a module."""
+    """A part (`unknown` if the family is), a layer of the text tower (None outside its layers), a module."""
 
     part: str
     layer: int | None
@@ -54,10 +54,10 @@ class Place(NamedTuple):
 
 
 def place_of(canonical: str) -> Place:
-    """The place of a canonical name, of a tensor or of a module.
+    """The place of a tensor or module, by its canonical name.
 
-    A norm is one wherever it stands, in an attention too; embeddings, heads and projections are `other`. Of several
-    names joined by `+`, which is how a fused module is called, the first counts.
+    Norms count as norms, also inside attention; embeddings, heads and projections are `other`. Of several
+    names joined by `+`, as for fused modules, the first counts.
     """
     name = without_branch(canonical.partition("+")[0])
     part = name.partition(".")[0]
@@ -77,13 +77,13 @@ def place_of(canonical: str) -> Place:
 
 @dataclass(frozen=True)
 class DeltaFigures:
-    """One delta.
+    """The figures of one delta.
 
     norm           Frobenius norm
     kept           share of the squared norm that the kept entries hold; None for a delta of zero
-    effective_rank exp of the entropy of the normalised singular values; of several tensors the mean; None where no
-                   tensor is a matrix, the delta is zero, or singular values were not asked for
-    rank_share     the same over the shorter side of the matrix, in (0, 1]
+    effective_rank exp of the entropy of the normalised singular values; for several tensors the mean; None if no
+                   tensor is a matrix, the delta is zero, or singular values were not requested
+    rank_share     the same divided by the shorter side of the matrix, in (0, 1]
     """
 
     model: str
@@ -95,17 +95,17 @@ class DeltaFigures:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """Two deltas. A share of nothing, and the cosine of a delta of zero, is None.
+    """The figures of two deltas. Shares of nothing, and the cosine of a zero delta, are None.
 
     cosine        of the two as vectors
-    met           share of all entries at which neither is zero
+    met           share of all entries at which both are nonzero
     conflict      share of those at which their signs differ
     conflict_mass share of the two deltas' mass (sum of magnitudes) that cancels when they are added up:
                   2 * sum of min(|a|, |b|) where signs differ, over sum of |a| + |b|
-    common        of the entries that either keeps, the share that both keep (Jaccard)
-    kept_conflict share of the entries that both keep at which their signs differ
+    common        share of the entries kept by either that both keep (Jaccard)
+    kept_conflict share of the entries kept by both at which their signs differ
     left, right   mean squared cosine of the principal angles between the spaces of the largest left, and right,
-                  singular vectors; of several tensors the mean
+                  singular vectors; for several tensors the mean
     """
 
     one: str
@@ -122,16 +122,16 @@ class PairFigures:
 
 @dataclass(frozen=True)
 class Row:
-    """What is found for one tensor, or for the tensors of one place together.
+    """The figures of one tensor, or of the tensors of one place together.
 
     name           canonical name of a tensor; empty for several
-    part, layer, module   where it belongs; of all tensors together the part is `all`, the module too
+    part, layer, module   its place; for all tensors together part and module are `all`
     reference      base: deltas are model - base. template: models are merged without a base, so the deltas are model -
-                   template, and the template, whose own is zero, is none of them
-    tensors        how many; `entries` of one model; `shape` of a tensor
-    met            share of the entries at which at least two deltas are not zero
-    conflict       share of those at which some delta is positive and some negative; None where there are none
-    conflict_mass  share of all mass that cancels when all deltas are added up with equal weights: 2 * sum of the
+                   template, without the template itself, whose delta is zero
+    tensors        number of tensors; `entries` per model; `shape` of a tensor
+    met            share of the entries at which at least two deltas are nonzero
+    conflict       share of those at which deltas of both signs occur; None if there are none
+    conflict_mass  share of all mass that cancels when all deltas are summed with equal weights: 2 * sum of the
                    smaller of the positive and the negative mass of each entry, over the sum of all magnitudes
     """
 
@@ -154,13 +154,13 @@ class Row:
 class Overlap(Table):
     """The overlap of the deltas of one plan.
 
-    plan_hash  that of the plan
-    density    share of the entries of each tensor that counts as kept
-    rank       singular directions that are compared; None where singular values were not asked for
+    plan_hash  the plan's hash
+    density    share of the entries of each tensor that count as kept
+    rank       number of singular directions compared; None if singular values were not requested
     tensors    a row for each canonical tensor, or module of adapters, in the plan's order
     places     a row for each layer and module of the text tower, and for each module of other parts
-    totals     a row for everything; one for each reference and set of models where there are several
-    notes      what a person should know of the numbers
+    totals     a row for everything; one for each reference and set of models if there are several
+    notes      remarks on the numbers
     """
 
     plan_hash: str
@@ -172,7 +172,7 @@ class Overlap(Table):
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is found for each place: shares, the norm of each delta, the cosine of each two."""
+        """One row per place: shares, the norm of each delta, the cosine of each two."""
         return [
             {
                 **{
@@ -185,19 +185,19 @@ class Overlap(Table):
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON data; what there is no number for is null."""
+        """As JSON data; undefined numbers are null."""
         return asdict(self)
 
 
 class Spectra(NamedTuple):
-    """What singular values say of one tensor: (effective rank, its share) of each delta, (left, right) of each pair."""
+    """Spectral figures of one tensor: (effective rank, its share) of each delta, (left, right) of each pair."""
 
     ranks: tuple[tuple[float, float] | None, ...]
     spaces: tuple[tuple[float, float] | None, ...]
 
 
 class Measured(NamedTuple):
-    """Everything that is found in one tensor, in a form that can be added up."""
+    """All measurements of one tensor, in a form that can be summed."""
 
     name: str
     place: Place
@@ -220,7 +220,7 @@ def spectra_of(shape: Shape, found: Sequence[Spectrum | None]) -> Spectra:
 
 
 def row_of(measured: Sequence[Measured], place: Place, name: str = "") -> Row:
-    """The figures of some tensors together, which are of the same models and have the same reference."""
+    """The figures of several tensors together, which have the same models and reference."""
     first, sums = measured[0], added([one.sums for one in measured])
     spectra = [one.spectra for one in measured if one.spectra is not None]
     deltas = [
@@ -271,9 +271,9 @@ def _means(pairs: Sequence[tuple[float, float] | None]) -> tuple[float | None, f
 
 
 def describe_overlap(found: Overlap, *, by_conflict: bool = False) -> str:
-    """A line for each layer and module with the deltas' figures, everything together, and what the columns say.
+    """Format one line per layer and module with the deltas' figures, the totals, and an explanation of the columns.
 
-    by_conflict  the lines with the largest share of mass that cancels first, instead of the layers' order
+    by_conflict  sort by the share of mass that cancels, largest first, instead of by layer
     """
     places = list(found.places)
     if by_conflict:
@@ -339,7 +339,7 @@ def _mean(values: Sequence[float | None]) -> str:
 
 
 def _each(values: Sequence[float | None], form: str) -> str:
-    """One number for each model, or from the smallest to the largest where they are many."""
+    """One number per model, or minimum and maximum if there are many."""
     there = [value for value in values if value is not None]
     if not there:
         return "-"

@@ -1,4 +1,4 @@
-"""Knock out every layer of a model in turn, and score what is left of it."""
+"""Knock out every layer of a model in turn, and score the result."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ __all__ = ["CellDrops", "Knockout", "ModelDrop", "Summary", "knockout"]
 class ModelDrop(Drop):
     """The drop of one model when a cell is knocked out.
 
-    score    what is left, in percent
-    samples  how right each answer is, in [0, 1]; None where the score is no mean of such
+    score    the remaining score, in percent
+    samples  the score of each answer, in [0, 1]; None if the score is not their mean
     plan     hash of the plan that knocks the cell out
     """
 
@@ -49,7 +49,7 @@ class ModelDrop(Drop):
 
 @dataclass(frozen=True)
 class CellDrops:
-    """What knocking out a cell costs on a task; `against` and `difference` where there is another model."""
+    """The cost of knocking out a cell on a task; `against` and `difference` if there is another model."""
 
     task: str
     module: str
@@ -62,7 +62,7 @@ class CellDrops:
 
 @dataclass(frozen=True)
 class Summary:
-    """The thirds of a module on a task; `against` and `difference` where there is another model."""
+    """The thirds of a module on a task; `against` and `difference` if there is another model."""
 
     task: str
     module: str
@@ -76,9 +76,9 @@ class Knockout(Table):
     """The outcome of a knockout.
 
     folder    of the run
-    baseline  `model` or `against` -> task -> the score of the model as it is
+    baseline  `model` or `against` -> task -> the score of the unchanged model
     cells     by task, module and layers
-    settings  what the answers depend on besides the prompts
+    settings  the settings that answers depend on besides the prompts
     """
 
     folder: Path
@@ -100,7 +100,7 @@ class Knockout(Table):
     settings: Mapping[str, Any]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each task and each cell that was knocked out."""
+        """One row per task and knocked-out cell."""
         return [
             {
                 "task": cell.task,
@@ -116,7 +116,7 @@ class Knockout(Table):
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """What knockout.json holds: everything but the folder, and nothing about another model where there is none."""
+        """The content of knockout.json: everything but the folder, and nothing about another model if there is none."""
         data = asdict(self)
         del data["folder"]
         for row in (*data["cells"], *data["summary"]) if self.against is None else ():
@@ -144,26 +144,26 @@ def knockout(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Knockout:
-    """Measure what each layer contributes: replace the weights of a module in memory, score, and put them back.
+    """Measure what each layer contributes: replace the weights of a module in memory, score, and restore them.
 
     Bring Reason to Vision (Chen et al. 2025, arXiv:2505.05464), section 5, replaces by uniform weights, 1/out_features.
-    Here a merged model is knocked out after it was merged; its scores are compared with those of the model before.
+    Here a merged model's knockouts can be compared with those of the model before the merge.
 
     model    a checkpoint, or BASE+ADAPTER
     tasks    a file of prompts, each with an answer, by the name of the task
     out      the folder of the run; an interrupted run resumes from it
     scorer   a row of the table of scorers
-    against  the model before it was merged, to which the same is done
-    replace  what takes the place of weights; uniform by default
+    against  the model before the merge, which gets the same knockouts
+    replace  the replacement of weights; uniform by default
     modules  out of attention, mlp and both
-    layers   to knock out; all by default
-    stride   how far apart groups begin; one after the other by default
-    group    how many layers are knocked out at a time
-    seed     of the resamples from which intervals are made
+    layers   layers to knock out; all by default
+    stride   distance between the starts of groups; by default the group size
+    group    number of layers knocked out at a time
+    seed     of the resamples for confidence intervals
     samples  prompts to draw for each task; 0 for all
     force    discard an earlier run in `out` that had other settings
 
-    raises Refused with everything that is wrong, before anything is generated.
+    raises Refused with every problem, before anything is generated.
     """
     generation, replace = generation or Generation(), replace or Replacement()
     plans: dict[str, dict[str, Plan]] = {}

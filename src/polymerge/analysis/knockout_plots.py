@@ -1,4 +1,4 @@
-"""The charts of a knockout and of an ablation, for the page and as pictures."""
+"""Charts of a knockout and of an ablation, for the page and as pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DIGITS = 9  # of points; what lies below is left by subtracting floats
 
 
 def where(layers: Sequence[int]) -> str:
-    """Layers in words: `3`, or `0-3`."""
+    """Format layers: `3`, or `0-3`."""
     return ranges(layers).replace(", ", ",")
 
 
@@ -30,7 +30,7 @@ def drop_maps(outcome: Outcome) -> list[alt.LayerChart]:
     """Heat maps of the drops, a row for each task and module, a column for each knockout: of the model, of the
     original, and of their difference where there is an original.
 
-    outcome  what knockout.json holds
+    outcome  the content of knockout.json
     """
     places, rows, found = _cells(outcome)
     if not places:
@@ -48,9 +48,9 @@ def drop_maps(outcome: Outcome) -> list[alt.LayerChart]:
 
 
 def drop_curves(outcome: Outcome) -> list[alt.LayerChart]:
-    """The drops along the layers, a chart for each task and module: the model, and the original where there is one.
+    """The drops along the layers, one chart per task and module: the model, and the original if there is one.
 
-    outcome  what knockout.json holds
+    outcome  the content of knockout.json
     """
     places, rows, found = _cells(outcome)
     if not places:
@@ -71,9 +71,9 @@ def drop_curves(outcome: Outcome) -> list[alt.LayerChart]:
 
 
 def gain_charts(outcome: Outcome) -> list[alt.LayerChart]:
-    """What merging each range of layers gains over the template: bars, or a heat map of many tasks.
+    """The gain over the template from merging each range of layers: bars, or a heat map for many tasks.
 
-    outcome  what ablation.json holds
+    outcome  the content of ablation.json
     """
     tasks, entries = list(outcome["tasks"]), outcome["ranges"]
     if not tasks or not entries:
@@ -115,7 +115,7 @@ def _shown(outcome: Outcome) -> list[str]:
 
 
 def _cells(outcome: Outcome) -> tuple[list[str], list[tuple[str, str]], dict[tuple[str, str, str], Mapping[str, Any]]]:
-    """The layers that are knocked out at once, every task with every module, and the cell of each with each."""
+    """The layers of each knockout, every combination of task and module, and the cell of each pair."""
     found = {(cell["task"], cell["module"], where(cell["layers"])): cell for cell in outcome["cells"]}
     rows = [(task, module) for task in outcome["tasks"] for module in outcome["modules"]]
     return list(dict.fromkeys(place for _, _, place in found)), rows, found

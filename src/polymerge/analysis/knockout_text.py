@@ -16,7 +16,7 @@ _NAMES = {"model": "model", "against": "original", "difference": "difference"}
 
 
 def describe_knockout(outcome: Knockout) -> str:
-    """For each task the drop of every cell, and the thirds of the layers in which the drops are."""
+    """Format, for each task, the drop of every cell, and the thirds of the layers in which the drops are."""
     shown = ["model"] if outcome.against is None else list(_NAMES)
     lines = []
     for task, asked in outcome.tasks.items():
@@ -56,7 +56,7 @@ def describe_knockout(outcome: Knockout) -> str:
 
 
 def describe_layerwise(outcome: Layerwise) -> str:
-    """For each range of layers its score on every task, and what it gains over the template."""
+    """Format, for each range of layers, its score on every task and its gain over the template."""
     tasks = list(outcome.tasks)
     rows = [["merged", *(word for task in tasks for word in (task, "gain"))]]
     rows.append(["nothing", *(word for task in tasks for word in (f"{outcome.baseline[task].score:.1f}", ""))])

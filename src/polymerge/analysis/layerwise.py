@@ -1,4 +1,4 @@
-"""Merge only some layers at a time, and score: where in the tower a merge does what it does."""
+"""Merge only some layers at a time, and score: which part of the tower is responsible for a merge's effect."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ __all__ = ["FULL", "RANGES", "LayerRange", "Layerwise", "RangeScore", "in_layers
            "plan_and_baseline"]  # fmt: skip
 
 FULL = "full"
-"""All that the recipe merges, in a layer or in none."""
+"""Everything that the recipe merges, inside and outside layers."""
 
 RANGES = (*THIRDS, FULL)
 
@@ -59,8 +59,8 @@ class RangeScore:
     """The score of a merged range on a task.
 
     score     in percent
-    gain      over the template, in points, with an interval that holds 95 % of the resamples; None where there is none
-    samples   how right each answer is, in [0, 1]; None where the score is no mean of such
+    gain      over the template, in points, with an interval that holds 95 % of the resamples; None if there is none
+    samples   the score of each answer, in [0, 1]; None if the score is not their mean
     """
 
     score: float
@@ -71,11 +71,11 @@ class RangeScore:
 
 @dataclass(frozen=True)
 class LayerRange:
-    """Layers that were merged together.
+    """A range of layers that were merged together.
 
     name    `early`, `full`, `0-3` and so on
-    plan    hash of the plan that merges them
-    recipe  merges the same to disk
+    plan    hash of its plan
+    recipe  the recipe of the same merge
     tasks   task -> score
     """
 
@@ -92,7 +92,7 @@ class Layerwise(Table):
 
     folder    of the run
     baseline  task -> score of the template
-    settings  what the answers depend on besides prompts and layers
+    settings  the settings that answers depend on besides prompts and layers
     """
 
     folder: Path
@@ -110,7 +110,7 @@ class Layerwise(Table):
     settings: Mapping[str, Any]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each task and each range of layers that was merged."""
+        """One row per task and merged range of layers."""
         return [
             {"task": task, "layers": one.name, "score": found.score, "gain": found.gain, "interval": found.interval}
             for task in self.tasks
@@ -119,7 +119,7 @@ class Layerwise(Table):
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """What ablation.json holds: everything but the folder."""
+        """The content of ablation.json: everything but the folder."""
         return {name: value for name, value in asdict(self).items() if name != "folder"}
 
 
@@ -141,25 +141,25 @@ def layerwise(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Layerwise:
-    """Merge only some layers of the text tower in memory, range by range, and score each against the template.
+    """Merge only some layers of the text tower in memory, range by range, and score each range against the template.
 
-    In the layers of a range the merge is what the recipe says; all else is the template's: other layers, and whatever
-    is in no layer, such as embedding, final norm and head, projector and towers. Only `full` is the recipe as it is.
+    The layers of a range are merged as in the recipe; everything else is the template's: other layers, and tensors
+    outside layers, such as embedding, final norm and head, projector and towers. Only `full` is the entire recipe.
 
-    With a recipe of adapters only the modules in a range are adapted; the rest of the model is their base as it is.
+    With a recipe of adapters only the modules in a range are adapted; the rest of the model is their unchanged base.
 
     source   a recipe (file, mapping or `Recipe`)
     tasks    a file of prompts, each with an answer, by the name of the task
     out      the folder of the run; an interrupted run resumes from it
     scorer   a row of the table of scorers
-    ranges   out of early, middle, late (thirds) and full; all four where no layers are given in any way
+    ranges   out of early, middle, late (thirds) and full; all four if no layers are given otherwise
     window   merge this many layers at a time, in a window that moves by `stride`, 1 by default
     layers   further ranges
-    seed     of the resamples from which intervals are made
+    seed     of the resamples for confidence intervals
     samples  prompts to draw for each task; 0 for all
     force    discard an earlier run in `out` that had other settings
 
-    raises Refused with everything that is wrong, before anything is generated.
+    raises Refused with every problem, before anything is generated.
     """
     generation = generation or Generation()
     recipes: dict[str, Recipe] = {}
@@ -220,12 +220,12 @@ def layer_ranges(
     layers: Sequence[Sequence[int]],
     depth: int | None,
 ) -> dict[str, tuple[int, ...]]:
-    """The layers that are merged together, by the name of each range; refuses what cannot be.
+    """The layers of each range, by its name; refuses invalid ranges.
 
-    ranges  out of `RANGES`; all of them where nothing else is given
+    ranges  out of `RANGES`; all of them if nothing else is given
     window  the number of layers in a window, which moves by `stride`
     layers  further ranges
-    depth   number of layers of the text tower; None where the template could not be opened
+    depth   number of layers of the text tower; None if the template could not be opened
     """
     found: dict[str, tuple[int, ...]] = {}
     if ranges is None:
@@ -257,7 +257,7 @@ def layer_ranges(
 
 
 def plan_and_baseline(recipe: Recipe) -> tuple[Plan | None, Baseline | None]:
-    """The plan of a recipe, and its template, or the base of its adapters, as it is; None for what is refused."""
+    """The plan of a recipe, and its unchanged template, or the base of its adapters; None if refused."""
     full = plan_or_refuse(recipe)
     if full is None:
         return None, None
@@ -275,7 +275,7 @@ def plan_and_baseline(recipe: Recipe) -> tuple[Plan | None, Baseline | None]:
 
 
 def in_layers(recipe: Recipe, full: Plan, layers: Sequence[int], depth: int) -> Recipe:
-    """The recipe that merges some layers as `recipe` does, and leaves everything else as the template has it.
+    """The recipe that merges some layers like `recipe`, and leaves everything else as in the template.
 
     full    the plan of `recipe`
     layers  a range without gaps
@@ -294,9 +294,9 @@ def in_layers(recipe: Recipe, full: Plan, layers: Sequence[int], depth: int) -> 
 
 
 def _restricted(recipe: Recipe, full: Plan, layers: Sequence[int], depth: int, name: str) -> tuple[Recipe, Plan] | None:
-    """Recipe and plan that merge some layers only; None, with the error refused, where nothing is merged in them.
+    """Recipe and plan that merge only some layers; None, with the error refused, if nothing in them is merged.
 
-    With adapters the recipe stays: the modules of other layers, and non-LoRA weights, are left out of the plan.
+    With adapters the recipe is unchanged; modules of other layers, and non-LoRA weights, are dropped from the plan.
     """
     where = f"merging {name} ({layer_words(layers)}): "
     if full.of_adapters:
@@ -320,7 +320,7 @@ def _layers_of(plan: Plan) -> set[int]:
 
 
 def _paired(scores: Mapping[str, Score], names: Sequence[str], task: str, seed: int) -> list[RangeScore]:
-    """What each range scores on a task, and gains over the template prompt by prompt."""
+    """Each range's score on a task, and its gain over the template, paired by prompt."""
     before, *merged = (scores[name] for name in (BASELINE, *names))
     drawn = resampled([before, *merged], task, seed)
     ends = [None if drawn is None else interval(drawn[:, place] - drawn[:, 0]) for place in range(1, len(scores))]

@@ -1,4 +1,4 @@
-"""What predicts interference: how the deltas that a plan would merge lie to each other, before anything is merged."""
+"""Predictors of interference: how the deltas that a plan would merge relate to each other, before merging."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from polymerge.recipe.recipe import Recipe
 __all__ = ["overlap"]
 
 ROOM: Final = 1 << 28
-"""Bytes of matrices that are decomposed side by side; one that is larger is alone."""
+"""Bytes of matrices that are decomposed concurrently; a larger one runs alone."""
 
 T = TypeVar("T")
 
@@ -45,22 +45,22 @@ def overlap(
     block: int = BLOCK,
     progress: Callable[[int, int], None] | None = None,
 ) -> Overlap:
-    """Measure norms, cosines, conflicts of sign, kept entries and singular directions of a plan's deltas.
+    """Measure norms, cosines, sign conflicts, kept entries and singular directions of a plan's deltas.
 
-    Weights of the recipe play no part: every delta counts as it is. Sums are exact over cells of 65,536 entries, and
-    BLAS has one thread, so that no bit depends on threads or blocks. Memory is that of a few blocks, and, for singular
-    values, of one matrix in float32 (of several where they are small).
+    Weights of the recipe are ignored: every delta counts as it is. Sums are exact over cells of 65,536 entries, and
+    BLAS uses one thread, so that no bit depends on threads or blocks. Memory is that of a few blocks, and, for singular
+    values, of one matrix in float32 (of several if they are small).
 
-    source   a recipe (file, mapping or `Recipe`), or a plan made of one
+    source   a recipe (file, mapping or `Recipe`), or a plan
     density  share of the entries of each tensor that is kept, by magnitude, in (0, 1]
-    rank     singular directions of each matrix that are compared, at least 1
-    svd      whether to look at singular values at all, which takes most of the time
-    threads  at most; by default as many as processors, up to 8
-    block    entries that are read at a time
-    progress called with tensors done and tensors in all
+    rank     number of singular directions compared per matrix, at least 1
+    svd      whether to compute singular values, which takes most of the time
+    threads  maximum number of threads; by default one per processor, up to 8
+    block    entries read at a time
+    progress called with tensors done and total tensors
 
-    raises Refused with everything that is wrong with recipe and options, CheckpointError where an input's values cannot
-    be compared (NaN, infinity), RecipeError where there is nothing to compare.
+    raises Refused with every problem of recipe and options, CheckpointError if an input's values cannot
+    be compared (NaN, infinity), RecipeError if there is nothing to compare.
     """
     with collecting():
         if not 0 < density <= 1:
@@ -96,7 +96,7 @@ def overlap(
 
 
 def _deltas(plan: Plan, files: Files, block: int) -> list[DeltaTensor]:
-    """Every tensor that the plan merges; nothing of it is read yet."""
+    """Every tensor that the plan merges; nothing is read yet."""
     fetch(plan, merged_only=True)
     workspace = Workspace(open_device("cpu"))
     entries = [opened(entry).entries for entry in plan.inputs]
@@ -104,7 +104,7 @@ def _deltas(plan: Plan, files: Files, block: int) -> list[DeltaTensor]:
 
 
 def _run_all(pool: ThreadPoolExecutor, threads: int) -> RunAll:
-    """Maps over blocks in a pool: results come in order, and no more of them are in memory than the pool needs."""
+    """Map a function over blocks in a pool: results come in order, and no more are in memory than the pool needs."""
 
     def run_all(function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
         waiting: deque[Future[T]] = deque()
@@ -132,7 +132,7 @@ def _measure(tensor: DeltaTensor, density: float, rank: int | None, run_all: Run
 
 
 def _spectra(tensor: DeltaTensor, rank: int, run_all: RunAll, threads: int) -> list[Spectrum | None]:
-    """The spectrum of each delta, as many at a time as there is room for."""
+    """The spectrum of each delta, as many concurrently as memory allows."""
     beside = min(max(ROOM // max(tensor.room(), 1), 1), threads)
     models = range(len(tensor.models))
     found: list[Spectrum | None] = []
@@ -142,7 +142,7 @@ def _spectra(tensor: DeltaTensor, rank: int, run_all: RunAll, threads: int) -> l
 
 
 def _grouped(measured: Sequence[Measured], by: Callable[[Measured], Place]) -> Iterator[Row]:
-    """A row for each place; tensors of other models, or with another reference, are apart."""
+    """One row per place; tensors with other models, or another reference, are kept separate."""
     groups: dict[tuple[Any, ...], list[Measured]] = {}
     for one in measured:
         groups.setdefault((by(one), one.reference, one.models), []).append(one)

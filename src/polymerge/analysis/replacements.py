@@ -1,4 +1,4 @@
-"""What a knockout replaces, a module of some layers, with what, and the plan that does it."""
+"""The knockouts' replacements: the modules and layers replaced, the new values, and the plan of each."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ __all__ = [
 ]
 
 MODULES = {"attention": ("self_attn",), "mlp": ("mlp",), "both": ("self_attn", "mlp")}
-"""What canonical names call each module."""
+"""The components of canonical names that belong to each module."""
 
 KINDS = ("uniform", "zero", "noise", "from")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A module of some layers of the text tower: what one knockout replaces.
+    """A module in some layers of the text tower: the scope of one knockout.
 
     module  one of `MODULES`
-    layers  in ascending order, counted as canonical names count them
+    layers  in ascending order, numbered as in canonical names
     """
 
     module: str
@@ -60,14 +60,14 @@ class Cell:
 def make_cells(
     modules: Sequence[str], layers: Sequence[int] | None, stride: int | None, group: int, depth: int | None
 ) -> list[Cell]:
-    """Every cell of a knockout, module by module; none, with the errors refused, where anything is wrong.
+    """Every cell of a knockout, module by module; empty, with the errors refused, if anything is wrong.
 
     modules  out of `MODULES`
-    layers   which to knock out; None for all
-    stride   how far apart groups begin; None for one after the other. A last group that is shorter than the others is a
-             cell of its own unless another one has its last layer
-    group    how many layers are knocked out at a time
-    depth    number of layers of the text tower; None where the model could not be opened
+    layers   layers to knock out; None for all
+    stride   distance between the starts of groups; None for the group size. A shorter last group is a
+             separate cell unless another one includes its last layer
+    group    number of layers knocked out at a time
+    depth    number of layers of the text tower; None if the model could not be opened
     """
     with collecting() as found:
         for module in modules:
@@ -95,12 +95,12 @@ def make_cells(
 
 @dataclass(frozen=True)
 class Replacement:
-    """What takes the place of a module's weights.
+    """The replacement of a module's weights.
 
     kind    one of `KINDS`
-    source  of `from`: the checkpoint that weights come from
-    size    of noise: its standard deviation as a multiple of the tensor's own; 1 by default
-    seed    of noise
+    source  for `from`: the checkpoint that weights come from
+    size    for noise: its standard deviation as a multiple of the tensor's; 1 by default
+    seed    for noise
     """
 
     kind: str = "uniform"
@@ -113,7 +113,7 @@ class Replacement:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What answers depend on."""
+        """The settings that answers depend on."""
         more: dict[str, dict[str, Any]] = {
             "from": {"source": self.source},
             "noise": {"size": self._size, "seed": self.seed},
@@ -121,7 +121,7 @@ class Replacement:
         return {"kind": self.kind, **more.get(self.kind, {})}
 
     def check(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse invalid settings."""
         if self.kind not in KINDS or (self.kind == "from") != bool(self.source):
             hint = " Say from:CHECKPOINT" if self.kind == "from" else did_you_mean(self.kind, KINDS)
             refuse(RecipeError(f"replace: '{self}' cannot take the place of weights.{hint}"))
@@ -133,7 +133,7 @@ class Replacement:
             refuse(RecipeError(f"seed: {self.seed} is not a whole number from 0"))
 
     def fill(self, canonical: str) -> Uniform | Zero | Noise:
-        """What gives the new numbers of a tensor, by its canonical name."""
+        """The function that produces a tensor's new values, by its canonical name."""
         match self.kind:
             case "uniform":
                 return Uniform()
@@ -148,19 +148,19 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every entry becomes 1 / out_features, as in the code of Bring Reason to Vision (Chen et al. 2025)."""
+    """Set every entry to 1 / out_features, as in the code of Bring Reason to Vision (Chen et al. 2025)."""
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """The new numbers of these rows, which are all of a matrix."""
+        """The new values of these rows, which are all of a matrix."""
         return rows.new_full(rows.shape, 1 / len(rows))
 
 
 @dataclass(frozen=True)
 class Zero:
-    """Every entry becomes 0."""
+    """Set every entry to 0."""
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """The new numbers of these rows."""
+        """The new values of these rows."""
         return rows.new_zeros(rows.shape)
 
 
@@ -168,14 +168,14 @@ class Zero:
 class Noise:
     """Normal noise with mean 0 and a standard deviation of `size` times that of the entries it replaces.
 
-    key  64 bits that depend on seed and canonical name alone
+    key  64 bits that depend only on seed and canonical name
     """
 
     key: int
     size: float
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """The new numbers of these rows."""
+        """The new values of these rows."""
         import numpy as np
         import torch
 
@@ -185,7 +185,9 @@ class Noise:
 
 
 def plan_parent(baseline: Baseline, source: str) -> Plan | None:
-    """The plan that gives a model every text tensor of another; None, with the errors refused, if they do not fit."""
+    """The plan that replaces every text tensor of a model by another model's; None, with the errors refused, if they
+    do not fit.
+    """
     recipe = {
         "merge_method": "linear",
         "template": baseline.plan.inputs[baseline.plan.template].source,
@@ -200,9 +202,9 @@ def knocked_out(
 ) -> dict[str, Plan]:
     """The plan of each cell, by its name.
 
-    Uniform, zero and noise replace the weight matrices of a module; biases and norms stay. `from` replaces all of it.
+    Uniform, zero and noise replace the weight matrices of a module, not biases and norms. `from` replaces all of it.
 
-    parent  of `from`: what `plan_parent` returns
+    parent  for `from`: the result of `plan_parent`
     """
     canonical = {piece.canonical for pieces in baseline.pieces.values() for piece in pieces}
     for cell in cells:

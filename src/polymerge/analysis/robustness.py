@@ -1,4 +1,4 @@
-"""How far a merged adapter keeps the singular directions of each adapter that went into it, and their strengths."""
+"""How well a merged adapter preserves the singular directions and strengths of each of its source adapters."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Agreement", "Directions", "Robustness", "directions", "robustness"]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Means over some singular components of an adapter.
+    """Means over singular components of an adapter.
 
     cosine  |cos| of its singular vectors and those of the merge, over left and right ones, in [0, 1]
-    ratio   singular value of the merge over its own
-    count   how many components, at least 1
+    ratio   the merge's singular value divided by the adapter's
+    count   number of components, at least 1
     """
 
     cosine: float
@@ -34,9 +34,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Directions:
-    """What a merge keeps of an adapter: of its largest directions, of the rest (None: there are none).
+    """The preservation of an adapter in a merge: of its largest directions, and of the rest (None if there are none).
 
-    left_out  components of the adapter that are zero, in itself or in the merge, and so have no direction
+    left_out  number of components that are zero, in the adapter or in the merge, and so have no direction
     """
 
     largest: Agreement | None
@@ -49,13 +49,13 @@ def directions(merged: Factors, task: Factors, largest: int) -> Directions:
 
     Zeng et al. 2025, arXiv:2502.17159, section 4.3 and figure 7, which do not say how vectors are matched: here the
     i-th of one and the i-th of the other by falling singular value, |cos| because signs are arbitrary, averaged over
-    left and right. Where an adapter has equal singular values its single vectors are arbitrary, and so is their cosine.
+    left and right. Singular vectors of equal singular values are arbitrary, and so is their cosine.
 
     merged   factors of the merge, of any rank
     task     factors of the adapter, of the same update shape [out, in]
-    largest  how many components count as the largest, at least 1; all further ones of the adapter are the rest
+    largest  number of components that count as the largest, at least 1; all others of the adapter are the rest
     returns  the means; components whose singular value is below 2^-23 of the largest, here or there, are left out
-    raises   RecipeError where shapes differ or `largest` is below 1
+    raises   RecipeError if shapes differ or `largest` is below 1
     """
     if largest < 1:
         raise RecipeError(f"largest: {largest} is not at least 1")
@@ -76,12 +76,12 @@ def directions(merged: Factors, task: Factors, largest: int) -> Directions:
 
 @dataclass(frozen=True)
 class Robustness:
-    """A merged adapter against one that went into it.
+    """A merged adapter compared with one of its source adapters.
 
-    modules        what was found for each module that both have
+    modules        the comparison for each module that both have
     largest, rest  means over all components of all modules, of the largest ones of each module and of the others
-    left_out       components that are zero here or there, and so have no direction
-    absent         modules of the adapter that the merge has not
+    left_out       number of components that are zero in either, and so have no direction
+    absent         modules of the adapter that the merge lacks
     """
 
     adapter: str
@@ -93,14 +93,14 @@ class Robustness:
 
 
 def robustness(merged: str, against: Sequence[str], largest: int | None = None) -> list[Robustness]:
-    """Compare a merged adapter with each adapter that went into it, by the singular vectors of their updates.
+    """Compare a merged adapter with each of its source adapters, by the singular vectors of their updates.
 
     Zeng et al. 2025, arXiv:2502.17159, section 4.3 and figure 7 (see `directions` for what they leave open). Computed
-    from the factors alone, in float64; BLAS has one thread, so that the numbers do not depend on the machine's cores.
+    from the factors alone, in float64; BLAS uses one thread, so that results do not depend on the number of cores.
 
-    largest   how many components of each module count as the largest; a quarter of the adapter's rank if not said
+    largest   number of components per module that count as the largest; by default a quarter of the adapter's rank
 
-    raises RecipeError or CheckpointError where something is no adapter, or has no module in common with the merge.
+    raises RecipeError or CheckpointError for a source that is not an adapter, or shares no module with the merge.
     """
     ours = open_adapter(merged, locate(merged))
     labels = labels_of(against)

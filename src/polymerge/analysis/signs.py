@@ -1,4 +1,4 @@
-"""What deltas have in common entry by entry, added up in an order that neither blocks nor threads change."""
+"""Entrywise statistics of deltas, summed in an order that does not depend on blocks or threads."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Counts = NDArray[np.int64]
 
 
 class Whole(Source, Protocol):
-    """Deltas in blocks that begin at multiples of `CELL`, and how many entries each model has in all of them."""
+    """Deltas in blocks that start at multiples of `CELL`, and the total number of entries per model."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the entries of some tensors, from which every share and cosine follows.
+    """Sums over the entries of tensors, from which all shares and cosines follow.
 
-    entries     of one model
-    dots        [model, model]  products of the deltas with each other
-    mass        [model]         magnitudes
-    kept_power  [model]         squares of the entries that a density keeps; `power` those of all
-    kept        [model]         how many those are; an entry of zero is never one of them
-    met         [model, model]  entries at which neither of two deltas is zero; `opposed` those with unlike signs
-    cancelled   [model, model]  the smaller of the two magnitudes, over the opposed ones
-    common      [model, model]  entries that both keep; `common_opposed` those with unlike signs
+    entries     number per model
+    dots        [model, model]  dot products of the deltas
+    mass        [model]         sums of magnitudes
+    kept_power  [model]         sums of squares of the entries that a density keeps; `power` of all entries
+    kept        [model]         their number; zero entries are never kept
+    met         [model, model]  entries at which two deltas are both nonzero; `opposed` those with opposite signs
+    cancelled   [model, model]  sums of the smaller of the two magnitudes, over the opposed ones
+    common      [model, model]  entries that both keep; `common_opposed` those with opposite signs
     any_met, any_opposed, any_cancelled   the same of all models together: entries at which at least two deltas are not
                 zero, those of them with both signs, and the smaller of the two signs' masses there
     """
@@ -61,7 +61,7 @@ class Sums:
 
 
 def added(parts: Sequence[Sums]) -> Sums:
-    """The sums of several tensors together, of the same models."""
+    """The combined sums of several tensors, for the same models."""
     columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
     return Sums(**{name: _added(column) for name, column in columns.items()})
 
@@ -77,13 +77,13 @@ def _added(column: Sequence[Any]) -> Any:
 
 
 def _exact_sum(stacked: Wide) -> Wide:
-    """Sums over the first dimension, exact and then rounded once."""
+    """Sums over the first dimension, exact and rounded once."""
     lines = stacked.reshape(len(stacked), -1).T
     return np.array([fsum(line) for line in lines], np.float64).reshape(stacked.shape[1:])
 
 
 def sums_of(source: Whole, density: float, run_all: RunAll) -> Sums:
-    """Go through the deltas of one tensor: once to find what a density keeps, once to add up.
+    """Compute the sums of one tensor's deltas, in two passes: find what a density keeps, then sum.
 
     density  share of the entries that are kept of each delta, those of the largest magnitude; see
              `polymerge.methods.ties.kept`
@@ -124,7 +124,7 @@ def _count(
     pairs: Counts,
     whole: Counts,
 ) -> float:
-    """Add up one cell; the sums over all models of what cancels are returned."""
+    """Accumulate one cell; returns the cancelled mass over all models."""
     models = rows.shape[0]
     value, sign, keeps = np.empty(models), np.empty(models, np.int64), np.empty(models, np.int64)
     cancelled = 0.0

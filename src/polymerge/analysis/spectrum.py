@@ -1,4 +1,4 @@
-"""The largest singular directions of a matrix, and how many directions it has in effect."""
+"""The largest singular directions of a matrix, and its effective rank."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["EXACT", "Spectrum", "effective_rank", "shared_share", "spectrum_of",
 Wide = NDArray[np.float64]
 
 EXACT: Final = 512
-"""Matrices whose shorter side is no longer than this are decomposed in full."""
+"""Matrices whose shorter side does not exceed this are decomposed in full."""
 
 TAKEN_OUT: Final = 8
-"""Directions that an estimate does not leave to chance, at least."""
+"""Minimum number of directions that an estimate computes exactly."""
 
 STEPS, PROBES, ROWS = 32, 8, 4096
 ROUNDING: Final = 2.0**-23
-"""A smaller share of the norm than this is rounding."""
+"""Shares of the norm below this are rounding errors."""
 
 
 class Spectrum(NamedTuple):
-    """Of a matrix [out, in] that is not zero.
+    """The spectrum of a nonzero matrix [out, in].
 
-    left, right  [out, k] and [in, k], orthonormal: the k largest directions, or as many as there are
+    left, right  [out, k] and [in, k], orthonormal: the k largest directions, or all if there are fewer
     effective    its effective rank, from 1 to the shorter side
-    exact        whether that is from all singular values, and not an estimate
+    exact        whether that is computed from all singular values rather than estimated
     """
 
     left: Wide
@@ -41,7 +41,7 @@ class Spectrum(NamedTuple):
 
 
 def effective_rank(values: Wide) -> float:
-    """exp of the entropy of singular values that are divided by their sum (Roy and Vetterli 2007).
+    """exp of the entropy of normalised singular values (Roy and Vetterli 2007).
 
     values  at least one, none negative, not all zero
     """
@@ -50,7 +50,7 @@ def effective_rank(values: Wide) -> float:
 
 
 def _effective(total: float, weighted: float) -> float:
-    """exp(H) for H = log(S) - T / S, with S the sum of singular values and T that of value times logarithm."""
+    """exp(H) for H = log(S) - T / S, with S the sum of singular values and T the sum of s log s."""
     entropy = log(total) - weighted / total
     return exp(entropy)
 
@@ -58,7 +58,7 @@ def _effective(total: float, weighted: float) -> float:
 def shared_share(one: Wide, other: Wide) -> float:
     """Mean squared cosine of the principal angles between two subspaces, given by orthonormal columns.
 
-    Of unequal numbers of columns the smaller one's first are taken of both. 1 for the same subspace; about k / n for
+    If their numbers of columns differ, the smaller number is used. 1 for equal subspaces; about k / n for
     two random ones of dimension k in n.
     """
     shared: int = min(one.shape[1], other.shape[1])
@@ -67,7 +67,7 @@ def shared_share(one: Wide, other: Wide) -> float:
 
 
 def spectrum_of_factors(factors: Factors, rank: int) -> Spectrum | None:
-    """The spectrum of a product of thin factors, exactly; None where it is zero."""
+    """The exact spectrum of a product of factors; None if it is zero."""
     parts = decompose(factors)
     count = min(parts.determined, rank)
     if not count:
@@ -76,15 +76,15 @@ def spectrum_of_factors(factors: Factors, rank: int) -> Spectrum | None:
 
 
 def spectrum_of(matrix: NDArray[np.float32], rank: int) -> Spectrum | None:
-    """The spectrum of a dense matrix; None where it is zero.
+    """The spectrum of a dense matrix; None if it is zero.
 
-    In full where the shorter side is at most 512. Else the directions are those of `of_dense` (randomised subspace
-    iteration, Halko, Martinsson and Tropp 2011), and the effective rank is estimated: those directions taken out, the
+    Exact if the shorter side is at most 512. Otherwise the directions are those of `of_dense` (randomised subspace
+    iteration, Halko, Martinsson and Tropp 2011), and the effective rank is estimated: after deflating them, the
     sums of s and of s log s over all other singular values s are traces, which Lanczos bidiagonalisation from a few
     random vectors gives (stochastic Lanczos quadrature; Ubaru, Chen and Saad 2017, doi:10.1137/16M1104974). That is
-    right to about five per cent. All draws are always the same ones.
+    accurate to about five per cent. All draws are deterministic.
 
-    Where singular values are close to each other around the `rank`-th, which of their directions count is chance.
+    If singular values around the `rank`-th are close to each other, the choice of directions among them is arbitrary.
 
     matrix  [out, in], finite; multiplied, in place, by a power of two
     rank    at least 1
@@ -124,13 +124,13 @@ def _in_full(matrix: NDArray[np.float32], rank: int) -> Spectrum:
 
 
 def _widened(tall: NDArray[Any]) -> Iterator[Wide]:
-    """Some rows at a time, in float64."""
+    """Blocks of rows, in float64."""
     for start in range(0, len(tall), ROWS):
         yield tall[start : start + ROWS].astype(np.float64)
 
 
 def _of_the_rest(tall: NDArray[Any], inner: Wide) -> tuple[float, float]:
-    """Estimates of the sums of s and of s log s over the singular values whose right vectors `inner` has not.
+    """Estimates of the sums of s and of s log s over the singular values whose right vectors are not in `inner`.
 
     tall   [m, n], m >= n
     inner  [n, k], orthonormal
@@ -165,13 +165,13 @@ def _of_the_rest(tall: NDArray[Any], inner: Wide) -> tuple[float, float]:
 
 
 def _times(matrix: NDArray[Any], vectors: Wide) -> Wide:
-    """A product in the matrix's own precision."""
+    """A product in the matrix's precision."""
     product: Wide = (matrix @ vectors.astype(matrix.dtype)).astype(np.float64)
     return product
 
 
 def _unit(vectors: Wide) -> tuple[Wide, Wide]:
-    """Columns of length 1 and their lengths before; what is only rounding ends its sequence and becomes zero."""
+    """Normalise columns; returns them with their previous lengths. Columns of rounding errors become zero."""
     lengths = np.linalg.norm(vectors, axis=0)
     lengths = np.where(lengths > 1e-6, lengths, 0.0)
     return np.where(lengths > 0, vectors / np.where(lengths > 0, lengths, 1.0), 0.0), lengths

@@ -1,4 +1,4 @@
-"""Let changed models answer the prompts of several tasks, score the answers, and resample the scores."""
+"""Let modified models answer the prompts of several tasks, score the answers, and resample the scores."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """How many prompts a task has, and their ids in order."""
+    """The number of prompts of a task, and their ids in order."""
 
     prompts: int
     ids: tuple[int | str, ...]
@@ -70,7 +70,7 @@ class Score:
     """A model's score on a task.
 
     score    in percent
-    samples  how right each answer is, in [0, 1], in the order of the prompts; None where the score is no mean of such
+    samples  the score of each answer, in [0, 1], in the order of the prompts; None if the score is not their mean
     """
 
     score: float
@@ -78,11 +78,11 @@ class Score:
 
 
 def draw_tasks(tasks: Tasks, scorer: str, samples: int, seed: int, generation: Generation) -> dict[str, list[Prompt]]:
-    """Draw the prompts of each task, and refuse whatever is wrong with tasks, scorer or generation.
+    """Draw the prompts of each task, refusing problems of tasks, scorer or generation.
 
     tasks    files of prompts with answers
     scorer   a row of the table of scorers
-    samples  to draw of each task; 0 for all
+    samples  number to draw per task; 0 for all
     """
     refuse(*generation.problems())
     with collecting():
@@ -113,10 +113,10 @@ def draw_tasks(tasks: Tasks, scorer: str, samples: int, seed: int, generation: G
 def begin(
     folder: Path, what: str, settings: Mapping[str, Any], drawn: Mapping[str, Sequence[Prompt]], size: int, force: bool
 ) -> tuple[Run, list[Task]]:
-    """Begin a run, or resume one with the same settings.
+    """Start a run, or resume one with the same settings.
 
-    what      the kind of run, as messages call it
-    settings  what the answers depend on besides the prompts
+    what      the kind of run, for messages
+    settings  the settings that answers depend on besides the prompts
     drawn     the prompts of each task
     size      of a batch
     force     discard a run with other settings
@@ -143,7 +143,7 @@ def ask(
     """Let the model of every plan answer every task; returns the scores by task and plan.
 
     plans   all with the same template
-    prefix  of a plan's name where answers are kept: `candidates/TASK,PREFIX-NAME`
+    prefix  of a plan's name in the path of its answers: `candidates/TASK,PREFIX-NAME`
     """
     total = len(plans) * sum(len(task.asked.prompts) for task in tasks)
     before = 0
@@ -172,7 +172,7 @@ def resampled(scores: Sequence[Score], task: str, seed: int, count: int = RESAMP
     """Scores on prompts drawn with replacement, in percent: float64 [resample, score].
 
     Each resample draws the same prompts for all of the scores; the draws depend on seed, task and the number of
-    prompts. None where a score is no mean over prompts.
+    prompts. None if a score is not a mean over prompts.
     """
     import numpy as np
 
@@ -188,7 +188,7 @@ def resampled(scores: Sequence[Score], task: str, seed: int, count: int = RESAMP
 
 
 def interval(values: Floats | None) -> Interval | None:
-    """The percentile interval that holds 95 % of resampled values; None where there are none."""
+    """The percentile interval that holds 95 % of resampled values; None if there are none."""
     import numpy as np
 
     if values is None:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which tensors they hold and where each lies, without reading one."""
+"""Checkpoints on disk: their tensors and the location of each, from headers alone."""
 
 from polymerge.checkpoints.folder import Checkpoint, open_checkpoint
 from polymerge.checkpoints.tensor_info import TensorInfo

@@ -1,9 +1,9 @@
-"""LoRA adapters: pairs of factors, and the full weights that were trained beside them, from headers alone.
+"""LoRA adapters: pairs of factors, and the full weights that were trained with them, from headers alone.
 
-PEFT writes an adapter_config.json and one adapter_model.safetensors (older: .bin), in which every name begins with
-`base_model.model.` and goes on as in the base model. LLaVA puts a non_lora_trainables.bin beside it, with the full
-weights that were trained, such as the projector's, and the config.json of the model; other trainers call that file
-otherwise. So every weight file of the folder is read, but for those that are known to be none (see `discovery`).
+PEFT writes an adapter_config.json and one adapter_model.safetensors (older: .bin), in which every name starts with
+`base_model.model.` and continues as in the base model. LLaVA adds a non_lora_trainables.bin with the full
+weights that were trained, such as the projector's, and the config.json of the model; other trainers name that file
+differently. So every weight file of the folder is read, except known exceptions (see `discovery`).
 """
 
 from __future__ import annotations
@@ -37,53 +37,53 @@ class Pair:
     """The two factors of one module's update, `scaling * b @ a`."""
 
     module: str
-    """As the base model calls it: 'model.layers.0.self_attn.q_proj'."""
+    """The module's name in the base model: 'model.layers.0.self_attn.q_proj'."""
     a: TensorInfo
-    """[rank, in]; of an embedding [rank, vocabulary]."""
+    """[rank, in]; for an embedding [rank, vocabulary]."""
     b: TensorInfo
-    """[out, rank]; of an embedding [dimension, rank]."""
+    """[out, rank]; for an embedding [dimension, rank]."""
     rank: int
     scaling: float
     embedding: bool
     transposed: bool
-    """The base stores the transpose: the weight of an embedding is [vocabulary, dimension], that of GPT-2 [in, out]."""
+    """Whether the base stores the transpose: an embedding's weight is [vocabulary, dimension], GPT-2's [in, out]."""
     bias: TensorInfo | None
-    """[out], to be scaled as the product is and added to the bias of the base."""
+    """[out], to be scaled like the product and added to the bias of the base."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the update, [out, in], before it is transposed."""
+        """The shape of the update, [out, in], before transposition."""
         return self.b.shape[0], self.a.shape[1]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder, as its headers describe it; no tensor has been read."""
+    """An adapter folder, as described by its headers; no tensor has been read."""
 
     source: str
-    """As the user wrote it."""
+    """As given by the user."""
     folder: Path
     config: Mapping[str, Any]
     """adapter_config.json."""
     model_config: Mapping[str, Any]
-    """config.json beside it, or {} where there is none."""
+    """config.json beside it, or {} if there is none."""
     layout: Literal["peft", "llava"]
-    """"llava" where a non_lora_trainables.bin lies beside the factors."""
+    """"llava" if a non_lora_trainables.bin is beside the factors."""
     pairs: Mapping[str, Pair]
-    """By module, in order of the file."""
+    """By module, in file order."""
     extras: Mapping[str, TensorInfo]
-    """By the name of a parameter in the base model, the full tensor that stands in its place."""
+    """By parameter name in the base model, the full tensor that replaces it."""
     tokens: Mapping[str, tuple[tuple[int, ...], TensorInfo]]
-    """By the name of an embedding's parameter, token indices and the rows that stand in their place."""
+    """By the name of an embedding's parameter, token indices and the rows that replace theirs."""
     files: tuple[Path, ...]
     skipped: Mapping[str, str]
-    """What the files hold that is no part of the adapter -> why it is left out."""
+    """Tensors in the files that are not part of the adapter -> why they are left out."""
     beside: tuple[Path, ...] = ()
     """Those of `files` that are not PEFT's own."""
     became: Mapping[str, str] = field(default_factory=dict)
-    """Of every weight file in the folder, by its name, what it holds or why it is left out."""
+    """For every weight file in the folder, by name, its content or why it is left out."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """The weight files in the folder that are no part of the adapter -> why."""
+    """Weight files in the folder that are not part of the adapter -> why."""
 
     @property
     def entries(self) -> tuple[TensorInfo, ...]:
@@ -92,21 +92,21 @@ class Adapter:
         return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
 
     def where(self, parameters: Iterable[str]) -> str:
-        """Where full weights of these names lie: in files beside PEFT's own, or somewhere in the folder."""
+        """The location of full weights with these names: files beside PEFT's own, or the folder."""
         files = [self.extras[name].file for name in parameters if name in self.extras]
         return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
     def saved_apart(self, parameter: str) -> bool:
         """Return whether a full weight belongs to a copy that PEFT trained in place of a module (`modules_to_save`).
 
-        Every other full weight is the base's own tensor, which head and embedding share where the base ties them.
+        Every other full weight is the base's own tensor, which head and embedding share if the base ties them.
         """
         module = parameter.rpartition(".")[0]
         return any(f".{module}".endswith(f".{name}") for name in self.config.get("modules_to_save") or ())
 
     @property
     def tokens_of_tied(self) -> bool:
-        """Whether trained rows apply to an embedding and to the head tied to it, as those of a plain list do."""
+        """Whether trained rows apply to both an embedding and its tied head, as those of a plain list do."""
         return isinstance(self.config.get("trainable_token_indices"), list)
 
     @property
@@ -118,7 +118,7 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Return whether `path` is a folder with an adapter_config.json and without a whole model's weights."""
+    """Return whether `path` is a folder with an adapter_config.json and without the weights of a full model."""
     try:
         names = {file.name for file in path.iterdir()}
     except OSError:
@@ -129,9 +129,9 @@ def is_adapter(path: Path) -> bool:
 def open_adapter(source: str, path: Path) -> Adapter:
     """Read configs and headers of the adapter in the folder `path`, and check that they agree.
 
-    `source` is what the user called it. Nothing in the files is executed.
+    `source` is its name as given by the user. Nothing in the files is executed.
 
-    Raises RecipeError where `path` is no adapter, CheckpointError where it cannot be listed, and Refused with all that
+    Raises RecipeError if `path` is not an adapter, CheckpointError if it cannot be listed, and Refused with everything
     is wrong with it.
     """
     try:
@@ -158,7 +158,7 @@ def open_adapter(source: str, path: Path) -> Adapter:
 
 
 def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None:
-    """Read the adapter in a folder with these files and refuse all that is wrong; None for another kind of adapter."""
+    """Read the adapter in a folder with these files, refusing all problems; None for other kinds of adapters."""
     where = folder / CONFIG
     configs: dict[str, Mapping[str, Any]] = {}
     for name in (CONFIG, "config.json"):
@@ -232,7 +232,9 @@ def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
 
 
 def _unusable(found: Sorted) -> list[CheckpointError]:
-    """Errors for dtypes that allow no arithmetic, and for full weights whose values other processes had when saved."""
+    """Errors for dtypes without arithmetic, and for full weights that were sharded across other processes when
+    saved.
+    """
     factors = [tensor for slots in found.factors.values() for tensor in slots.values()]
     full = [*found.extras.values(), *found.tokens.values()]
     names: dict[tuple[Path, str], list[str]] = {}

@@ -1,7 +1,7 @@
-"""Read adapter_config.json: how the factors of a LoRA adapter are scaled, and which variants are not plain LoRA.
+"""Read adapter_config.json: the scaling of a LoRA adapter's factors, and variants that are not plain LoRA.
 
 PEFT writes one config for many methods. Only plain LoRA is read here: an update of `scaling * B @ A` to a weight that
-is the base's own. Whatever an adapter asks for beyond that is refused by name, before its tensors are misread.
+is the base's own. Any other feature of an adapter is refused by name, before its tensors are misread.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _WITHOUT_EFFECT: Final = (
     "velora_config", "megatron_core", "qalora_group_size", "runtime_config", "trainable_token_indices",
     "ensure_weight_tying", "merge_weights", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
 )  # fmt: skip
-"""Keys that describe training only, or are checked elsewhere (init_lora_weights, trainable_token_indices)."""
+"""Keys that only describe training, or are checked elsewhere (init_lora_weights, trainable_token_indices)."""
 
 _LARGE: Final = 1e30  # float32 could not hold much more
 
@@ -126,12 +126,12 @@ class LoraConfig:
     rank_stabilized: bool
     """Divide by the root of the rank, not by the rank itself (`use_rslora`)."""
     ranks: tuple[tuple[re.Pattern[str], int], ...]
-    """For modules that differ: the first pattern that matches counts, in the order of the file, as PEFT loads it."""
+    """For modules that differ: the first matching pattern applies, in file order, as PEFT loads it."""
     alphas: tuple[tuple[re.Pattern[str], float], ...]
     fan_in_fan_out: bool
     """The adapted weights are stored as [in, out], as in GPT-2."""
     tokens: Mapping[str, tuple[int, ...]]
-    """Trained rows by the name of the embedding; "" where the config does not name it."""
+    """Trained rows by the name of the embedding; "" if the config does not name it."""
 
     def rank_of(self, module: str) -> int:
         """The rank that the config gives a module."""
@@ -156,7 +156,7 @@ def foreign_kind(config: Mapping[str, Any], where: str) -> CheckpointError | Non
 
 
 def read_lora_config(config: Mapping[str, Any], where: str) -> LoraConfig:
-    """Check what the config of a LoRA adapter says; `where` names the file in messages.
+    """Check the config of a LoRA adapter; `where` names the file in messages.
 
     Raises Refused with everything that keeps its update from being `scaling * B @ A` on the base's own weights, and
     with every value that cannot be used.
@@ -184,7 +184,7 @@ def read_lora_config(config: Mapping[str, Any], where: str) -> LoraConfig:
 
 
 def _beyond(config: Mapping[str, Any], where: str) -> Iterator[CheckpointError]:
-    """Errors for whatever the config asks for beyond plain LoRA."""
+    """Errors for every feature of the config beyond plain LoRA."""
     for key, (why, then) in _BEYOND.items():
         if _is_set(config.get(key)):
             yield CheckpointError(f"{where}: {key} is set to {_shown(config[key])}, which {why}. {then}")

@@ -1,4 +1,4 @@
-"""Tell by their names which files of a folder are weights of a model or an adapter, and which training left there."""
+"""Tell from names which files of a folder are weights of a model or adapter, and which were left by training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYOUTS: Final = {".safetensors": "safetensors", ".bin": "torch", ".pth": "torch
 """The format of a weight file, by its suffix."""
 
 COMPANIONS: Final = ("spk_dict.pt",)
-"""Files with the suffix of weights that are none but that a model needs to load: the voices of Qwen2.5-Omni."""
+"""Files with a weight file's suffix that are not weights but needed for loading: the voices of Qwen2.5-Omni."""
 
 INDEX_SUFFIX: Final = ".index.json"
 
@@ -71,7 +71,7 @@ _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.\w+
 
 CONFIG: Final = "adapter_config.json"
 LLAVA: Final = "non_lora_trainables.bin"
-"""Where LLaVA puts the full weights that were trained beside the factors."""
+"""LLaVA's file of full weights trained with the factors."""
 
 _FACTORS: Final = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference, as for PEFT
 _ADAPTER_SHARD: Final = re.compile(r"adapter_model-\d+-of-\d+\.(?:safetensors|bin)")
@@ -83,12 +83,12 @@ _UNREADABLE: Final = (".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The chosen weight files: those that `index` lists, or `files` where there is no index."""
+    """The chosen weight files: those listed in `index`, or `files` if there is no index."""
 
     files: tuple[str, ...] = ()
     index: str | None = None
     usual: str | None = None
-    """A file beside the index whose usual content is the whole model; the index has to list it."""
+    """A file beside the index that usually holds the entire model; the index has to list it."""
 
 
 def of_training(name: str) -> bool:
@@ -109,9 +109,9 @@ def find_weights(folder: Path) -> Weights:
     the usual name, then the only file, then a full set of shards. A consolidated*.safetensors beside others is the
     same model in another layout and is passed over.
 
-    A folder that is called as a weight file is, as zero_to_fp32.py makes it, is looked into where it stands alone.
+    A folder with the name of a weight file, as zero_to_fp32.py creates, is searched if it is the only candidate.
 
-    Raises RecipeError where there are none, or where there is a choice that only the user can make; CheckpointError
+    Raises RecipeError if there are none, or if the choice is the user's; CheckpointError
     where shards are missing.
     """
     names = sorted(path.name for path in folder.iterdir())
@@ -150,7 +150,7 @@ def find_weights(folder: Path) -> Weights:
 
 
 def _shards_of_training(folder: Path, folders: Sequence[str]) -> str:
-    """Describe the training shards that a folder holds instead of weights and how to gather them; empty for none."""
+    """Describe training shards in a folder without weights, and how to gather them; empty if there are none."""
     for name in ("", *folders):
         inside = [path.name for path in (folder / name).iterdir()]
         where = f"'{name}'" if name else listed(sorted(inside))
@@ -197,9 +197,9 @@ class AdapterFiles:
     """The weight files of an adapter's folder, by kind.
 
     factors   PEFT's own: one file, or its shards
-    index     of the shards, where there is one
+    index     of the shards, if there is one
     beside    full weights of the base under another name, such as LLaVA's
-    left_out  what is no weight of the adapter, and why
+    left_out  files that are not weights of the adapter, and why
     """
 
     factors: tuple[str, ...] = ()
@@ -214,9 +214,9 @@ class AdapterFiles:
 
 
 def holds_adapter(names: Collection[str]) -> bool:
-    """Return whether these file names are those of an adapter: its config, and no full model under the usual names.
+    """Return whether these file names belong to an adapter: its config, and no full model under the usual names.
 
-    What accelerate's FSDP writes, pytorch_model_fsdp.bin, is the state of a training and no such file.
+    accelerate's pytorch_model_fsdp.bin is an FSDP training state and does not count as a full model.
     """
     return CONFIG in names and not _models_among(names)
 
@@ -224,7 +224,7 @@ def holds_adapter(names: Collection[str]) -> bool:
 def sort_files(folder: Path, names: Collection[str]) -> AdapterFiles:
     """Sort the files of an adapter's folder.
 
-    Raises RecipeError where a whole model lies beside the adapter, so that nothing says which of the two is meant, and
+    Raises RecipeError if a full model is beside the adapter, which makes the folder ambiguous, and
     CheckpointError where the factors are missing, or some of their shards.
     """
     found, models = AdapterFiles(), _models_among(names)

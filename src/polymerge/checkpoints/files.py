@@ -1,4 +1,4 @@
-"""Open the files of a checkpoint (config, index, weights, one tensor) and refuse what is missing or something else."""
+"""Open a checkpoint's files (config, index, weights, one tensor), refusing missing or unsuitable ones."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ log = logging.getLogger("polymerge")
 
 @contextmanager
 def reading(file: Path, then: str = "") -> Iterator[None]:
-    """Refuse whatever goes wrong with one file and go on, so that the others are checked as well.
+    """Refuse any error of one file and continue, so that the others are checked as well.
 
-    then  what to say beside the next step
+    then  text to add to the next step
     """
     try:
         yield
@@ -51,7 +51,7 @@ def reading(file: Path, then: str = "") -> Iterator[None]:
 
 
 def check_file(file: Path) -> None:
-    """Raise CheckpointError where the file is not there, or where something else stands in its place."""
+    """Raise CheckpointError if the file does not exist or is not a regular file."""
     if not file.is_file():
         if file.is_symlink():
             raise CheckpointError(f"{file}: is a link to {file.readlink()}, which is not there. Download it again.")
@@ -71,9 +71,10 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_file(file: Path) -> Contents:
-    """Read the headers of a weight file, in the format of its suffix; of a file on the hub only the header is fetched.
+    """Read the headers of a weight file, in the format of its suffix; for a file on the hub only the header is
+    downloaded.
 
-    The names in a torch file lie at its end and between the data, so that one on the hub is fetched whole.
+    The names in a torch file are at its end and between the data, so that one on the hub is downloaded in full.
     """
     torch, remote = LAYOUTS[file.suffix] == "torch", missing_remote(file)
     if remote and not torch:
@@ -86,9 +87,9 @@ def read_file(file: Path) -> Contents:
 
 
 def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]:
-    """The bytes of a tensor, `size` at a time; its file is fetched first where it is on the hub.
+    """Read the bytes of a tensor, `size` at a time; its file is downloaded first if it is on the hub.
 
-    Each block is valid until the next. Raises CheckpointError where the file cannot be read, or has become shorter
+    Each block is valid until the next. Raises CheckpointError if the file cannot be read, or was truncated
     since its header was read.
     """
     fetched(tensor.file)
@@ -111,7 +112,7 @@ def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Read the weight map of an index: for each tensor the file that holds it, relative to the index.
+    """Read the weight map of an index: the file of each tensor, relative to the index.
 
     Raises CheckpointError where the index cannot be read, and Refused with every file name that would leave the
     folder. Links are followed, since the cache of the hub consists of them; it is the written name that must be plain.
@@ -144,10 +145,9 @@ def _by_file(weight_map: Mapping[str, object]) -> dict[str, list[str]]:
 def disagreements(
     index: Path, weight_map: Mapping[str, str], held: Mapping[str, Collection[str]]
 ) -> Iterator[CheckpointError]:
-    """Compare an index with what the files hold; one error per file and kind of difference.
+    """Compare an index with the content of its files; one error per file and kind of difference.
 
-    `held` has the tensor names of each file that could be read, by its name in the index; of the others nothing is
-    said.
+    `held` maps the name in the index of each readable file to its tensor names; other files are skipped.
     """
     place = {tensor: file for file, tensors in held.items() for tensor in tensors}
     for file, promised in _by_file(weight_map).items():
@@ -172,7 +172,7 @@ def _count(tensors: Collection[str]) -> str:
 
 
 def missing(path: Path) -> str:
-    """Describe a path that does not exist: how far it does, and what is there instead."""
+    """Describe a path that does not exist: its existing part, and what is there instead."""
     while not path.is_symlink() and not path.parent.exists():
         path = path.parent
     if path.is_symlink():

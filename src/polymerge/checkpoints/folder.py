@@ -1,7 +1,7 @@
 """A checkpoint: a folder, or a single file, of weights and its config, opened from headers alone.
 
-A source may be a base with an adapter, `BASE+ADAPTER`; the tensors of the adapter then stand beside those of its base,
-under names that tell them apart.
+A source may be a base with an adapter, `BASE+ADAPTER`; the adapter's tensors are then listed with those of its base,
+under distinct names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 _AT_ONCE = 8  # headers that are fetched from the hub
 
 ADAPTER: Final = "adapter/"
-"""The prefix of the names of an adapter's tensors where they stand beside those of its base."""
+"""Prefix of an adapter's tensor names when listed with those of its base."""
 
 _PLUS: Final = "+"
 
@@ -47,14 +47,14 @@ _MULTIMODAL: Final = ("vision_config", "mm_vision_tower", "mm_projector_type", "
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of weights and config, as its headers describe it; no tensor has been read."""
+    """A folder of weights and config, as described by its headers; no tensor has been read."""
 
     source: str
-    """As the user wrote it."""
+    """As given by the user."""
     folder: Path
-    """Absolute; the files in it may be links, as in the cache of the hub."""
+    """Absolute; its files may be links, as in the hub's cache."""
     config: Mapping[str, Any]
-    """config.json, or {} where there is none."""
+    """config.json, or {} if there is none."""
     entries: Mapping[str, TensorInfo]
     """Every tensor, ordered by file and offset."""
     files: tuple[Path, ...]
@@ -63,21 +63,21 @@ class Checkpoint:
     aliases: Mapping[str, str]
     """In torch files, a name -> the earlier name whose bytes it shares; both are in `entries`."""
     skipped: Mapping[str, str]
-    """In torch files, what is no tensor of the model -> why it is left out."""
+    """Objects in torch files that are not tensors of the model -> why they are left out."""
     adapter: Adapter | None = None
-    """The adapter that stands beside it, whose tensors are then in `entries` as well (see `open_joined`)."""
+    """Its adapter, whose tensors are then in `entries` as well (see `open_joined`)."""
     brought: tuple[str, ...] = ()
     """Names in `entries` that come from the adapter alone; the config is then the adapter's."""
 
 
 def open_checkpoint(source: str, path: Path) -> Checkpoint:
-    """Read config and headers of the checkpoint at `path`, a folder or a weight file, and check all they say.
+    """Read config and headers of the checkpoint at `path`, a folder or a weight file, and check them.
 
-    `source` is what the user called it. Time and memory depend on the number of tensors, not on their size, and
+    `source` is its name as given by the user. Time and memory depend on the number of tensors, not on their size, and
     nothing in the files is executed.
 
-    Raises RecipeError where `path` is no checkpoint, CheckpointError where it cannot be listed, and Refused with
-    everything that is wrong with it.
+    Raises RecipeError if `path` is not a checkpoint, CheckpointError if it cannot be listed, and Refused with
+    every problem found.
     """
     try:
         if not path.exists():
@@ -172,7 +172,7 @@ def _single_file(path: Path) -> Weights:
 def split_source(source: str) -> tuple[str, str | None]:
     """Split `BASE+ADAPTER` into base and adapter; the adapter is None if the source is a single model.
 
-    A path that exists is one model, whatever characters it has.
+    An existing path is a single model, whatever characters it contains.
     """
     if _PLUS not in source or Path(source).expanduser().exists():
         return source, None
@@ -183,15 +183,15 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def open_joined(source: str, base: Path, adapter: Path) -> Checkpoint:
-    """Open a checkpoint with an adapter beside it; raises what `open_checkpoint` and `open_adapter` raise."""
+    """Open a checkpoint with an adapter; raises as `open_checkpoint` and `open_adapter` do."""
     return join(open_checkpoint(source, base), open_adapter(source, adapter))
 
 
 def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
-    """A checkpoint with an adapter beside it.
+    """Combine a checkpoint with an adapter.
 
-    An adapter may make another model of its base: LLaVA's is trained on a language model, and brings the projector and
-    the config.json of the LLaVA that the two are. Then that is the config, and these weights are tensors like its own.
+    An adapter may turn its base into another model: LLaVA's is trained on a language model, and adds the projector and
+    the config.json of the resulting LLaVA. Then that is the config, and these weights are tensors like its own.
     """
     entries = dict(checkpoint.entries)
     brought = _brought(checkpoint, beside)
@@ -213,7 +213,7 @@ def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
 
 
 def adapter_alone(adapter: Adapter) -> Checkpoint:
-    """An adapter as a checkpoint that has no tensors but its, under their own names."""
+    """An adapter as a checkpoint with only the adapter's tensors, under their own names."""
     return Checkpoint(
         source=adapter.source,
         folder=adapter.folder,
@@ -228,10 +228,10 @@ def adapter_alone(adapter: Adapter) -> Checkpoint:
 
 
 def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
-    """The full weights of an adapter that turn its base into another model, by their names in it.
+    """The full weights of an adapter that turn its base into another model, by their names there.
 
-    None unless the base is a model without eyes, a config.json beside the adapter is of another one, and every module
-    that the adapter changes has its name in the base: then the two lay out what they share alike. A head is the base's.
+    Empty unless the base is text-only, a config.json beside the adapter is for another model, and every module
+    that the adapter changes exists in the base: then both share the layout of the common part. A head is the base's.
     """
     ours, theirs = (
         (config.get("architectures"), config.get("model_type")) for config in (checkpoint.config, adapter.model_config)
@@ -244,11 +244,11 @@ def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
 
 
 def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
-    """Take the wrappers of trainers off the names of a checkpoint's tensors; names of an adapter stay.
+    """Strip trainers' wrappers from the names of a checkpoint's tensors; names of an adapter are unchanged.
 
-    wrappers  as `names.unwrapped` takes them
+    wrappers  as for `names.unwrapped`
 
-    raises Refused where two tensors then have one name.
+    raises Refused if two tensors then have the same name.
     """
     if not wrappers:
         return checkpoint
@@ -270,11 +270,11 @@ def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
 
 
 def bring(source: str, folder: Path) -> None:
-    """Fetch everything that loading a model needs: its weights and the files beside them.
+    """Download everything that loading a model needs: its weights and the files beside them.
 
-    folder  what `locate` gave for `source`; nothing happens for a local one
+    folder  the result of `locate` for `source`; nothing happens for a local one
 
-    raises RecipeError where there are no weights, or they cannot be had, CheckpointError where the hub fails.
+    raises RecipeError if there are no weights, or they are not accessible, CheckpointError if the hub fails.
     """
     remote = remote_of(folder)
     if remote is None:

@@ -1,10 +1,10 @@
-"""Locate what a recipe names: a local path, or one commit of a repository on the hub.
+"""Locate the models that a recipe names: a local path, or one commit of a hub repository.
 
-One commit of a repository is seen as a folder of links into the hub's own cache, in the user's cache folder:
+A commit of a repository is represented by a folder of links into the hub's cache, in the user's cache folder:
 
-    polymerge/views/<cache>/owner/name/<commit>/   a link for every file that can matter; it dangles until that is here
+    polymerge/views/<cache>/owner/name/<commit>/   a link for every relevant file; broken until it is downloaded
 
-So a repository that is not here looks as a folder does, and is one as soon as its files have arrived.
+So a remote repository looks like a folder, and is one as soon as its files are downloaded.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ __all__ = [
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FOR_A_PLAN: Final = ["config.json", "adapter_config.json", "*.index.json"]
 _FRESH: Final = 60.0
-"""Seconds for which a branch is taken to stay at its commit, so that a plan, which asks repeatedly, sees one."""
+"""Seconds for which a branch is assumed to stay at its commit, so that all requests of a plan see the same one."""
 
 _seen: dict[str, tuple[float, Path]] = {}
 _held: dict[object, float] = {}
-"""The start of each `one_commit` that has not ended; branches located since then are not looked up again."""
+"""The start of each active `one_commit`; branches located since then are not looked up again."""
 
 
 @contextmanager
 def one_commit() -> Iterator[None]:
-    """Keep every branch at the commit where it is first located, however long the block takes."""
+    """Pin every branch to the commit at which it is first located, for the duration of the block."""
     mine = object()
     _held[mine] = time.monotonic()
     try:
@@ -59,14 +59,14 @@ def one_commit() -> Iterator[None]:
 
 
 def locate(source: str) -> Path:
-    """The local path of a model: `source` itself where it exists, else a folder for the hub repository it names.
+    """The local path of a model: `source` itself if it exists, else a folder for the hub repository that it names.
 
     A path that exists is never looked up anywhere else. A hub id may carry a revision, `owner/name@revision`; it is
     resolved to a commit with huggingface_hub, so its cache, token and offline switch (HF_HUB_OFFLINE) hold. Of the
     files only the config and the index are fetched here: the folder has a link for every file of that commit, and
     what is needed arrives later (see `hub_api` and `prefetch`).
 
-    raises RecipeError where there is neither such a path nor such an id, CheckpointError where the hub fails.
+    raises RecipeError if there is neither such a path nor such an id, CheckpointError if the hub fails.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -91,7 +91,9 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 
 def restore(path: Path) -> Path:
-    """Restore a path that `locate` returned and a plan recorded: same commit, made anew if a cache has lost it."""
+    """Restore a path that `locate` returned and a plan recorded: the same commit, recreated if it is no longer
+    cached.
+    """
     remote = remote_of(path)
     if remote is None:
         return path
@@ -120,7 +122,7 @@ def _look_up(repository: str, revision: str | None) -> Path:
 def _view(repository: str, snapshot: Path) -> Path:
     """The folder of links for the commit of a snapshot in the hub's cache.
 
-    Where the hub cannot be asked and was not asked before, it is the snapshot itself: what is there is all there is.
+    If the hub cannot be reached and its listing is not cached, it is the snapshot itself, with the files it has.
     """
     commit = snapshot.name
     if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
@@ -150,7 +152,7 @@ def _view(repository: str, snapshot: Path) -> Path:
 
 
 def remote_of(file: Path) -> Remote | None:
-    """The file on the hub that a path in a folder of links stands for; None for any other path."""
+    """The hub file for a path in a folder of links; None for any other path."""
     views = own_cache("views")
     if views not in file.parents:
         return None
@@ -159,14 +161,14 @@ def remote_of(file: Path) -> Remote | None:
 
 
 def missing_remote(file: Path) -> Remote | None:
-    """The file on the hub that a path stands for, or None if it is here."""
+    """The hub file for a path, or None if it is available locally."""
     return None if file.exists() else remote_of(file)
 
 
 def companions(folder: Path, names: Collection[str] | None = None) -> list[Path]:
-    """The files of a checkpoint beside its weights, or those among `names`, as paths in its folder of links.
+    """The files beside a checkpoint's weights, or those among `names`, as paths in its folder of links.
 
-    None for a local folder, where all that there is is there.
+    Empty for a local folder, which is already complete.
     """
     if remote_of(folder) is None:
         return []
@@ -199,7 +201,7 @@ def _neighbours(path: Path) -> str:
 def pinned(folder: Path, adapter: Path | None = None) -> str:
     """The source that names exactly these files, `owner/name@commit`; empty if nothing comes from the hub.
 
-    adapter  of a base that stands with one
+    adapter  the base's adapter, if it has one
     """
     places = [folder, *([adapter] if adapter else [])]
     commits = [_commit(place) for place in places]

@@ -1,10 +1,10 @@
-"""What the hub says of one commit of a repository: its files with their sizes and sha256, and headers of safetensors.
+"""Metadata of a commit on the hub: its files with sizes and sha256, and headers of safetensors files.
 
-It is asked through huggingface_hub, whose errors are put into our own words, and what it says is kept in the user's
-cache folder, so that a plan can be made again without it:
+Requests go through huggingface_hub, whose errors are translated to ours, and responses are cached in the user's
+cache folder, so that a plan can be made again offline:
 
-    polymerge/hub/owner/name/<commit>.json     the size of each file, and the sha256 where the hub says it
-    polymerge/hub/owner/name/<commit>.heads/   of each safetensors file its size and its header
+    polymerge/hub/owner/name/<commit>.json     the size of each file, and its sha256 if listed
+    polymerge/hub/owner/name/<commit>.heads/   the size and header of each safetensors file
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _LOCAL: Final = {
     for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE")
     if hasattr(errno, name)
 }
-"""Errors of this machine, which no server causes."""
+"""Errors of the local machine, which no server causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +68,27 @@ class Remote:
     repository: str
     commit: str
     name: str
-    """As a path in the repository."""
+    """Its path in the repository."""
 
     @property
     def pinned(self) -> str:
-        """The repository as a recipe names this commit of it."""
+        """The repository, pinned to this commit, as a recipe names it."""
         return f"{self.repository}@{self.commit}"
 
 
 class Listed(msgspec.Struct, frozen=True, array_like=True):
-    """What the hub lists for a file."""
+    """The hub's listing of a file."""
 
     size: int
     sha256: Annotated[str, msgspec.Meta(pattern=_SHA256)] | None = None
     """None for a file stored in git itself, as small ones are."""
     blob: str | None = None
-    """The git hash of its content, or of its LFS pointer; None if it was not noted."""
+    """The git hash of its content, or of its LFS pointer; None if not recorded."""
 
 
 @lru_cache(maxsize=256)
 def listing(repository: str, commit: str) -> Mapping[str, Listed]:
-    """The relevant files of a commit with their size and hashes; requested once and kept."""
+    """The relevant files of a commit with their sizes and hashes; requested once and cached."""
     note = own_cache("hub") / repository / f"{commit}.json"
     with suppress(OSError, msgspec.DecodeError):  # not asked yet, or nothing that we have written
         kept = msgspec.json.decode(note.read_bytes(), type=dict[str, Listed])
@@ -110,9 +110,9 @@ def listing(repository: str, commit: str) -> Mapping[str, Listed]:
 
 
 def head_of(file: Path, remote: Remote) -> Head:
-    """The header of a safetensors file that is not here, and the file's size; fetched once, in one request or two.
+    """The header of a remote safetensors file, and the file's size; cached after one or two requests.
 
-    raises CheckpointError where the hub delivers something else than it lists.
+    raises CheckpointError if the hub's response contradicts its listing.
     """
     kept = own_cache("hub") / remote.repository / f"{remote.commit}.heads" / remote.name
     if kept.is_file():
@@ -133,7 +133,7 @@ def head_of(file: Path, remote: Remote) -> Head:
 
 
 def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
-    """Fetch bytes `start` to `stop` of a file of `size` bytes; repeated if the connection breaks."""
+    """Download bytes `start` to `stop` of a file of `size` bytes, retrying if the connection breaks."""
     if start >= stop:
         return b""
     with hub_errors(remote.repository, remote.commit, remote.name):
@@ -145,7 +145,7 @@ def _range(remote: Remote, start: int, stop: int, size: int) -> bytes:
 
 
 def _asked(remote: Remote, start: int, stop: int, size: int) -> bytes:
-    """Request one range; a server that sends the whole file is cut off after it."""
+    """Request one range; if a server sends the entire file, reading stops after the range."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -193,7 +193,7 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def no_room(file: Path, error: OSError) -> CheckpointError:
-    """What to say where the user's cache folder cannot be written."""
+    """The error for a user's cache folder that cannot be written."""
     return CheckpointError(f"{file}: cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can")
 
 
@@ -203,17 +203,17 @@ def _matters(name: str) -> bool:
 
 
 class LastingError(CheckpointError):
-    """What the hub delivers cannot be used, and trying again would not help."""
+    """The hub's response cannot be used, and retrying would not help."""
 
 
 @contextmanager
 def hub_errors(repository: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
-    """Raise RecipeError for what the hub does not have or give, CheckpointError where it fails to deliver.
+    """Raise RecipeError for files that the hub does not have or grant, CheckpointError for failed downloads.
 
-    What this machine fails at, a full disk say, is a RecipeError too; an answer that makes no sense a LastingError.
+    Local failures, such as a full disk, are RecipeErrors too; invalid responses are LastingErrors.
 
-    revision  as the user has it
-    file      of the repository, where one is asked for
+    revision  as given by the user
+    file      of the repository, if one is requested
     """
     from huggingface_hub import constants, errors
 
@@ -305,6 +305,6 @@ def hub_disk() -> Path:
 
 
 def own_cache(name: str) -> Path:
-    """Our own folder of that name within the user's cache folder."""
+    """Our folder of that name in the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches).resolve() / "polymerge" / name

@@ -1,4 +1,4 @@
-"""What tells files from others: their sha256, remembered so that it is computed once, samples of them, and stamps."""
+"""Identify files: by their sha256, cached, by samples of their content, and by stamps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polymerge.checkpoints.hub_api import own_cache
 __all__ = ["Stamp", "content_digest", "file_digest", "sha256_of", "stamps_of"]
 
 Stamp: TypeAlias = "tuple[int, int] | None"
-"""Size of a file in bytes and when it was written, in nanoseconds; None for one that is not here."""
+"""Size in bytes and modification time in nanoseconds of a file; None for a remote one."""
 
 _CHUNK: Final = 1 << 22
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -27,8 +27,8 @@ _CONTENT: Final = (".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".j
 def file_digest(path: Path) -> str:
     """The sha256 of a file, in hexadecimal.
 
-    The hub's cache names large files by their sha256, which is taken as it is. Another file's digest is kept in the
-    user's cache folder under its path, size, inode and time of change, and computed again when one of them differs.
+    The hub's cache names large files by their sha256, which is trusted. Other digests are cached in the
+    user's cache folder by path, size, inode and change time, and recomputed if one of them differs.
     """
     real = path.resolve()
     if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
@@ -50,7 +50,7 @@ def file_digest(path: Path) -> str:
 
 
 def stamps_of(files: Iterable[Path]) -> tuple[Stamp, ...]:
-    """What tells, without a look at their content, whether files were written since."""
+    """Stamps that show, without reading content, whether files were written since."""
     stamps: list[Stamp] = []
     for file in files:
         try:
@@ -63,7 +63,7 @@ def stamps_of(files: Iterable[Path]) -> tuple[Stamp, ...]:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, read now, in hexadecimal."""
+    """Compute the sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)
@@ -74,7 +74,7 @@ def sha256_of(path: Path) -> str:
 
 
 def content_digest(places: Iterable[Path]) -> str:
-    """sha256 over the files of folders: of each its name, its size, and blocks of its content spread over it.
+    """sha256 over the files of folders: names, sizes, and blocks of content spread over each file.
 
     Any training changes nearly every number of the tensors that it changes, so that the blocks tell, and copying or
     touching a file changes nothing. What lies on the hub is told by its commit, whether its files are here or not.

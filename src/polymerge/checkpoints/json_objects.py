@@ -1,7 +1,7 @@
-"""JSON that somebody else wrote: parsed, checked against a type, and refused with file, place and both values.
+"""JSON from other programs: parsed, checked against a type, and refused with file, place and both values.
 
-The syntax is left to Python's parser, because configs may say `Infinity` and because a key that appears twice has to
-be seen; whether the values are of the type that is expected is msgspec's to say.
+Syntax is left to Python's parser, because configs may contain `Infinity` and because duplicate keys have to
+be detected; the types of the values are checked by msgspec.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def read_json(
     error: type[PolymergeError] = CheckpointError,
     then: str = _AGAIN,
 ) -> T:
-    """Read a JSON file as a value of `type`; `parse_json` says what the other parameters mean.
+    """Read a JSON file as a value of `type`; the other parameters are those of `parse_json`.
 
     encoding  `utf-8-sig` to accept a byte order mark as well
 
-    Raises `error` where the file cannot be read, and whatever `parse_json` raises.
+    Raises `error` if the file cannot be read, and as `parse_json` does.
     """
     text = read_text(file, encoding=encoding, error=error, then=then)
     return parse_json(text, str(file), type, unique_keys=unique_keys, error=error, then=then)
@@ -52,7 +52,7 @@ def read_json(
 def read_text(
     file: Path, *, encoding: str = "utf-8", error: type[PolymergeError] = CheckpointError, then: str = _AGAIN
 ) -> str:
-    """The text of a file; raises `error`, with the line, where it cannot be read or is not UTF-8."""
+    """Read a text file; raises `error`, with the line, if it cannot be read or is not UTF-8."""
     try:
         content = file.read_bytes()
     except OSError as wrong:
@@ -76,11 +76,11 @@ def parse_json(
     """Parse JSON as a value of `type`: a msgspec Struct, or any other type that msgspec converts to.
 
     where        the beginning of every message: the file, or the file and the line
-    unique_keys  refuse a key that appears twice in one object: readers differ on which of the two counts, so that one
+    unique_keys  refuse a key that appears twice in one object: readers differ on which of the two they use, so that one
                  file would mean different things to different programs
-    error, then  the class of what is raised, and the next step that ends its message
+    error, then  the class of the exception, and the next step that ends its message
 
-    Raises `error` where `text` is not UTF-8, not JSON, nested too deeply, or not of the type; Refused where several
+    Raises `error` if `text` is not UTF-8, not JSON, nested too deeply, or not of the type; Refused if several
     members are not.
     """
     try:
@@ -114,7 +114,7 @@ def checked(
 ) -> T:
     """Convert parsed JSON to a value of `type`, as `msgspec.convert` does; the parameters are those of `parse_json`.
 
-    Raises `error` naming the member, what is expected and what is there; Refused where several members are wrong.
+    Raises `error` with the member, the expected type and the actual value; Refused if several members are wrong.
     """
     try:
         return msgspec.convert(value, type)
@@ -127,7 +127,7 @@ def checked(
 
 
 def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
-    """What keeps each member of a value from being of its type, where msgspec itself stops at the first."""
+    """Describe the type mismatch of every member of a value; msgspec itself stops at the first."""
     inside = list(_in_members(value, expected, place))
     yield from inside
     if not inside:
@@ -190,9 +190,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def strings_at(text: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Where the strings of a JSON object stand in its text: the keys that lead to each, its first place and its end.
+    """The positions of the strings in a JSON object's text: the keys that lead to each, its start and its end.
 
-    text  JSON, as `parse_json` takes it; what lies in arrays has no such keys and is passed over
+    text  JSON, as for `parse_json`; strings in arrays are skipped
     """
     path: list[str | None] = []  # the key of each object that is open, None for an array and what lies in one
     key: str | None = ""

@@ -1,4 +1,4 @@
-"""Load a model and its processor for inference, and refuse a model that does not load completely."""
+"""Load a model and its processor for inference, refusing models that do not load completely."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = [
 ]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""The precisions a model can run in; `auto` is that of its weights."""
+"""The precisions for inference; `auto` is that of the weights."""
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""A folder with one of these has a processor; one without is used with text only."""
+"""Files that mark a processor; a folder without one is used with text only."""
 
 _AUTO = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
 
 
 def model_class(config: Mapping[str, Any]) -> Any:
-    """The class to load a model with: the architecture that its config names, else an Auto class.
+    """The class to load a model with: the architecture named in its config, else an Auto class.
 
-    config   what config.json holds
-    returns  of the Auto classes, one that `auto_map` has code for, else the one that fits the config
+    config   the content of config.json
+    returns  among the Auto classes, one that `auto_map` has code for, else the one that fits the config
 
     raises ImportError without transformers.
     """
@@ -78,13 +78,13 @@ def load_model(
     trust_remote_code: bool = False,
     ignored: Collection[str] = (),
 ) -> Any:
-    """Load a model for inference, in evaluation mode; every tensor must have its place.
+    """Load a model for inference, in evaluation mode; every stored tensor must be used.
 
     folder             a folder, which is read without the network, or the id of a hub repository
-    device             as torch names it: `cpu`, `cuda`, `cuda:1`
+    device             a torch device: `cpu`, `cuda`, `cuda:1`
     dtype              one of `DTYPES`
-    trust_remote_code  run Python files that lie in the folder, where the model needs them
-    ignored            names in its files that need no place
+    trust_remote_code  run Python files from the folder if the model needs them
+    ignored            stored names that may be unused
 
     raises RecipeError for a dtype or device that is not there, CheckpointError where the model does not load or a key
     is missing, unexpected or mismatched, MissingExtraError without transformers.
@@ -125,7 +125,7 @@ def load_model(
 
 
 def load_told(loader: Any, folder: str, ignored: Collection[str] = (), **options: Any) -> tuple[Any, str]:
-    """What `from_pretrained` gives, and in a few words the keys that it finds missing, unexpected or mismatched.
+    """Call `from_pretrained`; return the model and a summary of missing, unexpected or mismatched keys.
 
     loader   a class of a model, or an Auto class; one that has a `from_pretrained` of its own, such as Qwen2.5-Omni's,
              which loads voices too, does not hand on what is asked for here, so that it loads twice
@@ -142,7 +142,7 @@ def load_told(loader: Any, folder: str, ignored: Collection[str] = (), **options
 
 
 def plain_loading(loader: Any) -> Any:
-    """`from_pretrained` as transformers has it for all models, whatever else a class does in its own."""
+    """transformers' generic `from_pretrained`, bypassing a class's override."""
     import transformers
 
     if not issubclass(loader, transformers.PreTrainedModel):
@@ -151,12 +151,12 @@ def plain_loading(loader: Any) -> Any:
 
 
 def load_processor(folder: str | Path, trust_remote_code: bool = False) -> Any:
-    """Load what turns prompts into a model's input: its processor, or the tokenizer of a model that reads text only.
+    """Load the processor that turns prompts into a model's input, or the tokenizer of a text-only model.
 
-    Its tokenizer pads on the left, as generating in batches needs, with the end of sequence where it has no token for
-    that.
+    Its tokenizer pads on the left, as batched generation needs, with the end-of-sequence token if it has no padding
+    token.
 
-    raises CheckpointError where it does not load or holds no tokenizer, MissingExtraError where a package is missing.
+    raises CheckpointError if it does not load or has no tokenizer, MissingExtraError if a package is missing.
     """
     transformers = _import("transformers")
     path = Path(folder)
@@ -198,7 +198,7 @@ def tokenizer_of(processor: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars, load reports and warnings: errors are raised."""
+    """Silence transformers' progress bars, load reports and warnings; errors are still raised."""
     try:
         logging: Any = import_module("transformers.utils.logging")
     except ImportError:

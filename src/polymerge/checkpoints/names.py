@@ -1,7 +1,7 @@
 """Parse names of tensors: wrappers that trainers add, and the roles of an adapter's tensors.
 
-Trainers wrap a model (DDP, torch.compile, FSDP, DeepSpeed, PEFT, TRL), and its names with it. Those of an adapter tell
-a factor of a module, a full weight of the base, or rows of an embedding.
+Trainers wrap a model (DDP, torch.compile, FSDP, DeepSpeed, PEFT, TRL), and its names too. An adapter's names
+distinguish factors of a module, full weights of the base, and rows of an embedding.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _ANYWHERE: Final = (
     "_checkpoint_wrapped_module",
     "_forward_module",  # Lightning with DeepSpeed
 )
-"""Components of names that no model uses itself; they may occur anywhere, and in some names only."""
+"""Name components that no model uses itself; they may occur anywhere, and in only some names."""
 
 _BEFORE_ALL: Final = ("module.", "base_model.model.", "pretrained_model.")
-"""Prefixes that a model may use too; they are wrappers only where every name has them."""
+"""Prefixes that a model may use too; they count as wrappers only if every name has them."""
 
 _LORA: Final = (
     ".lora_A.",
@@ -87,7 +87,7 @@ def unwrapped(name: str, wrappers: Sequence[str]) -> str:
 
 @dataclass
 class Sorted:
-    """The tensors of an adapter by role, in order of the files."""
+    """The tensors of an adapter by role, in file order."""
 
     factors: dict[tuple[str, bool], dict[str, TensorInfo]] = field(default_factory=dict)
     """By module and whether it is an embedding: its 'A', 'B' and 'bias' as far as present."""
@@ -96,13 +96,14 @@ class Sorted:
     tokens: dict[str, TensorInfo] = field(default_factory=dict)
     """Rows of embeddings, by the name of the parameter in the base."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Tensors that are no part of the adapter -> why they are left out."""
+    """Tensors that are not part of the adapter -> why they are left out."""
     repeated: dict[tuple[Path, Path], list[str]] = field(default_factory=dict)
-    """By pair of files, the tensors of the second that the first holds byte for byte."""
+    """By pair of files, the tensors of the second file that the first holds byte for byte."""
 
 
 def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[Sorted, list[CheckpointError]]:
-    """Sort the tensors of an adapter by role; each file is given with whether it is one beside PEFT's own, as LLaVA's.
+    """Sort the tensors of an adapter by role; each file is given with whether it is one beside PEFT's own, such as
+    LLaVA's.
 
     Also says what is wrong with the names: those of no known form, and those that mean one thing twice. Two files may
     hold one tensor where it is the same byte for byte; that alone is looked at here beside names.
@@ -201,7 +202,7 @@ class _Sorting:
         self.twice: list[tuple[TensorInfo, TensorInfo]] = []
         self.magnitudes: list[str] = []
         self.trained: dict[str, TensorInfo] = {}
-        """Parameters named by way of `modules_to_save`, which PEFT writes beside the plain name for biases."""
+        """Parameters trained through `modules_to_save`, which PEFT writes beside the plain name for biases."""
 
     def put(self, name: str, entry: TensorInfo) -> None:
         """Assign one tensor; `name` has no prefix."""
@@ -249,7 +250,7 @@ class _Sorting:
             self._again(first, entry)
 
     def _again(self, first: TensorInfo, entry: TensorInfo) -> None:
-        """Of a tensor in two files the first is read if both are equal; else it is a conflict."""
+        """Handle a tensor stored in two files: the first is read if both are equal; otherwise it is a conflict."""
         if first.file != entry.file and _same_bytes(first, entry):
             self.found.repeated.setdefault((first.file, entry.file), []).append(entry.name)
         else:
@@ -291,7 +292,7 @@ class _Sorting:
         return problems
 
     def _twice(self) -> Iterator[CheckpointError]:
-        """One error per pair of files for the tensors that they both hold, also under one name with two meanings."""
+        """One error per pair of files for the tensors in both, also under one name with two meanings."""
         kept: dict[str, TensorInfo] = {}
         factors = [entry for slots in self.found.factors.values() for entry in slots.values()]
         for entry in (*factors, *self.found.extras.values(), *self.found.tokens.values()):

@@ -1,7 +1,7 @@
-"""Fetch files of the hub while a merge runs: a few at once, in the order in which they are wanted.
+"""Download files from the hub during a merge: a few at once, in the order in which they are needed.
 
-`hf_hub_download` brings each file into the hub's own cache, where every other program finds it. A file that was half
-there when a process ended is fetched again.
+`hf_hub_download` stores each file in the hub's cache, where every other program finds it. A partial file left by a
+terminated process is downloaded again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TRIES: Final = 5
 _PAUSE: Final = 1.0  # seconds after the first failed try, twice as many after each further one
 
 _running: dict[Path, tuple[Future[None], Prefetch]] = {}
-"""Files that are being fetched, or are about to be."""
+"""Files that are being downloaded or queued."""
 
 
 class _StoppedError(Exception):
@@ -35,15 +35,15 @@ class _StoppedError(Exception):
 
 
 class Prefetch:
-    """Files that a merge needs, fetched while it runs; `fetched` waits for one of them.
+    """Files that a merge needs, downloaded while it runs; `fetched` waits for one of them.
 
-    files    in the order in which they are wanted; local ones and those in the hub's cache need nothing
-    advance  told how many more bytes are here, never from two threads at once; a negative number says that bytes
-             are fetched again; what it raises is raised to whoever waits for a file
+    files    in the order in which they are needed; local and cached ones are skipped
+    advance  called with the number of new bytes, never from two threads at once; a negative number means that bytes
+             are downloaded again; its exceptions are raised in the threads that wait for a file
 
     The first error ends the wait for all of them.
 
-    raises RecipeError at once where they cannot come: the offline switch is set, or the disk has no room.
+    raises RecipeError at once if downloading is impossible: the offline switch is set, or the disk has no room.
     """
 
     def __init__(self, files: Iterable[Path], advance: Callable[[int], None] = lambda _: None) -> None:
@@ -53,7 +53,7 @@ class Prefetch:
         self._failed: Future[None] = Future()  # completed by the first error
         self._pool: ThreadPoolExecutor | None = None
         self.size = 0
-        """Bytes to be fetched."""
+        """Bytes to download."""
         if self._missing:
             _refuse_offline(self._missing.values())
             found = (listing(one.repository, one.commit).get(one.name) for one in self._missing.values())
@@ -80,13 +80,13 @@ class Prefetch:
                 _running.pop(file, None)
 
     def finish(self) -> None:
-        """Wait for all files; raises what kept one from coming."""
+        """Wait for all files; raises the error of a failed download."""
         for file in self._missing:
             fetched(file)
 
     @contextmanager
     def wanted(self) -> Iterator[None]:
-        """If the block fails, stop waiting for files before anything outside joins the threads that wait."""
+        """If the block fails, stop waiting for files before anything outside joins the waiting threads."""
         try:
             yield
         except BaseException:
@@ -94,7 +94,7 @@ class Prefetch:
             raise
 
     def wait_for(self, future: Future[None]) -> None:
-        """Wait for one file; raises what kept it, or another, from coming."""
+        """Wait for one file; raises the error of its or another file's failed download."""
         wait([future, self._failed], return_when=FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
@@ -130,11 +130,11 @@ class Prefetch:
 
 
 def fetch_all(files: Iterable[Path], advance: Callable[[int, int], None] | None = None) -> None:
-    """Fetch files and return when all are here.
+    """Download files and return when all are available.
 
-    advance  told bytes done and bytes in all; without it a bar is drawn, if standard error is a terminal
+    advance  called with bytes done and total bytes; by default a progress bar if standard error is a terminal
 
-    raises what `Prefetch` and `fetched` raise.
+    raises as `Prefetch` and `fetched` do.
     """
     from tqdm import tqdm
 
@@ -157,9 +157,9 @@ def fetch_all(files: Iterable[Path], advance: Callable[[int, int], None] | None 
 
 
 def fetched(file: Path) -> None:
-    """Return once a file is here: at once for a local one, else after waiting for it, or fetching it.
+    """Return once a file is available: at once for a local one, else after waiting for or downloading it.
 
-    raises CheckpointError or RecipeError where it does not come.
+    raises CheckpointError or RecipeError if the download fails.
     """
     remote = missing_remote(file)
     if remote is None:
@@ -177,7 +177,7 @@ def fetched(file: Path) -> None:
 
 
 def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: threading.Event) -> None:
-    """Fetch a file into the hub's cache and check that it is the one that the hub lists and that was planned with."""
+    """Download a file into the hub's cache and check that it matches the listing and the plan."""
     from huggingface_hub import hf_hub_download
 
     for attempt in range(1, _TRIES + 1):
@@ -213,7 +213,7 @@ def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: 
 
 
 class _Received:
-    """How much of one file is here; tells `advance` the difference."""
+    """The number of bytes received of one file; reports increments to `advance`."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance, self._here = advance, 0
@@ -251,7 +251,7 @@ def _bar_class(received: _Received) -> Any:
 
 
 def fetches_to(folder: Path) -> bool:
-    """Return whether fetched files go to the disk of a folder."""
+    """Return whether downloads go to the same disk as a folder."""
     return hub_disk().stat().st_dev == folder.stat().st_dev
 
 

@@ -1,11 +1,11 @@
-"""Safetensors files, read from their headers alone.
+"""Read safetensors files from their headers alone.
 
 A file is an 8-byte little-endian length, that many bytes of JSON, and the data:
 
     {"__metadata__": {"format": "pt"}, "lm_head.weight": {"dtype": "BF16", "shape": [8, 4], "data_offsets": [0, 64]}}
 
-Offsets count from the end of the header. The tensors fill the data without a gap or an overlap, so a header and the
-size of its file are enough to know that no tensor is cut short, and that no byte belongs to none or to two.
+Offsets count from the end of the header. The tensors fill the data without gaps or overlaps, so a header and the
+file size suffice to verify that no tensor is truncated and every byte belongs to exactly one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from polymerge.errors import CheckpointError, PolymergeError, refuse_if_any
 __all__ = ["HEADER_LIMIT", "LENGTH_BYTES", "Head", "read_safetensors"]
 
 HEADER_LIMIT = 100_000_000
-"""No header may be longer, in bytes; the same limit as in the safetensors library."""
+"""Maximum header length in bytes; the same limit as in the safetensors library."""
 
 LENGTH_BYTES = 8
-"""A file begins with that many, which say how long its header is."""
+"""Number of bytes at the start of a file that give the length of its header."""
 
 _MOST_DIMENSIONS = 64  # as in torch; keeps a forged shape from costing time
 _AGAIN = "Download the file again."
@@ -38,7 +38,7 @@ _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # file offsets are sig
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
-    """What a header says of a tensor."""
+    """A tensor's entry in a header."""
 
     dtype: str
     shape: Annotated[list[_Size], msgspec.Meta(max_length=_MOST_DIMENSIONS)]
@@ -47,18 +47,18 @@ class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How a file that is not here begins, as far as its header goes, and how long all of it is."""
+    """The start of a remote file, up to the end of its header, and the file's size."""
 
     text: bytes
     size: int
 
 
 def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, ...]:
-    """Every tensor of a safetensors file, in order of offset.
+    """Read every tensor's location in a safetensors file, in order of offset.
 
-    head   of a file that is not here: how it begins, which is then read in its place
+    head   the start of a remote file, which is read instead
 
-    Raises CheckpointError where the header cannot be read at all, Refused with everything that is wrong with what it
+    Raises CheckpointError if the header cannot be read at all, Refused with every problem in
     says, and OSError where the file cannot be opened.
     """
     if head is None:
@@ -104,7 +104,7 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, 
 
 
 def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int, int]:
-    """The parsed header, the offset at which the data starts, and the file's size."""
+    """Parse the header; return it with the offset at which the data starts and the file's size."""
     stream.seek(0)
     if size < LENGTH_BYTES:
         raise CheckpointError(
@@ -129,7 +129,7 @@ def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any
 
 
 def _layout_problems(file: Path, tensors: list[TensorInfo], start: int, size: int) -> Iterator[CheckpointError]:
-    """What keeps the tensors, in order of offset, from filling the data of their file exactly."""
+    """Errors for tensors, in order of offset, that do not exactly fill the data of their file."""
     end, last = start, "the header"
     for tensor in tensors:
         if tensor.start != end:

@@ -1,4 +1,4 @@
-"""Where a tensor lies on disk: what every reader of checkpoints hands on."""
+"""The location of a tensor on disk, as all checkpoint readers report it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["Contents", "TensorInfo", "listed"]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor's bytes lie.
+    """The location of one tensor's bytes.
 
-    The bytes are contiguous, row-major and little-endian, whatever kind of file they lie in.
+    The bytes are contiguous, row-major and little-endian in every file format.
     """
 
     name: str
@@ -29,14 +29,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one weight file holds."""
+    """The content of one weight file."""
 
     entries: tuple[TensorInfo, ...]
     """In order of offset."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """A name -> the earlier name that has exactly the same bytes."""
+    """A name -> the earlier name with exactly the same bytes."""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    """What is no tensor of the model -> why it is left out."""
+    """Objects that are not tensors of the model -> why they are left out."""
 
 
 def listed(names: Collection[str], most: int = 3) -> str:

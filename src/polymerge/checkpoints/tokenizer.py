@@ -1,4 +1,4 @@
-"""Which token each row of an embedding stands for, read from the tokenizer's files without a tokenizer."""
+"""The token of each embedding row, read from the tokenizer's files without a tokenizer library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["TOKENIZER", "read_tokens"]
 T = TypeVar("T")
 
 TOKENIZER: Final = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json")
-"""The files that say which token a row is; one of the first three is needed."""
+"""Files that map rows to tokens; one of the first three is needed."""
 
 
 class _AddedToken(msgspec.Struct):
@@ -24,7 +24,7 @@ class _AddedToken(msgspec.Struct):
 
 class _Model(msgspec.Struct):
     vocab: dict[str, int] | list[tuple[str, float]]
-    """Tokens with their ids or, in order, with their scores."""
+    """Tokens with their ids, or in order with their scores."""
 
 
 class _Fast(msgspec.Struct):
@@ -45,12 +45,12 @@ class _Slow(msgspec.Struct):
 
 
 def read_tokens(folder: Path) -> dict[int, str]:
-    """The token of each id that a checkpoint's tokenizer knows, from the first of these that is there.
+    """Read the token of each id of a checkpoint's tokenizer, from the first of these that exists.
 
     tokenizer.json; vocab.json with added_tokens.json; tokenizer.model (sentencepiece) with added_tokens.json. Added
     tokens of tokenizer_config.json complete the latter two.
 
-    raises CheckpointError where there is none of them, or it cannot be read, MissingExtraError where tokenizer.model
+    raises CheckpointError if there is none of them, or it cannot be read, MissingExtraError if tokenizer.model
     has to be read and sentencepiece is not installed.
     """
     if (folder / "tokenizer.json").is_file():

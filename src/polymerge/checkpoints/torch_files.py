@@ -1,7 +1,7 @@
-"""Files of torch.save, read without torch: which tensors they hold, and where the bytes of each lie.
+"""Read files of torch.save without torch: their tensors, and the location of each one's bytes.
 
-Nothing that such a file holds is executed (`torch_pickle`): the calls that would rebuild the tensors are taken apart
-here, since `_rebuild_tensor_v2(storage, offset, shape, strides, ...)` says all there is to know. Since torch 1.6 a file
+Nothing in such a file is executed (`torch_pickle`): the calls that would rebuild the tensors are parsed
+here: `_rebuild_tensor_v2(storage, offset, shape, strides, ...)` has all information needed. Since torch 1.6 a file
 is a zip archive whose members are stored, not compressed:
 
     name/data.pkl   the pickle; name/byteorder "little"; name/data/0, name/data/1, ...   one storage each
@@ -41,7 +41,7 @@ from polymerge.errors import CheckpointError, refuse_if_any
 __all__ = ["PICKLE_LIMIT", "read_torch"]
 
 PICKLE_LIMIT: Final = 32 * 2**20
-"""No pickle may be longer, in bytes; that of a model with a thousand tensors takes about 150 kB."""
+"""Maximum pickle length in bytes; a model with a thousand tensors takes about 150 kB."""
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")  # magic, ..., length of the name, length of the extra field
@@ -63,15 +63,15 @@ class _Region(NamedTuple):
 
 
 def read_torch(file: Path) -> Contents:
-    """Every tensor of a state dict that torch.save wrote, in either of its two formats.
+    """Read every tensor's location in a state dict written by torch.save, in either of its two formats.
 
     Tensors with one offset stay in the order of the dict. Those with the same dtype and shape too are aliases: the
     first is the tensor, the later ones are tied to it. Views of parts of a storage are tensors of their own.
 
-    The state dict may lie one level down, under `state_dict`, `model` or `module`, when no tensor lies beside it.
+    The state dict may be nested under `state_dict`, `model` or `module` if there is no tensor beside it.
 
-    Raises CheckpointError where the file cannot be read at all (damaged, truncated, compressed, big-endian, of another
-    kind, or with code in it), Refused with everything that is wrong with its tensors, and OSError where it cannot be
+    Raises CheckpointError if the file cannot be read at all (damaged, truncated, compressed, big-endian, of another
+    kind, or with code in it), Refused with every problem of its tensors, and OSError if it cannot be
     opened.
     """
     with file.open("rb", buffering=0) as stream:
@@ -106,7 +106,7 @@ def read_torch(file: Path) -> Contents:
 
 
 def _read_zip(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
-    """What was saved, as stand-ins, and where the bytes of each storage lie."""
+    """The saved object, as stand-ins, and the location of each storage's bytes."""
     try:
         with zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
@@ -138,7 +138,7 @@ def _read_zip(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, 
 def _member_regions(
     file: Path, stream: io.FileIO, size: int, members: Mapping[str, zipfile.ZipInfo]
 ) -> dict[str, _Region]:
-    """Where each member's bytes lie: behind its local header, whose length only that header itself tells."""
+    """The location of each member's bytes: after its local header, whose length is only given in that header."""
     regions: dict[str, _Region] = {}
     packed: list[str] = []
     damaged: list[str] = []
@@ -177,7 +177,7 @@ def _member(file: Path, stream: io.FileIO, region: _Region) -> bytes:
 
 
 def _read_legacy(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
-    """What was saved, as stand-ins, and where the bytes of each storage lie."""
+    """The saved object, as stand-ins, and the location of each storage's bytes."""
     # mapped, not read: the pickles are small, but how small only their ends tell
     with mmap.mmap(stream.fileno(), min(size, PICKLE_LIMIT), access=mmap.ACCESS_READ) as mapped:
         head = cast("IO[bytes]", mapped)
@@ -223,7 +223,7 @@ def _foreign_byteorder(file: Path, found: str) -> CheckpointError:
 
 
 def _find_state_dict(file: Path, value: Any) -> tuple[list[tuple[Any, Any]], dict[str, str]]:
-    """The pairs of the state dict, and what lies beside it."""
+    """The items of the state dict, and the names beside it."""
     if not isinstance(value, Dict):
         raise CheckpointError(f"{file}: holds {kind_of(value)}, not a dict of tensors. Save the model's state_dict().")
     top = value.items
@@ -244,7 +244,7 @@ def _find_state_dict(file: Path, value: Any) -> tuple[list[tuple[Any, Any]], dic
 
 
 def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Region]) -> TensorInfo:
-    """Where the bytes of one tensor lie; raises ValueError with what is wrong and what to do."""
+    """The location of one tensor's bytes; raises ValueError with the problem and the next step."""
     storage, offset, shape, dtype = _plain_tensor(call)
     region = storages.get(storage.key)
     if region is None:
@@ -260,9 +260,9 @@ def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Regi
 
 
 def _plain_tensor(call: Call) -> tuple[Storage, int, tuple[int, ...], str]:
-    """What the call says: storage, offset into it in elements, shape and dtype.
+    """The arguments of the call: storage, offset into it in elements, shape and dtype.
 
-    Raises ValueError where the tensor is no contiguous range of a storage.
+    Raises ValueError if the tensor is not a contiguous range of a storage.
     """
     if call.name in UNREADABLE:
         raise ValueError(f"{UNREADABLE[call.name]}, which cannot be merged. Save it as a plain tensor.")

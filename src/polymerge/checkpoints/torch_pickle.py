@@ -1,8 +1,8 @@
-"""Pickles of torch.save, read as data: each name in one becomes an inert stand-in, and a call of it is only noted.
+"""Read pickles of torch.save as data: each name becomes an inert stand-in, and calls are only recorded.
 
-A pickle is a program that imports what it names and calls what it is told to call, which is how a checkpoint can run
+A pickle is a program that imports and calls arbitrary names, which is how a checkpoint can run
 code. Here nothing is imported and nothing is called, and a pickle with a name that torch.save does not write is
-refused because every other program would run what it names.
+refused because every other program would execute it.
 """
 
 from __future__ import annotations
@@ -52,15 +52,16 @@ DTYPES: Final = {
         ("float8_e5m2fnuz", "F8_E5M2FNUZ"),
     )
 }  # fmt: skip
-"""Dtypes that safetensors has too."""
+"""Dtypes that safetensors supports too."""
 
 REBUILD: Final = {
     "torch._utils._rebuild_tensor": 4,
     "torch._utils._rebuild_tensor_v2": 6,
     "torch._utils._rebuild_tensor_v3": 7,
 }
-"""The functions that make a plain tensor from (storage, offset, shape, strides, requires_grad, hooks, dtype): how many
-of these each takes. One more argument may follow, with the marks of conjugate and negative views."""
+"""Functions that build a plain tensor from (storage, offset, shape, strides, requires_grad, hooks, dtype): the
+number of these arguments that each takes. One more may follow, with the marks of conjugate and negative views.
+"""
 
 UNREADABLE: Final = {
     "torch._utils._rebuild_qtensor": "is quantized",
@@ -71,12 +72,12 @@ UNREADABLE: Final = {
     "torch._utils._rebuild_device_tensor_from_numpy": "is on a device whose tensors have no plain storage",
     "torch._utils._rebuild_wrapper_subclass": "is of a tensor subclass",
 }
-"""The functions that make tensors which are no plain bytes: what is so about them."""
+"""Functions that build tensors which are not plain bytes: the reason why not."""
 
 _PARAMETERS: Final = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _FROM_TYPE: Final = "torch._tensor._rebuild_from_type_v2"
 _TENSORS: Final = frozenset({*REBUILD, *UNREADABLE, *_PARAMETERS, _FROM_TYPE})
-"""Every function whose result is a tensor; the last three take one, or the call for one, and make a parameter of it."""
+"""Every function whose result is a tensor; the last three wrap a tensor, or the call for one, in a parameter."""
 
 _MOST_LAYERS: Final = 8  # calls around a tensor that make a parameter of it; torch writes two at most
 _BUILTINS: Final = ("builtins", "__builtin__")  # the latter is what protocol 2, torch's own, writes
@@ -90,14 +91,14 @@ _KNOWN: Final = frozenset(
         "torch.Size", "torch.device", "torch.serialization._get_layout",
     }
 )  # fmt: skip
-"""What a state dict may mention beside the names of `_DTYPE`; every other name is code."""
+"""Names that a state dict may contain in addition to those of `_DTYPE`; every other name is code."""
 
 _DTYPE: Final = re.compile(r"torch\.((b?float|complex|q?u?int|bits)\d\w*|per_(tensor|channel)_\w+)")
-"""Names of dtypes, also of those that safetensors does not have, and of the ways to quantize."""
+"""Names of dtypes, including those that safetensors lacks, and of quantization schemes."""
 
 
 class _StandIn:
-    """What a pickle's objects become; the state that it would set on one, such as attributes, is ignored."""
+    """A stand-in for an object of a pickle; state that the pickle would set on it, such as attributes, is ignored."""
 
     __slots__ = ()
 
@@ -107,11 +108,11 @@ class _StandIn:
 
 @dataclass(eq=False, slots=True)
 class Storage(_StandIn):
-    """What a pickle says of a storage: its key in the file, and how many elements of which dtype it holds."""
+    """A storage in a pickle: its key in the file, its number of elements and their dtype."""
 
     key: str
     dtype: str
-    """Empty where it is not described as torch describes one."""
+    """Empty if the storage is not described as torch does."""
     elements: int
 
 
@@ -122,7 +123,7 @@ class Global(_StandIn):
     name: str
 
     def __call__(self, *arguments: Any) -> Call | Dict:
-        """Note a call; that of a dict class is a dict, with its first items where Python 2 wrote an OrderedDict."""
+        """Record a call; a call of a dict class is a dict, with its first items if Python 2 wrote an OrderedDict."""
         if self.name in _DICTS:
             match arguments:
                 case ():
@@ -134,7 +135,7 @@ class Global(_StandIn):
 
 @dataclass(eq=False, slots=True)
 class Call(_StandIn):
-    """A call that the pickle asks for. Its arguments are older than itself, so that calls cannot go in circles."""
+    """A call that the pickle requests. Its arguments precede it, so that calls cannot form cycles."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -142,7 +143,7 @@ class Call(_StandIn):
 
 @dataclass(eq=False, slots=True)
 class Dict(_StandIn):
-    """The items of a dict or set of whatever class, in order; nothing is hashed, so that no key can be too deep."""
+    """The items of a dict or set of any class, in order; nothing is hashed, so that no key can be nested too deeply."""
 
     items: list[tuple[Any, Any]] = field(default_factory=list)
 
@@ -151,9 +152,9 @@ class Dict(_StandIn):
 
 
 class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
-    """Reads one pickle from where a stream stands, as stand-ins, and leaves the stream behind it.
+    """Reads one pickle from a stream, as stand-ins, and leaves the stream positioned after it.
 
-    It is Python's unpickler and not the one in C, because that one takes memory for whatever memo index a pickle names,
+    It is Python's unpickler and not the one in C, because that one allocates memory for any memo index in a pickle,
     and because here opcodes can be replaced: dicts and sets hash what they hold, which for tuples in tuples overflows
     the stack or takes forever; a bytearray takes its memory before its bytes are there; extension codes bypass
     `find_class`.
@@ -176,7 +177,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
         self.code: dict[str, None] = {}  # a set that keeps its order
 
     def value(self) -> Any:
-        """The value; raises CheckpointError, naming the file, where the pickle is damaged or names what is unknown."""
+        """The value; raises CheckpointError, naming the file, if the pickle is damaged or contains unknown names."""
         damage: Exception | None = None
         try:
             with warnings.catch_warnings():
@@ -200,14 +201,14 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
         return value
 
     def find_class(self, module: str, name: str) -> Global:
-        """The stand-in for a name; nothing is imported, and unknown names are kept to be refused all at once."""
+        """The stand-in for a name; nothing is imported, and unknown names are collected to be refused all at once."""
         known = f"{module}.{name}"
         if known not in _KNOWN and not _DTYPE.fullmatch(known):
             self.code[known] = None
         return Global(known)
 
     def persistent_load(self, persistent_id: Any) -> Storage:
-        """A storage: `('storage', class, key, device, count)`, with a view or None behind it in the legacy format."""
+        """A storage: `('storage', class, key, device, count)`, followed by a view or None in the legacy format."""
         storage = Storage("", "", 0)
         match persistent_id:
             case ("storage", Global(name=kind), str(key), str(), int(count), *view) if view in ([], [None]):
@@ -217,7 +218,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
         return storage
 
     def load_dict(self) -> None:
-        """DICT: a dict of what lies above the mark."""
+        """DICT: a dict of the items above the mark."""
         flat = self.pop_mark()
         self.append(Dict(list(zip(flat[::2], flat[1::2], strict=True))))
 
@@ -230,9 +231,9 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
 
 
 def tensor_call(value: Any) -> Call | None:
-    """The call that makes a tensor, out of the layers that make a parameter of it; None where there is no tensor.
+    """The call that builds a tensor, without wrappers that make a parameter of it; None if there is no tensor.
 
-    A layer without a tensor in it is given back itself, to be refused: a tensor was meant.
+    A wrapper without a tensor in it is returned itself, to be refused: a tensor was intended.
     """
     call = None
     for _ in range(_MOST_LAYERS):
@@ -250,7 +251,7 @@ def tensor_call(value: Any) -> Call | None:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in a word or two; its repr could be of any length and circular."""
+    """Describe a value in a word or two; its repr could be of any length and circular."""
     match value:
         case None | bool():
             return str(value)

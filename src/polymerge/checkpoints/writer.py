@@ -1,7 +1,7 @@
-"""Write a checkpoint: a folder that appears under its name only when it is complete, weights, and what lies beside.
+"""Write a checkpoint: a folder that appears under its name only once complete, its weights, and the files beside them.
 
-Safetensors shards are laid out before any value is known, so that blocks can be written in any order; torch files and
-their index are made of them for loaders that ask for such.
+Safetensors shards are laid out before any values are known, so that blocks can be written in any order; torch files and
+their index are converted from them for loaders that need them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Write = Callable[[str, memoryview, int], None]
-"""Writes bytes of the named tensor from its byte `start` on, in any thread; the view is valid until it returns."""
+"""Writes bytes of the named tensor at byte offset `start`, from any thread; the view is valid until it returns."""
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _METADATA: Final = {"format": "pt"}  # what transformers asks a file for before it loads it
@@ -47,7 +47,7 @@ _CODE_AND_TEXT: Final = (".py", ".json", ".jinja", ".txt", ".model")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor goes: the shard, and the offset of its first byte in it."""
+    """The position of a tensor: its shard, and the offset of its first byte there."""
 
     shard: int
     start: int
@@ -55,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Shards:
-    """The files of a checkpoint to be written: their names, headers, sizes, and every tensor's place."""
+    """The files of a checkpoint to write: names, headers, sizes, and every tensor's position."""
 
     names: tuple[str, ...]
     headers: tuple[bytes, ...]
@@ -65,9 +65,9 @@ class Shards:
 
     @contextmanager
     def create(self, folder: Path) -> Iterator[Write]:
-        """Create every file at full size with its header in place; yields the function that writes bytes of tensors.
+        """Create every file at full size with its header; yields the function that writes bytes of tensors.
 
-        raises OutputError where the disk has no room.
+        raises OutputError if the disk has no room.
         """
         descriptors: list[int] = []
 
@@ -93,7 +93,7 @@ class Shards:
                 os.close(descriptor)
 
     def write_index(self, folder: Path) -> None:
-        """Write the index that says which tensor lies in which shard, if there are several."""
+        """Write the index that maps tensors to shards, if there are several."""
         if len(self.names) > 1:
             weight_map = {name: self.names[place.shard] for name, place in self.places.items()}
             _write_index(folder / "model.safetensors.index.json", weight_map, self.data_size)
@@ -102,7 +102,7 @@ class Shards:
 def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int, stem: str = "model") -> Shards:
     """Assign tensors (name, dtype, shape), in order, to shards of at most `shard_size` bytes of data each.
 
-    A tensor larger than that gets a shard of its own. The files are called `stem`.
+    A larger tensor gets its own shard. `stem` is the stem of the file names.
     """
     groups: list[list[tuple[str, str, tuple[int, ...], int]]] = [[]]
     filled = 0
@@ -140,7 +140,7 @@ def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `5GB` or `500MiB`; raises RecipeError for anything else."""
+    """Parse a size such as `5GB` or `500MiB` into bytes; raises RecipeError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
     unit = (found[2].upper() or "B") if found else ""
     unit = unit if unit.endswith("B") else f"{unit}B"
@@ -150,7 +150,7 @@ def parse_size(text: str) -> int:
 
 
 def _alignment(dtype: str) -> int:
-    """Bytes that an element's address should be a multiple of."""
+    """The alignment of an element's address, in bytes."""
     return byte_count(dtype, (8,)) // 8
 
 
@@ -166,7 +166,7 @@ def as_torch_file(file: Path, target: Path) -> None:
 def as_torch_files(folder: Path, tied: Mapping[str, str]) -> None:
     """Replace the safetensors files of a folder by torch files with the same tensors, one shard at a time.
 
-    tied   names to add that share the storage of another tensor, each with that tensor's name
+    tied   additional names that share the storage of another tensor, each with that tensor's name
 
     The tensors of a shard are views of the mapped file while torch writes them, so memory does not grow with them.
     """
@@ -197,7 +197,7 @@ def _write_index(index: Path, weight_map: Mapping[str, str], data_size: int) -> 
 
 
 def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
-    """Raise OutputError unless `out` can be created without harm to existing files or to any input."""
+    """Raise OutputError unless `out` can be created without harming existing files or any input."""
     target = out.resolve()
     for path in inputs:
         source = path.resolve()
@@ -215,7 +215,7 @@ def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
 
 @contextmanager
 def output_folder(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` to write to; it takes that name when the block ends well and is removed otherwise.
+    """A temporary sibling of `out` to write to; it is renamed to `out` if the block succeeds and removed otherwise.
 
     What an earlier run left behind when it was killed is removed first. A run that is still writing the same output
     holds a lock, and then OutputError is raised; so it is where the system refuses something, such as a full disk.
@@ -274,7 +274,7 @@ def _lock(path: Path, out: Path) -> int:
 
 
 def copy_companions(template: Path, folder: Path, *, deep: bool = True) -> list[str]:
-    """Copy what belongs to a checkpoint beside its weights: config, tokenizer, processor, chat template, remote code.
+    """Copy the files that accompany a checkpoint's weights: config, tokenizer, processor, chat template, remote code.
 
     Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
     behind, and what training left. The names of the files that were copied, relative to the folder.

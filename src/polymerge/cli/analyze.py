@@ -1,4 +1,4 @@
-"""overlap, knockout and ablate: where models interfere, and what each layer does."""
+"""overlap, knockout and ablate: where models interfere, and what each layer contributes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["ablate", "knockout", "overlap"]
 
 
 def _layers(_context: click.Context, _option: click.Parameter, text: str | None) -> list[tuple[int, ...]] | None:
-    """Parse layers such as `0-3,7`: the ranges that are listed."""
+    """Parse ranges of layers such as `0-3,7`."""
     ranges = []
     for word in () if text is None else text.split(","):
         found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", word)
@@ -211,7 +211,7 @@ def _words(text: str) -> list[str]:
 
 
 def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> dict[str, str]:
-    """The file of each task, by `--prompts` or `--tasks`; leaves the one scorer for all in `options`."""
+    """The file of each task, from `--prompts` or `--tasks`; leaves the common scorer in `options`."""
     said = [text.rpartition(":") for text in (options.pop("tasks") or "").split(",") if text]
     scorers = {scorer for _, _, scorer in said} | ({options["scorer"]} if options["scorer"] else set())
     tasks: dict[str, str] = {}
@@ -239,7 +239,9 @@ def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> dict[str, str]:
 
 
 def _named(text: str) -> tuple[str, str]:
-    """The name of a task and its file, of [NAME=]FILE; a path that exists is a FILE, whatever characters it has."""
+    """Split [NAME=]FILE into the name of a task and its file; an existing path is a FILE, whatever characters it
+    has.
+    """
     name, equals, file = text.partition("=")
     if equals and not Path(text).expanduser().exists():
         return name, file

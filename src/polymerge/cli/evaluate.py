@@ -1,4 +1,4 @@
-"""evaluate, compare and score: what models are worth, and which is worth more."""
+"""evaluate, compare and score: measure models, and compare them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of functions, which name parameters, said in the words of the command line."""
+"""Translate errors of functions, which name parameters, into the flags of the command line."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class FlagCommand(click.Command):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises its errors with flags in place of parameters."""
+        """Run the command; its errors are raised with flags in place of parameters."""
         try:
             return super().invoke(ctx)
         except PolymergeError as error:
-            said = _with_flags(error, self._flags())
+            paths = {str(value) for value in ctx.params.values()}  # a folder may be called `out`
+            said = _with_flags(error, {name: flag for name, flag in self._flags().items() if name not in paths})
             if said is error:
                 raise
             raise said from error

@@ -1,4 +1,4 @@
-"""inspect, methods and families: what there is, before a merge."""
+"""inspect, methods and families: what is available, before a merge."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def methods(as_json: bool) -> None:
 
 
 def _words(parameter: Parameter) -> str:
-    """A parameter for people: its values, its default, whether each model has its own."""
+    """Describe a parameter: its values, its default, whether each model has its own."""
     default = "required" if parameter.default is None else f"default {parameter.default}".lower()
     if parameter.optional:
         default = "optional" if parameter.default is None else f"{default}, null for none"

@@ -145,7 +145,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _paint_for(stream: TextIO) -> Paint:
-    """What colours a plan's words: on a terminal, unless NO_COLOR is set."""
+    """The styles of a plan's words: colours on a terminal, unless NO_COLOR is set."""
     from polymerge.planning.text_words import plain
 
     if not stream.isatty() or os.environ.get("NO_COLOR"):
@@ -154,7 +154,7 @@ def _paint_for(stream: TextIO) -> Paint:
 
 
 def _report(merged: Merged, as_json: bool) -> None:
-    """Print what was made, as text or as JSON."""
+    """Print the result, as text or as JSON."""
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()

@@ -1,4 +1,4 @@
-"""How far a long command has come: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long commands: a bar on a terminal, an occasional plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress_bar(what: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that takes what is done and the total, and shows them on standard error with the time left.
+    """Yield a function that takes the amount done and the total, and shows them on standard error with the time left.
 
     unit  B for bytes; anything else is counted one by one
     """

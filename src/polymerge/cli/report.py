@@ -1,4 +1,4 @@
-"""report and demo: what merging did, as a page and as a story."""
+"""report and demo: results of merging, as a page and as an example."""
 
 from __future__ import annotations
 

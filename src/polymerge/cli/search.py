@@ -120,7 +120,7 @@ def search(
 
 
 def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeError]:
-    """An error for each option that was given and would have no effect."""
+    """An error for each given option that would have no effect."""
     problems: list[PolymergeError] = []
     for names, reason in (
         (_FOR_LOGS if "prompts" in said else set(), "is for --from-logs"),
@@ -197,7 +197,7 @@ def _from_logs(said: tuple[str, ...], as_json: bool, options: dict[str, Any], pr
 
 
 def _varied_by(source: Path | dict[float, Path]) -> list[str]:
-    """What the search varied whose run is taken for logs."""
+    """The parameters varied by the search run that serves as logs."""
     from polymerge.inference.run_folder import read_settings
 
     settings = read_settings(source) if isinstance(source, Path) else None

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the recipe that options on the command line stand for."""
+"""Options shared by several commands, and the recipe built from options."""
 
 from __future__ import annotations
 
@@ -115,20 +115,20 @@ def given(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def recipe_options(*, without: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Add the recipe argument and the options that stand for a recipe.
+    """Add the recipe argument and the options that replace a recipe file.
 
-    without  options that mean something else to the command
+    without  options with another meaning in the command
     """
     return given(_RECIPE, *(option for name, option in _IN_RECIPE.items() if name not in without))
 
 
 def output_options(command: F) -> F:
-    """Add the options that say where and how a merge is written."""
+    """Add the options for the output of a merge."""
     return given(*_OUTPUT)(command)
 
 
 def run_folder(*, required: bool = False) -> Callable[[F], F]:
-    """Add the option that names the folder of a run."""
+    """Add the option for the folder of a run."""
     return click.option(
         "-o", "--out", metavar="RUN", required=required, type=click.Path(),
         help="Keep answers and results in this folder; an interrupted run resumes from it.",
@@ -136,7 +136,7 @@ def run_folder(*, required: bool = False) -> Callable[[F], F]:
 
 
 def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> Callable[[F], F]:
-    """Add the options that say how models generate; `generation_of` reads them.
+    """Add the options for generation; `generation_of` reads them.
 
     max_new_tokens  the default; None where each task has its own
     ray             whether models may run on a Ray cluster
@@ -171,7 +171,7 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
 
 
 def generation_of(options: dict[str, Any]) -> Generation:
-    """Settings of generation made of the options; takes them out of `options`."""
+    """Build generation settings from the options; removes them from `options`."""
     from polymerge.inference.generation import Generation
 
     names = ("max_new_tokens", "batch_size", "device", "workers", "torch_threads", "ray", "trust_remote_code")
@@ -182,9 +182,9 @@ def generation_of(options: dict[str, Any]) -> Generation:
 
 
 def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
-    """The recipe file that was named, or a recipe made of the options; takes them out of `options`.
+    """The given recipe file, or a recipe built from the options; removes them from `options`.
 
-    raises RecipeError where neither or both are given.
+    raises RecipeError if neither or both are given.
     """
     recipe: str | None = options.pop("recipe")
     found = {name: options.pop(name, None) for name in _IN_RECIPE}

@@ -1,4 +1,4 @@
-"""What is varied as it is typed: `weight[2]`, `density@layers:0-5=0:0.6:0.1`, and folders as VALUE=DIR."""
+"""Parse varied parameters: `weight[2]`, `density@layers:0-5=0:0.6:0.1`, and folders as VALUE=DIR."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MOST = 10_000
 
 
 def parse_knobs(vary: Sequence[str], values: str | None) -> list[Knob]:
-    """The knobs that some `NAME` or `NAME=VALUES` stand for; what cannot be read is refused.
+    """Parse a list of `NAME` or `NAME=VALUES`; invalid ones are refused.
 
-    values  of those that say none; with no NAME, those of the default knob
+    values  for names without values; without any NAME, for the default knob
     """
     from polymerge.tuning.knobs import Knob
 
@@ -75,12 +75,12 @@ def _with_values(knob: Knob, text: str | None, where: str) -> Knob:
 
 
 def parse_values(text: str, where: str = "--values") -> tuple[Value, ...]:
-    """Parse `0:0.6:0.1` (first, last, step; the last is taken), or a list such as `0,0.1,0.3` or `true,false`.
+    """Parse `0:0.6:0.1` (first, last, step; the last is included), or a list such as `0,0.1,0.3` or `true,false`.
 
     The steps are counted in decimals, so that the third value of 0:1:0.1 is 0.2 and the plan that it gives is the one
     of a recipe that says 0.2.
 
-    raises RecipeError for a range that is none, and for a list that has a value twice or nothing between two commas.
+    raises RecipeError for an invalid range, and for a list with duplicates or an empty item.
     """
     if ":" in text:
         numbers = [_number(part, where, text) for part in text.split(":")]
@@ -99,7 +99,7 @@ def parse_values(text: str, where: str = "--values") -> tuple[Value, ...]:
 
 
 def parse_span(text: str, where: str) -> tuple[float, float] | None:
-    """Parse `0:0.6`, a range without a step, for samplers that draw from it; None where the text is something else."""
+    """Parse `0:0.6`, a range without a step, for samplers that draw from it; None for other forms."""
     if text.count(":") != 1:
         return None
     low, high = (float(_number(part, where, text)) for part in text.split(":"))
@@ -127,7 +127,7 @@ def _number(part: str, where: str, text: str) -> Decimal:
 
 
 def log_folders(said: Sequence[str]) -> Path | dict[float, Path]:
-    """The one directory of candidates, or each candidate's folder by value, as VALUE=DIR; raises RecipeError."""
+    """The single directory of candidates, or each candidate's folder by value, from VALUE=DIR; raises RecipeError."""
     pairs = [text.partition("=") for text in said]
     if len(said) == 1 and (Path(said[0]).exists() or not _is_value(pairs[0][0])):
         return Path(said[0])

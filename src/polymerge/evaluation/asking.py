@@ -1,4 +1,4 @@
-"""Find the tasks that the user names, and ask their questions, each batch by the next free worker."""
+"""Resolve the tasks that the user names, and ask their questions; free workers take the next batch."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from polymerge.planning import Plan
 __all__ = ["AskedTask", "Failures", "ask", "read_tasks"]
 
 _OF_A_FILE = 128
-"""max_new_tokens for a question file, as the benchmark has it for short answers and captions."""
+"""max_new_tokens for a question file: the benchmark's value for short answers and captions."""
 
 _NEED_CAPTIONS = ("captions", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
 
 @dataclass(frozen=True)
 class AskedTask:
-    """A task, with its questions and how they are asked.
+    """A task with its questions and prompt format.
 
-    row        a row of the benchmark's table; None for a question file of the user's
+    row        a row of the benchmark's table; None for the user's own question file
     scorer     a row of the scorers' table
     truth      the task's annotation folder, or the question file
     questions  in the file's order
@@ -51,12 +51,12 @@ class AskedTask:
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts of the questions that can be asked."""
+        """The prompts of the valid questions."""
         return [question.prompt for question in self.questions if question.prompt is not None]
 
     @property
     def group(self) -> Literal["seen", "unseen"] | None:
-        """The one of the benchmark's two averages that it is part of."""
+        """The benchmark average that it belongs to."""
         return self.row.group if self.row else None
 
     def settings(self) -> dict[str, Any]:
@@ -78,14 +78,14 @@ class AskedTask:
 def read_tasks(
     tasks: Sequence[str], data: Path | None, images: Path | None, max_new_tokens: int | None
 ) -> list[AskedTask]:
-    """Find the tasks that some words name.
+    """Resolve task names.
 
-    tasks           of the benchmark, a name for several of them (`mm-mergebench`), or FILE:SCORER
-    data            holds the benchmark's files
-    images          what image paths are relative to; else it is guessed from where images are
-    max_new_tokens  of all; None for that of each task
+    tasks           tasks of the benchmark, a name for several of them (`mm-mergebench`), or FILE:SCORER
+    data            the folder of the benchmark's files
+    images          base of relative image paths; by default found by looking for the images
+    max_new_tokens  of all tasks; None for each task's own
 
-    raises Refused with everything that is wrong with names and files, MissingExtraError where a scorer lacks a package.
+    raises Refused with every problem of names and files, MissingExtraError if a scorer's package is missing.
     """
     found: dict[str, AskedTask] = {}
     with collecting() as wrong:
@@ -152,7 +152,7 @@ def _can_be_asked(file: Path, questions: Sequence[Question]) -> tuple[Question, 
 
 
 Failures = dict[str, dict[int | str, str]]
-"""For each task, the questions without an answer and why."""
+"""For each task, the questions without an answer and the reasons."""
 
 _Batch = tuple[AskedTask, tuple[Prompt, ...]]
 
@@ -165,14 +165,14 @@ def ask(
     pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> Failures:
-    """Have all questions answered that the run has no answers to; returns why some have none.
+    """Generate answers to all questions that lack one in the run; returns the reasons for missing ones.
 
-    A batch of which something is missing is asked again as a whole, since a model's numbers depend in the last bits on
-    what is beside; a question that failed is thereby tried again whenever the run goes on.
+    An incomplete batch is run again in full, since the last bits of a model's numbers depend on
+    the rest of the batch; failed questions are thereby retried whenever the run is resumed.
 
     size      of a batch
-    plan      what workers take before the first batch; None where the checkpoint is asked as it is
-    progress  told how many questions are done, and how many there are
+    plan      applied by workers before the first batch; None to use the checkpoint as it is
+    progress  called with the number of questions done, and the total
     """
     failures: Failures = {task.name: {} for task in tasks}
     had = {task.name: set(run.log(task.name).read()) for task in tasks}

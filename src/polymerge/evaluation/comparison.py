@@ -1,4 +1,4 @@
-"""Compare models: scores, averages over seen and unseen tasks, gains with their intervals."""
+"""Compare models: scores, averages over seen and unseen tasks, gains with confidence intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Column", "Comparison", "compare", "compare_files"]
 
 @dataclass(frozen=True)
 class Column:
-    """A task, or the average of several."""
+    """A task, or the average of several tasks."""
 
     name: str
     tasks: tuple[str, ...]
@@ -36,7 +36,7 @@ class Column:
 class Comparison(Table):
     """The scores and gains of several models.
 
-    scores  by model and column; None where a model lacks a score
+    scores  by model and column; None if a model lacks a score
     """
 
     models: tuple[str, ...]
@@ -50,7 +50,7 @@ class Comparison(Table):
     settings: Mapping[str, float] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each model, with its score in each column."""
+        """One row per model, with its score in each column."""
         return [
             {"model": model, **{column.name: self.scores[model, column.name] for column in self.columns}}
             for model in self.models
@@ -66,9 +66,9 @@ def compare_files(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare results files, or folders of runs; several of one model are joined.
+    """Compare results files, or folders of runs; several of one model are combined.
 
-    raises Refused with everything that is wrong with files and names.
+    raises Refused with every problem of files and names.
     """
     joined: dict[str, Results] = {}
     with collecting():
@@ -110,10 +110,10 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare the results of models, whose names have to differ.
+    """Compare the results of models with distinct names.
 
-    parents    the models that others are merged of: gains are over the mean of their scores
-    template   a model over which gains are told, too
+    parents    the models that others were merged from: gains are over the mean of their scores
+    template   another model over which gains are computed
     published  the scores of the published scripts, without intervals
     """
     models = tuple(found.name for found in results)
@@ -153,7 +153,7 @@ def compare(
 
 
 def _columns(results: Sequence[Results]) -> tuple[Column, ...]:
-    """Seen tasks and their average, unseen tasks and theirs, then the others, averaged if there are several."""
+    """Seen tasks and their average, unseen tasks and theirs, then the others, with an average if there are several."""
     tasks: dict[str, TaskResult] = {}
     for found in results:
         tasks |= {name: task for name, task in found.tasks.items() if name not in tasks}

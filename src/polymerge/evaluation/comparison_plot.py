@@ -1,4 +1,4 @@
-"""The charts of a comparison, for the page and as a picture: every model's score at every task, and what it gains."""
+"""Charts of a comparison, for the page and as pictures: every model's score on every task, and its gains."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ def comparison_charts(compared: Comparison) -> list[alt.LayerChart]:
 
 
 def draw_comparison(compared: Comparison, stem: Path) -> tuple[Path, ...]:
-    """Draw a comparison as STEM.png and STEM.svg; which were drawn."""
+    """Draw a comparison as STEM.png and STEM.svg; returns the files."""
     return draw(lambda: comparison_charts(compared), stem)

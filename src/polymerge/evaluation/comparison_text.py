@@ -1,4 +1,4 @@
-"""A comparison for people and for spreadsheets: text, Markdown, CSV."""
+"""Format a comparison as text, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def markdown(compared: Comparison) -> str:
 
 
 def scores_csv(compared: Comparison) -> str:
-    """A row for each model, a column for each task and average; an empty cell where there is no score."""
+    """One row per model, one column per task and average; missing scores are empty cells."""
     rows = [
         ["model", *(column.name for column in compared.columns)],
         *(
@@ -48,7 +48,7 @@ def scores_csv(compared: Comparison) -> str:
 
 
 def gains_csv(compared: Comparison) -> str:
-    """A row for each gain, with its interval."""
+    """One row per gain, with its interval."""
     head = ["model", "column", "over", "gain", "low", "high", "within_noise", "rough", "reason"]
     rows = [
         [
@@ -62,7 +62,7 @@ def gains_csv(compared: Comparison) -> str:
 
 
 def write_comparison(compared: Comparison, folder: Path) -> list[Path]:
-    """Write compare.md, compare.csv, gains.csv where there are gains, compare.png and compare.svg; what was written."""
+    """Write compare.md, compare.csv, gains.csv if there are gains, compare.png and compare.svg; returns the files."""
     texts = {"compare.md": markdown(compared), "compare.csv": scores_csv(compared)}
     if compared.gains:
         texts["gains.csv"] = gains_csv(compared)

@@ -1,4 +1,4 @@
-"""The model to evaluate: a checkpoint, or a base into which an adapter is folded in memory."""
+"""The model to evaluate: a checkpoint, or a base with an adapter folded in memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PLUS = "+"
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model that is to be evaluated.
+    """A model to evaluate.
 
-    name    what tables call it
+    name    its name in tables
     folder  of the checkpoint, or of the base
-    plan    that folds the adapter into the base; None for a checkpoint
+    plan    the plan that folds the adapter into the base; None for a checkpoint
     """
 
     source: str
@@ -40,7 +40,9 @@ class EvaluatedModel:
         return said | ({"pinned": commits} if commits else {})
 
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on: its files by name, size and modification time, or their commit on the hub."""
+        """The state that its answers depend on: its files by name, size and modification time, or their commit on
+        the hub.
+        """
         if self.plan is None:
             return {"source": self.source, "files": _digest([self.folder])}
         places = [Path(place) for entry in self.plan.inputs for place in (entry.path, entry.adapter) if place]
@@ -58,12 +60,12 @@ class EvaluatedModel:
 
 
 def evaluated_model(source: str, name: str | None = None) -> EvaluatedModel:
-    """Find the model to evaluate.
+    """Locate the model to evaluate.
 
     source  a folder, a hub id, BASE+ADAPTER of such, or an adapter alone, whose config names its base
-    name    what tables call it; by default the last part of the path, or of both paths
+    name    its name in tables; by default the last part of the path, or of both paths
 
-    raises RecipeError where there is none, Refused where base and adapter do not fit.
+    raises RecipeError if there is none, Refused if base and adapter do not fit.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -90,7 +92,7 @@ def _short(source: str) -> str:
 
 
 def _digest(places: list[Path]) -> str:
-    """sha256 of names, sizes and modification times of the files in some folders, or of their commits on the hub."""
+    """sha256 of names, sizes and modification times of the files in folders, or of their commits on the hub."""
     lines = []
     for place in places:
         remote = remote_of(place)

@@ -37,23 +37,23 @@ def evaluate(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Ask a model the questions of some tasks, score its answers and write RUN/results.json.
+    """Ask a model the questions of tasks, score its answers and write RUN/results.json.
 
-    The run's folder keeps every answer as it is given, so a run that was stopped goes on; a question that cannot be
-    asked or answered stands in errors.jsonl, is counted and is wrong.
+    Answers are saved as they are generated, so that an interrupted run can be resumed; a question that cannot be
+    asked or answered is listed in errors.jsonl and counted as wrong.
 
-    model           a checkpoint, a hub id, BASE+ADAPTER or an adapter; an adapter is folded in in memory
+    model           a checkpoint, a hub id, BASE+ADAPTER or an adapter; adapters are folded in memory
     tasks           of MM-MergeBench (`mm-mergebench` for all), or FILE:SCORER
     out             the folder of the run
     data            the benchmark's files, in either published layout
-    image_folder    what image paths are relative to; else guessed
-    name            of the model in tables
+    image_folder    base of relative image paths; by default found by looking for the images
+    name            the model's name in tables
     max_new_tokens  of all tasks; None for each one's own
-    generation      batch size, device, workers and so on; its max_new_tokens does not count
-    force           drop what a run with other settings left in `out`
+    generation      batch size, device, workers and so on; its max_new_tokens is ignored
+    force           discard an earlier run with other settings in `out`
 
-    raises Refused with everything that is wrong with model, tasks and files before anything is asked; CheckpointError
-    where the model does not load.
+    raises Refused with every problem of model, tasks and files before anything is generated; CheckpointError
+    if the model does not load.
     """
     generation = generation or Generation()
     wrong = generation.problems()
@@ -104,19 +104,19 @@ def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Gen
 
 
 def _digest(task: AskedTask) -> str:
-    """sha256 of the prompts, with images by path only, since there may be very many."""
+    """sha256 of the prompts, with images by path only, since there may be many."""
     text = json.dumps([[one.id, one.text, one.images] for one in task.prompts])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unasked(tasks: Sequence[AskedTask], failures: Failures) -> None:
-    """Add the questions that could not be asked at all."""
+    """Add the questions that could not be asked."""
     for task in tasks:
         failures[task.name] |= {one.id: one.reason for one in task.questions if one.prompt is None}
 
 
 def _write_errors(run: Run, tasks: Sequence[AskedTask], failures: Failures) -> None:
-    """Write a line for every question without an answer, in the order of the question files."""
+    """Write one line per question without an answer, in the order of the question files."""
     lines = [
         {"task": task.name, "id": one.id, "reason": failures[task.name][one.id]}
         for task in tasks
@@ -128,7 +128,7 @@ def _write_errors(run: Run, tasks: Sequence[AskedTask], failures: Failures) -> N
 
 
 def _result(run: Run, task: AskedTask, model: str, failed: Mapping[int | str, str]) -> TaskResult:
-    """Write the task's answers as the scripts of LLaVA do, and score that file."""
+    """Write the task's answers in the format of LLaVA's scripts, and score that file."""
     answers = run.log(task.name).read()
     lines: list[dict[str, Any]] = [
         {

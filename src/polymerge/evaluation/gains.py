@@ -1,8 +1,8 @@
-"""Gains of models over others, and how sure one may be of them: the paired bootstrap.
+"""Gains of models over others, with confidence intervals from the paired bootstrap.
 
 Efron and Tibshirani 1993, chapter 13 (percentile interval). Questions are drawn with replacement, the same ones for
-both models, and the difference of the means is taken anew each time. Questions count as independent; where several are
-about one picture the intervals are somewhat too narrow.
+both models, and the difference of the means is recomputed each time. Questions are treated as independent; if several
+share an image the intervals are somewhat too narrow.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SAME = 1e-6  # percent by which the mean of samples may miss the score
 
 Floats = NDArray[np.float64]
 _Pair = tuple[str, tuple[str, ...]]
-"""A model, and the models that it is compared with."""
+"""A model, and the models it is compared with."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much a model is better than the mean of some others, in the score's unit.
+    """The margin of a model over the mean of others, in the score's unit.
 
-    over       those that it is compared with
-    low, high  95 % interval; None where there is none, and `reason` says why
-    rough      the score is one of the whole set, as those of captions are, and the interval has the width of that of
+    over       the models it is compared with
+    low, high  95 % interval; None if there is none, for the reason in `reason`
+    rough      the score is a corpus-level one, as for captions, and the interval has the width of the one for
                the mean over single questions
     """
 
@@ -124,7 +124,7 @@ def resampled_means(differences: Sequence[Floats], task: str, resamples: int = R
     """Resample questions and average per-question differences; all rows share the resamples.
 
     differences  [row][question]
-    task         with the seed decides what is drawn, so that no other task or model changes it
+    task         determines the draw together with the seed, independently of other tasks and models
     returns      [row, resample]
     """
     table = np.stack(list(differences))

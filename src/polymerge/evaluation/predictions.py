@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MOST_SHOWN = 20
-"""Problems of one file that are listed; a file of the wrong kind has one on every line."""
+"""Maximum number of problems listed for a file; a file of the wrong kind has one on every line."""
 
 # VLMEvalKit's begin so, whatever its API's name and the error behind; of lmms-eval, those of its API models, of Oryx
 # and of models that go on from a video
@@ -47,7 +47,7 @@ class _Fields(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Line:
-    """A line: where it is, its question_id as written, its text or None for null, its prompt or UNSET."""
+    """A line: its location, its question_id as written, its text or None for null, its prompt or UNSET."""
 
     where: str
     number: int
@@ -57,13 +57,13 @@ class Line:
 
     @property
     def answer(self) -> str | None:
-        """Its text; None where that is null or a tool's message that there is none."""
+        """Its text; None if that is null or a tool's message that there is no answer."""
         return None if self.text is None or is_failure(self.text) else self.text
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The lines in file order, and the numbers of the blank ones between them."""
+    """The lines in file order, and the numbers of blank ones in between."""
 
     file: Path
     lines: tuple[Line, ...]
@@ -110,25 +110,25 @@ class Predictions:
 
 
 def some_of(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many are left out."""
+    """The first few names, and the number of others."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def is_failure(text: str) -> bool:
-    """Return whether a text is what VLMEvalKit or lmms-eval writes in place of an answer when a request has failed."""
+    """Return whether a text is the message that VLMEvalKit or lmms-eval writes for a failed request."""
     return _FAILURE.fullmatch(text.strip()) is not None
 
 
 def failures_note(count: int) -> str:
-    """A note on answers that a tool scored although they are its own messages of failed requests."""
+    """A note on failure messages that a tool scored as answers."""
     verb = "is" if count == 1 else "are"
     return f"{count} of the answers {verb} a message of a failed request, and {verb} scored as if the model had said it"
 
 
 @contextmanager
 def at_most_shown(file: Path) -> Iterator[list[PolymergeError]]:
-    """Gather the problems of one file as `collecting` does, and report at most MOST_SHOWN of them."""
+    """Collect the problems of one file like `collecting`, and report at most MOST_SHOWN of them."""
     with collecting() as found:
         try:
             yield found

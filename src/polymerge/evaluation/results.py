@@ -1,11 +1,11 @@
-"""The one format of results, whoever evaluated: `results.json`.
+"""The single format of results, whatever the evaluation tool: `results.json`.
 
     {"format": "polymerge results", "version": 1, "tool": "polymerge", "model": {"name": ..., ...}, "settings": {...},
      "tasks": {"ScienceQA": {"group": "seen", "unit": "%", "score": 71.2, "as_published": 71.0, "right": 712,
                              "total": 1000, "failed": 0, "metrics": {...}, "settings": {...}, "notes": [...],
                              "samples": {"17": 1.0, "18": 0.0, ...}}}}
 
-Nothing in it depends on when, where or by how many workers it was made.
+It does not depend on time, machine or number of workers.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 class TaskResult(msgspec.Struct, frozen=True):
     """A model's result on a task.
 
-    score         in `unit`; None where it could not be had, and `reason` says why
-    unit          % where it is a share in percent, else points: the tool's own number, not to be averaged with others
+    score         in `unit`; None if unavailable, for the reason in `reason`
+    unit          % for a share in percent, else points: the tool's own number, not to be averaged with others
     group         seen, unseen, or None for a task of no benchmark with such groups
-    as_published  what the published script prints
-    right, total  score times total / 100 where the unit is %; number of questions
-    failed        of them, those that could not be asked or answered; they count as wrong
-    samples       each question's share of right by its id; None where there are none
-    metrics       further numbers
-    settings      how it was asked
+    as_published  the published script's output
+    right, total  score times total / 100 if the unit is %; number of questions
+    failed        number of questions that could not be asked or answered; they count as wrong
+    samples       each question's score in [0, 1] by its id; None if there are none
+    metrics       additional numbers
+    settings      how it was evaluated
     """
 
     score: Number | None = None
@@ -64,8 +64,8 @@ class Results(msgspec.Struct, frozen=True):
     """A model's results.
 
     tool      polymerge, lmms-eval or vlmevalkit
-    model     name, and what tells which model it is
-    settings  of the whole run
+    model     its name, and what identifies it
+    settings  of the entire run
     """
 
     tool: str
@@ -123,7 +123,7 @@ class _Named(msgspec.Struct):
 
 
 def read_results(path: Path) -> Results | None:
-    """Read a results file, or that in the folder of a run; returns None after refusing it."""
+    """Read a results file, or the one in a run's folder; returns None after refusing it."""
     file = path / FILE if path.is_dir() else path
     with at_most_shown(file) as wrong:
         if path.is_dir() and not file.is_file():

@@ -1,15 +1,15 @@
-"""Score a file of predictions: soundly, and beside that as the benchmark's published scripts do.
+"""Score a file of predictions: soundly, and also as the benchmark's published scripts do.
 
-The sound score, where the published ones differ or stop:
+The rules of the sound score, where the published scripts differ or crash:
 
-- lines and questions meet by question_id, read as text, never by position;
+- lines and questions are matched by question_id, read as text, never by position;
 - the score is over all annotated questions, so a question without a line is wrong (`accuracy_over_answered` leaves
-  those out); of several lines with one id the last counts; unknown ids are ignored, blank lines passed over;
-- a blank text is wrong whatever the answer, and so is null, which stands for an answer that could not be had;
-- a line that is not JSON, or lacks question_id or text, is refused with its number: nobody can say whose answer it
-  is, or that there is one. All such lines are named at once, together with what is wrong in the annotations;
-- a file without any line scores 0: every question is unanswered, and the notes say so;
-- captions find their image by name through the question file; images without a reference are left out.
+  those out); of several lines with one id the last counts; unknown ids and blank lines are ignored;
+- a blank text is wrong whatever the answer, and so is null, which stands for a missing answer;
+- a line that is not JSON, or lacks question_id or text, is refused with its number: it cannot be assigned to a
+  question. All such lines are reported at once, together with problems of the annotations;
+- a file without any line scores 0: every question is unanswered, as the notes report;
+- captions are matched to images by name through the question file; images without a reference are left out.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class TaskScore:
     """The scores of a file of predictions.
 
     score              in percent, over all annotated questions; None, as right is, for captions without Java only
-    as_published       what the published script prints, in percent; None where it stops or there is none
-    right, total       score times total / 100, a count where answers are right or wrong; number of annotated questions
-    ids, samples       each question and its share of right, in the order of the annotations
-    notes              what was odd in the files, with file and line
+    as_published       the published script's output, in percent; None if it crashes or does not exist
+    right, total       score times total / 100, a count if answers are right or wrong; number of annotated questions
+    ids, samples       each question and its score in [0, 1], in the order of the annotations
+    notes              oddities of the files, with file and line
     reason             why a number is None
-    metrics            further numbers: answered, accuracy_over_answered, the single caption metrics, ...
-    published_metrics  the further numbers of the published script
-    published_right    as right, and published_total as total: a script divides by its lines, not by the questions
+    metrics            additional numbers: answered, accuracy_over_answered, the single caption metrics, ...
+    published_metrics  additional numbers of the published script
+    published_right    like right, and published_total like total: a script divides by its lines, not by the questions
     """
 
     task: str
@@ -73,9 +73,9 @@ def score_predictions(task: str, predictions_file: str | Path, annotations_folde
 
     Lines are matched by question_id, read as text; the last line of an id counts, ids that are not annotated are
     ignored, and a question without a line, or whose text is blank, null or a tool's message of a failure, is wrong.
-    Each of these is in the notes.
+    The notes report each of these.
 
-    raises RecipeError for an unknown task, Refused with everything that is wrong with the files, MissingExtraError
+    raises RecipeError for an unknown task, Refused with every problem of the files, MissingExtraError
     for captions without pycocoevalcap.
     """
     row = task_named(task)
@@ -101,11 +101,11 @@ def score_predictions(task: str, predictions_file: str | Path, annotations_folde
 
 
 def score_questions(scorer: str, predictions_file: str | Path, questions_file: str | Path) -> TaskScore:
-    """Score predictions against a question file in the LLaVA format, by the scorer of a name.
+    """Score predictions against a question file in the LLaVA format, with the scorer of the given name.
 
     Each question holds `answer`, or `answers` as a list of texts (or of objects with an `answer` each).
 
-    raises RecipeError for an unknown scorer, Refused with everything that is wrong with the files.
+    raises RecipeError for an unknown scorer, Refused with every problem of the files.
     """
     row = scorer_named(scorer)
     path = Path(questions_file)
@@ -123,7 +123,7 @@ def score_questions(scorer: str, predictions_file: str | Path, questions_file: s
 
 
 def _texts(predictions: Predictions, truth: Truth) -> list[str]:
-    """The predicted text of each annotated question, empty where there is none."""
+    """The predicted text of each annotated question, empty if there is none."""
     by_id = predictions.by_id()
     return [(by_id[name].answer or "") if name in by_id else "" for name in truth.ids]
 
@@ -155,7 +155,9 @@ def _task_score(
 
 
 def _captions_without_java(name: str, published: Published | str, predictions: Predictions, truth: Truth) -> TaskScore:
-    """Without Java: no score, whose mean includes METEOR, but BLEU, ROUGE-L and CIDEr on plain tokens, and why."""
+    """The result without Java: no score, since the mean includes METEOR, but BLEU, ROUGE-L and CIDEr on plain
+    tokens.
+    """
     said = plain_tokens(_texts(predictions, truth))
     found = caption_metrics(said, [plain_tokens(texts) for texts in truth.references], WITHOUT_JAVA)
     notes = (*predictions.notes(truth.ids), *truth.notes, NOT_PTB)

@@ -1,4 +1,4 @@
-"""The model families: a small table of names for each, and which table a config asks for."""
+"""Model families: a small table of names for each, and the choice of a table for a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a config.json says about the text tower and how the weights are stored.
+"""What a config.json tells about the text tower and the storage of weights.
 
 transformers leaves values that equal a class's default out of nested configs (the config of LLaVA 1.5 does not say how
 many layers there are), and its versions nest differently; both are settled here.
@@ -33,13 +33,13 @@ __all__ = [
 Config = Mapping[str, object]
 
 NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
-"""The keys under which configs describe the text tower; the first may hold another one."""
+"""The keys of configs for the text tower; the first may contain another one."""
 
 CONFIG_DTYPES = ("dtype", "torch_dtype")
-"""The keys of the dtype that a model is loaded in, in transformers 5 and 4."""
+"""The keys of the loading dtype in transformers 5 and 4."""
 
 QUANTIZATION = "quantization_config"
-"""The key under which a config says how weights are packed; a dtype in it is not that of the model."""
+"""The config key of quantization settings; a dtype inside it is not the model's."""
 
 _QWEN_VL: Final = {
     "num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192, "hidden_act": "silu",
@@ -105,19 +105,19 @@ CLASS_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
         },
     }
 )  # fmt: skip
-"""By model type, what transformers' config class has for a value that config.json leaves out.
+"""By model type, the defaults of transformers' config class for values missing from config.json.
 
-transformers 4 leaves what equals a class's default out of nested configs. Only values that its versions agree on, and
+transformers 4 omits values that equal a class's default from nested configs. Only values that all versions share, and
 only those that say how weights are used: sizes are in the tables of the families.
 """
 
 
 @dataclass(frozen=True)
 class TextTower:
-    """The text tower as the config describes it; None for what it does not say.
+    """The text tower as described by the config; None for unspecified values.
 
     model_type   the decoder's lineage, such as `qwen2`: towers of one lineage can be joined
-    ties_head    whether a head that is not stored is the embedding; None where nothing says that it is not
+    ties_head    whether a head that is not stored is the embedding; None if unspecified
     """
 
     model_type: str | None
@@ -128,16 +128,16 @@ class TextTower:
 
 
 def text_config(config: Config) -> Config:
-    """The part of a config that describes the text tower: one of `NESTED`, or all of a flat config."""
+    """The part of a config that describes the text tower: one of `NESTED`, or the entire config if it is flat."""
     nested = _nested(config)
     return config if nested is None else text_config(nested)
 
 
 def with_rows(config: Config, before: int, after: int) -> dict[str, object]:
-    """The config of a model whose embedding has `after` rows and had `before`.
+    """The config of a model whose embedding grew or shrank from `before` to `after` rows.
 
-    Every level with a vocabulary size is changed by the same number, since some classes have rows beyond it; one that
-    has the new size already stays, and the innermost level gets one in any case.
+    Every level's vocabulary size is changed by the same number, since some classes have rows beyond it; a level that
+    already has the new size is kept, and the innermost level always gets one.
     """
     changed, said = dict(config), config.get("vocab_size")
     inside = next((key for key in NESTED if isinstance(config.get(key), Mapping)), None)
@@ -160,7 +160,7 @@ def _nested(config: Config) -> Config | None:
 
 
 def text_tower(config: Config, family: Family | None = None) -> TextTower:
-    """Describe the text tower that a config asks for, as one of `family`, or of the family that the config names."""
+    """Describe the text tower of a config, read as one of `family`, or of the family that the config names."""
     family = family if family is not None and family.decoders else claimed(config)
     layers = _said(config, "num_hidden_layers", family)
     return TextTower(
@@ -173,10 +173,10 @@ def text_tower(config: Config, family: Family | None = None) -> TextTower:
 
 
 def family_of(config: Config, name: str | None = None) -> Family:
-    """The family whose names a checkpoint has, by its config.json alone, or by the family's `name`.
+    """The family whose names a checkpoint has, from its config.json alone, or from the family's `name`.
 
-    Where there are layers between those of the plain decoder, its rules number the two kinds separately: layer 4 of
-    such a tower is layer 3 of the language model that it was made of, if its own layer 3 looks at the image.
+    If there are layers between those of the plain decoder, its rules number the two kinds separately: layer 4 of
+    such a tower is layer 3 of the original language model if its own layer 3 attends to the image.
     """
     family = claimed(config) if name is None else FAMILIES[name]
     between = _between(config, family)
@@ -204,7 +204,7 @@ def _between(config: Config, family: Family) -> tuple[int, ...]:
 
 
 def _said(config: Config, key: str, family: Family) -> int | None:
-    """A size that a config says or implies: only a nested config leaves out its class's default."""
+    """A size that a config states or implies: only nested configs omit their class's default."""
     text = text_config(config)
     value = text.get(key)
     if value is None and text is not config:
@@ -215,7 +215,7 @@ def _said(config: Config, key: str, family: Family) -> int | None:
 
 
 def _lineage(config: Config, family: Family) -> str | None:
-    """The lineage of the decoder: the name of the language model's family, where there is one."""
+    """The lineage of the decoder: the language model's family name, if there is one."""
     inner = text_config(config).get("model_type")
     architectures = config.get("architectures")
     said = config.get("model_type") if inner is None else inner
@@ -236,8 +236,8 @@ def _ties_head(config: Config, family: Family) -> bool | None:
 
     transformers 4 goes by the nested flag and does not write an outer one that is true, since that is its default;
     5 goes by the outer flag, and takes over a nested one that is true in some families and not in others. So one true
-    is enough, whoever wrote it, unless an outer one says otherwise. A config that is silent means what its class does.
-    A head that is stored is a head all the same: transformers 5 ties the two only where they are equal.
+    is enough, in either version, unless an outer one is false. Without any flag the class's default applies.
+    A stored head is independent regardless: transformers 5 ties the two only if they are equal.
     """
     levels = [config]
     while (inside := _nested(levels[-1])) is not None:
@@ -250,19 +250,19 @@ def _ties_head(config: Config, family: Family) -> bool | None:
 
 
 def untied(config: Config) -> dict[str, object]:
-    """A config that says, wherever it describes a text tower, that the head is not the embedding."""
+    """A config that marks the head as untied at every level that describes a text tower."""
     nested = {key: untied(inside) for key in NESTED if isinstance(inside := config.get(key), Mapping)}
     return {**config, **nested, "tie_word_embeddings": False}
 
 
 def splits(config: Config) -> dict[str, Split]:
-    """The rows of each tensor in the fused ones that a decoder of this config may have.
+    """The row ranges of each tensor in the fused ones that a decoder of this config may have.
 
     qkv      queries, keys and values one below the other, the last two with fewer heads where queries share them
     wqkv     the same, but each head of keys with the queries that share it before it and its values after it
     gate_up  gate and up, each as high as the MLP is wide
     halves   the same where the config counts both as the MLP's width
-    experts_in, experts_out   all experts of a layer, what they read and what they write
+    experts_in, experts_out   all experts of a layer, their input and output projections
     """
     text = text_config(config)
 
@@ -296,9 +296,9 @@ def splits(config: Config) -> dict[str, Split]:
 
 
 def config_dtype(config: Config) -> str | None:
-    """The dtype that a config has its model loaded in, by its safetensors name; None where it says none.
+    """The dtype that a config has its model loaded in, by its safetensors name; None if unspecified.
 
-    The one at the top counts for all of the model, as in transformers; without it, the first of its parts'.
+    The top-level one applies to the entire model, as in transformers; without it, the first of its parts'.
     """
     named = [value for key in CONFIG_DTYPES if isinstance(value := config.get(key), str)]
     found = [code for name in named if (code := dtype_code(name.removeprefix("torch."))) is not None]

@@ -1,4 +1,4 @@
-"""Read expressions: how to get one tensor from those that a checkpoint has on disk; nothing here looks at a value.
+"""Read expressions: how to obtain a tensor from those that a checkpoint stores; no values are read here.
 
 Different layouts are joined by blocks of rows (`Rows`, `Concat`), the matrices in a tensor of three dimensions are read
 one below the other (`Stacked`), a checkpoint with an adapter has tensors of the two together (`Adapted`), and an
@@ -57,7 +57,7 @@ class Concat:
 
 @dataclass(frozen=True)
 class Stacked:
-    """The matrices of a tensor one below the other: [n, a, b] as [n * a, b], or each transposed, as [n * b, a]."""
+    """The matrices of a tensor stacked: [n, a, b] as [n * a, b], or each transposed, as [n * b, a]."""
 
     of: Read
     transposed: bool = False
@@ -65,7 +65,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Adapted:
-    """An expression plus `scale` times an adapter's update of it.
+    """An expression plus `scale` times an adapter's update.
 
     a, b        names of the factors, [r, in] and [out, r], whose product b a is added; without `a`, `b` is added itself
     transposed  the product is added transposed: embeddings, and layers that store [in, out]
@@ -83,7 +83,7 @@ class LowRank:
     """An update [out, in] of which only two factors are stored: `scale` times b a.
 
     a, b   names of the factors, [r, in] and [out, r]
-    bias   name of a vector [out] that belongs to it, and counts `scale` times as well; None where there is none
+    bias   name of its bias [out], which is multiplied by `scale` as well; None without one
     """
 
     a: str
@@ -95,17 +95,17 @@ class LowRank:
 Expr: TypeAlias = Read | Rows | Concat | Stacked | Adapted | LowRank
 Shape: TypeAlias = tuple[int, ...]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
-"""Blocks of rows, each as its first row and the one after its last."""
+"""Blocks of rows, each as (start, stop)."""
 
 
 def rows_of(expr: Expr, ranges: Ranges) -> Expr:
-    """The rows of an expression that lie in `ranges`, stacked in that order."""
+    """The rows of an expression that are in `ranges`, stacked in that order."""
     blocks = tuple(Rows(expr, start, stop) for start, stop in ranges)
     return blocks[0] if len(blocks) == 1 else Concat(blocks)
 
 
 def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
-    """The expression with `change(name)` in place of every `Read(name)`."""
+    """The expression with every `Read(name)` replaced by `change(name)`."""
     match expr:
         case Read(name):
             return change(name)
@@ -125,7 +125,7 @@ def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
 
 
 def names_read(expr: Expr) -> tuple[str, ...]:
-    """The names on disk that an expression reads, in reading order, each once."""
+    """The stored names that an expression reads, in reading order, each once."""
     match expr:
         case Read(name):
             return (name,)
@@ -140,7 +140,7 @@ def names_read(expr: Expr) -> tuple[str, ...]:
 
 
 def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape of what an expression reads, given the shapes on disk; raises CheckpointError where it cannot be."""
+    """The shape of an expression, given the shapes on disk; raises CheckpointError if the shapes do not fit."""
     match expr:
         case Read(name):
             if name not in shapes:
@@ -170,7 +170,7 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
 
 
 def expr_to_json(expr: Expr) -> object:
-    """An expression as JSON: a name, or a mapping that says `rows`, `concat`, `stacked`, `adapted` or `low_rank`."""
+    """An expression as JSON: a name, or a mapping with `rows`, `concat`, `stacked`, `adapted` or `low_rank`."""
     match expr:
         case Read(name):
             return name

@@ -1,4 +1,4 @@
-"""Whether weights are quantized, by config.json and by the files' tensors: such numbers cannot be merged."""
+"""Detect quantized weights from config.json and the stored tensors: they cannot be merged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Config = Mapping[str, object]
 
 
 def quantization_method(config: Config) -> str | None:
-    """How the stored weights are quantized, such as `bitsandbytes`, or None if the config does not say that they are.
+    """The quantization method of the stored weights, such as `bitsandbytes`, or None if the config names none.
 
-    The config of a part may say it, which may be nested in that of another part.
+    The setting may be in the config of a part, nested at any depth.
     """
     parts = layer = [config]
     for _ in range(2):
@@ -32,7 +32,7 @@ def quantization_method(config: Config) -> str | None:
 
 
 def without_quantization(config: Config) -> dict[str, object]:
-    """A config, and those nested in it, without the fields that say that the weights are quantized."""
+    """The config, including nested ones, without the fields that mark the weights as quantized."""
     keys = {"quantization_config", "compression_config"} | ({"quantization"} if _is_mlx(config) else set())
     return {
         key: without_quantization(value) if isinstance(value, Mapping) else value
@@ -60,20 +60,20 @@ _PACKED: Final = (
     ("aqlm", ".codebooks"),
     ("mxfp4", "_proj_blocks"),
 )
-"""Endings of names that only one way of quantizing gives."""
+"""Name endings that identify a quantization method."""
 
 _SCALES: Final = (("_scale_inv", ""), ("_scales", ""), ("_scale", ""), (".scales", ".weight"))
-"""Endings of the names of scales, and what replaces them in the name of the tensor that is scaled."""
+"""Name endings of scales, and the ending of the tensor that is scaled."""
 
 _SCALED: Final = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "U32": "mlx"}
 
 
 def packed_tensor(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
-    """How weights are quantized, as their names and dtypes show, and the tensor that shows it; None if none does.
+    """The quantization method that names and dtypes show, and the tensor that shows it; None if none does.
 
-    dtypes   safetensors dtype of each tensor by its name; a dtype of few bits alone, without a scale, shows nothing
+    dtypes   safetensors dtype of each tensor by its name; a low-bit dtype without a scale is not evidence
 
-    Configs do not say it where a tool wrote the files alone, or where the config was replaced.
+    Configs do not tell if a tool wrote only the weights, or the config was replaced.
     """
     for method, ending in _PACKED:
         found = next((name for name in dtypes if name.endswith(ending)), None)
@@ -89,7 +89,7 @@ def packed_tensor(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 _TABLES: Final = ("I64", "BOOL")
-"""Dtypes of tables, such as positions and masks, which are no rounded weights."""
+"""Dtypes of tables such as positions and masks, which are not quantized weights."""
 
 _LOADED: Final = "what transformers saves of it after loading it with {}(dequantize=True)"
 _DEQUANTIZED: Final = {
@@ -99,14 +99,14 @@ _DEQUANTIZED: Final = {
     "mxfp4": _LOADED.format("Mxfp4Config"),
     "compressed-tensors": _LOADED.format("CompressedTensorsConfig"),
 }
-"""By method, what can be merged in place of the checkpoint that was quantized, with the rounding of that."""
+"""By method, what can be merged instead of the quantized checkpoint, with the same rounding."""
 
 
 def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
-    """Why a quantized checkpoint cannot be merged and what to use in its place; None for plain weights.
+    """Why a quantized checkpoint cannot be merged, and what to use instead; None for plain weights.
 
-    Weights are plain, whatever config.json says, where all are of dtypes that can be merged, or whole numbers in
-    tables, and none has a scale: a model that was dequantized and saved often has its old config still.
+    Weights are plain, whatever config.json says, if all have mergeable dtypes, or are integers in
+    tables, and none has a scale: a model that was dequantized and saved often keeps its old config.
     """
     said, packed = quantization_method(config), packed_tensor(dtypes)
     if packed is None and (said is None or _are_plain(dtypes)):
@@ -118,7 +118,7 @@ def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
 
 
 def _are_plain(dtypes: Mapping[str, str]) -> bool:
-    """Return whether all weights are of dtypes that can be merged, or whole numbers in tables, and none has a scale."""
+    """Return whether all weights have mergeable dtypes, or are integers in tables, and none has a scale."""
     return (
         bool(dtypes)
         and all(dtype in MERGEABLE or dtype in _TABLES for dtype in dtypes.values())

@@ -1,4 +1,4 @@
-"""Find the family whose table explains a checkpoint's names, also where config.json names another class or none."""
+"""Find the family whose table explains a checkpoint's names, even if config.json names another class or none."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from polymerge.families.rules import Family
 __all__ = ["Reading", "nearest", "read_names"]
 
 _BODY: Final = "model."
-"""Prefix of the body in nearly every class; what AutoModel saves is named without it."""
+"""Prefix of the body in nearly every class; AutoModel saves names without it."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the names of a checkpoint are read.
+    """How to read the names of a checkpoint.
 
-    family    whose table explains them, or the one that its config names where none does
-    wrappers  what trainers have put around them (see `checkpoints.wrappers.unwrapped`)
-    other     what config.json names in place of a class of that family, such as `Qwen2Model`; empty where it names one
+    family    the family whose table explains them, or the one that its config names if none does
+    wrappers  prefixes added by trainers (see `checkpoints.names.unwrapped`)
+    other     the class in config.json if it is not one of that family, such as `Qwen2Model`; otherwise empty
     """
 
     family: Family
@@ -39,7 +39,7 @@ def read_names(config: Config, names: Collection[str], told: str | None = None) 
     unknown one is then `generic`.
 
     names  of the tensors as stored
-    told   the name of the family where the user says it; no other is tried
+    told   the family that the user names, if any; no other is tried
     """
     if told is None and not config:
         return Reading(GENERIC)  # nothing says whose names these are
@@ -62,18 +62,18 @@ def read_names(config: Config, names: Collection[str], told: str | None = None) 
 
 
 def _before_all(names: Collection[str]) -> str:
-    """The first component of all names and its dot; empty where they do not have the same."""
+    """The common first component of all names with its dot; empty if they do not share one."""
     first = {name.partition(".")[0] for name in names if "." in name}
     return f"{first.pop()}." if len(first) == 1 and all("." in name for name in names) else ""
 
 
 def nearest(config: Config) -> Family:
-    """The family that a config's model type names, whatever class it names; `generic` where none has that type."""
+    """The family of a config's model type, regardless of its class; `generic` if no family has that type."""
     return claimed({"model_type": config.get("model_type")})
 
 
 def _fitting(config: Config, first: Family, names: Collection[str], inside: str, told: bool) -> Family | None:
-    """The family that explains all names, each after `inside`; None where there is none, or no single one."""
+    """The family that explains all names, each prefixed with `inside`; None if there is none, or no single one."""
 
     def fits(family: Family) -> bool:
         return family is not GENERIC and replace(family, inside=inside).explains(names)
@@ -88,7 +88,7 @@ def _fitting(config: Config, first: Family, names: Collection[str], inside: str,
 
 
 def _relatives(config: Config, first: Family) -> Iterator[Family]:
-    """The families that a config may mean other than the one that its class names."""
+    """Other families that a config may mean than the one of its class."""
     by_type = nearest(config)
     if first is GENERIC and by_type is GENERIC:
         return
@@ -100,7 +100,7 @@ def _relatives(config: Config, first: Family) -> Iterator[Family]:
 
 
 def _other(config: Config, family: Family, inside: str) -> str:
-    """The class that a config names and the family does not have; empty where it has that class, or its body."""
+    """The class in a config that the family does not have; empty if it has that class, or its body."""
     if claimed(config).name == family.name:
         return ""
     architectures = config.get("architectures")

@@ -1,4 +1,4 @@
-"""Every family, found in the modules of `families.tables`, and which of them a config asks for."""
+"""Every family in the modules of `families.tables`, and the family that a config names."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GENERIC: Final = Family(
     rules=(Rule("{rest}", "{rest}"),),
     title="any checkpoint, merged with others of the very same layout",
 )
-"""What no other family claims: names stand for themselves, so it can be merged with its like and with nothing else."""
+"""The family of all other checkpoints: names are used as stored, so they only merge with identical ones."""
 
 
 def _tables() -> Iterator[Family]:
-    """The families in the modules of the tables, each module's in its own order."""
+    """The families in the modules of the tables, in each module's order."""
     for module in iter_modules(tables.__path__, f"{tables.__name__}."):
         found = vars(import_module(module.name)).values()
         yield from (family for family in found if isinstance(family, Family))
@@ -35,10 +35,10 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
 
 
 def claimed(config: Mapping[str, object]) -> Family:
-    """The family that a config names; `generic` where it names none.
+    """The family that a config names; `generic` if it names none.
 
-    An architecture that is named decides: the first LLaVA checkpoints have transformers' model type and tensor names of
-    their own. The model type decides where no architecture is named.
+    The architecture takes precedence: the first LLaVA checkpoints have transformers' model type and tensor names of
+    their own. The model type decides if no architecture is named.
     """
     architectures = config.get("architectures")
     for family in FAMILIES.values():

@@ -1,6 +1,6 @@
-"""Find the canonical tensors of a checkpoint: from names on disk to read expressions, by a family's table.
+"""Map stored names to canonical tensors, as read expressions, with a family's table.
 
-A read expression (see `polymerge.families.expressions`) says how to get a tensor. Only names and shapes are looked at.
+A read expression (see `polymerge.families.expressions`) tells how to read a tensor. Only names and shapes are used.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from polymerge.families.rules import Family
 __all__ = ["NameMap", "Split", "Stack", "apart", "map_names"]
 
 _FEW = 3
-"""Names that an error gives at most."""
+"""Maximum number of names in an error."""
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """Where the canonical tensors of one checkpoint are read from, and what could not be placed.
+    """The locations of a checkpoint's canonical tensors, and the names that could not be mapped.
 
     tensors   canonical name -> read expression
     layout    name on disk -> the canonical names that it holds, each with its rows; no rows stand for all of them
-    views     name on disk -> what those are the rows of, where it is not the tensor as stored
+    views     name on disk -> the view that those rows refer to, if it is not the tensor as stored
     buffers   names on disk that are recognised and never merged
-    lost      names on disk that a rule explains, and of which nothing says where each of their tensors is
+    lost      names on disk of fused tensors whose rows cannot be determined
     unknown   names on disk that no rule explains
-    problems  those, canonical names that two tensors claim, and fused tensors that a config does not explain
+    problems  errors for these, for canonical names claimed by two tensors, and for fused tensors without a split
     """
 
     tensors: Mapping[str, Expr]
@@ -44,10 +44,10 @@ class NameMap:
 
 @dataclass(frozen=True)
 class Stack:
-    """How a tensor of three dimensions holds all experts: one matrix each, as a linear layer has it or transposed.
+    """How a three-dimensional tensor holds all experts: one matrix each, as in a linear layer or transposed.
 
-    experts        how many there are, or None where the config does not say
-    rows, columns  of each matrix as a linear layer has it; None where anything may be
+    experts        their number, or None if the config does not tell
+    rows, columns  of each matrix as in a linear layer; None if any size is possible
     """
 
     experts: int | None = None
@@ -55,9 +55,10 @@ class Stack:
     columns: int | None = None
 
     def ways(self, shape: Shape, parts: int) -> frozenset[bool]:
-        """Whether a tensor of that shape can hold them as they are (False), transposed (True), or both ways.
+        """The orientations in which a tensor of that shape can hold them: as stored (False), transposed (True), or
+        both.
 
-        parts   matrices of equal height in each expert's
+        parts   number of matrices of equal height in each expert's
         """
         if len(shape) != 3 or 0 in shape or self.experts not in (None, shape[0]):
             return frozenset()
@@ -84,10 +85,10 @@ def map_names(
     splits: Mapping[str, Split] | None = None,
     shapes: Mapping[str, Shape] | None = None,
 ) -> NameMap:
-    """Give every tensor name of a checkpoint its canonical name; `checkpoint` is what errors call it.
+    """Map every tensor name of a checkpoint to canonical names; `checkpoint` is its name in errors.
 
-    splits   for each way of fusing tensors that this checkpoint's config settles, where each tensor is in the fused one
-    shapes   of the tensors, which tell how experts are stored
+    splits   for each kind of fused tensor that this checkpoint's config determines, the rows of its parts
+    shapes   of the tensors, from which the layout of experts follows
     """
     read = {name: family.read(name) for name in names}
     buffers = tuple(name for name, found in read.items() if found is None and family.is_buffer(name))
@@ -130,7 +131,7 @@ def map_names(
 
 
 def _unexplained(family: Family, unknown: list[str], names: Collection[str], checkpoint: str) -> CheckpointError:
-    """One error for all names that no rule explains, with the `ignore` that would leave them out."""
+    """One error for all names that no rule explains, with the `ignore` globs that would leave them out."""
     kinds = [f"'{first}'{more}" for first, more in _alike(unknown)]
     few = ", ".join(kinds[:_FEW]) + (", ..." if len(kinds) > _FEW else "")
     what = f"tensor {few}" if len(kinds) == 1 else f"{len(unknown)} of its {len(names)} tensors: {few}"
@@ -147,7 +148,7 @@ def _unexplained(family: Family, unknown: list[str], names: Collection[str], che
 
 
 def apart(some: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The shortest globs that match all of `some` names and none of the `others`, such as `mtp.*`."""
+    """The shortest globs that match all names in `some` and none of the `others`, such as `mtp.*`."""
     taken = {name[:place] for name in others for place, character in enumerate(f"{name}.") if character == "."}
     globs: dict[str, None] = {}
     for name in some:
@@ -160,10 +161,10 @@ def apart(some: Iterable[str], others: Iterable[str]) -> list[str]:
 def _views(
     stacks: Mapping[str, tuple[Stack, int]], shapes: Mapping[str, Shape], checkpoint: str
 ) -> tuple[dict[str, Stacked], list[CheckpointError]]:
-    """How to read the tensors that hold all experts: the same way in all of a checkpoint.
+    """The views of the tensors that hold all experts, with one orientation throughout a checkpoint.
 
-    Of a square matrix only the others tell the way. Where all are square, they are read as transformers reads them, as
-    a linear layer's.
+    The orientation of square matrices follows from the others. If all are square, they are read as in transformers, as
+    in a linear layer.
     """
     ways = {name: stack.ways(shapes.get(name, ()), parts) for name, (stack, parts) in stacks.items()}
     problems = [
@@ -198,7 +199,7 @@ def _without_numbers(name: str) -> str:
 
 
 def _alike(names: Iterable[str], kind: Callable[[str], object] = _without_numbers) -> list[tuple[str, str]]:
-    """The first name of each kind, and how many more there are, so that 40 layers are one error."""
+    """The first name of each kind, and the number of others, so that 40 layers are one error."""
     kinds: dict[object, list[str]] = {}
     for name in names:
         kinds.setdefault(kind(name), []).append(name)

@@ -1,4 +1,4 @@
-"""Canonical names, by which the tensors of two checkpoints are joined, and the tables that give them to names on disk.
+"""Canonical names, by which tensors of different checkpoints are joined, and the tables that map stored names to them.
 
 A `Family` is a table of `Rule`s. Names are translated in one direction only, from the names of a checkpoint to
 canonical ones; `resolve` finds the tensors by them. Nothing here looks at a value.
@@ -25,12 +25,12 @@ PARTS: Final = ("text", "vision", "projector", "audio")
 """The parts of a multimodal model; a canonical name begins with its part."""
 
 BUFFERS: Final = ("{rest}.inv_freq", "{rest}.position_ids")
-"""Tensors that follow from the config and that old checkpoints store nevertheless: copied, never merged."""
+"""Tensors that follow from the config but are stored in old checkpoints: copied, never merged."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Give a name that matches `pattern` as a whole its canonical name; `{i}`, `{e}` are digits, `{rest}` is any text.
+    """Maps names that match `pattern` entirely to canonical names; `{i}`, `{e}` are digits, `{rest}` is any text.
 
     `{i}` is the layer and `{e}` the expert; `{rest}` is not empty. A rule for `only` some layers numbers them among
     themselves; a rule `without` some layers is for all others, numbered as if those were not there.
@@ -63,9 +63,9 @@ class Rule:
         return (self.canonical,) if isinstance(self.canonical, str) else self.canonical
 
     def apply(self, name: str) -> tuple[str, ...] | None:
-        """The canonical names of what `name` holds, or None where the rule is not for it.
+        """The canonical names for `name`, or None if the rule does not match.
 
-        `{e}` stays in the names where `name` holds all experts.
+        `{e}` stays in the names if `name` holds all experts.
         """
         found = _compiled(self.pattern).fullmatch(name)
         if found is None:
@@ -91,19 +91,19 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Family:
-    """How the checkpoints of one family name their tensors, and by which configs they are recognised.
+    """How the checkpoints of one family name their tensors, and the configs that identify it.
 
     `rules` are tried in order, the first that matches is applied once. `decoders` are the lineages that the text towers
     of its checkpoints come from, the usual one first; two models can be joined where they share one. `buffers` are
     patterns of tensors that are known and never merged. `source` names a published checkpoint of the family.
 
-    lineages     by model type or architecture, the lineage it stands for where that is not the usual one; "" where
+    lineages     by model type or architecture, the lineage if it is not the usual one; "" if
                  only the weights tell which
-    defaults     sizes that a config leaves out where they are those of its class
+    defaults     the class's sizes, for configs that omit them
     interleaved  the key in the text config that lists the layers between those of the plain decoder
-    ties         whether its class ties the head to the embedding where a config does not say
-    inside       prefix of every name, where a checkpoint has the names of the body alone, without it
-    mark         pattern of a canonical name that only its vision or audio tower has, and not that of a relative with
+    ties         whether its class ties the head to the embedding by default
+    inside       prefix to add to every name, if a checkpoint has the names of the body alone
+    mark         pattern of a canonical name that its vision or audio tower has, and that of a relative lacks, with
                  the same rules
     """
 
@@ -124,7 +124,7 @@ class Family:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that the rules lead to, in the order of `PARTS`; none for a family without structure."""
+        """The parts that the rules map to, in the order of `PARTS`; empty for a family without structure."""
         reached = {name.partition(".")[0] for rule in self.rules for name in rule.names}
         return tuple(part for part in PARTS if part in reached)
 
@@ -134,41 +134,41 @@ class Family:
         return part if part in self.parts else None
 
     def is_buffer(self, name: str) -> bool:
-        """Return whether a tensor on disk is one that is recognised and never merged."""
+        """Return whether a stored tensor is a buffer, which is never merged."""
         return any(_compiled(pattern).fullmatch(name) for pattern in self.buffers)
 
     def canonical(self, name: str) -> tuple[str, ...]:
-        """The canonical names of what a tensor on disk holds; none for buffers and names that no rule explains."""
+        """The canonical names in a stored tensor; empty for buffers and names that no rule explains."""
         found = self.read(name)
         return found[1] if found else ()
 
     def joint(self, name: str) -> str:
-        """One name for all that a tensor on disk holds, whatever it is called; empty where no rule explains it."""
+        """One canonical name for the entire content of a stored tensor; empty if no rule explains it."""
         return "+".join(self.canonical(name)).replace(".{e}.", ".")
 
     def by_joint(self, names: Iterable[str]) -> dict[str, str]:
-        """The names on disk by what they hold: see `joint`."""
+        """The stored names by their content: see `joint`."""
         return {self.joint(name): name for name in names}
 
     def rule(self, name: str) -> Rule | None:
-        """The rule that a tensor on disk is read by: the first that matches, and none for a buffer."""
+        """The first rule that matches a stored name; None for a buffer."""
         found = self.read(name)
         return found[0] if found else None
 
     def explains(self, names: Iterable[str]) -> bool:
-        """Return whether every name on disk is a buffer or has a rule."""
+        """Return whether every stored name is a buffer or has a rule."""
         return all(self.read(name) or self.is_buffer(name) for name in names)
 
     def has_mark(self, names: Iterable[str]) -> bool:
-        """Return whether its mark is among names on disk, or none is needed: it has none, or only its text tower is
-        there.
+        """Return whether its mark is among the stored names, or is not needed: it has none, or only the text tower
+        is stored.
         """
         held = {canonical for name in names for canonical in self.canonical(name)} if self.mark else set()
         marked = any(_compiled(self.mark).fullmatch(canonical) for canonical in held)
         return marked or not any(canonical.startswith(("vision.", "audio.")) for canonical in held)
 
     def read(self, name: str) -> tuple[Rule, tuple[str, ...]] | None:
-        """The rule of a name on disk, and the canonical names that it gives."""
+        """The rule of a stored name, and the canonical names that it gives."""
         if self.is_buffer(name):
             return None
         for full in dict.fromkeys((self.inside + name, name)):
@@ -184,9 +184,9 @@ def without_branch(canonical: str) -> str:
 
 
 def counterpart(canonical: str, names: Container[str]) -> str | None:
-    """The name among a checkpoint's canonical `names` that belongs to `canonical`: the same, else its substitute.
+    """The name among a checkpoint's canonical `names` that corresponds to `canonical`: itself or a substitute.
 
-    For a branch that the checkpoint does not have it is the tensor without branches; for no branch, where the
+    For a branch that the checkpoint does not have it is the tensor without branches; without a branch, if the
     checkpoint has two, it is that of the text tokens.
     """
     plain = without_branch(canonical)
@@ -195,6 +195,6 @@ def counterpart(canonical: str, names: Container[str]) -> str | None:
 
 
 def text_layer(canonical: str) -> int | None:
-    """The decoder layer that a canonical name belongs to, or None outside the text tower's layers."""
+    """The decoder layer of a canonical name, or None outside the text tower's layers."""
     found = _compiled("text.layers.{i}.{rest}").fullmatch(canonical)
     return int(found["i"]) if found else None

@@ -1,1 +1,1 @@
-"""Prompts and images in, answers out: what search and evaluation ask of a model."""
+"""Inference: prompts and images in, answers out, for search and evaluation."""

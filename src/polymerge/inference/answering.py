@@ -1,4 +1,4 @@
-"""Ask a model: greedily, in batches, through its own chat template; one bad prompt costs no other its answer."""
+"""Generate answers greedily, in batches, with the model's own chat template; a failing prompt affects no other."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TOKENS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 Attempt = tuple[str | None, str]
-"""An answer and nothing, or None and why there is none."""
+"""An answer and an empty text, or None and the reason why there is none."""
 
 
 class AnswerError(PolymergeError):
-    """A model gave no answer; `ids` are those of the prompts that it was asked, or whose image is broken."""
+    """The model gave no answer; `ids` are those of the prompts asked, or of those with a broken image."""
 
     def __init__(self, message: str, ids: Sequence[int | str]) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class AnswerError(PolymergeError):
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
-    """Cut prompts into batches of at most `size`, the same ones whatever order the prompts are in.
+    """Split prompts into batches of at most `size`, independent of the order of the prompts.
 
     They are sorted by number of images, length of text and id; all prompts of a batch have equally many images.
     """
@@ -50,18 +50,18 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
 
 
 class Answerer:
-    """A model that is asked prompts; its answers are greedy, so the same batch has the same answers.
+    """Answers prompts with a model; decoding is greedy, so the same batch gets the same answers.
 
-    Of the model's generation_config only the token ids count: what it says about sampling, penalties and lengths
+    Only the token ids of the model's generation_config are used: its settings for sampling, penalties and lengths
     would make two models' answers hard to compare.
 
-    model           as `polymerge.checkpoints.loading.load_model` gives it; it may get other weights between two batches
-    processor       as `load_processor` of the same module gives it; with a tokenizer the model is asked in text only
+    model           from `polymerge.checkpoints.loading.load_model`; its weights may change between batches
+    processor       from `load_processor` in the same module; with a tokenizer, prompts are text only
     max_new_tokens  the longest answer, at least 1
-    chat_template   a Jinja template in place of the processor's own, for a model that comes without one
+    chat_template   a Jinja template that replaces the processor's, for a model without one
 
-    raises RecipeError where there is no chat template: a model asked in a form that it was not taught answers badly,
-    and nobody would see why.
+    raises RecipeError without a chat template: a model prompted in a format that it was not trained on answers badly,
+    without any visible reason.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Answerer:
         self._config = _greedy(model, self._tokenizer, max_new_tokens)
 
     def answer(self, batch: Sequence[Prompt]) -> list[str]:
-        """The answers to some prompts, in their order, without the space around them.
+        """Answer prompts; returns the answers in order, without surrounding whitespace.
 
-        Prompts with equally many images are asked together, as `batches` has them; others one group after the other.
+        Prompts with the same number of images form one batch, as in `batches`; other groups follow one after another.
 
-        raises AnswerError that names the prompts where an image is broken or the model fails.
+        raises AnswerError, naming the prompts, if an image is broken or the model fails.
         """
         opened, answers = _opened(batch), dict[int, str]()
         for count in sorted({len(prompt.images) for prompt in batch}):
@@ -137,7 +137,7 @@ class Answerer:
         return [text.strip() for text in said]
 
     def _asked(self, prompt: Prompt) -> str:
-        """The prompt as the template writes it: images first, in the form that processors take."""
+        """Apply the chat template to a prompt: images first, in the processor's form."""
         content: Any = prompt.text
         if self._sees:
             content = [*({"type": "image"} for _ in prompt.images), {"type": "text", "text": prompt.text}]
@@ -151,10 +151,10 @@ class Answerer:
 
 
 def attempt(answerer: Answerer, batch: Sequence[Prompt]) -> list[Attempt]:
-    """Ask a batch, and where something in it fails, find out what.
+    """Answer a batch; if something in it fails, isolate the failing prompts.
 
-    Where images are broken the other prompts are asked together without them; where the model fails each is asked
-    alone. What is asked together depends on the batch only, so that the answers do, too.
+    If images are broken, the other prompts are run together without them; if the model fails, each prompt is run
+    alone. The grouping depends only on the batch, and so do the answers.
 
     returns  an attempt for each prompt, in their order
     """
@@ -170,7 +170,7 @@ def attempt(answerer: Answerer, batch: Sequence[Prompt]) -> list[Attempt]:
 
 
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
-    """A generation_config that takes the likeliest token until the end, and nothing of the model's but token ids."""
+    """A generation_config for greedy decoding that takes only token ids from the model's."""
     import transformers
 
     make: Any = transformers.GenerationConfig  # transformers leaves its constructors untyped
@@ -182,7 +182,9 @@ def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
 
 @contextmanager
 def _in_place_of(model: Any, config: Any) -> Iterator[None]:
-    """Give a model another generation_config for a while; handed to `generate`, the model's own would fill its gaps."""
+    """Temporarily replace a model's generation_config; if passed to `generate`, it would be completed from the
+    model's own.
+    """
     own = model.generation_config
     model.generation_config = config
     try:
@@ -192,7 +194,7 @@ def _in_place_of(model: Any, config: Any) -> Iterator[None]:
 
 
 def _opened(batch: Sequence[Prompt]) -> list[list[Any]]:
-    """The images of some prompts, a list each."""
+    """Open the images of some prompts, one list per prompt."""
     opened, broken = [], {}
     for prompt in batch:
         try:

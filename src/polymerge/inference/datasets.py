@@ -1,4 +1,4 @@
-"""Prompts from the rows of a Hugging Face dataset; its images stay in it until they are opened."""
+"""Prompts from the rows of a Hugging Face dataset; images are only read when opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["is_dataset", "open_dataset", "read_rows"]
 _HUB_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 _IN_THE_ROW: Final = object()
-"""Stands for an image whose bytes are in the dataset."""
+"""Placeholder for an image whose bytes are in the dataset."""
 
 
 def is_dataset(source: str | os.PathLike[str]) -> bool:
@@ -35,11 +35,11 @@ def is_dataset(source: str | os.PathLike[str]) -> bool:
 def read_rows(
     source: str | os.PathLike[str], rows: Any, names: Names, image_folder: Path | None
 ) -> list[tuple[str, Prompt]]:
-    """The prompts of a dataset, each with where it stands; rows that are no prompts are refused.
+    """The prompts of a dataset, each with its location; invalid rows are refused.
 
-    rows  of the dataset, as `open_dataset` gives them
+    rows  of the dataset, from `open_dataset`
 
-    raises RecipeError where it lacks a column.
+    raises RecipeError if a column is missing.
     """
     columns = _columns(source, rows.column_names, names)
     path = Path(source).expanduser()
@@ -65,9 +65,9 @@ def _saved(path: Path) -> bool:
 
 
 def open_dataset(source: str | os.PathLike[str], split: str | None) -> Any:
-    """One split of a dataset; it can be left out where there is one.
+    """Open one split of a dataset; `split` may be omitted if there is only one.
 
-    raises RecipeError where it cannot be loaded, MissingExtraError without `datasets`.
+    raises RecipeError if it cannot be loaded, MissingExtraError without `datasets`.
     """
     try:
         datasets: Any = import_module("datasets")
@@ -123,7 +123,7 @@ def _columns(source: object, there: list[str], names: Names) -> dict[str, tuple[
 
 
 def _image_cells(source: object, column: str, rows: Any) -> list[list[Any] | None]:
-    """For every row of an image column its images: paths as texts, `StoredImage` for what is in the row."""
+    """The images in every row of an image column: paths as text, `StoredImage` for embedded images."""
     alone = rows.select_columns([column]).with_format("arrow")
     cells = []
     for number, row in enumerate(_cells(source, column, alone[:].column(0))):
@@ -139,7 +139,7 @@ def _image_cells(source: object, column: str, rows: Any) -> list[list[Any] | Non
 
 
 def _cells(source: object, column: str, array: Any) -> list[list[Any] | None]:
-    """The same, told from the shape of the array alone: no bytes of an image are read."""
+    """The same, from the array's structure alone: no image bytes are read."""
     types: Any = import_module("pyarrow.types")
     compute: Any = import_module("pyarrow.compute")
     if types.is_list(array.type) or types.is_large_list(array.type):

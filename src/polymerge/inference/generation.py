@@ -1,4 +1,4 @@
-"""Let every plan's model answer every prompt, batch by batch, each answer written down as soon as it is there."""
+"""Generate the answers of every plan's model to every prompt, batch by batch, saving each answer at once."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Answers = Mapping[int | str, str]
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are generated: greedily, in batches, by one worker or several.
+    """How to generate answers: greedily, in batches, with one or more workers.
 
     dtype          auto (as the template's weights are) or a torch dtype
-    workers        processes, or actors where `ray` is given: `local`, or the address of a cluster
-    torch_threads  of each worker; by default the processors are shared out
+    workers        processes, or actors if `ray` is set: `local`, or the address of a cluster
+    torch_threads  of each worker; by default the processors are divided among them
     """
 
     max_new_tokens: int = 16
@@ -42,7 +42,7 @@ class Generation:
     trust_remote_code: bool = False
 
     def problems(self) -> list[PolymergeError]:
-        """What is wrong with it."""
+        """Errors in these settings."""
         found: list[PolymergeError] = [
             RecipeError(f"{name}: {getattr(self, name)} is too few")
             for name in ("max_new_tokens", "batch_size", "workers")
@@ -54,7 +54,7 @@ class Generation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What answers depend on: how many workers there are, and where, they do not."""
+        """The settings that answers depend on, which excludes the number and place of workers."""
         return {
             "max_new_tokens": self.max_new_tokens,
             "batch_size": self.batch_size,
@@ -63,9 +63,9 @@ class Generation:
         }
 
     def worker_pool(self, plan: Plan | None, folder: str = "") -> WorkerPool:
-        """Its workers.
+        """The pool of workers.
 
-        plan    whose models they load; None where they load the checkpoint in `folder`
+        plan    whose models they load; None to load the checkpoint in `folder`
         """
         threads = self.torch_threads
         if threads is None and (self.workers > 1 or self.ray is not None):
@@ -78,7 +78,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Batches:
-    """Prompts in batches, always of the same prompts: a model's numbers depend in the last bits on what is beside."""
+    """Prompts in fixed batches: the last bits of a model's numbers depend on the rest of the batch."""
 
     prompts: tuple[Prompt, ...]
     size: int
@@ -95,12 +95,12 @@ def generate(
     pool: WorkerPool,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Answers]:
-    """The answers of all plans' models: those that the run has, and the rest generated now.
+    """The answers of all plans' models: those already in the run, with the missing ones generated now.
 
     Each worker takes a plan, answers its batches one by one, and takes the next plan.
 
-    plans     by the name under which the run keeps the answers
-    progress  told how many answers there are, and how many there will be
+    plans     by the name under which the run stores the answers
+    progress  called with the number of answers done, and the total
     """
     missing = {name: _unanswered(run, name, asked) for name in plans}
     total = len(plans) * len(asked.prompts)
@@ -116,7 +116,7 @@ def generate(
 
 
 def _unanswered(run: Run, name: str, asked: Batches) -> list[Batch]:
-    """The batches that a plan's model has not answered in full."""
+    """The batches for which a plan's model lacks answers."""
     had = run.log(name).read()
     return [batch for batch in asked.batches if any(prompt.id not in had for prompt in batch)]
 

@@ -1,4 +1,4 @@
-"""Images of prompts: on disk, or still in a row of a dataset; opened, written as PNG, made square."""
+"""Images of prompts: on disk, or in a row of a dataset; opened, written as PNG, padded to squares."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image in a row of a dataset; nothing of it is read before `read`.
+    """An image in a row of a dataset; it is not read before `read`.
 
-    source  the dataset, as messages call it
-    column  where in it
+    source  the dataset's name in messages
+    column  its column
     row     from 0
-    place   which one, where a row has several
+    place   its index, if a row has several
     rows    the column as a dataset in arrow format
     """
 
@@ -44,7 +44,7 @@ class StoredImage:
         return f"{self.source}: row {self.row}, {self.column}[{self.place}]"
 
     def read(self) -> bytes:
-        """The bytes of the image file that the row holds."""
+        """Read the bytes of the image file in the row."""
         cell = self.rows[self.row : self.row + 1].column(0)[0].as_py()
         image = cell[self.place] if isinstance(cell, list) else cell
         data: bytes = image["bytes"] if isinstance(image, dict) else image
@@ -52,13 +52,13 @@ class StoredImage:
 
 
 ImageSource = str | StoredImage
-"""What a prompt holds for an image: its absolute path, or where in a dataset it is."""
+"""An image of a prompt: its absolute path, or its location in a dataset."""
 
 
 def open_image(image: ImageSource) -> Any:
-    """The image as a model sees it: a PIL image in RGB, turned as its EXIF orientation says.
+    """Open an image for a model: a PIL image in RGB, rotated according to its EXIF orientation.
 
-    raises what PIL raises where it is missing or broken, MissingExtraError without PIL.
+    raises PIL's errors if it is missing or broken, MissingExtraError without PIL.
     """
     pillow, ops = _pillow()
     with pillow.open(_file(image)) as opened:
@@ -69,21 +69,21 @@ def open_image(image: ImageSource) -> Any:
 
 
 def verify_image(image: ImageSource) -> None:
-    """Read the image's header and what checksums its format has, without decoding it; raises as `open_image` does."""
+    """Read the image's header and any checksums, without decoding it; raises as `open_image` does."""
     pillow, _ = _pillow()
     with pillow.open(_file(image)) as opened:
         opened.verify()
 
 
 def encode_png(image: ImageSource) -> bytes:
-    """The image as `open_image` gives it, in the bytes of a PNG file."""
+    """Encode an image, as opened by `open_image`, as PNG."""
     buffer = io.BytesIO()
     open_image(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def write_png(data: bytes, folder: Path) -> Path:
-    """Write a PNG file under a name made from its content, so that no other image ever has it, and return its path."""
+    """Write a PNG file named after a hash of its content, and return its path."""
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.png"
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -93,9 +93,9 @@ def write_png(data: bytes, folder: Path) -> Path:
 
 
 class SquareImages:
-    """A processor whose images are first padded to squares, as LLaVA's evaluation pads them.
+    """A processor that first pads images to squares, as LLaVA's evaluation does.
 
-    The padding has the mean colour that the processor subtracts, or is black where it names none. Everything else is
+    The padding has the mean colour that the processor subtracts, or black without one. Everything else is
     the processor's own.
     """
 
@@ -115,7 +115,7 @@ class SquareImages:
 
 
 def padded(image: Any, colour: tuple[int, ...]) -> Any:
-    """Centre a PIL image in a square of its longer side, one pixel up or to the left where the padding is odd."""
+    """Centre a PIL image in a square of its longer side, one pixel up or left if the padding is odd."""
     pillow, _ = _pillow()
     width, height = image.size
     if width == height:

@@ -1,4 +1,4 @@
-"""JSON as people write it, a value a line or one list; every error names its line."""
+"""JSON written by people, one value per line or one list; every error names its line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _THEN = "Correct it."
 
 
 def json_lines(data: bytes, file: str) -> Iterator[tuple[int, Any]]:
-    """The value of each line that is not blank, with the line's number from 1; only a line feed ends a line.
+    """Yield the value of each non-blank line with its number, from 1; only line feeds separate lines.
 
-    file  what messages call it
+    file  its name in messages
 
-    A broken line is refused by its number and left out.
+    Broken lines are refused by number and skipped.
     """
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
@@ -33,7 +33,7 @@ def json_lines(data: bytes, file: str) -> Iterator[tuple[int, Any]]:
 
 
 def json_list(file: Path) -> list[Any]:
-    """The list that a file holds; raises RecipeError."""
+    """Parse a file that holds a list; raises RecipeError."""
     values: list[Any] = _parsed(read_text(file, encoding="utf-8-sig", error=RecipeError, then=_THEN), str(file), list)
     return values
 

@@ -1,4 +1,4 @@
-"""A plan carried out into a loaded model: what it merges is computed anew, in place, as often as wanted."""
+"""Apply plans to a loaded model: merged tensors are recomputed in place, as often as needed."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ _TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F
 
 
 class LiveModel:
-    """The template as transformers loads it, whose merged tensors take the values that a plan gives them.
+    """The template as loaded by transformers, whose merged tensors take the values of a plan.
 
-    After `set(plan)` the model computes what the folder that `merge` writes for the same plan would, once loaded: the
-    weights are the same bits. No checkpoint is written. Of a plan that merges adapters, the model is their base; the
+    After `set(plan)` the model equals the one that `merge` writes for the same plan, once loaded: the
+    weights are the same bits. No checkpoint is written. For a plan that merges adapters, the model is their base; the
     merged adapter, which is small, is kept in memory and folded into it.
 
-    plan     any of the plans to come; they are of one template
-    device   where the model runs, and the blocks of a merge are computed
-    dtype    auto (that in which the folder would be loaded), or a torch dtype; what was merged is rounded to the
+    plan     any of the plans to come, which share one template
+    device   for the model and for the blocks of a merge
+    dtype    auto (that in which the folder would be loaded), or a torch dtype; merged values are rounded to the
              output's dtype first
-    threads  of the merge; no bit depends on it
+    threads  of the merge; does not affect the result
 
-    raises CheckpointError where the template does not load with every weight in its place.
+    raises CheckpointError if the template does not load completely.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class LiveModel:
         self._execution: Execution | None = None
 
     def _processor_folder(self, plan: Plan) -> Path:
-        """Where to load the processor from: the template's folder, or one with what its adapter has in place of it."""
+        """The folder to load the processor from: the template's, or a copy with its adapter's files."""
         if not plan.companions:
             return self.folder
         folder = Path(mkdtemp(prefix="polymerge-"))
@@ -119,9 +119,9 @@ class LiveModel:
         return folder
 
     def set(self, plan: Plan) -> None:
-        """Give the model the weights of this plan; what an earlier one changed and this one does not is the template's.
+        """Set the model's weights to this plan's; tensors that only an earlier plan changed are restored.
 
-        raises RecipeError for a plan of another template, CheckpointError where values cannot be merged; the weights
+        raises RecipeError for a plan with another template, CheckpointError if values cannot be merged; the weights
         are then neither the old nor the new ones.
         """
         made = self._folded(plan)
@@ -130,7 +130,7 @@ class LiveModel:
         self._carry_out(made)
 
     def _folded(self, plan: Plan) -> Plan:
-        """The plan itself, or that of folding the adapter that it makes into the base; it is then in memory."""
+        """The plan itself, or the plan that folds its merged adapter, kept in memory, into the base."""
         self._memory: dict[Path, memoryview] = {}
         if plan.config is None:
             return plan
@@ -174,7 +174,7 @@ class LiveModel:
         self._changed = changed
 
     def _executing(self, inputs: tuple[Input, ...]) -> Execution:
-        """The execution of the last plan, where this one reads the same inputs, with all that it knows of them."""
+        """The execution of the last plan, with its caches, if this one reads the same inputs."""
         if self._execution is None or inputs != self._inputs:
             self.close()
             entries = [opened(entry).entries for entry in inputs]
@@ -185,18 +185,18 @@ class LiveModel:
         return self._execution
 
     def close(self) -> None:
-        """Let go of threads and files; the model keeps its weights."""
+        """Release threads and files; the model keeps its weights."""
         if self._execution is not None:
             self._execution.close()
             self._execution = None
 
     def _live(self, name: str) -> Tensor | None:
-        """The model's tensor that a tensor on disk is, as it is; None for one that is put together with others."""
+        """The model's tensor for a stored one, if they are identical; None for one combined with others."""
         live = self._shadow.live_names.get(name)
         return None if live is None else self._shadow.parameters[live]
 
     def _target(self, step: Step) -> Tensor:
-        """Where a step's bytes go: into the model itself where it holds them as they are, else beside it."""
+        """The destination of a step's bytes: the model itself if it holds the tensor unchanged, else a buffer."""
         live, dtype = self._live(step.name), _TORCH[step.dtype]
         if live is None:
             if self._held[step.name].dtype != dtype:
@@ -222,13 +222,13 @@ def live(
 ) -> Iterator[LiveModel]:
     """A merged model in memory: its weights are the bits that `merge` would write, and no checkpoint is written.
 
-    `live(recipe).model` is the model as transformers loads it; `set(plan(other))` gives it the weights of another
+    `live(recipe).model` is the model as transformers loads it; `set(plan(other))` switches to the weights of another
     recipe with the same template.
 
-    source  a recipe (file, mapping or `Recipe`), or a `Plan` made of one; the others as `LiveModel` takes them
+    source  a recipe (file, mapping or `Recipe`), or a `Plan`; the others as for `LiveModel`
 
-    raises Refused with everything that is wrong with the recipe, CheckpointError where the template does not load with
-    every weight in its place, or values cannot be merged.
+    raises Refused with every problem of the recipe, CheckpointError if the template does not load
+    completely, or values cannot be merged.
     """
     plan = source if isinstance(source, Plan) else make_plan(source)
     model = LiveModel(plan, device=device, dtype=dtype, threads=threads, trust_remote_code=trust_remote_code)
@@ -240,12 +240,12 @@ def live(
 
 
 class _Shadow:
-    """Which tensor of a loaded model each tensor on disk becomes, found by loading tensors that take no memory.
+    """Maps stored tensors to tensors of a loaded model, by loading markers that take no memory.
 
-    Names in memory are transformers' own affair and change with its versions, so they are not computed: markers are
-    loaded in place of the weights, and what is then a marker is the tensor that it was given for.
+    Names in memory are internal to transformers and change with its versions, so they are not computed: markers are
+    loaded instead of the weights, and each tensor is identified by its marker.
 
-    live_names  name on disk -> name in memory; without those that transformers puts together from several
+    live_names  name on disk -> name in memory, except for tensors that transformers combines from several
     parameters  name in memory -> the model's tensor
     """
 
@@ -263,7 +263,9 @@ class _Shadow:
                     self.live_names.setdefault(name, live)
 
     def refill(self, held: Mapping[str, Tensor]) -> None:
-        """Let transformers put together again what it makes of several tensors, and give the model the result."""
+        """Have transformers combine the tensors again that it builds from several, and copy the result into the
+        model.
+        """
         dtype = next(iter(self.parameters.values())).dtype
         known = set(self.live_names.values())
         for name, tensor in self._load({**self._markers(dtype), **held}).items():
@@ -284,7 +286,7 @@ class _Shadow:
 
 
 def _unloadable(wrappers: Sequence[str], config: Mapping[str, Any]) -> str:
-    """What keeps transformers from loading a folder that a plan reads all the same; empty where nothing does."""
+    """Why transformers cannot load a folder that a plan can read; empty if it can."""
     if wrappers:
         return f"{wrappers[0].strip('.')}. stands in its tensor names"
     if (method := quantization_method(config)) is not None:
@@ -293,7 +295,7 @@ def _unloadable(wrappers: Sequence[str], config: Mapping[str, Any]) -> str:
 
 
 def _untie(model: Any) -> None:
-    """Give a model whose head transformers tied to its embedding one of its own, which a plan has a tensor for."""
+    """Give the model an independent head if transformers tied it to the embedding but a plan has a tensor for it."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and head.weight is embedding.weight:
         head.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
@@ -308,7 +310,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _stored(entry: TensorInfo) -> Tensor:
-    """A tensor of a checkpoint as it lies on disk."""
+    """A stored tensor of a checkpoint."""
     tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
     files = Files()
     try:
@@ -319,5 +321,5 @@ def _stored(entry: TensorInfo) -> Tensor:
 
 
 def _place(plan: Plan) -> tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]:
-    """What makes two templates the same: where it lies, and the tensors it has."""
+    """A key that identifies a template: its location and its tensors."""
     return plan.inputs[plan.template].path, tuple((step.name, step.shape) for step in plan.steps)

@@ -1,4 +1,4 @@
-"""Numbers that no checkpoint holds, put into tensors of a live model: what a knockout leaves in place of weights."""
+"""Values that no checkpoint holds, written to tensors of a live model, such as the replacements in a knockout."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Overwrite", "Overwritten"]
 
 @dataclass(frozen=True)
 class Overwrite:
-    """Rows of a tensor, by its name on disk, whose numbers `fill` replaces; it is given those that a plan left there.
+    """Rows of a stored tensor whose values `fill` replaces; it is given those that the plan left there.
 
-    rows     as the pieces of its step have them, each block of one matrix where the step has a view
-    view     that of the step
-    fill     of the rows stacked, in the output's dtype; it can be pickled, and its repr says all that it depends on
+    rows     as in the pieces of its step; each block is within one matrix if the step has a view
+    view     the step's view
+    fill     called with the stacked rows, in the output's dtype; picklable, with a repr that shows all it depends on
     """
 
     name: str
@@ -46,11 +46,11 @@ class Overwrite:
 
 @dataclass(frozen=True)
 class Overwritten(Plan):
-    """A plan after which some tensors get numbers that no checkpoint holds; for a `LiveModel`, not for `merge`."""
+    """A plan after which some tensors get values that no checkpoint holds; for `LiveModel`, not for `merge`."""
 
     overwrites: tuple[Overwrite, ...] = ()
 
     @property
     def hash(self) -> str:
-        """sha256 of what a live model computes: that of the plan, and what is overwritten."""
+        """sha256 of what a live model computes: the plan's, and the overwrites."""
         return hashlib.sha256(f"{super().hash}\0{self.overwrites}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A prompt, and the record of a prompt file or row of a dataset that it is read from."""
+"""A prompt, and its parsing from a record of a prompt file or a row of a dataset."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["ALIASES", "Names", "Prompt", "names_from", "prompt_of", "refuse_unkn
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question to a model.
+    """A question to a model.
 
-    id      unique among the prompts; a whole number or a text, as the file has it
-    text    what is asked, without image marks: the chat template puts them in
-    images  absolute paths, in the order in which the model sees them; or images in rows of a dataset, which
-            `polymerge.inference.prompts.materialise` turns into files
-    answer  the right answer, or several, for scorers; None where there is none
+    id      unique among the prompts; an integer or a string, as in the file
+    text    the question, without image placeholders: the chat template adds them
+    images  absolute paths, in the model's order; or images in rows of a dataset, which
+            `polymerge.inference.prompts.materialise` writes to files
+    answer  the correct answer, or several, for scorers; None if there is none
     """
 
     id: int | str
@@ -40,22 +40,22 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "answer": ("answer", "answers"),
     "conversations": ("conversations",),
 }
-"""The fields of a record and what files call them."""
+"""The fields of a record and their aliases in files."""
 
 _READ_PAST = ("category", "metadata")
-"""Fields that files may have and that say nothing to a model."""
+"""Fields that are accepted and ignored."""
 
 Names = Mapping[str, tuple[str, ...]]
-"""What each field is called in a file."""
+"""The name of each field in a file."""
 
 _MARK = re.compile(r"<image>\s*")
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
 def names_from(fields: Mapping[str, str] | None) -> Names:
-    """What each field is called: as `fields` says, else by its aliases.
+    """The name of each field: from `fields`, else by its aliases.
 
-    raises RecipeError, or Refused for several, where a field is none of a prompt.
+    raises RecipeError, or Refused for several, if a field is unknown.
     """
     given = fields or {}
     refuse_if_any(
@@ -73,7 +73,7 @@ def names_from(fields: Mapping[str, str] | None) -> Names:
 
 
 def refuse_unknown(record: Iterable[str], names: Names, where: str) -> None:
-    """Refuse every field of a record that nothing reads."""
+    """Refuse every unknown field of a record."""
     known = {*_READ_PAST, *(name for group in (*names.values(), *ALIASES.values()) for name in group)}
     for name in record:
         if name not in known:
@@ -81,12 +81,12 @@ def refuse_unknown(record: Iterable[str], names: Names, where: str) -> None:
 
 
 def prompt_of(record: Mapping[str, Any], number: int, names: Names, folder: Path | None, where: str) -> Prompt | None:
-    """The prompt of a record; what is wrong with it is refused, and there is none.
+    """Build the prompt of a record; None, with the problems refused, if it is invalid.
 
     record  images are paths, or `StoredImage` in a list
-    number  its id where the record names none
-    folder  what relative image paths are relative to; None where there is no such folder
-    where   the record, as messages call it
+    number  its id if the record has none
+    folder  base of relative image paths; None if there is none
+    where   the record's name in messages
     """
     with collecting() as wrong:
         found = _values(record, names, where)
@@ -113,7 +113,7 @@ def _values(record: Mapping[str, Any], names: Names, where: str) -> dict[str, An
 
 
 def _text_and_answer(found: Mapping[str, Any], names: Names, where: str) -> tuple[Any, Any]:
-    """What is asked and what is answered, from a text or the first turns of a conversation."""
+    """Question and answer, from text fields or the first turns of a conversation."""
     text, answer = found.get("text"), found.get("answer")
     if "conversations" in found:
         if "text" in found:
@@ -129,7 +129,7 @@ def _text_and_answer(found: Mapping[str, Any], names: Names, where: str) -> tupl
 
 
 def _first_turns(turns: Any, where: str) -> tuple[str | None, str | None]:
-    """What is asked first in a conversation, and what is answered first."""
+    """The first question and the first answer of a conversation."""
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
         for turn in turns
@@ -154,7 +154,7 @@ def _without_marks(text: str, images: tuple[ImageSource, ...] | None, where: str
 
 
 def _images(found: Mapping[str, Any], folder: Path | None, where: str) -> tuple[ImageSource, ...] | None:
-    """The images of a record, paths made absolute; None where any is refused."""
+    """The images of a record with absolute paths; None if any is refused."""
     one, several = found.get("image"), found.get("images")
     with collecting() as wrong:
         if one is not None and several is not None:

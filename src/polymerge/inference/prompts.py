@@ -1,4 +1,4 @@
-"""Read what models are to be asked: a prompt file, a folder of images, a dataset; draw some of it."""
+"""Read prompts from a file, a folder of images or a dataset, and draw a sample."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Prompt", "PromptSource", "check_images", "draw_prompts", "materialis
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 SHOWN = 50
-"""Of more problems than this only the number is told."""
+"""Maximum number of problems that are listed; of further ones only the number is given."""
 
 Placed = list[tuple[str, Prompt]]
-"""Prompts, each with where it stands in its source."""
+"""Prompts, each with its location in the source."""
 
 Id = TypeVar("Id", bound=int | str)
 T = TypeVar("T")
@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Where prompts are, and how many are drawn.
+    """The source of prompts, and the number to draw.
 
     source        JSON lines, LLaVA's question format, a folder of images, or a dataset (see `read_prompts`)
-    samples       how many are drawn; 0 for all
+    samples       number of prompts to draw; 0 for all
     seed          of the draw; AdaMMS's is 2
-    question, split, fields, image_folder   as `read_prompts` takes them
+    question, split, fields, image_folder   as for `read_prompts`
     """
 
     source: str | os.PathLike[str]
@@ -49,7 +49,7 @@ class PromptSource:
 
 
 def draw_prompts(source: PromptSource) -> list[Prompt]:
-    """Read prompts, draw some, and check that their images can be opened; none where anything is refused."""
+    """Read prompts, draw a sample, and check that their images can be opened; empty if anything is refused."""
     drawn: list[Prompt] = []
     with collecting() as wrong:
         if source.samples < 0:
@@ -66,13 +66,13 @@ def draw_prompts(source: PromptSource) -> list[Prompt]:
 
 
 def sample(ids: Sequence[Id], count: int, seed: int = 2) -> list[Id]:
-    """Sample `count` ids without replacement; all of them where there are no more, or where `count` is 0.
+    """Sample `count` ids without replacement; all of them if there are no more, or if `count` is 0.
 
-    AdaMMS (CVPR 2025), section 4.1: 100 prompts. Its code draws positions with Python's generator and seed 2; so does
-    this, from the sorted ids, so that the order of a file does not matter. Whole numbers are sorted as numbers,
-    and stand before texts.
+    AdaMMS (CVPR 2025), section 4.1: 100 prompts. Its code draws indices with Python's generator and seed 2; so does
+    this, from the sorted ids, so that the file's order does not matter. Integers are sorted numerically,
+    before strings.
 
-    returns  in the order of the draw, as the paper's code has it; sorted where all are taken
+    returns  in the order of the draw, as in the paper's code; sorted if all are taken
     """
     ordered = sorted(ids, key=lambda one: (isinstance(one, str), one))
     if not count or len(ordered) <= count:
@@ -88,21 +88,21 @@ def read_prompts(
     fields: Mapping[str, str] | None = None,
     image_folder: str | os.PathLike[str] | None = None,
 ) -> list[Prompt]:
-    """Read prompts, in the order in which they stand.
+    """Read prompts in the order of their source.
 
     A prompt has text (also called question or prompt), image (a path) or images (a list), id (also question_id; else
-    its number, counted from 0) and answer (also answers); category and metadata are read past. `<image>` marks are
-    taken out of the text: the images come first, in their order. A conversation (`conversations`) asks what is asked
-    in it first, and the first reply is the answer.
+    its number, counted from 0) and answer (also answers); category and metadata are ignored. `<image>` placeholders are
+    removed from the text: the images come first, in order. In a conversation (`conversations`) the first turn is
+    the question, and the first reply the answer.
 
     source        JSON lines; a JSON list; a folder of images, sorted by name; a dataset: a folder that `datasets`
                   saved, a file or folder of parquet, or a hub id, `owner/name` or `owner/name@revision`
-    question      what is asked about each of a folder of images
-    split         of a dataset; it can be left out where there is one
-    fields        other names, as in {"text": "query"}; other columns of a dataset are read past, other fields refused
-    image_folder  what relative image paths are relative to; else the folder that the file or dataset is in
+    question      the question about each image of a folder
+    split         of a dataset; optional if there is only one
+    fields        other names, as in {"text": "query"}; further columns of a dataset are ignored, further fields refused
+    image_folder  base of relative image paths; by default the folder of the file or dataset
 
-    raises RecipeError, or Refused for several, each with its line, row or entry; MissingExtraError where a dataset is
+    raises RecipeError, or Refused for several, each with its line, row or item; MissingExtraError if a dataset is
     read without `datasets`.
     """
     names = names_from(fields)
@@ -138,9 +138,9 @@ def read_prompts(
 
 
 def check_images(prompts: Iterable[Prompt]) -> None:
-    """Open every image's header, each image once.
+    """Open the header of every image, once each.
 
-    raises RecipeError, or Refused for several, where images are missing or broken; MissingExtraError without PIL.
+    raises RecipeError, or Refused for several, if images are missing or broken; MissingExtraError without PIL.
     """
     first: dict[ImageSource, Prompt] = {}
     for prompt in prompts:
@@ -153,12 +153,12 @@ def check_images(prompts: Iterable[Prompt]) -> None:
 
 
 def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> list[Prompt]:
-    """Give prompts whose images are all files: those in rows of a dataset are written to `folder` as PNG.
+    """Write images in rows of datasets to `folder` as PNG; returns prompts whose images are all files.
 
-    Draw first, so that only the drawn ones are written. A file's name is made from its content: an image that is there
-    is not written again. Paths stay where they are, made absolute.
+    Sample first, so that only sampled images are written. Files are named after their content: an existing image
+    is not written again. Paths are made absolute.
 
-    raises RecipeError, or Refused for several, where images cannot be read; OutputError where the folder cannot be
+    raises RecipeError, or Refused for several, if images cannot be read; OutputError if the folder cannot be
     written.
     """
     # links are not followed
@@ -186,7 +186,7 @@ def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> li
 def _opened(
     read: Callable[[ImageSource], T], image: ImageSource, prompt: Prompt, broken: list[PolymergeError]
 ) -> T | None:
-    """What is read of an image; None for one that is missing or broken."""
+    """The result of reading an image; None if it is missing or broken."""
     try:
         return read(image)
     except PolymergeError:
@@ -218,7 +218,9 @@ def _prompt_file(path: Path, names: Names, images: Path) -> Placed:
 
 
 def _records(path: Path) -> Iterator[tuple[str, int, object]]:
-    """Every record of JSON lines, or of one JSON list (the first byte says which): where it is, its number from 0."""
+    """Every record of JSON lines, or of one JSON list (detected by the first byte): its location, and its number
+    from 0.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -232,7 +234,7 @@ def _records(path: Path) -> Iterator[tuple[str, int, object]]:
 
 
 def _image_folder(path: Path, question: str | None) -> Placed:
-    """Every image of a folder under the same question; files whose name starts with a dot are none."""
+    """Every image of a folder with the same question; hidden files are skipped."""
     if question is None or not question.strip():
         raise RecipeError(f"{path}: a folder of images needs a question to ask about each. Say it with question.")
     names = sorted(
@@ -247,7 +249,7 @@ def _image_folder(path: Path, question: str | None) -> Placed:
 
 
 def _refuse_clashes(placed: Placed) -> None:
-    """Refuse ids that two prompts have; 7 and "7" are two ids."""
+    """Refuse ids shared by two prompts; 7 and "7" are different ids."""
     first: dict[int | str, str] = {}
     for where, prompt in placed:
         if first.setdefault(prompt.id, where) != where:

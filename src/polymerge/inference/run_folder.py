@@ -1,4 +1,4 @@
-"""The folder of a run: what its answers depend on, the prompts, and every answer that was given."""
+"""The folder of a run: settings that its answers depend on, prompts, and all answers."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _TOLD = 6
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that keeps what models answer, so that a run can be stopped, resumed and judged again.
+    """A folder that stores models' answers, so that a run can be interrupted, resumed and judged again.
 
-    run.json                        what the answers depend on
-    prompts.jsonl                   the prompts that were drawn
-    candidates/NAME/answers.jsonl   what each plan's model answered, as it is generated
+    run.json                        the settings that answers depend on
+    prompts.jsonl                   the sampled prompts
+    candidates/NAME/answers.jsonl   each plan's answers, as they are generated
     search.json and others          the outcome
 
-    An evaluation has its tasks in place of the candidates, in `parts`.
+    An evaluation has tasks instead of candidates, in `parts`.
     """
 
     folder: Path
@@ -56,13 +56,13 @@ class Run:
         return AnswerLog(self.part(name) / "answers.jsonl")
 
     def part(self, name: str) -> Path:
-        """The folder of a candidate or task, made where it is not there."""
+        """The folder of a candidate or task, created if it does not exist."""
         folder = self.folder / self.parts / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
-        """Write a file of the run at once: what was there before, or all of the new."""
+        """Write a file of the run atomically."""
         path = self.folder / name
         beside = path.with_name(f".{name}.new")
         beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -70,7 +70,7 @@ class Run:
         return path
 
     def keep_prompts(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-        """Write down the prompts, and the images of those that are in memory; returns the prompts with paths only."""
+        """Save the prompts, and their images that are in memory; returns the prompts with paths only."""
         placed = tuple(materialise(prompts, self.folder / "images"))
         lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in placed]
         (self.folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -78,18 +78,18 @@ class Run:
 
 
 class AnswerLog:
-    """Answers by prompt id, in a file that only grows: what was answered before a crash is not asked again.
+    """Answers by prompt id in an append-only file: answers from before a crash are not generated again.
 
-    A line each: `{"id": 7, "answer": "two"}`; 7 and "7" are two prompts. One process at a time may append to a file.
+    One per line: `{"id": 7, "answer": "two"}`; 7 and "7" are different prompts. Only one process at a time may append.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def read(self) -> dict[int | str, str]:
-        """The answers of all complete lines; none where there is no file.
+        """The answers of all complete lines; empty if there is no file.
 
-        The last line is dropped where no line feed ends it: writing it was cut short.
+        A last line without a line feed is dropped: writing it was interrupted.
 
         raises RecipeError, or Refused for several: a broken line, an id with two answers.
         """
@@ -118,9 +118,9 @@ class AnswerLog:
         return answers
 
     def append(self, pairs: Iterable[tuple[int | str, str]]) -> None:
-        """Add answers, all in one write, and wait until they are on the disk; what a cut-short write left goes first.
+        """Append answers in a single write and flush them to disk, after removing an incomplete last line.
 
-        raises OutputError where the file cannot be written.
+        raises OutputError if the file cannot be written.
         """
         lines = [json.dumps({"id": name, "answer": answer}, ensure_ascii=False) + "\n" for name, answer in pairs]
         if not lines:
@@ -150,7 +150,7 @@ class AnswerLog:
 
 
 def _pair(value: object, where: str) -> tuple[int | str, str]:
-    """The id and the answer of a line."""
+    """Parse the id and the answer of a line."""
     if not isinstance(value, dict) or set(value) != {"id", "answer"}:
         raise RecipeError(f'{where}: not an answer: a line is {{"id": ..., "answer": "..."}}. Is it another file?')
     name, answer = value["id"], value["answer"]
@@ -162,7 +162,7 @@ def _pair(value: object, where: str) -> tuple[int | str, str]:
 
 
 def identity_of_prompts(prompts: Sequence[Prompt]) -> str:
-    """sha256 of prompts and their images; what the right answers are does not matter to a model."""
+    """sha256 of prompts and their images, without the correct answers."""
     told = hashlib.sha256()
     for prompt in prompts:
         files = (encode_png(one) if isinstance(one, StoredImage) else Path(one).read_bytes() for one in prompt.images)
@@ -172,7 +172,7 @@ def identity_of_prompts(prompts: Sequence[Prompt]) -> str:
 
 
 def identity_of_inputs(plan: Plan) -> list[dict[str, str]]:
-    """What of a plan's models answers depend on: where they lie, their headers, their content."""
+    """The properties of a plan's inputs that answers depend on: location, headers, content."""
     return [
         {
             "path": one.path,
@@ -192,14 +192,14 @@ def open_run(
     parts: str = _CANDIDATES,
     outcome: Sequence[str] = (),
 ) -> Run:
-    """Begin a run, or go on with one whose answers depend on the same settings.
+    """Start a run, or resume one with the same settings.
 
-    force    drop what a run with other settings left in the folder
-    what     is run, as messages say it
-    parts    the folder of its parts
+    force    discard an earlier run with other settings in the folder
+    what     the kind of run, as messages call it
+    parts    name of the folder of its parts
     outcome  files that it writes at the end
 
-    raises RecipeError where the folder holds a run with other settings, OutputError where it holds something else.
+    raises RecipeError if the folder holds a run with other settings, OutputError if it holds something else.
     """
     asked = json.loads(json.dumps(settings))
     path = folder / SETTINGS
@@ -220,7 +220,7 @@ def open_run(
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run that a folder holds, None where it holds none; raises OutputError for a broken file."""
+    """The settings of the run in a folder, None if it holds none; raises OutputError for a broken file."""
     path = folder / SETTINGS
     if not path.is_file():
         return None
@@ -235,7 +235,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def alone_in(run: Run) -> Iterator[None]:
-    """Keep other processes out of a run's folder; raises OutputError where one is in it."""
+    """Lock a run's folder; raises OutputError if another process uses it."""
     descriptor = os.open(run.folder, os.O_RDONLY)
     try:
         try:
@@ -250,7 +250,7 @@ def alone_in(run: Run) -> Iterator[None]:
 
 
 def _drop(folder: Path, parts: str, outcome: Sequence[str]) -> None:
-    """Remove what a run has left, and nothing else that may lie in its folder."""
+    """Remove the files of a run, and nothing else in its folder."""
     shutil.rmtree(folder / parts, ignore_errors=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
     for name in ("prompts.jsonl", *outcome):
@@ -274,7 +274,7 @@ def _refuse_others(folder: Path, asked: Mapping[str, Any], what: str) -> None:
 
 
 def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """Every plain value inside some settings, with its path."""
+    """Every leaf of nested settings, with its path."""
     if isinstance(value, dict) and value:
         for key, inside in value.items():
             yield from _leaves(inside, f"{name}.{key}" if name else str(key))

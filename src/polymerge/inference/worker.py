@@ -1,4 +1,4 @@
-"""What a worker does: load a model, take the weights of one plan after the other, answer."""
+"""A worker: loads a model, applies one plan after another, and answers prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["AnswerSettings", "Job", "Worker"]
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How prompts are asked.
+    """How prompts are processed.
 
     square  images are padded to squares first, with the processor's mean colour
     """
@@ -32,9 +32,9 @@ class AnswerSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told at the start.
+    """What every worker needs at the start.
 
-    plan            any of those to come: the models to load; None where the checkpoint in `folder` is asked as it is
+    plan            any of the plans to come, whose models are loaded; None to use the checkpoint in `folder` as it is
     torch_threads   of one worker; None for torch's own choice
     merge_threads   of one worker, for merging
     """
@@ -50,9 +50,9 @@ class Job:
 
 
 class Worker:
-    """A model that takes the weights of one plan after the other, and answers.
+    """A model that applies one plan after another, and answers prompts.
 
-    It is loaded with the first thing that is asked of it, where an error reaches the one who asked.
+    It is loaded on the first request, so that errors reach the caller.
     """
 
     def __init__(self, job: Job) -> None:
@@ -61,7 +61,7 @@ class Worker:
 
     @cached_property
     def _loaded(self) -> tuple[LiveModel | None, Any, Any]:
-        """The live model where there is a plan, the model and its processor."""
+        """The live model, if there is a plan; the model and its processor."""
         import torch
 
         from polymerge.checkpoints.loading import load_model, load_processor
@@ -83,7 +83,7 @@ class Worker:
         return live, model, load_processor(folder, trust_remote_code=job.trust_remote_code)
 
     def take(self, plan: Plan | None) -> None:
-        """Give the model the weights of a plan; None leaves them as they were loaded."""
+        """Apply a plan; None keeps the weights as loaded."""
         live, _, _ = self._loaded
         self._answerer()  # so that a model that cannot be asked is found out now
         if plan is not None:
@@ -91,11 +91,11 @@ class Worker:
             live.set(plan)
 
     def answer(self, batch: Sequence[Prompt]) -> list[str]:
-        """Answer a batch with the weights that the model has."""
+        """Answer a batch with the current weights."""
         return self._answerer().answer(batch)
 
     def attempt(self, batch: Sequence[Prompt], settings: AnswerSettings) -> list[Attempt]:
-        """Answer a batch; what fails is told in the answer's place."""
+        """Answer a batch; failures are returned in place of answers."""
         from polymerge.inference.answering import attempt
 
         return attempt(self._answerer(settings), batch)

@@ -1,4 +1,4 @@
-"""Who generates: this process, processes beside it, or actors of a Ray cluster; all do the same."""
+"""Pools of workers: this process, local processes, or actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Call", "WorkerError", "WorkerPool", "own_device"]
 T = TypeVar("T")
 
 Call = Callable[[Worker], Any]
-"""What a worker is to do; it can be pickled, such as `functools.partial(Worker.take, plan=plan)`."""
+"""A picklable call for a worker, such as `functools.partial(Worker.take, plan=plan)`."""
 
 _Submit = Callable[[int, Call], Future[Any]]
 
@@ -29,16 +29,16 @@ _PATIENCE = 10.0  # seconds to reach a cluster's address
 
 
 class WorkerError(PolymergeError):
-    """A worker is gone; nobody knows more than that."""
+    """A worker died without an error of its own."""
 
 
 class WorkerPool:
-    """Workers for a job, each of which does one thing after the other; a context, at whose end they leave.
+    """Workers for a job, each of which handles one call at a time; a context manager that ends them.
 
-    They start with the first call.
+    They start on the first call.
 
-    count  how many
-    ray    host:port or ray://host:port of a Ray cluster, `auto` for the one of the environment, or `local` to start one
+    count  number of workers
+    ray    host:port or ray://host:port of a Ray cluster, `auto` for the environment's, or `local` to start one
            on this machine; None for this process, or several of this machine
     """
 
@@ -57,19 +57,19 @@ class WorkerPool:
         self._stack.close()
 
     def submit(self, worker: int, call: Call) -> Future[Any]:
-        """Have a worker, by its number, do something.
+        """Submit a call to a worker, given by its number.
 
-        raises MissingExtraError without Ray, RecipeError where its cluster cannot be reached or is too small.
+        raises MissingExtraError without Ray, RecipeError if its cluster cannot be reached or is too small.
         """
         if self._submit is None:
             self._submit = self._stack.enter_context(self._started())
         return _with_cause(self._submit(worker, call))
 
     def run(self, streams: Iterable[Iterator[tuple[T, Call]]]) -> Iterator[tuple[T, Any]]:
-        """Carry out streams of calls: each worker takes a stream, makes its calls one by one, and takes the next.
+        """Carry out streams of calls: each worker takes a stream, makes its calls in order, and takes the next.
 
-        streams  of calls, each with what it is for; the next call is taken when the result of the one before was used
-        returns  what each call was for, and its result, as they come
+        streams  of calls, each with a tag; the next call is taken once the previous result was consumed
+        returns  the tag and result of each call, in order of completion
         """
         waiting = iter(streams)
         busy: dict[Future[Any], tuple[int, Iterator[tuple[T, Call]], T]] = {}
@@ -116,7 +116,7 @@ class WorkerPool:
 
 
 def own_device(device: str, number: int) -> str:
-    """The device of one of several workers: each has the next GPU in turn, where no GPU is named by its number."""
+    """The device of one of several workers: GPUs are assigned round-robin unless a GPU index is given."""
     if device != "cuda":
         return device
     import torch
@@ -125,7 +125,7 @@ def own_device(device: str, number: int) -> str:
 
 
 _worker: Worker | None = None
-"""In a process of a pool, its worker."""
+"""The worker of this process, in a process pool."""
 
 
 def _begin(job: Job, number: int) -> None:
@@ -156,7 +156,7 @@ def _done(function: Callable[[], Any]) -> Future[Any]:
 
 
 def _with_cause(future: Future[Any]) -> Future[Any]:
-    """The same, where an error is the one that was raised in the worker, or says that the worker is gone."""
+    """The same future, with the error raised in the worker, or a WorkerError if the worker died."""
     told: Future[Any] = Future()
 
     def tell(done: Future[Any]) -> None:
@@ -178,7 +178,7 @@ def _with_cause(future: Future[Any]) -> Future[Any]:
 
 
 class _Actor:
-    """A worker as an actor of Ray."""
+    """A worker as a Ray actor."""
 
     def __init__(self, job: Job) -> None:
         self._worker = Worker(job)
@@ -189,7 +189,7 @@ class _Actor:
 
 @contextmanager
 def _actors(job: Job, count: int, address: str) -> Iterator[_Submit]:
-    """Actors for a job; checkpoints and images have to lie under the same paths on every machine."""
+    """Actors for a job; checkpoints and images must have the same paths on every machine."""
     try:
         ray: Any = import_module("ray")
     except ImportError:
@@ -204,7 +204,7 @@ def _actors(job: Job, count: int, address: str) -> Iterator[_Submit]:
 
 @contextmanager
 def _cluster(ray: Any, address: str, processors: int) -> Iterator[None]:
-    """Be a driver of a cluster, of the caller's own where there is one."""
+    """Connect to a Ray cluster as a driver, reusing the caller's connection."""
     if ray.is_initialized():
         yield
         return
@@ -222,7 +222,7 @@ def _cluster(ray: Any, address: str, processors: int) -> Iterator[None]:
 
 
 def _probe(address: str) -> None:
-    """See whether anybody listens, since Ray itself tries for minutes."""
+    """Check that the address accepts connections, since Ray itself would retry for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return
@@ -233,7 +233,7 @@ def _probe(address: str) -> None:
 
 
 def _check_room(ray: Any, address: str, count: int, need: dict[str, float]) -> None:
-    """Refuse actors that would wait for a place for ever."""
+    """Refuse more actors than the cluster can schedule."""
     nodes = [node["Resources"] for node in ray.nodes() if node.get("Alive", node.get("alive"))]
     ((what, each),) = need.items()
     places = sum(int(node.get(what, 0) // each) for node in nodes)

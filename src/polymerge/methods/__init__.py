@@ -1,1 +1,1 @@
-"""Merge methods: functions on blocks of numbers, and the table of what recipe and plan need to know of them."""
+"""Merge methods: functions on blocks of numbers, and the table of properties that recipe and plan use."""

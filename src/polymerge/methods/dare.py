@@ -22,12 +22,12 @@ def dare_linear(
     keys: Sequence[int],
     start: int = 0,
 ) -> AnyBlock:
-    """Drop entries of each delta at random, rescale the rest, add up the deltas, each times its weight.
+    """Drop entries of each delta at random, rescale the rest, and sum the weighted deltas.
 
-    Yu et al. 2024, arXiv:2311.03099, section 3: what is kept, with probability `density`, is divided by it, so that
-    the expectation stays. Bring Reason to Vision computes the quotient and throws it away (`rescale=False`). The draws
+    Yu et al. 2024, arXiv:2311.03099, section 3: entries are kept with probability `density` and divided by it, so that
+    the expectation is unchanged. Bring Reason to Vision discards the quotient that it computes (`rescale=False`). Draws
     come from a counter-based generator, one word per element (see `polymerge.methods.kernels.keep_random`), so they
-    depend on nothing but the key and the element's place; the quotient is taken as a product with 1 / density.
+    depend only on the key and the element's index; division is done as multiplication by 1 / density.
 
     deltas     [model, n]  task vectors, float32 or float64; overwritten by the thinned ones
     weight     [model]     each model's coefficient, of either sign
@@ -55,7 +55,7 @@ def dare_ties(
     keys: Sequence[int],
     start: int = 0,
 ) -> AnyBlock:
-    """Drop entries of each delta at random, rescale the rest, elect a sign per entry, average what agrees with it.
+    """Drop entries of each delta at random, rescale the rest, elect a sign per entry, and average the agreeing entries.
 
     Yu et al. 2024, arXiv:2311.03099, section 3, in place of the trimming of TIES; the election is that of
     `polymerge.methods.ties.ties`. The defaults are mergekit's, which divides the sum only if asked to. Bring Reason to

@@ -1,6 +1,6 @@
-"""Low-rank updates as pairs of factors: added up, decomposed, cut to a rank and taken to common spaces.
+"""Low-rank updates as pairs of factors: summed, decomposed, truncated and mapped to common spaces.
 
-None of it multiplies an update out, but for `of_dense`, which is given one.
+Updates are never multiplied out, except in `of_dense`, whose argument is one.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = [
 Wide: TypeAlias = NDArray[np.float64]
 
 EXACT = 512
-"""Dense matrices whose smaller side is no longer than this are decomposed in full."""
+"""Dense matrices whose smaller side does not exceed this are decomposed in full."""
 
 ROUNDS, SPARE = 6, 10
 BLOCK = 512  # rows that are widened to float64 at a time
 
 
 class Factors(NamedTuple):
-    """An update `b @ a` [out, in], every scaling folded in; float32, `b` [out, r], `a` [r, in]."""
+    """An update `b @ a` [out, in], with scalings included; float32, `b` [out, r], `a` [r, in]."""
 
     b: NDArray[np.float32]
     a: NDArray[np.float32]
@@ -64,11 +64,11 @@ class Decomposition(NamedTuple):
 
     @property
     def determined(self) -> int:
-        """How many components are more than rounding of float32 factors: more than 2^-23 of the largest."""
+        """The number of components above the rounding of float32 factors: more than 2^-23 of the largest."""
         return int(np.count_nonzero(self.s > self.s[0] * 2.0**-23))
 
     def factors(self, rank: int) -> Factors:
-        """The `rank` largest components, or zeros where there are fewer; the roots of `s` go to both sides."""
+        """The `rank` largest components, or zeros if there are fewer; both sides get the roots of `s`."""
         roots = np.sqrt(self.s[:rank])
         return pad(Factors(narrow(self.u[:, :rank] * roots), narrow(roots[:, None] * self.v[:rank])), rank)
 
@@ -79,7 +79,7 @@ def narrow(x: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def check_shapes(pairs: Sequence[Factors]) -> None:
-    """Raise RecipeError unless there is a pair, each fits together and all are updates of one shape."""
+    """Raise RecipeError unless there is at least one pair, each is consistent, and all updates have the same shape."""
     if not pairs:
         raise RecipeError("adapters: there are none. Give at least one")
     for place, (b, a) in enumerate(pairs):
@@ -105,14 +105,14 @@ def signed(u: Wide, s: Wide, v: Wide) -> Decomposition:
 
 
 def dot(one: Factors, other: Factors) -> float:
-    """The sum of products, entry by entry, of two updates of one shape, in float64; neither is multiplied out."""
+    """The Frobenius inner product of two updates of the same shape, in float64, from the factors alone."""
     (b, a), (d, c) = ((x.astype(np.float64), y.astype(np.float64)) for x, y in (one, other))
     # <b a, d c> is the sum over the entries of (b' d) * (a c')
     return float(((b.T @ d) * (a @ c.T)).sum())
 
 
 def decompose(factors: Factors) -> Decomposition:
-    """Decompose an update into singular vectors and values, by QR of both factors and an SVD of what is between them.
+    """Decompose an update into singular vectors and values, by QR of both factors and an SVD of the core.
 
     factors  `b` [out, r] and `a` [r, in], finite
     returns  min(out, r, in) components, float64; of each left vector the largest entry is positive
@@ -124,7 +124,7 @@ def decompose(factors: Factors) -> Decomposition:
 
 
 def pad(factors: Factors, rank: int) -> Factors:
-    """Append zeros until there are `rank` columns in `b` and rows in `a`; factors with as many stay as they are."""
+    """Pad `b` and `a` with zeros to `rank` columns and rows; factors of that rank are returned unchanged."""
     missing = rank - factors.rank
     if missing <= 0:
         return factors
@@ -132,7 +132,7 @@ def pad(factors: Factors, rank: int) -> Factors:
 
 
 def stack(pairs: Sequence[Factors], weight: Sequence[float]) -> Factors:
-    """Add updates up, each times its weight, as one update whose rank is the sum of their ranks.
+    """Sum weighted updates as one update whose rank is the sum of their ranks.
 
     pairs    updates of one shape [out, in], of any ranks
     weight   [model]  of either sign
@@ -146,15 +146,15 @@ def stack(pairs: Sequence[Factors], weight: Sequence[float]) -> Factors:
 
 
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
-    """Approximate an update as well as a rank allows.
+    """Approximate an update optimally at a given rank.
 
-    Eckart and Young 1936, by `decompose`, so no matrix of the size [out, in] comes up. The singular values are split
+    Eckart and Young 1936, by `decompose`, so no [out, in] matrix is formed. The singular values are split
     evenly: the roots go to both factors.
 
     factors  `b` [out, r] and `a` [r, in], finite
     rank     at least 1
-    returns  factors of exactly that rank, and the error, the Frobenius norm of what is lost over that of the update, in
-             [0, 1]. Where `rank` is r or more: the same factors, bit for bit, and 0
+    returns  factors of exactly that rank, and the relative error in the Frobenius norm, in
+             [0, 1]. If `rank` is r or more: the same factors, bit for bit, and 0
     raises   RecipeError where `rank` is below 1
     """
     check_rank(rank)
@@ -170,17 +170,17 @@ def _share(lost: np.floating[Any], whole: np.floating[Any]) -> float:
 
 
 def of_dense(matrix: NDArray[np.float32], rank: int) -> tuple[Factors, float]:
-    """Approximate a dense matrix by factors as well as a rank allows.
+    """Approximate a dense matrix by factors of a given rank.
 
-    In full where the shorter side is at most 512 or the rank leaves nothing to save; else by subspace iteration from
+    By a full SVD if the shorter side is at most 512 or the rank is too high to save work; else by subspace iteration on
     random signs (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithms 4.4 and 5.1): 2 * rank + 10 directions,
-    six rounds, always the same draws. What it loses is the least possible to many digits where singular values fall,
-    and about a thousandth more for noise, whose singular values hardly do.
+    six iterations, deterministic draws. The error is optimal to many digits if the singular values decay,
+    and about a thousandth larger for noise, whose singular values hardly do.
 
-    matrix   [out, in], finite; never copied as a whole where the iteration is taken
+    matrix   [out, in], finite; never copied in full if the iteration is used
     rank     at least 1
-    returns  factors of exactly that rank, filled with zeros beyond what a matrix can have, and the error, the Frobenius
-             norm of what is lost over that of the matrix, in [0, 1]
+    returns  factors of exactly that rank, padded with zeros beyond the matrix's rank, and the relative error in the
+             Frobenius norm, in [0, 1]
     raises   RecipeError where `rank` is below 1
     """
     check_rank(rank)
@@ -199,7 +199,7 @@ def of_dense(matrix: NDArray[np.float32], rank: int) -> tuple[Factors, float]:
 
 
 def _sketched(matrix: NDArray[np.float32], wanted: int) -> Decomposition:
-    """About the `wanted` largest components; the matrix is widened to float64 a block of rows at a time."""
+    """Approximate the `wanted` largest components; the matrix is converted to float64 a block of rows at a time."""
     columns = matrix.shape[1]
     draws = np.frombuffer(np.random.RandomState(0).bytes(columns * wanted // 8 + 1), np.uint8)  # a frozen stream
     right: NDArray[Any] = 2.0 * np.unpackbits(draws)[: columns * wanted].reshape(columns, wanted) - 1
@@ -229,8 +229,8 @@ SpaceName = Literal["factors", "knots", "core"]
 class Space:
     """Adapters as coordinates in a common space.
 
-    coordinates  one or two stacks [model, *shape], float32; each is merged by itself, over its first axis
-    left, right  what the merged coordinates are multiplied with on the way out; None for nothing
+    coordinates  one or two stacks [model, *shape], float32; each is merged separately, over its first axis
+    left, right  factors that map merged coordinates back; None for the identity
     """
 
     coordinates: tuple[NDArray[np.float32], ...]
@@ -238,7 +238,7 @@ class Space:
     right: Wide | None = None
 
     def leave(self, merged: Sequence[NDArray[Any]]) -> Factors:
-        """Make an adapter of merged coordinates.
+        """Map merged coordinates back to an adapter.
 
         merged   one array for each stack of `coordinates`, [*shape] or flat
         returns  factors, float32
@@ -257,24 +257,24 @@ class Space:
 
 
 def enter(space: SpaceName, pairs: Sequence[Factors]) -> Space:
-    """Write adapters as coordinates that can be merged entry by entry.
+    """Map adapters to coordinates that can be merged entry by entry.
 
     factors  A and B apart, as the baselines of RobustMerge have it (Zeng et al. 2025, arXiv:2502.17159, appendix D).
              Not lossless: the product of sums has the cross terms of all adapters. Needs equal ranks
     knots    KnOTS (Stoica et al. 2025, arXiv:2410.19735, ICLR 2025): the updates side by side are
-             U diag(s) [V_1 .. V_T]; the coordinates are V_t [k, in], the way out is (U diag(s)) V. The paper takes the
+             U diag(s) [V_1 .. V_T]; the coordinates are V_t [k, in], mapped back as (U diag(s)) V. The paper takes the
              SVD of the [out, T * in] matrix, here it comes from QR of the stacked B, LQ of each A and an SVD of what
              is between them
     core     Core Space (Panariello et al. 2025, arXiv:2509.17786, NeurIPS 2025): U [out, k] are the left singular
              vectors of all B side by side, V^T [k', in] the right ones of all A stacked; the coordinates are
-             U^T B_t A_t V [k, k'], the way out is (U M) V^T
+             U^T B_t A_t V [k, k'], mapped back as (U M) V^T
 
     In "knots" and "core" a sum of the coordinates, each times a weight, is that of the updates, up to the rounding of
-    float32. Directions that no adapter has (singular values below what float64 resolves) are left out; one stays where
+    float32. Directions that no adapter has (singular values below float64 resolution) are dropped; one is kept if
     all adapters are zero. Of each left vector, and in "core" also of each right one, the largest entry is positive.
 
     pairs    [model]  updates of one shape [out, in], finite
-    returns  the coordinates and the way out
+    returns  the coordinates and the map back
     raises   RecipeError where there are no pairs, shapes differ, ranks differ (in "factors") or `space` is another word
     """
     if space not in get_args(SpaceName):
@@ -292,7 +292,7 @@ def enter(space: SpaceName, pairs: Sequence[Factors]) -> Space:
 
 
 def _directions(x: Wide) -> Decomposition:
-    """The SVD of `x` less what is numerically zero, but at least one component; signs as the left vectors want them."""
+    """The SVD of `x` without numerically zero components, but with at least one; signs are set by the left vectors."""
     q, r = np.linalg.qr(x)
     u, s, v = np.linalg.svd(r, full_matrices=False)
     count = max(1, int(np.count_nonzero(s > s[0] * max(x.shape) * np.finfo(np.float64).eps)))

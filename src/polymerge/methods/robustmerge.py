@@ -1,4 +1,4 @@
-"""RobustMerge: prune adapters, scale up what is left of each rank, balance the tasks."""
+"""RobustMerge: prune adapters, rescale the remaining entries of each rank, balance the tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def robustmerge(
     floor: float | None = 0.8,
     compose: Compose = "factors",
 ) -> Factors:
-    """Prune the small entries of both factors, scale each rank up by what it lost, add the adapters up.
+    """Prune the small entries of both factors, rescale each rank to compensate, and sum the adapters.
 
     Zeng et al. 2025, arXiv:2502.17159 (NeurIPS 2025), equations 2 to 5 and algorithm 1. With A~ and B~ for what pruning
     leaves of a task's factors, rank row i of A has the scale S_i = sum_j |A_ij| / sum_j |A~_ij|, and S~ is S divided by
@@ -71,7 +71,7 @@ def robustmerge(
 
 
 def _pruned(x: Wide, density: float) -> Wide:
-    """The entries that reach the threshold, the rest zero."""
+    """Keep the entries that reach the threshold, zero the rest."""
     place = int(x.size * (1 - density))
     if place == 0:
         return x
@@ -80,7 +80,7 @@ def _pruned(x: Wide, density: float) -> Wide:
 
 
 def _scales(a: Wide, kept: Wide, floor: float | None) -> Wide:
-    """The scale of each rank row that makes up for the magnitude that pruning took from it."""
+    """The scale of each rank row that compensates for the pruned magnitude."""
     before, after = np.abs(a).sum(axis=1), np.abs(kept).sum(axis=1)
     scales: Wide = np.divide(before, after, out=np.ones_like(before), where=after > 0)
     scales[(after == 0) & (before > 0)] = scales.max()

@@ -1,4 +1,4 @@
-"""Weighted sums of models, of deltas and of adapters; the weights are said, or follow from norms and angles."""
+"""Weighted sums of models, deltas and adapters; weights are given, or follow from norms and angles."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["arc_weights", "cat", "linear", "metagpt", "slerp", "svd", "task_arit
 
 NEARLY_PARALLEL = 0.9995
 NO_DIRECTION = 1e-8
-"""A norm up to which a tensor has no direction."""
+"""Norm up to which a tensor counts as having no direction."""
 
 
 def linear(models: AnyBlock, weight: PerModel, normalize: bool = True, *, stepwise: str | None = None) -> AnyBlock:
-    """Average the models, each with its weight.
+    """Average the models with weights.
 
     Wortsman et al. 2022, arXiv:2203.05482 (model soups). With two weights that add up to one it is the merge of Bring
     Reason to Vision (Chen et al. 2025, arXiv:2505.05464) and equation 1 of AdaMMS (Du et al. 2025, arXiv:2503.23733).
@@ -47,7 +47,7 @@ def linear(models: AnyBlock, weight: PerModel, normalize: bool = True, *, stepwi
 
 
 def task_arithmetic(deltas: AnyBlock, weight: PerModel, normalize: bool = False) -> AnyBlock:
-    """Add up the deltas, each times its weight.
+    """Sum the weighted deltas.
 
     Ilharco et al. 2023, arXiv:2212.04089, section 2. The mean that AdaMMS calls `average` has weights of 1/T.
 
@@ -61,7 +61,7 @@ def task_arithmetic(deltas: AnyBlock, weight: PerModel, normalize: bool = False)
 
 
 def metagpt(deltas: AnyBlock, *, gram: NDArray[np.float64] | None = None) -> AnyBlock:
-    """Add up the deltas, each weighted by its share of all squared norms.
+    """Sum the deltas, each weighted by its share of the total squared norm.
 
     Zhou et al. 2024, arXiv:2406.11385: the weight of model t is |delta_t|^2 / sum_k |delta_k|^2, with norms over the
     whole model. AdaMMS compares with it, and its code takes the norms in the checkpoint's own precision, where
@@ -112,7 +112,7 @@ def arc_weights(gram: NDArray[np.float64], t: float) -> tuple[float, float]:
 
 
 def cat(pairs: Sequence[Factors], weight: PerModel, normalize: bool = False) -> Factors:
-    """Add up adapters exactly, each times its weight, by putting their factors side by side.
+    """Sum weighted adapters exactly by concatenating their factors.
 
     What PEFT calls `cat`: the update is the weighted sum of the updates, without the cross terms that come from adding
     up the factors themselves. Here the whole weight is on `b`, and `a` is unchanged.
@@ -129,7 +129,7 @@ def cat(pairs: Sequence[Factors], weight: PerModel, normalize: bool = False) -> 
 
 
 def svd(pairs: Sequence[Factors], weight: PerModel, normalize: bool = False) -> Factors:
-    """Add up adapters, each times its weight, to be cut to a rank afterwards with `truncate`.
+    """Sum weighted adapters, to be reduced to a rank afterwards with `truncate`.
 
     What PEFT calls `svd`: the best approximation of the weighted sum that has the wanted rank (Eckart and Young 1936).
     The sum is that of `cat`, with the same parameters and errors; PEFT multiplies it out, here it stays in factors.

@@ -1,13 +1,13 @@
-"""The merge methods as data: what recipe and plan need to know of each, without importing the functions.
+"""The merge methods as data: the properties that recipe and plan use, without importing the functions.
 
-To add a method, write its function and give it a row here. The function is called with a block of numbers first, which
+To add a method, write its function and add a row here. The function is called with a block of numbers first, which
 it may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with `pairs`,
-the factors of adapters, for `on="factors"`. What follows are the row's parameters by their names, without those of
-`SHARED`; then, by keyword, what the row asks for: `cutoff` or `gram` (`statistic`), `keys` and `start` (`random`), and
+the factors of adapters, for `on="factors"`. The row's parameters follow by name, without those of
+`SHARED`; then, by keyword, what the row requires: `cutoff` or `gram` (`statistic`), `keys` and `start` (`random`), and
 `rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the executor scales and adds to
-the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions that are made of the operations in
-`methods.kernels` have equal bits in both. `tests/methods/test_table.py` holds rows and functions to this, and the
-README's table of methods has a row of its own.
+the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the operations in
+`methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the README's table
+of methods needs a row, too.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Parameter:
     """A parameter that a recipe can set for a method.
 
     kind      number, count (a whole number from 1), flag (true or false) or choice
-    default   None where the recipe has to say it, or, if it is optional, where there is none
+    default   None if the recipe must set it, or if an optional parameter has no default
     low, high the closed range of a number
-    choices   the words of a choice
-    each      one value per model (a recipe may say it per model), else one for the merge
-    optional  it may be left out, or be null, where that means something of its own
-    between   a place from 0 to 1 between two models: counted from base_model where that is one of them, and the second
-              one's share where the recipe says weights in its stead
+    choices   the accepted words of a choice
+    each      one value per model (a recipe may set it per model), else one for the merge
+    optional  whether it may be omitted or null, with a meaning of its own
+    between   a position from 0 to 1 between two models: counted from base_model if that is one of them, and the second
+              one's share if the recipe sets weights instead
     """
 
     name: str
@@ -57,24 +57,24 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: all that others need to know of a method, so that nobody asks for its name.
+    """One row of the table: all properties of a method, so that no code tests for its name.
 
-    on           what the function is given: the models' weights, their deltas to the base, or the factors of adapters
-    source       where the method is from
+    on           the function's input: the models' weights, their deltas from the base, or the factors of adapters
+    source       the paper
     function     module:name of the function, imported only when a merge runs
-    parameters   what a recipe can set. `weight` is each model's coefficient: a single model with a weight, a density
-                 and a scale of 1 comes out as it is. `density` is the share of entries that a cutoff or draws keep
-    statistic    what the function needs to know of more than the block it is given:
+    parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
+                 and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
+    statistic    the statistic that the function needs beyond its block:
                  cutoff (exact magnitude thresholds) or gram (dot products of whole tensors)
-    span         what a gram is taken over: each tensor, or the whole merged part of the models
-    random       whether it draws random numbers, so that the executor has to hand it a key per model
-    models       how many models it takes, None for any number
-    scales       whether the function carries out `scale` itself
-    additive     whether it is a weighted sum, so that it is the same in any space
-    needs_rank   whether the function has to be told the rank of the output (methods on factors)
-    adds_ranks   whether the output has the ranks of all adapters together unless the recipe says another; else it has
+    span         the scope of a gram: each tensor, or everything merged
+    random       whether it draws random numbers, and so needs a key per model
+    models       the number of models that it takes, None for any number
+    scales       whether the function applies `scale` itself
+    additive     whether it is a weighted sum, and so gives the same result in any space
+    needs_rank   whether the function takes the rank of the output (methods on factors)
+    adds_ranks   whether the output's default rank is the sum of the adapters' ranks; else it is
                  the largest of them (methods on factors)
-    equal_ranks  whether it merges adapters of one rank only
+    equal_ranks  whether it only merges adapters of equal rank
     """
 
     name: str
@@ -106,17 +106,17 @@ class Method:
 
     @property
     def entrywise(self) -> bool:
-        """Whether it works on blocks of numbers, whatever they are: weights, or coordinates of adapters."""
+        """Whether it works on blocks of any numbers: weights, or coordinates of adapters."""
         return self.on in ("weights", "deltas")
 
     @property
     def interpolates(self) -> bool:
-        """Whether it has a parameter that is a place between two models."""
+        """Whether it has a parameter that is a position between two models."""
         return any(parameter.between for parameter in self.parameters)
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether it merges adapters, too; a method that needs dot products of whole tensors does not."""
+        """Whether it also merges adapters; methods that need dot products of full tensors do not."""
         return self.statistic != "gram"
 
     def parameter(self, name: str) -> Parameter | None:
@@ -129,12 +129,13 @@ DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=Tru
 SCALE: Final = Parameter("scale", "number", 1.0)
 ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
 AGREE: Final = ("weight", "count", "none")
-"""What methods that elect signs divide the sum by; the default of each is mergekit's."""
+"""The divisor of the sum in methods that elect signs; each default is mergekit's."""
 RESCALE: Final = Parameter("rescale", "flag", True)
 
 SHARED: Final = frozenset({"scale", "trim"})
-"""Parameters that the executor carries out, not the function: scale multiplies any merged delta, trim says over what a
-cutoff is taken."""
+"""Parameters handled by the executor, not the function: scale multiplies any merged delta, trim sets the scope of
+cutoffs.
+"""
 
 _ROWS: Final = (
     Method(
@@ -275,8 +276,9 @@ ADAPTERS: Final = (
         choices=("mean", "released", "first", *(row.name for row in _ROWS if row.entrywise and row.takes_adapters)),
     ),
 )
-"""What any method takes beside its own parameters where the models are adapters: the space in which it acts on them,
-the rank of the output, and what becomes of the non-LoRA weights that are stored with them."""
+"""Additional parameters of any method when the models are adapters: the space to merge in, the rank of the output,
+and the treatment of non-LoRA weights.
+"""
 
 
 def method_function(row: Method) -> Callable[..., Any]:

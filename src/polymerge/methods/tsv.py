@@ -1,4 +1,4 @@
-"""TSV-Merge: keep each adapter's largest singular directions and make them orthogonal to the others'."""
+"""TSV-Merge: keep each adapter's largest singular directions and orthogonalise them across adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["tsv"]
 
 
 def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
-    """Add up the largest singular directions of each adapter, made orthogonal across the adapters.
+    """Sum the largest singular directions of each adapter, orthogonalised across the adapters.
 
     Gargiulo et al. 2025, arXiv:2412.00081 (CVPR 2025), TSV-Merge: of T updates U_i S_i V_i^T each keeps its largest
     components, an equal share; side by side they form U, S and V; U and V are replaced by the nearest matrices with
@@ -50,7 +50,7 @@ def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
 
 
 def _orthonormal(x: Wide) -> Wide:
-    """The nearest matrix [m, n] whose columns are orthonormal, on the space that those of `x` span."""
+    """The nearest matrix [m, n] with orthonormal columns, within the column space of `x`."""
     q, r = np.linalg.qr(x)
     parts = Decomposition(*np.linalg.svd(r, full_matrices=False))
     count = parts.determined

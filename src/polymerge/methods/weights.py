@@ -1,4 +1,4 @@
-"""The models' weights: one number per model, normalised where a method asks for it."""
+"""The models' weights: one number per model, normalised if a method requires it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def cancel(weights: Sequence[float]) -> bool:
 def shares(weight: PerModel, models: int, normalize: bool) -> list[float]:
     """One weight per model, in float64; if `normalize`, divided by their sum.
 
-    The sum is exact (rounded once), so the shares do not depend on the models' order. Raises RecipeError where there is
-    nothing to divide by.
+    The sum is exact (rounded once), so the order of models does not matter. Raises RecipeError if the sum is
+    too small to divide by.
     """
     weights = per_model(weight, models, "weight")
     if not normalize:

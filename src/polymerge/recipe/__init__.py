@@ -1,1 +1,1 @@
-"""What the user asks for: models, weights, a method and its parameters."""
+"""The recipe: models, weights, a method and its parameters."""

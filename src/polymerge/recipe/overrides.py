@@ -1,4 +1,4 @@
-"""Which method and parameters a tensor gets: the recipe's, or those of the first override that matches it."""
+"""Choose the method and parameters of each tensor: the recipe's, or those of the first override that matches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Choice", "choices_of", "choices_of_adapters", "matches"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting and the tensors that get it: those of some text layers, those that a glob matches, or all."""
+    """A setting and its scope: the tensors of some text layers, those that a glob matches, or all."""
 
     setting: Setting
     where: str
@@ -27,7 +27,7 @@ class Choice:
 
     @property
     def key(self) -> tuple[str, tuple[tuple[str, object], ...]]:
-        """What makes two settings the same."""
+        """A key by which equal settings are recognised."""
         return self.setting.method, tuple(sorted(self.setting.parameters.items()))
 
     def covers(self, canonical: str) -> bool:
@@ -40,17 +40,19 @@ class Choice:
 
 
 def matches(canonical: str, glob: str) -> bool:
-    """Return whether a glob matches a whole canonical name; one without a branch (`@text`) matches every branch."""
+    """Return whether a glob matches an entire canonical name; a glob without a branch (`@text`) matches every
+    branch.
+    """
     return fnmatchcase(canonical, glob) or fnmatchcase(without_branch(canonical), glob)
 
 
 def choices_of(
     recipe: Recipe, labels: Sequence[str], entries: Sequence[ModelEntry], base: Collection[int] = ()
 ) -> list[Choice]:
-    """Every setting of a recipe, in the order in which they are tried; the last covers everything.
+    """Every setting of a recipe, in order of precedence; the last one covers everything.
 
     labels   [entry] names of the models for messages
-    base     places of the entries that are base_model
+    base     indices of the entries that are base_model
 
     refuses (`polymerge.errors.refuse`) what cannot be resolved.
     """
@@ -73,7 +75,7 @@ def choices_of(
 
 
 def choices_of_adapters(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
-    """Every setting of a recipe of adapters, in the order in which they are tried; the last covers everything.
+    """Every setting of a recipe for adapters, in order of precedence; the last one covers everything.
 
     labels   [model] names of the adapters for messages
 
@@ -98,7 +100,7 @@ def choices_of_adapters(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
 
 
 def _asked(recipe: Recipe) -> Iterator[tuple[str, str, list[tuple[str, Mapping[str, Any]]], Override]]:
-    """The method of every override and then of the recipe, where that is said, the parameters, and the override."""
+    """For each override and then the recipe: the method, where it is set, its parameters, and the override."""
     general = ("recipe: parameters", recipe.parameters)
     for place, override in enumerate(recipe.overrides):
         where = f"overrides[{place}]"
@@ -108,7 +110,9 @@ def _asked(recipe: Recipe) -> Iterator[tuple[str, str, list[tuple[str, Mapping[s
 
 
 def _refuse_unlisted(recipe: Recipe, methods: Collection[str], base: Collection[int]) -> None:
-    """Refuse an average beside a base that is no model of it: with a weight for all, mergekit merges the base in."""
+    """Refuse an average with a base_model that is not among its models: if it has a weight, mergekit merges the base
+    too.
+    """
     row = METHODS[recipe.merge_method]
     averages = row.on == "weights" and row.parameter("weight") is not None
     reads_base = any(METHODS[method].on == "deltas" for method in methods)

@@ -1,4 +1,4 @@
-"""Parameters: read from a recipe, and resolved to one value per model for each method that is used."""
+"""Parameters: read from a recipe, and resolved to one value per model for each method in use."""
 
 from __future__ import annotations
 
@@ -18,37 +18,39 @@ __all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "un
 
 _SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
 MEANINGLESS: Final = frozenset({"int8_mask"})
-"""mergekit parameters that are accepted and change nothing."""
+"""mergekit parameters that are accepted without effect."""
 
 UNREAD: Final = object()
-"""Stands for a value that was refused where it was read: what would follow from it is no problem of its own."""
+"""Placeholder for a refused value, which suppresses follow-up errors."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with all of its parameters; the value of a per-model parameter is a tuple in the models' order."""
+    """A method with all of its parameters; a per-model parameter is a tuple in the models' order."""
 
     method: str
     parameters: Mapping[str, Any]
 
     @property
     def row(self) -> Method:
-        """What the table says of the method."""
+        """The method's row of the table."""
         return METHODS[self.method]
 
     @property
     def joins_factors(self) -> bool:
-        """Whether adapters' A and B are merged apart, so that every adapter's B meets every adapter's A."""
+        """Whether adapters' A and B are merged separately, so that every adapter's B is multiplied with every
+        adapter's A.
+        """
         return "factors" in (self.parameters.get("compose"), self.parameters.get("space"))
 
     @property
     def divides_by_nothing(self) -> bool:
-        """Whether its weights are to be divided by their sum, and that is about 0."""
+        """Whether its weights are to be normalised although their sum is about 0."""
         weights = self.parameters.get("weight", ())
         return self.parameters.get("normalize") is True and bool(weights) and cancel(weights)
 
     def of(self, places: Sequence[int]) -> Setting:
-        """The setting for some of the models, by their places: only their values of the per-model parameters."""
+        """The setting restricted to some models, by index: per-model parameters keep only their values."""
         return Setting(
             self.method,
             {
@@ -59,11 +61,11 @@ class Setting:
 
 
 def read_parameters(value: object, where: str, *, lists: bool = False, judged: bool = True) -> dict[str, Any]:
-    """Read the parameters of a recipe and check their names; `resolve` checks the values, once the method is known.
+    """Read the parameters of a recipe and check their names; values are checked by `resolve`, once the method is known.
 
-    lists   whether a list (one value per model) may stand in place of a number
-    judged  whether to refuse a name that no method has: not where the method itself is not known
-    returns the values by name, `UNREAD` for those that are refused
+    lists   whether a list (one value per model) is accepted in place of a number
+    judged  whether to refuse unknown names; false if the method itself is unknown
+    returns the values by name, `UNREAD` for refused ones
     """
     if value is None:
         return {}
@@ -97,18 +99,18 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
 
 
 def unread_parameters() -> dict[str, Any]:
-    """Every parameter as `UNREAD`, where all that says them was refused."""
+    """Every parameter as `UNREAD`, for parameters that were refused as a block."""
     return dict.fromkeys(_known(), UNREAD)
 
 
 def _known() -> dict[str, Parameter]:
-    """The parameters of all methods by name; of those with one name, one that may be null comes before the others."""
+    """The parameters of all methods by name; among namesakes, one that may be null takes precedence."""
     every = [one for method in METHODS.values() for one in (*method.parameters, *ADAPTERS)]
     return {one.name: one for one in sorted(every, key=lambda one: one.optional)}
 
 
 def _plain(given: Any) -> Any:
-    """A value as YAML would have it: numbers of numpy and the like become Python's, tuples lists."""
+    """Convert a value to what YAML would give: numpy numbers become Python's, tuples become lists."""
     if isinstance(given, list | tuple):
         return [_plain(value) for value in given]
     if isinstance(given, Real) and not isinstance(given, bool | int | float):
@@ -117,24 +119,24 @@ def _plain(given: Any) -> Any:
 
 
 _Layer: TypeAlias = tuple[str, Mapping[str, Any]]
-"""Where parameters are written, and the parameters."""
+"""The location of parameters in a recipe, and the parameters."""
 
 
 @dataclass(frozen=True)
 class _Said:
-    """What a recipe says for one setting: a model beats the recipe, an override beats both."""
+    """The values given for one setting: a model's take precedence over the recipe's, an override's over both."""
 
     recipe: _Layer
     overrides: Sequence[_Layer]
     models: Sequence[_Layer]
 
     def of_all(self, name: str) -> tuple[str, Any] | None:
-        """The value of a parameter that is one for all models, and where it is said."""
+        """The value of a parameter shared by all models, and where it is set."""
         layers = (*reversed(self.overrides), self.recipe)
         return next(((where, given[name]) for where, given in layers if name in given), None)
 
     def of_model(self, name: str, place: int) -> tuple[str, Any] | None:
-        """The value of a per-model parameter for the model at `place`, and where it is said."""
+        """The value of a per-model parameter for the model at index `place`, and where it is set."""
         count = len(self.models)
         for where, given in reversed(self.overrides):
             if name in given:
@@ -159,16 +161,16 @@ def resolve(
     beside: Collection[str] = (),
     base: Collection[int] = (),
 ) -> Setting:
-    """Resolve all parameters of a method from what the recipe says of them, with defaults for the rest.
+    """Resolve all parameters of a method from the recipe, with defaults for the others.
 
-    layers     (where it is written, parameters): the recipe's own, then an override's if there is one
-    per_model  each model's own parameters, in the models' order, for parameters that may differ between models
+    layers     (location, parameters): the recipe's own, then an override's if there is one
+    per_model  each model's own values, in the models' order, of parameters that may differ between models
     labels     each model's name for messages
-    more       parameters that the method takes here beside its own
-    beside     names of parameters that the recipe says for something else
-    base       places of models that are base_model. For a method on deltas they weigh nothing, whatever they say, since
+    more       additional parameters that the method takes here
+    beside     names of parameters that the recipe sets for another purpose
+    base       indices of models that are base_model. For a method on deltas their weight is 0, whatever they set, since
                their delta is zero; slerp counts its t from them. Both are as in mergekit
-    refuses    what is missing, of the wrong kind, out of range, unknown to the method, or said at the wrong place
+    refuses    values that are missing, of the wrong kind, out of range, unknown to the method, or misplaced
     """
     row = METHODS[method]
     models = [
@@ -213,7 +215,7 @@ def resolve(
 
 
 def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> Any:
-    """The value of a parameter, of its kind and in its range; its default, or anything, where that is refused."""
+    """Check a value's kind and range; a refused value is replaced by the default or any other."""
     if said is not None and said[1] is UNREAD:
         return parameter.default or 0.0
     if said is not None and said[1] is None and parameter.optional:
@@ -266,10 +268,10 @@ def _number(row: Method, parameter: Parameter, where: str, value: Any) -> float:
 
 
 def _between(row: Method, parameter: Parameter, said: _Said, base: Collection[int]) -> float:
-    """The place between the first model and the second.
+    """The position between the first model and the second, from 0 to 1.
 
-    The parameter itself, which is counted from the base where that is one of the two; or the second model's share of
-    the two weights, which are each model's own wherever it stands.
+    The parameter itself, which is counted from the base if that is one of the two; or the second model's share of
+    the two weights.
     """
     name = parameter.name
     if not any("weight" in given and name not in given for _, given in said.overrides):

@@ -1,4 +1,4 @@
-"""Read a recipe from YAML or a mapping, and find every mistake in it at once."""
+"""Read a recipe from YAML or a mapping, reporting all mistakes at once."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ _MERGEKIT: Final[Mapping[str, str]] = {
     "chat_template": "the output has the template's chat template",
     "out_dtype": "use dtype",
 }
-"""Fields of mergekit's recipes that polymerge does not have, and what to use in their place."""
+"""Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
 _MERGEKIT_METHODS: Final = (
     "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "model_stock", "multislerp",
     "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce",
 )  # fmt: skip
-"""mergekit's other methods, with parameters that nothing here knows."""
+"""mergekit's other methods, with parameters that are unknown here."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
-"""Stands for the fields of a file that holds no recipe."""
+"""Placeholder for the fields of a file that contains no recipe."""
 
 _UNKNOWN: Final = "copy"
-"""What stands for a method that is not known: it asks for nothing, so nothing else is missing."""
+"""Placeholder for an unknown method: it requires nothing, so that no follow-up errors arise."""
 
 _IN_PLACE_OF: Final = {"slices": "models", "modules": "models"}
-"""Fields of mergekit's that stand in place of another one."""
+"""mergekit's aliases of fields."""
 
 
 def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     """Read a recipe from a YAML file or a mapping of the same form.
 
-    The fields are mergekit's where the two agree; a field that polymerge does not have is refused by name.
+    Fields are named as in mergekit where the two agree; unsupported fields are refused by name.
 
     raises Refused with every problem of the recipe.
     """
@@ -68,9 +68,9 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
 
 def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
-    """Read as much of a recipe as can be understood, and refuse the rest.
+    """Read as much of a recipe as possible, and refuse the rest.
 
-    raises RecipeError where there is no such file, or it is not YAML.
+    raises RecipeError if there is no such file, or it is not YAML.
     """
     data = source if isinstance(source, Mapping) else _load(Path(source))
     meant: set[str] = set(_FIELDS if data is _NOTHING else ())
@@ -114,7 +114,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
 
 class _OneValuePerKey(yaml.SafeLoader):
-    """YAML that refuses a key written twice, which plain YAML lets pass and keeps the last of."""
+    """A YAML loader that refuses duplicate keys, of which plain YAML silently keeps the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -143,7 +143,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _method(value: object, where: str) -> tuple[str, bool]:
-    """The method, or the one that was probably meant; and whether its parameters can be checked by it."""
+    """The method, or the one probably meant; and whether its parameters can be checked."""
     if value is None:
         refuse(RecipeError(f"{where} is missing.{did_you_mean('', METHODS)}"))
     elif value in _MERGEKIT_METHODS and value not in METHODS:
@@ -250,7 +250,7 @@ def _globs(value: object, what: str) -> tuple[str, ...]:
 
 
 def _word(data: Mapping[str, Any], name: str, words: tuple[str, ...]) -> Any:
-    """One of some words; the first where the recipe does not say it."""
+    """One of a set of words; the first if the recipe does not set it."""
     value = data.get(name, words[0])
     if isinstance(value, str) and value in words:
         return value
@@ -287,7 +287,7 @@ def _names_a_place(value: object) -> TypeGuard[str | os.PathLike[str]]:
 
 
 def _unknown(item: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Refuse unknown fields; the fields and parameters that they may have meant are returned as `UNREAD`."""
+    """Refuse unknown fields; the fields and parameters probably meant are returned as `UNREAD`."""
     unread: dict[str, Any] = {}
     for name in item:
         if name not in known:

@@ -1,4 +1,4 @@
-"""What the user asks for: a recipe as data, as its file has it."""
+"""A recipe as data, in the form of its file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Branches = Literal["fill", "retain"]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model to merge: folder, file or hub id, its own parameters, and its family where config.json is silent.
+    """A model to merge: folder, file or hub id, its parameters, and its family if config.json does not tell.
 
-    ignore   globs on the names of its tensors as stored: what is left out of it
+    ignore   globs on its stored tensor names that are left out
     """
 
     model: str
@@ -27,7 +27,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Override:
-    """Another method or other parameters for the tensors of some layers or names; the first that matches counts.
+    """Another method or other parameters for some layers or names; the first match takes precedence.
 
     layers   the first and the last layer of the text tower
     match    a glob on canonical names
@@ -41,9 +41,9 @@ class Override:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A merge as the user asked for it; field by field as the recipe file has it.
+    """A merge as the user requested it, field by field as in the recipe file.
 
-    unread   fields that were refused where they were read: what would follow from it is no problem of its own
+    unread   fields that were refused on reading, for which follow-up errors are suppressed
     """
 
     merge_method: str
@@ -63,7 +63,7 @@ class Recipe:
 
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data of the form it is read from; fields at their defaults are left out."""
+    """The recipe as plain data in the form it is read from; fields with default values are omitted."""
     data: dict[str, Any] = {"merge_method": recipe.merge_method}
     for name in ("template", "base_model", "dtype"):
         if getattr(recipe, name) is not None:

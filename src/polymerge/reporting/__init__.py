@@ -1,1 +1,1 @@
-"""One page about a merge: what was merged, how the deltas overlap, what the model scores, and what to try next."""
+"""A page about a merge: its inputs and plan, the overlap of the deltas, scores, and suggestions."""

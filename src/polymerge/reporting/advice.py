@@ -1,4 +1,4 @@
-"""What to try next: a few rules, each triggered by numbers of the runs alone."""
+"""Suggestions: a few rules, each triggered by numbers of the runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Suggestion", "advise"]
 Section = Mapping[str, Any]
 
 CUT = 0.2
-"""Share of an update that a merged adapter may lose to its rank before a higher one is suggested."""
+"""Share of an update lost to the rank of a merged adapter above which a higher rank is suggested."""
 
 CONFLICT, HOT, ALIKE, UNEQUAL, KEPT = 0.25, 1.5, 0.5, 2.0, 0.9
 EVEN = 1 / 3
@@ -24,12 +24,12 @@ EVEN = 1 / 3
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to try.
+    """A suggestion.
 
-    about    the run that it is about
-    title    what to do
-    text     why
-    numbers  what it rests on, by name; never empty
+    about    the run it refers to
+    title    the advice
+    text     the reason
+    numbers  the evidence, by name; never empty
     """
 
     about: str
@@ -43,9 +43,9 @@ class Suggestion:
 
 
 def advise(data: Section) -> list[Suggestion]:
-    """Everything that the numbers of a report suggest, that of scores first.
+    """All suggestions that follow from the numbers of a report, those from scores first.
 
-    data  what the JSON of a report holds, but for the advice
+    data  the JSON data of a report, without the advice
     """
     methods = {merge["plan_hash"]: merge["method"] for merge in data["merges"]}
     found: list[Suggestion] = []
@@ -69,7 +69,7 @@ def advise(data: Section) -> list[Suggestion]:
 
 
 def _from_scores(scores: Section) -> Iterator[Suggestion]:
-    """Rules on the gains over each of the models that they are told over."""
+    """Rules on the gains over each reference model."""
     for over in dict.fromkeys(tuple(gain["over"]) for gain in scores["gains"]):
         gains = [gain for gain in scores["gains"] if tuple(gain["over"]) == over and gain["low"] is not None]
         against = " and ".join(over)
@@ -102,7 +102,7 @@ def _ends(gain: Section) -> dict[str, float]:
 
 
 def _from_search(search: Section) -> Iterator[Suggestion]:
-    """Rules on the choice, on what lies next to it, and on scores by labels."""
+    """Rules on the choice, on its neighbours, and on scores by labels."""
     by_criterion = search["criterion"] is not None and search["chosen_by"] == search["criterion"]
     if by_criterion:
         yield from _edge(search, search["candidates"], "of those that could be chosen", "the least change")
@@ -130,7 +130,7 @@ def _edge(search: Section, values: Sequence[Any], among: str, sought: str) -> It
 
 
 def _close(search: Section) -> Iterator[Suggestion]:
-    """Other candidates are as good, or within chance of it."""
+    """Other candidates are as good, or within chance."""
     differences, minima, prompts = search["differences"], search["minima"], search["prompts"]
     told = {"prompts": prompts} if prompts else {}
     if len(minima) > 1:
@@ -159,7 +159,7 @@ def _close(search: Section) -> Iterator[Suggestion]:
 
 
 def _labels(search: Section, scores: Sequence[float]) -> Iterator[Suggestion]:
-    """The best by labels is another one, or no score stands out."""
+    """The best candidate by labels is another one, or no score stands out."""
     top, prompts = max(scores), search["prompts"]
     noise = _error(top, prompts)
     if search["best"] != search["chosen"] and search["chosen"] in search["points"]:
@@ -183,7 +183,7 @@ def _labels(search: Section, scores: Sequence[float]) -> Iterator[Suggestion]:
 
 
 def _error(score: float, prompts: int | None) -> float | None:
-    """The standard error of a share of right answers in percent, for so many prompts; None where it is no share."""
+    """The standard error of an accuracy in percent, for this number of prompts; None if it is not a share."""
     if not prompts or not 0 < score < 100:
         return None
     return 100 * sqrt(score / 100 * (1 - score / 100) / prompts)
@@ -194,9 +194,9 @@ def _word(value: Any) -> str:
 
 
 def _from_overlap(overlap: Section, method: str) -> Iterator[Suggestion]:
-    """Rules on the deltas of a whole merge, and on single places that stand out.
+    """Rules on the deltas of a merge as a whole, and on single places that stand out.
 
-    method  that the same plan was merged with, empty where that is not known
+    method  the method that the same plan was merged with, empty if unknown
     """
     total = next((row for row in overlap["totals"] if row["conflict_mass"] is not None), None)
     if total is not None:
@@ -260,7 +260,7 @@ def _deltas(overlap: Section, total: Section) -> Iterator[Suggestion]:
 
 
 def _from_ablation(ablation: Section) -> Iterator[Suggestion]:
-    """Of each task, a range that gains more than the whole merge."""
+    """For each task, a range that gains more than the full merge."""
     full = next((row for row in ablation["rows"] if row["name"] == "full"), None)
     if full is None:
         return
@@ -283,7 +283,9 @@ def _from_ablation(ablation: Section) -> Iterator[Suggestion]:
 
 
 def _from_knockout(knockout: Section) -> Iterator[Suggestion]:
-    """Of each task and module, the third of the layers that surely carries more than a third, or none that does."""
+    """For each task and module, a third of the layers that significantly carries more than a third, or none that
+    does.
+    """
     for line in knockout["summary"]:
         third = max(THIRDS, key=lambda name: float(line[name]["share"] or 0))
         share, low, high = (line[third][name] for name in ("share", "low", "high"))
@@ -306,5 +308,5 @@ def _from_knockout(knockout: Section) -> Iterator[Suggestion]:
 
 
 def _percent(share: float, digits: int = 0) -> str:
-    """A share as people read it: `29 %`."""
+    """Format a share: `29 %`."""
     return f"{100 * share:.{digits}f} %"

@@ -27,7 +27,7 @@ class Drop(Struct):
 
 
 class Cell(Struct, kw_only=True):
-    """The drop without some layers of a module: of the model, of the original, and the difference of the two."""
+    """The drop without some layers of a module: of the model, of the original, and their difference."""
 
     task: str
     module: str
@@ -39,7 +39,7 @@ class Cell(Struct, kw_only=True):
 
 
 class Third(Struct):
-    """The share of a third of the layers in the whole drop."""
+    """The share of a third of the layers in the total drop."""
 
     cells: Count
     drop: Number
@@ -48,7 +48,7 @@ class Third(Struct):
 
 
 class Thirds(Struct, kw_only=True):
-    """The whole drop and its thirds."""
+    """The total drop and its thirds."""
 
     drop: Number
     interval: Ends = None
@@ -126,7 +126,7 @@ class Ablation(Struct):
 def knockout_section(source: Source) -> dict[str, Any]:
     """The page's section on a knockout.
 
-    raises RecipeError, or Refused, with what is wrong with it.
+    raises RecipeError, or Refused for several problems.
     """
     record = source.read(Knockout)
     shown = ["model"] if record.against is None else ["model", "against", "difference"]
@@ -191,7 +191,7 @@ def _points(value: Number) -> Number:
 def ablation_section(source: Source) -> dict[str, Any]:
     """The page's section on an ablation.
 
-    raises RecipeError, or Refused, with what is wrong with it.
+    raises RecipeError, or Refused for several problems.
     """
     record = source.read(Ablation)
     wrong = [f"baseline['{task}'] is missing" for task in record.tasks if task not in record.baseline]

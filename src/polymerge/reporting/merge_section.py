@@ -1,4 +1,4 @@
-"""A merge on the page: recipe, inputs with their digests, outcome, and the plan as a table."""
+"""The page's merge section: recipe, inputs with their digests, outcome, and the plan as a table."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Output(Struct):
 
 
 class Recipe(Struct):
-    """The one member of a recipe that is read; the page shows the recipe as it is."""
+    """The only field of a recipe that is read; the page shows the recipe unchanged."""
 
     merge_method: str
 
@@ -67,7 +67,7 @@ class Record(Struct, kw_only=True):
 
 
 class PlanSetting(Struct):
-    """A method with its parameters, and the models that parameters given as lists belong to."""
+    """A method with its parameters, and the models that list-valued parameters refer to."""
 
     method: str
     parameters: dict[str, Any]
@@ -75,7 +75,7 @@ class PlanSetting(Struct):
 
 
 class Columns(Struct):
-    """The names of the cells in each table of a plan."""
+    """The column names of each table of a plan."""
 
     left_out: list[str]
     steps: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ class LeftOut(Struct):
 def merge_section(source: Source) -> dict[str, Any]:
     """The page's section on a merge.
 
-    raises RecipeError, or Refused, with what is wrong with it.
+    raises RecipeError, or Refused for several problems.
     """
     record = source.read(Record)
     output = record.output
@@ -176,7 +176,7 @@ def _input(entry: Input) -> dict[str, Any]:
 
 
 def _plan(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The plan as rows that refer to settings and reasons by number."""
+    """The plan as rows that refer to settings and reasons by index."""
     version = data.get("version")
     if version != PLAN_VERSION:
         said = f"{where} has version {version}, this polymerge reads {PLAN_VERSION}. Use the one that merged"
@@ -210,7 +210,7 @@ def _plan(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _rows(rows: Sequence[Sequence[Any]], columns: Sequence[str], type: Any, where: str) -> Iterator[tuple[str, Any]]:  # noqa: A002
-    """Each row of a table as a struct, with its place in the file; refuses rows that do not fit."""
+    """Each row of a table as a struct, with its location in the file; invalid rows are refused."""
     for place, row in enumerate(rows):
         at = f"{where}[{place}]"
         if len(row) != len(columns):

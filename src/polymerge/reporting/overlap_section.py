@@ -1,4 +1,4 @@
-"""An overlap on the page: heat maps over layers and modules, norms by layer, and a table of all tensors."""
+"""The page's overlap section: heat maps over layers and modules, norms by layer, and a table of all tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["UNRELATED", "overlap_section"]
 Row = dict[str, Any]
 
 UNRELATED: Final = 0.29
-"""Share of mass that cancels between two unrelated deltas of one size with normal entries: 1 - 1/sqrt(2)."""
+"""Share of mass that cancels between two independent normal deltas of equal scale: 1 - 1/sqrt(2)."""
 
 _MEASURES = (
     ("conflict_mass", "conflict by mass", "share of the deltas' mass that cancels when they are added up", False),
@@ -81,7 +81,7 @@ class Overlap(Struct, kw_only=True):
 def overlap_section(source: Source) -> dict[str, Any]:
     """The page's section on an overlap.
 
-    raises RecipeError, or Refused, with what is wrong with it.
+    raises RecipeError, or Refused for several problems.
     """
     record = source.read(Overlap)
     places, totals, tensors = (

@@ -1,4 +1,4 @@
-"""The page: one HTML file with its own style, scripts and data, which makes no request to the network."""
+"""The page: one HTML file with its own style, scripts and data, which makes no network requests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from polymerge.themes import PALETTES, chart_config
 __all__ = ["GENERATOR", "embedded", "make_page", "vega"]
 
 GENERATOR: Final = '<meta name="generator" content="polymerge report">'
-"""Marks every page made here, so that a page may be replaced."""
+"""Marks generated pages, so that they may be overwritten."""
 
 _SCRIPTS = ("elements.js", "table.js", "chart.js", "sections.js", "script.js")
 
 
 def make_page(data: Mapping[str, Any]) -> str:
-    """The HTML page that shows the data of a report."""
+    """Render the HTML page for the data of a report."""
     own = "\n".join(['"use strict";', "(() => {", *(_static(name) for name in _SCRIPTS), "})();"])
     scripts = [vega(), own]
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
@@ -57,7 +57,7 @@ def vega() -> str:
 
 
 def _colours() -> str:
-    """Both palettes as CSS variables: light by default, dark where the system is or the reader asks for it."""
+    """Both palettes as CSS variables: light by default, dark if the system or the reader asks for it."""
     light, dark = (
         " ".join([*(f"--{name}: {colour};" for name, colour in palette.items()), f"color-scheme: {theme};"])
         for theme, palette in PALETTES.items()

@@ -1,4 +1,4 @@
-"""Find and read the records that merge, search, overlap, evaluate, knockout and ablate write."""
+"""Find and read the records written by merge, search, overlap, evaluate, knockout and ablate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 Number = int | float
 Count = Annotated[int, Meta(ge=0)]
 Ends = tuple[Number, Number] | None
-"""The ends of an interval, null where there is none."""
+"""The ends of an interval, null if there is none."""
 
 AGAIN: Final = "Write the file again, or leave it out."
 
@@ -58,7 +58,7 @@ _FEW = 5
 
 @dataclass(frozen=True)
 class Source:
-    """A record to show: its kind, its label on the page, its file, and the JSON object in that."""
+    """A record to show: its kind, its label on the page, its file, and its JSON object."""
 
     kind: str
     label: str
@@ -68,7 +68,7 @@ class Source:
     def read(self, type: type[T]) -> T:  # noqa: A002 (as msgspec names it)
         """Convert the record to a struct.
 
-        raises RecipeError naming the file and the member that is missing or of another type, Refused for several.
+        raises RecipeError with the file and the missing or invalid member, Refused for several.
         """
         return checked(self.data, type, str(self.file), error=RecipeError, then=AGAIN)
 
@@ -78,9 +78,9 @@ class Source:
 
 
 def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
-    """Read every record in the given folders and files, each once even where it is named twice.
+    """Read every record in the given folders and files, without duplicates.
 
-    Refuses what does not exist, is not a JSON object of finite numbers, or is of no known kind.
+    Refuses paths that do not exist, and files that are not JSON objects of finite numbers or not of a known kind.
     """
     files: dict[Path, tuple[Path, Kind | None]] = {}
     for source in sources:
@@ -123,7 +123,7 @@ def _read(file: Path, expected: Kind | None) -> Source:
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[str]:
-    """The places of NaN and infinite numbers, which Python parses although they are not JSON."""
+    """The locations of NaN and infinite numbers, which Python parses although they are not JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         yield where
     elif isinstance(value, dict):

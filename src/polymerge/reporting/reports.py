@@ -1,4 +1,4 @@
-"""Make a report of runs: the page, and a JSON file with every number in it."""
+"""Create a report of runs: the page, and a JSON file with every number in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Report", "collect", "report"]
 FORMAT, VERSION = "polymerge report", 1
 
 MOST_BYTES: Final = 3_900_000
-"""Limit of the data in a page, which keeps the page below 5 MB; the script that draws charts has 0.9 MB."""
+"""Maximum size of the data in a page, to keep the page below 5 MB; the chart script has 0.9 MB."""
 
 MOST_TENSORS: Final = 300
 """Rows that a shortened overlap keeps."""
@@ -44,7 +44,7 @@ _SECTIONS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What was made.
+    """The files of a report.
 
     page, json  the two files
     data        the content of both
@@ -66,12 +66,12 @@ def report(
 
     sources    folders of merge, search, overlap, evaluate, knockout and ablate, or files that these have written;
                every record in a folder is shown, several of a kind one after another
-    out        the page; an existing report is replaced, any other file is not
-    title      by default made from the first merge
+    out        the page; an existing report is replaced, but no other file
+    title      by default derived from the first merge
     json_file  by default `out` with the suffix .json
 
-    raises MissingExtraError without altair or vl-convert, Refused with everything that is wrong with sources and paths,
-    OutputError where nothing can be written.
+    raises MissingExtraError without altair or vl-convert, Refused with every problem of sources and paths,
+    OutputError if the files cannot be written.
     """
     need_charts()
     page = Path(out)
@@ -96,9 +96,9 @@ def collect(sources: Sequence[str | os.PathLike[str]], title: str | None = None)
     """Collect everything that the page shows, as JSON data.
 
     sources  folders of runs, and files of them
-    title    by default made from the first merge
+    title    by default derived from the first merge
 
-    raises Refused with everything that is wrong with any of them; inside `collecting` it returns an empty dict instead.
+    raises Refused with every problem of any of them; inside `collecting` it returns an empty dict instead.
     """
     sections: dict[str, Any] = {name: [] for name in _SECTIONS} | {"scores": None}
     read: list[Source] = []
@@ -147,7 +147,9 @@ def _fitted(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shorter(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same report, ever shorter: first without the tensors of least conflict, then with plans by kind of tensor."""
+    """Ever shorter versions of the report: first without the tensors of least conflict, then with plans by kind of
+    tensor.
+    """
     found = dict(data)
     found["overlaps"] = [{**one, "tensors": _worst(one)} for one in data["overlaps"]]
     yield found
@@ -178,7 +180,7 @@ def _pattern(name: str) -> str:
 
 
 def _check_free(file: Path) -> None:
-    """Refuse a path whose folder does not exist, or where anything but a report is."""
+    """Refuse a path whose folder does not exist, or that holds anything but a report."""
     if not file.parent.is_dir():
         refuse(OutputError(f"{file}: there is no folder {file.parent}. Make it, or name another place"))
         return

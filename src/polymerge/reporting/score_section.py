@@ -1,4 +1,4 @@
-"""Scores of all evaluated models side by side, as `polymerge compare` sets them."""
+"""Scores of all evaluated models side by side, as in `polymerge compare`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scores_section(sources: Sequence[Source], merges: Sequence[Mapping[str, Any]
 
     merges  the sections of merges
 
-    raises Refused with everything that is wrong with the files.
+    raises Refused with every problem of the files.
     """
     with collecting() as wrong:
         read = [found for one in sources if (found := read_results(one.file)) is not None]
@@ -62,7 +62,7 @@ def scores_section(sources: Sequence[Source], merges: Sequence[Mapping[str, Any]
 
 
 def _lineage(places: Mapping[str, str], merges: Sequence[Mapping[str, Any]]) -> tuple[list[str], str | None]:
-    """Which of the evaluated models a merge was made of, and which of them is its template."""
+    """The evaluated models that a merge was made of, and the one that is its template."""
     parents: dict[str, None] = {}
     template = None
     for merge in merges:

@@ -1,4 +1,4 @@
-"""A search on the page: the curve of differences, the scores, and the choice."""
+"""The page's search section: the curve of differences, the scores, and the choice."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Search(Struct, kw_only=True):
 
     @property
     def names(self) -> list[str]:
-        """The parameters that are varied."""
+        """The names of the varied parameters."""
         return [self.vary] if isinstance(self.vary, str) else self.vary
 
 
@@ -51,7 +51,7 @@ _SCORED = ("scorer", "best")
 def search_section(source: Source) -> dict[str, Any]:
     """The page's section on a search.
 
-    raises RecipeError, or Refused, with what is wrong with it.
+    raises RecipeError, or Refused for several problems.
     """
     record = source.read(Search)
     refuse_if_any(map(source.wrong, _faults(record)))
@@ -96,7 +96,7 @@ def _point(value: Any) -> list[Any]:
 
 
 def _rows(section: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each candidate."""
+    """One row per candidate."""
     differences = dict(zip(section.get("candidates", ()), section.get("differences", ()), strict=True))
     scores = section.get("scores") or [None] * len(section["points"])
     return [

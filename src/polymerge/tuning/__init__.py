@@ -1,1 +1,1 @@
-"""Vary a coefficient, generate, compare, choose."""
+"""Coefficient search: vary a parameter, generate answers, compare them, choose."""

@@ -1,4 +1,4 @@
-"""Choose a value without labels: where the answers change least from one value to the next.
+"""Choose a value without labels: the one at which answers change least between neighbours.
 
 Answers are compared by their text, or by the cosine distance of sentence embeddings.
 """
@@ -23,15 +23,15 @@ COMPARISONS = ("exact", "embedding")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # AdaMMS's
 
 Distance = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""How far each of some answers is from its counterpart, in [0, 1]; 0 for equal ones."""
+"""The distance of each answer from its counterpart, in [0, 1]; 0 for equal answers."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """How the changes to both neighbours make one difference.
+    """How the changes towards both neighbours are combined into one difference.
 
-    join      from the distance of one prompt's answer to that at the value before, and to that at the value after
-    two_sided whether both neighbours count, so that neither end can be chosen
+    join      combines the distances of one prompt's answer to those at the previous and the next value
+    two_sided whether both neighbours are needed, so that neither end can be chosen
     """
 
     name: str
@@ -42,7 +42,7 @@ class Criterion:
 
     @property
     def least(self) -> int:
-        """How many values it needs."""
+        """The minimum number of values."""
         return 3 if self.two_sided else 2
 
 
@@ -74,9 +74,9 @@ CRITERIA: Final[Mapping[str, Criterion]] = MappingProxyType({row.name: row for r
 
 @dataclass(frozen=True)
 class Choice:
-    """What a criterion chose.
+    """The choice of a criterion.
 
-    candidates   the values that could be chosen, ascending
+    candidates   the eligible values, ascending
     differences  one for each candidate: a count of prompts (exact), or a mean distance per prompt (embedding)
     minima       every candidate with the smallest difference; the first is chosen
     """
@@ -91,7 +91,7 @@ class Choice:
         return self.minima[0]
 
     def to_json(self) -> dict[str, Any]:
-        """What search.json says of it; counts are whole numbers."""
+        """The entry of search.json; counts are integers."""
         counts = [int(number) if number == int(number) else number for number in self.differences]
         return {
             "candidates": list(self.candidates),
@@ -102,7 +102,7 @@ class Choice:
 
 
 def exact(answers: Sequence[str], others: Sequence[str]) -> Sequence[float]:
-    """1 where two answers differ in more than case, as the paper compares them."""
+    """1 where two answers differ in more than case, as in the paper."""
     return [float(one.casefold() != other.casefold()) for one, other in zip(answers, others, strict=True)]
 
 
@@ -117,15 +117,15 @@ def choose(
 ) -> Choice:
     """Choose the value whose answers differ least from its neighbours'.
 
-    AdaMMS (Du et al. 2025), section 3.2. The paper does not say which of several minima is meant: the smallest value
+    AdaMMS (Du et al. 2025), section 3.2. The paper does not specify how ties are broken: the smallest value
     is taken here, and all are reported.
 
     values   ascending
     answers  for each value, its answer to each prompt, in one order of prompts
     mean     take the mean over the prompts, not the sum
-    smooth   replace each difference by the mean of those at most so many candidates away; fewer at the ends
+    smooth   replace each difference by the mean over this many candidates to either side; fewer at the ends
 
-    raises RecipeError where there are too few values or no prompts.
+    raises RecipeError if there are too few values or no prompts.
     """
     row = CRITERIA[criterion]
     if len(values) < row.least:
@@ -155,13 +155,13 @@ def _around(numbers: Sequence[float], place: int, radius: int) -> float:
 
 @cache
 def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Distance:
-    """A distance of answers: 1 minus the cosine of their embeddings, in [0, 2]; 0 for equal answers.
+    """A distance between answers: 1 minus the cosine of their embeddings, in [0, 2]; 0 for equal answers.
 
-    AdaMMS (Du et al. 2025), appendix G. Each answer is embedded once, whatever the number of comparisons.
+    AdaMMS (Du et al. 2025), appendix G. Each answer is embedded only once.
 
     model  a sentence-transformers model by path or hub id, which may be followed by @revision
 
-    raises MissingExtraError without sentence-transformers, RecipeError where the model cannot be loaded.
+    raises MissingExtraError without sentence-transformers, RecipeError if the model cannot be loaded.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -192,12 +192,12 @@ def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Dista
 
 @dataclass(frozen=True)
 class Judging:
-    """How answers are judged without labels.
+    """How answers are compared without labels.
 
     criterion        a row of `CRITERIA`
     compare          exact (differing in more than case), or embedding (cosine distance)
     embedding_model  a sentence-transformers model by path or id
-    smooth           mean over so many candidates to either side
+    smooth           average over this many candidates to either side
     """
 
     criterion: str = "union"
@@ -206,7 +206,7 @@ class Judging:
     smooth: int = 0
 
     def problems(self) -> list[PolymergeError]:
-        """What is wrong with it."""
+        """Errors in these settings."""
         found: list[PolymergeError] = []
         if self.criterion not in CRITERIA:
             hint = did_you_mean(self.criterion, CRITERIA)
@@ -224,20 +224,20 @@ class Judging:
         return found
 
     def distance(self) -> Distance:
-        """How answers are compared."""
+        """The distance between answers."""
         return embedding_distance(self.embedding_model) if self.compare == "embedding" else exact
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of this search.json says."""
+        """The settings recorded in search.json."""
         more = {"embedding_model": self.embedding_model} if self.compare == "embedding" else {}
         return {"criterion": self.criterion, "compare": self.compare, "smooth": self.smooth, **more}
 
 
 def judge(values: Sequence[float], answers: Sequence[Answers], ids: Sequence[int | str], judging: Judging) -> Choice:
-    """Choose among values by their answers to the prompts of these ids.
+    """Choose among values by their answers to the prompts with these ids.
 
-    raises RecipeError where an answer is missing: it never counts as anything.
+    raises RecipeError if an answer is missing.
     """
     lacking = [
         f"{value:g} lacks {sum(one not in given for one in ids)} of {len(ids)}, the first of them {missing!r}"

@@ -1,4 +1,4 @@
-"""The charts of a search, for the page and as a picture: differences between neighbours, and scores."""
+"""Charts of a search, for the page and as pictures: differences between neighbours, and scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["draw_search", "search_charts"]
 def search_charts(outcome: Mapping[str, Any]) -> list[alt.LayerChart]:
     """The curves of a search over one parameter, the heat map of a grid of two, or the scores of a sampler's trials.
 
-    outcome  what search.json holds
+    outcome  the content of search.json
     """
     vary = [outcome["vary"]] if isinstance(outcome["vary"], str) else outcome["vary"]
     scores = outcome.get("scores")
@@ -38,7 +38,7 @@ def search_charts(outcome: Mapping[str, Any]) -> list[alt.LayerChart]:
 
 
 def _curves(outcome: Mapping[str, Any], name: str) -> list[alt.LayerChart]:
-    """Differences and scores in a chart each, for in one with two scales people read where the curves cross."""
+    """Differences and scores as separate charts: with two scales in one, readers interpret the crossing of curves."""
     values = [_only(value) for value in outcome["values"]]
     chosen = _only(outcome["chosen"])
     charts = []
@@ -61,7 +61,7 @@ def _curves(outcome: Mapping[str, Any], name: str) -> list[alt.LayerChart]:
 
 
 def _only(value: Any) -> Any:
-    """The value of the one parameter, which may stand in a list of one."""
+    """The value of the single parameter, possibly wrapped in a list."""
     return value[0] if isinstance(value, list) else value
 
 

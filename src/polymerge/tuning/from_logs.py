@@ -1,4 +1,4 @@
-"""Choose from answers that exist already: one folder per value, as evaluation tools leave them."""
+"""Choose from existing answers: one folder per value, as evaluation tools write them."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def choose_from_logs(
     judging: Judging | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Found:
-    """Choose a value from the answers that lmms-eval, VLMEvalKit or a search of polymerge has left.
+    """Choose a value from answers of lmms-eval, VLMEvalKit or a polymerge search.
 
     AdaMMS (Du et al. 2025), section 3.2 and its search scripts. The same documents of every candidate are compared,
     aligned by their ids.
 
     source         one folder per candidate, by value; or the folder that holds them, whose names end in the value; or a
                    run of `search`
-    task           needed where the folders hold several
-    value_pattern  a regular expression with one group that finds the value in a folder's name
-    keep           only documents whose record has this field; `all` for every one. Without it: of MME the perception
-                   questions under a two-sided criterion, as in the script whose criterion that is, else every one
-    samples, seed  of the documents that are drawn; 0 for all
+    task           required if the folders hold several
+    value_pattern  a regular expression whose only group matches the value in a folder's name
+    keep           only documents whose record has this field; `all` for every one. By default, for MME the perception
+                   questions under a two-sided criterion, as in the script with that criterion, else every one
+    samples, seed  number of documents to draw, 0 for all, and the seed of the draw
     out            a folder for search.json and the plot
 
-    raises Refused or RecipeError with everything that is wrong: a folder without a value, a candidate without answers
+    raises Refused or RecipeError with every problem: a folder without a value, a candidate without answers
     or with other documents.
     """
     judging = judging or Judging()
@@ -114,15 +114,15 @@ def choose_from_logs(
 
 
 def value_folders(directory: Path, pattern: str | None = None) -> tuple[dict[float, Path], list[str]]:
-    """The folders in a directory by the value of the coefficient, ascending; and notes on those without a value.
+    """The folders in a directory by coefficient value, ascending; and notes on those without a value.
 
     The value is the number at the end of a name, after a dash, an underscore, a space or an equals sign: `weight-0.3`,
     `0.3`, `weight=-0.1`, `weight--0.1`.
 
-    pattern  a regular expression with one group, the number, in place of that; it may match anywhere in the name
+    pattern  a regular expression instead, whose only group is the number; it may match anywhere in the name
 
-    raises RecipeError where the pattern is wrong, where a name can be read in two ways, where none has a value, and
-    where two folders have the same.
+    raises RecipeError if the pattern is invalid, a name is ambiguous, no name has a value, or
+    two folders have the same value.
     """
     try:
         names = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -146,7 +146,7 @@ def value_folders(directory: Path, pattern: str | None = None) -> tuple[dict[flo
 
 
 def _at_the_end(names: Iterable[str]) -> dict[str, str]:
-    """The plain number that each name ends in, with its sign; names without one are left out."""
+    """The plain number at the end of each name, with its sign; other names are left out."""
     found, unclear = {}, []
     for name in names:
         match = _AT_THE_END.search(name)
@@ -189,7 +189,7 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class ChosenMerge:
-    """The merge of a recipe, but for the value that is still to be chosen."""
+    """The merge of a recipe whose value is still to be chosen."""
 
     recipe: Recipe
     space: Space
@@ -210,11 +210,11 @@ def plan_merge(
     keep_template_weight: bool = False,
     force: bool = False,
 ) -> ChosenMerge:
-    """Read a recipe whose varied value `choose_from_logs` chooses, and see that it can be merged whatever is chosen.
+    """Read a recipe whose varied value `choose_from_logs` chooses, and check that it can be merged at any value.
 
-    source  of the answers: where it is a run of a search, `vary` and `keep_template_weight` are what that varied
+    source  of the answers; if it is the run of a search, `vary` and `keep_template_weight` are taken from it
 
-    raises Refused with everything that is wrong.
+    raises Refused with every problem.
     """
     read, space = Recipe("copy", ()), Space()
     with collecting() as wrong:

@@ -1,4 +1,4 @@
-"""What is varied: a parameter of a recipe, for all tensors or for some, and the recipe with it at a value."""
+"""What is varied: a parameter of a recipe, for all or some tensors, and the recipe at a value."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Value = float | bool | str
 Scope = tuple[tuple[int, int] | None, str | None]  # layers, match
 
 DEFAULT_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-"""Of a weight, as AdaMMS searches it (section 4.4)."""
+"""Values of a weight in AdaMMS's search (section 4.4)."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A parameter that is varied, as the user says it.
+    """A parameter to vary, as given by the user.
 
-    parameter  of the recipe's method; the weight, or slerp's t, unless it is said
-    values     those to try, of a weight from 0 to 0.6 in steps of 0.1 unless they are said
-    span       lowest and highest, in place of values, for samplers that draw from it
-    model      place of the model whose own value it is; of a weight the second model's unless it is said, of anything
+    parameter  of the recipe's method; by default the weight, or slerp's t
+    values     to try; by default, for a weight, from 0 to 0.6 in steps of 0.1
+    span       lowest and highest value, instead of `values`, for samplers that draw from it
+    model      index of the model whose own value it is; by default the second model for a weight, and for anything
                else one value for all
-    layers     first and last layer of the text tower that it is for; else all
-    part       text, vision, projector or audio, where it is for one of them
-    match      a glob on canonical names, where it is for some tensors only
-    unread     values or layers were refused where they were parsed: that none are left is no error of its own
+    layers     first and last layer of the text tower that it applies to; by default all
+    part       text, vision, projector or audio, if it applies to only one
+    match      a glob on canonical names, if it applies to only some tensors
+    unread     its values or layers were already refused, so that they are missing is no error of its own
     """
 
     parameter: str | None = None
@@ -48,7 +48,7 @@ class Knob:
 
     @property
     def scope(self) -> Scope:
-        """The tensors that it is for: layers, and a glob."""
+        """The tensors that it applies to: layers, and a glob."""
         return self.layers, f"{self.part}.*" if self.part else self.match
 
     def name(self, parameter: str) -> str:
@@ -62,10 +62,10 @@ class Knob:
 
 @dataclass(frozen=True)
 class Roles:
-    """What a plan makes of a recipe's models.
+    """The roles of a recipe's models in its plan.
 
-    template  the template's place among them; None where only its layout is taken
-    idle      places of those that are the base of a method on deltas, whose weights count for nothing
+    template  the template's index among them; None if it only provides the layout
+    idle      indices of those that are the base of a method on deltas, whose weights have no effect
     """
 
     template: int | None = 0
@@ -74,13 +74,13 @@ class Roles:
 
 @dataclass(frozen=True)
 class Axis:
-    """A knob of a recipe, with the values it takes: an axis of the space that is searched.
+    """A knob of a recipe with its values: an axis of the search space.
 
-    values     ascending, where they have an order; none with a span
-    model      place of the model whose own value it is; None where it is one for all
-    template   place of the model whose weight makes up for it, so that all weights add up to 1; None where none does
-    idle       places of models whose weights are not added up
-    scope      the tensors that it is for
+    values     ascending if ordered; empty with a span
+    model      index of the model whose own value it is; None if shared by all
+    template   index of the model whose weight compensates, so that all weights sum to 1; None if none does
+    idle       indices of models whose weights are not included in that sum
+    scope      the tensors that it applies to
     """
 
     name: str
@@ -94,17 +94,17 @@ class Axis:
 
     @property
     def everywhere(self) -> bool:
-        """Whether it is for all tensors."""
+        """Whether it applies to all tensors."""
         return self.scope == (None, None)
 
     @property
     def numeric(self) -> bool:
-        """Whether its values have an order."""
+        """Whether its values are ordered."""
         return self.parameter.kind == "number"
 
     @property
     def neutral(self) -> Value:
-        """A value that it may take, whichever: what stands for it where its value does not matter."""
+        """A valid value, for use where the choice does not matter."""
         match self.parameter.kind:
             case "choice":
                 return self.parameter.choices[0]
@@ -116,9 +116,9 @@ class Axis:
 def axis_of(knob: Knob, recipe: Recipe, roles: Roles, *, keep_template_weight: bool = False) -> Axis:
     """Find a knob in a recipe.
 
-    keep_template_weight  leave the template's weight as the recipe has it; else it is 1 minus all the others'
+    keep_template_weight  keep the template's weight from the recipe; otherwise it is 1 minus all the others'
 
-    raises RecipeError where the recipe has no such parameter or model, or the parameter cannot have such values.
+    raises RecipeError if the recipe has no such parameter or model, or the parameter does not accept such values.
     """
     row, name = METHODS[recipe.merge_method], knob.parameter
     parameters = {parameter.name: parameter for parameter in row.parameters}
@@ -148,7 +148,7 @@ def axis_of(knob: Knob, recipe: Recipe, roles: Roles, *, keep_template_weight: b
 
 
 def _second(count: int, roles: Roles) -> int:
-    """The place of the model whose weight is varied unless one is said: the second, or the first beside a template."""
+    """Index of the model whose weight is varied by default: the second, or the first beside a template."""
     own = [place for place in range(count) if place not in roles.idle]
     beside = [place for place in own if place != roles.template] if roles.template is not None else own[1:] or own
     return beside[0] if beside else 1
@@ -164,7 +164,7 @@ def _check_span(knob: Knob, parameter: Parameter, name: str) -> None:
 
 
 def _checked(values: Sequence[Value], parameter: Parameter, name: str) -> tuple[Value, ...]:
-    """The values, where the parameter can have them; numbers ascending, each once."""
+    """The values that the parameter accepts; numbers ascending, without duplicates."""
     known: Collection[Value] = (True, False) if parameter.kind == "flag" else parameter.choices
     if parameter.kind in ("flag", "choice"):
         for value in values:
@@ -183,13 +183,13 @@ def _checked(values: Sequence[Value], parameter: Parameter, name: str) -> tuple[
 
 
 def turn(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
-    """The recipe with each knob at its value.
+    """Set each knob of a recipe to its value.
 
-    What the recipe's own overrides say of some tensors they go on saying; a knob that is for some tensors turns the
-    rest of them. Where two such knobs meet, both are turned.
+    The recipe's own overrides remain in effect; a knob that applies to some tensors sets the
+    rest of them. Where two such knobs overlap, both are set.
 
-    raises RecipeError where the other models' weights, which the template's makes up for, are not said, and where it
-    cannot be told whether two knobs meet.
+    raises RecipeError if the other models' weights, which the template's compensates, are missing, and if it
+    is undecidable whether two knobs overlap.
     """
     scoped = {axis: value for axis, value in values.items() if not axis.everywhere}
     turned = _turn_all(recipe, {axis: value for axis, value in values.items() if axis.everywhere})
@@ -216,7 +216,7 @@ def _turn_all(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
 
 
 def _overrides(recipe: Recipe, values: Mapping[Axis, Value]) -> tuple[Override, ...]:
-    """What is varied for some tensors only: first where several scopes meet, then each by itself."""
+    """Overrides for knobs that apply to some tensors: intersections of scopes first, then each scope."""
     scopes = list(dict.fromkeys(axis.scope for axis in values))
     made = []
     for count in range(len(scopes), 0, -1):
@@ -229,7 +229,7 @@ def _overrides(recipe: Recipe, values: Mapping[Axis, Value]) -> tuple[Override, 
 
 
 def _meeting(scopes: Sequence[Scope]) -> Scope | None:
-    """The tensors that several scopes have in common, None where there are none."""
+    """The intersection of several scopes, None if it is empty."""
     ranges = [layers for layers, _ in scopes if layers is not None]
     globs = list(dict.fromkeys(match for _, match in scopes if match is not None))
     layers = (max(first for first, _ in ranges), min(last for _, last in ranges)) if ranges else None
@@ -262,7 +262,7 @@ def _override(recipe: Recipe, where: Scope, values: Mapping[Axis, Value]) -> Ove
 
 
 def _complement(weights: Sequence[Any], axis: Axis) -> float:
-    """What is left of 1, counted in decimals as a person would: 0.7 beside 0.3."""
+    """The complement to 1 in decimal arithmetic: 0.7 for 0.3."""
     others = [weight for place, weight in enumerate(weights) if place != axis.template and place not in axis.idle]
     if any(not isinstance(weight, int | float) for weight in others):
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""What a search has found, as values and as text."""
+"""The outcome of a search, as values and as text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["CurvePoint", "Found", "SearchResult", "describe_search"]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What came of a value.
+    """The result for one value.
 
     value      by parameter, as in `Found.best`
-    criterion  the difference to the neighbours' answers; None where it is none to choose by
-    score      by labels, in percent; None where there are none
+    criterion  the difference from the neighbours' answers; None if the value is not eligible
+    score      by labels, in percent; None without labels
     """
 
     value: Mapping[str, Value]
@@ -30,16 +30,16 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Found(Table):
-    """The values that were chosen, and why.
+    """The chosen values, and why.
 
-    outcome  what search.json holds
+    outcome  the content of search.json
     """
 
     outcome: Mapping[str, Any]
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of what was varied."""
+        """The names of the varied parameters."""
         vary = self.outcome["vary"]
         return (vary,) if isinstance(vary, str) else tuple(vary)
 
@@ -50,7 +50,7 @@ class Found(Table):
 
     @property
     def curve(self) -> list[CurvePoint]:
-        """Every value that was tried, in order, with its difference and its score."""
+        """Every tried value in order, with its difference and its score."""
         outcome = self.outcome
         differences = dict(zip(outcome.get("candidates", ()), outcome.get("differences", ()), strict=True))
         scores = outcome.get("scores") or [None] * len(outcome["values"])
@@ -60,7 +60,7 @@ class Found(Table):
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each value that was tried."""
+        """One row per tried value."""
         return [
             {**point.value, "difference": point.criterion, "score": point.score, "chosen": point.value == self.best}
             for point in self.curve
@@ -73,10 +73,10 @@ class Found(Table):
 
 @dataclass(frozen=True)
 class SearchResult(Found):
-    """What a search has chosen.
+    """The result of a search.
 
     folder   of the run
-    recipe   with the chosen values, to be merged
+    recipe   with the chosen values, ready to be merged
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class SearchResult(Found):
 
 
 def describe_search(found: Found) -> str:
-    """A line for each value with its difference and score, and what was chosen."""
+    """Format each value with its difference and score, one per line, and the choice."""
     outcome, curve, names = found.outcome, found.curve, ", ".join(found.parameters)
     compared = any(point.criterion is not None for point in curve)
     scored = any(point.score is not None for point in curve)

@@ -1,4 +1,4 @@
-"""Search for a merge coefficient: plan every candidate, let each answer, judge the answers, write down the choice."""
+"""Search for a merge coefficient: plan every candidate, generate its answers, compare them, record the choice."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How a search goes about it.
+    """Options of a search.
 
     vary                  one parameter, or any number with scoring; by default the second model's weight from 0 to 0.6
-    keep_template_weight  leave the template's weight as the recipe has it; else it is 1 minus all the others'
-    judging, scoring      how answers are judged without labels, and with them
-    write                 a folder to merge to with the chosen value
-    force                 drop an earlier run that had other settings; replace what is at `write`
+    keep_template_weight  keep the template's weight from the recipe; otherwise it is 1 minus all the others'
+    judging, scoring      how answers are judged without labels, and with labels
+    write                 a folder for the merge with the chosen value
+    force                 discard an earlier run with other settings; replace an existing `write`
     """
 
     vary: Sequence[Knob] = ()
@@ -58,7 +58,7 @@ class SearchOptions:
 
     @property
     def sampled(self) -> bool:
-        """Whether a sampler draws the points, which are those of a grid else."""
+        """Whether a sampler draws the points; otherwise they form a grid."""
         return self.scoring is not None and self.scoring.sampler != "grid"
 
 
@@ -70,29 +70,29 @@ def search(
     options: SearchOptions | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Choose a merge coefficient by what the merged models answer, without writing a checkpoint.
+    """Choose a merge coefficient from the merged models' answers, without writing checkpoints.
 
     AdaMMS (Du et al. 2025), section 3.2: the answers of neighbouring coefficients are compared, and the one where they
-    change least is taken; no label is looked at. The paper merges to disk for each coefficient; here one loaded model
-    takes the weights of each, which are the same bits as `merge` would write.
+    change least is chosen, without labels. The paper merges to disk for each coefficient; here one loaded model
+    gets the weights of each, the same bits as `merge` would write.
 
-    recipe    a file, mapping or `Recipe`; what it says of the varied parameters does not matter
-    out       the folder of the run; a run that was stopped goes on, a finished one is judged again
-    progress  told how many answers there are, and how many there will be
+    recipe    a file, mapping or `Recipe`; its values of varied parameters are ignored
+    out       the folder of the run; an interrupted run is resumed, a finished one is judged again
+    progress  called with the number of answers done, and the total
 
-    raises Refused with everything that is wrong with recipe, prompts and values, before anything is generated;
-    CheckpointError where a model does not load or values cannot be merged.
+    raises Refused with every problem of recipe, prompts and values, before anything is generated;
+    CheckpointError if a model does not load or values cannot be merged.
     """
     return plan_search(recipe, prompts, out, options).run(progress)
 
 
 @dataclass(frozen=True)
 class PlannedSearch:
-    """A search with nothing wrong with it, as `plan_search` makes it.
+    """A validated search, from `plan_search`.
 
     drawn   the prompts
-    points  of a grid; none where a sampler draws them
-    plans   of the candidates, by name; with a sampler those of single values, to see that they can be planned
+    points  of a grid; empty if a sampler draws them
+    plans   of the candidates, by name; with a sampler those of single values, as a check that they can be planned
     out     the folder of the run
     """
 
@@ -106,7 +106,7 @@ class PlannedSearch:
     options: SearchOptions
 
     def run(self, progress: Progress | None = None) -> SearchResult:
-        """Generate, judge, write the outcome, and merge with the chosen value where that is wanted."""
+        """Generate, judge, write the outcome, and merge with the chosen value on request."""
         options, settings, axes = self.options, self._settings(), self.space.axes
         run = open_run(self.out, settings, force=options.force, what="a search", outcome=_OUTCOME)
         with alone_in(run), options.generation.worker_pool(next(iter(self.plans.values()))) as pool:
@@ -136,7 +136,7 @@ class PlannedSearch:
         return SearchResult(about, run.folder, turned)
 
     def _settings(self) -> dict[str, Any]:
-        """What the answers of any candidate depend on, besides the values of what is varied."""
+        """The settings that all candidates' answers depend on, other than the varied values."""
         unsaid = self.space.turned(self.recipe, tuple(axis.neutral for axis in self.space.axes))
         return {
             "recipe": recipe_dict(unsaid),
@@ -150,7 +150,7 @@ class PlannedSearch:
     def _judged(
         self, prompts: Sequence[Prompt], answers: Mapping[str, Mapping[int | str, str]]
     ) -> tuple[dict[str, Any], Point]:
-        """Judge every point of a grid; the outcome, and the point that is chosen."""
+        """Judge every point of a grid; returns the outcome, and the chosen point."""
         points, scoring, judging = self.points, self.options.scoring, self.options.judging
         given = [answers[candidate_name(self.space, point)] for point in points]
         outcome: dict[str, Any] = {"values": [_value(point) for point in points]}
@@ -180,7 +180,7 @@ class PlannedSearch:
         settings: Mapping[str, Any],
         progress: Progress | None,
     ) -> tuple[dict[str, Any], Point]:
-        """Let a sampler draw points one after the other; the outcome, and the best of them."""
+        """Let a sampler draw points one after another; returns the outcome, and the best point."""
         scoring, size, finished = self.options.scoring, len(asked.prompts), 0
         assert scoring is not None
 
@@ -220,9 +220,9 @@ def plan_search(
     out: str | os.PathLike[str],
     options: SearchOptions | None = None,
 ) -> PlannedSearch:
-    """Read and check all that `search` needs, and plan the candidates; the arguments are those of `search`.
+    """Read and check all inputs of `search`, and plan the candidates; same arguments as `search`.
 
-    raises Refused with everything that is wrong.
+    raises Refused with every problem.
     """
     options = options or SearchOptions()
     drawn: list[Prompt] = []
@@ -250,7 +250,7 @@ def plan_search(
 
 
 def _refuse_unfit(out: Path, options: SearchOptions) -> None:
-    """Refuse at the start what would go wrong at the end."""
+    """Refuse at the start what would fail at the end."""
     if options.write is None:
         return
     run, target = out.resolve(), Path(options.write).resolve()
@@ -288,7 +288,7 @@ def _refuse_misfits(space: Space, options: SearchOptions, drawn: Sequence[Prompt
 
 
 def _refuse_without_labels(space: Space, judging: Judging) -> None:
-    """Refuse what cannot be chosen by comparing neighbours."""
+    """Refuse a space that comparing neighbours cannot choose in."""
     with collecting() as wrong:
         if len(space.axes) > 1:
             refuse(RecipeError("vary: without labels one parameter is varied; several need `scorer`"))

@@ -1,4 +1,4 @@
-"""The candidates of a search: every point of the space that is searched, planned like any other recipe."""
+"""The candidates of a search: every point of the search space, planned like any other recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST = 100
 
 @dataclass(frozen=True)
 class Space:
-    """What is varied, an axis for each knob."""
+    """The search space, with one axis per knob."""
 
     axes: tuple[Axis, ...] = ()
 
@@ -37,20 +37,22 @@ class Space:
         return list(product(*(axis.values for axis in self.axes)))
 
     def sweeps(self) -> list[list[Point]]:
-        """For each axis all its values, of a span both ends, with the others at their first: each value stands once."""
+        """For each axis all its values (both ends of a span), with the others at their first value, without
+        duplicates.
+        """
         each = [axis.span or axis.values for axis in self.axes]
         first = tuple(values[0] for values in each)
         return [[(*first[:place], value, *first[place + 1 :]) for value in values] for place, values in enumerate(each)]
 
     def turned(self, recipe: Recipe, point: Point) -> Recipe:
-        """The recipe of a point."""
+        """The recipe at a point."""
         return turn(recipe, dict(zip(self.axes, point, strict=True)))
 
 
 def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: bool = False) -> Space:
-    """The space that some knobs of a recipe span; what cannot be varied, and what is no value, is refused.
+    """The space spanned by knobs of a recipe; unsuitable knobs and values are refused.
 
-    knobs  none for the default one
+    knobs  empty for the default one
     """
     roles, axes = Roles(), list[Axis]()
     with collecting():
@@ -71,7 +73,7 @@ def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: b
 def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
     """Plan every candidate, by name; they differ in methods and parameters only.
 
-    raises Refused with everything that is wrong with any of them.
+    raises Refused with every problem of any of them.
     """
     plans: dict[str, Plan] = {}
     first: tuple[Plan, Recipe] | None = None
@@ -86,9 +88,9 @@ def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> di
 
 
 def refuse_idle(recipe: Recipe, space: Space) -> None:
-    """Refuse what is varied without that anything which is merged changes: the recipe has no such free parameter.
+    """Refuse a knob without effect on anything merged: the recipe has no such free parameter.
 
-    raises Refused with everything that is wrong with the first and the last value.
+    raises Refused with every problem of the first and the last value.
     """
     with collecting() as wrong:
         for axis, points in zip(space.axes, space.sweeps(), strict=True):
@@ -103,7 +105,7 @@ def refuse_idle(recipe: Recipe, space: Space) -> None:
 
 
 def _effect(plan: Plan) -> str:
-    """What a plan merges, and by which settings."""
+    """The merged tensors of a plan and their settings, as a key."""
     return repr([(piece.canonical, setting) for _, piece, setting in plan.merged_pieces()])
 
 
@@ -121,7 +123,7 @@ def _word(value: Value) -> str:
 
 
 def _roles(recipe: Recipe) -> Roles:
-    """The roles of a recipe's models, as a plan finds them."""
+    """The roles of a recipe's models, as found by a plan."""
     said: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for parameter in METHODS[recipe.merge_method].parameters:

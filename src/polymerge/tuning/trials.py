@@ -1,4 +1,4 @@
-"""Score answers by labels, over a grid or in trials of one of Optuna's samplers, which learns from each."""
+"""Score answers with labels, over a grid or in trials of one of Optuna's samplers, which learns from each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLERS: Final[Mapping[str, str]] = MappingProxyType(
         "nsgaii": "NSGAIISampler",
     }
 )
-"""Optuna's samplers by the name that a search takes."""
+"""Optuna's samplers by their names in a search."""
 
 _NEEDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"cmaes": ("cmaes",), "gp": ("scipy", "torch")})
 
@@ -38,13 +38,13 @@ Trial = tuple[Point, float]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How answers are scored where the right ones are known.
+    """How answers are scored with labels.
 
     scorer   a row of the table of scorers
     sampler  grid (every combination of the listed values), or one of Optuna's
-    trials   of a sampler
+    trials   number of trials of a sampler
     storage  URL of one of Optuna's storages; by default a journal in the run's folder
-    choose   whether the best score chooses; else the criterion does, and the scores are only told
+    choose   whether to choose the best score; otherwise the criterion chooses, and scores are only reported
     """
 
     scorer: str
@@ -55,7 +55,7 @@ class Scoring:
 
 
 def check_labels(scorer: str, prompts: Sequence[Prompt]) -> None:
-    """Refuse a scorer that is not there, or prompts that it cannot score; raises RecipeError."""
+    """Refuse an unknown scorer, or prompts that it cannot score; raises RecipeError."""
     if scorer not in SCORERS:
         raise RecipeError(f"scorer: there is no scorer '{scorer}'.{did_you_mean(scorer, SCORERS)}")
     without = [prompt.id for prompt in prompts if prompt.answer is None]
@@ -75,16 +75,16 @@ def score(scorer: str, prompts: Sequence[Prompt], answers: Mapping[int | str, st
 def run_trials(
     space: Space, scoring: Scoring, objective: Callable[[Point], float], *, name: str, folder: Path, seed: int = 2
 ) -> list[Trial]:
-    """Carry out trials until there are as many as wanted, those of an earlier run of the same study among them.
+    """Run trials until there are as many as requested, including those of an earlier run of the same study.
 
-    What a sampler draws depends on the trials that are complete and on the seed, and on nothing else, so that a search
-    that was killed goes on as if it had not been.
+    A sampler's draws depend only on the completed trials and the seed, so that a search
+    that was killed continues as if uninterrupted.
 
-    objective  the score of a point, which is to become large
-    name       of the study; another one for anything that makes scores hard to compare
-    folder     of the run; the study is kept in it, as Optuna's journal, where there is no other storage
+    objective  the score of a point, to be maximised
+    name       of the study; scores that are not comparable need different names
+    folder     of the run; the study is stored in it, as Optuna's journal, unless there is another storage
 
-    raises MissingExtraError without Optuna, or what its sampler needs; RecipeError for a storage that cannot be opened.
+    raises MissingExtraError without Optuna or a sampler's dependency; RecipeError for a storage that cannot be opened.
     """
     optuna = _optuna(scoring.sampler)
     study = _study(optuna, scoring.storage, folder, name)
@@ -135,7 +135,7 @@ def _draw(trial: Any, axis: Axis) -> Any:
 
 
 def _point(trial: Any, space: Space) -> Point | None:
-    """The point that a trial drew; None where it was stopped before it had drawn all of it."""
+    """The point that a trial drew; None if it was interrupted before it was complete."""
     point = []
     for axis in space.axes:
         by_place = axis.span is None and axis.numeric

@@ -1,1 +1,1 @@
-"""lmms-eval and VLMEvalKit: how they are run, and how their results and answers are read."""
+"""lmms-eval and VLMEvalKit: running them, and reading their results and answers."""

@@ -19,11 +19,11 @@ __all__ = ["OWN", "AnswerFile", "answer_files", "newest", "of_task", "tasks_ther
 Kind = Literal["own", "lines", "json", "table"]
 
 OWN = "answers.jsonl"
-"""The name of polymerge's own file of answers."""
+"""The name of polymerge's own answer file."""
 
 _SAMPLES = re.compile(r"(?:(?P<stamp>.+?)_)?samples_(?P<task>.+)\.jsonl")
 _NO_ANSWERS = re.compile(r"(?:.*_)?(?:results?|acc|score|rating|status)", re.IGNORECASE)
-"""Files that the tools write beside the answers: `mme_results.json`, `model_MME_score.json`, `status.json`."""
+"""Files that the tools write beside answers: `mme_results.json`, `model_MME_score.json`, `status.json`."""
 
 _RUN_FOLDER = re.compile(r"T(?P<day>\d{8})(?:_G[0-9A-Za-z]+|-(?P<time>\d{6}))")
 _DATED = re.compile(r"(?P<day>\d{4}-?\d\d-?\d\d)[T_-](?P<time>\d\d[-:.]?\d\d(?:[-:.]?\d\d)?)(?!\d)")
@@ -33,9 +33,9 @@ _DATED = re.compile(r"(?P<day>\d{4}-?\d\d-?\d\d)[T_-](?P<time>\d\d[-:.]?\d\d(?:[
 class AnswerFile:
     """A file that holds answers, judging by its name.
 
-    tasks   the tasks that it certainly or probably has the answers to; none for polymerge's own, which does not say
-    others  the tasks that it may be meant to have: VLMEvalKit's `<model>_<dataset>` where the model is not known
-    stamp   when it was written, as text that sorts by age; empty where neither its name nor its folder says so
+    tasks   the tasks that it certainly or probably answers; empty for polymerge's own, whose name does not tell
+    others  further possible tasks: VLMEvalKit's `<model>_<dataset>` if the model is unknown
+    stamp   its timestamp, as text that sorts by age; empty if neither its name nor its folder has one
     """
 
     path: Path
@@ -48,7 +48,7 @@ class AnswerFile:
 def answer_files(folder: Path) -> Iterator[AnswerFile]:
     """Iterate over the files below a candidate's folder that may hold answers, sorted by path.
 
-    raises OSError where a folder cannot be listed.
+    raises OSError if a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:
@@ -85,7 +85,7 @@ def _recognised(candidate: Path, path: Path) -> AnswerFile | None:
 
 
 def _stamp(names: Sequence[str]) -> str:
-    """The timestamp in the first name that has one; empty where none has."""
+    """The timestamp in the first name that has one; empty if none has."""
     for name in names:
         if match := _RUN_FOLDER.fullmatch(name) or _DATED.match(name):
             return "".join(filter(str.isdigit, match["day"] + (match["time"] or "")))
@@ -93,13 +93,13 @@ def _stamp(names: Sequence[str]) -> str:
 
 
 def of_task(candidates: Sequence[Sequence[AnswerFile]], task: str | None) -> tuple[str, list[list[AnswerFile]]]:
-    """Return the name by which the files call a task, and each candidate's files of it.
+    """Return the name that the files use for a task, and each candidate's files for it.
 
-    What is called exactly so comes first, then VLMEvalKit's files that end in it, then `<task>_val...`: the task
-    ok_vqa was logged as ok_vqa_val2014. Polymerge's own files, which name no task, are taken where there is nothing
+    Exact names come first, then VLMEvalKit's files that end in it, then `<task>_val...`: the task
+    ok_vqa was logged as ok_vqa_val2014. Polymerge's own files, which name no task, are used if there is nothing
     else, or by their name.
 
-    raises RecipeError, which lists the tasks that are there, where none fits, or several.
+    raises RecipeError, listing the available tasks, if none or several match.
     """
     every = [file for files in candidates for file in files]
     if task is not None:
@@ -128,7 +128,7 @@ def _called(candidates: Sequence[Sequence[AnswerFile]], task: str) -> list[list[
 
 
 def tasks_there(files: Iterable[AnswerFile]) -> list[str]:
-    """The tasks that the files have answers to, for messages; JSON files that hold something else are ignored."""
+    """The tasks that the files answer, for messages; JSON files with other content are ignored."""
     return sorted({file.tasks[-1] if file.tasks else OWN for file in files if _may_hold_answers(file)})
 
 
@@ -159,9 +159,9 @@ def _which(there: Sequence[str]) -> str:
 def newest(files: Sequence[AnswerFile]) -> tuple[AnswerFile, tuple[AnswerFile, ...]]:
     """Return the file of the newest run, and those of older runs.
 
-    One file under several names counts once, and so does a copy; links that lead nowhere are passed over.
+    Files with several names and copies count once; broken links are skipped.
 
-    raises RecipeError where it is not clear which is the newest.
+    raises RecipeError if the newest is ambiguous.
     """
     different: list[AnswerFile] = []
     for file in sorted(files, key=lambda one: one.stamp == ""):  # of two names, the one in a run's folder says more

@@ -1,4 +1,4 @@
-"""lmms-eval: its command line, and what it writes.
+"""lmms-eval: its command line, and its output.
 
 `OUT/<parent>__<folder>/<stamp>_results.json` holds {"results": {task: {"<metric>,<filter>": number}}}, and beside it
 `<stamp>_samples_<task>.jsonl` (with `--log_samples`) a document a line with `doc_id`, each metric of it, and what was
@@ -56,8 +56,8 @@ def command(
 def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
     """Read the results of the newest run below a folder, by task; missing or broken files are refused.
 
-    tasks   as they were asked for; those that lmms-eval names so, or else all that it has numbers of
-    before  files that were there before it ran
+    tasks   as requested; lmms-eval's tasks of these names, or else all that it has numbers for
+    before  files that existed before it ran
     """
     found = [path for path in folder.rglob("*_results.json") if path not in before and _RESULTS.fullmatch(path.name)]
     if not found:
@@ -84,7 +84,7 @@ def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, Tas
 
 
 def _metrics(value: Mapping[str, Any]) -> dict[str, float]:
-    """A task's numbers by name, without standard errors; the default filter is left out of the names."""
+    """A task's numbers by name, without standard errors; the default filter is dropped from the names."""
     return {
         str(name).removesuffix(",none"): float(number)
         for name, number in value.items()
@@ -97,7 +97,7 @@ def _is_number(value: object) -> bool:
 
 
 def _task(metrics: Mapping[str, float], file: Path, count: int) -> TaskResult:
-    """Take the first number as the score: in percent where it is the mean of the documents' shares."""
+    """Take the first number as the score: in percent if it is the mean of the documents' shares."""
     name, score = next(iter(metrics.items()))
     samples, failed = _samples(file, name.partition(",")[0]) if file.is_file() else ({}, 0)
     notes = [f"the score is {name}, the first of {', '.join(metrics)}"] if len(metrics) > 1 else []
@@ -118,7 +118,7 @@ def _task(metrics: Mapping[str, float], file: Path, count: int) -> TaskResult:
 
 
 def _samples(file: Path, metric: str) -> tuple[dict[str, float], int]:
-    """Read a metric of each document, none if any document lacks it as a number; and count failed requests."""
+    """Read a metric of each document, empty if any document lacks it as a number; and count failed requests."""
     complaints = Complaints(file)
     found: dict[str, float] = {}
     whole, failed = True, 0
@@ -156,7 +156,7 @@ def log_rows(value: Mapping[str, Any], complaints: Complaints) -> list[Row]:
 def read_answers(rows: Sequence[Row] | None, keep: str | None, complaints: Complaints) -> Documents:
     """Read the documents of a log, each with the response that was scored.
 
-    rows  of a file of 2024; None reads a file of today
+    rows  of a file from 2024; None reads the current format
     """
     chosen = kept(json_lines(complaints) if rows is None else rows, keep, complaints)
     several = 0
@@ -179,7 +179,7 @@ def read_answers(rows: Sequence[Row] | None, keep: str | None, complaints: Compl
 def _response(row: Mapping[str, Any]) -> tuple[str, bool]:
     """Return the response that was scored, and whether it is the first of several.
 
-    raises ValueError that says why there is none.
+    raises ValueError with the reason if there is none.
     """
     field = next((name for name in ("filtered_resps", "resps") if row.get(name) is not None), None)
     if field is None:

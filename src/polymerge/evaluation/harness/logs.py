@@ -1,4 +1,4 @@
-"""Read the answers of all candidates, and check that they are to the same documents."""
+"""Read the answers of all candidates, and check that they cover the same documents."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Logs:
              document to which one of them has a tool's message of a failure is left out of all, and of an answer in a
              tool's log the thoughts before it are
     scores   for each candidate the mean of the score that the tool gave each document, None where there is not just one
-    files    what was read for each candidate
-    task     that they answer; empty for answers of a search
-    notes    what a person should know: an older run that was passed over, requests that had failed
+    files    the files read for each candidate
+    task     the task; empty for answers of a search
+    notes    remarks: older runs that were skipped, requests that failed
     """
 
     answers: tuple[Mapping[int | str, str], ...]
@@ -43,12 +43,12 @@ class Logs:
 
 
 def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | None = None) -> Logs:
-    """Read the answers in some folders, one for each candidate.
+    """Read the answers in folders, one per candidate.
 
-    task  as lmms-eval or VLMEvalKit calls it; not needed where there is only one
+    task  its name in lmms-eval or VLMEvalKit; optional if there is only one
     keep  only documents that have this field, such as `mme_percetion_score` (in either spelling)
 
-    raises RecipeError where tasks are not clear, and Refused with all that is wrong with the files.
+    raises RecipeError if tasks are ambiguous, and Refused with every problem of the files.
     """
     notes: list[str] = []
     try:
@@ -121,7 +121,7 @@ def _own_answer(fields: Mapping[str, Any]) -> str:
 def _without_thoughts(documents: Documents) -> tuple[Documents, int]:
     """Strip thoughts from the answers; returns the documents, and how many of them had any.
 
-    Thoughts that do not end, or that nothing follows, are the answer themselves.
+    Thoughts that are unterminated, or that nothing follows, are kept as the answer.
     """
     after = {number: found[1] for number, text in documents.answers.items() if (found := _THOUGHTS.fullmatch(text))}
     return replace(documents, answers={**documents.answers, **after}), len(after)

@@ -1,4 +1,4 @@
-"""The classes of lmms-eval and VLMEvalKit that run each family, taken from lmms-eval 0.7.3 and VLMEvalKit of 2025."""
+"""The classes in lmms-eval and VLMEvalKit for each family, from lmms-eval 0.7.3 and VLMEvalKit of 2025."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["DATASETS", "WRAPPERS", "Wrapper", "wrapper_of"]
 class Wrapper:
     """A family's row.
 
-    lmms        lmms-eval's name of the model; empty where it has none
-    lmms_path   what its argument for the folder is called
-    placed      whether it takes device_map
-    simple      its option force_simple is needed: the other form asks by a chat template of its own
-    kit         VLMEvalKit's class, to which the folder is model_path; empty where it has none
-    kit_more    its further arguments
-    path_has    VLMEvalKit chooses by the path: it must have one of these words, in any case
+    lmms        lmms-eval's model name; empty if it has none
+    lmms_path   the name of its argument for the folder
+    placed      whether it accepts device_map
+    simple      whether force_simple is needed: the other variant has its own chat template
+    kit         VLMEvalKit's class, which takes the folder as model_path; empty if it has none
+    kit_more    its additional arguments
+    path_has    VLMEvalKit dispatches on the path: it must contain one of these words, ignoring case
     path_lacks  and none of these
     """
 
@@ -108,13 +108,13 @@ DATASETS: Mapping[str, str] = {
     "COCO_VAL": "ImageCaptionDataset",
     "VizWiz": "VizWiz",
 }
-"""VLMEvalKit's class of a data set, which its config file has to name; `NAME=CLASS` says it for any other one."""
+"""VLMEvalKit's class for a data set, which its config file has to name; `NAME=CLASS` sets it for any other one."""
 
 
 def wrapper_of(family: str, tool: str) -> Wrapper:
     """Look up a family's row.
 
-    raises RecipeError where the tool has no class for it.
+    raises RecipeError if the tool has no class for it.
     """
     row = WRAPPERS.get(family)
     known = [row.family for row in WRAPPERS.values() if (row.lmms if tool == "lmms-eval" else row.kit)]

@@ -1,4 +1,4 @@
-"""Rows of a file of answers, and the documents made of them; problems are gathered by kind before they are raised."""
+"""Rows of an answer file, and the documents built from them; problems are grouped by kind before they are raised."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = [
 AGAIN = "Generate these answers again, or mend the file."
 
 Row = tuple[str, Mapping[str, Any]]
-"""A row: its place in the file, such as `line 3`, and its fields."""
+"""A row: its location in the file, such as `line 3`, and its fields."""
 
 Cells = tuple[str, Sequence[Any]]
-"""A row of a table: its place in the file, and its cells."""
+"""A row of a table: its location in the file, and its cells."""
 
 BROKEN = object()
-"""Stands for a value that could not be read."""
+"""Placeholder for a value that could not be read."""
 
 _SAME_FIELD = frozenset({"mme_percetion_score", "mme_perception_score"})
 """lmms-eval used the first spelling for years."""
@@ -52,14 +52,14 @@ class Complaints:
     file: Path
     places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     broken: list[PolymergeError] = field(default_factory=list)
-    """Errors of JSON syntax, one each."""
+    """JSON syntax errors, one each."""
 
     def add(self, what: str, place: str, then: str) -> None:
-        """Note a problem, its place in the file, and the next step."""
+        """Record a problem, its location in the file, and the next step."""
         self.places.setdefault((what, then), []).append(place)
 
     def refuse(self) -> None:
-        """Refuse the file if it has problems: one error per kind, with the first few places."""
+        """Refuse the file if it has problems: one error per kind, with the first few locations."""
         with at_most_shown(self.file):
             refuse(*self.broken)
             for (what, then), places in self.places.items():
@@ -74,12 +74,12 @@ class Documents:
 
     answers: Mapping[int | str, str]
     score: float | None = None
-    """Mean of the tool's own score per document, where it has exactly one."""
+    """The mean of the tool's own score per document, if it has exactly one."""
     notes: tuple[str, ...] = ()
 
 
 def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
-    """Parse JSON; returns BROKEN after noting the error where it is malformed."""
+    """Parse JSON; returns BROKEN, with the error recorded, if it is malformed."""
     where = f"{complaints.file}: {place}" if place else str(complaints.file)
     try:
         return parse_json(text, where, Any, unique_keys=False, error=RecipeError, then=AGAIN)
@@ -101,7 +101,7 @@ def json_lines(complaints: Complaints) -> Iterator[Row]:
 
 
 def tsv_cells(complaints: Complaints) -> list[Cells]:
-    """Read the cells of a tab-separated table; returns none where its encoding is broken."""
+    """Read the cells of a tab-separated table; empty if its encoding is broken."""
     data = complaints.file.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -172,9 +172,9 @@ def documents(
 ) -> dict[int | str, str]:
     """Map each document's id to its answer.
 
-    identity  the field that tells documents apart, a whole number or a text; no two may have the same
-    answer    takes a row's fields and gives its answer, or raises ValueError that says why there is none
-    repeats   two may have the same identity after all where their answers are the same
+    identity  the field that identifies documents, an integer or a string; it must be unique
+    answer    maps a row's fields to its answer, or raises ValueError with the reason why there is none
+    repeats   accept documents with the same identity if their answers are equal
     """
     found: dict[int | str, str] = {}
     places: dict[str, str] = {}

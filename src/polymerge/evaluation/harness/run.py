@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with lmms-eval or VLMEvalKit: make the command, run it, convert its results."""
+"""Evaluate a checkpoint with lmms-eval or VLMEvalKit: build the command, run it, convert its results."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _MODULES = {"lmms-eval": "lmms_eval", "vlmevalkit": "vlmeval"}
 
 @dataclass(frozen=True)
 class ToolJob:
-    """A command of a tool, ready to be run.
+    """A tool's command, ready to run.
 
     run      the folder of the run
-    files    to be written before
-    links    to be made before, each to where it leads: a name of the folder that the tool understands
-    read     finds the tool's results, given the files that were there before it ran
+    files    to be written first
+    links    to be created first, each with its target: a folder name that the tool understands
+    read     reads the tool's results, given the files that existed before it ran
     """
 
     tool: str
@@ -50,7 +50,7 @@ class ToolJob:
     links: Mapping[Path, Path] = field(default_factory=dict)
 
     def printed(self) -> str:
-        """Format the command, and all that it needs, to be pasted into a shell."""
+        """Format the command, and everything it needs, for pasting into a shell."""
         made = {path.parent for path in (*self.files, *self.links)}
         lines = [f"mkdir -p {shlex.join(map(str, sorted(made)))}"] if made else []
         lines += [f"ln -sfn {shlex.join([str(target), str(link)])}" for link, target in self.links.items()]
@@ -73,13 +73,13 @@ def plan_tool(
     more: Sequence[str] = (),
     force: bool = False,
 ) -> ToolJob:
-    """Make the command by which a tool evaluates a checkpoint.
+    """Build the command with which a tool evaluates a checkpoint.
 
-    environment  the tool's virtual environment, or its Python; else this one
-    kit          the clone of VLMEvalKit, which has its run.py
-    more         further options of the tool
+    environment  the tool's virtual environment, or its Python; by default the current one
+    kit          the clone of VLMEvalKit that contains run.py
+    more         additional options of the tool
 
-    raises RecipeError where the tool has no model for the family, or the checkpoint is no folder of its own.
+    raises RecipeError if the tool has no model for the family, or the checkpoint is not a single folder.
     """
     asked = evaluated_model(model, name)
     if asked.plan is not None:
@@ -119,9 +119,9 @@ def plan_tool(
 
 
 def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
-    """Run the command, show what it prints as it prints it, and write its results as RUN/results.json.
+    """Run the command, show its output as it is printed, and write its results as RUN/results.json.
 
-    raises OutputError where the tool fails or writes no results, MissingExtraError where it is not installed.
+    raises OutputError if the tool fails or writes no results, MissingExtraError if it is not installed.
     """
     _check_installed(job)
     settings = {"kind": f"evaluation by {job.tool}", "model": job.asked.identity(), "command": list(job.command)}
@@ -162,7 +162,7 @@ def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
 
 
 def _python(environment: str | None) -> str:
-    """Path to the Python of a virtual environment; this Python where none is given."""
+    """Path to the Python of a virtual environment; the current Python if none is given."""
     if environment is None:
         return sys.executable
     path = Path(environment).expanduser().absolute()

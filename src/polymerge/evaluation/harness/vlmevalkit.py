@@ -1,4 +1,4 @@
-"""VLMEvalKit: its config file and command line, and what it writes.
+"""VLMEvalKit: its config file and command line, and its output.
 
 `WORK/<model>/T<date>_G<hash>/<model>_<dataset>...`: `_acc.csv`, `..._score.csv` or `..._score.json` hold the score,
 `..._result.xlsx` (or .tsv, .json) a row for each question, where it is multiple choice with a `hit`, and
@@ -39,10 +39,10 @@ from polymerge.evaluation.results import TaskResult
 __all__ = ["command", "config", "datasets", "label", "place", "read", "read_answers", "read_rows"]
 
 _ROWS = ("overall", "none", "validation", "val", "dev", "test", "average")
-"""Rows of a table of scores, by how likely they are the published one; the first that is there counts."""
+"""Rows of a score table, most likely published one first; the first that exists is used."""
 
 _COLUMNS = ("Overall", "acc", "Relative Score (main)", "aAcc", "accuracy", "Final Score Norm", "Final Score", "score")
-"""Columns, the same way."""
+"""Columns, in the same way."""
 
 _RUN = "Run VLMEvalKit again."
 _ID, _ANSWER = "index", "prediction"
@@ -50,19 +50,19 @@ _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def command(config_file: Path, out: Path) -> tuple[str, ...]:
-    """Arguments of run.py; answers of an earlier run of the same command are used again."""
+    """Arguments of run.py; answers of an earlier run of the same command are reused."""
     return "--config", str(config_file), "--work-dir", str(out), "--reuse"
 
 
 def label(name: str) -> str:
-    """Turn a model's name into one that can be part of a file's name."""
+    """Turn a model's name into one that can be part of a file name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-") or "model"
 
 
 def place(row: Wrapper, folder: Path, links: Path) -> Path:
-    """Return a path to the checkpoint from which VLMEvalKit recognises its family: its own, or that of a link to it.
+    """Return a path to the checkpoint from which VLMEvalKit recognises its family: its own, or a link to it.
 
-    raises RecipeError where the path of the link would be misread, too.
+    raises RecipeError if the path of the link would be misread, too.
     """
     if _understood(row, folder):
         return folder
@@ -85,7 +85,7 @@ def _understood(row: Wrapper, path: Path) -> bool:
 def datasets(tasks: Sequence[str]) -> dict[str, str]:
     """Map data sets to VLMEvalKit's classes; a task is a name in the table, or NAME=CLASS.
 
-    raises Refused with every name that is not known.
+    raises Refused with every unknown name.
     """
     named = {name: told or DATASETS.get(name, "") for name, _, told in (task.partition("=") for task in tasks)}
     refuse_if_any(
@@ -100,7 +100,7 @@ def datasets(tasks: Sequence[str]) -> dict[str, str]:
 
 
 def config(row: Wrapper, model: str, folder: Path, names: Mapping[str, str]) -> str:
-    """Format the config file: an entry for the model, and one for each data set."""
+    """Format the config file: one entry for the model, and one per data set."""
     value = {
         "model": {model: {"class": row.kit, "model_path": str(folder), **row.kit_more}},
         "data": {name: {"class": found, "dataset": name} for name, found in names.items()},
@@ -111,7 +111,7 @@ def config(row: Wrapper, model: str, folder: Path, names: Mapping[str, str]) -> 
 def read(folder: Path, model: str, names: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
     """Read the results below a model's folder, by data set; data sets without results are refused.
 
-    before  files that were there before it ran; they count where it used them again
+    before  files that existed before it ran; they count if it reused them
     """
     results: dict[str, TaskResult] = {}
     for name in names:
@@ -166,7 +166,7 @@ def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float], f
 
 
 def _chosen(metrics: Mapping[str, float]) -> str | None:
-    """Choose the published number by its row and column; None where several rows could hold it."""
+    """Choose the published number by its row and column; None if several rows could hold it."""
     rows = list(dict.fromkeys(name.rpartition(": ")[0] for name in metrics))
     ranked = sorted(rows, key=lambda row: next((n for n, one in enumerate(_ROWS) if row.lower().endswith(one)), 99))
     if len(rows) > 1 and not ranked[0].lower().endswith(_ROWS):
@@ -181,7 +181,7 @@ def _chosen(metrics: Mapping[str, float]) -> str | None:
 def _metrics(file: Path) -> dict[str, float]:
     """Read every number in a file of scores, as `column` or `row: column`.
 
-    raises OutputError where it cannot be read or holds none.
+    raises OutputError if it cannot be read or holds none.
     """
     if file.suffix == ".json":
         rows = _records(read_json(file, Any, unique_keys=False, error=OutputError, then=_RUN))
@@ -221,7 +221,7 @@ def _number(value: Any) -> float | None:
 
 
 def _hits(files: Sequence[Path]) -> tuple[dict[str, float], int]:
-    """Whether each question was right, from the first table that says so, and how many requests for it failed."""
+    """The correctness of each question, from the first table that has it, and the number of failed requests."""
     for file in files:
         if not re.search(r"(_result|_auxmatch|_judge)\.(xlsx|tsv|json)$", file.name):
             continue
@@ -312,7 +312,7 @@ def _has_columns(names: Iterable[str], complaints: Complaints) -> bool:
 
 
 def _filled(cells: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Drop empty cells, for which pandas writes NaN, and make the index a whole number where it is one."""
+    """Drop empty cells, for which pandas writes NaN, and convert the index to an integer if it is one."""
     filled = {
         name: cell
         for name, cell in cells

@@ -26,7 +26,7 @@ _AGAIN = "Is it the right file? If so, download it again."
 
 
 class _Question(msgspec.Struct):
-    """The member that every item of a question file needs; scorers take the others as written."""
+    """The field that every item of a question file needs; scorers use the others as written."""
 
     question_id: str | int
 
@@ -60,7 +60,7 @@ class _Splits(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Item:
-    """A question as its file has it: where it is, its question_id as written, all its fields."""
+    """A question of a file: its location, its question_id as written, all its fields."""
 
     where: str
     id: str | int
@@ -85,7 +85,7 @@ class Truth:
 
 
 def truth_of(items: Sequence[Item], references: Sequence[Any]) -> Truth:
-    """Make the truth of items that each have a reference."""
+    """Build the truth of items that each have a reference."""
     return Truth(tuple(str(item.id) for item in items), tuple(references), tuple(items))
 
 
@@ -166,7 +166,7 @@ def question_items(path: Path) -> list[Item]:
 
 
 def answers_in(item: Item) -> list[str]:
-    """The texts under `answers` of an item, or the one under `answer`; numbers are taken as written."""
+    """The texts under `answers` of an item, or the one under `answer`; numbers are used as written."""
     value = item.fields.get("answers", item.fields.get("answer"))
     values = value if isinstance(value, list) and value else [value]
     texts = [_text(one.get("answer") if isinstance(one, dict) else one) for one in values]
@@ -233,13 +233,13 @@ def _letters(path: Path, splits: Path) -> Truth:
 
 
 def _captions(path: Path, items: Sequence[Item], coco: Path) -> Truth:
-    """Every image that has a reference caption, in the order of the COCO file, with its captions.
+    """Every image with a reference caption, in the order of the COCO file, with its captions.
 
-    A question finds its image by file name, by the whole path or, where that is unknown, by its last part. Images
-    without a reference cannot be scored and are left out; one without a question has no prediction and stays in.
+    Questions are matched to images by file name: by the full path or, if that is unknown, by its last part. Images
+    without a reference cannot be scored and are left out; images without a question have no prediction and are kept.
 
-    path  of the question file, whose items each name an image
-    coco  of the file that has each image's captions
+    path  the question file, whose items each name an image
+    coco  the file with each image's captions
     """
     with collecting() as wrong:
         names, captions = _images(coco)

@@ -1,10 +1,10 @@
-"""The published scorers of MM-MergeBench, defects and all, for numbers that can be set beside the paper's.
+"""The published scorers of MM-MergeBench, defects included, for numbers comparable to the paper's.
 
-Nothing here is how an answer should be scored; the sound scorers are in `scorers`. Each function goes through the
-lines as the script of that name does, and says where the script would stop instead of raising what it raises.
+Answers should not be scored like this; the sound scorers are in `scorers`. Each function processes the
+lines as the script of that name does, and returns the reason if the script would crash.
 Common to all: a blank line stops the script, the score is over the lines and not over the questions (but for
-ScienceQA), a line that is there twice counts twice. The caption scripts also build SPICE, which downloads a parser, and
-leave it out of what they print; it is not run here.
+ScienceQA), a duplicate line counts twice. The caption scripts also build SPICE, which downloads a parser, and
+omit it from their output; it is not run here.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def as_published(task: Task, predictions: Predictions, truth: Truth) -> Publishe
 
 
 def _answers(fold: Callable[[str], str], skips: str = "", ids_as_text: bool = False) -> _Script:
-    """Equal in one case: an empty answer is equal to an empty one, so right where the truth is empty.
+    """Equality ignoring case: an empty answer equals an empty truth and is then right.
 
-    skips        a prediction with this word is passed over, and still counted
-    ids_as_text  question_ids are made texts; elsewhere 7 and "7" are two questions
+    skips        a prediction with this word is skipped, and still counted
+    ids_as_text  question_ids are converted to text; otherwise 7 and "7" are different questions
     """
 
     def score(task: Task, lines: Sequence[Line], truth: Truth) -> Published | str:
@@ -83,9 +83,9 @@ def _answers(fold: Callable[[str], str], skips: str = "", ids_as_text: bool = Fa
 
 
 def _by_position(task: Task, lines: Sequence[Line], truth: Truth) -> Published | str:
-    """Contained either way: nothing is contained in everything, so an empty prediction is right.
+    """Containment either way: the empty text is contained in everything, so an empty prediction is right.
 
-    The first line is taken for the first question, whatever its question_id: one missing line shifts all others.
+    Lines are paired with questions by position, whatever their question_id: one missing line shifts all others.
     """
     right = 0
     for place, line in enumerate(lines):
@@ -106,9 +106,9 @@ def _by_position(task: Task, lines: Sequence[Line], truth: Truth) -> Published |
 
 
 def _boxes(task: Task, lines: Sequence[Line], truth: Truth) -> Published | str:
-    """More than one half of intersection over union, in floats that were scaled to pixels of the longer side.
+    """More than one half of intersection over union, in floats scaled to pixels of the longer side.
 
-    All square brackets are taken out, and then the first and the last character of what is left, on the belief that
+    All square brackets are removed, and then the first and the last character of the rest, on the assumption that
     they were the brackets: `[0.10, 0.20, 0.50, 0.65]` is read as .10, .20, .50, 0.6, and `[0, ...` cannot be read.
     """
     by_id = {item.id: item for item in truth.items}
@@ -146,10 +146,10 @@ def _float_overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _letters(task: Task, lines: Sequence[Line], truth: Truth) -> Published | str:
-    """The parsed letter, over all problems: a question_id that is a number is never found.
+    """The parsed letter, over all problems: an integer question_id is never found.
 
-    Whether a problem has an image is taken from the prediction's prompt, so one without a prediction has none; and
-    where no prompt has the tag, the script divides by zero after all is counted.
+    Images are detected in the prediction's prompt, so a problem without a prediction has none; and
+    if no prompt has the tag, the script divides by zero at the end.
     """
     by_id = {line.id: line for line in lines}
     right = with_image = right_with_image = 0
@@ -174,7 +174,9 @@ def _letters(task: Task, lines: Sequence[Line], truth: Truth) -> Published | str
 
 
 def _captions(task: Task, predictions: Predictions, truth: Truth) -> Published | str:
-    """The mean of the seven metrics: captions are numbered in file order, and line ends inside them shift the rest."""
+    """The mean of the seven metrics: captions are numbered in file order, and line breaks inside them shift the
+    rest.
+    """
     said: dict[str | int, list[str]] = {image: [] for image in truth.images}
     for number, line in enumerate(predictions.lines, 1):  # not the line's question_id
         if line.text is None:
@@ -202,7 +204,7 @@ def _captions(task: Task, predictions: Predictions, truth: Truth) -> Published |
 
 
 def _shifting_tokens(captions: Mapping[str | int, Sequence[str]]) -> dict[str | int, list[str]]:
-    """Only \\n is made a blank: other line ends make the tokenizer's lines more than the captions."""
+    """Only \\n becomes a blank: other line breaks give the tokenizer more lines than there are captions."""
     images = [image for image, texts in captions.items() for _ in texts]
     lines = ptb_lines("\n".join(text.replace("\n", " ") for texts in captions.values() for text in texts))
     found: dict[str | int, list[str]] = {}

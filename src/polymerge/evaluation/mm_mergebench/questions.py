@@ -25,11 +25,11 @@ _CHOOSE = "Choose an answer from the choices below: "
 def task_folder(task: Task, data: Path) -> Path:
     """Find the folder that holds a task's question file.
 
-    Looked for are `Seen_data/<Task>` and `Unseen_data/<Task>` (the hub), `instructions/<Task>` (the scripts) and
-    `<Task>` in `data`, or `data` itself where it is called so; a task's folder has any of its names, in any case. The
-    file may lie up to two folders deeper.
+    Candidates are `Seen_data/<Task>` and `Unseen_data/<Task>` (the hub), `instructions/<Task>` (the scripts) and
+    `<Task>` in `data`, or `data` itself if it has that name; a task's folder has any of its names, in any case. The
+    file may be up to two folders deeper.
 
-    raises RecipeError where there is none or there are several.
+    raises RecipeError if there is none or there are several.
     """
     names = {name.casefold() for name in (task.name, *task.folders)}
     above = [data, *(child for child in _folders(data) if child.name.casefold() in _GROUPS)]
@@ -69,14 +69,14 @@ def _holders(folder: Path, name: str) -> list[Path]:
 
 
 def image_root(items: Sequence[Item], data: Path, folder: Path, told: Path | None, name: str) -> Path:
-    """Find the folder that a task's image paths are relative to: of the likely ones, that with most of the images.
+    """Find the folder that a task's image paths are relative to: among likely ones, the one with most of the images.
 
     items   of the question file
-    told    the folder, where the user says it
-    folder  of the question file
-    name    of the task in messages
+    told    the folder, if the user names it
+    folder  the folder of the question file
+    name    the task's name in messages
 
-    raises RecipeError where not one image is there: then the folder is wrong, and not an image.
+    raises RecipeError if no image exists: then the folder is wrong, not a single image.
     """
     images = [image for item in items for image in _images_of(item) or ()]
     likely = [told] if told is not None else [
@@ -98,8 +98,8 @@ def image_root(items: Sequence[Item], data: Path, folder: Path, told: Path | Non
 class Question:
     """A question of a file.
 
-    written  its text as a file of predictions has it, with the image mark
-    prompt   what the model is asked; None where it cannot be asked, and `reason` says why
+    written  its text as in a file of predictions, with the image placeholder
+    prompt   the prompt for the model; None if it cannot be asked, for the reason in `reason`
     """
 
     id: str | int
@@ -111,10 +111,10 @@ class Question:
 def questions_of(items: Sequence[Item], root: Path, task: Task | None = None) -> list[Question]:
     """Turn the items of a question file into questions, in the same order.
 
-    Image marks are taken out of the texts: the model's chat template puts them where it was taught to see them.
+    Image placeholders are removed from the texts: the model's chat template puts them where it was trained to see them.
 
-    root  what image paths are relative to; an image that is not there is found missing when it is opened
-    task  whose form the text is brought into; None leaves it as it is, and an image is not needed
+    root  base of relative image paths; missing images are detected when they are opened
+    task  the task whose form the text is given; None leaves it unchanged, and images are optional
     """
     form = task.form if task else "optional-image"
     names = sorted({answer for item in items if isinstance(answer := item.fields.get("answer"), str)})
@@ -143,7 +143,7 @@ def _question(item: Item, root: Path, form: str, names: Sequence[str]) -> Questi
 
 
 def _images_of(item: Item) -> list[str] | None:
-    """The image paths of an item as written, empty without an image; None where they are not paths."""
+    """The image paths of an item as written, empty without an image; None if they are not paths."""
     value = item.fields.get("image")
     listed = [] if value is None else value if isinstance(value, list) else [value]
     return listed if all(isinstance(image, str) and image and "\0" not in image for image in listed) else None

@@ -1,7 +1,7 @@
-"""The twelve tasks of MM-MergeBench as data: files, scorer, and how the published scripts ask a model.
+"""The twelve tasks of MM-MergeBench as data: files, scorer, and the prompt format of the published scripts.
 
-Zeng et al. 2025, arXiv:2502.17159: eight tasks that adapters were trained for (seen) and four that none was for.
-All are asked greedily, one beam, in the vicuna_v1 conversation with the image before the text.
+Zeng et al. 2025, arXiv:2502.17159: eight tasks that adapters were trained for (seen) and four without (unseen).
+All use greedy decoding and the vicuna_v1 conversation with the image before the text.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Task:
     """A row of the table.
 
     questions       the question file: a JSON list of question_id, text, image and answer
-    truth           the files beside it that hold what is right, where the question file does not
+    truth           the files beside it with the truth, if the question file lacks it
     scorer          a name in SCORERS
-    script          the published scorer; what it does differently is in `published`
-    kind            what the truth is: an answer, a box, an option's letter, captions
-    instruction     what the question's text ends with, or says; already in the question file
-    image           raw: resized and cut to the middle by the image processor; pad: made square with the mean colour
-    max_new_tokens  the longest answer
-    form            how the text is changed: `text` as it is, `optional-image` without the tag where there is no
-                    image, `choices` its first line and then the names of all classes
+    script          the published scorer; its deviations are in `published`
+    kind            the kind of truth: an answer, a box, an option's letter, captions
+    instruction     the end of the question's text, or all of it; already in the question file
+    image           raw: resized and centre-cropped by the image processor; pad: padded to a square with the mean colour
+    max_new_tokens  the maximum answer length
+    form            how the text is changed: `text` not at all, `optional-image` without the tag if there is no
+                    image, `choices` its first line followed by the names of all classes
     folders         other names of its folder in the published layouts
     """
 
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def group(self) -> Literal["seen", "unseen"]:
-        """The one of the benchmark's two averages that it is part of."""
+        """The benchmark average that it belongs to."""
         return "seen" if self.seen else "unseen"
 
     @property
@@ -104,13 +104,13 @@ BENCHMARK: Mapping[str, tuple[str, ...]] = {
     "mm-mergebench-seen": tuple(name for name, task in TASKS.items() if task.seen),
     "mm-mergebench-unseen": tuple(name for name, task in TASKS.items() if not task.seen),
 }
-"""Names that stand for several tasks."""
+"""Names for several tasks."""
 
 
 def task_named(name: str) -> Task:
-    """Look up a task by its name or by that of its folder, ignoring case.
+    """Look up a task by its name or by its folder's, ignoring case.
 
-    raises RecipeError, with the nearest name, where there is none.
+    raises RecipeError, with the nearest name, if there is none.
     """
     for task in TASKS.values():
         if name.lower() in (known.lower() for known in (task.name, *task.folders)):

@@ -1,4 +1,4 @@
-"""The scorers, each a pure function on texts and references, in one table."""
+"""The scorers, pure functions on texts and references, in one table."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SCORERS: Mapping[str, Scorer] = {
 def scorer_named(name: str) -> Scorer:
     """Look up a scorer by its name.
 
-    raises RecipeError, with the nearest name, where there is none.
+    raises RecipeError, with the nearest name, if there is none.
     """
     if name not in SCORERS:
         raise RecipeError(f"there is no scorer '{name}'.{did_you_mean(name, SCORERS)}")

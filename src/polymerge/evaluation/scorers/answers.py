@@ -1,4 +1,4 @@
-"""Scorers of short answers: equal, the option's letter, contained, close by edit distance, a box that overlaps.
+"""Scorers of short answers: equality, option letter, containment, edit distance, box overlap.
 
 ANLS: Biten et al. 2019, arXiv:1905.13648, section 5.
 """
@@ -42,17 +42,17 @@ def _best(predictions: Sequence[str], references: Sequence[Any], worth: Callable
 
 
 def exact(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """Equal to one of the reference's texts when both are in upper case; a blank prediction is wrong."""
+    """Equal to one of the reference's texts in upper case; a blank prediction is wrong."""
     return _equal(predictions, references, str.upper)
 
 
 def exact_lower(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """As `exact`, but in lower case, which differs for the few letters that share their upper case with another."""
+    """Like `exact`, but in lower case, which differs for the few letters that share an upper case with another."""
     return _equal(predictions, references, str.lower)
 
 
 def exact_normalised(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """As `exact`, after `normalised`."""
+    """Like `exact`, after `normalised`."""
     return _equal(predictions, references, normalised)
 
 
@@ -69,9 +69,9 @@ def _equal(predictions: Sequence[str], references: Sequence[Any], fold: Callable
 
 
 def containment(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """Whether the prediction contains one of the reference's texts or is contained in one, in upper case.
+    """The prediction contains one of the reference's texts or is contained in one, in upper case.
 
-    Generous: the list of all classes is right. A blank prediction is contained in everything and yet wrong, and a
+    Lenient: the list of all classes is right. A blank prediction is contained in everything and yet wrong, and a
     blank reference is found nowhere.
     """
     return _best(predictions, references, lambda text, answer: _contained(text.upper(), answer.upper()))
@@ -85,7 +85,7 @@ def _contained(text: str, answer: str) -> bool:
 
 
 def letter(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """Whether the letter that `parsed_letter` finds is the reference's."""
+    """The letter found by `parsed_letter` is the reference's."""
     return _best(predictions, references, lambda text, answer: parsed_letter(text) == answer)
 
 
@@ -94,9 +94,9 @@ _SENTENCE = re.compile(r"The answer is ([A-Z]).")
 
 
 def parsed_letter(text: str) -> str | None:
-    """The letter that a text chooses by the rule of the ScienceQA scripts, or None.
+    """The option letter of a text by the rule of the ScienceQA scripts, or None.
 
-    It is the whole text (A to E), or its start as in `A. otter`, or in the one sentence `The answer is A.` anywhere
+    It is the entire text (A to E), or its start as in `A. otter`, or in the only sentence `The answer is A.` anywhere
     in it (any capital).
     """
     if text in ("A", "B", "C", "D", "E"):
@@ -111,7 +111,7 @@ def parsed_letter(text: str) -> str | None:
 
 
 def anls(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """ANLS by the paper's rule: ends trimmed, lower case, and a distance of exactly one half scores 0."""
+    """ANLS by the paper's rule: trimmed, in lower case, and a distance of exactly one half scores 0."""
     return _best(predictions, references, _anls)
 
 
@@ -123,7 +123,7 @@ def _anls(text: str, answer: str) -> float:
 
 
 def anls_lmms_eval(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """As lmms-eval prints it: one half counts, and the distance, after blanks are collapsed, is divided by raw lengths.
+    """ANLS as in lmms-eval: one half counts, and the distance, after blanks are collapsed, is divided by raw lengths.
 
     So blanks around or inside an answer raise its score. For comparing with published tables only.
     """
@@ -138,7 +138,7 @@ def _anls_lmms_eval(text: str, answer: str) -> float:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """The fewest insertions, deletions and replacements of a character that make one text the other."""
+    """The Levenshtein distance of two texts."""
     row = list(range(len(other) + 1))
     for i, character in enumerate(one, 1):
         diagonal, row[0] = row[0], i
@@ -154,11 +154,11 @@ Box = tuple[Fraction, Fraction, Fraction, Fraction]
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _HALF = Fraction(1, 2)
 _LONGEST, _LARGEST_EXPONENT = 40, 99
-"""Limits of a coordinate: 1e999999999 would fill the memory before it could be found wrong."""
+"""Limits of a coordinate: 1e999999999 would exhaust memory before it could be rejected."""
 
 
 def box_iou(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """Whether the box of a text and the true one share at least half of what they cover together.
+    """The box in a text and the true one have an intersection over union of at least one half.
 
     Decimals are taken as written, so that one half is one half; no value is clipped and no corners are swapped. A
     text with more or fewer than four numbers is wrong. `references` are four numbers, or the text of them.
@@ -177,7 +177,7 @@ def box_iou(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
 
 
 def parsed_box(text: str) -> Box | None:
-    """The four numbers in a text, whatever stands between them, or None where there are not exactly four."""
+    """The four numbers in a text, with any separators, or None if there are not exactly four."""
     written = _NUMBER.findall(text)
     if len(written) != 4 or not all(_is_sane(number) for number in written):
         return None
@@ -191,7 +191,7 @@ def _is_sane(number: str) -> bool:
 
 
 def intersection_over_union(one: Box, other: Box) -> Fraction:
-    """Exact intersection over union; 0 for boxes that do not meet or have no area."""
+    """Exact intersection over union; 0 for boxes that are disjoint or have no area."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:

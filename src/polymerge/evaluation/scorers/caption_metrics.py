@@ -1,9 +1,9 @@
-"""Captions against several references each: BLEU, METEOR, ROUGE-L, CIDEr and the mean of the seven numbers.
+"""Captions against several references each: BLEU, METEOR, ROUGE-L, CIDEr and the mean of these seven numbers.
 
-All by pycocoevalcap, on the tokens of the Penn Treebank tokenizer. BLEU, METEOR and CIDEr are numbers of the whole set:
+All by pycocoevalcap, on the tokens of the Penn Treebank tokenizer. BLEU, METEOR and CIDEr are corpus-level numbers:
 CIDEr weighs words by how many references of the set have them, and is 0 for a single image. METEOR 1.5 (Denkowski and
 Lavie 2014) and the tokenizer are Java programs that come with pycocoevalcap. The tokenizer is not run through
-pycocoevalcap's own wrapper, which writes into the installed package and goes on when Java has failed.
+pycocoevalcap's own wrapper, which writes into the installed package and ignores failures of Java.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def captions_module(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of the set and of each caption alone, as pycocoevalcap gives them: in [0, 1], CIDEr in [0, 10]."""
+    """A metric of the corpus and of each caption alone, from pycocoevalcap: in [0, 1], CIDEr in [0, 10]."""
 
     score: float
     each: tuple[float, ...]
@@ -93,7 +93,7 @@ def caption_metrics(
     predictions     tokens joined by blanks, one text an image
     references      the same, at least one text an image, and a word in at least one of them
     names           of METRICS; METEOR needs Java
-    empty_is_wrong  ROUGE-L is 0 for a caption without a word; pycocoevalcap gives 1 beside a reference without one
+    empty_is_wrong  ROUGE-L is 0 for a caption without a word; pycocoevalcap gives 1 for a reference without one
 
     raises MissingExtraError without pycocoevalcap or, for METEOR, Java; RecipeError where no reference has a word.
     """
@@ -124,7 +124,7 @@ def _metric(score: Any, each: Iterable[Any]) -> Metric:
 
 
 def mean_metric(metrics: Mapping[str, Metric]) -> Metric:
-    """The mean of several metrics; that of each caption does not average to that of the set."""
+    """The mean of several metrics; the per-caption means do not average to the corpus's."""
     each = zip(*(metric.each for metric in metrics.values()), strict=True)
     return Metric(
         sum(metric.score for metric in metrics.values()) / len(metrics),
@@ -150,7 +150,7 @@ def captions(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
 
 
 def corpus_scorer(name: str) -> Callable[[Sequence[str], Sequence[Any]], Scored]:
-    """Make the scorer of one of METRICS; without Java all but METEOR score plain tokens, and say so in a note."""
+    """Build the scorer of one of METRICS; without Java all but METEOR score plain tokens, with a note."""
 
     def score(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
         check_pairs(predictions, references)
@@ -191,11 +191,11 @@ def _tokenised(
 def ptb_tokens(texts: Sequence[str]) -> list[str]:
     """Each text's Penn Treebank tokens in lower case, without punctuation.
 
-    Whatever ends a line inside a text is read as a blank: the tokenizer goes by lines, and would shift all that
+    Line breaks inside a text are replaced by blanks: the tokenizer works by line, and would shift everything that
     follows. It looks at the next line to tell a full stop from an abbreviation, so the order of the texts can change
-    a token; give them in the order of the annotations, as everybody does.
+    a token; pass them in the order of the annotations, as is usual.
 
-    raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the tokenizer fails.
+    raises MissingExtraError without Java or pycocoevalcap, PolymergeError if the tokenizer fails.
     """
     lines = ptb_lines("\n".join(_one_line(text) for text in texts))
     if len(lines) < len(texts) or any(line.strip() for line in lines[len(texts) :]):
@@ -204,7 +204,7 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    """Replace every character that any of the programs takes for a line end with a blank."""
+    """Replace every character that any of the programs treats as a line break with a blank."""
     return _LINE_ENDS.sub(" ", text)
 
 
@@ -222,9 +222,9 @@ def plain_tokens(texts: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=8)  # the references of a task are the same for every model
 def ptb_lines(text: str) -> tuple[str, ...]:
-    """The tokens of each line of a text, joined by blanks, where lines are what the tokenizer takes for lines.
+    """The tokens of each line of a text, joined by blanks, with the tokenizer's notion of lines.
 
-    raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the tokenizer fails.
+    raises MissingExtraError without Java or pycocoevalcap, PolymergeError if the tokenizer fails.
     """
     module = captions_module("tokenizer.ptbtokenizer")
     if not has_java():
@@ -243,7 +243,7 @@ def ptb_lines(text: str) -> tuple[str, ...]:
 
 
 def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, tuple[float, ...]]:
-    """METEOR of a set of tokenised texts, and of each text by itself, in [0, 1].
+    """METEOR of a corpus of tokenised texts, and of each text by itself, in [0, 1].
 
     raises MissingExtraError without Java or pycocoevalcap, PolymergeError where the program fails.
     """

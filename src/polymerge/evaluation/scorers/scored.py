@@ -1,4 +1,4 @@
-"""The input and the output that all scorers share."""
+"""The input and output types that all scorers share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Scored", "Scorer", "averaged", "check_pairs", "texts_of"]
 
 @dataclass(frozen=True)
 class Scored:
-    """A score in percent and what it is made of.
+    """A score in percent and its components.
 
-    right    score times total / 100: a count where answers are right or wrong
-    samples  each prediction's share of right, in order; None where the score is no mean of such shares
-    notes    what a reader of the score must know
-    metrics  further numbers by name, in percent; None where one could not be had
+    right    score times total / 100: a count if answers are right or wrong
+    samples  each prediction's score in [0, 1], in order; None if the score is not their mean
+    notes    remarks on the score
+    metrics  additional numbers by name, in percent; None if unavailable
     """
 
     score: float
@@ -31,7 +31,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A row of the table: its name, what it measures, where its definition is from, and the function."""
+    """A row of the table: its name, its measure, the source of its definition, and the function."""
 
     name: str
     title: str
@@ -40,14 +40,14 @@ class Scorer:
 
 
 def averaged(samples: Iterable[float]) -> Scored:
-    """Make a score that is the mean of its samples."""
+    """Build a score that is the mean of its samples."""
     shares = tuple(float(share) for share in samples)
     right = sum(shares)
     return Scored(100 * right / len(shares), right, len(shares), shares)
 
 
 def check_pairs(predictions: Sequence[str], references: Sequence[Any]) -> None:
-    """Raise RecipeError where there is nothing to score, or not one text and one reference each."""
+    """Raise RecipeError if there is nothing to score, or not exactly one text and one reference each."""
     if len(predictions) != len(references):
         raise RecipeError(f"{len(predictions)} predictions for {len(references)} references: give one of each")
     if not predictions:
@@ -60,7 +60,7 @@ def check_pairs(predictions: Sequence[str], references: Sequence[Any]) -> None:
 
 
 def texts_of(references: Sequence[Any]) -> list[tuple[str, ...]]:
-    """The texts that each reference allows: a text stands for itself, a list for any of its texts.
+    """The texts that each reference accepts: a text accepts itself, a list any of its texts.
 
     raises Refused with every reference that is neither, or an empty list.
     """

@@ -1,4 +1,4 @@
-"""Accuracy against ten annotators, Antol et al. 2015, arXiv:1505.00468, with the rewriting of answers that tools use.
+"""VQA accuracy against ten annotators, Antol et al. 2015, arXiv:1505.00468, with the tools' answer normalisation.
 
 An answer is worth min(1, agreeing annotators / 3), averaged over leaving out each annotator once.
 Three policies are in use; they differ in how answers are rewritten before they are compared:
@@ -11,8 +11,8 @@ Three policies are in use; they differ in how answers are rewritten before they 
 
 All three keep two accidents of the authors' script, since every published number has them: only the first 32 full
 stops are removed, and `?` or `/` next to a blank vanishes where elsewhere it becomes a blank. An empty answer is
-right where annotators left theirs empty: here they were asked, and agree. With fewer than four annotators no answer
-could be wholly right, so that is refused.
+right where annotators left theirs empty. With fewer than four annotators no answer
+could score 100 %, so that is refused.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ __all__ = ["evalai", "punctuation_then_words", "vqa", "vqa_evalai", "vqa_officia
 
 
 def vqa(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """Accuracy against annotators as VQAv2 in lmms-eval; `references` are the annotators' answers."""
+    """Accuracy against annotators, as for VQAv2 in lmms-eval; `references` are the annotators' answers."""
     return _scored(predictions, references, punctuation_then_words)
 
 
 def vqa_official(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """As the VQA authors' script: answers that all annotators agree on are compared as they stand."""
+    """As in the VQA authors' script: answers that all annotators agree on are compared unchanged."""
     return _scored(predictions, references, punctuation_then_words, as_it_stands_if_unanimous=True)
 
 
 def vqa_evalai(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
-    """As the EvalAI server, and OK-VQA, TextVQA and VizWiz in lmms-eval."""
+    """As on the EvalAI server, and for OK-VQA, TextVQA and VizWiz in lmms-eval."""
     return _scored(predictions, references, evalai)
 
 
@@ -81,12 +81,12 @@ def _one_line(text: str) -> str:
 
 
 def punctuation_then_words(text: str) -> str:
-    """An answer without punctuation and articles, numbers to ten as digits, apostrophes put back."""
+    """Normalise an answer: no punctuation or articles, numbers to ten as digits, apostrophes restored."""
     return _words(_punctuation(_one_line(text)))
 
 
 def evalai(text: str) -> str:
-    """The same after lower case, without `,` and `?`, and with `'s` as a word of its own."""
+    """The same after lower-casing, without `,` and `?`, and with `'s` split off."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return punctuation_then_words(text)
 
@@ -124,7 +124,7 @@ they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-"""Those that the authors' script knows; I'd, she'd and others whose bare form is a word are not among them."""
+"""The contractions in the authors' script; I'd, she'd and others whose bare form is a word are not among them."""
 
 _APOSTROPHES = {
     word[:place] + word[place + 1 :]: word

@@ -1,1 +1,1 @@
-"""The tables of the families, a file for each lineage; `families.registry` finds every `Family` in them."""
+"""The families' tables, one file per lineage; `families.registry` collects every `Family` in them."""

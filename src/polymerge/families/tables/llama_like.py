@@ -1,4 +1,4 @@
-"""The language models, most of which are stored under Llama's names, and the decoders that other tables build on."""
+"""Language models, most of which use Llama's names, and the decoders that other tables build on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LAYER = "text.layers.{i}."
 
 
 def decoder(prefix: str) -> tuple[Rule, ...]:
-    """The rules of a Llama-like decoder whose embedding, layers and final norm are under `prefix`; its head is not.
+    """The rules of a Llama-like decoder, without its head, whose embedding, layers and final norm are under `prefix`.
 
-    They name what belongs to the decoder instead of taking all of `<prefix>*`, so that a tower of another kind that
-    someone stored there is an error and not a part of the text tower. All experts of a layer may be one tensor, as
+    They name the decoder's tensors instead of matching all of `<prefix>*`, so that a different kind of tower
+    stored there is an error and not part of the text tower. All experts of a layer may be one tensor, as
     transformers 5 has them in memory.
     """
     layer, expert = prefix + "layers.{i}.", _LAYER + "mlp.experts.{e}."
@@ -29,7 +29,7 @@ def decoder(prefix: str) -> tuple[Rule, ...]:
 
 
 def internlm2_decoder(prefix: str) -> tuple[Rule, ...]:
-    """The rules of a decoder under InternLM2's names: a Llama whose queries, keys and values are fused head by head."""
+    """The rules of a decoder with InternLM2's names: a Llama whose queries, keys and values are fused head by head."""
     layer = prefix + "layers.{i}."
     names = {
         "attention.wo": "self_attn.o_proj",
@@ -47,7 +47,7 @@ def internlm2_decoder(prefix: str) -> tuple[Rule, ...]:
 
 
 def fused(pattern: str, parts: tuple[str, ...], split: str) -> Rule:
-    """The rule of a layer's tensor that holds several tensors of a plain decoder, one below the other."""
+    """The rule of a layer's tensor that holds several tensors of a plain decoder, stacked."""
     return Rule(f"{pattern}.{{rest}}", tuple(f"{_LAYER}{part}.{{rest}}" for part in parts), split=split)
 
 
@@ -91,7 +91,7 @@ MIXTRAL = Family(
     source="mistralai/Mixtral-8x7B-v0.1",
     defaults={"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 32000},
 )
-"""Experts are stored one by one under names of their own; transformers 5 calls the router `mlp.gate` in memory."""
+"""Experts are stored separately under Mixtral's names; transformers 5 calls the router `mlp.gate` in memory."""
 
 QWEN2 = Family(
     "qwen2",
@@ -127,7 +127,7 @@ QWEN3_MOE = Family(
     source="Qwen/Qwen3-30B-A3B",
     defaults={"num_hidden_layers": 24, "hidden_size": 2048, "vocab_size": 151936},
 )
-"""Experts are stored one by one, `mlp.experts.0.gate_proj.weight`, or as transformers 5 has them in memory."""
+"""Experts are stored separately, `mlp.experts.0.gate_proj.weight`, or as transformers 5 has them in memory."""
 
 GEMMA = Family(
     "gemma",

@@ -1,4 +1,4 @@
-"""The vision-language models that transformers stores as it stores LLaVA: a tower, a projector and a decoder."""
+"""Vision-language models that transformers stores like LLaVA: a tower, a projector and a decoder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from polymerge.families.tables.llama_like import HEAD, decoder
 
 
 def outer_names(towers: Mapping[str, str]) -> tuple[Rule, ...]:
-    """The rules of a model under LLaVA's outer names: first those on disk, then those of transformers 5 in memory.
+    """The rules of a model with LLaVA's outer names: first those on disk, then those of transformers 5 in memory.
 
-    towers   what the names of each tower begin with, and the part that it is, such as `{"vision_tower": "vision"}`
+    towers   the prefix of each tower's names, and its part, such as `{"vision_tower": "vision"}`
     """
     beside = {"multi_modal_projector": "projector", **towers}
     return (
@@ -33,7 +33,7 @@ LLAVA = Family(
     title="LLaVA 1.5, Pixtral (transformers layout)",
     source="llava-hf/llava-1.5-7b-hf",
 )
-"""A CLIP-like tower and two layers of projector; Pixtral has a tower of its own and a Mistral."""
+"""A CLIP-like tower and a two-layer projector; Pixtral has its own tower and a Mistral decoder."""
 
 LLAVA_NEXT = Family(
     "llava_next",
@@ -59,7 +59,7 @@ LLAVA_ONEVISION = Family(
     title="LLaVA-OneVision (transformers layout)",
     source="llava-hf/llava-onevision-qwen2-7b-ov-hf",
 )
-"""A SigLIP tower and a Qwen2."""
+"""A SigLIP tower and a Qwen2 decoder."""
 
 PALIGEMMA = Family(
     "paligemma",
@@ -130,8 +130,9 @@ MLLAMA = Family(
     },
     interleaved="cross_attention_layers",
 )
-"""A Llama 3.1 with layers between its own that look at the image. The config lists those, which are part of the
-projector (`projector.cross_layers`); the others are counted without them, as the language model has them."""
+"""A Llama 3.1 with cross-attention layers in between. The config lists those, which are part of the projector
+(`projector.cross_layers`); the others are numbered without them, as in the language model.
+"""
 
 IDEFICS2 = Family(
     "idefics2",
@@ -147,7 +148,7 @@ IDEFICS2 = Family(
     title="Idefics2",
     source="HuggingFaceM4/idefics2-8b",
 )
-"""A Mistral, and a perceiver that makes a few tokens of an image."""
+"""A Mistral decoder, and a perceiver that reduces an image to a few tokens."""
 
 IDEFICS3 = Family(
     "idefics3",
@@ -174,4 +175,4 @@ DEEPSEEK_VL = Family(
     title="DeepSeek-VL (transformers layout)",
     source="deepseek-community/deepseek-vl-7b-chat",
 )
-"""One vision tower, or a second one of high resolution beside it."""
+"""One vision tower, optionally with a second one of high resolution."""

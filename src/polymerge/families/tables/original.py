@@ -1,4 +1,4 @@
-"""The vision-language models in the layouts of their authors' own code, most of which transformers has no class for."""
+"""Vision-language models in their authors' own layouts, most of which transformers has no class for."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LLAVA_ORIGINAL = Family(
         "LlavaQwenForCausalLM": "qwen2",
     },
 )
-"""LLaVA, and what was built on its code: the decoder at the root, everything else in it.
+"""LLaVA, and models built on its code: the decoder at the root, everything else inside it.
 
 LLaVA 1.5, ShareGPT4V, Yi-VL and LLaVA-OneVision (lmms-lab) share the names; they differ in the decoder's lineage and in
 whether the vision tower is stored at all. Names of LLaVA 1.5 from its published index, those of the vision tower from
@@ -94,7 +94,7 @@ MPLUG_OWL2 = Family(
     title="mPLUG-Owl2",
     source="MAGAer13/mplug-owl2-llama2-7b",
 )
-"""A Llama with two ways through norms, keys and values: 0 for text tokens and 1 for image tokens.
+"""A Llama with two sets of norms, keys and values: 0 for text tokens and 1 for image tokens.
 
 Names as its own conversion script writes them.
 """
@@ -135,7 +135,7 @@ COGVLM = Family(
     title="CogVLM, CogVLM2",
     source="THUDM/cogvlm-chat-hf",
 )
-"""A Llama whose attention and MLP come twice, as experts for text and for image tokens.
+"""A Llama with two sets of attention and MLP: experts for text and for image tokens.
 
 Names of the vision part from the index of CogVLM2's published checkpoint; those of the text tower are the same in both
 generations, CogVLM2 has biases on the image tokens' queries, keys and values.

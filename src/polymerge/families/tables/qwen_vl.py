@@ -1,4 +1,4 @@
-"""Qwen's models with vision and audio, but for Qwen2-Audio, which has LLaVA's outer names."""
+"""Qwen's models with vision and audio, except Qwen2-Audio, which has LLaVA's outer names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QWEN2_VL = Family(
     source="Qwen/Qwen2-VL-7B-Instruct",
     mark="vision.blocks.{i}.mlp.fc1.weight",
 )
-"""The decoder is where a plain Qwen2 has it, the vision tower beside it."""
+"""The decoder is stored as in a plain Qwen2, with the vision tower beside it."""
 
 QWEN2_5_VL = Family(
     "qwen2_5_vl",
@@ -83,7 +83,7 @@ QWEN3_VL = Family(
     source="Qwen/Qwen3-VL-8B-Instruct",
     mark="vision.blocks.{i}.mlp.linear_fc1.weight",
 )
-"""Names on disk are those in memory; three more projectors read middle layers of the vision tower."""
+"""Names on disk equal those in memory; three more projectors read intermediate layers of the vision tower."""
 
 QWEN3_VL_MOE = Family(
     "qwen3_vl_moe",

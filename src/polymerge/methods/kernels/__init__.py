@@ -1,4 +1,4 @@
-"""The few operations on blocks that merge methods are composed of, for numpy arrays and for torch tensors.
+"""The operations on blocks that merge methods are composed of, for numpy arrays and torch tensors.
 
 A block holds the same stretch of every model's tensor as rows, [model, n], in the working dtype, float32 or float64;
 the elements of a row are contiguous. What only reads weights (`subtract`, `weighted_sum`, `dots`, and `add_scaled` its
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 Block: TypeAlias = "NDArray[Any] | Tensor"
-"""A numpy array or a torch tensor; what is returned is of the same kind as what was given."""
+"""A numpy array or a torch tensor; results are of the same kind as the arguments."""
 
 AnyBlock = TypeVar("AnyBlock", "NDArray[Any]", "Tensor")
 
@@ -96,12 +96,12 @@ def rounded(x: AnyBlock, dtype: str) -> AnyBlock:
 
 
 def finite(bits: NDArray[np.uint16]) -> bool:
-    """Return whether all numbers of a row of BF16, given as their bits, are finite."""
+    """Return whether all numbers in a row of raw BF16 bits are finite."""
     return cpu.finite(bits)
 
 
 def subtract(x: AnyBlock, base: AnyBlock, out: AnyBlock | None = None) -> AnyBlock:
-    """Make deltas of weights: every row of `x` [model, n] less `base` [n], in place or into `out`.
+    """Subtract `base` [n] from every row of `x` [model, n], in place or into `out`.
 
     Rows of BF16 bits need an `out` in the working dtype.
     """
@@ -109,12 +109,12 @@ def subtract(x: AnyBlock, base: AnyBlock, out: AnyBlock | None = None) -> AnyBlo
 
 
 def add_scaled(base: AnyBlock, merged: AnyBlock, scale: float) -> AnyBlock:
-    """Add `scale` times `merged` [n] to `base` [n], in place of one of them; the product is rounded, then the sum."""
+    """Add `scale` times `merged` [n] to `base` [n], in place in one of them; the product is rounded, then the sum."""
     return _set_for(base).add_scaled(base, merged, scale)
 
 
 def weighted_sum(x: AnyBlock, weight: Sequence[float]) -> AnyBlock:
-    """Sum the rows of `x` [model, n], each times its weight, in order; every product and every sum is rounded."""
+    """Sum the weighted rows of `x` [model, n], in order; every product and every sum is rounded."""
     return _set_for(x).weighted_sum(x, weight)
 
 
@@ -136,12 +136,12 @@ def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:
 
 
 def keep_largest(deltas: AnyBlock, cutoffs: Sequence[float]) -> AnyBlock:
-    """Set to zero, in place, the entries of each row of `deltas` [model, n] that are below its cutoff in magnitude."""
+    """Zero, in place, the entries of each row of `deltas` [model, n] whose magnitude is below the row's cutoff."""
     return _set_for(deltas).keep_largest(deltas, cutoffs)
 
 
 def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequence[float], rescale: bool) -> AnyBlock:
-    """Set to zero, in place, all of each row of `deltas` [model, n] but a random share of its entries.
+    """Zero, in place, all but a random share of the entries of each row of `deltas` [model, n].
 
     Element e (counted from the tensor's beginning) has a 32-bit word of its own: word e % 4 of Philox4x32-10 under the
     row's key at counter e // 4. It is kept if the word is below floor(density * 2**32): none at 0, all at 1.
@@ -154,14 +154,14 @@ def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequ
 
 
 def elected_sum(deltas: AnyBlock, weight: Sequence[float], elect: str, normalize: str) -> AnyBlock:
-    """Elect a sign per entry and sum up what agrees with it: `deltas` [model, n] to [n].
+    """Elect a sign per entry and sum the agreeing entries: `deltas` [model, n] to [n].
 
     elect      weighted: the sign of the sum of weight * delta; a model agrees if its weight * delta has that sign
                unweighted: the sign of the sum of deltas; a model agrees if its delta has it
                A sum of zero counts as plus; a zero agrees with neither sign.
-    normalize  by what the sum of weight * delta over those that agree is divided:
+    normalize  the divisor of the sum of weight * delta over the agreeing models:
                weight (the sum of their weights), count (their number), none.
-               A sum of weights of less than 1e-8, either way, does not divide.
+               A sum of weights below 1e-8 in magnitude is not divided by.
     """
     return _set_for(deltas).elected_sum(deltas, weight, elect, normalize)
 
@@ -176,7 +176,7 @@ def dots(x: AnyBlock) -> NDArray[np.float64]:
 
 
 def gram_of(x: AnyBlock) -> NDArray[np.float64]:
-    """Dot products of whole tensors with each other, [model, model], from a block [model, n] that holds all of them."""
+    """Dot products of full tensors with each other, [model, model], from a block [model, n] that holds all of them."""
     cells, models = dots(x), range(len(x))
     return np.array([[fsum(cells[:, one, other]) for other in models] for one in models])
 
@@ -187,5 +187,5 @@ def transposed(x: AnyBlock) -> AnyBlock:
 
 
 def on_host(x: Block) -> NDArray[Any]:
-    """The block as a numpy array, copied only if it lies on another device."""
+    """The block as a numpy array, copied only if it is on another device."""
     return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()

@@ -1,4 +1,4 @@
-"""How loops over numpy arrays are compiled, with numba's decorator typed."""
+"""Compile loops over numpy arrays, with a typed wrapper of numba's decorator."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Compile a loop over numpy arrays on its first call, and keep the machine code on disk where there is room.
+    """Compile a loop over numpy arrays on its first call, and cache the machine code on disk if possible.
 
-    The order of operations is the one that is written: `fastmath` off means no regrouping of sums and no fused
+    The order of operations is as written: `fastmath` off means no reordering of sums and no fused
     multiply-add, so that a result does not depend on the processor, and a GPU can be made to agree bit for bit.
     `nogil` lets several threads work at once. `error_model="numpy"` makes x / 0 a value, not a branch to an exception,
     without which a loop that divides would not be vectorised.
@@ -31,7 +31,7 @@ def compiled(function: Function) -> Function:
 
 
 def number(element: Any) -> Any:
-    """The number that an element of a row is, in compiled loops: itself, or the one whose BF16 bits it is."""
+    """The value of an element in compiled loops: itself, or decoded from BF16 bits."""
     return element
 
 

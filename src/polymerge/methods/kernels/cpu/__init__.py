@@ -1,4 +1,4 @@
-"""The kernels for numpy arrays: loops compiled by numba, which let go of the interpreter while they run."""
+"""The kernels for numpy arrays: loops compiled by numba, which release the GIL while they run."""
 
 from polymerge.methods.kernels.cpu.arithmetic import add_scaled, dots, elected_sum, subtract, weighted_sum
 from polymerge.methods.kernels.cpu.formats import decode, encode, finite, rounded

@@ -67,7 +67,7 @@ def dots(x: Floats) -> NDArray[np.float64]:
 
 
 def _one_line(x: Floats) -> tuple[Floats, int]:
-    """The rows as one contiguous line, and the distance from one row to the next.
+    """The rows as one contiguous array, and the stride between rows.
 
     Rows are often the first part of longer rows of a buffer. In a loop over such a [model, n] array the compiler has to
     expect gaps between neighbours and gives up vectorising; in a slice of the line it does not.

@@ -1,4 +1,4 @@
-"""Numbers as they lie on disk, and back: BF16, F16, F32 and F64."""
+"""Decode and encode numbers in BF16, F16, F32 and F64."""
 
 from __future__ import annotations
 
@@ -141,9 +141,9 @@ def _narrow_f16(values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDAr
 
 @compiled
 def _round_to_odd(values: NDArray[np.float64], out: NDArray[np.float32], bits: NDArray[np.uint32]) -> None:
-    """Round float64 so that rounding the result once more, to 8 or 11 bits, is as good as rounding once.
+    """Round float64 so that rounding the result again, to 8 or 11 bits, equals rounding once.
 
-    What float32 cannot hold is cut towards zero and its last bit set, which keeps it off every tie.
+    Values that float32 cannot represent are truncated towards zero with the last bit set, which avoids ties.
     """
     for i in range(out.size):
         value = values[i]

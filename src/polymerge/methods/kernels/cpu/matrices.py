@@ -1,4 +1,4 @@
-"""Matrices: products of thin factors, added where they belong, and transposes."""
+"""Matrices: addition of low-rank products, and transposes."""
 
 from __future__ import annotations
 

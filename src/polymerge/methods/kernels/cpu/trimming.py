@@ -1,6 +1,6 @@
-"""Which entries of a delta stay: the largest, or some drawn at random; the others become zero.
+"""Select the entries of a delta to keep: the largest, or a random draw; the others become zero.
 
-The largest are those from a cutoff on, which is found by counting where a tensor is too large to be sorted.
+The largest are those at or above a cutoff, which is found by counting if a tensor is too large to be sorted.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ def philox(counter: np.uint64, key: np.uint64, out: NDArray[np.uint32]) -> None:
 
 @compiled
 def count_around(row: Floats, low: Any, high: Any, between: Floats) -> tuple[int, int, int, int]:
-    """Count the magnitudes above `high`, equal to it, strictly between and equal to `low`; gather those between.
+    """Count the magnitudes above `high`, equal to it, strictly between and equal to `low`; gather those in between.
 
     row      [n]   deltas
     low      <= high, both of the row's dtype
-    between  [n] or [0], where the magnitudes between are written, in order; with no room they are only counted
+    between  [n] or [0], output for the magnitudes in between, in order; if empty they are only counted
     returns  above, at_high, inside, at_low (inside and at_low are 0 where low == high)
     """
     above = at_high = inside = at_low = 0
