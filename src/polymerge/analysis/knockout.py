@@ -133,7 +133,7 @@ def knockout(
     scorer: str,
     against: str | os.PathLike[str] | None = None,
     replace: Replacement | None = None,
-    modules: Sequence[str] = ("attention", "mlp"),
+    modules: Sequence[str] | str = ("attention", "mlp"),
     layers: Sequence[int] | None = None,
     stride: int | None = None,
     group: int = 1,
@@ -150,12 +150,12 @@ def knockout(
     Here a merged model is knocked out after it was merged; its scores are compared with those of the model before.
 
     model    a checkpoint, or BASE+ADAPTER
-    tasks    a file of prompts, each with an answer, by the name of the task
+    tasks    a file of prompts, each with an answer, by the name of the task; or one such file
     out      the folder of the run; an interrupted run resumes from it
     scorer   a row of the table of scorers
     against  the model before it was merged, to which the same is done
     replace  what takes the place of weights; uniform by default
-    modules  out of attention, mlp and both
+    modules  out of attention, mlp and both; or one of them
     layers   to knock out; all by default
     stride   how far apart groups begin; one after the other by default
     group    how many layers are knocked out at a time
@@ -166,6 +166,7 @@ def knockout(
     raises Refused with everything that is wrong, before anything is generated.
     """
     generation, replace = generation or Generation(), replace or Replacement()
+    modules = (modules,) if isinstance(modules, str) else modules
     plans: dict[str, dict[str, Plan]] = {}
     parents: dict[str, Plan | None] = {}
     with collecting() as found:

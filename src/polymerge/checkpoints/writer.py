@@ -208,7 +208,7 @@ def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
     if target in (Path.cwd(), *Path.cwd().parents, Path.home()):
         raise OutputError(f"{out}: is the folder that you are in, or holds it. Choose another folder")
     if (out.exists() or out.is_symlink()) and not force:
-        raise OutputError(f"{out}: exists already. Choose another folder, or say --force to replace it")
+        raise OutputError(f"{out}: exists already. Choose another folder, or say `force` to replace it")
     if not target.parent.is_dir():
         raise OutputError(f"{out}: its parent folder {target.parent} does not exist. Make it first")
 

@@ -256,7 +256,7 @@ class LiveModel:
 
 @contextmanager
 def live(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
     device: str = "cpu",
     dtype: str = "auto",
@@ -268,12 +268,12 @@ def live(
     `live(recipe).model` is the model as transformers loads it; `set(plan(other))` gives it the weights of another
     recipe with the same template.
 
-    source  a recipe (file, mapping or `Recipe`), or a `Plan` made of one; the others as `LiveModel` takes them
+    recipe  a file, a mapping of the same form or a `Recipe`; or a `Plan` of one. The others as `LiveModel` takes them
 
     raises Refused with everything that is wrong with the recipe, CheckpointError where the template does not load with
     every weight in its place, or values cannot be merged.
     """
-    plan = source if isinstance(source, Plan) else make_plan(source)
+    plan = make_plan(recipe)
     model = LiveModel(plan, device=device, dtype=dtype, threads=threads, trust_remote_code=trust_remote_code)
     try:
         model.set(plan)

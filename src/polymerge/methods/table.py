@@ -4,8 +4,8 @@ To add a method, write its function and give it a row here. The function is call
 it may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with `pairs`,
 the factors of adapters, for `on="factors"`. What follows are the row's parameters by their names, without those of
 `SHARED`; then, by keyword, what the row asks for: `cutoff` or `gram` (`statistic`), `keys` and `start` (`random`), and
-`rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the executor scales and adds to the base.
-Blocks are numpy arrays, or, on a GPU, torch tensors: functions that are made of the operations in
+`rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the executor scales and adds to
+the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions that are made of the operations in
 `methods.kernels` have equal bits in both. `tests/methods/test_table.py` holds rows and functions to this, and the
 README's table of methods has a row of its own.
 """

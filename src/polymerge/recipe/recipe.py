@@ -43,6 +43,8 @@ class Override:
 class Recipe:
     """A merge as the user asked for it; field by field as the recipe file has it.
 
+    models   of several models with nothing to say of them, their folders or hub ids will do
+    read     whether it was read from a file or a mapping, and so checked; else it is where it is planned
     unread   fields that were refused where they were read: what would follow from it is no problem of its own
     """
 
@@ -59,6 +61,7 @@ class Recipe:
     seed: int = 42
     branches: Branches = "fill"
     ignore: tuple[str, ...] = ()
+    read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
@@ -68,13 +71,7 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     for name in ("template", "base_model", "dtype"):
         if getattr(recipe, name) is not None:
             data[name] = getattr(recipe, name)
-    data["models"] = [
-        {"model": entry.model}
-        | ({"parameters": dict(entry.parameters)} if entry.parameters else {})
-        | ({"family": entry.family} if entry.family else {})
-        | ({"ignore": list(entry.ignore)} if entry.ignore else {})
-        for entry in recipe.models
-    ]
+    data["models"] = [_model_dict(entry) if isinstance(entry, ModelEntry) else entry for entry in recipe.models]
     if recipe.parameters:
         data["parameters"] = dict(recipe.parameters)
     if recipe.parts is not None:
@@ -85,6 +82,15 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     if recipe.overrides:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
+
+
+def _model_dict(entry: ModelEntry) -> dict[str, Any]:
+    return (
+        {"model": entry.model}
+        | ({"parameters": dict(entry.parameters)} if entry.parameters else {})
+        | ({"family": entry.family} if entry.family else {})
+        | ({"ignore": list(entry.ignore)} if entry.ignore else {})
+    )
 
 
 def _override_dict(override: Override) -> dict[str, Any]:
