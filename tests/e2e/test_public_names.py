@@ -155,6 +155,8 @@ def test_a_recipe_made_in_python_is_the_same_and_is_checked_as_one_in_a_file() -
     mapping = {"merge_method": "task_arithmetic", "base_model": BASE, "models": models, "parts": ["text"]}
     assert pm.plan(DELTAS).hash == pm.plan(mapping).hash
     assert pm.read_recipe(DELTAS) == pm.read_recipe(mapping)
+    plain = pm.Recipe("metagpt", [VLM, REASON], base_model=BASE)  # type: ignore[arg-type]
+    assert pm.plan(plain).hash == pm.plan({"merge_method": "metagpt", "models": [VLM, REASON], "base_model": BASE}).hash
     with pytest.raises(pm.PolymergeError, match=r"no method 'linaer'\. Did you mean 'linear'"):
         pm.plan(pm.Recipe("linaer", DELTAS.models))
     some = pm.Override(layers=(0, 1), merge_method="linear")

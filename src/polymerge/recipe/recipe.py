@@ -43,7 +43,6 @@ class Override:
 class Recipe:
     """A merge as the user asked for it; field by field as the recipe file has it.
 
-    models   of several models with nothing to say of them, their folders or hub ids will do
     read     whether it was read from a file or a mapping, and so checked; else it is where it is planned
     unread   fields that were refused where they were read: what would follow from it is no problem of its own
     """
@@ -71,6 +70,7 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     for name in ("template", "base_model", "dtype"):
         if getattr(recipe, name) is not None:
             data[name] = getattr(recipe, name)
+    # of a recipe made in Python an entry may be a mere path, which reading it again makes right
     data["models"] = [_model_dict(entry) if isinstance(entry, ModelEntry) else entry for entry in recipe.models]
     if recipe.parameters:
         data["parameters"] = dict(recipe.parameters)
