@@ -209,3 +209,5 @@ def test_prompts_may_be_a_file_and_results_are_handed_on(merged: pm.Merged, prom
         pm.report([overlap], tmp_path / "r.html")
     with pytest.raises(pm.PolymergeError, match="scorer: say how the questions of digits are scored"):
         pm.evaluate(VLM, {"digits": prompts}, tmp_path / "none")
+    with pytest.raises(pm.PolymergeError, match="are scored, such as exact"):
+        pm.evaluate(VLM, prompts, tmp_path / "none")

@@ -98,9 +98,10 @@ def _tasks(
 ) -> list[str | QuestionFile]:
     """Tasks as `evaluate` takes them, one by one."""
     several = [tasks] if isinstance(tasks, str | os.PathLike) else list(tasks)
-    if isinstance(tasks, Mapping):
-        if scorer is None:
-            raise RecipeError(f"scorer: say how the questions of {', '.join(tasks)} are scored, such as exact")
+    files = [str(task) for task in several if isinstance(tasks, Mapping) or isinstance(task, os.PathLike)]
+    if files and scorer is None:
+        raise RecipeError(f"scorer: say how the questions of {', '.join(files)} are scored, such as exact")
+    if isinstance(tasks, Mapping) and scorer is not None:
         return [QuestionFile(Path(file), scorer, name) for name, file in tasks.items()]
     if scorer is None:
         return [os.fspath(task) for task in several]
