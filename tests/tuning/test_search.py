@@ -212,7 +212,7 @@ def test_the_outcome_as_values(run: Path, prompts: Path, monkeypatch: pytest.Mon
     assert found.folder == run
     assert found.best == {"weight": told["chosen"]}
     assert [point.value for point in found.curve] == [{"weight": value} for value in VALUES]
-    assert [point.criterion for point in found.curve] == [None, *told["differences"], None]
+    assert [point.difference for point in found.curve] == [None, *told["differences"], None]
     assert [point.score for point in found.curve] == told["scores"]
     assert found.recipe.models[1].parameters["weight"] == told["chosen"]
 
