@@ -50,7 +50,7 @@ _TASKS = given(
     ),
     SCORER,
     click.option(
-        "--tasks", metavar="FILE:SCORER,...", help="The same, written as for `polymerge evaluate`; one scorer for all."
+        "--tasks", metavar="FILE:SCORER,...", help="Ask these tasks, as in `polymerge evaluate`; one scorer for all."
     ),
     run_folder(required=True),
 )  # fmt: skip
@@ -65,26 +65,31 @@ _ASKING = given(SAMPLES, SAMPLE_SEED, generation_options(ray=False), FORCE_RUN, 
     type=float,
     default=0.2,
     show_default=True,
-    help="Compare this share of each delta's largest entries.",
+    help="Compare the largest entries of each delta, up to this share.",
 )
 @click.option("--rank", type=int, default=8, show_default=True, help="Compare this many singular directions.")
 @click.option("--no-svd", is_flag=True, help="Skip singular values, which take most of the time.")
 @click.option(
     "--sort", type=click.Choice(["layer", "conflict"]), default="layer", show_default=True,
-    help="Print lines in the order of layers, or those with most conflict first.",
+    help="Sort lines by layer, or by conflict, largest first.",
 )  # fmt: skip
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Use this many threads; default: as many as processors, up to 8.",
+    help="Use this many threads; default: one per processor, up to 8.",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write every number to FILE as JSON; - prints only that.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    help="Write every number to FILE as JSON; - writes it to standard output only.",
+)
 def overlap(
     density: float, rank: int, no_svd: bool, sort: str, threads: int | None, json_file: str | None, **options: Any
 ) -> None:
-    """Show how the deltas of a merge lie to each other: norms, cosines, conflicts of sign, shared directions.
+    """Show how the deltas of a merge relate to each other: norms, cosines, sign conflicts, shared directions.
 
-    RECIPE is a YAML file; the options say the same without a file. Nothing is merged, and no weight of the recipe
+    RECIPE is a YAML file; the options can be used instead. Nothing is merged, and no weight of the recipe
     plays a part. Where a method reads no base, what is compared are differences from the template.
     """
     from polymerge.planning import make_plan
@@ -125,7 +130,7 @@ def overlap(
     "--modules", default="attention,mlp", show_default=True, help="Knock out attention, mlp or both, in turn."
 )
 @click.option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers (such as 0-31), not all.")
-@click.option("--stride", type=int, help="Begin groups this many layers apart; default: one after the other.")
+@click.option("--stride", type=int, help="Start groups this many layers apart; default: the group size.")
 @click.option("--group", type=int, default=1, show_default=True, help="Knock out this many layers at a time.")
 @_ASKING
 def knockout(
@@ -140,7 +145,7 @@ def knockout(
     seed: int,
     **options: Any,
 ) -> None:
-    """Measure what each layer of MODEL does: replace its attention or MLP in memory, score, and put it back.
+    """Measure what each layer of MODEL contributes: replace its attention or MLP in memory, score, and restore it.
 
     MODEL is a checkpoint, or BASE+ADAPTER. Nothing of it is changed on disk.
     """
@@ -186,7 +191,7 @@ def ablate(
 ) -> None:
     """Merge only a range of layers in memory, and score each range against the template.
 
-    RECIPE is a YAML file; the options say the same without a file. Embedding, final norm, head and everything outside
+    RECIPE is a YAML file; the options can be used instead. Embedding, final norm, head and everything outside
     the text tower are merged in `full` only.
     """
     from polymerge.analysis.knockout_text import describe_layerwise

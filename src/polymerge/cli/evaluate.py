@@ -42,10 +42,10 @@ _WRITTEN = {"model_dtype": "dtype"}
     "--data", metavar="DIR", type=click.Path(), help="Find the benchmark's files here, in either published layout."
 )
 @click.option("--image-folder", metavar="DIR", type=click.Path(), help="Resolve relative image paths against DIR.")
-@click.option("--name", help="Call the model so in tables; default: the name of its folder.")
+@click.option("--name", help="Name the model in tables; default: the name of its folder.")
 @generation_options(max_new_tokens=None)
 @FORCE_RUN
-@click.option("--with", "tool", type=click.Choice(_TOOLS), help="Let this tool evaluate (in batches of 1 by default).")
+@click.option("--with", "tool", type=click.Choice(_TOOLS), help="Evaluate with this tool (in batches of 1 by default).")
 @click.option("--environment", metavar="PATH", type=click.Path(), help="Run the tool in this virtual environment.")
 @click.option("--kit", metavar="PATH", type=click.Path(), help="Run VLMEvalKit from this clone.")
 @click.option("--print-command", is_flag=True, help="Print the tool's command and run nothing.")
@@ -61,7 +61,7 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Evaluate MODEL: a checkpoint, a hub id, or BASE+ADAPTER, which is put together in memory.
+    """Evaluate MODEL: a checkpoint, a hub id, or BASE+ADAPTER, which is folded in memory.
 
     Answers are kept as they come, so an interrupted run resumes. A question that cannot be asked or answered is
     listed in errors.jsonl, counted, and wrong.
@@ -135,7 +135,7 @@ def compare(
     seed: int,
     out: str | None,
 ) -> None:
-    """Set models side by side: RESULTS are results.json files or the folders of runs.
+    """Compare models: RESULTS are results.json files or the folders of runs.
 
     Models by tasks, with averages over the seen and the unseen tasks of MM-MergeBench. With --parents or --template,
     also what each model gains, with an interval from the paired bootstrap, which shows what is within noise.
@@ -154,10 +154,13 @@ def compare(
 
 
 @click.command(cls=FlagCommand)
-@click.option("--task", metavar="TASK", help="Score as this task of MM-MergeBench does, such as ScienceQA or REC.")
+@click.option("--task", metavar="TASK", help="Score as for this task of MM-MergeBench, such as ScienceQA or REC.")
 @SCORER
 @click.option(
-    "--predictions", metavar="FILE", required=True, help="Score these: a JSON object a line, with question_id and text."
+    "--predictions",
+    metavar="FILE",
+    required=True,
+    help="Score these: one JSON object per line, with question_id and text.",
 )
 @click.option(
     "--annotations",
@@ -165,7 +168,7 @@ def compare(
     required=True,
     help="Compare with the task's annotation folder; with --scorer, with a question file that holds the answers.",
 )
-@click.option("--as-published", is_flag=True, help="Report what the published script prints; fail where it stops.")
+@click.option("--as-published", is_flag=True, help="Report the published script's output; fail where it stops.")
 @AS_JSON
 def score(
     task: str | None, scorer: str | None, predictions: str, annotations: str, as_published: bool, as_json: bool

@@ -24,15 +24,17 @@ __all__ = ["families", "inspect", "methods"]
     "--against",
     metavar="ADAPTER...",
     multiple=True,
-    help="Show what the first adapter, a merged one, kept of these that went into it.",
+    help="Show how much of these source adapters the first, merged one preserves.",
 )
 @IGNORE
-@click.option("--largest", type=click.IntRange(min=1), help="With --against: count this many as the largest.")
+@click.option(
+    "--largest", type=click.IntRange(min=1), help="With --against: treat this many singular directions as the largest."
+)
 @AS_JSON
 def inspect(
     models: tuple[str, ...], against: tuple[str, ...], ignore: tuple[str, ...], largest: int | None, as_json: bool
 ) -> None:
-    """Show what models or adapters are, from headers alone, and which can be merged with which.
+    """Describe models or adapters, from headers alone, and tell which can be merged with each other.
 
     MERGED --against A B ... compares a merged adapter by singular vectors with those that went into it.
     """
@@ -107,7 +109,7 @@ def _show_robustness(merged: str, against: Sequence[str], largest: int | None, a
 @click.command()
 @AS_JSON
 def methods(as_json: bool) -> None:
-    """List the merge methods, their parameters with defaults, and where each is from."""
+    """List the merge methods, their parameters with defaults, and their sources."""
     from polymerge.methods.table import ADAPTERS, METHODS
 
     if as_json:
@@ -136,7 +138,7 @@ def _words(parameter: Parameter) -> str:
 @click.command()
 @AS_JSON
 def families(as_json: bool) -> None:
-    """List the model families, how their names are read, and an example of each."""
+    """List the model families, the rules for their tensor names, and an example of each."""
     from polymerge.families import FAMILIES
 
     if as_json:

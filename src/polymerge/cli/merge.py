@@ -29,12 +29,17 @@ _COLOURS = {
 
 @click.command(cls=FlagCommand)
 @recipe_options()
-@click.option("--json", "json_file", metavar="FILE", help="Write the whole plan to FILE as JSON; - prints only that.")
-@click.option("--full", is_flag=True, help="Print a line for every tensor instead of one for every kind.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    help="Write the full plan to FILE as JSON; - writes it to standard output only.",
+)
+@click.option("--full", is_flag=True, help="Print one line per tensor instead of one per kind.")
 def plan(json_file: str | None, full: bool, **options: Any) -> None:
-    """Print what becomes of every tensor, from headers alone, or everything that is wrong.
+    """Print the fate of every tensor, from headers alone, or every problem of the recipe.
 
-    RECIPE is a YAML file; the options say the same without a file.
+    RECIPE is a YAML file; the options can be used instead.
     """
     from polymerge.planning import make_plan
     from polymerge.planning.text import describe
@@ -60,7 +65,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
 def merge(out: str | None, dry_run: bool, check: bool, as_json: bool, **options: Any) -> None:
     """Merge models into a new folder that loads as it is.
 
-    RECIPE is a YAML file, or a plan that `plan --json` wrote; the options say the same without a file.
+    RECIPE is a YAML file, or a plan written by `plan --json`; the options can be used instead.
     """
     _carry_out("merging", recipe_of(options), out, dry_run, check, as_json, options)
 
@@ -92,11 +97,13 @@ def fold(
 
 @click.command(cls=FlagCommand)
 @click.argument("folder", type=click.Path())
-@click.option("--base", metavar="MODEL", help="Check an adapter against this base, of which only the config is read.")
+@click.option(
+    "--base", metavar="MODEL", help="Check an adapter against this base, whose config is read but not its weights."
+)
 @TRUST
 @AS_JSON
 def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
-    """Check that a checkpoint or adapter loads as it is, from a folder or the hub, without memory for its weights."""
+    """Check that a checkpoint or adapter from a folder or the hub loads as it is, without allocating its weights."""
     from polymerge.engine.verify import verify as run
 
     result = run(folder, base=base, trust_remote_code=trust_remote_code)

@@ -15,7 +15,7 @@ __all__ = ["demo", "report"]
 @click.command(cls=FlagCommand)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--out", metavar="FILE", default="report.html", show_default=True, help="Write the page to FILE.")
-@click.option("--title", help="Give the page this title; default: one made from the first merge.")
+@click.option("--title", help="Set the page's title; default: derived from the first merge.")
 @click.option(
     "--json",
     "json_file",
@@ -23,7 +23,7 @@ __all__ = ["demo", "report"]
     help="Write every number to FILE; default: beside the page, as .json.",
 )
 def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | None) -> None:
-    """Show runs as one HTML page that needs no network: recipe, plan, overlap, search, scores, knockouts, what next.
+    """Show runs on one HTML page that works offline: recipe, plan, overlap, search, scores, knockouts, suggestions.
 
     RUN is a folder made by merge, search, evaluate, knockout or ablate, or a file written by `overlap --json`.
     """

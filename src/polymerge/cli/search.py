@@ -43,9 +43,9 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 @click.command(cls=FlagCommand)
 @recipe_options(without=("dtype",))
 @click.option(
-    "--prompts", metavar="FILE", help="Ask these: JSON lines, LLaVA questions, a folder of images, or a dataset."
+    "--prompts", metavar="FILE", help="Ask these prompts: JSON lines, LLaVA questions, an image folder, or a dataset."
 )  # fmt: skip
-@click.option("--question", help="Ask this about each picture of a folder of images.")
+@click.option("--question", help="Ask this question about each image of a folder.")
 @click.option("--split", help="Take this split of a dataset.")
 @click.option("--field", "fields", metavar="NAME=COLUMN", multiple=True, help="Read a field from a column; repeatable.")
 @click.option("--image-folder", type=click.Path(), help="Resolve relative image paths against this folder.")
@@ -56,21 +56,21 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
     help="Vary weight (the second model's, the default), weight[2], scale, density@layers:0-5, ...; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--values", metavar="VALUES", help="Try these: FIRST:LAST:STEP or a list; for a weight 0:0.6:0.1 by default."
+    "--values", metavar="VALUES", help="Try these values: FIRST:LAST:STEP or a list; default for a weight: 0:0.6:0.1."
 )  # fmt: skip
 @click.option(
-    "--keep-template-weight", is_flag=True, help="Keep the template's weight, which else is 1 minus the others'."
+    "--keep-template-weight", is_flag=True, help="Keep the template's weight, which is otherwise 1 minus the others'."
 )  # fmt: skip
 @run_folder()
 @click.option(
     "--criterion", default="union", show_default=True, help="Choose where answers change least: union, sum or backward."
 )  # fmt: skip
 @click.option(
-    "--compare", default="exact", show_default=True, help="Compare answers by exact text (but for case) or embedding."
+    "--compare", default="exact", show_default=True, help="Compare answers by exact text (ignoring case) or embedding."
 )  # fmt: skip
-@click.option("--embedding-model", metavar="MODEL", help="Embed answers by this sentence-transformers model.")
+@click.option("--embedding-model", metavar="MODEL", help="Embed answers with this sentence-transformers model.")
 @click.option(
-    "--smooth", type=int, default=0, show_default=True, help="Average over so many candidates on either side."
+    "--smooth", type=int, default=0, show_default=True, help="Average over this many candidates on either side."
 )
 @SCORER
 @click.option(
@@ -80,21 +80,23 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
     "--sampler", default="grid", show_default=True,
     help="Try every value (grid), or those of Optuna's random, tpe, cmaes, gp or nsgaii.",
 )  # fmt: skip
-@click.option("--trials", type=int, default=20, show_default=True, help="Let the sampler try this many values.")
+@click.option("--trials", type=int, default=20, show_default=True, help="Number of values that the sampler tries.")
 @click.option("--storage", metavar="URL", help="Keep trials in this Optuna storage; default: a journal in RUN.")
 @click.option(
     "--from-logs", metavar="DIR|VALUE=DIR", multiple=True,
-    help="Take answers that exist already, of a directory with a folder for each value, or of single folders.",
+    help="Use existing answers, from a directory with one folder per value, or from single folders.",
 )  # fmt: skip
-@click.option("--task", metavar="T", help="Read this task of the logs.")
-@click.option("--value-pattern", metavar="REGEX", help="Find the value in a folder's name by a pattern with one group.")
+@click.option("--task", metavar="T", help="Read the answers to this task from the logs.")
+@click.option(
+    "--value-pattern", metavar="REGEX", help="Extract the value from a folder's name with a pattern with one group."
+)
 @click.option(
     "--keep", metavar="FIELD", help="Read only documents of the logs that have this field; `all` reads every one."
 )  # fmt: skip
 @generation_options()
 @click.option("--write", metavar="OUT", type=click.Path(), help="Merge with the chosen value into this folder.")
 @click.option(
-    "--force", is_flag=True, help="Discard what a search with other settings left in RUN; replace OUT if it exists."
+    "--force", is_flag=True, help="Discard a search with other settings in RUN; replace OUT if it exists."
 )  # fmt: skip
 @AS_JSON
 @click.pass_context
@@ -103,7 +105,7 @@ def search(
 ) -> None:
     """Choose a merge coefficient by the merged models' own answers, without labels and without writing checkpoints.
 
-    RECIPE is a YAML file; the options say the same without a file. With --from-logs it is needed for --write only.
+    RECIPE is a YAML file; the options can be used instead. With --from-logs it is only needed for --write.
     """
     said = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     problems = _out_of_place(said, options)

@@ -37,15 +37,15 @@ IGNORE = click.option(
     "--ignore",
     metavar="GLOB",
     multiple=True,
-    help="Leave out tensors by name as stored, in every input; repeatable.",
+    help="Leave out tensors of every input by their stored name; repeatable.",
 )
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
 SCORER = click.option("--scorer", metavar="NAME", help="Score answers by NAME: exact, vqa, anls, cider, ...")
 SAMPLES = click.option(
     "--samples", type=int, default=100, show_default=True, help="Draw this many prompts (of each task); 0 takes all."
 )
-SAMPLE_SEED = click.option("--sample-seed", type=int, default=2, show_default=True, help="Seed of that draw.")
-FORCE_RUN = click.option("--force", is_flag=True, help="Discard what a run with other settings left in RUN.")
+SAMPLE_SEED = click.option("--sample-seed", type=int, default=2, show_default=True, help="Seed of the draw of prompts.")
+FORCE_RUN = click.option("--force", is_flag=True, help="Discard a run with other settings in RUN.")
 
 _RECIPE = click.argument("recipe", required=False, type=click.Path())
 
@@ -57,35 +57,35 @@ _IN_RECIPE = {
         "--with", "others", metavar="MODEL", multiple=True, help="Merge this model too; repeatable."
     ),
     "base": click.option("--base", metavar="MODEL", help="Take deltas from this common ancestor."),
-    "method": click.option("--method", metavar="NAME", help="Merge by this method; see `polymerge methods`."),
+    "method": click.option("--method", metavar="NAME", help="Merge with this method; see `polymerge methods`."),
     "weight": click.option("--weight", metavar="W,W,...", help="Set each model's weight, the template's first."),
     "parameters": click.option(
         "-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True,
         help="Set any other parameter of the method; repeatable.",
     ),
     "parts": click.option(
-        "--parts", metavar="PART,...", help="Merge these parts only: text, vision, projector, audio."
+        "--parts", metavar="PART,...", help="Merge only these parts: text, vision, projector, audio."
     ),
     "exclude": click.option(
-        "--exclude", metavar="GLOB", multiple=True, help="Keep the template's tensors, by canonical name; repeatable."
+        "--exclude", metavar="GLOB", multiple=True, help="Keep the template's tensors of this canonical name; repeatable."
     ),
     "ignore": IGNORE,
     "vocab": click.option(
-        "--vocab", metavar="HOW", help="Where vocabularies differ: template, overlap (shared rows) or by-token."
+        "--vocab", metavar="HOW", help="Treat differing vocabularies by template, overlap (shared rows) or by-token."
     ),
     "dtype": click.option("--dtype", metavar="DTYPE", help="Write merged tensors in this dtype."),
-    "seed": click.option("--seed", type=int, help="Seed the methods that draw random numbers."),
+    "seed": click.option("--seed", type=int, help="Seed of methods that draw random numbers."),
 }  # fmt: skip
 
 _OUTPUT = (
     click.option("-o", "--out", metavar="OUT", help="Write the checkpoint to this folder."),
     click.option(
-        "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through a torch device."
+        "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through this torch device."
     ),
-    click.option("--shard-size", default="5GB", show_default=True, help="Let no weight file grow larger than this."),
+    click.option("--shard-size", default="5GB", show_default=True, help="Maximum size of a weight file."),
     click.option(
         "--threads", type=click.IntRange(min=1),
-        help="Work on this many blocks at once; default: as many as processors, up to 8.",
+        help="Compute this many blocks at once; default: one per processor, up to 8.",
     ),
     click.option(
         "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors",
@@ -97,7 +97,7 @@ _OUTPUT = (
         "--no-verify", "check", flag_value=False, default=True, help="Skip the final check that the output loads."
     ),
     click.option(
-        "--trust-remote-code", is_flag=True, help="Let that check run Python files that come with the checkpoint."
+        "--trust-remote-code", is_flag=True, help="Let the final check run Python files that come with the checkpoint."
     ),
     AS_JSON,
 )  # fmt: skip
@@ -141,7 +141,7 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
     max_new_tokens  the default; None where each task has its own
     ray             whether models may run on a Ray cluster
     """
-    of_task = "" if max_new_tokens else "; default: what the benchmark sets for each task"
+    of_task = "" if max_new_tokens else "; default: the benchmark's value for each task"
     options = [
         click.option("--device", default="cpu", show_default=True, help="Run the model on this torch device."),
         click.option(
@@ -150,13 +150,13 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
         ),
         click.option(
             "--max-new-tokens", type=int, default=max_new_tokens, show_default=bool(max_new_tokens),
-            help=f"Cut answers off after this many tokens{of_task}.",
+            help=f"Truncate answers after this many tokens{of_task}.",
         ),
         click.option(
-            "--batch-size", type=int, default=16, show_default=True, help="Generate for this many prompts at once."
+            "--batch-size", type=int, default=16, show_default=True, help="Answer this many prompts at once."
         ),
         click.option(
-            "--workers", type=int, default=1, show_default=True, help="Run this many copies of the model side by side."
+            "--workers", type=int, default=1, show_default=True, help="Run this many copies of the model in parallel."
         ),
         click.option(
             "--torch-threads", type=click.IntRange(min=1),
