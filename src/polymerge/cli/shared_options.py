@@ -67,7 +67,10 @@ _IN_RECIPE = {
         "--parts", metavar="PART,...", help="Merge only these parts: text, vision, projector, audio."
     ),
     "exclude": click.option(
-        "--exclude", metavar="GLOB", multiple=True, help="Keep the template's tensors of this canonical name; repeatable."
+        "--exclude",
+        metavar="GLOB",
+        multiple=True,
+        help="Keep the template's tensors of this canonical name; repeatable.",
     ),
     "ignore": IGNORE,
     "vocab": click.option(
