@@ -4,11 +4,16 @@
 
     pm.inspect("vlm", "llm")                      # what they are, and whether they can be merged
     plan = pm.plan("recipe.yaml")                 # every tensor's fate, from headers alone
-    with pm.live(plan) as merged: ...             # the merged model in memory
-    pm.merge(plan, "merged")                      # the same on disk, checked
-    found = pm.search("recipe.yaml", pm.PromptSource("prompts.jsonl"), "run")
-    found.best, found.curve
+    with pm.live(plan) as merged:                 # the merged model in memory, as transformers loads it
+        merged.model.generate(...)
+    merged = pm.merge(plan, "merged")             # the same on disk, checked
+    found = pm.search("recipe.yaml", "prompts.jsonl", "run")
+    found.best, found.curve, found.recipe
+    scores = pm.evaluate(merged.folder, "prompts.jsonl", "scores", scorer="exact")
+    pm.report([merged, found, scores], "report.html")
 
+A recipe is a file, a mapping of the same form or a `Recipe`. Results are shown as tables in a notebook and have
+`to_pandas()`; those that were written to a folder have `folder`. Errors are `PolymergeError`s with all `problems`.
 Importing polymerge imports none of what these need; each is loaded when it is first asked for.
 """
 
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from polymerge.planning import make_plan as plan
     from polymerge.planning.compare import inspect
     from polymerge.recipe.parsing import read_recipe
-    from polymerge.recipe.recipe import Recipe
+    from polymerge.recipe.recipe import ModelEntry, Override, Recipe
     from polymerge.reporting.reports import report
     from polymerge.tuning.criterion import Judging
     from polymerge.tuning.knobs import Knob
@@ -50,6 +55,8 @@ __all__ = [
     "Judging",
     "Knob",
     "Merged",
+    "ModelEntry",
+    "Override",
     "Plan",
     "PolymergeError",
     "PromptSource",
@@ -81,6 +88,8 @@ _HOMES = {
     "Judging": "tuning.criterion",
     "Knob": "tuning.knobs",
     "Merged": "engine.merge",
+    "ModelEntry": "recipe.recipe",
+    "Override": "recipe.recipe",
     "Plan": "planning",
     "PolymergeError": "errors",
     "PromptSource": "inference.prompts",

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from html import escape
 from importlib import import_module
 from typing import Any, Final
 
 from polymerge.errors import MissingExtraError
 
-__all__ = ["Table"]
+__all__ = ["Table", "html_table"]
 
 _SHOWN: Final = 60
 """Number of rows shown in a notebook; `to_pandas` has all of them."""
 
 
-class Table(ABC):
-    """A result whose items all have the same fields."""
+class Table:
+    """A result whose items all have the same fields; not an ABC, so that structs of msgspec can be one."""
 
-    @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
         """One mapping per row, all with the same keys in the same order; missing values are None."""
+        raise NotImplementedError
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame of the rows; raises MissingExtraError without pandas."""
@@ -31,15 +31,19 @@ class Table(ABC):
         return pandas.DataFrame(self.rows())
 
     def _repr_html_(self) -> str:
-        rows = self.rows()
-        if not rows:
-            return "<p>no rows</p>"
-        head = "".join(f"<th>{escape(str(name))}</th>" for name in rows[0])
-        body = "".join(
-            f"<tr>{''.join(f'<td>{escape(_text(value))}</td>' for value in row.values())}</tr>" for row in rows[:_SHOWN]
-        )
-        more = f"<p>{len(rows) - _SHOWN} more rows</p>" if len(rows) > _SHOWN else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+        return html_table(self.rows())
+
+
+def html_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of HTML of rows with the same keys, the first of them where there are many."""
+    if not rows:
+        return "<p>no rows</p>"
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in rows[0])
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(_text(value))}</td>' for value in row.values())}</tr>" for row in rows[:_SHOWN]
+    )
+    more = f"<p>{len(rows) - _SHOWN} more rows</p>" if len(rows) > _SHOWN else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
 def _text(value: object) -> str:

@@ -240,6 +240,8 @@ def test_a_key_that_nobody_knows(tmp_path: Path) -> None:
         ("lora_alpha", None, "lora_alpha: expected float, got null"),
         ("use_rslora", 1, "use_rslora: expected bool | null, got 1"),
         ("fan_in_fan_out", "no", 'fan_in_fan_out: expected bool | null, got "no"'),
+        ("modules_to_save", 3, "modules_to_save: expected str | array | null, got 3"),
+        ("modules_to_save", ["lm_head", 3], "modules_to_save[1]: expected str, got 3"),
         ("rank_pattern", ["x"], "rank_pattern: expected object | null, got array"),
         ("rank_pattern", {"x": 0}, "rank_pattern['x']: expected int >= 1, got 0"),
         ("rank_pattern", {"(": 2}, "rank_pattern['(']: expected a regular expression ("),

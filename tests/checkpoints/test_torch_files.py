@@ -384,7 +384,7 @@ def test_a_damaged_legacy_file_is_refused(tmp_path: Path) -> None:
     (trailing,) = refusal_after(fresh(), lambda content: content + b"more")
     assert "4 bytes follow the last storage" in trailing
     (cut,) = refusal_after(fresh(), lambda content: content[:120])
-    assert "its pickle is damaged" in cut
+    assert "its pickle is damaged, or none that torch.save writes (it ends too early)" in cut
     save(path, {"w": torch.ones(3)}, LEGACY)
     (short,) = refusal_after(path, lambda content: content[:-20] + struct.pack("<q", 2) + bytes(8))
     assert "'w' needs 12 bytes of storage" in short
@@ -402,6 +402,13 @@ def test_what_torch_did_not_write_is_refused(tmp_path: Path, content: bytes) -> 
     path = tmp_path / "m.bin"
     path.write_bytes(content)
     refusal(path)
+
+
+def test_what_is_wrong_with_a_pickle_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    for content, cause in ((b"<!DOCTYPE html>", "opcode b'<' is unknown"), (b"\x80\x02K", "it ends too early")):
+        path.write_bytes(content)
+        assert f"none that torch.save writes ({cause})" in refusal(path)[0]
 
 
 def test_torchscript_is_refused(tmp_path: Path) -> None:

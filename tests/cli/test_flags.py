@@ -43,3 +43,14 @@ def test_the_errors_keep_their_kind() -> None:
     problems = told(Refused([RecipeError("dtype: x"), OutputError("dtype: y")])).problems
     assert list(map(type, problems)) == [RecipeError, OutputError]
     assert list(map(str, problems)) == ["--dtype: x", "--dtype: y"]
+
+
+def test_a_folder_of_an_option_s_name_stays_a_folder() -> None:
+    @click.command(cls=FlagCommand)
+    @click.option("--out")
+    @click.option("--force", is_flag=True)
+    def command(out: str, **_: object) -> None:
+        raise OutputError(f"{out}: exists already; say `force=True`")
+
+    with pytest.raises(OutputError, match=r"^out: exists already; say `--force`$"):
+        command.main(["--out", "out"], standalone_mode=False)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from polymerge.cli.varied import log_folders, parse_knob, parse_knobs, parse_span, parse_values
-from polymerge.errors import RecipeError, Refused
+from polymerge.errors import RecipeError, Refused, collecting
 from polymerge.tuning.knobs import Knob
 
 
@@ -74,8 +74,17 @@ def test_knobs_with_their_values() -> None:
     assert parse_knobs((), None) == [Knob()]
     assert parse_knobs((), "0,1") == [Knob(values=(0.0, 1.0))]
     assert parse_knobs(("scale", "weight=0:1"), None) == [Knob("scale"), Knob("weight", span=(0.0, 1.0))]
-    with pytest.raises(RecipeError, match="say them once"):
+    with pytest.raises(Refused, match="say them once"):
         parse_knobs(("scale=0,1",), "0,1")
+
+
+def test_a_knob_whose_values_or_layers_are_none_is_kept_to_look_it_up() -> None:
+    with pytest.raises(Refused) as told, collecting():
+        assert parse_knobs(("scale=0,1", "density@layers:5-0"), "0:q:1") == [
+            Knob("scale", unread=True),
+            Knob("density", unread=True),
+        ]
+    assert len(told.value.problems) == 3
 
 
 def test_the_folders_of_logs(tmp_path: Path) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import polymerge as pm
+from adapters_made import PEFT_WARNINGS
+from paths import ROOT
+from polymerge.demo.digit_questions import draw_questions
+from polymerge.demo.world import load_handwriting, split_pairs
 from polymerge.errors import MissingExtraError
 from polymerge.tables import Table
 from tiny import build
 
 torch = pytest.importorskip("torch")
+pytestmark = PEFT_WARNINGS
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +96,118 @@ def test_what_is_wrong_is_one_error_with_all_of_it(models: tuple[str, str]) -> N
     with pytest.raises(pm.PolymergeError) as raised:
         pm.plan({"merge_method": "linaer", "models": [*models, "missing"]})
     assert len(raised.value.problems) > 1
+
+
+DEMO = ROOT / "src" / "polymerge" / "demo" / "checkpoints"
+VLM, BASE, REASON = (DEMO / name for name in ("vlm", "base", "reason"))
+DELTAS = pm.Recipe(
+    "task_arithmetic",
+    (pm.ModelEntry(str(VLM), {"weight": 1.0}), pm.ModelEntry(str(REASON), {"weight": 0.5})),
+    base_model=str(BASE),
+    parts=("text",),
+)
+SHORT = pm.Generation(max_new_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of the demo's questions, with their pictures beside them."""
+    folder = tmp_path_factory.mktemp("questions")
+    _, held_out = load_handwriting(1)
+    lines = []
+    for number, question in enumerate(draw_questions(split_pairs(1), held_out, 1, pictures=1)[::100]):
+        Image.fromarray(question.picture).save(folder / f"{number}.png")
+        lines.append({"id": number, "text": question.prompt, "image": f"{number}.png", "answer": question.answer})
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> pm.Merged:
+    return pm.merge(DELTAS, tmp_path_factory.mktemp("runs") / "merged")
+
+
+def test_what_the_readme_shows_runs(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    for file in prompts.parent.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    found, merged = names["found"], names["merged"]
+    assert isinstance(merged, pm.Merged)
+    assert merged.verification is not None
+    assert merged.verification.folder == merged.folder
+    assert getattr(found, "best", None) == {"weight": 0.5}
+    assert [point.difference is None for point in getattr(found, "curve", ())] == [True, False, True]
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("verb", [pm.read_recipe, pm.plan, pm.merge, pm.live, pm.overlap, pm.search, pm.layerwise])
+def test_a_recipe_has_one_name_wherever_it_is_taken(verb) -> None:
+    assert next(iter(inspect.signature(verb).parameters)) == "recipe"
+
+
+def test_a_recipe_made_in_python_is_the_same_and_is_checked_as_one_in_a_file() -> None:
+    models = [{"model": VLM, "parameters": {"weight": 1}}, {"model": REASON, "parameters": {"weight": 0.5}}]
+    mapping = {"merge_method": "task_arithmetic", "base_model": BASE, "models": models, "parts": ["text"]}
+    assert pm.plan(DELTAS).hash == pm.plan(mapping).hash
+    assert pm.read_recipe(DELTAS) == pm.read_recipe(mapping)
+    plain = pm.Recipe("metagpt", [VLM, REASON], base_model=BASE)  # type: ignore[arg-type]
+    assert pm.plan(plain).hash == pm.plan({"merge_method": "metagpt", "models": [VLM, REASON], "base_model": BASE}).hash
+    with pytest.raises(pm.PolymergeError, match=r"no method 'linaer'\. Did you mean 'linear'"):
+        pm.plan(pm.Recipe("linaer", DELTAS.models))
+    some = pm.Override(layers=(0, 1), merge_method="linear")
+    plan = pm.plan(pm.Recipe("copy", DELTAS.models, overrides=(some,), parts=("text",)))
+    assert {step.canonical.split(".")[2] for step in plan.steps if step.fate == "merged"} == {"0", "1"}
+
+
+def test_what_is_returned_is_shown_as_a_table(merged: pm.Merged) -> None:
+    assert merged.verification is not None
+    assert list(merged.verification.to_pandas()["passed"]) == [True] * 7
+    assert merged.to_pandas()["merged"][0] == sum(merged.plan.to_pandas()["fate"] == "merged")
+    assert "task_arithmetic" in merged.plan._repr_html_()
+    assert len(repr(merged)) < 1000
+
+
+def test_a_model_may_be_a_path(merged: pm.Merged, tmp_path: Path) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(BASE)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "lora")
+    found = pm.inspect(VLM, tmp_path / "lora", merged.folder)
+    assert [one.label for one in found.models] == ["vlm", "merged"]
+    assert all(f"<th>{head}</th>" in found._repr_html_() for head in ("text tower", "obstacles", "modules"))
+    folded = pm.fold(tmp_path / "lora", tmp_path / "folded", base=BASE)
+    assert pm.verify(folded.folder).passed
+    assert pm.verify(tmp_path / "lora", base=BASE).passed
+
+
+def test_prompts_may_be_a_file_and_results_are_handed_on(merged: pm.Merged, prompts: Path, tmp_path: Path) -> None:
+    one = pm.evaluate(merged.folder, {"digits": prompts}, tmp_path / "one", scorer="exact", max_new_tokens=3)
+    other = pm.evaluate(VLM, {"digits": str(prompts)}, tmp_path / "other", scorer="exact", max_new_tokens=3)
+    assert one.to_pandas()["task"][0] == "digits"
+    assert one.folder == tmp_path / "one"
+    compared = pm.compare([one, other], template="vlm")
+    assert compared.gains == pm.compare([tmp_path / "one", tmp_path / "other"], template="vlm").gains
+    knocked = pm.knockout(
+        merged.folder, prompts, tmp_path / "k", scorer="exact", modules="mlp", group=2, generation=SHORT
+    )
+    assert [(cell.task, cell.module, cell.layers) for cell in knocked.cells] == [
+        ("prompts", "mlp", (0, 1)),
+        ("prompts", "mlp", (2, 3)),
+    ]
+    layers = pm.layerwise(DELTAS, prompts, tmp_path / "l", scorer="exact", ranges=["full"], generation=SHORT)
+    overlap = pm.overlap(DELTAS, svd=False)
+    sources = [merged, one, knocked, layers, overlap.save(tmp_path / "overlap.json")]
+    data: Mapping[str, object] = pm.report(sources, tmp_path / "r.html").data
+    assert all(data[name] for name in ("merges", "scores", "knockouts", "ablations", "overlaps"))
+    assert pm.report(merged, tmp_path / "r.html").data["merges"]
+    with pytest.raises(pm.PolymergeError, match=r"Overlap is in no folder\. Write it with its `save`"):
+        pm.report([overlap], tmp_path / "r.html")
+    with pytest.raises(pm.PolymergeError, match="scorer: say how the questions of digits are scored"):
+        pm.evaluate(VLM, {"digits": prompts}, tmp_path / "none")
+    with pytest.raises(pm.PolymergeError, match="are scored, such as exact"):
+        pm.evaluate(VLM, prompts, tmp_path / "none")

@@ -94,7 +94,8 @@ def test_an_adapter_that_loads(base: tuple[str, Path], tmp_path: Path) -> None:
     bare.mkdir()
     shutil.copy(model / "config.json", bare)
     assert loads(said(plain, base_model_name_or_path="/nowhere/base")).passed is None
-    assert "its base /nowhere/base has no config.json here: say where it is (base)" in loads(plain).detail
+    assert "its base /nowhere/base has no config.json here: say where it is with `base`" in loads(plain).detail
+    assert "say where it is with `--base`" in cli("verify", plain).out
     ran = cli("verify", plain, "--base", bare)
     assert (ran.status, "every tensor has its module" in ran.out) == (0, True)
 

@@ -212,7 +212,7 @@ def test_the_outcome_as_values(run: Path, prompts: Path, monkeypatch: pytest.Mon
     assert found.folder == run
     assert found.best == {"weight": told["chosen"]}
     assert [point.value for point in found.curve] == [{"weight": value} for value in VALUES]
-    assert [point.criterion for point in found.curve] == [None, *told["differences"], None]
+    assert [point.difference for point in found.curve] == [None, *told["differences"], None]
     assert [point.score for point in found.curve] == told["scores"]
     assert found.recipe.models[1].parameters["weight"] == told["chosen"]
 
@@ -343,6 +343,9 @@ def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_pa
     ran = cli(*words(tmp_path, bad, "--vary", "wieght", "--batch-size", "0"))
     assert ran.status == 2
     for told in ("nowhere.png", "line 1", "imge", "modles", "Did you mean 'weight'", "--batch-size: 0"):
+        assert told in ran.err, told
+    ran = cli(*words(tmp_path, bad, "--vary", "wieght[0]@layers:5-0", "--values", "0:q:1"))
+    for told in ("'layers:5-0' is no range", "'q' in '0:q:1' is no number", "Did you mean 'weight'"):
         assert told in ran.err, told
     assert not (tmp_path / "run").exists()
 

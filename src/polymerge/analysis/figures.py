@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import sqrt
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from polymerge.analysis.signs import Sums, added
 from polymerge.analysis.spectrum import Spectrum, shared_share
+from polymerge.errors import OutputError
 from polymerge.families.rules import PARTS, text_layer, without_branch
 from polymerge.tables import Table
 
@@ -187,6 +191,15 @@ class Overlap(Table):
     def to_json(self) -> dict[str, Any]:
         """As JSON data; undefined numbers are null."""
         return asdict(self)
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write it to a JSON file, which `report` shows, and return the file; raises OutputError where it cannot be."""
+        path = Path(file)
+        try:
+            path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+        return path
 
 
 class Spectra(NamedTuple):

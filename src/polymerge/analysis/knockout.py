@@ -133,7 +133,7 @@ def knockout(
     scorer: str,
     against: str | os.PathLike[str] | None = None,
     replace: Replacement | None = None,
-    modules: Sequence[str] = ("attention", "mlp"),
+    modules: Sequence[str] | str = ("attention", "mlp"),
     layers: Sequence[int] | None = None,
     stride: int | None = None,
     group: int = 1,
@@ -150,12 +150,12 @@ def knockout(
     Here a merged model's knockouts can be compared with those of the model before the merge.
 
     model    a checkpoint, or BASE+ADAPTER
-    tasks    a file of prompts, each with an answer, by the name of the task
+    tasks    a file of prompts, each with an answer, by the name of the task; or one such file
     out      the folder of the run; an interrupted run resumes from it
     scorer   a row of the table of scorers
     against  the model before the merge, which gets the same knockouts
     replace  the replacement of weights; uniform by default
-    modules  out of attention, mlp and both
+    modules  out of attention, mlp and both; or one of them
     layers   layers to knock out; all by default
     stride   distance between the starts of groups; by default the group size
     group    number of layers knocked out at a time
@@ -166,6 +166,7 @@ def knockout(
     raises Refused with every problem, before anything is generated.
     """
     generation, replace = generation or Generation(), replace or Replacement()
+    modules = (modules,) if isinstance(modules, str) else modules
     plans: dict[str, dict[str, Plan]] = {}
     parents: dict[str, Plan | None] = {}
     with collecting() as found:

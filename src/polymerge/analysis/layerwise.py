@@ -41,7 +41,7 @@ from polymerge.inference.run_folder import identity_of_inputs
 from polymerge.planning import Plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED
-from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import Override, Recipe, recipe_dict
 from polymerge.tables import Table
 
@@ -125,7 +125,7 @@ class Layerwise(Table):
 
 @one_commit()
 def layerwise(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     tasks: Tasks,
     out: str | os.PathLike[str],
     *,
@@ -148,8 +148,8 @@ def layerwise(
 
     With a recipe of adapters only the modules in a range are adapted; the rest of the model is their unchanged base.
 
-    source   a recipe (file, mapping or `Recipe`)
-    tasks    a file of prompts, each with an answer, by the name of the task
+    recipe   a file, a mapping of the same form or a `Recipe`
+    tasks    a file of prompts, each with an answer, by the name of the task; or one such file
     out      the folder of the run; an interrupted run resumes from it
     scorer   a row of the table of scorers
     ranges   out of early, middle, late (thirds) and full; all four if no layers are given otherwise
@@ -165,7 +165,7 @@ def layerwise(
     recipes: dict[str, Recipe] = {}
     plans: dict[str, Plan] = {}
     with collecting():
-        recipe = source if isinstance(source, Recipe) else parse_recipe(source)
+        recipe = as_recipe(recipe)
         drawn = draw_tasks(tasks, scorer, samples, sample_seed, generation)
         full, baseline = plan_and_baseline(recipe)
         if full is not None and not _layers_of(full):

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def overlap(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
     density: float = 0.2,
     rank: int = 8,
@@ -51,7 +51,7 @@ def overlap(
     BLAS uses one thread, so that no bit depends on threads or blocks. Memory is that of a few blocks, and, for singular
     values, of one matrix in float32 (of several if they are small).
 
-    source   a recipe (file, mapping or `Recipe`), or a plan
+    recipe   a file, mapping or `Recipe`; or a plan
     density  share of the entries of each tensor that is kept, by magnitude, in (0, 1]
     rank     number of singular directions compared per matrix, at least 1
     svd      whether to compute singular values, which takes most of the time
@@ -68,7 +68,7 @@ def overlap(
         for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
             if value < 1:
                 refuse(RecipeError(f"{name}: {value} is not at least 1"))
-    plan = make_plan(source)
+    plan = make_plan(recipe)
     files = Files()
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")

@@ -37,8 +37,8 @@ __all__ = [
 RESAMPLES = 2000
 installed_version = partial(version, "polymerge")
 Interval = tuple[float, float]
-Tasks = Mapping[str, str | os.PathLike[str]]
-"""A file of prompts by the name of its task."""
+Tasks = Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]
+"""A file of prompts by the name of its task; one file alone is a task that is called as the file is."""
 
 Floats = Any
 
@@ -93,9 +93,9 @@ def draw_tasks(tasks: Tasks, scorer: str, samples: int, seed: int, generation: G
     if not tasks:
         refuse(RecipeError("prompts: say where prompts are"))
     drawn: dict[str, list[Prompt]] = {}
-    for name, file in tasks.items():
+    for name, file in (tasks if isinstance(tasks, Mapping) else {Path(tasks).stem: tasks}).items():
         if not fullmatch(r"[\w.\-]*\w[\w.\-]*", name):
-            refuse(RecipeError(f"prompts: '{name}' is no name for a task. Say NAME={file}"))
+            refuse(RecipeError(f"prompts: '{name}' is no name for a task, which has letters, digits, `.`, `-` and `_`"))
         drawn[name] = []
         with collecting():
             drawn[name] = draw_prompts(PromptSource(file, samples, seed))

@@ -105,7 +105,7 @@ _Indices = list[Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class _Values(msgspec.Struct):
-    """The settings that determine scaling and trained rows, as spelled in the config."""
+    """The settings that determine scaling, trained rows and saved modules, as the config spells them."""
 
     r: _Rank
     lora_alpha: _Alpha
@@ -114,6 +114,7 @@ class _Values(msgspec.Struct):
     rank_pattern: dict[str, _Rank] | None = None
     alpha_pattern: dict[str, _Alpha] | None = None
     trainable_token_indices: _Indices | dict[str, _Indices] | None = None
+    modules_to_save: list[str] | str | None = None
 
 
 @dataclass(frozen=True)

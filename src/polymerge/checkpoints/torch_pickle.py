@@ -194,9 +194,9 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
                 "dict anew."
             )
         if damage is not None:
-            cause = "it ends too early" if isinstance(damage, EOFError) else str(damage) or type(damage).__name__
             raise CheckpointError(
-                f"{self.file}: its pickle is damaged, or none that torch.save writes ({cause}). Download it again."
+                f"{self.file}: its pickle is damaged, or none that torch.save writes ({_cause(damage)}). Download it "
+                "again."
             ) from None
         return value
 
@@ -262,3 +262,13 @@ def kind_of(value: Any) -> str:
         case Storage():
             return "a storage"
     return f"of type {type(value).__name__}"
+
+
+def _cause(damage: Exception) -> str:
+    """What an error of the unpickler says of a file; some of its errors are a bare number, or nothing."""
+    match damage:
+        case EOFError() | IndexError(args=("index out of range",)):  # the latter of the bytes that were read
+            return "it ends too early"
+        case KeyError(args=(int(code),)) if code < 256:
+            return f"opcode {bytes([code])!r} is unknown"
+    return str(damage) or type(damage).__name__

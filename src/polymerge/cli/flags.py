@@ -10,7 +10,7 @@ import click
 
 from polymerge.errors import PolymergeError, Refused
 
-__all__ = ["FlagCommand"]
+__all__ = ["FlagCommand", "findings_with_flags"]
 
 
 class FlagCommand(click.Command):
@@ -26,7 +26,8 @@ class FlagCommand(click.Command):
         try:
             return super().invoke(ctx)
         except PolymergeError as error:
-            said = _with_flags(error, self._flags())
+            paths = {str(value) for value in ctx.params.values()}  # a folder may be called `out`
+            said = _with_flags(error, {name: flag for name, flag in self._flags().items() if name not in paths})
             if said is error:
                 raise
             raise said from error
@@ -53,6 +54,11 @@ def _with_flags(error: PolymergeError, flags: Mapping[str, str]) -> PolymergeErr
     said = re.sub(rf"`({names})(?:=(?:True|False|'(.*?)'))?`", lambda found: _flag(flags[found[1]], found[2]), said)
     error.args = (said, *error.args[1:])
     return error
+
+
+def findings_with_flags(text: str) -> str:
+    """The findings of a verification with flags in place of the parameters that they name."""
+    return re.sub(r"`(base|trust_remote_code)`", lambda found: f"`--{found[1].replace('_', '-')}`", text)
 
 
 def _flag(name: str, value: str | None) -> str:

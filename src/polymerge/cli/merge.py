@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from polymerge.cli.flags import FlagCommand
+from polymerge.cli.flags import FlagCommand, findings_with_flags
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
 
@@ -111,7 +111,7 @@ def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool
         report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
         click.echo(json.dumps(report, indent=1))
     else:
-        click.echo(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{result}")
+        click.echo(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{findings_with_flags(str(result))}")
     if not result.passed:
         sys.exit(1)
 
@@ -188,4 +188,5 @@ def _report(merged: Merged, as_json: bool) -> None:
             f"  norm of the merged update: {merged.norms.ratio:.2f} of the adapters' (root mean square), "
             f"{merged.norms.modules[worst]:.2f} at most ({worst})"
         )
-    click.echo(str(merged.verification) if merged.verification else "  not verified (--no-verify)")
+    verified = merged.verification
+    click.echo(findings_with_flags(str(verified)) if verified else "  not verified (--no-verify)")

@@ -30,12 +30,15 @@ def parse_knobs(vary: Sequence[str], values: str | None) -> list[Knob]:
     knobs = []
     for text in vary or ("",):
         name, equals, own = text.partition("=")
-        if equals and values is not None:
-            refuse(RecipeError(f"--vary {text} says its values, and so does --values: say them once"))
-            continue
         said, where = (own, f"--vary {name}") if equals else (values, "--values")
-        with collecting():
-            knobs.append(_with_values(parse_knob(name) if name else Knob(), said, where))
+        knob = Knob()
+        with collecting() as wrong:
+            knob = parse_knob(name) if name else knob
+            if equals and values is not None:
+                refuse(RecipeError(f"--vary {text} says its values, and so does --values: say them once"))
+            else:
+                knob = _with_values(knob, said, where)
+        knobs.append(replace(knob, unread=bool(wrong)))
     return knobs
 
 
@@ -43,8 +46,7 @@ def parse_knob(name: str) -> Knob:
     """Parse PARAMETER, PARAMETER[MODEL], PARAMETER@WHERE or both.
 
     WHERE is layers:FIRST-LAST of the text tower, a part (text, vision, projector, audio) or a glob on canonical names.
-
-    raises RecipeError for anything else.
+    Layers that are no range are refused.
     """
     from polymerge.families.rules import PARTS
     from polymerge.tuning.knobs import Knob
@@ -57,7 +59,8 @@ def parse_knob(name: str) -> Knob:
     if place is not None and place.startswith("layers:"):
         found = re.fullmatch(r"layers:(\d+)(?:-(\d+))?", place)
         if found is None or int(found[2] or found[1]) < int(found[1]):
-            raise RecipeError(f"--vary: '{place}' is no range of layers; write layers:0-5")
+            refuse(RecipeError(f"--vary: '{place}' is no range of layers; write layers:0-5"))
+            return Knob(parameter, model=model)
         layers = (int(found[1]), int(found[2] or found[1]))
     part = place if place in PARTS else None
     match = place if layers is None and part is None else None

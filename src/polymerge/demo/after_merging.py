@@ -111,7 +111,7 @@ def make_page(
     """
     files = {task: _some(questions, task, out / "questions") for task in TASKS}
     found = overlap(recipe)
-    (out / "overlap.json").write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+    found.save(out / "overlap.json")
     scored = {}
     for name, model in (("VLM", vlm), ("merged", merged)):
         tasks = [f"{file}:exact" for file in files.values()]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from polymerge.checkpoints import TensorInfo
 from polymerge.dtypes import BITS, MERGEABLE
 from polymerge.engine.extents import Files
 from polymerge.methods import kernels
+from polymerge.tables import Table
 
 __all__ = ["BLOCK", "Finding", "Verification", "finite"]
 
@@ -34,8 +35,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verification:
-    """All findings about a checkpoint folder."""
+class Verification(Table):
+    """All findings about the folder of a checkpoint or an adapter."""
 
     folder: Path
     findings: tuple[Finding, ...]
@@ -44,6 +45,10 @@ class Verification:
     def passed(self) -> bool:
         """Whether no check failed."""
         return all(finding.passed is not False for finding in self.findings)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each thing that was looked at."""
+        return [asdict(finding) for finding in self.findings]
 
     def __str__(self) -> str:
         return "\n".join(f"  {finding}" for finding in self.findings)

@@ -29,6 +29,7 @@ from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.recipe.recipe import Recipe
+from polymerge.tables import Table
 
 __all__ = ["Merged", "fold", "merge"]
 
@@ -36,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merged(Table):
     """The result of `merge`: the folder, the executed plan, and the findings of the final check.
 
     norms    for adapters: the norm of the merged update relative to theirs
@@ -45,11 +46,16 @@ class Merged:
     """
 
     folder: Path
-    plan: Plan
+    plan: Plan = field(repr=False)
     verification: Verification | None
     norms: UpdateNorms | None = None
     deltas: Mapping[str, DeltaNorm] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row: the folder, how many tensors have each fate, its size, and whether the check passed."""
+        passed = None if self.verification is None else self.verification.passed
+        return [{"folder": str(self.folder), **self.plan.counts(), "GB": self.plan.size / 1e9, "passed": passed}]
 
     @property
     def errors(self) -> Mapping[str, float]:
@@ -58,7 +64,7 @@ class Merged:
 
 
 def merge(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     out: str | os.PathLike[str],
     *,
     force: bool = False,
@@ -75,7 +81,7 @@ def merge(
 ) -> Merged:
     """Merge checkpoints into a new folder that loads as it is.
 
-    source      a recipe (file, mapping or `Recipe`), or a plan (`Plan`, or its JSON file or mapping)
+    recipe      a file, mapping or `Recipe`; or a plan (`Plan`, or its JSON file or mapping)
     out         the folder to create; it appears only once it is complete and checked
     force       replace an existing `out`
     shard_size  of the output's weight files, such as 5GB
@@ -99,7 +105,7 @@ def merge(
     target = Path(out)
     size = parse_size(shard_size)
     machine = open_device(device)
-    plan = make_plan(source)
+    plan = make_plan(recipe)
     if layout is not None:
         if not plan.of_adapters:
             raise RecipeError("layout: is for adapters, and these models are checkpoints")
@@ -150,6 +156,8 @@ def merge(
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         if verification is not None and not verification.passed:
             raise OutputError(f"{target}: the merged output did not pass its check and was removed:\n{verification}")
+    if verification is not None:
+        verification = replace(verification, folder=target)
     return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings)
 
 

@@ -130,7 +130,7 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, An
     if not config:
         return Finding("loads", None, "there is no config.json, so no class can be asked to load it"), None
     if needs_code(config) and not trust_remote_code:
-        return Finding("loads", None, "its model is code that lies in the folder, which trust_remote_code runs"), None
+        return Finding("loads", None, "its model is code that lies in the folder; `trust_remote_code` runs it"), None
     loader = model_class(config)
     # a class that only its authors' program has: transformers may take it for another one by its model type
     foreign = "auto_map" not in config and _without_class(config)
@@ -232,7 +232,7 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
         if isinstance(error, ImportError) or (isinstance(error, ValueError) and "to be installed" in detail):
             return Finding("processor", None, f"a package that it needs is not installed: {detail}")
         if "auto_map" in checkpoint.config and not trust_remote_code:
-            return Finding("processor", None, "it is code that lies in the folder, which trust_remote_code runs")
+            return Finding("processor", None, "it is code that lies in the folder; `trust_remote_code` runs it")
         if foreign := _without_class(checkpoint.config):
             return Finding("processor", None, f"{foreign}, and {loader.__name__} cannot load what it reads with")
         return Finding("processor", False, f"{loader.__name__}: {detail}")

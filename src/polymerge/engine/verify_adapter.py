@@ -82,13 +82,13 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
         return Finding("loads", None, "it is in LLaVA's own layout, which PEFT alone does not load")
     folder, why = _folder_of(said or adapter.config.get("base_model_name_or_path"), adapter.config.get("revision"))
     if folder is None:
-        return Finding("loads", None, f"{why}: say where it is (base)")
+        return Finding("loads", None, f"{why}: say where it is with `base`")
     try:
         config = read_config(folder / "config.json")
     except PolymergeError as error:
         return Finding("loads", None, f"its base cannot be read: {error}")
     if needs_code(config) and not trust_remote_code:
-        return Finding("loads", None, "its base is code that lies in a folder, which trust_remote_code runs")
+        return Finding("loads", None, "its base is code that lies in a folder, which `trust_remote_code` runs")
     if config.get("architectures") and named_class(config) is None and "auto_map" not in config:
         return Finding("loads", None, f"transformers has none of the classes of its base {folder}")
     loader = _class_of(adapter.config, config)

@@ -24,12 +24,25 @@ from polymerge.inference.worker import AnswerSettings, Worker
 from polymerge.inference.worker_pool import Call, WorkerPool
 from polymerge.planning import Plan
 
-__all__ = ["AskedTask", "Failures", "ask", "read_tasks"]
+__all__ = ["AskedTask", "Failures", "QuestionFile", "ask", "read_tasks"]
 
 _OF_A_FILE = 128
 """max_new_tokens for a question file: the benchmark's value for short answers and captions."""
 
 _NEED_CAPTIONS = ("captions", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
+
+
+@dataclass(frozen=True)
+class QuestionFile:
+    """A question file of the user's, in LLaVA's format with answers, as a task.
+
+    scorer  a row of the table of scorers
+    name    of the task; by default those of file and scorer, `digits-exact`
+    """
+
+    file: Path
+    scorer: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,11 +89,11 @@ class AskedTask:
 
 
 def read_tasks(
-    tasks: Sequence[str], data: Path | None, images: Path | None, max_new_tokens: int | None
+    tasks: Sequence[str | QuestionFile], data: Path | None, images: Path | None, max_new_tokens: int | None
 ) -> list[AskedTask]:
     """Resolve task names.
 
-    tasks           tasks of the benchmark, a name for several of them (`mm-mergebench`), or FILE:SCORER
+    tasks           tasks of the benchmark, a name for several of them (`mm-mergebench`), FILE:SCORER, or question files
     data            the folder of the benchmark's files
     images          base of relative image paths; by default found by looking for the images
     max_new_tokens  of all tasks; None for each task's own
@@ -98,7 +111,9 @@ def read_tasks(
     if wrong:
         return []
     with collecting() as wrong:
-        words = [one for word in tasks for one in BENCHMARK.get(word.lower(), (word,))]
+        words: list[str | QuestionFile] = []
+        for said in tasks:
+            words += BENCHMARK.get(said.lower(), (said,)) if isinstance(said, str) else (said,)
         if not words:
             refuse(RecipeError("tasks: names none"))
         for word in dict.fromkeys(words):
@@ -112,10 +127,12 @@ def read_tasks(
     return list(found.values())
 
 
-def _asked(word: str, data: Path | None, images: Path | None, max_new_tokens: int | None) -> AskedTask:
+def _asked(word: str | QuestionFile, data: Path | None, images: Path | None, max_new_tokens: int | None) -> AskedTask:
+    if isinstance(word, QuestionFile):
+        return _of_file(word, images, max_new_tokens)
     file, colon, scorer = word.rpartition(":")
     if colon:
-        return _of_file(Path(file).expanduser(), scorer, images, max_new_tokens)
+        return _of_file(QuestionFile(Path(file), scorer), images, max_new_tokens)
     if word.endswith((".json", ".jsonl")):
         raise RecipeError(f"tasks: {word} needs a scorer's name behind it, such as {word}:exact")
     task = task_named(word)
@@ -130,10 +147,10 @@ def _asked(word: str, data: Path | None, images: Path | None, max_new_tokens: in
     return AskedTask(task.name, task, task.scorer, folder, questions, how)
 
 
-def _of_file(file: Path, scorer: str, images: Path | None, max_new_tokens: int | None) -> AskedTask:
-    row = scorer_named(scorer)
+def _of_file(asked: QuestionFile, images: Path | None, max_new_tokens: int | None) -> AskedTask:
+    file, row = asked.file.expanduser(), scorer_named(asked.scorer)
     if row.name in ("captions", "meteor") and not has_java():
-        refuse(RecipeError(f"tasks {file}:{scorer}: {NEEDS_JAVA}; score by cider, rouge_l or bleu_4"))
+        refuse(RecipeError(f"tasks {file}:{row.name}: {NEEDS_JAVA}; score by cider, rouge_l or bleu_4"))
     items = question_items(file)
     with at_most_shown(file):
         for item in items:
@@ -141,7 +158,7 @@ def _of_file(file: Path, scorer: str, images: Path | None, max_new_tokens: int |
     root = image_root(items, file.parent, file.parent, images, file.name)
     questions = _can_be_asked(file, questions_of(items, root))
     how = AnswerSettings(max_new_tokens or _OF_A_FILE)
-    return AskedTask(f"{file.stem}-{row.name}", None, row.name, file.resolve(), questions, how)
+    return AskedTask(asked.name or f"{file.stem}-{row.name}", None, row.name, file.resolve(), questions, how)
 
 
 def _can_be_asked(file: Path, questions: Sequence[Question]) -> tuple[Question, ...]:

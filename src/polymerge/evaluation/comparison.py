@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class Comparison(Table):
 
 
 def compare_files(
-    files: Sequence[str | Path],
+    results: Sequence[str | os.PathLike[str] | Results] | str | os.PathLike[str] | Results,
     *,
     parents: Sequence[str] = (),
     template: str | None = None,
@@ -66,13 +67,24 @@ def compare_files(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
-    """Compare results files, or folders of runs; several of one model are combined.
+    """Compare the results of models: scores, averages over seen and unseen tasks, gains with their intervals.
+
+    results    what `evaluate` returned, folders of runs, or results.json files; several of one model are joined
+    parents    names of the models that others are merged of: gains are over the mean of their scores
+    template   the name of a model over which gains are told, too
+    published  the scores of the published scripts, without intervals
+    resamples  of the paired bootstrap; `seed` is that of its draws
 
     raises Refused with every problem of files and names.
     """
     joined: dict[str, Results] = {}
     with collecting():
-        read = [found for file in files if (found := read_results(Path(file).expanduser())) is not None]
+        given = [results] if isinstance(results, str | os.PathLike | Results) else results
+        read = [
+            found
+            for one in given
+            if (found := one if isinstance(one, Results) else read_results(Path(one).expanduser())) is not None
+        ]
         for found in read:
             before = joined.get(found.name)
             both = sorted(before.tasks.keys() & found.tasks.keys()) if before else []

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from polymerge.checkpoints.hub import one_commit
-from polymerge.errors import PolymergeError, collecting, refuse
-from polymerge.evaluation.asking import AskedTask, Failures, ask, read_tasks
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
+from polymerge.evaluation.asking import AskedTask, Failures, QuestionFile, ask, read_tasks
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
 from polymerge.inference.generation import Generation
@@ -25,10 +27,11 @@ ERRORS = "errors.jsonl"
 
 @one_commit()
 def evaluate(
-    model: str,
-    tasks: Sequence[str],
+    model: str | os.PathLike[str],
+    tasks: Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    scorer: str | None = None,
     data: str | os.PathLike[str] | None = None,
     image_folder: str | os.PathLike[str] | None = None,
     name: str | None = None,
@@ -43,8 +46,10 @@ def evaluate(
     asked or answered is listed in errors.jsonl and counted as wrong.
 
     model           a checkpoint, a hub id, BASE+ADAPTER or an adapter; adapters are folded in memory
-    tasks           of MM-MergeBench (`mm-mergebench` for all), or FILE:SCORER
+    tasks           of MM-MergeBench (`mm-mergebench` for all); or, with a scorer, a question file, several, or one by
+                    the name of each task. FILE:SCORER is a file with a scorer of its own
     out             the folder of the run
+    scorer          a row of the table of scorers, for question files
     data            the benchmark's files, in either published layout
     image_folder    base of relative image paths; by default found by looking for the images
     name            the model's name in tables
@@ -59,12 +64,12 @@ def evaluate(
     wrong = generation.problems()
     asked, found = None, list[AskedTask]()
     try:
-        asked = evaluated_model(model, name)
+        asked = evaluated_model(os.fspath(model), name)
     except PolymergeError as error:
         wrong += error.problems
     with collecting():
         refuse(*wrong)
-        found = read_tasks(tasks, _path(data), _path(image_folder), max_new_tokens)
+        found = read_tasks(_tasks(tasks, scorer), _path(data), _path(image_folder), max_new_tokens)
     assert asked is not None
     run = open_run(Path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks")
     asked.fetch()
@@ -84,7 +89,23 @@ def evaluate(
             },
         )
         run.write_json(FILE, results.to_json())
-    return results
+    return msgspec.structs.replace(results, folder=run.folder)
+
+
+def _tasks(
+    tasks: Sequence[str | os.PathLike[str]] | Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str],
+    scorer: str | None,
+) -> list[str | QuestionFile]:
+    """Tasks as `evaluate` takes them, one by one."""
+    several = [tasks] if isinstance(tasks, str | os.PathLike) else list(tasks)
+    files = [str(task) for task in several if isinstance(tasks, Mapping) or isinstance(task, os.PathLike)]
+    if files and scorer is None:
+        raise RecipeError(f"scorer: say how the questions of {', '.join(files)} are scored, such as exact")
+    if isinstance(tasks, Mapping) and scorer is not None:
+        return [QuestionFile(Path(file), scorer, name) for name, file in tasks.items()]
+    if scorer is None:
+        return [os.fspath(task) for task in several]
+    return [QuestionFile(Path(file), scorer) for file in several]
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:

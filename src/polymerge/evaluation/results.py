@@ -20,6 +20,7 @@ from polymerge.checkpoints.json_objects import checked, read_json
 from polymerge.errors import PolymergeError, RecipeError, refuse
 from polymerge.evaluation.predictions import at_most_shown
 from polymerge.evaluation.scoring import TaskScore
+from polymerge.tables import Table
 
 __all__ = ["FILE", "FORMAT", "VERSION", "Results", "TaskResult", "read_results", "task_result"]
 
@@ -60,18 +61,28 @@ class TaskResult(msgspec.Struct, frozen=True):
     settings: Mapping[str, Any] = {}
 
 
-class Results(msgspec.Struct, frozen=True):
+class Results(msgspec.Struct, Table, frozen=True):
     """A model's results.
 
     tool      polymerge, lmms-eval or vlmevalkit
     model     its name, and what identifies it
     settings  of the entire run
+    folder    of the run, if it is the result of `evaluate`
     """
 
     tool: str
     model: dict[str, Any]
     tasks: dict[str, TaskResult]
     settings: dict[str, Any] = {}
+    folder: Path | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each task: its score in `unit`, how many questions it has, and how many have no answer."""
+        return [
+            {"model": self.name, "task": name, "score": task.score, "unit": task.unit, "questions": task.total,
+             "failed": task.failed}
+            for name, task in self.tasks.items()
+        ]  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -213,7 +213,7 @@ class LiveModel:
 
 @contextmanager
 def live(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
     device: str = "cpu",
     dtype: str = "auto",
@@ -225,12 +225,12 @@ def live(
     `live(recipe).model` is the model as transformers loads it; `set(plan(other))` switches to the weights of another
     recipe with the same template.
 
-    source  a recipe (file, mapping or `Recipe`), or a `Plan`; the others as for `LiveModel`
+    recipe  a file, mapping or `Recipe`; or a `Plan`. The others as for `LiveModel`
 
     raises Refused with every problem of the recipe, CheckpointError if the template does not load
     completely, or values cannot be merged.
     """
-    plan = source if isinstance(source, Plan) else make_plan(source)
+    plan = make_plan(recipe)
     model = LiveModel(plan, device=device, dtype=dtype, threads=threads, trust_remote_code=trust_remote_code)
     try:
         model.set(plan)

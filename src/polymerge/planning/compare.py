@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from typing import Any
 
@@ -17,7 +18,7 @@ from polymerge.planning.compatibility import config_warnings, other_lineages
 from polymerge.planning.fit import Misfits, common_parts, joinable
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import VOCABULARY, Model, part_of
-from polymerge.tables import Table
+from polymerge.tables import Table, html_table
 
 __all__ = ["AdapterPortrait", "Inspection", "Joint", "Portrait", "inspect"]
 
@@ -96,8 +97,13 @@ class Inspection(Table):
             for one in self.models
         ]
 
+    def _repr_html_(self) -> str:
+        """The models, which of them can be merged, and the adapters."""
+        tables = [self.rows(), *([asdict(one) for one in some] for some in (self.pairs, self.adapters))]
+        return "".join(html_table(rows) for rows in tables if rows)
 
-def inspect(*sources: str, ignore: Sequence[str] = ()) -> Inspection:
+
+def inspect(*sources: str | os.PathLike[str], ignore: Sequence[str] = ()) -> Inspection:
     """Describe checkpoints and adapters from their headers, and try every ordered pair of checkpoints.
 
     sources  folders, files or hub ids; BASE+ADAPTER is a checkpoint
@@ -107,11 +113,12 @@ def inspect(*sources: str, ignore: Sequence[str] = ()) -> Inspection:
     """
     adapters, models = list[Adapter](), list[Model]()
     with collecting() as wrong:
-        own = [source for source in sources if _is_adapter(source)]
+        given = [os.fspath(source) for source in sources]
+        own = [source for source in given if _is_adapter(source)]
         for source in own:
             with collecting():
                 adapters.append(open_adapter(source, locate(source)))
-        models = open_each([source for source in sources if source not in own], ignore)
+        models = open_each([source for source in given if source not in own], ignore)
     refuse_if_any(wrong)  # inside another block nothing has been raised yet
     return Inspection(
         tuple(map(_portrait, models)),

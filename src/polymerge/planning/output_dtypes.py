@@ -100,8 +100,7 @@ class Stored:
                 f"{'' if self.merged else _ALONE}"
             )
         if self.asked and not self.merged:
-            yield "dtype: it only applies to merged tensors, and none is merged: all keep theirs. It has an "
-            f"effect{_ALONE}"
+            yield f"dtype: it applies to merged tensors, and none is merged: all keep theirs. It has an effect{_ALONE}"
 
 
 def stored_dtypes(steps: Sequence[Step], config: Mapping[str, Any], asked: bool) -> Stored:

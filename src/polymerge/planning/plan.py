@@ -24,6 +24,7 @@ from polymerge.families.expressions import (
     shape_of,
 )
 from polymerge.recipe.parameters import Setting
+from polymerge.tables import Table
 
 __all__ = [
     "FATES",
@@ -229,7 +230,7 @@ class Companions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Table):
     """What `merge` will do: the fate of every tensor.
 
     recipe     the recipe, as plain data
@@ -292,6 +293,23 @@ class Plan:
     def changes(self) -> bool:
         """Whether any tensor of the output differs from the template's."""
         return any(step.fate in ("merged", "folded") for step in self.steps)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each tensor of the output: its fate, the methods that merge it, or why it is not merged."""
+        return [
+            {
+                "tensor": step.name,
+                "canonical": step.canonical,
+                "fate": step.fate,
+                "method": ", ".join(
+                    dict.fromkeys(self.settings[one.setting].method for one in step.pieces if one.setting is not None)
+                ),
+                "dtype": step.dtype,
+                "shape": step.shape,
+                "reason": step.reason,
+            }
+            for step in self.steps
+        ]
 
     def counts(self) -> dict[str, int]:
         """The number of output tensors per fate."""

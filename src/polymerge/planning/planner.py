@@ -25,32 +25,32 @@ from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.planning.written_plan import written_plan
 from polymerge.recipe.overrides import Choice, choices_of, matches
-from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
 
 __all__ = ["make_plan"]
 
 
 def make_plan(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
     opened: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
     """Plan a merge from a recipe and the headers of the checkpoints, or adapters, that it names.
 
-    source   a recipe file, a mapping of the same form, or a `Recipe`; or a plan, also as JSON, which is returned as is
+    recipe   a file, mapping or `Recipe`; or a plan, also as JSON, which is returned as is
     opened   checkpoints that are already open, by their source in the recipe
 
     raises Refused with every problem of the recipe, of the models, and between them.
     """
-    if isinstance(source, Plan):
-        return source
-    if not isinstance(source, Recipe) and (written := written_plan(source)) is not None:
+    if isinstance(recipe, Plan):
+        return recipe
+    if not isinstance(recipe, Recipe) and (written := written_plan(recipe)) is not None:
         return written
     with collecting() as problems:
-        recipe = source if isinstance(source, Recipe) else parse_recipe(source)
-        of_adapters = not opened and names_adapters(recipe)
-        plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, opened or {})
+        read = as_recipe(recipe)
+        of_adapters = not opened and names_adapters(read)
+        plan = plan_adapters(read) if of_adapters else _plan_checkpoints(read, opened or {})
         if plan is not None and not (problems or plan.of_adapters or plan.changes):
             refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
     refuse_if_any(problems)  # where another block gathers them too, there is no plan all the same

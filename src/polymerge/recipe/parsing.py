@@ -16,9 +16,9 @@ from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, ref
 from polymerge.families.rules import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
-from polymerge.recipe.recipe import Branches, ModelEntry, Override, Recipe, Vocab
+from polymerge.recipe.recipe import Branches, ModelEntry, Override, Recipe, Vocab, recipe_dict
 
-__all__ = ["parse_recipe", "read_recipe"]
+__all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
@@ -55,16 +55,23 @@ _IN_PLACE_OF: Final = {"slices": "models", "modules": "models"}
 """mergekit's aliases of fields."""
 
 
-def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
-    """Read a recipe from a YAML file or a mapping of the same form.
+def read_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Recipe:
+    """Read a recipe from a YAML file or a mapping of the same form; check one that was made in Python.
 
     Fields are named as in mergekit where the two agree; unsupported fields are refused by name.
 
     raises Refused with every problem of the recipe.
     """
     with collecting() as problems:
-        return parse_recipe(source)
+        return as_recipe(recipe)
     raise Refused(problems)  # where another block is open, which the problems were handed on to
+
+
+def as_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Recipe:
+    """Like `parse_recipe`, and a `Recipe` that was made in Python is checked as one in a file is."""
+    if not isinstance(recipe, Recipe):
+        return parse_recipe(recipe)
+    return recipe if recipe.read else parse_recipe(recipe_dict(recipe))
 
 
 def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
@@ -110,6 +117,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         branches=_word(data, "branches", get_args(Branches)),
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
         unread=frozenset(unread),
+        read=True,
     )
 
 

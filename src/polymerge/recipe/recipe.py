@@ -43,6 +43,7 @@ class Override:
 class Recipe:
     """A merge as the user requested it, field by field as in the recipe file.
 
+    read     whether it was read from a file or a mapping, and so checked; else it is checked when it is planned
     unread   fields that were refused on reading, for which follow-up errors are suppressed
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     seed: int = 42
     branches: Branches = "fill"
     ignore: tuple[str, ...] = ()
+    read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
@@ -68,13 +70,8 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     for name in ("template", "base_model", "dtype"):
         if getattr(recipe, name) is not None:
             data[name] = getattr(recipe, name)
-    data["models"] = [
-        {"model": entry.model}
-        | ({"parameters": dict(entry.parameters)} if entry.parameters else {})
-        | ({"family": entry.family} if entry.family else {})
-        | ({"ignore": list(entry.ignore)} if entry.ignore else {})
-        for entry in recipe.models
-    ]
+    # of a recipe made in Python an entry may be a mere path, which reading it again makes right
+    data["models"] = [_model_dict(entry) if isinstance(entry, ModelEntry) else entry for entry in recipe.models]
     if recipe.parameters:
         data["parameters"] = dict(recipe.parameters)
     if recipe.parts is not None:
@@ -85,6 +82,15 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     if recipe.overrides:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
+
+
+def _model_dict(entry: ModelEntry) -> dict[str, Any]:
+    return (
+        {"model": entry.model}
+        | ({"parameters": dict(entry.parameters)} if entry.parameters else {})
+        | ({"family": entry.family} if entry.family else {})
+        | ({"ignore": list(entry.ignore)} if entry.ignore else {})
+    )
 
 
 def _override_dict(override: Override) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from polymerge.charts import need_charts
 from polymerge.errors import OutputError, RecipeError, collecting, refuse
@@ -55,8 +55,19 @@ class Report:
     data: Mapping[str, Any]
 
 
+class HasFolder(Protocol):
+    """What a merge, a search, an evaluation, a knockout or a layer-wise merge returned."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files are."""
+
+
+AnySource = str | os.PathLike[str] | HasFolder
+
+
 def report(
-    sources: Sequence[str | os.PathLike[str]],
+    sources: Sequence[AnySource] | AnySource,
     out: str | os.PathLike[str],
     title: str | None = None,
     *,
@@ -64,8 +75,9 @@ def report(
 ) -> Report:
     """Show runs on one self-contained page of less than 5 MB, with all its numbers in a JSON file beside it.
 
-    sources    folders of merge, search, overlap, evaluate, knockout and ablate, or files that these have written;
-               every record in a folder is shown, several of a kind one after another
+    sources    what merge, search, evaluate, knockout and layerwise returned, their folders, or files that they have
+               written (of an overlap, the file that its `save` wrote), one or several; every record in a folder is
+               shown, several of a kind one after another
     out        the page; an existing report is replaced, but no other file
     title      by default derived from the first merge
     json_file  by default `out` with the suffix .json
@@ -78,18 +90,30 @@ def report(
     beside = Path(json_file) if json_file is not None else page.with_suffix(".json")
     data: dict[str, Any] = {}
     with collecting():
-        if not sources:
+        several = [sources] if isinstance(sources, str) or not isinstance(sources, Sequence) else sources
+        if not several:
             refuse(RecipeError("no run to show: name its folder, or a file that it has written"))
         if page.resolve() == beside.resolve():
             refuse(RecipeError(f"{page}: page and JSON would be the same file. Name a page such as report.html"))
         for file in (page, beside):
             _check_free(file)
-        data = collect(sources, title)
+        data = collect([_place(one) for one in several], title)
     data = _fitted(data)
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     for file, content in ((beside, text + "\n"), (page, make_page(data))):
         _write(file, content)
     return Report(page, beside, data)
+
+
+def _place(source: AnySource) -> str | os.PathLike[str]:
+    """The folder or file of a source."""
+    if isinstance(source, str | os.PathLike):
+        return source
+    folder = getattr(source, "folder", None)
+    if folder is None:
+        hint = ". Write it with its `save`, and name the file" if hasattr(source, "save") else ""
+        raise RecipeError(f"sources: {type(source).__name__} is in no folder{hint}")
+    return Path(folder)
 
 
 def collect(sources: Sequence[str | os.PathLike[str]], title: str | None = None) -> dict[str, Any]:

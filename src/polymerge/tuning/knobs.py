@@ -34,6 +34,7 @@ class Knob:
     layers     first and last layer of the text tower that it applies to; by default all
     part       text, vision, projector or audio, if it applies to only one
     match      a glob on canonical names, if it applies to only some tensors
+    unread     its values or layers were already refused, so that they are missing is no error of its own
     """
 
     parameter: str | None = None
@@ -43,6 +44,7 @@ class Knob:
     layers: tuple[int, int] | None = None
     part: str | None = None
     match: str | None = None
+    unread: bool = False
 
     @property
     def scope(self) -> Scope:
@@ -139,7 +141,7 @@ def axis_of(knob: Knob, recipe: Recipe, roles: Roles, *, keep_template_weight: b
         raise RecipeError(f"vary: {full}: there is no models[{model}], the recipe has {count} model{'s' * (count > 1)}")
     rest = roles.template if name == "weight" and not keep_template_weight and model != roles.template else None
     values = knob.values or (DEFAULT_WEIGHTS if name == "weight" and knob.span is None else ())
-    if not values and knob.span is None:
+    if not values and knob.span is None and not knob.unread:
         raise RecipeError(f"vary {full}: say which values of it to try, such as 0, 0.5 and 1")
     _check_span(knob, parameter, full)
     return Axis(full, parameter, _checked(values, parameter, full), knob.span, model, rest, roles.idle, knob.scope)

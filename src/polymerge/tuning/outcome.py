@@ -19,12 +19,12 @@ class CurvePoint:
     """The result for one value.
 
     value      by parameter, as in `Found.best`
-    criterion  the difference from the neighbours' answers; None if the value is not eligible
+    difference from the neighbours' answers; None if the value is not eligible
     score      by labels, in percent; None without labels
     """
 
     value: Mapping[str, Value]
-    criterion: float | None = None
+    difference: float | None = None
     score: float | None = None
 
 
@@ -62,7 +62,7 @@ class Found(Table):
     def rows(self) -> list[dict[str, Any]]:
         """One row per tried value."""
         return [
-            {**point.value, "difference": point.criterion, "score": point.score, "chosen": point.value == self.best}
+            {**point.value, "difference": point.difference, "score": point.score, "chosen": point.value == self.best}
             for point in self.curve
         ]
 
@@ -86,13 +86,13 @@ class SearchResult(Found):
 def describe_search(found: Found) -> str:
     """Format each value with its difference and score, one per line, and the choice."""
     outcome, curve, names = found.outcome, found.curve, ", ".join(found.parameters)
-    compared = any(point.criterion is not None for point in curve)
+    compared = any(point.difference is not None for point in curve)
     scored = any(point.score is not None for point in curve)
     rows = [[names, "difference" if compared else "", "score" if scored else ""]]
     rows += [
         [
             _words(point.value),
-            "" if point.criterion is None else f"{point.criterion:g}",
+            "" if point.difference is None else f"{point.difference:g}",
             "" if point.score is None else f"{point.score:.2f}",
         ]
         for point in curve

@@ -21,7 +21,7 @@ from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, identity_of_prompts, open_run
 from polymerge.inference.worker_pool import WorkerPool
 from polymerge.planning import Plan
-from polymerge.recipe.parsing import parse_recipe
+from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import Recipe, recipe_dict
 from polymerge.tuning.criterion import CRITERIA, Judging, judge
 from polymerge.tuning.curve_plot import draw_search
@@ -65,7 +65,7 @@ class SearchOptions:
 @one_commit()
 def search(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
-    prompts: PromptSource,
+    prompts: PromptSource | str | os.PathLike[str],
     out: str | os.PathLike[str],
     options: SearchOptions | None = None,
     progress: Progress | None = None,
@@ -77,6 +77,7 @@ def search(
     gets the weights of each, the same bits as `merge` would write.
 
     recipe    a file, mapping or `Recipe`; its values of varied parameters are ignored
+    prompts   a file or dataset of prompts, of which 100 are drawn, or a `PromptSource` for more control
     out       the folder of the run; an interrupted run is resumed, a finished one is judged again
     progress  called with the number of answers done, and the total
 
@@ -216,7 +217,7 @@ class PlannedSearch:
 
 def plan_search(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
-    prompts: PromptSource,
+    prompts: PromptSource | str | os.PathLike[str],
     out: str | os.PathLike[str],
     options: SearchOptions | None = None,
 ) -> PlannedSearch:
@@ -225,6 +226,7 @@ def plan_search(
     raises Refused with every problem.
     """
     options = options or SearchOptions()
+    source = prompts if isinstance(prompts, PromptSource) else PromptSource(prompts)
     drawn: list[Prompt] = []
     points: list[Point] = []
     plans: dict[str, Plan] = {}
@@ -232,9 +234,9 @@ def plan_search(
     with collecting() as wrong:
         _refuse_unfit(Path(out), options)
         with collecting():
-            read = recipe if isinstance(recipe, Recipe) else parse_recipe(recipe)
+            read = as_recipe(recipe)
             space = make_space(read, options.vary, keep_template_weight=options.keep_template_weight)
-        drawn = draw_prompts(prompts)
+        drawn = draw_prompts(source)
         refuse(*options.generation.problems(), *options.judging.problems())
         _refuse_misfits(space, options, drawn)
         if read is not None and space.axes:
@@ -246,7 +248,7 @@ def plan_search(
                 plans = plan_candidates(read, space, points or chain.from_iterable(space.sweeps()))
     refuse_if_any(wrong)  # inside another block nothing has been raised yet
     assert read is not None
-    return PlannedSearch(read, space, prompts, drawn, points, plans, Path(out), options)
+    return PlannedSearch(read, space, source, drawn, points, plans, Path(out), options)
 
 
 def _refuse_unfit(out: Path, options: SearchOptions) -> None:

@@ -59,7 +59,9 @@ def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: b
         roles = _roles(recipe)
     for knob in knobs or (Knob(),):
         with collecting():
-            axes.append(axis_of(knob, recipe, roles, keep_template_weight=keep_template_weight))
+            axis = axis_of(knob, recipe, roles, keep_template_weight=keep_template_weight)
+            if not knob.unread:
+                axes.append(axis)
     count = prod(len(axis.values) or 1 for axis in axes)
     if count > _MOST:
         refuse(RecipeError(f"vary: {count} combinations are more than {_MOST}; take larger steps"))

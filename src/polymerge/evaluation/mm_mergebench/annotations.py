@@ -139,7 +139,7 @@ def _each(values: Sequence[Any], kind: type[T], where: str) -> Iterator[tuple[st
 
 
 def question_items(path: Path) -> list[Item]:
-    """Read a question file in the LLaVA format: a list of objects with unique question_ids.
+    """Read a question file in the LLaVA format: a list of objects with unique question_ids (or ids).
 
     A .jsonl file has one object per line instead. Broken items are refused.
     """
@@ -153,7 +153,11 @@ def question_items(path: Path) -> list[Item]:
             values = _read(path, list[Any])
         if values == [] and not wrong:
             raise RecipeError(f"{path}: is an empty array, not a list of questions. Is it the right file?")
-        for place, fields, question in _each(values or (), _Question, f"{path}: item"):
+        # polymerge's own prompt files may say `id`
+        values = [
+            {"question_id": one["id"], **one} if isinstance(one, dict) and "id" in one else one for one in values or ()
+        ]
+        for place, fields, question in _each(values, _Question, f"{path}: item"):
             name = question.question_id
             where = f"{place} (question_id {name!r})"
             if str(name) in first:
