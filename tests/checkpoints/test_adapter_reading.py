@@ -75,7 +75,7 @@ def update(pair: Pair) -> Tensor:
 def folded(base: dict[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
     """The base with everything that the adapter holds."""
     weights = {name: tensor.clone() for name, tensor in base.items()}
-    for name, entry in adapter.extras.items():
+    for name, entry in adapter.non_lora.items():
         assert weights[name].shape == entry.shape
         weights[name] = values(entry)
     for name, (indices, rows) in adapter.tokens.items():
@@ -187,13 +187,13 @@ def test_an_embedding_that_was_saved_whole(tmp_path: Path) -> None:
     peft = trained(llama(), target_modules=["embed_tokens", "q_proj"])
     peft.save_pretrained(tmp_path / "adapted")
     adapter = open_adapter("it", tmp_path / "adapted")
-    assert list(adapter.extras) == ["model.embed_tokens.weight"]
-    assert adapter.extras["model.embed_tokens.weight"].name == PREFIX + "model.embed_tokens.base_layer.weight"
+    assert list(adapter.non_lora) == ["model.embed_tokens.weight"]
+    assert adapter.non_lora["model.embed_tokens.weight"].name == PREFIX + "model.embed_tokens.base_layer.weight"
     assert adapter.pairs["model.embed_tokens"].transposed
 
     trained(llama(), trainable_token_indices=[1]).save_pretrained(tmp_path / "resized", save_embedding_layers=True)
     adapter = open_adapter("it", tmp_path / "resized")
-    assert sorted(adapter.extras) == ["lm_head.weight", "model.embed_tokens.weight"]
+    assert sorted(adapter.non_lora) == ["lm_head.weight", "model.embed_tokens.weight"]
     assert adapter.tokens["model.embed_tokens.weight"][0] == (1,)
 
 
@@ -230,19 +230,19 @@ def test_names_of_older_versions(tmp_path: Path, adapter_name: str) -> None:
     renamed(tmp_path, older)
     old = open_adapter("it", tmp_path)
     assert set(old.pairs) == set(new.pairs)
-    assert set(old.extras) == set(new.extras)
+    assert set(old.non_lora) == set(new.non_lora)
     for module, expected in updates.items():
         assert torch.equal(update(old.pairs[module]), expected)
 
     renamed(tmp_path, lambda name: name.replace(f".modules_to_save.{adapter_name}.", ".modules_to_save."))
-    assert set(open_adapter("it", tmp_path).extras) == set(new.extras)
+    assert set(open_adapter("it", tmp_path).non_lora) == set(new.non_lora)
 
 
 def test_a_module_that_bears_a_number_is_no_adapter_name(tmp_path: Path) -> None:
     trained(llama()).save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     save_file(load_file(file) | {PREFIX + "model.mm_projector.modules_to_save.0.weight": torch.zeros(2)}, file)
-    assert list(open_adapter("it", tmp_path).extras) == [PROJECTOR]
+    assert list(open_adapter("it", tmp_path).non_lora) == [PROJECTOR]
 
 
 def llava(folder: Path, beside: dict[str, Tensor]) -> Adapter:
@@ -263,9 +263,9 @@ def test_what_llava_saves(tmp_path: Path) -> None:
     assert [file.name for file in adapter.files] == ["adapter_model.bin", "non_lora_trainables.bin"]
     assert list(adapter.pairs)[:2] == [f"{ATTENTION}.q_proj", f"{ATTENTION}.v_proj"]
     assert {pair.scaling for pair in adapter.pairs.values()} == {2.0}
-    assert sorted(adapter.extras) == ["lm_head.weight", "model.mm_projector.0.bias", PROJECTOR]
-    assert torch.equal(values(adapter.extras[PROJECTOR]), weight)
-    assert torch.equal(values(adapter.extras["lm_head.weight"]), weight)
+    assert sorted(adapter.non_lora) == ["lm_head.weight", "model.mm_projector.0.bias", PROJECTOR]
+    assert torch.equal(values(adapter.non_lora[PROJECTOR]), weight)
+    assert torch.equal(values(adapter.non_lora["lm_head.weight"]), weight)
     assert is_adapter(tmp_path)
 
 
@@ -282,7 +282,7 @@ def test_what_llava_saves(tmp_path: Path) -> None:
     ],
 )
 def test_prefixes_that_llava_takes_off(tmp_path: Path, key: str, name: str) -> None:
-    assert list(llava(tmp_path, {key: torch.zeros(3)}).extras) == [name]
+    assert list(llava(tmp_path, {key: torch.zeros(3)}).non_lora) == [name]
 
 
 def test_a_copy_under_its_wrapper_is_left_out(tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_a_copy_under_its_wrapper_is_left_out(tmp_path: Path) -> None:
     trained_head = torch.load(tmp_path / "adapter_model.bin", weights_only=True)[PREFIX + "lm_head.weight"]
     torch.save({copy: trained_head}, tmp_path / "non_lora_trainables.bin")
     adapter = open_adapter("it", tmp_path)
-    assert adapter.extras["lm_head.weight"].file.name == "adapter_model.bin"
-    assert torch.equal(values(adapter.extras["lm_head.weight"]), trained_head)
+    assert adapter.non_lora["lm_head.weight"].file.name == "adapter_model.bin"
+    assert torch.equal(values(adapter.non_lora["lm_head.weight"]), trained_head)
     assert adapter.became["non_lora_trainables.bin"].startswith("1 that adapter_model.bin holds byte for byte")
 
 
@@ -311,7 +311,7 @@ def test_only_full_weights(tmp_path: Path) -> None:
     save_file({PREFIX + "lm_head.weight": torch.zeros(13, 8)}, tmp_path / "adapter_model.safetensors")
     adapter = open_adapter("it", tmp_path)
     assert not adapter.pairs
-    assert list(adapter.extras) == ["lm_head.weight"]
+    assert list(adapter.non_lora) == ["lm_head.weight"]
 
 
 def test_which_folders_are_adapters(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class Adapter:
     """"llava" if a non_lora_trainables.bin is beside the factors."""
     pairs: Mapping[str, Pair]
     """By module, in file order."""
-    extras: Mapping[str, TensorInfo]
+    non_lora: Mapping[str, TensorInfo]
     """By parameter name in the base model, the full tensor that replaces it."""
     tokens: Mapping[str, tuple[tuple[int, ...], TensorInfo]]
     """By the name of an embedding's parameter, token indices and the rows that replace theirs."""
@@ -89,11 +89,11 @@ class Adapter:
     def entries(self) -> tuple[TensorInfo, ...]:
         """Every tensor of the adapter, under its name in the file."""
         factors = [entry for pair in self.pairs.values() for entry in (pair.a, pair.b, pair.bias) if entry]
-        return (*factors, *self.extras.values(), *(rows for _, rows in self.tokens.values()))
+        return (*factors, *self.non_lora.values(), *(rows for _, rows in self.tokens.values()))
 
     def where(self, parameters: Iterable[str]) -> str:
         """The location of full weights with these names: files beside PEFT's own, or the folder."""
-        files = [self.extras[name].file for name in parameters if name in self.extras]
+        files = [self.non_lora[name].file for name in parameters if name in self.non_lora]
         return ", ".join(map(str, dict.fromkeys(file for file in files if file in self.beside))) or str(self.folder)
 
     def saved_apart(self, parameter: str) -> bool:
@@ -114,7 +114,7 @@ class Adapter:
         """The parameters that it changes, by their names in the model that it was trained on, each once."""
         weights = (f"{module}.weight" for module in self.pairs)
         biases = (f"{module}.bias" for module, pair in self.pairs.items() if pair.bias)
-        return tuple(dict.fromkeys((*self.extras, *self.tokens, *weights, *biases)))
+        return tuple(dict.fromkeys((*self.non_lora, *self.tokens, *weights, *biases)))
 
 
 def is_adapter(path: Path) -> bool:
@@ -193,7 +193,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
         refuse(*misnamed)
     refuse(*_unusable(found))
     whole = len(contents) == len(files.read) > 0
-    if whole and not (found.factors or found.extras or found.tokens or misnamed):
+    if whole and not (found.factors or found.non_lora or found.tokens or misnamed):
         refuse(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
     pairs: dict[str, Pair] = {}
     if all(name in contents for name in files.factors):
@@ -206,7 +206,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
         model_config=MappingProxyType(dict(configs.get("config.json", {}))),
         layout="llava" if LLAVA in present else "peft",
         pairs=MappingProxyType(pairs),
-        extras=MappingProxyType(found.extras),
+        non_lora=MappingProxyType(found.non_lora),
         tokens=MappingProxyType(tokens),
         files=tuple(folder / name for name in files.read),
         skipped=MappingProxyType(found.skipped),
@@ -219,7 +219,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
 def _became(files: AdapterFiles, found: Sorted) -> dict[str, str]:
     """Describe what each weight file holds."""
     factors = Counter(entry.file.name for slots in found.factors.values() for entry in slots.values())
-    full = Counter(entry.file.name for entry in found.extras.values())
+    full = Counter(entry.file.name for entry in found.non_lora.values())
     rows = Counter(entry.file.name for entry in found.tokens.values())
     said: dict[str, list[str]] = {name: [] for name in files.read}
     for counts, what in ((factors, "factors"), (full, "full weights"), (rows, "trained rows of embeddings")):
@@ -236,7 +236,7 @@ def _unusable(found: Sorted) -> list[CheckpointError]:
     saved.
     """
     factors = [tensor for slots in found.factors.values() for tensor in slots.values()]
-    full = [*found.extras.values(), *found.tokens.values()]
+    full = [*found.non_lora.values(), *found.tokens.values()]
     names: dict[tuple[Path, str], list[str]] = {}
     for tensor in (*factors, *full):
         if tensor.dtype not in MERGEABLE:

@@ -196,8 +196,8 @@ def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
     entries = dict(checkpoint.entries)
     brought = _brought(checkpoint, beside)
     if brought:
-        extras = {name: entry for name, entry in beside.extras.items() if name not in brought}
-        beside = replace(beside, extras=MappingProxyType(extras))
+        non_lora = {name: entry for name, entry in beside.non_lora.items() if name not in brought}
+        beside = replace(beside, non_lora=MappingProxyType(non_lora))
         entries |= {name: replace(entry, name=name) for name, entry in brought.items()}
     for entry in beside.entries:
         entries[ADAPTER + entry.name] = replace(entry, name=ADAPTER + entry.name)
@@ -239,7 +239,7 @@ def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
     shared = all(f"{module}.weight" in checkpoint.entries for module in adapter.pairs)
     if not adapter.model_config or ours == theirs or not shared or any(key in checkpoint.config for key in _MULTIMODAL):
         return {}
-    new = {name: entry for name, entry in adapter.extras.items() if name not in checkpoint.entries}
+    new = {name: entry for name, entry in adapter.non_lora.items() if name not in checkpoint.entries}
     return {name: entry for name, entry in new.items() if not name.endswith("lm_head.weight")}
 
 

@@ -91,7 +91,7 @@ class Sorted:
 
     factors: dict[tuple[str, bool], dict[str, TensorInfo]] = field(default_factory=dict)
     """By module and whether it is an embedding: its 'A', 'B' and 'bias' as far as present."""
-    extras: dict[str, TensorInfo] = field(default_factory=dict)
+    non_lora: dict[str, TensorInfo] = field(default_factory=dict)
     """Full weights, by the name of the parameter in the base."""
     tokens: dict[str, TensorInfo] = field(default_factory=dict)
     """Rows of embeddings, by the name of the parameter in the base."""
@@ -236,7 +236,7 @@ class _Sorting:
             if _WRAPPER.fullmatch(name):
                 self.misnamed.append(entry.name)
             else:
-                self._once(self.found.extras, name, entry)
+                self._once(self.found.non_lora, name, entry)
 
     def _factor(self, module: str, embedding: bool, slot: str, entry: TensorInfo) -> None:
         if _WRAPPER.fullmatch(module):
@@ -259,7 +259,7 @@ class _Sorting:
     def problems(self, folder: Path, adapters: Collection[str]) -> list[CheckpointError]:
         """Settle tensors with two names and return all errors."""
         for name, entry in self.trained.items():
-            first = self.found.extras.setdefault(name, entry)
+            first = self.found.non_lora.setdefault(name, entry)
             if first is entry:
                 continue
             if first.file == entry.file and (first.dtype, first.shape) == (entry.dtype, entry.shape):
@@ -295,7 +295,7 @@ class _Sorting:
         """One error per pair of files for the tensors in both, also under one name with two meanings."""
         kept: dict[str, TensorInfo] = {}
         factors = [entry for slots in self.found.factors.values() for entry in slots.values()]
-        for entry in (*factors, *self.found.extras.values(), *self.found.tokens.values()):
+        for entry in (*factors, *self.found.non_lora.values(), *self.found.tokens.values()):
             first = kept.setdefault(entry.name, entry)
             if first is not entry:
                 self.twice.append((first, entry))

@@ -164,7 +164,7 @@ def zero_update(label: str, adapter: Adapter) -> str | None:
             return None
     finally:
         files.close()
-    full = len(adapter.extras) + len(adapter.tokens)
+    full = len(adapter.non_lora) + len(adapter.tokens)
     rest = f"only its {full} full weights come" if full else "nothing of it comes"
     return (
         f"'{label}': the update of its {len(adapter.pairs)} modules is all zeros, so that {rest} into the output. If "

@@ -32,7 +32,7 @@ def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_
     path = Path(folder)
     adapter = open_adapter(str(folder), path)
     ranks = sorted({pair.rank for pair in adapter.pairs.values()})
-    held = f"{len(adapter.pairs)} modules of rank {', '.join(map(str, ranks))}, {len(adapter.extras)} full weights"
+    held = f"{len(adapter.pairs)} modules of rank {', '.join(map(str, ranks))}, {len(adapter.non_lora)} full weights"
     return Verification(
         path,
         (
@@ -49,7 +49,7 @@ def _names(adapter: Adapter) -> Finding:
     """Check that full weights are named as PEFT expects: under `base_layer` for modules that also have factors."""
     lost = [
         entry.name
-        for parameter, entry in adapter.extras.items()
+        for parameter, entry in adapter.non_lora.items()
         if parameter.rpartition(".")[0] in adapter.pairs and ".base_layer." not in entry.name
     ]
     if lost:
@@ -174,7 +174,7 @@ def _skeleton(loader: Any, folder: Path, adapter: Adapter, trust_remote_code: bo
 def _rows(adapter: Adapter) -> int:
     """The number of vocabulary rows of an adapter that changes embedding or head; otherwise 0."""
     ends = ("embed_tokens", "lm_head")
-    full = [(name.removesuffix(".weight"), entry.shape[0]) for name, entry in adapter.extras.items() if entry.shape]
+    full = [(name.removesuffix(".weight"), entry.shape[0]) for name, entry in adapter.non_lora.items() if entry.shape]
     pairs = [(name, pair.shape[1] if pair.embedding else pair.shape[0]) for name, pair in adapter.pairs.items()]
     return next((rows for module, rows in (*full, *pairs) if module.rpartition(".")[2] in ends), 0)
 

@@ -168,7 +168,7 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
         config=config,
         layout="llava" if apart else "peft",
         pairs=pairs,
-        extras=found.extras,
+        non_lora=found.non_lora,
         tokens=tokens,
         files=tuple(tensor.file for tensor in (*factors, *full)),
         skipped={},
@@ -189,7 +189,7 @@ def _adapter_config(plan: Plan, inputs: Sequence[Checkpoint]) -> dict[str, Any]:
         name.rpartition(".")[0]
         for adapter in (one.adapter for one in inputs)
         if adapter is not None
-        for name, entry in adapter.extras.items()
+        for name, entry in adapter.non_lora.items()
         if entry.file in adapter.beside and f"{PREFIX}{name}" in kept
     }
     return config | {"modules_to_save": sorted({*(config.get("modules_to_save") or ()), *brought}) or None}

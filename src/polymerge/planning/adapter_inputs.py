@@ -194,7 +194,7 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
         return None if pair.module.rpartition(".")[2] == "lm_head" else ""
     shapes = {own: entry.shape for own, entry in parameters.base.entries.items()}
     lying = Concat(tuple(parameters.read(block) for block in place))
-    have = adapter.extras[name].shape if name in adapter.extras else shape_of(lying, shapes)
+    have = adapter.non_lora[name].shape if name in adapter.non_lora else shape_of(lying, shapes)
     wanted = pair.shape[::-1] if pair.transposed else pair.shape
     return None if have == wanted else f": {place[0][0]} is {list(have)}"
 
@@ -203,7 +203,7 @@ def check_both_kinds(opened: Opened) -> None:
     """Refuse modules for which one adapter has LoRA factors or trained rows and another the full weight."""
     seen: dict[str, tuple[str, str]] = {}
     for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True)):
-        kinds = dict.fromkeys(adapter.extras, "has trained it in full")
+        kinds = dict.fromkeys(adapter.non_lora, "has trained it in full")
         kinds |= dict.fromkeys(adapter.tokens, "has trained rows of it")
         kinds |= dict.fromkeys((f"{module}.weight" for module in adapter.pairs), "has LoRA on it")
         for parameter, kind in kinds.items():
@@ -226,7 +226,7 @@ def check_beside(opened: Opened) -> None:
     tables = [*families, *(table for table in FAMILIES.values() if table is not GENERIC)]
     for label, adapter in zip(opened.labels, opened.adapters, strict=True):
         for file in adapter.beside:
-            held = [parameter for parameter, entry in adapter.extras.items() if entry.file == file]
+            held = [parameter for parameter, entry in adapter.non_lora.items() if entry.file == file]
             unknown = [name for name in held if not any(table.joint(name) or table.is_buffer(name) for table in tables)]
             if unknown:
                 refuse(

@@ -300,7 +300,7 @@ def unknown_head(parameters: Parameters, adapter: Adapter) -> Iterable[Polymerge
     if base.family is not GENERIC or heads or base.checkpoint.config.get("tie_word_embeddings") is False:
         return
     alone = [
-        *(name for name in adapter.extras if name.endswith(".embed_tokens.weight")),
+        *(name for name in adapter.non_lora if name.endswith(".embed_tokens.weight")),
         *(f"{pair.module}.weight" for pair in adapter.pairs.values() if pair.embedding),
     ]
     if alone:

@@ -135,7 +135,9 @@ class AdapterSteps:
 
     def _check_globs(self, held: Mapping[str, object]) -> None:
         modules = [*held, *(f"{key}.weight" for key in held)]
-        full = [self._opened.key(place, name) for place in self._order for name in self._opened.adapters[place].extras]
+        full = [
+            self._opened.key(place, name) for place in self._order for name in self._opened.adapters[place].non_lora
+        ]
         globs = [("exclude", glob, [*modules, *full], "module or weight") for glob in self._recipe.exclude]
         globs += [("overrides", choice.match, modules, "module") for choice in self._choices if choice.match]
         for where, glob, names, kind in globs:
@@ -183,7 +185,7 @@ class AdapterSteps:
         held: dict[str, dict[int, tuple[str, TensorInfo]]] = defaultdict(dict)
         for place in self._order:
             adapter = self._opened.adapters[place]
-            for parameter, entry in adapter.extras.items():
+            for parameter, entry in adapter.non_lora.items():
                 module, _, end = parameter.rpartition(".")
                 # PEFT keeps what it adds factors to in `base_layer`
                 name = f"{module}.base_layer.{end}" if self._opened.module(place, module) in adapted else parameter

@@ -157,7 +157,7 @@ def _check_ties(opened: Opened, modules: Sequence[Step], full: Sequence[Step], s
     touching = {
         label: adapter.config.get("ensure_weight_tying") is True
         for label, adapter in zip(opened.labels, opened.adapters, strict=True)
-        if held((*adapter.pairs, *adapter.extras, *adapter.tokens), "embed_tokens", "lm_head")
+        if held((*adapter.pairs, *adapter.non_lora, *adapter.tokens), "embed_tokens", "lm_head")
     }
     if not both or not any(touching.values()):
         return

@@ -142,7 +142,7 @@ def _adapter_portrait(adapter: Adapter) -> AdapterPortrait:
         modules=len(adapter.pairs),
         ranks=tuple(sorted({pair.rank for pair in adapter.pairs.values()})),
         scalings=tuple(sorted({pair.scaling for pair in adapter.pairs.values()})),
-        full_weights=tuple(sorted(adapter.extras)),
+        full_weights=tuple(sorted(adapter.non_lora)),
         files=dict(adapter.became),
         size=sum(tensor.nbytes for tensor in adapter.entries),
     )

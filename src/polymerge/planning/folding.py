@@ -95,7 +95,7 @@ def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr],
     apart = joining.apart()
     elsewhere = {reading.family.name, *(own.name for own in named_family(adapter))} != {parameters.base.family.name}
     # the base's own tensor lies there before all that PEFT trains beside it
-    for parameter, entry in sorted(adapter.extras.items(), key=lambda held: held[0] in apart):
+    for parameter, entry in sorted(adapter.non_lora.items(), key=lambda held: held[0] in apart):
         if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
             kind = (parameters.base.checkpoint.config.get("architectures") or ["a model without one"])[0]
             left_out[ADAPTER + entry.name] = (
@@ -183,9 +183,9 @@ class _Joining:
     def apart(self) -> set[str]:
         """The full weights of only one half of a tied pair: PEFT's copies, and two in files beside PEFT's."""
         adapter, place = self.adapter, self.parameters.place
-        beside = [name for name, entry in adapter.extras.items() if entry.file in adapter.beside]
+        beside = [name for name, entry in adapter.non_lora.items() if entry.file in adapter.beside]
         tied = {name for name in beside if len(self.tied_with(place(name, self.reading))) == 2}
-        return {name for name in adapter.extras if adapter.saved_apart(name)} | (tied if len(tied) == 2 else set())
+        return {name for name in adapter.non_lora if adapter.saved_apart(name)} | (tied if len(tied) == 2 else set())
 
     def now(self, place: Place) -> Expr:
         """The expression at a place, with the changes so far."""

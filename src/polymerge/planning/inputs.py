@@ -305,9 +305,9 @@ def _without(adapter: Adapter, names: Collection[str]) -> Adapter:
         for module, pair in adapter.pairs.items()
         if not any(entry is not None and entry.name in names for entry in (pair.a, pair.b, pair.bias))
     }
-    extras = {parameter: entry for parameter, entry in adapter.extras.items() if entry.name not in names}
+    non_lora = {parameter: entry for parameter, entry in adapter.non_lora.items() if entry.name not in names}
     tokens = {parameter: found for parameter, found in adapter.tokens.items() if found[1].name not in names}
-    return replace(adapter, pairs=pairs, extras=extras, tokens=tokens)
+    return replace(adapter, pairs=pairs, non_lora=non_lora, tokens=tokens)
 
 
 def _gguf_in(path: Path) -> Path | None:

@@ -347,4 +347,4 @@ class _Planner:
                 else:
                     self.misfits.note_extra(model, name)
                     continue
-                self.unused.extras[model.label, name] = reason
+                self.unused.surplus[model.label, name] = reason

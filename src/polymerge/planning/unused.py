@@ -27,13 +27,13 @@ class UnusedTensors:
 
     parts    the merged parts; None if names have no parts
     kept     canonical names for which the output keeps the template's tensor, each with the reason
-    extras   (label, canonical name) of tensors that the template lacks, each with the reason why it may be left out
+    surplus  (label, canonical name) of tensors that the template lacks, each with the reason why it may be left out
     """
 
     template: Model
     parts: frozenset[str] | None
     kept: dict[str, str] = field(default_factory=dict)
-    extras: dict[tuple[str, str], str] = field(default_factory=dict)
+    surplus: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def left_out(
         self, inputs: Sequence[Model], models: Sequence[Model], base: Model | None, steps: Sequence[Step]
@@ -67,8 +67,8 @@ class UnusedTensors:
             return "its base ties head and embedding, and its adapter keeps them so: it is the other"
         reasons = []
         for name in model.held(own):
-            if (model.label, name) in self.extras:
-                reasons.append(self.extras[model.label, name])
+            if (model.label, name) in self.surplus:
+                reasons.append(self.surplus[model.label, name])
             elif name in kept:
                 reasons.append(f"the template's is kept: {kept[name]}")
             elif name == HEAD and self.template.ties_head:
