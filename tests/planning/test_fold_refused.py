@@ -156,7 +156,7 @@ def test_what_is_no_adapter(spoil: Callable[[Path], str], status: int, base: Pat
 
 def test_a_base_that_is_not_said(base: Path, tmp_path: Path) -> None:
     learned = adapter(tmp_path / "adapter")
-    words = f"{learned}: its config names no base: pass the model that it was trained on as base"
+    words = f"{learned}: its config names no base: pass the model that it was trained on as `--base`"
     assert words in refused(learned, tmp_path)
     assert words in refused(adapter(learned, base_model_name_or_path=None), tmp_path)
     assert fold(learned, tmp_path, base).status == 0

@@ -581,6 +581,14 @@ def test_every_mistake_of_the_command_line_is_told_with_those_of_the_files(tmp_p
         assert told in ran.err, told
 
 
+@pytest.mark.parametrize("recipe_words", [(), ("--template", "a"), ("r.yaml", "--exclude", "x")])
+def test_a_recipe_that_is_not_said_is_told_with_all_else(recipe_words: tuple[str, ...], tmp_path: Path) -> None:
+    ran = cli("search", *recipe_words, "--prompts", tmp_path / "nope", "--vary", "weight=0:q:1", "-o", tmp_path / "run")
+    assert ran.status == 2
+    for told in ("recipe file", "merge_method is missing", "'q'", "nope"):
+        assert told in ran.err, told
+
+
 def test_a_grid_that_is_too_large(few: Path, tmp_path: Path) -> None:
     more = ("--scorer", "exact", "--vary", "weight=0:1:0.001", "--vary", "scale=0:1:0.001")
     refused("1002001 combinations", *words(tmp_path, few, *more))

@@ -18,7 +18,7 @@ class FlagCommand(click.Command):
 
     A parameter is named at the start of a message, or between backticks, where it may have a value: `force=True`
     becomes `--force`. Those of a recipe's options are left alone: a message that begins with one of them speaks of the
-    recipe.
+    recipe. Between backticks `base` is a parameter, for a recipe calls it base_model.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -38,7 +38,7 @@ class FlagCommand(click.Command):
             longest = max(option.opts, key=len)
             if isinstance(option, click.Option) and longest.startswith("--"):
                 flags[str(option.name)] = flags[longest[2:].replace("-", "_")] = longest
-        return {name: flag for name, flag in flags.items() if name not in _OF_RECIPES}
+        return {name: flag for name, flag in flags.items() if name not in _OF_RECIPES - {"base"}}
 
 
 _OF_RECIPES = frozenset(
@@ -49,8 +49,8 @@ _OF_RECIPES = frozenset(
 def _with_flags(error: PolymergeError, flags: Mapping[str, str]) -> PolymergeError:
     if isinstance(error, Refused):
         return Refused(_with_flags(problem, flags) for problem in error.problems)
-    names = "|".join(map(re.escape, flags))
-    said = re.sub(rf"^({names})(?=[: ])", lambda found: flags[found[1]], str(error))
+    names, first = ("|".join(map(re.escape, some)) for some in (flags, flags.keys() - _OF_RECIPES))
+    said = re.sub(rf"^({first})(?=[: ])", lambda found: flags[found[1]], str(error))
     said = re.sub(rf"`({names})(?:=(?:True|False|'(.*?)'))?`", lambda found: _flag(flags[found[1]], found[2]), said)
     error.args = (said, *error.args[1:])
     return error

@@ -50,7 +50,7 @@ def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> d
     """
     named = base or base_named(open_adapter(adapter, locate(adapter)).config)
     if not named:
-        raise RecipeError(f"{adapter}: its config names no base: pass the model that it was trained on as base")
+        raise RecipeError(f"{adapter}: its config names no base: pass the model that it was trained on as `base`")
     recipe: dict[str, Any] = {"merge_method": "copy", "models": [f"{named}+{adapter}"]}
     return recipe | ({"ignore": list(ignore)} if ignore else {})
 

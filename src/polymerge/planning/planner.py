@@ -54,7 +54,8 @@ def make_plan(
         if plan is not None and not (problems or plan.of_adapters or plan.changes):
             refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
     refuse_if_any(problems)  # where another block gathers them too, there is no plan all the same
-    assert plan is not None
+    if plan is None:  # with a recipe that was refused where it was parsed, for then that is no problem of its own
+        raise RecipeError("recipe: no models could be read, so there is nothing to plan")
     return plan
 
 

@@ -239,7 +239,7 @@ def plan_search(
         drawn = draw_prompts(source)
         refuse(*options.generation.problems(), *options.judging.problems())
         _refuse_misfits(space, options, drawn)
-        if read is not None and space.axes:
+        if read is not None and read.models and space.axes:
             if wrong:
                 plan_candidates(read, space, [space.sweeps()[0][0]])  # what else is wrong
             else:

@@ -124,6 +124,8 @@ def _word(value: Value) -> str:
 
 def _roles(recipe: Recipe) -> Roles:
     """The roles of a recipe's models, as found by a plan."""
+    if not recipe.models:  # which was refused where the recipe was parsed
+        return Roles()
     said: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for parameter in METHODS[recipe.merge_method].parameters:
