@@ -27,6 +27,7 @@ __all__ = [
     "did_you_mean",
     "refuse",
     "refuse_if_any",
+    "refuse_if_gathered",
 ]
 
 
@@ -117,6 +118,14 @@ def refuse(*errors: PolymergeError) -> None:
         gathered.extend(problem for error in errors for problem in error.problems)
     elif errors:
         raise errors[0] if len(errors) == 1 else Refused(errors)
+
+
+def refuse_if_gathered() -> None:
+    """End the open block of `collecting`, if one is open and something was gathered in it: nothing is to be done then.
+
+    raises Refused with what was gathered.
+    """
+    refuse_if_any(_GATHERED.get() or ())
 
 
 def refuse_if_any(problems: Iterable[PolymergeError]) -> None:

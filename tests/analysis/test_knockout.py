@@ -431,6 +431,18 @@ def test_a_score_that_is_no_mean_has_no_interval() -> None:
     assert told.interval is None
 
 
+def test_mistakes_of_the_command_line_are_told_with_those_of_the_run(prompts: Path, tmp_path: Path) -> None:
+    twice = ("--tasks", f"{prompts}:exact,{prompts}:exact", "-o", tmp_path / "run")
+    ran = cli("knockout", tmp_path / "nowhere", "--stride", "0", *twice)
+    for told in ("there is a task 'prompts' already", "nowhere", "--stride: 0 is not at least 1"):
+        assert told in ran.err, told
+    ran = cli("ablate", tmp_path / "nowhere.yaml", "--ranges", "x", *twice)
+    assert (ran.status, "there is a task 'prompts' already" in ran.err) == (2, True)
+    assert "no such recipe" in ran.err
+    ran = cli("knockout", VLM, *twice)
+    assert (ran.status, (tmp_path / "run").exists()) == (2, False)
+
+
 def test_every_mistake_is_told_at_once_and_nothing_is_made(prompts: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
     for line in lines:

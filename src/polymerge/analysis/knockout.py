@@ -24,7 +24,7 @@ from polymerge.analysis.task_scores import (
     installed_version,
 )
 from polymerge.checkpoints.hub import one_commit
-from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.errors import RecipeError, collecting, refuse, refuse_if_gathered
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run, identity_of_inputs
 from polymerge.planning import Plan
@@ -186,6 +186,7 @@ def knockout(
         if not found:
             for who, one in models.items():
                 plans[who] = {BASELINE: one.plan} | knocked_out(one, cells, replace, parents.get(who))
+    refuse_if_gathered()
 
     settings = _settings(models, replace, [plan for plan in parents.values() if plan is not None], generation)
     run, asked = begin(Path(out), "a knockout", settings, drawn, generation.batch_size, force)

@@ -34,7 +34,7 @@ from polymerge.analysis.task_scores import (
 )
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_gathered
 from polymerge.families.rules import text_layer
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import identity_of_inputs
@@ -176,6 +176,7 @@ def layerwise(
                 made = (recipe, full) if name == FULL else _restricted(recipe, full, own, baseline.depth, name)
                 if made is not None:
                     recipes[name], plans[name] = made
+    refuse_if_gathered()
     assert full is not None
     assert baseline is not None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from polymerge.cli.shared_options import (
     recipe_options,
     run_folder,
 )
-from polymerge.errors import OutputError, RecipeError, collecting, refuse
+from polymerge.errors import OutputError, RecipeError, Refused, collecting, refuse
 
 __all__ = ["ablate", "knockout", "overlap"]
 
@@ -154,8 +156,8 @@ def knockout(
     from polymerge.analysis.replacements import Replacement
 
     kind, _, source = replace.partition(":")
-    generation, tasks = generation_of(options), _tasks(prompts, options)
-    with progress_bar("answers", unit="") as progress:
+    generation = generation_of(options)
+    with progress_bar("answers", unit="") as progress, _tasks(prompts, options) as tasks:
         done = run(
             model, tasks, out, replace=Replacement(kind, source, noise_size, seed), modules=_words(modules),
             layers=None if layers is None else [layer for run in layers for layer in run], seed=seed,
@@ -197,9 +199,9 @@ def ablate(
     from polymerge.analysis.knockout_text import describe_layerwise
     from polymerge.analysis.layerwise import layerwise
 
-    generation, tasks = generation_of(options), _tasks(prompts, options)
-    own = {name: options.pop(name) for name in ("scorer", "seed", "samples", "sample_seed", "force")}
-    with progress_bar("answers", unit="") as progress:
+    generation = generation_of(options)
+    with progress_bar("answers", unit="") as progress, _tasks(prompts, options) as tasks:
+        own = {name: options.pop(name) for name in ("scorer", "seed", "samples", "sample_seed", "force")}
         done = layerwise(
             recipe_of(options), tasks, out, ranges=None if ranges is None else _words(ranges), window=window,
             stride=stride, layers=layers or (), generation=generation, progress=progress, **own,
@@ -215,32 +217,38 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
-def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> dict[str, str]:
-    """The file of each task, from `--prompts` or `--tasks`; leaves the common scorer in `options`."""
+@contextmanager
+def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """The file of each task, from `--prompts` or `--tasks`; leaves the common scorer in `options`.
+
+    What is wrong with them is refused after the block, together with what the block finds wrong.
+    """
     said = [text.rpartition(":") for text in (options.pop("tasks") or "").split(",") if text]
-    scorers = {scorer for _, _, scorer in said} | ({options["scorer"]} if options["scorer"] else set())
+    scorers = {scorer for file, colon, scorer in said if file and colon} | (
+        {options["scorer"]} if options["scorer"] else set()
+    )
     tasks: dict[str, str] = {}
-    with collecting() as found:
-        for file, colon, scorer in said:
-            if not (file and colon):
-                refuse(
-                    RecipeError(
-                        f"--tasks: '{file or scorer}' is not FILE:SCORER; tasks of a benchmark are for "
-                        "`polymerge evaluate`"
-                    )
-                )
-        if not said and not prompts:
-            refuse(RecipeError("say what to ask: --prompts FILE --scorer NAME, or --tasks FILE:SCORER"))
-        elif len(scorers) != 1 and not found:
-            told = f"they are {', '.join(sorted(scorers))}" if scorers else "say --scorer NAME"
-            refuse(RecipeError(f"--scorer: one for all tasks: {told}"))
-        for text in (*prompts, *(file for file, _, _ in said)):
-            name, file = _named(text)
-            if name in tasks:
-                refuse(RecipeError(f"--prompts {text}: there is a task '{name}' already. Say NAME={file}"))
-            tasks[name] = file
-    (options["scorer"],) = scorers
-    return tasks
+    problems = [
+        RecipeError(
+            f"--tasks: '{file or scorer}' is not FILE:SCORER; tasks of a benchmark are for `polymerge evaluate`"
+        )
+        for file, colon, scorer in said
+        if not (file and colon)
+    ]
+    if not said and not prompts:
+        raise Refused([RecipeError("say what to ask: --prompts FILE --scorer NAME, or --tasks FILE:SCORER")])
+    if len(scorers) != 1 and not problems:
+        told = f"they are {', '.join(sorted(scorers))}" if scorers else "say --scorer NAME"
+        problems.append(RecipeError(f"--scorer: one for all tasks: {told}"))
+    for text in (*prompts, *(file for file, _, _ in said if file)):
+        name, file = _named(text)
+        if name in tasks:
+            problems.append(RecipeError(f"--prompts {text}: there is a task '{name}' already. Say NAME={file}"))
+        tasks[name] = file
+    options["scorer"] = min(scorers, default="exact")
+    with collecting() if problems else nullcontext():
+        refuse(*problems)
+        yield tasks
 
 
 def _named(text: str) -> tuple[str, str]:
