@@ -119,7 +119,7 @@ def test_a_single_file(tmp_path: Path) -> None:
     assert names_in(tmp_path / "x" / "mm_projector.bin") == ["b"]
     (problem,) = refusal(tmp_path / "x" / "config.json")
     assert isinstance(problem, RecipeError)
-    assert "no weight file that can be read (.safetensors, .bin, .pth, .pt)" in str(problem)
+    assert "is neither a folder nor a readable weight file (.safetensors, .bin, .pth, .pt)" in str(problem)
 
 
 def test_links_as_in_the_cache_of_the_hub(tmp_path: Path) -> None:
