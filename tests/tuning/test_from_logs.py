@@ -122,7 +122,7 @@ def test_the_choice_as_values(tmp_path: Path) -> None:
         answered(tmp_path / f"alpha-{value}", texts)
     found = choose_from_logs(tmp_path)
     assert found.best == {"value": 0.2}
-    assert [(point.value["value"], point.criterion, point.score) for point in found.curve] == [
+    assert [(point.value["value"], point.difference, point.score) for point in found.curve] == [
         (0.0, None, None),
         (0.1, 2, None),
         (0.2, 1, None),
