@@ -28,9 +28,9 @@ EVERY = sorted(folder.parent.name for folder in MERGEKIT.glob("*/recipe.yml"))
 TAKEN = sorted(folder.parent.name for folder in MERGEKIT.glob("*/expected.safetensors"))
 
 CHANGING = "values that change from layer to layer are not supported; give one number, and overrides for other layers"
-SLICES = "recipe: mergekit's field 'slices' is not supported. layers are always taken in place;"
+SLICES = "recipe: mergekit's field 'slices' is not supported. Layers are always taken in place;"
 TOKENIZER = (
-    "is not supported. the output always has the template's tokenizer; vocab says what happens to the embeddings."
+    "is not supported. The output always has the template's tokenizer; vocab says what happens to the embeddings."
 )
 REFUSED = {
     "linear-slices": [SLICES],
@@ -40,7 +40,7 @@ REFUSED = {
         f"recipe: models[0]: parameters: weight: {CHANGING}",
         f"recipe: models[1]: parameters: weight, density: {CHANGING}",
     ],
-    "out_dtype": ["recipe: mergekit's field 'out_dtype' is not supported. use dtype."],
+    "out_dtype": ["recipe: mergekit's field 'out_dtype' is not supported. Use dtype."],
     **{
         f"tokenizer-{name}": [f"recipe: mergekit's field '{field}' {TOKENIZER}"]
         for name, field in (

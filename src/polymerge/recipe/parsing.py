@@ -30,12 +30,12 @@ _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
 _IGNORE: Final = "ignore has to be a list of globs on stored tensor names"
 
 _MERGEKIT: Final[Mapping[str, str]] = {
-    "slices": "layers are always taken in place; use overrides with layers to treat some of them differently",
-    "modules": "use parts and overrides",
-    "tokenizer_source": "the output always has the template's tokenizer; vocab says what happens to the embeddings",
-    "tokenizer": "the output always has the template's tokenizer; vocab says what happens to the embeddings",
-    "chat_template": "the output has the template's chat template",
-    "out_dtype": "use dtype",
+    "slices": "Layers are always taken in place; use overrides with layers to treat some of them differently",
+    "modules": "Use parts and overrides",
+    "tokenizer_source": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
+    "tokenizer": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
+    "chat_template": "The output has the template's chat template",
+    "out_dtype": "Use dtype",
 }
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
