@@ -48,3 +48,14 @@ def test_outside_of_a_block_errors_are_raised() -> None:
     with pytest.raises(PolymergeError) as raised:
         refuse(CheckpointError("one"), RecipeError("two"))
     assert len(raised.value.problems) == 2
+
+
+def test_a_nested_block_whose_result_is_needed_raises_and_is_collected_once() -> None:
+    went_on = False
+    with pytest.raises(Refused) as raised, collecting() as outer:  # noqa: PT012 (it raises at its end)
+        with collecting(needed=True):
+            refuse(RecipeError("one"), RecipeError("two"))
+        went_on = True
+    assert not went_on
+    assert [str(one) for one in outer] == ["one", "two"]
+    assert [str(one) for one in raised.value.problems] == ["one", "two"]

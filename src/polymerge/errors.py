@@ -84,14 +84,16 @@ _GATHERED: ContextVar[list[PolymergeError] | None] = ContextVar("gathered", defa
 
 
 @contextmanager
-def collecting() -> Iterator[list[PolymergeError]]:
+def collecting(*, needed: bool = False) -> Iterator[list[PolymergeError]]:
     """Collect the errors of a block, so that all of them are reported at once; yields the list of errors so far.
 
     Errors passed to `refuse` inside are collected, and so is a PolymergeError that ends the block. At the end
     the outermost block raises them as one `Refused`. A nested block passes its errors on and raises nothing:
     the code after it runs, and can inspect the list. Threads started in a block collect separately.
 
-    raises Refused if anything was collected and no other block is open.
+    needed  whether the code after the block needs its result: then a nested block raises, too
+
+    raises Refused if anything was collected and no other block is open, or the result is needed.
     """
     outer = _GATHERED.get()
     found: list[PolymergeError] = []
@@ -102,7 +104,7 @@ def collecting() -> Iterator[list[PolymergeError]]:
         found.extend(error.problems)
     finally:
         _GATHERED.reset(token)
-    if outer is not None:
+    if outer is not None and not needed:
         outer.extend(found)
     elif found:
         raise Refused(found)

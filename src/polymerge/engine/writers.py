@@ -22,7 +22,7 @@ from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
 from polymerge.engine.opening import copy_beside
-from polymerge.errors import MissingExtraError, collecting, refuse_if_any
+from polymerge.errors import MissingExtraError, collecting
 from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import Plan
@@ -160,9 +160,8 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
     said = template.folder / CONFIG
     found, _ = sort_names(template.folder, [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)])
     rules = read_lora_config(config, str(said))
-    with collecting() as wrong:
+    with collecting(needed=True):
         pairs, tokens = paired(found, rules, said), token_rows(found, rules, said)
-    refuse_if_any(wrong)  # inside another block nothing has been raised yet
     made = replace(
         template,
         config=config,

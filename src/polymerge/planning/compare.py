@@ -12,7 +12,7 @@ from typing import Any
 from polymerge.checkpoints.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
-from polymerge.errors import PolymergeError, collecting, refuse, refuse_if_any
+from polymerge.errors import PolymergeError, collecting, refuse
 from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.planning.compatibility import config_warnings, other_lineages
 from polymerge.planning.fit import Misfits, common_parts, joinable
@@ -112,14 +112,13 @@ def inspect(*sources: str | os.PathLike[str], ignore: Sequence[str] = ()) -> Ins
     raises Refused with every problem found.
     """
     adapters, models = list[Adapter](), list[Model]()
-    with collecting() as wrong:
+    with collecting(needed=True):
         given = [os.fspath(source) for source in sources]
         own = [source for source in given if _is_adapter(source)]
         for source in own:
             with collecting():
                 adapters.append(open_adapter(source, locate(source)))
         models = open_each([source for source in given if source not in own], ignore)
-    refuse_if_any(wrong)  # inside another block nothing has been raised yet
     return Inspection(
         tuple(map(_portrait, models)),
         tuple(_joint(one, other) for one, other in permutations(models, 2)),

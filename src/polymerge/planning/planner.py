@@ -9,7 +9,7 @@ from typing import Any
 
 from polymerge.checkpoints import Checkpoint
 from polymerge.dtypes import MERGEABLE, dtype_code
-from polymerge.errors import RecipeError, collecting, refuse, refuse_if_any
+from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.expressions import Ranges, names_read, rows_of
 from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.methods.table import METHODS
@@ -47,13 +47,12 @@ def make_plan(
         return recipe
     if not isinstance(recipe, Recipe) and (written := written_plan(recipe)) is not None:
         return written
-    with collecting() as problems:
+    with collecting(needed=True) as problems:
         read = as_recipe(recipe)
         of_adapters = not opened and names_adapters(read)
         plan = plan_adapters(read) if of_adapters else _plan_checkpoints(read, opened or {})
         if plan is not None and not (problems or plan.of_adapters or plan.changes):
             refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
-    refuse_if_any(problems)  # where another block gathers them too, there is no plan all the same
     if plan is None:  # with a recipe that was refused where it was parsed, for then that is no problem of its own
         raise RecipeError("recipe: no models could be read, so there is nothing to plan")
     return plan

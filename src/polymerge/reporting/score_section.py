@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.charts import figure
-from polymerge.errors import Refused, collecting
+from polymerge.errors import collecting
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_plot import comparison_charts
 from polymerge.evaluation.results import Results, read_results
@@ -23,10 +23,8 @@ def scores_section(sources: Sequence[Source], merges: Sequence[Mapping[str, Any]
 
     raises Refused with every problem of the files.
     """
-    with collecting() as wrong:
+    with collecting(needed=True):
         read = [found for one in sources if (found := read_results(one.file)) is not None]
-    if wrong:  # inside another block nothing has been raised yet
-        raise Refused(wrong)
     places = {found.name: str(found.model.get("source", "")) for found in read}
     parents, template = _lineage(places, merges)
     assumed = template is None and len(places) > 1

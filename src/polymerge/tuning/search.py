@@ -15,7 +15,7 @@ from typing import Any
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.writer import check_target
 from polymerge.engine.merge import merge
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, identity_of_prompts, open_run
@@ -231,7 +231,7 @@ def plan_search(
     points: list[Point] = []
     plans: dict[str, Plan] = {}
     space, read = Space(), None
-    with collecting() as wrong:
+    with collecting(needed=True) as wrong:
         _refuse_unfit(Path(out), options)
         with collecting():
             read = as_recipe(recipe)
@@ -246,7 +246,6 @@ def plan_search(
                 refuse_idle(read, space)
                 points = [] if options.sampled else space.points()
                 plans = plan_candidates(read, space, points or chain.from_iterable(space.sweeps()))
-    refuse_if_any(wrong)  # inside another block nothing has been raised yet
     assert read is not None
     return PlannedSearch(read, space, source, drawn, points, plans, Path(out), options)
 
