@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from typing import Final
 
 __all__ = [
     "CheckpointError",
@@ -28,13 +29,44 @@ __all__ = [
     "refuse",
     "refuse_if_any",
     "refuse_if_gathered",
+    "shown",
 ]
+
+_MOST_SHOWN: Final = 120  # characters of a value of somebody else's
+_MOST_IN_A_LINE: Final = 3000  # characters of a message; the last of them tell what to do
+_MOST_LISTED: Final = 1000  # problems
+
+
+def shown(value: object, most: int = _MOST_SHOWN) -> str:
+    """A value from a file for a message: on one line, with what cannot be printed escaped, cut at `most` characters."""
+    text = value if isinstance(value, str) else str(value)
+    cut = text[:most]
+    return _printable(cut).replace("\n", "\\n") + ("..." if len(text) > most else "")
+
+
+def _printable(text: str) -> str:
+    """Escape what could steer a terminal, turn the direction of writing or not be encoded; line feeds are kept."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
+def _within_bounds(line: str) -> str:
+    if len(line) <= _MOST_IN_A_LINE:
+        return line
+    end = _MOST_IN_A_LINE // 5
+    return f"{line[: _MOST_IN_A_LINE - end]} [...] {line[-end:]}"
 
 
 class PolymergeError(Exception):
     """Any refusal or failure of polymerge; the message tells what, where, both values and the next step."""
 
     exit_status = 1
+
+    def __init__(self, *parts: object) -> None:
+        """Whatever a file or a path brings into the message, it can be printed and is no longer than one can read."""
+        lines = (_printable("\n".join(map(_within_bounds, str(part).split("\n")))) for part in parts)
+        super().__init__(*lines)
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:
@@ -68,7 +100,9 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
         self.exit_status = max(problem.exit_status for problem in self._problems)
         count = len(self._problems)
         lines = [f"{count} problem{'s' if count > 1 else ''}, nothing was written:"]
-        lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems, 1)]
+        lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems[:_MOST_LISTED], 1)]
+        if count > _MOST_LISTED:
+            lines.append(f"  and {count - _MOST_LISTED} more")
         super().__init__("\n".join(lines))
 
     @property
