@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polymerge.checkpoints.identity import file_digest
+from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoints.writer import Write, check_target, output_folder, parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
@@ -102,7 +103,7 @@ def merge(
         raise RecipeError(f"block: {block} is not a valid number of elements")
     if file_format not in ("safetensors", "torch"):
         raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
-    target = Path(out)
+    target = given_path(out)
     size = parse_size(shard_size)
     machine = open_device(device)
     plan = make_plan(recipe)

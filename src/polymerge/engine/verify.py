@@ -16,6 +16,7 @@ from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.paths import given_path
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
@@ -40,7 +41,7 @@ def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bo
 
     raises RecipeError or CheckpointError if a hub id cannot be downloaded; all other problems are findings.
     """
-    path = Path(folder).expanduser()
+    path = given_path(folder)
     if not (path.exists() or path.is_absolute() or path.parent.is_dir()):
         path = locate(str(folder))
         bring(str(folder), path)
