@@ -47,7 +47,7 @@ def main() -> NoReturn:
         click.echo(f"polymerge: {error}", err=True)
         sys.exit(error.exit_status)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("polymerge: interrupted; nothing half written is left", err=True)
+        click.echo("polymerge: interrupted; no half-written output stands under its name", err=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has gone; so has what was left to say

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from polymerge.cli.shared_options import AS_JSON, IGNORE
+from polymerge.errors import human_size
 
 if TYPE_CHECKING:
     from polymerge.methods.table import Parameter
@@ -65,8 +66,6 @@ def _adapter_lines(adapters: Sequence[AdapterPortrait]) -> Iterator[str]:
 
 
 def _model_lines(models: Sequence[Portrait]) -> Iterator[str]:
-    from polymerge.planning.text_words import human_size
-
     for one in models:
         yield f"{one.label}: family {one.family}, {one.tensors} tensors, {human_size(one.size)}"
         yield (

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from polymerge.cli.flags import FlagCommand
-from polymerge.errors import MissingExtraError
+from polymerge.errors import MissingExtraError, human_size
 
 __all__ = ["demo", "report"]
 
@@ -31,7 +31,7 @@ def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | 
 
     made = run(runs, out, title, json_file=json_file)
     shown = ", ".join(f"{source['kind']} {source['label']}" for source in made.data["sources"])
-    click.echo(f"{made.page}: {shown} ({made.page.stat().st_size / 1e6:.2f} MB)")
+    click.echo(f"{made.page}: {shown} ({human_size(made.page.stat().st_size)})")
     click.echo(f"{made.json}: every number of it")
 
 
