@@ -49,7 +49,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {reason_of(error, path)}") from error
     except ValueError as error:  # a NUL in a name
-        raise OutputError(f"{str(path)!r}: cannot be written: {error}. Choose another name") from error
+        raise OutputError(f"{path}: cannot be written: {error}. Choose another name") from error
 
 
 def reason_of(error: OSError, known: Path | None = None) -> str:
