@@ -27,6 +27,7 @@ __all__ = [
     "Refused",
     "collecting",
     "did_you_mean",
+    "human_size",
     "refuse",
     "refuse_if_any",
     "refuse_if_gathered",
@@ -172,3 +173,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(names)}."
+
+
+def human_size(size: float) -> str:
+    """Format bytes for people: 16.1 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -15,6 +15,8 @@ from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
 from polymerge.cli.streams import say, show
+from polymerge.durable import write_file
+from polymerge.errors import human_size
 
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
@@ -53,7 +55,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
         if json_file == "-":
             show(text, end="")
             return
-        Path(json_file).write_text(text, encoding="utf-8")
+        write_file(Path(json_file), text)
     show(describe(made, full=full, paint=_paint_for(sys.stdout)))
 
 
@@ -175,7 +177,7 @@ def _report(merged: Merged, as_json: bool) -> None:
     merged_count = counts.pop("merged")
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if plan.of_adapters else "tensors"
-    show(f"{merged.folder}: {merged_count} {what} merged, {others}, {plan.size / 1e9:.2f} GB")
+    show(f"{merged.folder}: {merged_count} {what} merged, {others}, {human_size(plan.size)}")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)
