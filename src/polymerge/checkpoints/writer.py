@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.discovery import COMPANIONS, of_training
 from polymerge.dtypes import byte_count
-from polymerge.errors import CheckpointError, OutputError, RecipeError, refuse_if_any
+from polymerge.errors import OutputError, RecipeError
 
 __all__ = [
     "Place",
@@ -28,7 +27,6 @@ __all__ = [
     "as_torch_file",
     "as_torch_files",
     "check_target",
-    "copy_companions",
     "lay_out",
     "output_folder",
     "parse_size",
@@ -39,10 +37,6 @@ Write = Callable[[str, memoryview, int], None]
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _METADATA: Final = {"format": "pt"}  # what transformers asks a file for before it loads it
-
-_WEIGHTS: Final = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-_OURS: Final = ("README.md", "polymerge.json")
-_CODE_AND_TEXT: Final = (".py", ".json", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -271,33 +265,3 @@ def _lock(path: Path, out: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         os.close(descriptor)  # a run that has just ended took the file away: what is locked is no longer the name
-
-
-def copy_companions(template: Path, folder: Path, *, deep: bool = True) -> list[str]:
-    """Copy the files that accompany a checkpoint's weights: config, tokenizer, processor, chat template, remote code.
-
-    Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
-    behind, and what training left. The names of the files that were copied, relative to the folder.
-
-    deep  whether to look into folders
-
-    raises CheckpointError where one of them is a link to nothing: an output without it would be another model.
-    """
-    copied: list[str] = []
-    gone: list[CheckpointError] = []
-    for path in sorted(template.rglob("*") if deep else template.glob("*")):
-        name = path.relative_to(template)
-        if any(part.startswith(".") for part in name.parts) or path.is_dir() or of_training(name.as_posix()):
-            continue
-        if (path.name.endswith(_WEIGHTS) and path.name not in COMPANIONS) or str(name) in _OURS:
-            continue
-        if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
-            continue
-        if not path.exists():
-            gone.append(CheckpointError(f"{path}: is a broken link. Restore its target, or remove the link"))
-        elif path.is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-            copied.append(str(name))
-    refuse_if_any(gone)
-    return copied
