@@ -11,10 +11,12 @@ PolymergeError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from typing import Final
 
 __all__ = [
     "CheckpointError",
@@ -31,10 +33,22 @@ __all__ = [
 ]
 
 
+_MOST: Final = 4000  # characters of a message; what it quotes of a file can be of any length
+_UNSHOWABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys, that turn the direction of text, or that have no encoding."""
+
+
 class PolymergeError(Exception):
-    """Any refusal or failure of polymerge; the message tells what, where, both values and the next step."""
+    """Any refusal or failure of polymerge; the message tells what, where, both values and the next step.
+
+    It is one line that can be shown and encoded, whatever the files hold that it quotes: other characters are escaped.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        text = _UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], message)
+        super().__init__(text if len(text) <= _MOST else f"{text[: _MOST // 2]} [...] {text[-_MOST // 2 + 8 :]}")
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:
@@ -69,7 +83,7 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
         count = len(self._problems)
         lines = [f"{count} problem{'s' if count > 1 else ''}, nothing was written:"]
         lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems, 1)]
-        super().__init__("\n".join(lines))
+        Exception.__init__(self, "\n".join(lines))  # a line for each
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:

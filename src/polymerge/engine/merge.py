@@ -158,7 +158,8 @@ def merge(
         (folder / "README.md").write_text(card, encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         if verification is not None and not verification.passed:
-            raise OutputError(f"{target}: the merged output did not pass its check and was removed:\n{verification}")
+            failed = "; ".join(f"{one.check}: {one.detail}" for one in verification.findings if one.passed is False)
+            raise OutputError(f"{target}: the merged output did not pass its check and was removed: {failed}")
     if verification is not None:
         verification = replace(verification, folder=target)
     return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings)
