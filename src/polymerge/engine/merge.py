@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoints.identity import file_digest
+from polymerge.checkpoints.identity import file_digest, stamps_of
 from polymerge.checkpoints.output import output_folder
 from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
@@ -23,7 +23,7 @@ from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
-from polymerge.engine.opening import beside_template, files_read, opened
+from polymerge.engine.opening import beside_output, beside_template, files_read, opened, refuse_changes
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
@@ -116,6 +116,8 @@ def merge(
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
     inputs = [opened(recorded) for recorded in plan.inputs]
+    beside = beside_output(plan, inputs[plan.template])
+    stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
     total, done, one_at_a_time = plan.size, 0, threading.Lock()
@@ -132,7 +134,7 @@ def merge(
     prefetch = Prefetch([*beside_template(plan), *files], advance)
     total += prefetch.size
     room = _folder(target, force, writer.room, prefetch.size)
-    with room as folder, prefetch, _digests(files) as digests, prefetch.wanted():
+    with room as folder, prefetch, _digests(files, prefetch) as digests, prefetch.wanted():
         with writer.shards.create(folder) as write:
             threads = max(1, threads or default_threads())
             running = Execution(entries, device=machine, threads=threads, block=block)
@@ -147,11 +149,12 @@ def merge(
         if plan.base is not None:
             warnings += tuple(ancestry_warnings(deltas, plan.inputs[plan.base].label))
         written = {
-            "files": writer.finish(folder),
+            "files": writer.finish(folder, beside),
             **writer.counted(),
             **found_out(plan, norms, deltas, warnings),
         }
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
+        refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})
         record = provenance(plan, digest_of, command or command_line(), written)
         (folder / RECORD).write_text(record, encoding="utf-8")
         card = model_card(plan, target.resolve().name, inputs[plan.template].config, norms.lost)
@@ -196,18 +199,19 @@ def execute(
 
 
 @contextmanager
-def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
+def _digests(files: Sequence[Path], prefetch: Prefetch) -> Iterator[dict[Path, Future[str]]]:
     """Compute the digests of files during the merge; those not yet started are dropped if it fails."""
     clerk = ThreadPoolExecutor(1, "polymerge-digest")
     try:
-        yield {file: clerk.submit(_digest, file) for file in files}
+        yield {file: clerk.submit(_digest, file, prefetch) for file in files}
     finally:
         clerk.shutdown(wait=True, cancel_futures=True)
 
 
-def _digest(file: Path) -> str:
+def _digest(file: Path, prefetch: Prefetch) -> str:
     fetched(file)
-    return file_digest(file)
+    _, listed = prefetch.delivered.get(file, (None, None))
+    return listed or file_digest(file)
 
 
 @contextmanager
