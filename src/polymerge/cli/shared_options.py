@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import yaml
 
 from polymerge.errors import RecipeError
+from polymerge.recipe.yaml_values import parse_yaml
 
 if TYPE_CHECKING:
     from polymerge.inference.generation import Generation
@@ -230,4 +230,4 @@ def _pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise RecipeError(f"--parameter: '{text}' is not NAME=VALUE")
-    return name, yaml.safe_load(value)
+    return name, parse_yaml(value, f"--parameter: '{name}'")
