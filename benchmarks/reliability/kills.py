@@ -55,7 +55,7 @@ def at_random(place: Place, known: Known, count: int, seed: int) -> Tally:
     usual = sorted(_undisturbed(place).seconds for _ in range(5))[2]
     while tally.runs < count:
         place.reset()
-        child = Child(place.words(*forced(place.scenario)))
+        child = Child(place.words(*forced(place.scenario)), place.scenario.prepare)
         moment = moments.uniform(0, 1.1 * usual)
         child.go()
         time.sleep(moment)
@@ -68,7 +68,7 @@ def at_random(place: Place, known: Known, count: int, seed: int) -> Tally:
 
 def _undisturbed(place: Place) -> Ended:
     place.reset()
-    child = Child(place.words(*forced(place.scenario)))
+    child = Child(place.words(*forced(place.scenario)), place.scenario.prepare)
     child.go()
     return child.wait()
 
@@ -93,7 +93,7 @@ def at_every_call(place: Place, known: Known, errors: bool) -> Tally:
 
 def _traced(place: Place, *options: str) -> Ended:
     """Run a scenario under strace, which holds on to it before it begins."""
-    child = Child(place.words(*forced(place.scenario)))
+    child = Child(place.words(*forced(place.scenario)), place.scenario.prepare)
     tracer = subprocess.Popen(
         ["strace", "-f", "-qq", "-e", f"trace={','.join(ERRORS)}", *options, "-p", str(child.pid)],
         stderr=subprocess.PIPE,

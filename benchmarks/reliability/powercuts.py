@@ -22,9 +22,13 @@ DISKS: Final = (("ext4", ""), ("ext4", "data=writeback,noauto_da_alloc,commit=1"
 CUTS_A_RUN: Final = 40
 
 
+def _nothing(fd: object) -> None:
+    """Stands for a call that syncs."""
+
+
 def without_syncing() -> None:
     """What a child does that has to lose its output: nothing is synced."""
-    os.fsync = os.fdatasync = lambda _: None
+    os.fsync = os.fdatasync = _nothing
 
 
 def power_cuts(folder: Path, count: int, seed: int) -> Iterator[Tally]:
@@ -77,7 +81,7 @@ def _cut(
     mount = place.beside.parents[1]
     with LoggedDisk(image, folder) as disk:
         with mounted(disk.file, mount, options):
-            child = Child(place.words(*forced(place.scenario)), prepare)
+            child = Child(place.words(*forced(place.scenario)), prepare or place.scenario.prepare)
             others = _sync_now_and_then(mount, drawn)
             child.go()
             ended = child.wait()

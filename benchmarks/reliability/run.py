@@ -29,7 +29,7 @@ from measure import machine
 from scenarios import SCENARIOS, make_inputs
 from verdicts import HarnessError, Tally, settle
 
-COLUMNS = ("nothing", "earlier", "new", "broken")
+COLUMNS = ("nothing", "earlier", "new", "broken", "kept elsewhere")
 
 
 def killed(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:

@@ -10,13 +10,15 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+
+from polymerge import durable
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -34,17 +36,24 @@ _NEW = "0.5,0.5"
 class Scenario:
     """A command and what lies under its output's name before.
 
-    words    the command line after `polymerge`, without the output; paths are relative to the inputs' folder
+    words    the command line after `polymerge`, without the output; inputs by their names
     earlier  the same for the output that is there already, or None where the name is free
+    prepare  what the process does first
     """
 
     name: str
     words: tuple[str, ...]
     earlier: tuple[str, ...] | None = None
+    prepare: Callable[[], None] | None = None
 
 
 def _pair(one: str, other: str, weight: str, *more: str) -> tuple[str, ...]:
     return ("merge", "--method", "linear", "--template", one, "--with", other, "--weight", weight, *more)
+
+
+def _without_exchange() -> None:
+    """As on a system or disk that can rename, but not exchange two names nor refuse to replace one."""
+    durable._renamed = lambda *_: False
 
 
 SCENARIOS = {
@@ -53,6 +62,12 @@ SCENARIOS = {
         Scenario("merge", _pair("one", "other", _NEW, *_PLAIN)),
         Scenario("merge, forced", _pair("one", "other", _NEW, *_PLAIN), _pair("one", "other", _EARLIER, *_PLAIN)),
         Scenario("merge, checked", _pair("one", "other", _NEW, *_PLAIN[1:]), _pair("one", "other", _EARLIER, *_PLAIN)),
+        Scenario(
+            "merge, no exchange",
+            _pair("one", "other", _NEW, *_PLAIN),
+            _pair("one", "other", _EARLIER, *_PLAIN),
+            _without_exchange,
+        ),
         Scenario("torch", _pair("one", "other", _NEW, *_PLAIN, "--format", "torch")),
         Scenario("adapter", _pair("left", "right", _NEW, *_PLAIN), _pair("left", "right", _EARLIER, *_PLAIN)),
         Scenario("adapter, llava", _pair("left", "right", _NEW, *_PLAIN, "--layout", "llava")),
@@ -83,7 +98,7 @@ def _save_adapter(base: Any, folder: Path, seed: int) -> None:
         for parameter in adapter.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
-    adapter.save_pretrained(folder)
+    adapter.save_pretrained(str(folder))
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -162,6 +177,14 @@ class Place:
         self.beside.mkdir()
         if self.scenario.earlier:
             shutil.copytree(self.stash, self.out, symlinks=True)
+
+    def keeps(self, said: str, known: Known) -> bool:
+        """Remove a new output that could not get its name and has another one, which the message has to say."""
+        kept = self.out.with_name("out-1")
+        if not kept.is_dir() or str(kept) not in said or contents(kept) != known.new:
+            return False
+        shutil.rmtree(kept)
+        return True
 
     def leftovers(self) -> list[str]:
         return sorted(path.name for path in self.beside.iterdir() if path != self.out)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from children import TRACEBACK, Ended, Prepare, run, warm_up
+from children import TRACEBACK, Ended, run, warm_up
 from scenarios import Known, Place, Scenario, contents
 
 
@@ -79,7 +79,9 @@ def judge(place: Place, known: Known, ended: Ended | None, tally: Tally, at: str
     """
     stands = known.stands(place.out)
     tally.outcome(stands)
-    wrong = []
+    wrong: list[str] = []
+    if ended is not None and ended.status > 0:
+        tally.outcomes["kept elsewhere"] += place.keeps(ended.said, known)
     allowed = only or (("earlier", "new") if known.earlier is not None else ("nothing", "new"))
     if stands not in allowed:
         wrong.append(f"under the name: {stands}")
@@ -99,14 +101,12 @@ def _denies(said: str) -> bool:
     return "othing was left" in said or "othing half written" in said or "othing is left" in said
 
 
-def next_run(place: Place, known: Known, prepare: Prepare | None = None) -> list[str]:
+def next_run(place: Place, known: Known) -> list[str]:
     """Run the command as if nothing had happened, without force where the name is free; what was wrong with that."""
-    wrong = []
+    wrong, prepare = [], place.scenario.prepare
     before = known.stands(place.out)
-    if before == "nothing":
-        ended = run(place.words(), prepare)
-    else:
-        ended = run(place.words(), prepare)
+    ended = run(place.words(), prepare)
+    if before != "nothing":
         if ended.status == 0 or known.stands(place.out) != before:
             wrong.append(f"next run without force: status {ended.status}, {known.stands(place.out)} after {before}")
         ended = run(place.words("--force"), prepare)
