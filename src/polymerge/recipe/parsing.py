@@ -11,6 +11,7 @@ from typing import Any, Final, TypeGuard, get_args
 
 import yaml
 
+from polymerge.checkpoints.paths import because, given_path
 from polymerge.dtypes import NAMES
 from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse
 from polymerge.families.rules import PARTS
@@ -18,7 +19,7 @@ from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
 from polymerge.recipe.recipe import Branches, ModelEntry, Override, Recipe, Vocab, recipe_dict
 
-__all__ = ["as_recipe", "parse_recipe", "read_recipe"]
+__all__ = ["as_recipe", "parse_recipe", "parse_yaml", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
@@ -79,7 +80,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
     raises RecipeError if there is no such file, or it is not YAML.
     """
-    data = source if isinstance(source, Mapping) else _load(Path(source))
+    data = source if isinstance(source, Mapping) else _load(given_path(source))
     meant: set[str] = set(_FIELDS if data is _NOTHING else ())
     for name in data:
         if name not in _FIELDS:
@@ -135,15 +136,27 @@ class _OneValuePerKey(yaml.SafeLoader):
         return node
 
 
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML as plain values; raises RecipeError, which begins with `where`, for anything else."""
+    try:
+        return yaml.load(text, _OneValuePerKey)
+    # a date such as 2024-13-01 is a ValueError, `!!bool maybe` a KeyError, `!!int` of nothing an IndexError
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise RecipeError(f"{where}: invalid YAML: {' '.join(str(error).split())}") from None
+
+
 def _load(path: Path) -> Mapping[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _OneValuePerKey)
+        text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         beside = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside) if beside else ""
         raise RecipeError(f"{path}: no such recipe.{hint}") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date such as 2024-13-01 is a ValueError
-        raise RecipeError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: invalid YAML: is not UTF-8: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {because(error)}") from None
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         refuse(RecipeError(f"{path}: a recipe has to be a mapping of fields, got {_kind(data)}"))
         return _NOTHING
