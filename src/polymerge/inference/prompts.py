@@ -128,7 +128,7 @@ def read_prompts(
             f"{source}: there is no such file or folder, and it is no hub id. Prompts are JSON lines, a JSON list, a "
             "folder of images or a dataset."
         )
-    with collecting() as problems:
+    with collecting(needed=True) as problems:
         placed = read()
         _refuse_clashes(placed)
         if not placed and not problems:
