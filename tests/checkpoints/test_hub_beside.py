@@ -111,7 +111,7 @@ def test_one_disk_has_to_hold_what_is_fetched_and_what_is_written(
     coming = Prefetch(files).size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=coming + made.size // 2))
-    with pytest.raises(PolymergeError, match="GB for what is fetched to the same disk"):
+    with pytest.raises(PolymergeError, match="kB for what is fetched to the same disk"):
         polymerge.merge(made, tmp_path / "out", check=False)
     usage = usage._replace(free=coming + 4 * made.size)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

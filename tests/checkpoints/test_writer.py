@@ -1,4 +1,4 @@
-"""What lies in an output folder, and where none may be made."""
+"""What lies in an output folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ import pytest
 import yaml
 
 import polymerge
-from polymerge.checkpoints.writer import output_folder
-from polymerge.errors import OutputError
-from running import checkpoint, cli, leftovers, linear, merged, raw, recipe_file, small_llama, two_llamas, weights
+from running import checkpoint, cli, linear, merged, raw, small_llama, two_llamas
 from tiny import build, related_llm
 
 
@@ -81,99 +79,6 @@ def test_the_record_lists_no_code_among_the_weights(tmp_path: Path) -> None:
     out = merged(linear(vlm, related_llm(vlm, tmp_path / "llm", seed=1)), tmp_path / "out")
     assert (out / "modeling_internvl_chat.py").is_file()
     assert list(json.loads((out / "polymerge.json").read_text())["output"]["files"]) == ["model.safetensors"]
-
-
-# --- where it may be made
-
-
-def test_an_existing_folder_is_kept_unless_force_is_said(tmp_path: Path) -> None:
-    models = two_llamas(tmp_path)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine.txt").write_text("precious")
-    asked = recipe_file(linear(*models), tmp_path / "r.yaml")
-    ran = cli("merge", asked, "-o", tmp_path / "out", "--no-verify")
-    assert ran.status == 1
-    assert "exists already" in ran.err
-    assert "--force" in ran.err
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    assert cli("merge", asked, "-o", tmp_path / "out", "--no-verify", "--force").status == 0
-    assert not (tmp_path / "out/mine.txt").exists()
-    assert weights(tmp_path / "out").keys() == {"model.safetensors"}
-    assert leftovers(tmp_path) == []
-
-
-def test_force_keeps_the_old_output_when_the_new_one_fails(tmp_path: Path) -> None:
-    one, other = two_llamas(tmp_path)
-    out = merged(linear(one, other), tmp_path / "out", "--no-verify")
-    before = weights(out)
-    broken = small_llama(3)
-    broken["lm_head.weight"][2, 3] = float("nan")
-    asked = recipe_file(linear(one, checkpoint(tmp_path / "broken", broken)), tmp_path / "r.yaml")
-    assert cli("merge", asked, "-o", out, "--no-verify", "--force").status == 1
-    assert weights(out) == before
-    assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("target", ["one", ".", "one/merged", "one/deep/merged", "link"])
-def test_an_output_may_not_touch_an_input(target: str, tmp_path: Path) -> None:
-    models = two_llamas(tmp_path / "models")
-    (models[0] / "deep").mkdir()
-    (tmp_path / "models/link").symlink_to(models[0])
-    before = {folder: raw(folder) for folder in models}
-    asked = recipe_file(linear(*models), tmp_path / "r.yaml")
-    ran = cli("merge", asked, "-o", tmp_path / "models" / target, "--force", "--no-verify")
-    assert ran.status == 1
-    assert "Choose another folder" in ran.err
-    assert {folder: raw(folder) for folder in models} == before
-
-
-def test_an_output_may_lie_beside_a_bare_file(tmp_path: Path) -> None:
-    one, other = two_llamas(tmp_path)
-    out = merged(linear(one / "model.safetensors", other / "model.safetensors"), one / "merged", "--no-verify")
-    assert raw(out) == raw(merged(linear(one, other), tmp_path / "out", "--no-verify"))
-
-
-def test_neither_the_working_folder_nor_a_missing_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert "is or contains the current folder" in cli("merge", asked, "-o", ".", "--force").err
-    ran = cli("merge", asked, "-o", tmp_path / "no/such/out")
-    assert ran.status == 1
-    assert f"parent folder {tmp_path}/no/such does not exist" in ran.err
-
-
-def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
-    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
-    with output_folder(tmp_path / "out") as folder:
-        (folder / "half").write_text("written")
-        for _ in range(2):  # being refused must not take the lock away
-            ran = cli("merge", asked, "-o", tmp_path / "out", "--no-verify")
-            assert ran.status == 1
-            assert "another run of polymerge is writing it" in ran.err
-            assert (folder / "half").exists()
-    assert (tmp_path / "out/half").read_text() == "written"
-    assert leftovers(tmp_path) == []
-
-
-def test_a_lock_whose_file_was_taken_away_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run waits at the door while another one ends: what it then locks is no longer the file of that name."""
-    import fcntl
-
-    locked: list[int] = []
-    flock = fcntl.flock
-
-    def late(descriptor: int, how: int) -> None:
-        flock(descriptor, how)
-        if not locked:
-            (tmp_path / ".out.polymerge-lock").unlink()
-        locked.append(descriptor)
-
-    monkeypatch.setattr("fcntl.flock", late)
-    with output_folder(tmp_path / "out"):
-        assert len(locked) == 2
-        with pytest.raises(OutputError, match="another run"), output_folder(tmp_path / "out"):
-            pytest.fail("two runs hold one lock")
 
 
 # --- no network

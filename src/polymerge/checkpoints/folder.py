@@ -19,6 +19,7 @@ from polymerge.checkpoints.files import disagreements, missing, read_config, rea
 from polymerge.checkpoints.hub import companions, missing_remote, remote_of
 from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
 from polymerge.checkpoints.names import unwrapped
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
@@ -181,10 +182,10 @@ def split_source(source: str) -> tuple[str, str | None]:
 
     An existing path is a single model, whatever characters it contains.
     """
-    if _PLUS not in source or Path(source).expanduser().exists():
+    if _PLUS not in source or exists(source):
         return source, None
     cuts = [place for place, character in enumerate(source) if character == _PLUS]
-    there = [cut for cut in reversed(cuts) if is_adapter(Path(source[cut + 1 :]).expanduser())]
+    there = [cut for cut in reversed(cuts) if is_adapter(given_path(source[cut + 1 :]))]
     cut = (there or cuts[-1:])[0]
     return source[:cut], source[cut + 1 :]
 

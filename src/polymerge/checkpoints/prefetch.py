@@ -18,7 +18,7 @@ from typing import Any, Final
 from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.hub_api import LastingError, Remote, head_of, hub_cache, hub_disk, hub_errors, listing
 from polymerge.checkpoints.identity import Stamp, sha256_of, stamp_of
-from polymerge.errors import CheckpointError, RecipeError
+from polymerge.errors import CheckpointError, RecipeError, human_size
 
 __all__ = ["Prefetch", "fetch_all", "fetched", "fetches_to"]
 
@@ -279,6 +279,6 @@ def _check_room(size: int) -> None:
     free = shutil.disk_usage(hub_disk()).free
     if size > free:
         raise RecipeError(
-            f"{hub_cache()}: {size / 1e9:.1f} GB have to be fetched from the hub, the disk has {free / 1e9:.1f} GB "
+            f"{hub_cache()}: {human_size(size)} have to be fetched from the hub, the disk has {human_size(free)} "
             "free. Set HF_HUB_CACHE to a folder with more room"
         )

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polymerge.checkpoints.identity import file_digest, stamps_of
+from polymerge.checkpoints.output import output_folder
+from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
-from polymerge.checkpoints.writer import Write, check_target, output_folder, parse_size
+from polymerge.checkpoints.target import check_target
+from polymerge.checkpoints.writer import Write, parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
@@ -25,7 +28,7 @@ from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
-from polymerge.errors import OutputError, RecipeError
+from polymerge.errors import OutputError, RecipeError, human_size
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
@@ -103,7 +106,7 @@ def merge(
         raise RecipeError(f"block: {block} is not a valid number of elements")
     if file_format not in ("safetensors", "torch"):
         raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
-    target = Path(out)
+    target = given_path(out)
     size = parse_size(shard_size)
     machine = open_device(device)
     plan = make_plan(recipe)
@@ -130,9 +133,9 @@ def merge(
     entries = [checkpoint.entries for checkpoint in inputs]
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], advance)
-    _check_room(target, sum(writer.shards.sizes), prefetch.size)
     total += prefetch.size
-    with output_folder(target) as folder, prefetch, _digests(files, prefetch) as digests, prefetch.wanted():
+    room = _folder(target, force, writer.room, prefetch.size)
+    with room as folder, prefetch, _digests(files, prefetch) as digests, prefetch.wanted():
         with writer.shards.create(folder) as write:
             threads = max(1, threads or default_threads())
             running = Execution(entries, device=machine, threads=threads, block=block)
@@ -214,10 +217,21 @@ def _digest(file: Path, prefetch: Prefetch) -> str:
     return listed or file_digest(file)
 
 
-def _check_room(out: Path, size: int, to_come: int = 0) -> None:
-    """Raise OutputError if the disk lacks room for an output, including downloads that go to the same disk."""
-    place = out.resolve().parent
-    free, beside = shutil.disk_usage(place).free, to_come if to_come and fetches_to(place) else 0
-    if size + beside > free:
-        more = f" and {beside / 1e9:.1f} GB for what is fetched to the same disk" if beside else ""
-        raise OutputError(f"{out}: needs {size / 1e9:.1f} GB{more}, the disk has {free / 1e9:.1f} GB free")
+@contextmanager
+def _folder(out: Path, force: bool, size: int, to_come: int) -> Iterator[Path]:
+    """The folder to write an output to, which gets its name if the block succeeds.
+
+    size     of the output, in bytes
+    to_come  bytes of downloads
+
+    raises OutputError if the disk lacks room for it, including downloads that go to the same disk.
+    """
+    with output_folder(out, force=force) as folder:
+        free, beside = shutil.disk_usage(folder).free, to_come if to_come and fetches_to(folder) else 0
+        if size + beside > free:
+            more = f" and {human_size(beside)} for what is fetched to the same disk" if beside else ""
+            raise OutputError(
+                f"{out}: needs {human_size(size)}{more}, the disk has {human_size(free)} free. Make room on it, or "
+                "choose another place"
+            )
+        yield folder

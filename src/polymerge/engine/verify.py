@@ -16,11 +16,12 @@ from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.paths import given_path
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
 from polymerge.engine.verify_adapter import verify_adapter
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype
 from polymerge.families.expressions import names_read
@@ -47,7 +48,7 @@ def verify(
 
     raises RecipeError or CheckpointError if a hub id cannot be downloaded; all other problems are findings.
     """
-    path = Path(folder).expanduser()
+    path = given_path(folder)
     if not (path.exists() or path.is_absolute() or path.parent.is_dir()):
         path = locate(str(folder))
         bring(str(folder), path)
@@ -76,7 +77,7 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool, checked: Collection[
     checkpoint = open_checkpoint(str(path), path)
     size = sum(entry.nbytes for entry in checkpoint.entries.values())
     files = Finding(
-        "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
+        "files", True, f"{len(checkpoint.entries)} tensors, {human_size(size)} in {len(checkpoint.files)} file(s)"
     )
     with quiet():
         loads, model = _loads(checkpoint, trust_remote_code)

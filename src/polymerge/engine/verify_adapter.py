@@ -11,6 +11,7 @@ from polymerge.checkpoints.adapter import Adapter, open_adapter
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.hub import split_revision
 from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.engine.findings import Finding, Verification, finite
 from polymerge.errors import PolymergeError
@@ -36,7 +37,7 @@ def verify_adapter(
 
     raises PolymergeError if it cannot be opened.
     """
-    path = Path(folder)
+    path = given_path(folder)
     adapter = open_adapter(str(folder), path)
     ranks = sorted({pair.rank for pair in adapter.pairs.values()})
     held = f"{len(adapter.pairs)} modules of rank {', '.join(map(str, ranks))}, {len(adapter.non_lora)} full weights"
@@ -134,7 +135,7 @@ def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
     """The folder of the base's config, or None and the reason; the network is not used."""
     if not isinstance(base, str) or not base:
         return None, "its config names no base"
-    path = Path(base).expanduser()
+    path = given_path(base)
     if (path / "config.json").is_file():
         return path, ""
     if path.exists() or path.is_absolute():

@@ -37,9 +37,11 @@ class Writer(Protocol):
     """One way to write an output.
 
     shards   the weight files, which the steps of the plan are written to first
+    room     bytes that they need on the disk at once, converted or not
     """
 
     shards: Shards
+    room: int
 
     def finish(self, folder: Path, beside: Mapping[str, Path]) -> dict[str, int]:
         """Write the files beside the weights, and convert these to torch files on request; return each weight file's
@@ -80,6 +82,7 @@ class _CheckpointWriter:
     def __init__(self, plan: Plan, template: Checkpoint, shard_size: int, as_torch: bool) -> None:
         self._plan, self._template, self._as_torch = plan, template, as_torch
         self.shards = lay_out(_tensors(plan), shard_size)
+        self.room = self.shards.room(as_torch)
         self._stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
 
     def finish(self, folder: Path, beside: Mapping[str, Path]) -> dict[str, int]:
@@ -116,6 +119,7 @@ class _AdapterWriter:
         self.shards = lay_out(_tensors(plan, lora=True if apart else None), one_file, "adapter_model")
         if apart:
             self.shards = _beside(self.shards, lay_out(_tensors(plan, lora=False), one_file, "non_lora_trainables"))
+        self.room = self.shards.room(as_torch)
 
     def finish(self, folder: Path, beside: Mapping[str, Path]) -> dict[str, int]:
         copy_files(beside, folder)
