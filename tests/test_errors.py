@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, collecting, refuse
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, collecting, human_size, refuse
 
 
 def test_a_block_raises_all_that_it_gathered_together() -> None:
@@ -61,6 +61,12 @@ def test_a_nested_block_whose_result_is_needed_raises_and_is_collected_once() ->
     assert not went_on
     assert [str(one) for one in outer] == ["one", "two"]
     assert [str(one) for one in raised.value.problems] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (16.1e9, "16.1 GB"),
+                                            (2e6, "2.0 MB"), (4e12, "4000.0 GB")])  # fmt: skip
+def test_sizes_are_written_as_people_write_them(size: float, text: str) -> None:
+    assert human_size(size) == text
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Final
 
 from polymerge.errors import OutputError
 
-__all__ = ["UNFINISHED", "exchange", "flush", "rename_new", "sync", "sync_tree", "write_file", "writing"]
+__all__ = ["UNFINISHED", "exchange", "flush", "reason_of", "rename_new", "sync", "sync_tree", "write_file", "writing"]
 
 UNFINISHED: Final = ".polymerge-new"
 """Ending of a file's name while it is written; a killed process can leave one behind."""
@@ -47,10 +47,16 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        step = _NEXT_STEP.get(error.errno or 0, "Choose another place")
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}. {step}") from error
+        raise OutputError(f"{path}: cannot be written: {reason_of(error, path)}") from error
     except ValueError as error:  # a NUL in a name
-        raise OutputError(f"{str(path)!r}: cannot be written: {error}. Choose another name") from error
+        raise OutputError(f"{path}: cannot be written: {error}. Choose another name") from error
+
+
+def reason_of(error: OSError, known: Path | None = None) -> str:
+    """Why the system refused something, the file unless it is the `known` one, and the next step."""
+    file = str(error.filename or "")
+    where = "" if not file or file == str(known) or file.endswith(UNFINISHED) else f": {file}"
+    return f"{error.strerror or error}{where}. {_NEXT_STEP.get(error.errno or 0, 'Choose another place')}"
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
@@ -120,7 +126,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename a folder, never replacing anything; raises FileExistsError if there is something under the new name.
+    """Rename a folder, replacing nothing; raises FileExistsError if there is something under the new name.
 
     Where the system has no such call, an empty folder that appears at the same moment is replaced, and nothing else.
     """

@@ -13,6 +13,7 @@ from polymerge.cli.flags import FlagCommand
 from polymerge.cli.option_types import argument, option
 from polymerge.cli.shared_options import AS_JSON, IGNORE
 from polymerge.cli.streams import show
+from polymerge.errors import human_size
 
 if TYPE_CHECKING:
     from polymerge.methods.table import Parameter
@@ -68,8 +69,6 @@ def _adapter_lines(adapters: Sequence[AdapterPortrait]) -> Iterator[str]:
 
 
 def _model_lines(models: Sequence[Portrait]) -> Iterator[str]:
-    from polymerge.planning.text_words import human_size
-
     for one in models:
         yield f"{one.label}: family {one.family}, {one.tensors} tensors, {human_size(one.size)}"
         yield (

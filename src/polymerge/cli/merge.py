@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -17,7 +16,8 @@ from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
 from polymerge.cli.streams import say, show
-from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.durable import write_file
+from polymerge.errors import RecipeError, collecting, human_size, refuse
 
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
@@ -57,7 +57,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
         if json_file == "-":
             show(text, end="")
             return
-        Path(json_file).write_text(text, encoding="utf-8")
+        write_file(given_path(json_file), text)
     show(describe(made, full=full, paint=_paint_for(sys.stdout)))
 
 
@@ -131,7 +131,7 @@ def _carry_out(
     options: dict[str, Any],
 ) -> None:
     """Print the plan of a recipe, or carry it out and print what was made."""
-    from polymerge.checkpoints.writer import check_target
+    from polymerge.checkpoints.target import check_target
     from polymerge.engine.device import open_device
     from polymerge.planning import make_plan
     from polymerge.planning.text import describe
@@ -189,7 +189,7 @@ def _report(merged: Merged, as_json: bool) -> None:
     merged_count = counts.pop("merged")
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if plan.of_adapters else "tensors"
-    show(f"{merged.folder}: {merged_count} {what} merged, {others}, {plan.size / 1e9:.2f} GB")
+    show(f"{merged.folder}: {merged_count} {what} merged, {others}, {human_size(plan.size)}")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)

@@ -8,7 +8,7 @@ from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand
 from polymerge.cli.option_types import PATH, argument, option
 from polymerge.cli.streams import show
-from polymerge.errors import MissingExtraError
+from polymerge.errors import MissingExtraError, human_size
 
 __all__ = ["demo", "report"]
 
@@ -35,7 +35,7 @@ def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | 
 
     made = run(runs, out, title, json_file=json_file)
     shown = ", ".join(f"{source['kind']} {source['label']}" for source in made.data["sources"])
-    show(f"{made.page}: {shown} ({made.page.stat().st_size / 1e6:.2f} MB)")
+    show(f"{made.page}: {shown} ({human_size(made.page.stat().st_size)})")
     show(f"{made.json}: every number of it")
 
 

@@ -21,7 +21,7 @@ from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
 from polymerge.engine.verify_adapter import verify_adapter
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype
 from polymerge.families.expressions import names_read
@@ -70,7 +70,7 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
     checkpoint = open_checkpoint(str(path), path)
     size = sum(entry.nbytes for entry in checkpoint.entries.values())
     files = Finding(
-        "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
+        "files", True, f"{len(checkpoint.entries)} tensors, {human_size(size)} in {len(checkpoint.files)} file(s)"
     )
     with quiet():
         loads, model = _loads(checkpoint, trust_remote_code)

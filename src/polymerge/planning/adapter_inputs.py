@@ -11,7 +11,6 @@ from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.folder import adapter_alone
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.paths import exists, given_path
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
@@ -252,7 +251,6 @@ def summaries(opened: Opened) -> list[Input]:
             files=dict(adapter.became),
             kind="adapter",
             opened=adapter_alone(adapter),
-            stamps=stamps_of(adapter.files),
         )
         for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
     ]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.paths import given_path
+from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.checkpoints.writer import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import OutputError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.evaluation.harness.logs import read_logs

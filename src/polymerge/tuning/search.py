@@ -14,7 +14,7 @@ from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.paths import given_path
-from polymerge.checkpoints.writer import check_target
+from polymerge.checkpoints.target import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.inference.generation import Batches, Generation, generate
