@@ -112,7 +112,6 @@ def read_prompts(
     images = None if image_folder is None else given_path(image_folder)
     if images is not None and not images.is_dir():
         raise RecipeError(f"image_folder: there is no folder '{images}'")
-    placed: Placed
     if is_dataset(source):
         _refuse_others(source, "a dataset", told, ("split", "fields", "image_folder"))
         rows = open_dataset(source, split)
@@ -129,7 +128,7 @@ def read_prompts(
             "folder of images or a dataset."
         )
     with collecting(needed=True) as problems:
-        placed = read()
+        placed: Placed = read()
         _refuse_clashes(placed)
         if not placed and not problems:
             raise RecipeError(f"{source}: an empty list: there is no prompt in it")

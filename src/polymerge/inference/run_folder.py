@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.identity import content_digest
+from polymerge.durable import writing
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse
 from polymerge.inference.images import StoredImage, encode_png
 from polymerge.inference.json_lines import json_lines
@@ -213,7 +214,8 @@ def open_run(
                 if not force:
                     raise
                 _drop(folder, parts, outcome)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, parts)
     run.write_json(SETTINGS, asked)
     return run

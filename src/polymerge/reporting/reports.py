@@ -88,7 +88,8 @@ def report(
     """
     need_charts()
     page = given_path(out)
-    beside = given_path(json_file) if json_file is not None else page.with_suffix(".json")
+    named = page if page.name else page / "report"
+    beside = given_path(json_file) if json_file is not None else named.with_suffix(".json")
     data: dict[str, Any] = {}
     with collecting():
         several = [sources] if isinstance(sources, str) or not isinstance(sources, Sequence) else sources
