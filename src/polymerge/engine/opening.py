@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
@@ -15,12 +16,16 @@ from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.writer import copy_companions
+from polymerge.dtypes import FP8
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import names_read
 from polymerge.planning import Input, Plan, Step
 from polymerge.planning.model import headers_digest
 
 __all__ = ["beside_template", "copy_beside", "fetch", "files_read", "opened"]
+
+_OF_MODELOPT: Final = "hf_quant_config.json"
+"""A file in which ModelOpt says that the weights are quantized, beside config.json."""
 
 
 def opened(recorded: Input) -> Checkpoint:
@@ -79,6 +84,8 @@ def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
     """
     copy_companions(template, folder)
     (folder / CONFIG).unlink(missing_ok=True)  # with it transformers would look for an adapter there
+    if any(step.source_dtype in FP8 for step in plan.steps):
+        (folder / _OF_MODELOPT).unlink(missing_ok=True)
     for taken in plan.companions:
         for name in taken.dropped:
             (folder / name).unlink(missing_ok=True)
