@@ -81,6 +81,7 @@ def test_settings_that_make_no_sense_are_as_if_not_there(said: dict[str, Any]) -
     ],
 )
 def test_scales_are_found_by_their_names(weight: str, scale: str) -> None:
+    assert read_fp8({}, entries(**{weight: ("F8_E5M2", (4, 4))})) == read_fp8({}, {})  # bits, and no more
     found = read_fp8({}, entries(**{weight: ("F8_E5M2", (4, 4)), scale: ("BF16", ()), "b.weight": ("BF16", (4,))}))
     assert (list(found.scaled), found.beside, found.problems) == ([weight], {scale}, ())
 

@@ -82,6 +82,8 @@ def read_fp8(config: Config, entries: Mapping[str, TensorInfo]) -> Fp8:
             there = entries[weight].dtype if weight in entries else ""
             if not there or there in MERGEABLE:  # what is packed in another way is refused for that
                 alone.setdefault(there, []).append(name)
+    if not held and not alone and not any(quantization_settings(config)):
+        return Fp8()  # bits that nothing says how to read
     sizes = tuple(_sizes(config)) or (_USUAL,)
     scaled: dict[str, Scaled] = {}
     unfit: dict[str, list[str]] = {}
