@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from polymerge.checkpoints import Checkpoint
-from polymerge.dtypes import MERGEABLE, dtype_code
+from polymerge.checkpoints.folder import ADAPTER
+from polymerge.dtypes import dtype_code
 from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.families.config import config_dtype
 from polymerge.families.expressions import Ranges, names_read, rows_of
 from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.methods.table import METHODS
@@ -106,6 +108,8 @@ class _Planner:
         self.settings = list(dict.fromkeys(choice.key for choice in choices if not choice.setting.row.copies))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
+        # of a template in fp8, the rest of which is what its config says
+        self.plain = "F16" if config_dtype(self.template.checkpoint.config) == "F16" else "BF16"
         self.vocabularies = Vocabularies(self.template, recipe.vocab)
         self.unused = UnusedTensors(self.template, self.parts)
 
@@ -196,9 +200,10 @@ class _Planner:
         canonical = blocks[0][0] if blocks else name
         shape = self.template.shape(canonical) if canonical in VOCABULARY and len(blocks) == 1 else entry.shape
         whole = ((0, shape[0] if shape else 1),)
+        kept = self.dtype or self.plain if name in self.template.fp8.scaled else entry.dtype
 
         def step(fate: Fate, reason: str, **more: Any) -> Step:
-            dtype, view = more.pop("dtype", entry.dtype), self.template.views.get(name)
+            dtype, view = more.pop("dtype", kept), self.template.view(name)
             return Step(name, canonical, fate, dtype, entry.dtype, shape, reason, view=view, **more)
 
         first = self.template.checkpoint.aliases.get(name)
@@ -212,13 +217,16 @@ class _Planner:
         pieces = tuple(piece for found, _ in made for piece in found)
         reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
         if all(piece.setting is None for piece in pieces):
-            if any(piece.reads for piece in pieces):
+            read = {own for piece in pieces for expr in piece.reads for own in names_read(expr)}
+            if name in self.template.fp8.scaled and not any(own.startswith(ADAPTER) for own in read):
+                return step("dequantized", reason, pieces=pieces)
+            if read:
                 return step("folded", "" if METHODS[self.recipe.merge_method].copies else reason, pieces=pieces)
             return step("copied", reason)
-        dtype = self.dtype or entry.dtype
+        dtype = self.dtype or kept
         if len(made) > 1:
-            kept = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
-            reason = partly_kept(kept, dtype if dtype != entry.dtype else "")
+            left = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
+            reason = partly_kept(left, dtype if dtype != entry.dtype else "")
         return step("merged", reason, dtype=dtype, pieces=pieces)
 
     def _beside(self, name: str) -> str:
@@ -274,7 +282,7 @@ class _Planner:
             found = model.find(canonical)
             if found is None:
                 self.misfits.note_missing(model, canonical)
-            elif model.entries[own_name(model.tensors[found])].dtype not in MERGEABLE:
+            elif not model.has_numbers(own_name(model.tensors[found])):
                 self.misfits.note_dtype(model, found)
                 if model is self.template:  # packed, its shape is no measure of the others'
                     return False

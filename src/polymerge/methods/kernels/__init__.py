@@ -49,6 +49,7 @@ __all__ = [
     "on_host",
     "rounded",
     "subtract",
+    "times_scales",
     "transposed",
     "weighted_sum",
 ]
@@ -71,7 +72,7 @@ def decode(raw: AnyBlock, dtype: str, out: AnyBlock) -> bool:
     """Decode numbers from the bytes of a file.
 
     raw     uint8 [bytes], aligned for its dtype
-    dtype   BF16, F16, F32 or F64
+    dtype   BF16, F16, F32 or F64; F8_E4M3, F8_E5M2, or F8_E8M0, in which scales are powers of two
     out     [n], float32 or float64, is filled; only F64 into float32 is rounded
     returns whether all of `out` are finite
     """
@@ -134,6 +135,16 @@ def add_low_rank(out: AnyBlock, left: AnyBlock, right: AnyBlock, scale: float, f
     product and every sum rounded; so is the product with `scale`.
     """
     _set_for(out).add_low_rank(out, left, right, scale, first)
+
+
+def times_scales(out: AnyBlock, scales: AnyBlock, block: tuple[int, int], width: int, first: int) -> bool:
+    """Multiply elements `first` to `first + n` of a matrix of rows of `width`, counted row by row, by scales, in place.
+
+    out     float32 [n]
+    scales  float32, one for each `block` of (rows, columns), the last of which may be cut off
+    returns whether all of `out` are finite
+    """
+    return _set_for(out).times_scales(out, scales, block, width, first)
 
 
 def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:

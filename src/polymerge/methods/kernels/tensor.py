@@ -28,10 +28,12 @@ __all__ = [
     "keep_random",
     "rounded",
     "subtract",
+    "times_scales",
     "weighted_sum",
 ]
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu}
 
 
 def _rounded(number: float, like: Tensor) -> float:
@@ -40,7 +42,7 @@ def _rounded(number: float, like: Tensor) -> float:
 
 def decode(raw: Tensor, dtype: str, out: Tensor) -> bool:
     """See `polymerge.methods.kernels.decode`."""
-    out.copy_(raw.view(DTYPES[dtype]))
+    out.copy_(raw.view(DTYPES.get(dtype) or _FP8[dtype]))
     return bool(torch.isfinite(out).all())
 
 
@@ -99,6 +101,13 @@ def add_low_rank(out: Tensor, left: Tensor, right: Tensor, scale: float, first: 
         total += rows[:, k : k + 1] * right[k]
     offset = first - begin * width
     out += total.view(-1)[offset : offset + len(out)] * _rounded(scale, out)
+
+
+def times_scales(out: Tensor, scales: Tensor, block: tuple[int, int], width: int, first: int) -> bool:
+    """See `polymerge.methods.kernels.times_scales`."""
+    place = torch.arange(first, first + len(out), device=out.device)
+    out *= scales[place // width // block[0], place % width // block[1]]
+    return bool(torch.isfinite(out).all())
 
 
 def find_cutoffs(deltas: Tensor, keep: Sequence[int]) -> list[float]:

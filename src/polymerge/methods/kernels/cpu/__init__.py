@@ -2,7 +2,7 @@
 
 from polymerge.methods.kernels.cpu.arithmetic import add_scaled, dots, elected_sum, subtract, weighted_sum
 from polymerge.methods.kernels.cpu.formats import decode, encode, finite, not_finite, rounded
-from polymerge.methods.kernels.cpu.matrices import add_low_rank
+from polymerge.methods.kernels.cpu.matrices import add_low_rank, times_scales
 from polymerge.methods.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "not_finite",
     "rounded",
     "subtract",
+    "times_scales",
     "weighted_sum",
 ]
