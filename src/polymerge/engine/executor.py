@@ -215,7 +215,8 @@ class Execution:
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
-        blocks = self._blocks(step, piece)
+        width = prod(step.row_shape) if step.row_shape else sum(stop - start for start, stop in piece.rows)
+        blocks = self._blocks(step, piece, max(self.block // max(width, 1), 1) * width if setting.by_row else None)
         if not blocks.count:
             return
         arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
@@ -225,6 +226,8 @@ class Execution:
             arguments["cutoff"] = known or self._once(
                 ("cutoff", density, self._of(step, piece)), lambda: cutoffs([blocks], density, self.pool.run_all)
             )
+        elif setting.by_row:
+            arguments["width"] = width
         elif row.statistic == "gram":
             known_gram = self.model_grams.get(piece.setting or 0)
             if known_gram is None:

@@ -3,11 +3,11 @@
 To add a method, write its function and add a row here. The function is called with a block of numbers first, which
 it may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with `pairs`,
 the factors of adapters, for `on="factors"`. The row's parameters follow by name, without those of
-`SHARED`; then, by keyword, what the row requires: `cutoff` or `gram` (`statistic`), `keys` and `start` (`random`), and
-`rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the executor scales and adds to
-the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the operations in
-`methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the README's table
-of methods needs a row, too.
+`SHARED`; then, by keyword, what the row requires: `cutoff` or `gram` (`statistic`), `width` (`by_row`), `keys` and
+`start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the
+executor scales and adds to the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the
+operations in `methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the
+README's table of methods needs a row, too.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ class Method:
     adds_ranks   whether the output's default rank is the sum of the adapters' ranks; else it is
                  the largest of them (methods on factors)
     equal_ranks  whether it only merges adapters of equal rank
+    takes_base   whether a method on weights works on deltas, like those that always do, if the recipe has a base_model
+    fewest       the smallest number of models that it takes
+    by_row       the flag, and its value, with which it compares row with row: it is then given blocks of whole rows and
+                 their `width` instead of a gram
+    not_offered  a combination of values that mergekit knows and we do not, and what to do instead
     """
 
     name: str
@@ -92,6 +97,10 @@ class Method:
     needs_rank: bool = False
     adds_ranks: bool = False
     equal_ranks: bool = False
+    takes_base: bool = False
+    fewest: int = 1
+    by_row: tuple[str, bool] | None = None
+    not_offered: tuple[Mapping[str, Value], str] | None = None
 
     def __post_init__(self) -> None:
         if self.statistic == "cutoff" and not self.parameter("density"):
@@ -103,6 +112,11 @@ class Method:
     def copies(self) -> bool:
         """Whether it merges nothing and keeps the template's tensor."""
         return self.on == "nothing"
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether it works on deltas from a base_model, if the recipe has one."""
+        return self.on == "deltas" or self.takes_base
 
     @property
     def entrywise(self) -> bool:
@@ -202,10 +216,64 @@ _ROWS: Final = (
         "interpolate two models along the arc between them, tensor by tensor",
         "Animating rotation with quaternion curves (Shoemake 1985), applied to flattened tensors",
         on="weights",
-        function="polymerge.methods.sums:slerp",
+        function="polymerge.methods.directions:slerp",
         parameters=(Parameter("t", "number", low=0.0, high=1.0, between=True),),
         statistic="gram",
         models=2,
+    ),
+    Method(
+        "nuslerp",
+        "interpolate two models, or their deltas, along the arc between them, by weights",
+        "mergekit's `nuslerp`; Shoemake 1985",
+        on="weights",
+        function="polymerge.methods.directions:nuslerp",
+        parameters=(
+            Parameter("weight", "number", low=0.0, each=True),
+            Parameter("nuslerp_flatten", "flag", True),
+            Parameter("nuslerp_row_wise", "flag", False),
+        ),
+        statistic="gram",
+        models=2,
+        takes_base=True,
+        by_row=("nuslerp_flatten", False),
+        not_offered=(
+            {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+            "angles between columns are not offered. Leave nuslerp_row_wise out for angles between rows",
+        ),
+    ),
+    Method(
+        "multislerp",
+        "average the directions of any number of models, or of their deltas, and their norms apart",
+        "mergekit's `multislerp`",
+        on="weights",
+        function="polymerge.methods.directions:multislerp",
+        parameters=(
+            WEIGHT,
+            Parameter("normalize_weights", "flag", True),
+            Parameter("eps", "number", 1e-8, low=0.0),
+        ),
+        statistic="gram",
+        takes_base=True,
+    ),
+    Method(
+        "karcher",
+        "average the directions of the models on the sphere, and their norms apart",
+        "Karcher 1977; mergekit's `karcher`",
+        on="weights",
+        function="polymerge.methods.directions:karcher",
+        parameters=(Parameter("max_iter", "count", 10), Parameter("tol", "number", 1e-5, low=0.0)),
+        statistic="gram",
+    ),
+    Method(
+        "model_stock",
+        "pull the mean of the models towards their base, the more so the more their deltas differ in direction",
+        "Model Stock (Jang et al. 2024), equation 6",
+        on="deltas",
+        function="polymerge.methods.directions:model_stock",
+        parameters=(Parameter("filter_wise", "flag", False), SCALE),
+        statistic="gram",
+        fewest=2,
+        by_row=("filter_wise", True),
     ),
     Method(
         "metagpt",

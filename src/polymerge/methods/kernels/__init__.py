@@ -43,6 +43,7 @@ __all__ = [
     "find_cutoffs",
     "finite",
     "gram_of",
+    "join_rows",
     "keep_largest",
     "keep_random",
     "on_host",
@@ -166,13 +167,13 @@ def elected_sum(deltas: AnyBlock, weight: Sequence[float], elect: str, normalize
     return _set_for(deltas).elected_sum(deltas, weight, elect, normalize)
 
 
-def dots(x: AnyBlock) -> NDArray[np.float64]:
-    """Dot products of the rows of `x` [model, n] with each other, for every `CELL` of elements: [cell, model, model].
+def dots(x: AnyBlock, size: int = CELL) -> NDArray[np.float64]:
+    """Dot products of the rows of `x` [model, n] with each other, for every `size` elements: [cell, model, model].
 
     A cell's sum is taken in float64 in a fixed order. Give it blocks that begin at multiples of `CELL` and add up the
     cells with `math.fsum`: the total then depends neither on the blocks nor on their order.
     """
-    return _set_for(x).dots(x)
+    return _set_for(x).dots(x, size)
 
 
 def gram_of(x: AnyBlock) -> NDArray[np.float64]:
@@ -184,6 +185,15 @@ def gram_of(x: AnyBlock) -> NDArray[np.float64]:
 def transposed(x: AnyBlock) -> AnyBlock:
     """The transpose of a matrix, contiguous in memory."""
     return np.ascontiguousarray(x.T) if isinstance(x, np.ndarray) else x.T.contiguous()
+
+
+def join_rows(rows: Sequence[AnyBlock]) -> AnyBlock:
+    """The rows [n] one after the other."""
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows)
+    import torch
+
+    return torch.cat(list(rows))
 
 
 def on_host(x: Block) -> NDArray[Any]:

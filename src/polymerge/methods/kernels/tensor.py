@@ -168,19 +168,21 @@ def elected_sum(deltas: Tensor, weight: Sequence[float], elect: str, normalize: 
     return total / torch.where(parts.abs() >= _rounded(1e-8, parts), parts, torch.ones_like(parts))
 
 
-def dots(x: Tensor) -> NDArray[np.float64]:
+def dots(x: Tensor, size: int = CELL) -> NDArray[np.float64]:
     """See `polymerge.methods.kernels.dots`."""
     models, n = x.shape
-    cells = -(-n // CELL)
-    wide = torch.zeros((models, cells * CELL), dtype=torch.float64, device=x.device)
+    cells, runs = -(-n // size), -(-size // LANES)
+    wide = torch.zeros((models, cells * size), dtype=torch.float64, device=x.device)
     wide[:, :n] = x
-    rows = wide.view(models, cells, CELL // LANES, LANES)
+    filled = torch.zeros((models, cells, runs * LANES), dtype=torch.float64, device=x.device)
+    filled[:, :, :size] = wide.view(models, cells, size)
+    rows = filled.view(models, cells, runs, LANES)
     result = np.empty((cells, models, models), np.float64)
     for one in range(models):
         for other in range(one, models):
             products = rows[one] * rows[other]
             lanes = torch.zeros((cells, LANES), dtype=torch.float64, device=x.device)
-            for step in range(CELL // LANES):
+            for step in range(runs):
                 lanes += products[:, step]
             width = LANES
             while width > 1:
