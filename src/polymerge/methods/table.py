@@ -65,7 +65,8 @@ class Method:
     parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
                  and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
     statistic    the statistic that the function needs beyond its block:
-                 cutoff (exact magnitude thresholds) or gram (dot products of whole tensors)
+                 cutoff and band (exact magnitude thresholds), gram (dot products of whole tensors), overlap (counts
+                 of changed entries) or selected (a threshold of variance, and squares)
     span         the scope of a gram: each tensor, or everything merged
     random       whether it draws random numbers, and so needs a key per model
     models       the number of models that it takes, None for any number
@@ -88,7 +89,7 @@ class Method:
     on: Literal["weights", "deltas", "factors", "nothing"]
     function: str = ""
     parameters: tuple[Parameter, ...] = ()
-    statistic: Literal["cutoff", "gram"] | None = None
+    statistic: Literal["cutoff", "gram", "band", "overlap", "selected"] | None = None
     span: Literal["tensor", "model"] = "tensor"
     random: bool = False
     models: int | None = None
@@ -130,8 +131,8 @@ class Method:
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether it also merges adapters; methods that need dot products of full tensors do not."""
-        return self.statistic != "gram"
+        """Whether it also merges adapters; methods that need dot products of full tensors, or a fixed number of models, do not."""
+        return self.statistic != "gram" and self.models is None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name, or None."""
@@ -140,6 +141,8 @@ class Method:
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
 DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=True)
+GAMMA: Final = Parameter("gamma", "number", 0.01, low=0.0, high=0.49, each=True)
+EPSILON: Final = Parameter("epsilon", "number", 1e-5, low=0.0)
 SCALE: Final = Parameter("scale", "number", 1.0)
 ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
 AGREE: Final = ("weight", "count", "none")
@@ -210,6 +213,77 @@ _ROWS: Final = (
             SCALE,
         ),
         random=True,
+    ),
+    Method(
+        "breadcrumbs",
+        "drop the largest and the smallest entries of each delta, sum the rest",
+        "Model Breadcrumbs (Davari and Belilovsky 2023)",
+        on="deltas",
+        function="polymerge.methods.breadcrumbs:breadcrumbs",
+        parameters=(
+            WEIGHT,
+            DENSITY,
+            GAMMA,
+            Parameter("normalize", "flag", False),
+            SCALE,
+        ),
+        statistic="band",
+    ),
+    Method(
+        "breadcrumbs_ties",
+        "drop the largest and the smallest entries of each delta, elect signs, join what agrees",
+        "Model Breadcrumbs (Davari and Belilovsky 2023) with the election of TIES",
+        on="deltas",
+        function="polymerge.methods.breadcrumbs:breadcrumbs_ties",
+        parameters=(
+            WEIGHT,
+            DENSITY,
+            GAMMA,
+            ELECT,
+            Parameter("normalize", "choice", "none", choices=AGREE),
+            SCALE,
+        ),
+        statistic="band",
+    ),
+    Method(
+        "sce",
+        "select the entries that vary most, weigh models by their squares, erase minority signs, average",
+        "FuseChat (Wan et al. 2024), section 3.3",
+        on="deltas",
+        function="polymerge.methods.consensus:sce",
+        parameters=(Parameter("select_topk", "number", 1.0, low=0.0, high=1.0), SCALE),
+        statistic="selected",
+    ),
+    Method(
+        "nearswap",
+        "move the base towards one model by at most t per entry",
+        "alchemonaut's NearSwap, as in mergekit",
+        on="deltas",
+        function="polymerge.methods.consensus:nearswap",
+        parameters=(Parameter("t", "number", low=0.0), SCALE),
+        models=1,
+    ),
+    Method(
+        "ram",
+        "average what several models change, take over what only one does",
+        "Reinforced Agent Merging (arXiv:2601.13572)",
+        on="deltas",
+        function="polymerge.methods.consensus:ram",
+        parameters=(EPSILON, SCALE),
+    ),
+    Method(
+        "ramplus_tl",
+        "average what several models change, enlarge what only one does by how much else of it is shared",
+        "Reinforced Agent Merging (arXiv:2601.13572), tensor-local as in mergekit",
+        on="deltas",
+        function="polymerge.methods.consensus:ramplus_tl",
+        parameters=(
+            Parameter("r", "number", 0.1),
+            Parameter("alpha", "number", 0.2, low=0.0),
+            EPSILON,
+            SCALE,
+        ),
+        statistic="overlap",
     ),
     Method(
         "slerp",

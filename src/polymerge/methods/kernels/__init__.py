@@ -36,6 +36,7 @@ __all__ = [
     "Block",
     "add_low_rank",
     "add_scaled",
+    "count_shared",
     "decode",
     "dots",
     "elected_sum",
@@ -44,12 +45,17 @@ __all__ = [
     "finite",
     "gram_of",
     "join_rows",
+    "keep_between",
     "keep_largest",
     "keep_random",
+    "keep_scored",
+    "limited",
     "on_host",
     "rounded",
+    "shared_sum",
     "subtract",
     "transposed",
+    "variances",
     "weighted_sum",
 ]
 
@@ -152,6 +158,42 @@ def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequ
     rescale  whether to multiply what is kept by 1 / density, rounded to the working dtype
     """
     return _set_for(deltas).keep_random(deltas, keys, start, density, rescale)
+
+
+def keep_between(deltas: AnyBlock, lows: Sequence[float], highs: Sequence[float]) -> AnyBlock:
+    """Zero, in place, the entries of each row of `deltas` [model, n] whose magnitude is below its low or above its
+    high.
+    """
+    return _set_for(deltas).keep_between(deltas, lows, highs)
+
+
+def limited(deltas: AnyBlock, step: float) -> AnyBlock:
+    """Multiply, in place, every entry of `deltas` [model, n] by min(step / max(|entry|, 1e-6), 1)."""
+    return _set_for(deltas).limited(deltas, step)
+
+
+def count_shared(deltas: AnyBlock, epsilon: float) -> NDArray[np.int64]:
+    """For each model of `deltas` [model, n], the number of its entries above `epsilon` in magnitude where another
+    model's is, too, and where none is: [model, 2].
+    """
+    return _set_for(deltas).count_shared(deltas, epsilon)
+
+
+def shared_sum(deltas: AnyBlock, epsilon: float, unique: Sequence[float]) -> AnyBlock:
+    """Average, entry by entry, those of the models' deltas [model, n] that exceed `epsilon`; one alone is multiplied by
+    its model's `unique` factor.
+    """
+    return _set_for(deltas).shared_sum(deltas, epsilon, unique)
+
+
+def variances(deltas: AnyBlock) -> AnyBlock:
+    """The variance over the models of each entry of `deltas` [model, n]: [1, n], divided by the number of models."""
+    return _set_for(deltas).variances(deltas)
+
+
+def keep_scored(deltas: AnyBlock, scores: AnyBlock, least: float) -> AnyBlock:
+    """Zero, in place, the entries of all rows of `deltas` [model, n] whose score [n] is below `least`."""
+    return _set_for(deltas).keep_scored(deltas, scores, least)
 
 
 def elected_sum(deltas: AnyBlock, weight: Sequence[float], elect: str, normalize: str) -> AnyBlock:
