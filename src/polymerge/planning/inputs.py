@@ -338,7 +338,7 @@ def _default_template(recipe: Recipe, merged: Sequence[Model], base: Model | Non
     multimodal model comes before all others, since no language model has a place for its other parts.
     """
     candidates = list(merged)
-    if base is not None and (METHODS[recipe.merge_method].on == "deltas" or base in merged):
+    if base is not None and (METHODS[recipe.merge_method].reads_base or base in merged):
         beside_none = any(model.checkpoint.config for model in merged) and not base.checkpoint.config
         candidates[:0] = [] if beside_none else [base]  # a bare file has no config to give
     return next((model for model in candidates if model.multimodal), candidates[0])

@@ -88,8 +88,8 @@ def _with_base(recipe: Recipe) -> Recipe:
 
 def _without_base(models: Models, choices: Sequence[Choice], base: Collection[int]) -> Models:
     """Drop the base if it is listed among the models, as in mergekit's recipes: its delta is zero."""
-    kinds = {METHODS[choice.setting.method].on for choice in choices}
-    if "deltas" not in kinds or "weights" in kinds:
+    merging = [choice.setting for choice in choices if not choice.setting.row.copies]
+    if not merging or not all(setting.on_deltas for setting in merging):
         return models
     own = tuple(place for place in models.own if place not in base)
     return replace(models, merged=tuple(models.merged[place] for place in own), own=own)
@@ -101,7 +101,7 @@ class _Planner:
     def __init__(self, recipe: Recipe, models: Models, choices: Sequence[Choice]) -> None:
         self.recipe, self.models, self.choices = recipe, models, choices
         self.template = models.template
-        self.base = models.base if any(METHODS[choice.setting.method].on == "deltas" for choice in choices) else None
+        self.base = models.base if any(choice.setting.on_deltas for choice in choices) else None
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings: list[str] = []
@@ -237,7 +237,7 @@ class _Planner:
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
         """The pieces of one canonical tensor of the template, and the reason if it is not merged."""
         choice = next(choice for choice in self.choices if choice.covers(canonical))
-        readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
+        readers = self.readers if choice.setting.on_deltas else self.models.merged
         reason = self._why_copied(canonical, choice)
         if not reason and not self._fits(canonical, readers):
             reason = "does not fit"  # a problem, said by the misfits
@@ -312,7 +312,7 @@ class _Planner:
                 for expr, part, count in zip(exprs, taken.theirs, counts, strict=True)
             ]
         self.vocabularies.note(canonical, total, readers, counts)
-        deltas = METHODS[choice.setting.method].on == "deltas"
+        deltas = choice.setting.on_deltas
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
         merged = Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base, twin=twin)
