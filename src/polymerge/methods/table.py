@@ -131,7 +131,7 @@ class Method:
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether it also merges adapters; methods that need dot products of full tensors, or a fixed number of models, do not."""
+        """Whether it also merges adapters: not with dot products of full tensors, nor with a fixed number of models."""
         return self.statistic != "gram" and self.models is None
 
     def parameter(self, name: str) -> Parameter | None:
