@@ -13,6 +13,8 @@ from typing import Final, TypeAlias
 
 from polymerge.checkpoints.hub import remote_of
 from polymerge.checkpoints.hub_api import own_cache
+from polymerge.durable import make_folder, write_file
+from polymerge.errors import OutputError
 
 __all__ = ["Stamp", "content_digest", "file_digest", "sha256_of", "stamps_of"]
 
@@ -41,11 +43,9 @@ def file_digest(path: Path) -> str:
         if kept["seen"] == seen:
             return str(kept["sha256"])
     digest = sha256_of(real)
-    with suppress(OSError):  # a cache that cannot be written is slower, not wrong
-        note.parent.mkdir(parents=True, exist_ok=True)
-        fresh = note.with_name(f"{note.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({"path": str(real), "seen": seen, "sha256": digest}), encoding="utf-8")
-        fresh.replace(note)
+    with suppress(OutputError):  # a cache that cannot be written is slower, not wrong
+        make_folder(note.parent)
+        write_file(note, json.dumps({"path": str(real), "seen": seen, "sha256": digest}))
     return digest
 
 
