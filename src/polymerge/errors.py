@@ -31,25 +31,39 @@ __all__ = [
     "refuse",
     "refuse_if_any",
     "refuse_if_gathered",
+    "shown",
 ]
 
-
-_MOST: Final = 4000  # characters of a message; what it quotes of a file can be of any length
-_UNSHOWABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MOST_SHOWN: Final = 120  # characters of a value of somebody else's
+_MOST_IN_A_LINE: Final = 3000  # characters of a message; the last of them tell what to do
+_MOST_LISTED: Final = 1000  # problems
+_UNSHOWABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that a terminal obeys, that turn the direction of text, or that have no encoding."""
+
+
+def shown(value: object, most: int = _MOST_SHOWN) -> str:
+    """A value from a file for a message: on one line, with what cannot be printed escaped, cut at `most` characters."""
+    text = value if isinstance(value, str) else str(value)
+    return _printable(text[:most]) + ("..." if len(text) > most else "")
+
+
+def _printable(text: str) -> str:
+    """Escape what could steer a terminal, begin a line, turn the direction of writing or not be encoded."""
+    return _UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class PolymergeError(Exception):
     """Any refusal or failure of polymerge; the message tells what, where, both values and the next step.
 
-    It is one line that can be shown and encoded, whatever the files hold that it quotes: other characters are escaped.
+    It is one line that can be printed and read, whatever the files hold that it quotes.
     """
 
     exit_status = 1
 
     def __init__(self, message: str = "") -> None:
-        text = _UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], message)
-        super().__init__(text if len(text) <= _MOST else f"{text[: _MOST // 2]} [...] {text[-_MOST // 2 + 8 :]}")
+        end = _MOST_IN_A_LINE // 5
+        short = len(message) <= _MOST_IN_A_LINE
+        super().__init__(_printable(message if short else f"{message[: 4 * end]} [...] {message[-end:]}"))
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:
@@ -83,7 +97,9 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
         self.exit_status = max(problem.exit_status for problem in self._problems)
         count = len(self._problems)
         lines = [f"{count} problem{'s' if count > 1 else ''}, nothing was written:"]
-        lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems, 1)]
+        lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems[:_MOST_LISTED], 1)]
+        if count > _MOST_LISTED:
+            lines.append(f"  and {count - _MOST_LISTED} more")
         Exception.__init__(self, "\n".join(lines))  # a line for each
 
     @property

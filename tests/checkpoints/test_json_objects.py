@@ -30,7 +30,9 @@ def test_json_becomes_a_value_of_its_type() -> None:
     record = parse_json('{"count": 1, "models": {"a": {"name": "x"}}, "scores": [1, 2.5], "more": null}', "f", Record)
     assert record == Record(1, {"a": Model("x")}, [1.0, 2.5])
     assert parse_json(b'{"a": Infinity}', "f", dict[str, Any]) == {"a": float("inf")}
-    assert parse_json('{"a": 1, "a": "\\ud800"}', "f", dict[str, Any], unique_keys=False) == {"a": "\ud800"}
+    assert parse_json('{"a": 1, "a": "\\ud800"}', "f", dict[str, Any], unique_keys=False, halves=True) == {
+        "a": "\ud800"
+    }
 
 
 def test_every_member_that_is_wrong_is_named() -> None:
@@ -58,7 +60,7 @@ def test_every_member_that_is_wrong_is_named() -> None:
         ('{"count": 1, "count": 2}', "f.json: cannot be read: 'count' appears twice in one object."),
         ('{"count": "\\ud800"}', "f.json: holds half of a surrogate pair, which is no character."),
         ("[" * 100_000, "f.json: is nested too deeply to be read."),
-        ("9" * 9000, "f.json: cannot be read: Exceeds the limit"),
+        ("9" * 9000, "f.json: cannot be read: the number 99999999999999999999... has more than 300 digits"),
     ],
 )
 def test_what_is_no_json_is_refused(text: str | bytes, said: str) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from polymerge.checkpoints.safetensors import HEADER_LIMIT, read_safetensors
+from polymerge.checkpoints.bounds import HEADER_BYTES
+from polymerge.checkpoints.safetensors import read_safetensors
 from polymerge.checkpoints.tensor_info import TensorInfo, listed
 from polymerge.errors import CheckpointError, PolymergeError, Refused
 
@@ -105,10 +106,10 @@ def test_a_broken_header_is_refused(tmp_path: Path, content: bytes, said: str) -
 def test_a_header_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", HEADER_LIMIT + 1))
-        file.truncate(HEADER_LIMIT + 100)  # sparse
+        file.write(struct.pack("<Q", HEADER_BYTES + 1))
+        file.truncate(HEADER_BYTES + 100)  # sparse
     (message,) = refusal(path)
-    assert f"{HEADER_LIMIT + 1} bytes long, more than the {HEADER_LIMIT}" in message
+    assert f"{HEADER_BYTES + 1} bytes long, more than the {HEADER_BYTES}" in message
 
 
 @pytest.mark.parametrize(

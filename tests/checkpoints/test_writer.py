@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -15,10 +14,8 @@ import pytest
 import yaml
 
 import polymerge
-from polymerge.checkpoints.identity import file_digest
-from polymerge.checkpoints.writer import copy_companions
 from running import checkpoint, cli, linear, merged, raw, small_llama, two_llamas
-from tiny import build, generate, related_llm
+from tiny import build, related_llm
 
 
 @pytest.fixture(scope="module")
@@ -29,81 +26,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 # --- what it holds
-
-
-def as_in_the_hub_s_cache(folder: Path, repository: Path) -> Path:
-    """The folder as a snapshot: every file a link to a blob that is named by its sha256."""
-    (repository / "blobs").mkdir(parents=True)
-    snapshot = repository / "snapshots/0123abcd"
-    for file in folder.rglob("*"):
-        if file.is_file():
-            blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-            blob.write_bytes(file.read_bytes())
-            link = snapshot / file.relative_to(folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(os.path.relpath(blob, link.parent))
-    return snapshot
-
-
-def test_everything_beside_the_weights_comes_along_as_real_files(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    template = shutil.copytree(pair[0], tmp_path / "template")
-    (template / "modeling_mine.py").write_text("CODE = 1\n")
-    (template / "additional").mkdir()
-    (template / "additional/chat.jinja").write_text("{{ messages }}")
-    (template / "additional/picture.png").write_bytes(b"PNG")
-    (template / "README.md").write_text("the template's own card")
-    (template / ".gitattributes").write_text("*")
-    for weight in ("training_args.bin", "consolidated.pth", "tf_model.h5"):
-        (template / weight).write_bytes(b"weights of something else")
-    out = merged(linear(as_in_the_hub_s_cache(template, tmp_path / "models--a--b"), pair[1]), tmp_path / "out")
-    found = {str(file.relative_to(out)): file for file in out.rglob("*") if file.is_file()}
-    kept = {"config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"}
-    kept |= {"modeling_mine.py", "additional/chat.jinja", "generation_config.json"}
-    assert set(found) == kept | {"model.safetensors", "README.md", "polymerge.json"}
-    assert not any(file.is_symlink() for file in out.rglob("*"))
-    assert all(found[name].read_bytes() == (template / name).read_bytes() for name in kept)
-    assert "the template's own card" not in (out / "README.md").read_text()
-    generate(out, tokens=1)
-
-
-NEEDED = (
-    "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-    "chat_template.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model", "tekken.json", "qwen.tiktoken", "modeling_x.py", "sub/modeling_y.py", "logger.py", "LICENSE",
-    "LICENSE.txt", "NOTICE", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-    "1_Pooling/config.json", "scheduler/scheduler_config.json", "args.json", "spk_dict.pt", "glossary.txt",
-    "selected_tags.csv", "dataset_statistics.json", "catalog.json", "changelog.txt", "checkpoint.py",
-)  # fmt: skip
-TRAINED = (
-    "trainer_state.json", "trainer_log.jsonl", "running_log.txt", "train.log", "log.txt", "logs.json", "nohup.out",
-    "slurm-17.err", "logging.jsonl", "generated_predictions.jsonl", "events.out.tfevents.1.h", "all_results.json",
-    "train_results.json", "eval_results.txt", "metrics.json", "training_loss.png", "training_eval_loss.png",
-    "training_args.bin", "training_args.yaml", "llamaboard_config.yaml", "ds_config.json", "ds_z3_offload_config.json",
-    "deepspeed_zero3.json", "zero2.json", "accelerate_config.yaml", "hparams.yaml", "latest", "latest_checkpointed.txt",
-    "zero_to_fp32.py", "optimizer.pt", "optimizer.bin", "optimizer_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata",
-    "pytorch_model_fsdp_0/a.json", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth",
-    "random_states_0.pkl",
-    "zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step5/mp_rank_00_model_states.pt", "global_step5/a.json",
-    "checkpoint-100/config.json", "checkpoint-100/tokenizer.json", "last-checkpoint/a.json",
-    "checkpoints/e1/config.json",
-    "runs/Sep01/a.txt", "wandb/run-1/files/config.json", "swanlog/a.json", "logs/a.txt", "tensorboard/a.json",
-    "lightning_logs/version_0/hparams.txt", "__pycache__/a.py",
-)  # fmt: skip
-
-
-def test_what_training_left_stays_behind_and_what_loading_needs_does_not(tmp_path: Path) -> None:
-    model, folder = tmp_path / "model", tmp_path / "out"
-    folder.mkdir()
-    for name in (*NEEDED, *TRAINED):
-        (model / name).parent.mkdir(parents=True, exist_ok=True)
-        (model / name).write_text(name, encoding="utf-8")
-    copied = copy_companions(model, folder)
-    assert sorted(copied) == sorted(NEEDED)
-    assert all((folder / name).read_text(encoding="utf-8") == name for name in NEEDED)
-    shallow = tmp_path / "adapter"
-    shallow.mkdir()
-    assert sorted(copy_companions(model, shallow, deep=False)) == sorted(name for name in NEEDED if "/" not in name)
 
 
 def test_the_card_can_be_read_by_the_hub(tmp_path: Path) -> None:
@@ -157,47 +79,6 @@ def test_the_record_lists_no_code_among_the_weights(tmp_path: Path) -> None:
     out = merged(linear(vlm, related_llm(vlm, tmp_path / "llm", seed=1)), tmp_path / "out")
     assert (out / "modeling_internvl_chat.py").is_file()
     assert list(json.loads((out / "polymerge.json").read_text())["output"]["files"]) == ["model.safetensors"]
-
-
-# --- digests
-
-
-def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    file = tmp_path / "weights"
-    file.write_bytes(b"first")
-    assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
-    monkeypatch.setattr("polymerge.checkpoints.identity.sha256_of", lambda _: "computed again")
-    assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
-    stat = file.stat()
-    file.write_bytes(b"other")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert file_digest(file) == "computed again"
-
-
-def test_a_digest_survives_a_broken_note_and_a_cache_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"bytes")
-    digest = hashlib.sha256(b"bytes").hexdigest()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert file_digest(file) == digest
-    (note,) = (tmp_path / "cache/polymerge/sha256").iterdir()
-    for text in ("", "[]", '{"seen": null}'):
-        note.write_text(text)
-        assert file_digest(file) == digest
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    assert file_digest(file) == digest
-
-
-def test_a_blob_of_the_hub_is_not_read_for_its_digest(tmp_path: Path) -> None:
-    blob = tmp_path / "blobs" / ("ab" * 32)
-    blob.parent.mkdir()
-    blob.write_bytes(b"anything")
-    link = tmp_path / "model.safetensors"
-    link.symlink_to(blob)
-    assert file_digest(link) == "ab" * 32
 
 
 # --- no network

@@ -22,7 +22,7 @@ FAILING = (
     "polymerge.engine.merge.execute",
     "polymerge.engine.executor.kernels.encode",
     "polymerge.checkpoints.writer.os.pwrite",
-    "polymerge.engine.opening.copy_companions",
+    "polymerge.engine.writers.copy_files",
     "polymerge.engine.merge.provenance",
     "polymerge.engine.merge.verify",
     "polymerge.engine.merge.file_digest",

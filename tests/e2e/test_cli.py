@@ -157,8 +157,8 @@ def test_flags_say_the_same_as_a_recipe(models: tuple[Path, Path], tmp_path: Pat
     ("words", "said"),
     [
         (["--weight", "0.9"], "--weight: 1 numbers for 2 models"),
-        (["--weight", "a,b"], "--weight: 'a,b' is not a list of numbers"),
-        (["-p", "density"], "--parameter: 'density' is not NAME=VALUE"),
+        (["--weight", "a,b"], "'--weight': 'a,b' is not a list of numbers"),
+        (["-p", "density"], "'--parameter': 'density' is not NAME=VALUE"),
         (["--method", "tiez"], "Did you mean 'ties'"),
     ],
 )

@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Final, NamedTuple, cast
+from typing import IO, Any, BinaryIO, Final, NamedTuple, cast
 
+from polymerge.checkpoints.bounds import DIRECTORY_BYTES, NAME_LENGTH, PICKLE_BYTES, PROBLEMS, open_regular
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.checkpoints.torch_pickle import (
     DTYPES,
@@ -36,21 +37,23 @@ from polymerge.checkpoints.torch_pickle import (
     tensor_call,
 )
 from polymerge.dtypes import BITS, byte_count
-from polymerge.errors import CheckpointError, refuse_if_any
+from polymerge.errors import CheckpointError, refuse_if_any, shown
 
-__all__ = ["PICKLE_LIMIT", "read_torch"]
-
-PICKLE_LIMIT: Final = 32 * 2**20
-"""Maximum pickle length in bytes; a model with a thousand tensors takes about 150 kB."""
+__all__ = ["read_torch"]
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")  # magic, ..., length of the name, length of the extra field
+_END: Final = struct.Struct("<4s12xIH")  # of the directory: magic, ..., where it begins, length of the comment
+_END_64: Final = struct.Struct("<4s44xQ")  # magic, ..., where it begins
+_LOCATOR: Final = struct.Struct("<4s4xQ4x")  # magic, where the end for large archives lies
+_UTF8: Final = 0x800
 _ENCRYPTED: Final = 0x1
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL: Final = 1001
 _COUNT_BYTES: Final = 8
 _NESTS: Final = ("state_dict", "model", "module")
 _MOST_DIMENSIONS: Final = 64  # torch's own limit
+_END_BYTES: Final = _LOCATOR.size + _END.size + 2**16  # with the longest comment
 _AGAIN: Final = "Save the file again."
 _NO_STORAGE: Final = "has a storage that is not described as torch describes one. Save it again with torch >= 1.0."
 
@@ -74,7 +77,7 @@ def read_torch(file: Path) -> Contents:
     kind, or with code in it), Refused with every problem of its tensors, and OSError if it cannot be
     opened.
     """
-    with file.open("rb", buffering=0) as stream:
+    with open_regular(file) as stream:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
         if size == 0:
@@ -86,17 +89,22 @@ def read_torch(file: Path) -> Contents:
     problems: list[CheckpointError] = []
     for position, (name, value) in enumerate(state_dict):
         call = tensor_call(value)
+        if len(problems) > PROBLEMS:
+            break
         if call is None:
             skipped[_label(name, position)] = f"is {kind_of(value)}, not a tensor"
         elif not isinstance(name, str):
             problems.append(CheckpointError(f"{file}: a tensor's name is {kind_of(name)}, not a string. {_AGAIN}"))
+        elif len(name) > NAME_LENGTH:
+            said = f"is {len(name)} characters long, at most {NAME_LENGTH} are read"
+            problems.append(CheckpointError(f"{file}: the tensor's name '{shown(name)}' {said}. {_AGAIN}"))
         elif name in entries:
-            problems.append(CheckpointError(f"{file}: two tensors have the name '{name}'. {_AGAIN}"))
+            problems.append(CheckpointError(f"{file}: two tensors have the name '{shown(name)}'. {_AGAIN}"))
         else:
             try:
                 entries[name] = _tensor_info(name, call, file, storages)
             except ValueError as error:
-                problems.append(CheckpointError(f"{file}: '{name}' {error}"))
+                problems.append(CheckpointError(f"{file}: '{shown(name)}' {error}"))
     refuse_if_any(problems)
     return Contents(
         tuple(sorted(entries.values(), key=lambda entry: entry.start)),
@@ -105,11 +113,25 @@ def read_torch(file: Path) -> Contents:
     )
 
 
-def _read_zip(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
+class _Directory(io.BufferedIOBase):
+    """A stream for zipfile, which would read a directory of any length, and make objects of 20 times its size."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read  # type: ignore[method-assign]
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > DIRECTORY_BYTES:
+            raise ValueError(f"it takes {size} bytes, more than the {DIRECTORY_BYTES} that are read")
+        return self._read(-1 if size is None else size)
+
+
+def _read_zip(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, _Region]]:
     """The saved object, as stand-ins, and the location of each storage's bytes."""
     try:
-        with zipfile.ZipFile(stream) as archive:
-            members = archive.infolist()
+        with zipfile.ZipFile(cast("IO[bytes]", _Directory(stream))) as archive:
+            members, begins = archive.infolist(), archive.start_dir
+        if begins != (stated := _stated_begin(stream, size)):
+            raise ValueError(f"it begins at byte {begins}, its end says {stated}")
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise CheckpointError(
             f"{file}: is a zip archive whose directory, at its end, cannot be read ({error}): it is truncated or "
@@ -122,39 +144,70 @@ def _read_zip(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, 
             "that torch.save wrote."
         )
     named = {member.filename.removeprefix(roots[0]): member for member in members}
-    if len(named) != len(members):
+    if len({name.lower() for name in named}) != len(members):  # torch finds them in either case
         raise CheckpointError(f"{file}: two members of the archive have one name. Save it again with torch.save.")
     if "constants.pkl" in named:
         raise CheckpointError(f"{file}: is a TorchScript program, not a state dict. Save the model's state_dict().")
 
-    regions = _member_regions(file, stream, size, named)
+    regions = _member_regions(file, stream, begins, named)
     byteorder = _member(file, stream, regions["byteorder"]) if "byteorder" in regions else b"little"
     if byteorder != b"little":
-        raise _foreign_byteorder(file, byteorder.decode("ascii", "replace"))
+        raise _foreign_byteorder(file, shown(byteorder.decode("ascii", "replace"), 20))
     value = Unpickler(io.BytesIO(_member(file, stream, regions["data.pkl"])), file).value()
     return value, {name[len("data/") :]: region for name, region in regions.items() if name.startswith("data/")}
 
 
+def _stated_begin(stream: BinaryIO, size: int) -> int:
+    """Where the directory begins by the archive's own word, which torch goes by.
+
+    zipfile goes by the directory's end instead, so that bytes before the archive, or another archive, are no error.
+    """
+    stream.seek(max(size - _END_BYTES, 0))
+    tail = stream.read(_END_BYTES)
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + _END.size:
+        raise ValueError("its end is missing")
+    _, begin, comment = _END.unpack_from(tail, end)
+    if end + _END.size + comment != len(tail):
+        raise ValueError("something follows its end")
+    if end >= _LOCATOR.size and tail.startswith(b"PK\x06\x07", end - _LOCATOR.size):
+        _, place = _LOCATOR.unpack_from(tail, end - _LOCATOR.size)
+        stream.seek(min(place, size))
+        large = stream.read(_END_64.size)
+        if len(large) == _END_64.size and large.startswith(b"PK\x06\x06"):
+            _, begin = _END_64.unpack(large)
+    return int(begin)
+
+
 def _member_regions(
-    file: Path, stream: io.FileIO, size: int, members: Mapping[str, zipfile.ZipInfo]
+    file: Path, stream: BinaryIO, end: int, members: Mapping[str, zipfile.ZipInfo]
 ) -> dict[str, _Region]:
-    """The location of each member's bytes: after its local header, whose length is only given in that header."""
+    """The location of each member's bytes: after its local header, whose length is only given in that header.
+
+    end  where the members end, and the directory begins
+    """
     regions: dict[str, _Region] = {}
     packed: list[str] = []
     damaged: list[str] = []
-    for name, member in members.items():
+    before = 0
+    for name, member in sorted(members.items(), key=lambda one: one[1].header_offset):
+        coding = "utf-8" if member.flag_bits & _UTF8 else "cp437"
+        expected = member.orig_filename.encode(coding)
         stream.seek(max(member.header_offset, 0))
-        local = stream.read(_LOCAL_HEADER.size)
+        local = stream.read(_LOCAL_HEADER.size + len(expected))
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
             packed.append(name)
-        elif len(local) < _LOCAL_HEADER.size or not local.startswith(_ZIP_MAGIC):
+        elif not local.startswith(_ZIP_MAGIC) or local[_LOCAL_HEADER.size :] != expected:
             damaged.append(name)
         else:
-            _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(local)
+            _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(local)
             start = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
             regions[name] = _Region(start, member.file_size)
-            if start + member.file_size > size or member.file_size != member.compress_size:
+            # the bytes of a member belong to no other one
+            fits = before <= member.header_offset and start + member.file_size <= end
+            if name_bytes != len(expected) or not fits or member.file_size != member.compress_size:
                 damaged.append(name)
+            before = start + member.file_size
     refuse_if_any(
         CheckpointError(f"{file}: {listed(names)} of the archive {why}.")
         for names, why in (
@@ -166,20 +219,20 @@ def _member_regions(
     return regions
 
 
-def _member(file: Path, stream: io.FileIO, region: _Region) -> bytes:
-    if region.nbytes > PICKLE_LIMIT:
+def _member(file: Path, stream: BinaryIO, region: _Region) -> bytes:
+    if region.nbytes > PICKLE_BYTES:
         raise CheckpointError(
-            f"{file}: its pickle is {region.nbytes} bytes long, more than the {PICKLE_LIMIT} that a state dict may "
+            f"{file}: its pickle is {region.nbytes} bytes long, more than the {PICKLE_BYTES} that a state dict may "
             "take. Save the state dict alone."
         )
     stream.seek(region.start)
     return stream.read(region.nbytes)
 
 
-def _read_legacy(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
+def _read_legacy(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, _Region]]:
     """The saved object, as stand-ins, and the location of each storage's bytes."""
     # mapped, not read: the pickles are small, but how small only their ends tell
-    with mmap.mmap(stream.fileno(), min(size, PICKLE_LIMIT), access=mmap.ACCESS_READ) as mapped:
+    with mmap.mmap(stream.fileno(), min(size, PICKLE_BYTES), access=mmap.ACCESS_READ) as mapped:
         head = cast("IO[bytes]", mapped)
         magic, protocol = (Unpickler(head, file).value() for _ in range(2))
         if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
@@ -268,7 +321,9 @@ def _plain_tensor(call: Call) -> tuple[Storage, int, tuple[int, ...], str]:
         raise ValueError(f"{UNREADABLE[call.name]}, which cannot be merged. Save it as a plain tensor.")
     count = REBUILD.get(call.name, 0)
     match call.arguments[:count]:
-        case (Storage() as storage, int(offset), sizes, steps, *others) if len(others) == count - 4 and offset >= 0:
+        case (Storage() as storage, int(offset), sizes, steps, *others) if (
+            len(others) == count - 4 and 0 <= offset < 2**63
+        ):
             shape, strides = _sizes(sizes), _sizes(steps)
         case _:
             raise ValueError(f"is not described as torch describes a tensor. {_AGAIN}")
@@ -296,7 +351,7 @@ def _plain_tensor(call: Call) -> tuple[Storage, int, tuple[int, ...], str]:
 def _sizes(value: Any) -> tuple[int, ...]:
     """A shape or strides, as a tuple or a torch.Size."""
     match value:
-        case Call(name="torch.Size", arguments=([*sizes],)) | [*sizes]:
+        case Call(name="torch.Size", arguments=(list() | tuple() as sizes,)) | (list() | tuple() as sizes):
             if len(sizes) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 2**63 for size in sizes):
                 return tuple(sizes)
     raise ValueError(f"has a shape or strides that are not at most {_MOST_DIMENSIONS} sizes. {_AGAIN}")

@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.discovery import COMPANIONS, of_training
 from polymerge.dtypes import byte_count
 from polymerge.durable import reason_of
-from polymerge.errors import CheckpointError, OutputError, RecipeError, human_size, refuse_if_any
+from polymerge.errors import OutputError, RecipeError, human_size
 
 __all__ = [
     "Place",
@@ -27,7 +25,6 @@ __all__ = [
     "Write",
     "as_torch_file",
     "as_torch_files",
-    "copy_companions",
     "lay_out",
     "parse_size",
 ]
@@ -37,10 +34,6 @@ Write = Callable[[str, memoryview, int], None]
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _METADATA: Final = {"format": "pt"}  # what transformers asks a file for before it loads it
-
-_WEIGHTS: Final = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-_OURS: Final = ("README.md", "polymerge.json")
-_CODE_AND_TEXT: Final = (".py", ".json", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -209,33 +202,3 @@ def _save(tensors: Mapping[str, object], target: Path) -> None:
 def _write_index(index: Path, weight_map: Mapping[str, str], data_size: int) -> None:
     content = {"metadata": {"total_size": data_size}, "weight_map": dict(sorted(weight_map.items()))}
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def copy_companions(template: Path, folder: Path, *, deep: bool = True) -> list[str]:
-    """Copy the files that accompany a checkpoint's weights: config, tokenizer, processor, chat template, remote code.
-
-    Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
-    behind, and what training left. The names of the files that were copied, relative to the folder.
-
-    deep  whether to look into folders
-
-    raises CheckpointError where one of them is a link to nothing: an output without it would be another model.
-    """
-    copied: list[str] = []
-    gone: list[CheckpointError] = []
-    for path in sorted(template.rglob("*") if deep else template.glob("*")):
-        name = path.relative_to(template)
-        if any(part.startswith(".") for part in name.parts) or path.is_dir() or of_training(name.as_posix()):
-            continue
-        if (path.name.endswith(_WEIGHTS) and path.name not in COMPANIONS) or str(name) in _OURS:
-            continue
-        if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
-            continue
-        if not path.exists():
-            gone.append(CheckpointError(f"{path}: is a broken link. Restore its target, or remove the link"))
-        elif path.is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-            copied.append(str(name))
-    refuse_if_any(gone)
-    return copied

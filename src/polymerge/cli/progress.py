@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
 from tqdm import tqdm
 
+from polymerge.cli.streams import say
 from polymerge.errors import human_size
 
 __all__ = ["progress_bar"]
@@ -41,6 +41,6 @@ def progress_bar(what: str, unit: str = "B") -> Iterator[Callable[[int, int], No
             said = now
             left = (now - began) / done * (total - done)
             count = f"{human_size(done)} of {human_size(total)}" if unit == "B" else f"{done} of {total}"
-            click.echo(f"{what}: {count}, about {left:.0f} s left", err=True)
+            say(f"{what}: {count}, about {left:.0f} s left")
 
     yield tell

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.durable import make_folder
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
@@ -107,12 +108,11 @@ def read_prompts(
     read without `datasets`.
     """
     names = names_from(fields)
-    path = Path(source).expanduser()
+    path = given_path(source)
     told = {"question": question, "split": split, "fields": fields, "image_folder": image_folder}
-    images = None if image_folder is None else Path(image_folder).expanduser()
+    images = None if image_folder is None else given_path(image_folder)
     if images is not None and not images.is_dir():
         raise RecipeError(f"image_folder: there is no folder '{images}'")
-    placed: Placed
     if is_dataset(source):
         _refuse_others(source, "a dataset", told, ("split", "fields", "image_folder"))
         rows = open_dataset(source, split)
@@ -128,8 +128,8 @@ def read_prompts(
             f"{source}: there is no such file or folder, and it is no hub id. Prompts are JSON lines, a JSON list, a "
             "folder of images or a dataset."
         )
-    with collecting() as problems:
-        placed = read()
+    with collecting(needed=True) as problems:
+        placed: Placed = read()
         _refuse_clashes(placed)
         if not placed and not problems:
             raise RecipeError(f"{source}: an empty list: there is no prompt in it")

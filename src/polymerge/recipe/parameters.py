@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from numbers import Real
 from typing import Any, Final, TypeAlias
 
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, shown
 from polymerge.methods.table import ADAPTERS, METHODS, Method, Parameter
 from polymerge.methods.weights import cancel
 
@@ -70,7 +70,7 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        refuse(RecipeError(f"{where}: has to be a mapping of names to values, got '{value}'"))
+        refuse(RecipeError(f"{where}: has to be a mapping of names to values, got '{shown(value)}'"))
         return unread_parameters()
     known = _known()
     result: dict[str, Any] = {}
@@ -82,7 +82,9 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
             refuse(RecipeError(f"{where}: {name} is set twice, the second time as '{written}'"))
         elif name not in known and name not in MEANINGLESS:
             if judged:
-                refuse(RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}"))
+                refuse(
+                    RecipeError(f"{where}: no method has a parameter '{shown(name)}'.{did_you_mean(str(name), known)}")
+                )
                 meant += get_close_matches(str(name), known, n=1)
         elif isinstance(given, list | tuple) and not lists:
             changing.append(str(written))
@@ -233,7 +235,7 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
         case "flag":
             if flag is not None:
                 return flag
-            refuse(RecipeError(f"{where}: {parameter.name} has to be true or false, got '{value}'"))
+            refuse(RecipeError(f"{where}: {parameter.name} has to be true or false, got '{shown(value)}'"))
             return parameter.default
         case "choice":
             if flag is not None and parameter.name == "normalize":
@@ -241,12 +243,12 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
             if value in parameter.choices:
                 return value
             hint = did_you_mean(str(value), parameter.choices)
-            refuse(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{value}'.{hint}"))
+            refuse(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{shown(value)}'.{hint}"))
             return parameter.default
         case "count":
             if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
                 return value
-            refuse(RecipeError(f"{where}: {parameter.name} has to be an integer from 1, got '{value}'"))
+            refuse(RecipeError(f"{where}: {parameter.name} has to be an integer from 1, got '{shown(value)}'"))
             return 1
         case "number":
             return _number(row, parameter, where, value)
@@ -263,7 +265,7 @@ def _number(row: Method, parameter: Parameter, where: str, value: Any) -> float:
     if math.isfinite(number):
         refuse(RecipeError(f"{where}: {name} of {row.name} has to be from {low:g} to {high:g}, got {number:g}"))
     else:
-        refuse(RecipeError(f"{where}: {name} has to be a number, got '{value}'"))
+        refuse(RecipeError(f"{where}: {name} has to be a number, got '{shown(value)}'"))
     return 0.0
 
 
@@ -313,4 +315,6 @@ def _refuse_unused(row: Method, said: Sequence[_Layer], more: Collection[str]) -
             if name in adapters:
                 refuse(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))
             else:
-                refuse(RecipeError(f"{where}: {row.name} has no parameter '{name}'.{did_you_mean(name, allowed)}"))
+                refuse(
+                    RecipeError(f"{where}: {row.name} has no parameter '{shown(name)}'.{did_you_mean(name, allowed)}")
+                )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from polymerge.charts import need_charts
+from polymerge.checkpoints.paths import given_path
 from polymerge.durable import write_file
 from polymerge.errors import OutputError, RecipeError, collecting, refuse
 from polymerge.reporting.advice import advise
@@ -87,8 +88,9 @@ def report(
     OutputError if the files cannot be written.
     """
     need_charts()
-    page = Path(out)
-    beside = Path(json_file) if json_file is not None else page.with_suffix(".json")
+    page = given_path(out)
+    named = page if page.name else page / "report"
+    beside = given_path(json_file) if json_file is not None else named.with_suffix(".json")
     data: dict[str, Any] = {}
     with collecting():
         several = [sources] if isinstance(sources, str) or not isinstance(sources, Sequence) else sources

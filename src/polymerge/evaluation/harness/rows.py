@@ -82,7 +82,7 @@ def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
     """Parse JSON; returns BROKEN, with the error recorded, if it is malformed."""
     where = f"{complaints.file}: {place}" if place else str(complaints.file)
     try:
-        return parse_json(text, where, Any, unique_keys=False, error=RecipeError, then=AGAIN)
+        return parse_json(text, where, Any, unique_keys=False, halves=True, error=RecipeError, then=AGAIN)
     except PolymergeError as error:
         complaints.broken.append(error)
         return BROKEN
