@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from polymerge.checkpoints.paths import given_path
-from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse, refuse_if_any
+from polymerge.durable import make_folder
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
 from polymerge.inference.json_lines import json_lines, json_list
@@ -171,14 +172,9 @@ def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> li
         data = _opened(encode_png, image, prompt, broken)
         return "" if data is None else str(write_png(data, target))
 
-    try:
-        if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
-            target.mkdir(parents=True, exist_ok=True)
-        written = [
-            replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts
-        ]
-    except OSError as error:
-        raise OutputError(f"{target}: images cannot be written: {error.strerror or error}") from None
+    if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
+        make_folder(target)
+    written = [replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts]
     refuse(*broken)
     return written
 
