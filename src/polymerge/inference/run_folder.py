@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.bounds import IMAGE_BYTES, RECORDS_BYTES, lines_of, open_regular, read_bounded
 from polymerge.checkpoints.identity import content_digest
+from polymerge.checkpoints.json_objects import parse_json
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse
-from polymerge.inference.images import StoredImage, encode_png
+from polymerge.inference.images import ImageSource, StoredImage, encode_png
 from polymerge.inference.json_lines import json_lines
 from polymerge.inference.prompts import Prompt, materialise
 from polymerge.planning import Plan
@@ -34,6 +36,7 @@ __all__ = [
 SETTINGS = "run.json"
 _CANDIDATES = "candidates"
 _TOLD = 6
+_ANEW = "Begin the run anew with `force`."
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,18 @@ class AnswerLog:
         raises RecipeError, or Refused for several: a broken line, an id with two answers.
         """
         try:
-            data = self.path.read_bytes()
+            with open_regular(self.path) as stream:
+                return self._answers(line for line in lines_of(stream) if line.endswith(b"\n"))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise OutputError(f"{self.path}: the answers cannot be read: {error.strerror or error}") from None
+
+    def _answers(self, lines: Iterable[bytes]) -> dict[int | str, str]:
         answers: dict[int | str, str] = {}
         first: dict[int | str, int] = {}
         with collecting():
-            for number, value in json_lines(data[: data.rfind(b"\n") + 1], str(self.path)):
+            for number, value in json_lines(lines, str(self.path)):
                 with collecting() as wrong:
                     name, answer = _pair(value, f"{self.path}: line {number}")
                 if wrong:
@@ -165,10 +171,13 @@ def identity_of_prompts(prompts: Sequence[Prompt]) -> str:
     """sha256 of prompts and their images, without the correct answers."""
     told = hashlib.sha256()
     for prompt in prompts:
-        files = (encode_png(one) if isinstance(one, StoredImage) else Path(one).read_bytes() for one in prompt.images)
-        images = [hashlib.sha256(file).hexdigest() for file in files]
+        images = [hashlib.sha256(_bytes_of(image)).hexdigest() for image in prompt.images]
         told.update(json.dumps([prompt.id, prompt.text, images]).encode())
     return told.hexdigest()
+
+
+def _bytes_of(image: ImageSource) -> bytes:
+    return encode_png(image) if isinstance(image, StoredImage) else read_bounded(Path(image), IMAGE_BYTES)
 
 
 def identity_of_inputs(plan: Plan) -> list[dict[str, str]]:
@@ -225,11 +234,11 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        had = json.loads(path.read_text(encoding="utf-8"))
+        had = parse_json(read_bounded(path, RECORDS_BYTES), str(path), object, error=OutputError, then=_ANEW)
         if not isinstance(had, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read: {error}. Begin the run anew with `force`") from None
+        raise OutputError(f"{path}: cannot be read: {error}. {_ANEW}") from None
     return had
 
 
