@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from polymerge.checkpoints.discovery import COMPANIONS, LAYOUTS
 from polymerge.checkpoints.hub_api import Remote, hub_errors, listing, no_room, own_cache, unreachable
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean
 
 __all__ = [
@@ -68,7 +69,7 @@ def locate(source: str) -> Path:
 
     raises RecipeError if there is neither such a path nor such an id, CheckpointError if the hub fails.
     """
-    path = Path(source).expanduser()
+    path = given_path(source)
     if path.exists():
         return path.resolve() if path.is_dir() else path.absolute()
     found = _HUB_ID.fullmatch(source)
@@ -84,7 +85,7 @@ def locate(source: str) -> Path:
 
 def split_revision(source: str) -> tuple[str, str | None]:
     """Split a hub id into repository and revision; an existing path is returned unchanged, without a revision."""
-    if Path(source).expanduser().exists():
+    if exists(source):
         return source, None
     name, _, revision = source.partition("@")
     return name, revision or None

@@ -19,6 +19,7 @@ from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
 from polymerge.engine.lora_modules import ModuleMerger
 from polymerge.engine.norms import ModuleNorms
+from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, silent
 from polymerge.engine.statistics import cutoffs, draw_keys, gram
 from polymerge.families.expressions import Ranges
@@ -53,7 +54,8 @@ def execute(
     advance  called in the calling thread with the number of output bytes completed
     returns  the measured norms of each module merged by its factors
 
-    raises CheckpointError if an input has NaN or infinite values, or its file cannot be read.
+    raises CheckpointError if an input has NaN or infinite values, or its file cannot be read, or if merged numbers
+    are too large for their dtype.
     """
     with Execution(entries, device=device, threads=threads, block=block) as execution:
         return execution.run(plan, write, advance)
@@ -99,7 +101,8 @@ class Execution:
         """Compute or copy every tensor of a plan; see `execute`."""
         self.pool.advance = advance or silent
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
-        modules = ModuleMerger(plan, self.entries, self.files, write)
+        self.overflow = Overflow(plan)
+        modules = ModuleMerger(plan, self.entries, self.files, write, self.overflow)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             piece.setting
@@ -122,6 +125,7 @@ class Execution:
                     self._run_step(step)
             self.pool.finish()
         self.transposed_out.finish()
+        self.overflow.refuse()
         return modules.norms
 
     def _run_step(self, step: Step) -> None:
@@ -130,7 +134,7 @@ class Execution:
         for piece in step.pieces:
             if piece.setting is not None:
                 self._merge(step, piece, self.plan.settings[piece.setting])
-            elif step.dtype == step.source_dtype and not piece.reads:
+            elif keeps_bytes(step, piece):
                 self._copy_rows(step, piece.rows)
             else:
                 self._convert(step, piece)
@@ -268,9 +272,11 @@ class Execution:
             result = compute(block)
             raw = self.workspace.raw("write", blocks.sizes[index] * width)
             encoded = self.device.beside(raw)
-            kernels.encode(result, step.dtype, encoded)
+            finite = kernels.encode(result, step.dtype, encoded)
             self.device.download(encoded, raw)
             view, done = self.device.view(raw), 0
+            if not finite:
+                self.overflow.count(piece.canonical, step.name, step.dtype, view)
             for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
                 part = view[done : done + stop - start]
                 if step.transposed:

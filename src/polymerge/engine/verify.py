@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.paths import given_path
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
 from polymerge.engine.verify_adapter import verify_adapter
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype
 from polymerge.families.expressions import names_read
@@ -32,36 +33,43 @@ __all__ = ["Finding", "Verification", "verify"]
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
+def verify(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    checked: Collection[str] = (),
+) -> Verification:
     """Check that a checkpoint or adapter folder loads as it is, without allocating its weights.
 
     folder             or a hub id, which is downloaded in full
     base               for an adapter: its base, if not the one that its config names
     trust_remote_code  run Python files from the folder if its model needs them
+    checked            names of tensors whose values are known to be finite, and are not read
 
     raises RecipeError or CheckpointError if a hub id cannot be downloaded; all other problems are findings.
     """
-    path = Path(folder).expanduser()
+    path = given_path(folder)
     if not (path.exists() or path.is_absolute() or path.parent.is_dir()):
         path = locate(str(folder))
         bring(str(folder), path)
     try:
         if is_adapter(path):
-            return verify_adapter(path, base=base, trust_remote_code=trust_remote_code)
+            return verify_adapter(path, base=base, trust_remote_code=trust_remote_code, checked=checked)
         if base is not None:
             raise RecipeError(f"{path}: is a checkpoint; base is only for adapters")
-        return _verify_checkpoint(path, trust_remote_code)
+        return _verify_checkpoint(path, trust_remote_code, checked)
     except PolymergeError as error:
         return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))
 
 
-def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
+def _verify_checkpoint(path: Path, trust_remote_code: bool, checked: Collection[str]) -> Verification:
     """Check that a checkpoint folder loads as it is, without allocating its weights.
 
-    Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
-    config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
-    value; the processor or tokenizer is loaded; a head that is stored although the config ties it is compared
-    with the embedding; the number of parameters must be that of the template.
+    Its headers are read and every value is looked at once, but for tensors in `checked`; the model is built on torch's
+    meta device from its own config and loaded with `from_pretrained`, which must leave no key missing, unexpected or
+    mismatched, and round no value; the processor or tokenizer is loaded; a head that is stored although the config ties
+    it is compared with the embedding; the number of parameters must be that of the template.
 
     trust_remote_code  run Python files from the folder if its model needs them
 
@@ -70,13 +78,13 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
     checkpoint = open_checkpoint(str(path), path)
     size = sum(entry.nbytes for entry in checkpoint.entries.values())
     files = Finding(
-        "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
+        "files", True, f"{len(checkpoint.entries)} tensors, {human_size(size)} in {len(checkpoint.files)} file(s)"
     )
     with quiet():
         loads, model = _loads(checkpoint, trust_remote_code)
         findings = (
             files,
-            finite(checkpoint.entries.values()),
+            finite(checkpoint.entries.values(), path, checked),
             _parameters(checkpoint),
             _ties(checkpoint),
             loads,

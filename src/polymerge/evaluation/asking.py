@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.evaluation.mm_mergebench.annotations import answers_in, question_items, read_truth
 from polymerge.evaluation.mm_mergebench.questions import Question, image_root, questions_of, task_folder
@@ -148,7 +149,7 @@ def _asked(word: str | QuestionFile, data: Path | None, images: Path | None, max
 
 
 def _of_file(asked: QuestionFile, images: Path | None, max_new_tokens: int | None) -> AskedTask:
-    file, row = asked.file.expanduser(), scorer_named(asked.scorer)
+    file, row = given_path(asked.file), scorer_named(asked.scorer)
     if row.name in ("captions", "meteor") and not has_java():
         refuse(RecipeError(f"tasks {file}:{row.name}: {NEEDS_JAVA}; score by cider, rouge_l or bleu_4"))
     items = question_items(file)

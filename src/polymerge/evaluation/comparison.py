@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.evaluation.gains import RESAMPLES, SEED, Gain, Samples, interval
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
@@ -83,7 +83,7 @@ def compare_files(
         read = [
             found
             for one in given
-            if (found := one if isinstance(one, Results) else read_results(Path(one).expanduser())) is not None
+            if (found := one if isinstance(one, Results) else read_results(given_path(one))) is not None
         ]
         for found in read:
             before = joined.get(found.name)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from polymerge.checkpoints.hub import one_commit
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.asking import AskedTask, Failures, QuestionFile, ask, read_tasks
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
@@ -71,7 +72,9 @@ def evaluate(
         refuse(*wrong)
         found = read_tasks(_tasks(tasks, scorer), _path(data), _path(image_folder), max_new_tokens)
     assert asked is not None
-    run = open_run(Path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks")
+    run = open_run(
+        given_path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks"
+    )
     asked.fetch()
     with alone_in(run), generation.worker_pool(asked.plan, str(asked.folder)) as pool:
         failures = ask(run, found, generation.batch_size, asked.plan, pool, progress)
@@ -109,7 +112,7 @@ def _tasks(
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
-    return None if path is None else Path(path).expanduser()
+    return None if path is None else given_path(path)
 
 
 def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Generation) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from polymerge.checkpoints.bounds import lines_of, open_regular
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
@@ -108,9 +109,9 @@ def read_prompts(
     read without `datasets`.
     """
     names = names_from(fields)
-    path = Path(source).expanduser()
+    path = given_path(source)
     told = {"question": question, "split": split, "fields": fields, "image_folder": image_folder}
-    images = None if image_folder is None else Path(image_folder).expanduser()
+    images = None if image_folder is None else given_path(image_folder)
     if images is not None and not images.is_dir():
         raise RecipeError(f"image_folder: there is no folder '{images}'")
     placed: Placed
@@ -129,7 +130,7 @@ def read_prompts(
             f"{source}: there is no such file or folder, and it is no hub id. Prompts are JSON lines, a JSON list, a "
             "folder of images or a dataset."
         )
-    with collecting() as problems:
+    with collecting(needed=True) as problems:
         placed = read()
         _refuse_clashes(placed)
         if not placed and not problems:

@@ -14,6 +14,7 @@ from polymerge.checkpoints.discovery import LAYOUTS
 from polymerge.checkpoints.folder import ADAPTER, open_joined, renamed, split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.names import is_lora, unwrapped, wrappers_in
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import (
     CheckpointError,
     RecipeError,
@@ -335,4 +336,4 @@ def _default_template(recipe: Recipe, merged: Sequence[Model], base: Model | Non
 
 
 def _parts(source: str) -> tuple[str, ...]:
-    return Path(source).expanduser().absolute().parts
+    return given_path(source).absolute().parts

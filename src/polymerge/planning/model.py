@@ -11,7 +11,6 @@ from typing import Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.folder import ADAPTER
-from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.names import is_lora
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.expressions import Expr, Ranges, Read, Stacked, names_read, shape_of
@@ -232,7 +231,6 @@ class Model:
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
             opened=self.checkpoint,
-            stamps=stamps_of(self.checkpoint.files),
         )
 
 

@@ -39,7 +39,7 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
         raise RecipeError(f"{where} has format {data['version']}, this polymerge reads {FORMAT}: plan again")
     try:
         plan = _plan(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"{where} is not a valid plan ({error!r}). Plan again") from None
     if data.get("hash", plan.hash) != plan.hash:
         raise RecipeError(f"{where} was modified: its hash is {plan.hash}, the recorded one is {data['hash']}")
@@ -51,11 +51,17 @@ def _plan(data: Mapping[str, Any]) -> Plan:
     outside = [name for one in companions for name in (*one.files, *one.dropped) if not is_plain(name)]
     if outside:
         raise RecipeError(f"a plan cannot name files outside of its folders: '{outside[0]}'. Plan again")
+    inputs = tuple(Input(**_tuples(entry)) for entry in data["inputs"])
+    foreign = [one.folder for one in companions if one.folder != inputs[data["template"]].adapter]
+    if foreign:
+        raise RecipeError(
+            f"a plan cannot take files from '{foreign[0]}', which is not its template's adapter. Plan again"
+        )
     return Plan(
         **{one.name: data[one.name] for one in fields(Plan)}
         | {name: tuple(data[name]) for name in ("models", "places", "warnings")}
         | {
-            "inputs": tuple(Input(**_tuples(entry)) for entry in data["inputs"]),
+            "inputs": inputs,
             "settings": tuple(Setting(one["method"], _tuples(one["parameters"])) for one in data["settings"]),
             "steps": tuple(map(_step, data["steps"])),
             "left_out": tuple(LeftOut(**entry) for entry in data["left_out"]),

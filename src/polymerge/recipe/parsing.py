@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeGuard, get_args
 
+from polymerge.checkpoints.paths import because, given_path
 from polymerge.dtypes import NAMES
 from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse, shown
 from polymerge.families.rules import PARTS
@@ -21,7 +22,7 @@ __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches", "ignore",
+    "dtype", "seed", "branches", "ignore", "overflow",
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -78,7 +79,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
     raises RecipeError if there is no such file, or it is not YAML.
     """
-    data = source if isinstance(source, Mapping) else _load(Path(source))
+    data = source if isinstance(source, Mapping) else _load(given_path(source))
     meant: set[str] = set(_FIELDS if data is _NOTHING else ())
     for name in data:
         if name not in _FIELDS:
@@ -115,6 +116,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         seed=_seed(data.get("seed", 42)),
         branches=_word(data, "branches", get_args(Branches)),
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
+        overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
         unread=frozenset(unread),
         read=True,
     )
@@ -128,7 +130,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         hint = did_you_mean(path.name, beside) if beside else ""
         raise RecipeError(f"{path}: no such recipe.{hint}") from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}. Check the path.") from None
+        raise RecipeError(f"{path}: cannot be read: {because(error)}") from None
     if not isinstance(data, dict):
         refuse(RecipeError(f"{path}: a recipe has to be a mapping of fields, got {_kind(data)}"))
         return _NOTHING

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import checked, parse_json, read_text
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import PolymergeError, RecipeError, refuse
 
 __all__ = ["AGAIN", "KINDS", "Count", "Ends", "Kind", "Number", "Source", "read_sources"]
@@ -85,7 +86,7 @@ def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
     """
     files: dict[Path, tuple[Path, Kind | None]] = {}
     for source in sources:
-        path = Path(source)
+        path = given_path(source)
         if path.is_dir():
             held = [(path / kind.file, kind) for kind in KINDS if (path / kind.file).is_file()]
             if not held:

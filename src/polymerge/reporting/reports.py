@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from polymerge.charts import need_charts
 from polymerge.checkpoints.bounds import open_regular
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import OutputError, RecipeError, collecting, refuse
 from polymerge.reporting.advice import advise
 from polymerge.reporting.knockout_section import ablation_section, knockout_section
@@ -87,8 +88,8 @@ def report(
     OutputError if the files cannot be written.
     """
     need_charts()
-    page = Path(out)
-    beside = Path(json_file) if json_file is not None else page.with_suffix(".json")
+    page = given_path(out)
+    beside = given_path(json_file) if json_file is not None else page.with_suffix(".json")
     data: dict[str, Any] = {}
     with collecting():
         several = [sources] if isinstance(sources, str) or not isinstance(sources, Sequence) else sources

@@ -45,6 +45,7 @@ __all__ = [
     "gram_of",
     "keep_largest",
     "keep_random",
+    "not_finite",
     "on_host",
     "rounded",
     "subtract",
@@ -77,7 +78,7 @@ def decode(raw: AnyBlock, dtype: str, out: AnyBlock) -> bool:
     return _set_for(out).decode(raw, dtype, out)
 
 
-def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
+def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> bool:
     """Encode numbers as the bytes of a file, rounded once, to the nearest, ties to even.
 
     What is too large becomes an infinity, NaN stays NaN.
@@ -85,7 +86,7 @@ def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
     values  [n], float32 or float64
     dtype   BF16, F16, F32 or F64
     out     uint8 [bytes], is filled; a tensor may lie on another device than `values`
-    returns `out`
+    returns whether all numbers in `out` are finite
     """
     return _set_for(values).encode(values, dtype, out)
 
@@ -93,6 +94,14 @@ def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
 def rounded(x: AnyBlock, dtype: str) -> AnyBlock:
     """Round numbers [n], in place, to numbers of BF16, F16, F32 or F64."""
     return _set_for(x).rounded(x, dtype)
+
+
+def not_finite(raw: NDArray[np.uint8], dtype: str) -> tuple[int, int]:
+    """How many of the numbers in the bytes of a file are infinite, and how many are NaN.
+
+    dtype   BF16, F16, F32 or F64
+    """
+    return cpu.not_finite(raw, dtype)
 
 
 def finite(bits: NDArray[np.uint16]) -> bool:

@@ -44,18 +44,20 @@ def decode(raw: Tensor, dtype: str, out: Tensor) -> bool:
     return bool(torch.isfinite(out).all())
 
 
-def encode(values: Tensor, dtype: str, out: Tensor) -> Tensor:
+def encode(values: Tensor, dtype: str, out: Tensor) -> bool:
     """See `polymerge.methods.kernels.encode`."""
     if values.dtype == torch.float64 and dtype in ("BF16", "F16"):
         values = _round_to_odd(values)
-    out.copy_(values.to(DTYPES[dtype]).view(torch.uint8))
-    return out
+    encoded = values.to(DTYPES[dtype])
+    out.copy_(encoded.view(torch.uint8))
+    return bool(torch.isfinite(encoded).all())
 
 
 def rounded(x: Tensor, dtype: str) -> Tensor:
     """See `polymerge.methods.kernels.rounded`."""
     raw = torch.empty(x.numel() * DTYPES[dtype].itemsize, dtype=torch.uint8, device=x.device)
-    decode(encode(x, dtype, raw), dtype, x)
+    encode(x, dtype, raw)
+    decode(raw, dtype, x)
     return x
 
 
