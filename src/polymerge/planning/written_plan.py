@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.discovery import is_plain
 from polymerge.checkpoints.json_objects import parse_json
 from polymerge.errors import PolymergeError, RecipeError
@@ -28,7 +29,8 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
     else:
         where = str(source)
         try:
-            data = parse_json(Path(source).read_bytes(), where, dict[str, Any]) if where.endswith(".json") else {}
+            text = read_bounded(Path(source), RECORDS_BYTES) if where.endswith(".json") else b"{}"
+            data = parse_json(text, where, dict[str, Any])
         except (OSError, PolymergeError):
             return None  # which is said of it as a recipe
     if not {"version", "inputs", "steps"} <= data.keys():
