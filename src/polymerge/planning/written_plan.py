@@ -8,10 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.discovery import is_plain
 from polymerge.checkpoints.json_objects import parse_json
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.families.expressions import Stacked, expr_from_json
+from polymerge.families.expressions import Scaled, Stacked, expr_from_json
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting
 
@@ -28,7 +29,8 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
     else:
         where = str(source)
         try:
-            data = parse_json(Path(source).read_bytes(), where, dict[str, Any]) if where.endswith(".json") else {}
+            text = read_bounded(Path(source), RECORDS_BYTES) if where.endswith(".json") else b"{}"
+            data = parse_json(text, where, dict[str, Any])
         except (OSError, PolymergeError):
             return None  # which is said of it as a recipe
     if not {"version", "inputs", "steps"} <= data.keys():
@@ -81,7 +83,7 @@ def _step(data: Mapping[str, Any]) -> Step:
         for entry in data["pieces"]
     )
     view = None if data["view"] is None else expr_from_json(data["view"])
-    if view is not None and not isinstance(view, Stacked):
+    if view is not None and not isinstance(view, Stacked | Scaled):
         raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is not a view. Plan again")
     lora = None if data["lora"] is None else Lora(**_tuples(data["lora"]))
     return Step(**_tuples(data) | {"pieces": pieces, "view": view, "lora": lora})
