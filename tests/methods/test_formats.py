@@ -131,3 +131,19 @@ def test_bits_are_those_of_the_format():
     out = np.empty(4, np.float32)
     assert kernels.decode(raw, "BF16", out)
     assert out.tolist() == [1.0, -3.0, 2.0**-133, 0.0]
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_every_code_of_fp8_is_the_number_that_torch_reads(dtype, precision):
+    known = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu}
+    raw = np.arange(256, dtype=np.uint8)
+    wanted = torch.from_numpy(raw).view(known[dtype]).float().numpy()
+    numbers = np.isfinite(wanted)
+    for as_block in (np.asarray, torch.from_numpy):
+        out = np.empty(256, precision)
+        assert not kernels.decode(as_block(raw), dtype, as_block(out))
+        np.testing.assert_array_equal(out[numbers], wanted[numbers])
+        np.testing.assert_array_equal(np.signbit(out[numbers]), np.signbit(wanted[numbers]))
+        out = np.empty(numbers.sum(), precision)
+        assert kernels.decode(as_block(raw[numbers]), dtype, as_block(out))

@@ -21,7 +21,7 @@ from polymerge.engine.lora_modules import ModuleMerger
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, silent
-from polymerge.engine.statistics import cutoffs, draw_keys, gram
+from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
@@ -172,7 +172,9 @@ class Execution:
         merged, density = self._merged_by(number).values(), setting.parameters["density"]
         self.model_cutoffs[number] = self._once(
             ("cutoffs", density, *(self._of(*one) for one in merged)),
-            lambda: cutoffs([self._blocks(*one) for one in merged], density, self.pool.run_all),
+            lambda: STATISTICS["cutoff"].compute(
+                Deltas([self._blocks(*one) for one in merged]), setting.parameters, self.pool.run_all
+            ),
         )
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
@@ -219,16 +221,23 @@ class Execution:
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
-        blocks = self._blocks(step, piece)
+        width = prod(step.row_shape) if step.row_shape else sum(stop - start for start, stop in piece.rows)
+        blocks = self._blocks(step, piece, max(self.block // max(width, 1), 1) * width if setting.by_row else None)
         if not blocks.count:
             return
         arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
-        if row.statistic == "cutoff":
-            known = self.model_cutoffs.get(piece.setting or 0)
-            density = setting.parameters["density"]
-            arguments["cutoff"] = known or self._once(
-                ("cutoff", density, self._of(step, piece)), lambda: cutoffs([blocks], density, self.pool.run_all)
+        if (known := self.model_cutoffs.get(piece.setting or 0)) is not None:
+            arguments["cutoff"] = known
+        elif row.statistic is not None and row.statistic in STATISTICS:
+            found = STATISTICS[row.statistic]
+            said = {name: setting.parameters[name] for name in found.reads}
+            source = Deltas([self._blocks(step, piece, self._cells) if found.in_cells else blocks])
+            arguments[row.statistic] = self._once(
+                (row.statistic, *said.values(), self._of(step, piece)),
+                lambda: found.compute(source, said, self.pool.run_all),
             )
+        elif setting.by_row:
+            arguments["width"] = width
         elif row.statistic == "gram":
             known_gram = self.model_grams.get(piece.setting or 0)
             if known_gram is None:

@@ -14,13 +14,12 @@ from polymerge.dtypes import byte_count
 from polymerge.engine.extents import Files
 from polymerge.engine.norms import ModuleNorms, module_norms
 from polymerge.engine.overflow import Overflow
-from polymerge.engine.statistics import draw_keys, exact_cutoffs
+from polymerge.engine.statistics import STATISTICS, draw_keys
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
 from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, method_function
-from polymerge.methods.ties import kept
 from polymerge.methods.weights import shares
 from polymerge.planning import Plan, Step
 from polymerge.planning.plan import PREFIX
@@ -155,9 +154,9 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
         return _cut(_scaled(stack(pairs, model_weights(setting, len(pairs))), scale), rank)
     updates = _Updates(pairs)
     known: dict[str, Any] = {}
-    if row.statistic == "cutoff":
-        keep = kept(setting.parameters["density"], len(pairs), updates.count)
-        known["cutoff"] = exact_cutoffs(updates, keep, lambda look, indices: map(look, indices))
+    if row.statistic is not None:
+        found = STATISTICS[row.statistic]
+        known[row.statistic] = found.compute(updates, setting.parameters, lambda look, indices: map(look, indices))
     dense = np.empty((len(pairs[0].b), pairs[0].a.shape[1]), np.float32)
     for index, start in enumerate(range(0, len(dense), updates.rows)):
         at = {"start": start * dense.shape[1]} if row.random else {}

@@ -12,7 +12,7 @@ from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.discovery import is_plain
 from polymerge.checkpoints.json_objects import parse_json
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.families.expressions import Stacked, expr_from_json
+from polymerge.families.expressions import Scaled, Stacked, expr_from_json
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting
 
@@ -83,7 +83,7 @@ def _step(data: Mapping[str, Any]) -> Step:
         for entry in data["pieces"]
     )
     view = None if data["view"] is None else expr_from_json(data["view"])
-    if view is not None and not isinstance(view, Stacked):
+    if view is not None and not isinstance(view, Stacked | Scaled):
         raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is not a view. Plan again")
     lora = None if data["lora"] is None else Lora(**_tuples(data["lora"]))
     return Step(**_tuples(data) | {"pieces": pieces, "view": view, "lora": lora})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
 from numbers import Real
@@ -30,6 +30,18 @@ class Setting:
 
     method: str
     parameters: Mapping[str, Any]
+    on_base: bool = field(default=False, compare=False)
+    """Whether the recipe has a base_model, for methods that then work on deltas."""
+
+    @property
+    def on_deltas(self) -> bool:
+        """Whether it merges deltas from the base rather than weights."""
+        return self.row.on == "deltas" or (self.row.takes_base and self.on_base)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows are compared one by one, so that blocks have to be whole rows."""
+        return self.row.by_row is not None and self.parameters.get(self.row.by_row[0]) is self.row.by_row[1]
 
     @property
     def row(self) -> Method:
@@ -47,7 +59,8 @@ class Setting:
     def divides_by_nothing(self) -> bool:
         """Whether its weights are to be normalised although their sum is about 0."""
         weights = self.parameters.get("weight", ())
-        return self.parameters.get("normalize") is True and bool(weights) and cancel(weights)
+        divides = any(self.parameters.get(name) is True for name in ("normalize", "normalize_weights"))
+        return divides and bool(weights) and cancel(weights)
 
     def of(self, places: Sequence[int]) -> Setting:
         """The setting restricted to some models, by index: per-model parameters keep only their values."""
@@ -57,6 +70,7 @@ class Setting:
                 name: tuple(value[place] for place in places) if isinstance(value, tuple) else value
                 for name, value in self.parameters.items()
             },
+            self.on_base,
         )
 
 
@@ -162,6 +176,7 @@ def resolve(
     more: Sequence[Parameter] = (),
     beside: Collection[str] = (),
     base: Collection[int] = (),
+    on_base: bool = False,
 ) -> Setting:
     """Resolve all parameters of a method from the recipe, with defaults for the others.
 
@@ -172,6 +187,7 @@ def resolve(
     beside     names of parameters that the recipe sets for another purpose
     base       indices of models that are base_model. For a method on deltas their weight is 0, whatever they set, since
                their delta is zero; slerp counts its t from them. Both are as in mergekit
+    on_base    whether the recipe has a base_model
     refuses    values that are missing, of the wrong kind, out of range, unknown to the method, or misplaced
     """
     row = METHODS[method]
@@ -181,7 +197,7 @@ def resolve(
     ]
     said = _Said(layers[0], layers[1:], models)
     parameters = (*row.parameters, *more)
-    no_delta = base if row.on == "deltas" else ()
+    no_delta = base if Setting(method, {}, on_base).on_deltas else ()
     values: dict[str, Any] = {}
     with collecting() as found:
         for parameter in parameters:
@@ -197,7 +213,9 @@ def resolve(
                 values[name] = _between(row, parameter, said, base)
             else:
                 values[name] = _value(row, parameter, said.of_all(name))
-    setting = Setting(method, values)
+    setting = Setting(method, values, on_base)
+    if row.not_offered is not None and row.not_offered[0].items() <= values.items():
+        refuse(RecipeError(f"{layers[-1][0]}: {method}: {row.not_offered[1]}"))
     read = all(given.get("weight") is not UNREAD for given in (said.recipe[1], *per_model))
     if setting.divides_by_nothing and read and not found:
         refuse(RecipeError(f"{layers[-1][0]}: {method}: the weights add up to about 0 and cannot be normalized. Set "

@@ -40,8 +40,7 @@ _MERGEKIT: Final[Mapping[str, str]] = {
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
 _MERGEKIT_METHODS: Final = (
-    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "model_stock", "multislerp",
-    "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce",
+    "arcee_fusion", "della", "della_linear", "passthrough",
 )  # fmt: skip
 """mergekit's other methods, with parameters that are unknown here."""
 

@@ -1,4 +1,4 @@
-"""Decode and encode numbers in BF16, F16, F32 and F64."""
+"""Decode and encode numbers in BF16, F16, F32 and F64; decode those in fp8."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def decode(raw: Bytes, dtype: str, out: NDArray[Any]) -> bool:
         return bool(_widen_bf16(raw.view(np.uint16), bits))
     if dtype == "F16":
         return bool(_widen_f16(raw.view(np.uint16), bits))
+    if dtype == "F8_E4M3":
+        return bool(_widen_e4m3(raw, bits))
+    if dtype == "F8_E5M2":  # the upper half of a number in F16
+        return bool(_widen_f16(raw.astype(np.uint16) << np.uint16(8), bits))
+    if dtype == "F8_E8M0":
+        bits[:] = np.where(raw == 0, 1 << 22, raw.astype(np.uint32) << 23)  # 2**-127 is subnormal
+        return not (raw == 255).any()  # which stands for NaN
     return bool(_copy_f32(raw.view(np.uint32), bits))
 
 
@@ -123,6 +130,20 @@ def _widen_f16(raw: NDArray[np.uint16], out: NDArray[np.uint32]) -> bool:
         out[i] = (subnormal if magnitude < 0x0400 else normal) | (raw[i] & 0x8000) << 16
         carries |= magnitude + 0x0400
     return (carries >> 15) & 1 == 0
+
+
+@compiled
+def _widen_e4m3(raw: Bytes, out: NDArray[np.uint32]) -> bool:
+    carries = 0
+    for i in range(out.size):
+        magnitude = raw[i] & 0x7F
+        # 3 fraction bits become 23 and the exponent's bias 7 becomes 127; all ones are NaN, and nothing is infinite
+        normal = 0x7FC00000 if magnitude == 0x7F else (magnitude << 20) + 0x3C000000
+        # a subnormal is a whole number of 2**-9
+        subnormal = np.float32(np.float32(magnitude) * np.float32(2.0**-9)).view(np.uint32)
+        out[i] = (subnormal if magnitude < 0x08 else normal) | (raw[i] & 0x80) << 24
+        carries |= magnitude + 0x01
+    return (carries >> 7) & 1 == 0
 
 
 @compiled
