@@ -63,13 +63,13 @@ def overlap(
     raises Refused with every problem of recipe and options, CheckpointError if an input's values cannot
     be compared (NaN, infinity), RecipeError if there is nothing to compare.
     """
-    with collecting():
+    with collecting(needed=True):
         if not 0 < density <= 1:
             refuse(RecipeError(f"density: {density} is not above 0 and up to 1"))
         for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
             if value < 1:
                 refuse(RecipeError(f"{name}: {value} is not at least 1"))
-    plan = make_plan(recipe)
+        plan = make_plan(recipe)
     files = Files()
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from polymerge.checkpoints.hub import remote_of
 from polymerge.checkpoints.hub_api import own_cache
-from polymerge.errors import CheckpointError
+from polymerge.durable import make_folder, write_file
+from polymerge.errors import CheckpointError, OutputError
 
 __all__ = ["Stamp", "Stamps", "changed_since", "content_digest", "file_digest", "sha256_of", "stamp_of", "stamps_of"]
 
@@ -64,11 +65,9 @@ def file_digest(path: Path) -> str:
         raise changed
     if stamp is None or now - max(stamp.modified, stamp.changed) < _CLOCK:
         return digest
-    with suppress(OSError):  # a cache that cannot be written is slower, not wrong
-        note.parent.mkdir(parents=True, exist_ok=True)
-        fresh = note.with_name(f"{note.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({"path": str(real), "seen": stamp, "sha256": digest}), encoding="utf-8")
-        fresh.replace(note)
+    with suppress(OutputError):  # a cache that cannot be written is slower, not wrong
+        make_folder(note.parent)
+        write_file(note, json.dumps({"path": str(real), "seen": stamp, "sha256": digest}))
     return digest
 
 

@@ -30,7 +30,7 @@ _ANSWERS: Final = "the answers so far are kept: the same command goes on"
 _LEFT: Final = dict.fromkeys(("search", "evaluate", "knockout", "ablate"), _ANSWERS) | {
     "demo": "what is made so far is kept"
 }
-"""What a command leaves behind that is interrupted; nothing half written, if it is not named here."""
+"""What a command leaves behind that is interrupted: no half-written output, if it is not named here."""
 
 
 class _Commands(click.Group):
@@ -62,7 +62,7 @@ def _told(error: BaseException, command: str) -> int:
         case PolymergeError():
             message, status = str(error), error.exit_status
         case KeyboardInterrupt() | click.Abort():
-            message = f"interrupted; {_LEFT.get(command, 'nothing half written is left')}"
+            message = f"interrupted; {_LEFT.get(command, 'no half-written output stands under its name')}"
         case BrokenPipeError(filename=str()):  # nobody reads standard output any more: `polymerge methods | head`
             return status
         case OSError():

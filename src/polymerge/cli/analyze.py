@@ -30,7 +30,8 @@ from polymerge.cli.shared_options import (
     run_folder,
 )
 from polymerge.cli.streams import show
-from polymerge.errors import OutputError, RecipeError, Refused, collecting, refuse
+from polymerge.durable import write_file
+from polymerge.errors import RecipeError, Refused, collecting, refuse
 
 __all__ = ["ablate", "knockout", "overlap"]
 
@@ -99,23 +100,17 @@ def overlap(
     RECIPE is a YAML file; the options can be used instead. Nothing is merged, and no weight of the recipe
     plays a part. Where a method reads no base, what is compared are differences from the template.
     """
-    from polymerge.planning import make_plan
-
-    plan = make_plan(recipe_of(options))
     from polymerge.analysis.figures import describe_overlap
     from polymerge.analysis.overlap import overlap as run
 
     with progress_bar("comparing", unit="") as progress:
-        found = run(plan, density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)
+        found = run(recipe_of(options), density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)
     if json_file is not None:
         text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
         if json_file == "-":
             show(text, end="")
             return
-        try:
-            Path(json_file).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json {json_file}: cannot be written: {error.strerror}") from None
+        write_file(Path(json_file), text)
     show(describe_overlap(found, by_conflict=sort == "conflict"))
 
 

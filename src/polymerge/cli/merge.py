@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand, findings_with_flags
 from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
 from polymerge.cli.streams import say, show
 from polymerge.durable import write_file
-from polymerge.errors import human_size
+from polymerge.errors import RecipeError, collecting, human_size, refuse
 
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
@@ -27,7 +28,8 @@ __all__ = ["fold", "merge", "plan", "verify"]
 
 
 _COLOURS = {
-    "note": "yellow", "merged": "green", "folded": "magenta", "copied": "blue", "tied": "cyan", "left out": "red",
+    "note": "yellow", "merged": "green", "folded": "magenta", "dequantized": "magenta", "copied": "blue",
+    "tied": "cyan", "left out": "red",
 }  # fmt: skip
 
 
@@ -49,13 +51,14 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
     from polymerge.planning import make_plan
     from polymerge.planning.text import describe
 
-    made = make_plan(recipe_of(options))
+    with collecting(needed=True):
+        made = make_plan(recipe_of(options))
     if json_file is not None:
         text = json.dumps(_as_json(made), indent=1) + "\n"
         if json_file == "-":
             show(text, end="")
             return
-        write_file(Path(json_file), text)
+        write_file(given_path(json_file), text)
     show(describe(made, full=full, paint=_paint_for(sys.stdout)))
 
 
@@ -72,7 +75,7 @@ def merge(out: str | None, dry_run: bool, check: bool, as_json: bool, **options:
 
     RECIPE is a YAML file, or a plan written by `plan --json`; the options can be used instead.
     """
-    _carry_out("merging", recipe_of(options), out, dry_run, check, as_json, options)
+    _carry_out("merging", lambda: recipe_of(options), out, dry_run, check, as_json, options)
 
 
 @click.command(cls=FlagCommand)
@@ -97,7 +100,7 @@ def fold(
     """
     from polymerge.planning.folding import fold_recipe
 
-    _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, check, as_json, options)
+    _carry_out("folding", lambda: fold_recipe(adapter, base, ignore), out, dry_run, check, as_json, options)
 
 
 @click.command(cls=FlagCommand)
@@ -121,7 +124,7 @@ def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool
 
 def _carry_out(
     what: str,
-    recipe: str | dict[str, Any],
+    recipe: Callable[[], str | dict[str, Any]],
     out: str | None,
     dry_run: bool,
     check: bool,
@@ -129,13 +132,23 @@ def _carry_out(
     options: dict[str, Any],
 ) -> None:
     """Print the plan of a recipe, or carry it out and print what was made."""
+    from polymerge.checkpoints.target import check_target
+    from polymerge.engine.device import open_device
     from polymerge.planning import make_plan
     from polymerge.planning.text import describe
     from polymerge.planning.text_words import note_lines
 
-    if out is None and not dry_run:
-        raise click.UsageError("Missing option '-o': the folder to make.")
-    made = make_plan(recipe)
+    with collecting(needed=True):
+        if dry_run:
+            pass
+        elif out is None:
+            refuse(RecipeError("Missing option '-o': the folder to make"))
+        else:
+            with collecting():
+                check_target(given_path(out), (), options["force"])
+            with collecting():
+                open_device(options["device"])
+        made = make_plan(recipe())
     if dry_run or out is None:
         show(json.dumps(_as_json(made)) if as_json else describe(made, paint=_paint_for(sys.stdout)))
         return

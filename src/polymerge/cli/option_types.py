@@ -129,7 +129,7 @@ class _Setting(_Type):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
         """Parse name and value."""
-        from polymerge.recipe.parsing import parse_yaml
+        from polymerge.recipe.yaml_values import parse_yaml
 
         name, equals, said = value.partition("=")
         if not equals:

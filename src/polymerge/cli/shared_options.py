@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from polymerge.cli.option_types import NUMBERS, PATH, SETTING, SIZE, argument, option
-from polymerge.errors import RecipeError
+from polymerge.errors import RecipeError, refuse
 
 if TYPE_CHECKING:
     from polymerge.inference.generation import Generation
@@ -76,6 +76,10 @@ _IN_RECIPE = {
         "--exclude", metavar="GLOB", multiple=True, help="Keep the template's tensors by canonical name; repeatable."
     ),
     "ignore": IGNORE,
+    "overflow": option(
+        "--overflow", metavar="GLOB", multiple=True,
+        help="Let numbers of tensors become infinite by canonical name; repeatable.",
+    ),
     "vocab": option(
         "--vocab", metavar="HOW", help="Treat differing vocabularies by template, overlap (shared rows) or by-token."
     ),
@@ -204,7 +208,8 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
     models = [found["template"], *found["others"]]
     weights = found["weight"]
     if weights and len(weights) != len(models):
-        raise RecipeError(f"--weight: {len(weights)} numbers for {len(models)} models")
+        refuse(RecipeError(f"--weight: {len(weights)} numbers for {len(models)} models"))
+        weights = [1.0] * len(models)  # so that nothing is said to be missing
     data: dict[str, Any] = {
         "merge_method": found["method"],
         "template": found["template"],
@@ -217,6 +222,7 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         "parts": found["parts"].split(",") if found["parts"] else None,
         "exclude": list(found["exclude"]),
         "ignore": list(found["ignore"] or ()),
+        "overflow": list(found["overflow"] or ()),
         "vocab": found["vocab"],
         "dtype": found["dtype"],
         "seed": found["seed"],

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
@@ -16,6 +16,7 @@ from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.dtypes import FP8
 from polymerge.errors import CheckpointError, refuse, refuse_if_any
 from polymerge.families.expressions import Read, Shape, names_read, shape_of
 from polymerge.planning import Input, Plan, Step
@@ -32,6 +33,9 @@ __all__ = [
     "refuse_changes",
     "with_stamps",
 ]
+
+_OF_MODELOPT: Final = "hf_quant_config.json"
+"""A file in which ModelOpt says that the weights are quantized, beside config.json."""
 
 
 def opened(recorded: Input) -> Checkpoint:
@@ -135,7 +139,10 @@ def beside_output(plan: Plan, template: Checkpoint) -> dict[str, Path]:
     """The files that an output takes over beside its weights, by their paths there; refuses what cannot be copied."""
     if plan.of_adapters:
         return companion_files(template.folder, deep=False)
-    return files_taken(template, plan.companions)
+    taken = files_taken(template, plan.companions)
+    if any(step.source_dtype in FP8 for step in plan.steps):
+        taken.pop(_OF_MODELOPT, None)
+    return taken
 
 
 def with_stamps(checkpoint: Checkpoint) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,19 @@ __all__ = ["Finding", "Verification", "verify"]
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
+def verify(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    checked: Collection[str] = (),
+) -> Verification:
     """Check that a checkpoint or adapter folder loads as it is, without allocating its weights.
 
     folder             or a hub id, which is downloaded in full
     base               for an adapter: its base, if not the one that its config names
     trust_remote_code  run Python files from the folder if its model needs them
+    checked            names of tensors whose values are known to be finite, and are not read
 
     raises RecipeError or CheckpointError if a hub id cannot be downloaded; all other problems are findings.
     """
@@ -47,21 +54,21 @@ def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bo
         bring(str(folder), path)
     try:
         if is_adapter(path):
-            return verify_adapter(path, base=base, trust_remote_code=trust_remote_code)
+            return verify_adapter(path, base=base, trust_remote_code=trust_remote_code, checked=checked)
         if base is not None:
             raise RecipeError(f"{path}: is a checkpoint; base is only for adapters")
-        return _verify_checkpoint(path, trust_remote_code)
+        return _verify_checkpoint(path, trust_remote_code, checked)
     except PolymergeError as error:
         return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))
 
 
-def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
+def _verify_checkpoint(path: Path, trust_remote_code: bool, checked: Collection[str]) -> Verification:
     """Check that a checkpoint folder loads as it is, without allocating its weights.
 
-    Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
-    config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
-    value; the processor or tokenizer is loaded; a head that is stored although the config ties it is compared
-    with the embedding; the number of parameters must be that of the template.
+    Its headers are read and every value is looked at once, but for tensors in `checked`; the model is built on torch's
+    meta device from its own config and loaded with `from_pretrained`, which must leave no key missing, unexpected or
+    mismatched, and round no value; the processor or tokenizer is loaded; a head that is stored although the config ties
+    it is compared with the embedding; the number of parameters must be that of the template.
 
     trust_remote_code  run Python files from the folder if its model needs them
 
@@ -76,7 +83,7 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
         loads, model = _loads(checkpoint, trust_remote_code)
         findings = (
             files,
-            finite(checkpoint.entries.values()),
+            finite(checkpoint.entries.values(), path, checked),
             _parameters(checkpoint),
             _ties(checkpoint),
             loads,

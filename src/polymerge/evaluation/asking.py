@@ -19,6 +19,7 @@ from polymerge.evaluation.scorers import scorer_named
 from polymerge.evaluation.scorers.caption_metrics import NEEDS_JAVA, captions_module, has_java
 from polymerge.evaluation.scoring import TaskScore, score_predictions, score_questions
 from polymerge.inference.answering import Attempt, batches
+from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.worker import AnswerSettings, Worker
@@ -107,8 +108,8 @@ def read_tasks(
             refuse(RecipeError(f"image_folder: there is no folder '{images}'"))
         if data is not None and not data.is_dir():
             refuse(RecipeError(f"data: there is no folder '{data}'"))
-        if max_new_tokens is not None and max_new_tokens < 1:
-            refuse(RecipeError(f"max_new_tokens: {max_new_tokens} is too few"))
+        if max_new_tokens is not None:
+            refuse(*Generation(max_new_tokens=max_new_tokens).problems())
     if wrong:
         return []
     with collecting() as wrong:

@@ -189,7 +189,7 @@ def _views(
 
 def _experts(held: tuple[str, ...], view: Stacked, shape: Shape) -> tuple[tuple[str, Ranges], ...]:
     """The rows of each expert's tensors in one that holds all experts; all of `held` of the first expert come first."""
-    height = shape_of(view, {view.of.name: shape})[0] // (shape[0] * len(held))
+    height = shape_of(view, {view.name: shape})[0] // (shape[0] * len(held))
     names = [name.replace("{e}", str(expert)) for expert in range(shape[0]) for name in held]
     return tuple((name, ((place * height, (place + 1) * height),)) for place, name in enumerate(names))
 

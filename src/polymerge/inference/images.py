@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError
 
 __all__ = [
@@ -85,11 +85,7 @@ def encode_png(image: ImageSource) -> bytes:
 def write_png(data: bytes, folder: Path) -> Path:
     """Write a PNG file named after a hash of its content, and return its path."""
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.png"
-    if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(path)
-    return path
+    return path if path.exists() else write_file(path, data)
 
 
 class SquareImages:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from polymerge.checkpoints.paths import given_path
-from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse, refuse_if_any
+from polymerge.durable import make_folder
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
 from polymerge.inference.json_lines import json_lines, json_list
@@ -112,7 +113,6 @@ def read_prompts(
     images = None if image_folder is None else given_path(image_folder)
     if images is not None and not images.is_dir():
         raise RecipeError(f"image_folder: there is no folder '{images}'")
-    placed: Placed
     if is_dataset(source):
         _refuse_others(source, "a dataset", told, ("split", "fields", "image_folder"))
         rows = open_dataset(source, split)
@@ -129,7 +129,7 @@ def read_prompts(
             "folder of images or a dataset."
         )
     with collecting(needed=True) as problems:
-        placed = read()
+        placed: Placed = read()
         _refuse_clashes(placed)
         if not placed and not problems:
             raise RecipeError(f"{source}: an empty list: there is no prompt in it")
@@ -172,14 +172,9 @@ def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> li
         data = _opened(encode_png, image, prompt, broken)
         return "" if data is None else str(write_png(data, target))
 
-    try:
-        if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
-            target.mkdir(parents=True, exist_ok=True)
-        written = [
-            replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts
-        ]
-    except OSError as error:
-        raise OutputError(f"{target}: images cannot be written: {error.strerror or error}") from None
+    if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
+        make_folder(target)
+    written = [replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts]
     refuse(*broken)
     return written
 

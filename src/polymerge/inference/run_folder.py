@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.identity import content_digest
+from polymerge.durable import UNFINISHED, flush, make_folder, sync, write_file, writing
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse
 from polymerge.inference.images import StoredImage, encode_png
 from polymerge.inference.json_lines import json_lines
@@ -34,6 +35,8 @@ __all__ = [
 SETTINGS = "run.json"
 _CANDIDATES = "candidates"
 _TOLD = 6
+_TAIL = 1 << 20
+"""Bytes at the end of a file in which all lies that was not on the disk yet: far more than is appended at once."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +60,17 @@ class Run:
 
     def part(self, name: str) -> Path:
         """The folder of a candidate or task, created if it does not exist."""
-        folder = self.folder / self.parts / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return make_folder(self.folder / self.parts / name)
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
-        """Write a file of the run atomically."""
-        path = self.folder / name
-        beside = path.with_name(f".{name}.new")
-        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(path)
-        return path
+        """Write a file of the run; raises OutputError if it cannot be written."""
+        return write_file(self.folder / name, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
     def keep_prompts(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
         """Save the prompts, and their images that are in memory; returns the prompts with paths only."""
         placed = tuple(materialise(prompts, self.folder / "images"))
         lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in placed]
-        (self.folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_file(self.folder / "prompts.jsonl", "".join(lines))
         return placed
 
 
@@ -89,7 +86,7 @@ class AnswerLog:
     def read(self) -> dict[int | str, str]:
         """The answers of all complete lines; empty if there is no file.
 
-        A last line without a line feed is dropped: writing it was interrupted.
+        Lines that a kill or a power cut broke off are dropped.
 
         raises RecipeError, or Refused for several: a broken line, an id with two answers.
         """
@@ -102,7 +99,7 @@ class AnswerLog:
         answers: dict[int | str, str] = {}
         first: dict[int | str, int] = {}
         with collecting():
-            for number, value in json_lines(data[: data.rfind(b"\n") + 1], str(self.path)):
+            for number, value in json_lines(data[: _end_of_whole_lines(data)], str(self.path)):
                 with collecting() as wrong:
                     name, answer = _pair(value, f"{self.path}: line {number}")
                 if wrong:
@@ -118,35 +115,38 @@ class AnswerLog:
         return answers
 
     def append(self, pairs: Iterable[tuple[int | str, str]]) -> None:
-        """Append answers in a single write and flush them to disk, after removing an incomplete last line.
+        """Append answers and flush them to the disk, after removing lines that were broken off.
 
         raises OutputError if the file cannot be written.
         """
         lines = [json.dumps({"id": name, "answer": answer}, ensure_ascii=False) + "\n" for name, answer in pairs]
         if not lines:
             return
-        data = "".join(lines).encode("utf-8")
-        try:
-            self._drop_torn_line()
-            with self.path.open("ab", buffering=0) as file:
-                written = file.write(data)
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
-        if written != len(data):
-            raise OutputError(f"{self.path}: {written} of {len(data)} bytes of answers were written: is the disk full?")
+        data = "".join(lines).encode("utf-8", "replace")  # half a surrogate pair says nothing
+        with writing(self.path):
+            new = not self.path.exists()
+            with self.path.open("x+b" if new else "r+b", buffering=0) as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+                tail = file.read()
+                if _end_of_whole_lines(tail) != len(tail):
+                    file.seek(0)
+                    file.truncate(_end_of_whole_lines(file.read()))
+                    file.seek(0, os.SEEK_END)
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+                flush(file.fileno())
+            if new:
+                sync(self.path.parent)
 
-    def _drop_torn_line(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end == 0:
-                return
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+
+def _end_of_whole_lines(data: bytes) -> int:
+    """Where the whole lines of a file end.
+
+    The last ones can lack their end, or be zeros where a power cut came before the disk had them: no line holds a zero.
+    """
+    zero = data.find(b"\0", max(0, len(data) - _TAIL))
+    return data.rfind(b"\n", 0, len(data) if zero < 0 else zero) + 1
 
 
 def _pair(value: object, where: str) -> tuple[int | str, str]:
@@ -203,7 +203,7 @@ def open_run(
     """
     asked = json.loads(json.dumps(settings))
     path = folder / SETTINGS
-    if folder.exists() and not path.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not path.is_file() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise OutputError(f"{folder}: exists and is not the folder of {what}. Name another one")
     if path.is_file():
         try:
@@ -213,8 +213,7 @@ def open_run(
                 if not force:
                     raise
                 _drop(folder, parts, outcome)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, parts)
+    run = Run(make_folder(folder), parts)
     run.write_json(SETTINGS, asked)
     return run
 
@@ -251,10 +250,18 @@ def alone_in(run: Run) -> Iterator[None]:
 
 def _drop(folder: Path, parts: str, outcome: Sequence[str]) -> None:
     """Remove the files of a run, and nothing else in its folder."""
-    shutil.rmtree(folder / parts, ignore_errors=True)
-    shutil.rmtree(folder / "images", ignore_errors=True)
-    for name in ("prompts.jsonl", *outcome):
-        (folder / name).unlink(missing_ok=True)
+    with writing(folder):
+        for name in (parts, "images"):
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+        for name in ("prompts.jsonl", *outcome):
+            (folder / name).unlink(missing_ok=True)
+        sync(folder)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is anything but what a run leaves that was killed before it had its settings."""
+    return not path.name.endswith(UNFINISHED)
 
 
 def _refuse_others(folder: Path, asked: Mapping[str, Any], what: str) -> None:

@@ -20,9 +20,9 @@ from polymerge.checkpoints.adapter_config import read_lora_config
 from polymerge.checkpoints.bounds import INDEX_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG, is_plain
 from polymerge.checkpoints.json_objects import checked, parse_json
-from polymerge.dtypes import BITS, MERGEABLE
+from polymerge.dtypes import BITS, FP8, MERGEABLE
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
-from polymerge.families.expressions import Expr, LowRank, Stacked, expr_from_json
+from polymerge.families.expressions import Expr, LowRank, Scaled, Stacked, expr_from_json
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting, written_setting
 from polymerge.recipe.parsing import parse_recipe
@@ -90,20 +90,9 @@ def _setting(data: Mapping[str, Any], where: str) -> Setting:
 
 def _step(data: Mapping[str, Any], where: str) -> Step:
     held = checked(data.get("pieces"), list[dict[str, Any]], f"{where}.pieces", error=RecipeError, then=_AGAIN)
-    pieces = tuple(
-        _made(
-            Piece,
-            one,
-            f"{where}.pieces[{place}]",
-            reads=tuple(
-                map(expr_from_json, checked(one.get("reads"), list[Any], where, error=RecipeError, then=_AGAIN))
-            ),
-            base=None if one.get("base") is None else expr_from_json(one["base"]),
-        )
-        for place, one in enumerate(held)
-    )
+    pieces = tuple(_piece(one, f"{where}.pieces[{place}]") for place, one in enumerate(held))
     view = None if data.get("view") is None else expr_from_json(data["view"])
-    if view is not None and not isinstance(view, Stacked):
+    if view is not None and not isinstance(view, Stacked | Scaled):
         raise RecipeError(f"{where} has the view {data['view']!r}, which is not a view. {_AGAIN}")
     lora = None if data.get("lora") is None else _made(Lora, data["lora"], f"{where}.lora")
     return _made(Step, data, where, pieces=pieces, view=view, lora=lora)
@@ -176,7 +165,8 @@ def _faults_of(plan: Plan, step: Step, names: Mapping[str, int]) -> Iterator[str
         if not (sound and step.view is None and len(step.pieces) == 1 and step.lora.scaling == step.lora.scaling):
             yield "is no module of an adapter"
             return
-    if step.view is not None and (step.view.of.name != step.name or len(step.shape) != 3):
+    of = step.view.of.name if isinstance(step.view, Scaled) else step.view.name if step.view else step.name
+    if of != step.name or (isinstance(step.view, Stacked) and len(step.shape) != 3):
         yield "its view is of another tensor"
         return
     merges = any(piece.setting is not None for piece in step.pieces)
@@ -184,7 +174,8 @@ def _faults_of(plan: Plan, step: Step, names: Mapping[str, int]) -> Iterator[str
         yield f"is not {step.fate} by these pieces"
     if step.fate == "tied" and (step.same_as not in names or step.same_as == step.name):
         yield f"is tied to '{step.same_as}', which is not there"
-    if merges and not {step.dtype, step.source_dtype} <= {*MERGEABLE}:
+    computed = merges or step.fate == "dequantized"
+    if computed and (step.dtype not in MERGEABLE or step.source_dtype not in (*MERGEABLE, *FP8)):
         yield f"cannot be merged as {step.dtype}"
     for piece in step.pieces:
         yield from _faults_in(plan, step, piece)
@@ -202,7 +193,7 @@ def _copies(step: Step) -> bool:
 
 def _rows(step: Step) -> int:
     """The number of rows that pieces refer to; a tensor without dimensions has one."""
-    if step.view is not None:
+    if isinstance(step.view, Stacked):
         return step.shape[0] * step.shape[2 if step.view.transposed else 1]
     return step.shape[0] if step.shape else 1
 

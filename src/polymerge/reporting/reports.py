@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from polymerge.charts import need_charts
 from polymerge.checkpoints.paths import given_path
+from polymerge.durable import write_file
 from polymerge.errors import OutputError, RecipeError, collecting, refuse
 from polymerge.reporting.advice import advise
 from polymerge.reporting.knockout_section import ablation_section, knockout_section
@@ -88,7 +89,8 @@ def report(
     """
     need_charts()
     page = given_path(out)
-    beside = given_path(json_file) if json_file is not None else page.with_suffix(".json")
+    named = page if page.name else page / "report"
+    beside = given_path(json_file) if json_file is not None else named.with_suffix(".json")
     data: dict[str, Any] = {}
     with collecting():
         several = [sources] if isinstance(sources, str) or not isinstance(sources, Sequence) else sources
@@ -102,7 +104,7 @@ def report(
     data = _fitted(data)
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     for file, content in ((beside, text + "\n"), (page, make_page(data))):
-        _write(file, content)
+        write_file(file, content)
     return Report(page, beside, data)
 
 
@@ -218,14 +220,3 @@ def _check_free(file: Path) -> None:
         start = stream.read(2000).decode("utf-8", "replace")
     if GENERATOR not in start and f'"format": "{FORMAT}"' not in start:
         refuse(OutputError(f"{file}: exists and is no report. Name another file, or remove it"))
-
-
-def _write(file: Path, content: str) -> None:
-    """Write a file atomically."""
-    beside = file.with_name(f".{file.name}.new")
-    try:
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(f"{file}: cannot be written: {error.strerror}") from None
