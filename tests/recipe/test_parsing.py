@@ -257,7 +257,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
     assert "invalid YAML" in refused_file(tmp_path / "recipe.yaml")
-    assert "cannot be read: it is a folder, no regular file" in refused_file(tmp_path)
+    assert "cannot be read: Is a directory" in refused_file(tmp_path)
 
 
 def test_a_missing_file_is_refused_with_what_lies_beside_it(tmp_path: Path) -> None:

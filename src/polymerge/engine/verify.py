@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from math import prod
@@ -13,8 +12,11 @@ import numpy as np
 
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import is_adapter
+from polymerge.checkpoints.bounds import RECORDS_BYTES
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
 from polymerge.checkpoints.paths import given_path
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
@@ -99,8 +101,8 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
     if not record.is_file():
         return Finding("parameters", None, f"{count}; no polymerge.json to say how many the template has")
     try:
-        expected = json.loads(record.read_text(encoding="utf-8"))["output"]["parameters"]
-    except (ValueError, KeyError, TypeError) as error:
+        expected = read_json(record, dict[str, Any], most=RECORDS_BYTES)["output"]["parameters"]
+    except (PolymergeError, KeyError, TypeError) as error:
         return Finding("parameters", False, f"{record.name} cannot be read: {type(error).__name__}: {error}")
     if count != expected:
         return Finding("parameters", False, f"{count}, the template has {expected}")
@@ -208,16 +210,16 @@ def _dtypes(checkpoint: Checkpoint, model: Any) -> Finding:
 def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
     """Tensors that the template's own config rounds as well, according to polymerge.json; None without it."""
     try:
-        record = json.loads((checkpoint.folder / "polymerge.json").read_text(encoding="utf-8"))
+        record = read_json(checkpoint.folder / "polymerge.json", dict[str, Any], most=RECORDS_BYTES)
         names = record["output"]["rounded_by_template"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (PolymergeError, KeyError, TypeError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _without_class(config: Mapping[str, Any]) -> str:
     """A note if transformers lacks the class that a config names; empty otherwise."""
-    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    named = class_names(config)
     return f"transformers has no class {named[0]}" if named and named_class(config) is None else ""
 
 

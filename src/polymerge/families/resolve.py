@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from polymerge.checkpoints.bounds import EXPERTS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Expr, Ranges, Read, Shape, Stacked, names_read, rows_of, shape_of
 from polymerge.families.rules import Family
@@ -60,7 +61,7 @@ class Stack:
 
         parts   number of matrices of equal height in each expert's
         """
-        if len(shape) != 3 or 0 in shape or self.experts not in (None, shape[0]):
+        if len(shape) != 3 or 0 in shape or shape[0] > EXPERTS or self.experts not in (None, shape[0]):
             return frozenset()
         found = {False: shape[1:], True: shape[:0:-1]}
         return frozenset(

@@ -6,8 +6,9 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from polymerge.checkpoints.bounds import open_regular
 from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError
 
@@ -61,7 +62,7 @@ def open_image(image: ImageSource) -> Any:
     raises PIL's errors if it is missing or broken, MissingExtraError without PIL.
     """
     pillow, ops = _pillow()
-    with pillow.open(_file(image)) as opened:
+    with _file(image) as file, pillow.open(file) as opened:
         turned = ops.exif_transpose(opened)
         if turned.mode == "P" and "transparency" in turned.info:
             turned = turned.convert("RGBA")  # PIL warns about the direct way
@@ -71,7 +72,7 @@ def open_image(image: ImageSource) -> Any:
 def verify_image(image: ImageSource) -> None:
     """Read the image's header and any checksums, without decoding it; raises as `open_image` does."""
     pillow, _ = _pillow()
-    with pillow.open(_file(image)) as opened:
+    with _file(image) as file, pillow.open(file) as opened:
         opened.verify()
 
 
@@ -122,8 +123,8 @@ def padded(image: Any, colour: tuple[int, ...]) -> Any:
     return made
 
 
-def _file(image: ImageSource) -> Any:
-    return io.BytesIO(image.read()) if isinstance(image, StoredImage) else image
+def _file(image: ImageSource) -> BinaryIO:
+    return io.BytesIO(image.read()) if isinstance(image, StoredImage) else open_regular(Path(image))
 
 
 def _pillow() -> tuple[Any, Any]:

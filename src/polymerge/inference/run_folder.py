@@ -10,13 +10,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from polymerge.checkpoints.bounds import IMAGE_BYTES, RECORDS_BYTES, lines_of, open_regular, read_bounded
 from polymerge.checkpoints.identity import content_digest
+from polymerge.checkpoints.json_objects import parse_json
 from polymerge.durable import UNFINISHED, flush, make_folder, sync, write_file, writing
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse
-from polymerge.inference.images import StoredImage, encode_png
+from polymerge.inference.images import ImageSource, StoredImage, encode_png
 from polymerge.inference.json_lines import json_lines
 from polymerge.inference.prompts import Prompt, materialise
 from polymerge.planning import Plan
@@ -37,6 +40,7 @@ _CANDIDATES = "candidates"
 _TOLD = 6
 _TAIL = 1 << 20
 """Bytes at the end of a file in which all lies that was not on the disk yet: far more than is appended at once."""
+_ANEW = "Begin the run anew with `force`."
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,18 @@ class AnswerLog:
         raises RecipeError, or Refused for several: a broken line, an id with two answers.
         """
         try:
-            data = self.path.read_bytes()
+            with open_regular(self.path) as stream:
+                return self._answers(_whole_lines(stream))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise OutputError(f"{self.path}: the answers cannot be read: {error.strerror or error}") from None
+
+    def _answers(self, lines: Iterable[bytes]) -> dict[int | str, str]:
         answers: dict[int | str, str] = {}
         first: dict[int | str, int] = {}
         with collecting():
-            for number, value in json_lines(data[: _end_of_whole_lines(data)], str(self.path)):
+            for number, value in json_lines(lines, str(self.path)):
                 with collecting() as wrong:
                     name, answer = _pair(value, f"{self.path}: line {number}")
                 if wrong:
@@ -126,12 +133,7 @@ class AnswerLog:
         with writing(self.path):
             new = not self.path.exists()
             with self.path.open("x+b" if new else "r+b", buffering=0) as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-                tail = file.read()
-                if _end_of_whole_lines(tail) != len(tail):
-                    file.seek(0)
-                    file.truncate(_end_of_whole_lines(file.read()))
-                    file.seek(0, os.SEEK_END)
+                file.truncate(file.seek(_end_of_whole_lines(file)))
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]
@@ -140,13 +142,30 @@ class AnswerLog:
                 sync(self.path.parent)
 
 
-def _end_of_whole_lines(data: bytes) -> int:
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file but for what was broken off at its end."""
+    left = _end_of_whole_lines(stream)
+    stream.seek(0)
+    for line in lines_of(stream):
+        left -= len(line)
+        if left < 0:
+            return
+        yield line
+
+
+def _end_of_whole_lines(stream: BinaryIO | RawIOBase) -> int:
     """Where the whole lines of a file end.
 
     The last ones can lack their end, or be zeros where a power cut came before the disk had them: no line holds a zero.
     """
-    zero = data.find(b"\0", max(0, len(data) - _TAIL))
-    return data.rfind(b"\n", 0, len(data) if zero < 0 else zero) + 1
+    size = stream.seek(0, os.SEEK_END)
+    for start in (max(0, size - _TAIL), 0):
+        stream.seek(start)
+        tail = stream.read() or b""
+        zero = tail.find(b"\0", max(0, len(tail) - _TAIL))
+        if end := tail.rfind(b"\n", 0, len(tail) if zero < 0 else zero) + 1:
+            return start + end
+    return 0
 
 
 def _pair(value: object, where: str) -> tuple[int | str, str]:
@@ -165,10 +184,13 @@ def identity_of_prompts(prompts: Sequence[Prompt]) -> str:
     """sha256 of prompts and their images, without the correct answers."""
     told = hashlib.sha256()
     for prompt in prompts:
-        files = (encode_png(one) if isinstance(one, StoredImage) else Path(one).read_bytes() for one in prompt.images)
-        images = [hashlib.sha256(file).hexdigest() for file in files]
+        images = [hashlib.sha256(_bytes_of(image)).hexdigest() for image in prompt.images]
         told.update(json.dumps([prompt.id, prompt.text, images]).encode())
     return told.hexdigest()
+
+
+def _bytes_of(image: ImageSource) -> bytes:
+    return encode_png(image) if isinstance(image, StoredImage) else read_bounded(Path(image), IMAGE_BYTES)
 
 
 def identity_of_inputs(plan: Plan) -> list[dict[str, str]]:
@@ -224,11 +246,11 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        had = json.loads(path.read_text(encoding="utf-8"))
+        had = parse_json(read_bounded(path, RECORDS_BYTES), str(path), object, error=OutputError, then=_ANEW)
         if not isinstance(had, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read: {error}. Begin the run anew with `force`") from None
+        raise OutputError(f"{path}: cannot be read: {error}. {_ANEW}") from None
     return had
 
 

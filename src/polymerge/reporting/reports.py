@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from polymerge.charts import need_charts
+from polymerge.checkpoints.bounds import open_regular
 from polymerge.checkpoints.paths import given_path
 from polymerge.durable import write_file
 from polymerge.errors import OutputError, RecipeError, collecting, refuse
@@ -216,7 +217,11 @@ def _check_free(file: Path) -> None:
     if file.is_dir():
         refuse(OutputError(f"{file}: is a folder. Name a file, such as {file / 'report.html'}"))
         return
-    with file.open("rb") as stream:
-        start = stream.read(2000).decode("utf-8", "replace")
+    try:
+        with open_regular(file) as stream:
+            start = stream.read(2000).decode("utf-8", "replace")
+    except OSError as error:
+        refuse(OutputError(f"{file}: exists and cannot be read: {error.strerror}. Name another file, or remove it"))
+        return
     if GENERATOR not in start and f'"format": "{FORMAT}"' not in start:
         refuse(OutputError(f"{file}: exists and is no report. Name another file, or remove it"))
