@@ -19,7 +19,18 @@ from typing import Final
 
 from polymerge.errors import OutputError
 
-__all__ = ["UNFINISHED", "exchange", "flush", "reason_of", "rename_new", "sync", "sync_tree", "write_file", "writing"]
+__all__ = [
+    "UNFINISHED",
+    "exchange",
+    "flush",
+    "make_folder",
+    "reason_of",
+    "rename_new",
+    "sync",
+    "sync_tree",
+    "write_file",
+    "writing",
+]
 
 UNFINISHED: Final = ".polymerge-new"
 """Ending of a file's name while it is written; a killed process can leave one behind."""
@@ -85,6 +96,19 @@ def write_file(path: Path, content: str | bytes) -> Path:
                 fresh.unlink()
             raise
         sync(path.parent)
+    return path
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder, and those above it, such that they survive a power cut; return its path.
+
+    raises OutputError if the system refuses it.
+    """
+    with writing(path):
+        if not path.is_dir():
+            make_folder(path.parent)
+            path.mkdir(exist_ok=True)
+            sync(path.parent)
     return path
 
 

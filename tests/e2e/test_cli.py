@@ -221,7 +221,7 @@ def test_merge_reports_on_standard_output_and_notes_on_standard_error(
     ran = cli("merge", asked, "-o", tmp_path / "json", "--no-verify", "--json")
     report = json.loads(ran.out)
     assert report["out"] == str(tmp_path / "json")
-    assert report["tensors"] == {"merged": 5, "copied": 0, "folded": 0, "tied": 0}
+    assert report["tensors"] == {"merged": 5, "copied": 0, "folded": 0, "dequantized": 0, "tied": 0}
     assert report["plan_hash"] == json.loads((tmp_path / "json/polymerge.json").read_text())["plan_hash"]
 
 

@@ -212,7 +212,7 @@ def test_an_8b_model_is_planned_from_its_headers(tmp_path: Path) -> None:
         "models": [{"model": str(model), "parameters": {"weight": 0.5}} for model in (template, others[0])],
     }  # fmt: skip
     plan = polymerge.plan(recipe)
-    assert plan.counts() == {"merged": 289, "copied": 8, "folded": 0, "tied": 0}
+    assert plan.counts() == {"merged": 289, "copied": 8, "folded": 0, "dequantized": 0, "tied": 0}
     assert 16e9 < plan.size < 17e9
     assert {entry.size for entry in plan.inputs} > {16_060_522_496 + 4 * 2048}
     assert len([warning for warning in plan.warnings if "vocabularies differ" in warning]) == 1

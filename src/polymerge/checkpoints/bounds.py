@@ -22,6 +22,7 @@ __all__ = [
     "EXPERTS",
     "HEADER_BYTES",
     "HEADS",
+    "IMAGE_BYTES",
     "INDEX_BYTES",
     "JSON_VALUES",
     "LINE_BYTES",
@@ -62,6 +63,8 @@ RECORDS_BYTES: Final = 4 * 2**30
 """Of questions, answers, predictions and results that are read as a whole; some carry their images."""
 LINE_BYTES: Final = 256 * 2**20
 """Of one line of prompts or answers: one record, perhaps with its images."""
+IMAGE_BYTES: Final = 512 * 2**20
+"""Of an image file."""
 SHEET_BYTES: Final = 2**30
 """Of the XML in an .xlsx file, unpacked."""
 
@@ -92,7 +95,6 @@ PROBLEMS: Final = 100
 
 _WAIT_FOR_NOBODY: Final = getattr(os, "O_NONBLOCK", 0)  # opening a named pipe would wait for its writer
 _KINDS: Final = (
-    (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -107,7 +109,7 @@ def open_regular(file: Path, most: int | None = None) -> BufferedReader:
 
     Raises OSError if it cannot be opened, is no regular file, or is longer.
     """
-    stream = open(file, "rb", opener=open_descriptor)  # noqa: SIM115
+    stream = os.fdopen(open_descriptor(file), "rb")
     size = os.fstat(stream.fileno()).st_size
     if most is not None and size > most:
         stream.close()
@@ -124,6 +126,8 @@ def open_descriptor(file: str | os.PathLike[str], flags: int = os.O_RDONLY) -> i
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         kind = next((name for is_one, name in _KINDS if is_one(mode)), "something else")
         raise OSError(errno.EINVAL, f"it is {kind}, no regular file")
     return descriptor

@@ -29,7 +29,8 @@ import msgspec
 from polymerge.checkpoints.bounds import CONFIG_BYTES, HEADER_BYTES, read_bounded
 from polymerge.checkpoints.discovery import is_plain, of_training
 from polymerge.checkpoints.safetensors import LENGTH_BYTES, Head
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+from polymerge.durable import make_folder, write_file
+from polymerge.errors import CheckpointError, OutputError, PolymergeError, RecipeError
 
 __all__ = [
     "LastingError",
@@ -185,17 +186,15 @@ def _asked(remote: Remote, start: int, stop: int, size: int) -> bytes:
 
 def _write(file: Path, data: bytes) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}.{os.getpid()}")
-        fresh.write_bytes(data)
-        fresh.replace(file)
-    except OSError as error:
-        raise no_room(file, error) from None
+        make_folder(file.parent)
+        write_file(file, data)
+    except OutputError as error:
+        raise no_room(error) from error
 
 
-def no_room(file: Path, error: OSError) -> CheckpointError:
+def no_room(error: OutputError) -> CheckpointError:
     """The error for a user's cache folder that cannot be written."""
-    return CheckpointError(f"{file}: cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can")
+    return CheckpointError(f"{error}: XDG_CACHE_HOME names where caches are")
 
 
 def _matters(name: str) -> bool:

@@ -11,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
+from polymerge.checkpoints.bounds import CONFIG_BYTES, open_regular, read_bounded
 from polymerge.checkpoints.hub import remote_of
 from polymerge.checkpoints.hub_api import own_cache
-from polymerge.errors import CheckpointError
+from polymerge.durable import make_folder, write_file
+from polymerge.errors import CheckpointError, OutputError
 
 __all__ = ["Stamp", "Stamps", "changed_since", "content_digest", "file_digest", "sha256_of", "stamp_of", "stamps_of"]
 
@@ -53,7 +55,7 @@ def file_digest(path: Path) -> str:
     note = own_cache("sha256") / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
     now, stamp = time.time_ns(), stamp_of(real)
     with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(note.read_text(encoding="utf-8"))
+        kept = json.loads(read_bounded(note, CONFIG_BYTES))
         if stamp is not None and kept["seen"] == list(stamp):
             return str(kept["sha256"])
     try:
@@ -64,11 +66,9 @@ def file_digest(path: Path) -> str:
         raise changed
     if stamp is None or now - max(stamp.modified, stamp.changed) < _CLOCK:
         return digest
-    with suppress(OSError):  # a cache that cannot be written is slower, not wrong
-        note.parent.mkdir(parents=True, exist_ok=True)
-        fresh = note.with_name(f"{note.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({"path": str(real), "seen": stamp, "sha256": digest}), encoding="utf-8")
-        fresh.replace(note)
+    with suppress(OutputError):  # a cache that cannot be written is slower, not wrong
+        make_folder(note.parent)
+        write_file(note, json.dumps({"path": str(real), "seen": stamp, "sha256": digest}))
     return digest
 
 
@@ -112,7 +112,7 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
     return digest.hexdigest()
@@ -139,7 +139,7 @@ def content_digest(places: Iterable[Path]) -> str:
 
 def _sample(file: Path, digest: hashlib._Hash) -> None:
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         for number in range(_SAMPLES):
             stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
             digest.update(stream.read(_SAMPLE_BYTES))

@@ -80,7 +80,7 @@ def parse_json(
     type: type[T],  # noqa: A002
     *,
     unique_keys: bool = True,
-    halves: bool = False,
+    lenient: bool = False,
     error: type[PolymergeError] = CheckpointError,
     then: str = _AGAIN,
 ) -> T:
@@ -89,7 +89,8 @@ def parse_json(
     where        the beginning of every message: the file, or the file and the line
     unique_keys  refuse a key that appears twice in one object: readers differ on which of the two they use, so that one
                  file would mean different things to different programs
-    halves       accept halves of surrogate pairs, which cannot be written
+    lenient      accept what cannot be written or computed with: halves of surrogate pairs, numbers as long as Python
+                 reads them
     error, then  the class of the exception, and the next step that ends its message
 
     Raises `error` if `text` is not UTF-8, not JSON, more or deeper than a file of that kind is (`bounds`), or not of
@@ -100,10 +101,11 @@ def parse_json(
             text = text.decode()
         if sum(map(text.count, ",:[{")) > JSON_VALUES:
             raise ValueError(f"it holds more than {JSON_VALUES} values")
-        value = json.loads(text, object_pairs_hook=_without_duplicates if unique_keys else None, parse_int=_whole)
+        pairs, whole = _without_duplicates if unique_keys else None, None if lenient else _whole
+        value = json.loads(text, object_pairs_hook=pairs, parse_int=whole)
         if text.count("[") + text.count("{") > NESTING and _deeper(value):
             raise RecursionError
-        if not halves and _SURROGATE.search(text):
+        if not lenient and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as wrong:
         raise error(f"{where}: {_not_utf8(wrong)}. {then}") from None

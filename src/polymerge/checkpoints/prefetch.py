@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from polymerge.checkpoints.bounds import open_regular
 from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.hub_api import LastingError, Remote, head_of, hub_cache, hub_disk, hub_errors, listing
 from polymerge.checkpoints.identity import Stamp, sha256_of, stamp_of
@@ -207,7 +208,7 @@ def _download(
         wrong = f"it has the sha256 {sha256}, listed is {listed.sha256}"
     if not wrong and file.suffix == ".safetensors":
         text = head_of(file, remote).text
-        with found.open("rb") as stream:
+        with open_regular(found) as stream:
             wrong = "" if stream.read(len(text)) == text else "it has another header than was planned with"
     if wrong:
         for place in (found.resolve(), found):

@@ -30,7 +30,8 @@ from polymerge.cli.shared_options import (
     run_folder,
 )
 from polymerge.cli.streams import show
-from polymerge.errors import OutputError, RecipeError, Refused, collecting, refuse
+from polymerge.durable import write_file
+from polymerge.errors import RecipeError, Refused, collecting, refuse
 
 __all__ = ["ablate", "knockout", "overlap"]
 
@@ -109,10 +110,7 @@ def overlap(
         if json_file == "-":
             show(text, end="")
             return
-        try:
-            Path(json_file).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json {json_file}: cannot be written: {error.strerror}") from None
+        write_file(Path(json_file), text)
     show(describe_overlap(found, by_conflict=sort == "conflict"))
 
 

@@ -49,8 +49,11 @@ class FlagCommand(click.Command):
 
 
 _OF_RECIPES = frozenset(
-    ("template", "others", "with", "base", "method", "weight", "parameters", "parameter", "parts", "exclude", "ignore")
-)
+    (
+        "template", "others", "with", "base", "method", "weight", "parameters", "parameter", "parts", "exclude",
+        "ignore", "overflow",
+    )
+)  # fmt: skip
 
 
 def _with_flags(error: PolymergeError, flags: Mapping[str, str]) -> PolymergeError:

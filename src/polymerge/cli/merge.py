@@ -28,7 +28,8 @@ __all__ = ["fold", "merge", "plan", "verify"]
 
 
 _COLOURS = {
-    "note": "yellow", "merged": "green", "folded": "magenta", "copied": "blue", "tied": "cyan", "left out": "red",
+    "note": "yellow", "merged": "green", "folded": "magenta", "dequantized": "magenta", "copied": "blue",
+    "tied": "cyan", "left out": "red",
 }  # fmt: skip
 
 

@@ -76,6 +76,10 @@ _IN_RECIPE = {
         "--exclude", metavar="GLOB", multiple=True, help="Keep the template's tensors by canonical name; repeatable."
     ),
     "ignore": IGNORE,
+    "overflow": option(
+        "--overflow", metavar="GLOB", multiple=True,
+        help="Let numbers of tensors become infinite by canonical name; repeatable.",
+    ),
     "vocab": option(
         "--vocab", metavar="HOW", help="Treat differing vocabularies by template, overlap (shared rows) or by-token."
     ),
@@ -218,6 +222,7 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         "parts": found["parts"].split(",") if found["parts"] else None,
         "exclude": list(found["exclude"]),
         "ignore": list(found["ignore"] or ()),
+        "overflow": list(found["overflow"] or ()),
         "vocab": found["vocab"],
         "dtype": found["dtype"],
         "seed": found["seed"],

@@ -23,7 +23,8 @@ from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
-from polymerge.engine.opening import beside_output, beside_template, files_read, opened, refuse_changes
+from polymerge.engine.opening import beside_output, beside_template, files_read, opened_inputs, refuse_changes
+from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
@@ -115,7 +116,7 @@ def merge(
         plan = replace(plan, layout=layout)
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
-    inputs = [opened(recorded) for recorded in plan.inputs]
+    inputs = opened_inputs(plan)
     beside = beside_output(plan, inputs[plan.template])
     stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
@@ -142,7 +143,7 @@ def merge(
         prefetch.finish()
         norms = update_norms(modules, plan.settings)
         deltas = {} if plan.of_adapters else delta_norms(plan, entries)
-        warnings = norms.warnings
+        warnings = (*norms.warnings, *running.overflow.warnings())
         for recorded, checkpoint in zip(plan.inputs, inputs, strict=True):
             if checkpoint.adapter is not None and (zero := zero_update(recorded.label, checkpoint.adapter)):
                 warnings += (zero,)
@@ -151,6 +152,7 @@ def merge(
         written = {
             "files": writer.finish(folder, beside),
             **writer.counted(),
+            **({"overflow": dict(running.overflow.allowed)} if running.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
         }
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
@@ -159,7 +161,8 @@ def merge(
         (folder / RECORD).write_text(record, encoding="utf-8")
         card = model_card(plan, target.resolve().name, inputs[plan.template].config, norms.lost)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
+        checked = checked_while_written(plan)
+        verification = verify(folder, trust_remote_code=trust_remote_code, checked=checked) if check else None
         if verification is not None and not verification.passed:
             failed = "; ".join(f"{one.check}: {one.detail}" for one in verification.findings if one.passed is False)
             raise OutputError(f"{target}: the merged output did not pass its check and was removed: {failed}")

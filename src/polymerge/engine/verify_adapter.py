@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from polymerge.errors import PolymergeError
 __all__ = ["verify_adapter"]
 
 
-def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
+def verify_adapter(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    checked: Collection[str] = (),
+) -> Verification:
     """Check an adapter folder: its tensors fit its config and are finite, and PEFT finds a module for each.
 
     The base is built on the meta device from its config alone; its weights are not read and need not be there.
@@ -27,6 +33,7 @@ def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_
     base               a folder, or a hub id whose config is in the cache; by default the one that the adapter's config
                        names
     trust_remote_code  run Python files from the base's folder if its model needs them
+    checked            names of tensors whose values are known to be finite, and are not read
 
     raises PolymergeError if it cannot be opened.
     """
@@ -39,7 +46,7 @@ def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_
         (
             Finding("files", True, held),
             _names(adapter),
-            finite(adapter.entries),
+            finite(adapter.entries, path, checked),
             _config(path),
             _base(adapter, base, trust_remote_code),
         ),

@@ -15,6 +15,7 @@ from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter, paired, token_rows
 from polymerge.checkpoints.adapter_config import read_lora_config
 from polymerge.checkpoints.beside import copy_files
+from polymerge.checkpoints.bounds import CONFIG_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG
 from polymerge.checkpoints.names import sort_names
 from polymerge.checkpoints.tensor_info import Contents
@@ -242,7 +243,7 @@ def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
 
 def _write_config(plan: Plan, template: Checkpoint, stored: Stored, file: Path) -> None:
     """Write the config.json of the output into a copy of the template's, changing no more than necessary."""
-    before, config = file.read_bytes() if file.exists() else b"", _config(plan, template)
+    before, config = read_bounded(file, CONFIG_BYTES) if file.exists() else b"", _config(plan, template)
     text = before.decode("utf-8")
     if template.brought or config != template.config:
         text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"

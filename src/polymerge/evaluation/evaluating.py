@@ -14,6 +14,7 @@ import msgspec
 
 from polymerge.checkpoints.hub import one_commit
 from polymerge.checkpoints.paths import given_path
+from polymerge.durable import write_file
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.asking import AskedTask, Failures, QuestionFile, ask, read_tasks
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
@@ -148,7 +149,7 @@ def _write_errors(run: Run, tasks: Sequence[AskedTask], failures: Failures) -> N
         if one.id in failures[task.name]
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (run.folder / ERRORS).write_text(text, encoding="utf-8")
+    write_file(run.folder / ERRORS, text)
 
 
 def _result(run: Run, task: AskedTask, model: str, failed: Mapping[int | str, str]) -> TaskResult:
@@ -165,5 +166,5 @@ def _result(run: Run, task: AskedTask, model: str, failed: Mapping[int | str, st
         for one in task.questions
     ]
     file = run.part(task.name) / "predictions.jsonl"
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return task_result(task.score(file), task.group, len(failed), task.settings(), run.folder)

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from polymerge.checkpoints.bounds import lines_of, open_regular
 from polymerge.checkpoints.paths import given_path
-from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse, refuse_if_any
+from polymerge.durable import make_folder
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
 from polymerge.inference.json_lines import json_lines, json_list
@@ -20,6 +22,7 @@ from polymerge.inference.prompt_records import Names, Prompt, names_from, prompt
 __all__ = ["Prompt", "PromptSource", "check_images", "draw_prompts", "materialise", "read_prompts", "sample"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_START_BYTES = 1 << 16  # of a file, in which its first value begins
 SHOWN = 50
 """Maximum number of problems that are listed; of further ones only the number is given."""
 
@@ -171,14 +174,9 @@ def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> li
         data = _opened(encode_png, image, prompt, broken)
         return "" if data is None else str(write_png(data, target))
 
-    try:
-        if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
-            target.mkdir(parents=True, exist_ok=True)
-        written = [
-            replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts
-        ]
-    except OSError as error:
-        raise OutputError(f"{target}: images cannot be written: {error.strerror or error}") from None
+    if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
+        make_folder(target)
+    written = [replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts]
     refuse(*broken)
     return written
 
@@ -222,15 +220,16 @@ def _records(path: Path) -> Iterator[tuple[str, int, object]]:
     from 0.
     """
     try:
-        data = path.read_bytes()
+        with open_regular(path) as stream:
+            if stream.read(_START_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                for number, record in enumerate(json_list(path)):
+                    yield f"{path}: [{number}]", number, record
+                return
+            stream.seek(0)
+            for line, value in json_lines(lines_of(stream), str(path)):
+                yield f"{path}: line {line}", line - 1, value
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        for number, record in enumerate(json_list(path)):
-            yield f"{path}: [{number}]", number, record
-        return
-    for line, value in json_lines(data, str(path)):
-        yield f"{path}: line {line}", line - 1, value
 
 
 def _image_folder(path: Path, question: str | None) -> Placed:

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse
 from polymerge.families import family_of, nearest
@@ -143,8 +144,8 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
         misfits.wide.add(model.label)
         refuse(
             RecipeError(
-                f"width: the text tower of '{model.label}' is {model.shape(_NORM)[0]} wide, that of template "
-                f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of equal width can be "
+                f"width: the text tower of '{model.label}' is {prod(model.shape(_NORM))} wide, that of template "
+                f"'{template.label}' {prod(template.shape(_NORM))} ({_NORM}). Only text towers of equal width can be "
                 "merged"
             )
         )
@@ -218,7 +219,7 @@ def unmatched(
     """An error for each glob of a recipe that matches no tensor, and for layers beyond the template's depth."""
     models = (template, *readers)
     every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
-    said = [("exclude", glob) for glob in recipe.exclude]
+    said = [(where, glob) for where in ("exclude", "overflow") for glob in getattr(recipe, where)]
     said += [("overrides", choice.match) for choice in choices if choice.match]
     for where, glob in said:
         if any(matches(name, glob) for name in every):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
 from numbers import Real
@@ -14,7 +14,7 @@ from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, show
 from polymerge.methods.table import ADAPTERS, METHODS, Method, Parameter
 from polymerge.methods.weights import cancel
 
-__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters"]
+__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters", "written_setting"]
 
 _SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
 MEANINGLESS: Final = frozenset({"int8_mask"})
@@ -30,6 +30,18 @@ class Setting:
 
     method: str
     parameters: Mapping[str, Any]
+    on_base: bool = field(default=False, compare=False)
+    """Whether the recipe has a base_model, for methods that then work on deltas."""
+
+    @property
+    def on_deltas(self) -> bool:
+        """Whether it merges deltas from the base rather than weights."""
+        return self.row.on == "deltas" or (self.row.takes_base and self.on_base)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows are compared one by one, so that blocks have to be whole rows."""
+        return self.row.by_row is not None and self.parameters.get(self.row.by_row[0]) is self.row.by_row[1]
 
     @property
     def row(self) -> Method:
@@ -47,7 +59,8 @@ class Setting:
     def divides_by_nothing(self) -> bool:
         """Whether its weights are to be normalised although their sum is about 0."""
         weights = self.parameters.get("weight", ())
-        return self.parameters.get("normalize") is True and bool(weights) and cancel(weights)
+        divides = any(self.parameters.get(name) is True for name in ("normalize", "normalize_weights"))
+        return divides and bool(weights) and cancel(weights)
 
     def of(self, places: Sequence[int]) -> Setting:
         """The setting restricted to some models, by index: per-model parameters keep only their values."""
@@ -57,6 +70,7 @@ class Setting:
                 name: tuple(value[place] for place in places) if isinstance(value, tuple) else value
                 for name, value in self.parameters.items()
             },
+            self.on_base,
         )
 
 
@@ -162,6 +176,7 @@ def resolve(
     more: Sequence[Parameter] = (),
     beside: Collection[str] = (),
     base: Collection[int] = (),
+    on_base: bool = False,
 ) -> Setting:
     """Resolve all parameters of a method from the recipe, with defaults for the others.
 
@@ -172,6 +187,7 @@ def resolve(
     beside     names of parameters that the recipe sets for another purpose
     base       indices of models that are base_model. For a method on deltas their weight is 0, whatever they set, since
                their delta is zero; slerp counts its t from them. Both are as in mergekit
+    on_base    whether the recipe has a base_model
     refuses    values that are missing, of the wrong kind, out of range, unknown to the method, or misplaced
     """
     row = METHODS[method]
@@ -181,7 +197,7 @@ def resolve(
     ]
     said = _Said(layers[0], layers[1:], models)
     parameters = (*row.parameters, *more)
-    no_delta = base if row.on == "deltas" else ()
+    no_delta = base if Setting(method, {}, on_base).on_deltas else ()
     values: dict[str, Any] = {}
     with collecting() as found:
         for parameter in parameters:
@@ -197,7 +213,9 @@ def resolve(
                 values[name] = _between(row, parameter, said, base)
             else:
                 values[name] = _value(row, parameter, said.of_all(name))
-    setting = Setting(method, values)
+    setting = Setting(method, values, on_base)
+    if row.not_offered is not None and row.not_offered[0].items() <= values.items():
+        refuse(RecipeError(f"{layers[-1][0]}: {method}: {row.not_offered[1]}"))
     read = all(given.get("weight") is not UNREAD for given in (said.recipe[1], *per_model))
     if setting.divides_by_nothing and read and not found:
         refuse(RecipeError(f"{layers[-1][0]}: {method}: the weights add up to about 0 and cannot be normalized. Set "
@@ -214,6 +232,29 @@ def resolve(
             )
     _refuse_unused(row, [layers[-1], *own], {*beside, *(parameter.name for parameter in more)})
     return setting
+
+
+def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> Setting:
+    """A setting from plain data, with lists for the tuples; refuses what `resolve` would not have made.
+
+    where  its place, for messages
+    """
+    if method not in METHODS or METHODS[method].copies:
+        raise RecipeError(f"{where}: there is no method '{method}' that merges. Plan again")
+    row = METHODS[method]
+    known = {parameter.name: parameter for parameter in (*ADAPTERS, *row.parameters)}
+    if odd := [*(parameters.keys() - known.keys()), *({one.name for one in row.parameters} - parameters.keys())]:
+        raise RecipeError(f"{where}: {method} has other parameters ({', '.join(sorted(map(str, odd)))}). Plan again")
+    values: dict[str, Any] = {}
+    with collecting(needed=True):
+        for name, value in parameters.items():
+            if known[name].each != isinstance(value, list | tuple):
+                refuse(RecipeError(f"{where}: {name} of {method} cannot be {value}. Plan again"))
+            elif known[name].each:
+                values[name] = tuple(_value(row, known[name], (where, one)) for one in value)
+            else:
+                values[name] = _value(row, known[name], (where, value))
+    return Setting(method, values)
 
 
 def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> Any:
@@ -258,7 +299,7 @@ def _number(row: Method, parameter: Parameter, where: str, value: Any) -> float:
     name, low, high = parameter.name, parameter.low, parameter.high
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as a text
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if low <= number <= high and math.isfinite(number):
         return number

@@ -22,7 +22,7 @@ __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches", "ignore",
+    "dtype", "seed", "branches", "ignore", "overflow",
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -40,8 +40,7 @@ _MERGEKIT: Final[Mapping[str, str]] = {
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
 _MERGEKIT_METHODS: Final = (
-    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "model_stock", "multislerp",
-    "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce",
+    "arcee_fusion", "della", "della_linear", "passthrough",
 )  # fmt: skip
 """mergekit's other methods, with parameters that are unknown here."""
 
@@ -116,6 +115,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         seed=_seed(data.get("seed", 42)),
         branches=_word(data, "branches", get_args(Branches)),
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
+        overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
         unread=frozenset(unread),
         read=True,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.tensor_info import listed
+from polymerge.durable import make_folder
 from polymerge.engine.merge import merge
 from polymerge.errors import OutputError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.evaluation.harness.logs import read_logs
@@ -108,7 +109,7 @@ def choose_from_logs(
         outcome["tool_scores"] = list(logs.scores)
     if out is not None:
         run = Run(given_path(out))
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder)
         run.write_json("search.json", outcome)
         draw_search(outcome, run.folder / "search")
     return Found(outcome)

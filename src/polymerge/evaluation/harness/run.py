@@ -17,7 +17,12 @@ from typing import Any
 
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.json_objects import read_json
+<<<<<<< HEAD
 from polymerge.checkpoints.paths import exists, given_path
+=======
+from polymerge.checkpoints.paths import given_path
+from polymerge.durable import write_file
+>>>>>>> main
 from polymerge.errors import MissingExtraError, OutputError, RecipeError, collecting, refuse
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.harness import lmms_eval as lmmseval
@@ -149,7 +154,7 @@ def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
         link.unlink(missing_ok=True)
         link.symlink_to(target)
     for file, text in job.files.items():
-        file.write_text(text, encoding="utf-8")
+        write_file(file, text)
     before = {path for path in job.run.rglob("*") if path.is_file()}
     log = job.run / f"{job.tool}.log"
     place = job.place or _empty(job.run)
