@@ -17,12 +17,8 @@ from typing import Any
 
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.json_objects import read_json
-<<<<<<< HEAD
 from polymerge.checkpoints.paths import exists, given_path
-=======
-from polymerge.checkpoints.paths import given_path
 from polymerge.durable import write_file
->>>>>>> main
 from polymerge.errors import MissingExtraError, OutputError, RecipeError, collecting, refuse
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.harness import lmms_eval as lmmseval
