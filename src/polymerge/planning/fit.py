@@ -109,7 +109,8 @@ def common_parts(models: Sequence[Model]) -> frozenset[str]:
     Vision towers and projectors of different families are different networks even where some names agree.
     """
     common = frozenset.intersection(*(model.parts for model in models))
-    return common if len({model.family.name for model in models}) == 1 else common & {"text"}
+    families = {(model.family.name, model.by and model.family.architectures) for model in models}
+    return common if len(families) == 1 else common & {"text"}
 
 
 def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits) -> None:

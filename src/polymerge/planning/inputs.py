@@ -186,7 +186,8 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
         family = None
     stored = stored_in(checkpoint)
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
-    reading = read_names(checkpoint.config, [name for name in stored if name not in unread], family)
+    shapes = {name: entry.shape for name, entry in stored.items() if name not in unread}
+    reading = read_names(checkpoint.config, shapes, family)
     table = reading.family
     checkpoint = renamed(checkpoint, reading.wrappers)
     gone = {unwrapped(name, reading.wrappers) for name in stored if name in unread}
@@ -207,6 +208,7 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
     model = Model(
         label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
         frozenset(borrowed), ignored=frozenset(gone), wrappers=reading.wrappers, other=reading.other, ties=ties,
+        by=reading.by, why=reading.why,
     )  # fmt: skip
     return model if checkpoint.adapter is None else folded(model, checkpoint.adapter)
 
@@ -222,7 +224,7 @@ def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[s
     """Locate the canonical tensors of a checkpoint; raises if too many names are unknown for later checks to make
     sense.
     """
-    names = map_names(table, shapes, where, splits(checkpoint.config), shapes)
+    names = map_names(table, shapes, where, splits(checkpoint.config, table), shapes)
     another = 2 * len(names.unknown) > len(shapes)  # another model: nothing else that is said of it would be true
     partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
     if another or names.lost or partly:  # what is lost would seem to be missing

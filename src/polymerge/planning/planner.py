@@ -205,7 +205,7 @@ class _Planner:
         if first is not None and self.template.ties_head:
             return step("tied", f"tied to {first}", same_as=first)
         if name in self.template.buffers:
-            return step("copied", "a buffer that is computed from the config, never merged")
+            return step("copied", self.template.family.why_unmerged(name))
         if not blocks:
             return step("copied", "no rule explains its name")  # a problem already, said by the mapping
         made = [self._block(block, rows or whole) for block, rows in blocks]

@@ -62,7 +62,7 @@ class UnusedTensors:
         if own in model.checkpoint.skipped:
             return model.checkpoint.skipped[own]
         if own in model.buffers:
-            return "a buffer that is computed from the config, never merged"
+            return model.family.why_unmerged(own)
         if own.startswith(ADAPTER) and not model.held(own):
             return "its base ties head and embedding, and its adapter keeps them so: it is the other"
         reasons = []
