@@ -123,7 +123,7 @@ def blueprint(config: Config) -> Blueprint:
 
     raises NotBuiltError with the reason if it has none, or does not build it.
     """
-    return _built(json.dumps(config, sort_keys=True))
+    return _built(json.dumps(config, sort_keys=True, default=dict))
 
 
 @lru_cache(maxsize=4)
@@ -282,7 +282,7 @@ class _Parts:
         inside = name.removeprefix(f"{base}.") if self.paths.get(id(self.model.base_model)) == base else name
         if self.outer and _under(name, self.outer):
             return f"text.{name.removeprefix(f'{self.outer}.')}"
-        return f"text.{inside}" if not self.multimodal and inside != name else f"projector.{inside}"
+        return f"{'projector' if self.multimodal else 'text'}.{inside}"
 
     def _asked(self, method: str, *more: str, at: str = "") -> str | None:
         """The path of the module that a model answers with; None if it has no answer, or is that itself."""
@@ -292,14 +292,16 @@ class _Parts:
             return None
         return self.paths.get(id(found)) or None
 
-    def _by_text_config(self) -> str:
-        """The first model in it that has the text tower's config, for one that is made of several."""
+    def _by_text_config(self, inside: str = "") -> str:
+        """The first model that has the text tower's config, for one that is made of several."""
         text = self.model.config.get_text_config()
-        return next((path for path, one in self._models() if path and type(one.config) is type(text)), "")
+        below = (path for path, one in self._models() if type(one.config) is type(text))
+        return next((path for path in below if path != inside and _under(path, inside)), "")
 
     def _inside(self, path: str) -> str:
+        """The decoder in what a model calls its decoder, and has the head in it; empty if there is none."""
         found = self._asked("get_decoder", at=path) or ""
-        return found if found.startswith(f"{path}.") else ""
+        return found if found.startswith(f"{path}.") else self._by_text_config(path)
 
     def _models(self) -> Iterator[tuple[str, Any]]:
         from transformers import PreTrainedModel

@@ -29,7 +29,7 @@ from polymerge.families.resolve import Split, Stack
 from polymerge.families.rules import BUFFERS, Family, Rule
 from polymerge.families.tables.llama_like import GATE_AND_UP, QUERIES_KEYS_VALUES, decoder
 
-__all__ = ["Derivation", "derive"]
+__all__ = ["Derivation", "as_table", "derive"]
 
 _FORM: Final = 1
 """Part of what an entry of the cache is found by; raised whenever the same input derives another family."""
@@ -71,7 +71,7 @@ def derive(config: Mapping[str, Any], shapes: Mapping[str, Shape], splits: Mappi
             why="with transformers installed its class would be asked: pip install 'polymerge[transformers]'"
         )
     told = [_FORM, installed, config, sorted(shapes.items())]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
     note = own_cache("families") / f"{digest}.json"
     with suppress(OSError, msgspec.DecodeError):  # not derived yet, or nothing that we have written
         kept = msgspec.json.decode(note.read_bytes(), type=Derivation)
@@ -90,6 +90,20 @@ def derive(config: Mapping[str, Any], shapes: Mapping[str, Shape], splits: Mappi
         fresh.write_bytes(msgspec.json.encode(found))
         fresh.replace(note)
     return found
+
+
+def as_table(family: Family) -> str:
+    """A family as it would stand in a table, in Python."""
+    lines = [f"{re.sub(r'[^A-Za-z0-9]', '_', family.name).upper()} = Family(", f"    {family.name!r},", "    rules=("]
+    for rule in family.rules:
+        split = f", split={rule.split!r}" if rule.split else ""
+        lines.append(f"        Rule({rule.pattern!r}, {rule.canonical!r}{split}),")
+    lines.append("    ),")
+    for name in ("model_types", "architectures", "decoders", "buffers", "unloaded", "defaults", "ties"):
+        value = getattr(family, name)
+        if value and not (name == "buffers" and value == BUFFERS):
+            lines.append(f"    {name}={value!r},")
+    return "\n".join([*lines, ")"])
 
 
 def _derived(built: Blueprint, shapes: Mapping[str, Shape], splits: Mapping[str, Split]) -> Derivation:

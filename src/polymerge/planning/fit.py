@@ -127,6 +127,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
                 f"'{stranger.label}' has {what}, which no family table covers, so it only merges with models of "
                 f"identical tensor names; '{other.label}' is of family {other.family.name}. Set `family:` for the "
                 "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/tables/"
+                f"{stranger.why_generic}"
             )
         )
         return

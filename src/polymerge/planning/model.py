@@ -122,6 +122,11 @@ class Model:
         return self.family.name == GENERIC.name
 
     @property
+    def why_generic(self) -> str:
+        """Why transformers' class does not tell its family, as the end of a sentence; empty if it does."""
+        return f" ('{self.label}': {self.why})" if self.why else ""
+
+    @property
     def parts(self) -> frozenset[str]:
         """The parts that it has tensors of; empty for a generic model."""
         return frozenset() if self.generic else frozenset(map(part_of, self.tensors))

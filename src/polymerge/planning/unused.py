@@ -113,7 +113,10 @@ def notes(
     """Notes on a plan that are not errors; `base` is None if the methods read none."""
     found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
     if models.template.generic:
-        found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
+        found.append(
+            "family: generic (no table covers this model_type): tensors are joined by identical names"
+            f"{models.template.why_generic}"
+        )
     if models.base is not None and base is None and models.base not in models.merged:
         found.append(f"base_model '{models.base.label}' is not read: {recipe.merge_method} needs none")
     if models.template.parted:
