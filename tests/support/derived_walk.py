@@ -18,7 +18,7 @@ from polymerge import merge
 WEIGHTS = (0.7, 0.3)
 
 RELATIVES = {
-    "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe", "glm_ocr_text": "glm4", "qwen2_vl_text": "qwen2",
+    "glm4v_text": "glm4", "glm4v_moe_text": "glm4_moe", "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2", "qwen2_5_omni_text": "qwen2", "qwen3_vl_text": "qwen3", "gemma4_text": "gemma4_text",
     "qwen3_vl_moe_text": "qwen3_moe", "qwen3_omni_moe_text": "qwen3_moe", "paddleocr_vl_text": "ernie4_5",
     "exaone4_5_text": "exaone4", "granite_docling_text": "llama",
@@ -57,8 +57,8 @@ def pairs(kind: str, class_name: str, folder: Path) -> Iterator[tuple[str, Calla
 
 def partner(config: Any) -> Any | None:
     """The config of a language model that a multimodal one may have grown from."""
-    if (own := tiny_derived.text_partner(config)) is not None:
-        return own
+    if config.is_encoder_decoder or (own := tiny_derived.text_partner(config)) is not None:
+        return None if config.is_encoder_decoder else own
     text = config.get_text_config()
     relative = RELATIVES.get(text.model_type)
     if relative is None or relative not in transformers.CONFIG_MAPPING:
@@ -72,7 +72,10 @@ def partner(config: Any) -> Any | None:
 
 
 def opened(named: Any, folder: Path) -> Any:
-    return named.from_pretrained(folder, dtype=torch.float32).eval()
+    """The model in a checkpoint; fails where transformers does not load what it wrote."""
+    model, report = named.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), f"transformers does not load its own checkpoint: {report}"
+    return model.eval()
 
 
 def in_memory(model: Any, like: Path, folder: Path) -> Path:
@@ -108,7 +111,8 @@ def joined(vlm: Any, llm: Any) -> State:
     while decoder.get_decoder() is not decoder and any(one is head for one in decoder.modules()):
         decoder = decoder.get_decoder()
     decoder.load_state_dict(averaged(decoder.state_dict(), llm.get_decoder().state_dict()))
-    if head is not None and head.weight is not model.get_input_embeddings().weight:
+    inside = any(one is head for one in decoder.modules())
+    if head is not None and not inside and head.weight is not model.get_input_embeddings().weight:
         head.load_state_dict(averaged(head.state_dict(), llm.get_output_embeddings().state_dict()))
     return dict(model.state_dict())
 

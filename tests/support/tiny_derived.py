@@ -43,9 +43,27 @@ _FIXED = {
     "n_group": 1, "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
     "qk_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "max_position_embeddings": 512, "image_size": 32, "patch_size": 8,
-    "vocab_size": ROWS, "first_k_dense_replace": 1, "num_mel_bins": 8, "max_source_positions": 20,
+    "vocab_size": ROWS, "vocab_size_per_layer_input": ROWS, "hidden_size_per_layer_input": 8,
+    "first_k_dense_replace": 1, "num_mel_bins": 8, "max_source_positions": 20,
 }  # fmt: skip
 """By key, the value that it gets where a default config has a number."""
+_LISTED = {"mrope_section": [1, 1, 2], "vision_feature_layer": [1, 0], "deepstack_visual_indexes": [0, 1]}
+"""By key, the list that it gets where a default config has one."""
+
+_TOWERS = {"gemma4": {"vision_config": "gemma4_vision", "audio_config": "gemma4_audio"},
+           "diffusion_gemma": {"vision_config": "gemma4_vision"}}  # fmt: skip
+"""By model type, the towers that its default config has none of, each with its model type."""
+_EXPERTS_TOO = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": INNER}
+_NEEDED: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 5, "IMGIMGBSZ": 6}},
+    "emu3": {"vocabulary_map": {"<|extra_200|>": 5, "<|image token|>": 6, "<|visual token 000000|>": 7}},
+    "diffusion_gemma": {"text_config": _EXPERTS_TOO},
+    "hunyuan_vl": {"text_config": {"head_dim": HEAD}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
+    "dots3_note": {"text_config": {"swa_head_dim": 16, "head_dim": 16}},
+}
+"""By model type, what its default config lacks for its class to be built, or what does not fit when it is small."""
 
 
 def multimodal_types() -> dict[str, str]:
@@ -59,8 +77,12 @@ def multimodal_types() -> dict[str, str]:
 
 def tiny_config(kind: str) -> Any:
     """The default config of a model type with all sizes shrunk."""
-    plain = transformers.CONFIG_MAPPING[kind]().to_dict()
-    return transformers.CONFIG_MAPPING[kind].from_dict(_shrunk(plain))
+    found = _shrunk(transformers.CONFIG_MAPPING[kind]().to_dict())
+    for part, inner in _TOWERS.get(kind, {}).items():
+        found[part] = _shrunk(transformers.CONFIG_MAPPING[inner]().to_dict())
+    for key, value in _NEEDED.get(kind, {}).items():
+        found[key] = {**found[key], **value} if isinstance(found.get(key), dict) else value
+    return transformers.CONFIG_MAPPING[kind].from_dict(found)
 
 
 def text_partner(config: Any) -> Any | None:
@@ -77,7 +99,7 @@ def build(config: Any, folder: Path, *, seed: int = 0, class_name: str | None = 
         torch.manual_seed(seed)
         model = named(copy.deepcopy(config))
     filled(model, seed)
-    model.to(torch.float32).save_pretrained(folder)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -93,6 +115,9 @@ def filled(model: Any, seed: int) -> None:
         for _, parameter in sorted(model.named_parameters()):
             center = 1.0 if parameter.dim() == 1 else 0.0
             parameter.copy_(torch.empty(parameter.shape).normal_(center, 0.1, generator=generator))
+        for buffer in model.buffers():
+            if buffer.dtype.is_floating_point and torch.isinf(buffer).all():  # bounds that are not set
+                buffer.copy_(torch.sign(buffer) * 4)
 
 
 def open_strictly(folder: Path, class_name: str) -> dict[str, Tensor]:
@@ -107,8 +132,17 @@ def _shrunk(config: dict[str, Any]) -> dict[str, Any]:
     """A config with small sizes at every level; lists with one value per layer are cut to as many."""
     found: dict[str, Any] = {}
     before = next((config[key] for key in _LAYERS if isinstance(config.get(key), int)), 0)
-    for key, value in config.items():
-        if isinstance(value, dict):
+    heads = [config.get(key) for key in ("num_attention_heads", "num_key_value_heads")]
+    for key, value in ((str(key), value) for key, value in config.items()):
+        if key in _LISTED and isinstance(value, list):
+            found[key] = _LISTED[key]
+        elif key == "depths":
+            found[key] = [1] * len(value)
+        elif key == "num_key_value_heads" and heads[0] == heads[1]:
+            found[key] = HEADS
+        elif key == "per_layer_config" and value:
+            found[key] = {"1": _shrunk(next(iter(value.values())))}
+        elif isinstance(value, dict):
             found[key] = _shrunk(value)
         elif isinstance(value, bool) or value is None:
             found[key] = value

@@ -24,8 +24,10 @@ Config = Mapping[str, Any]
 _COUNT: Final = re.compile(r"layer|depth|block|stage|expert|head|group")
 _MOST: Final = 1 << 20
 """Largest count in a config that is built: a class may make lists of that length."""
-_PARAMETERS: Final = 200_000
-"""Most parameters of a class that is built: a layer has some ten, and hundreds where experts lie one by one."""
+_FEWEST, _PARAMETERS = 20_000, 200_000
+"""Most parameters of a class that is built, for a checkpoint of few tensors and for any: a layer has some ten, and
+hundreds where experts lie one by one.
+"""
 
 _AUTO: Final = (
     "MODEL_FOR_MULTIMODAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING",
@@ -118,16 +120,19 @@ class Blueprint:
         return Landing(targets, before + plain.removeprefix(after), operations, place)
 
 
-def blueprint(config: Config) -> Blueprint:
+def blueprint(config: Config, tensors: int = 0) -> Blueprint:
     """Build the class that transformers loads a config with, on the meta device.
+
+    tensors   number of stored tensors: a class with many times as many is not built
 
     raises NotBuiltError with the reason if it has none, or does not build it.
     """
-    return _built(json.dumps(config, sort_keys=True, default=dict))
+    most = min(_PARAMETERS, max(_FEWEST, 4 * tensors))
+    return _built(json.dumps(config, sort_keys=True, default=dict), most)
 
 
 @lru_cache(maxsize=4)
-def _built(text: str) -> Blueprint:
+def _built(text: str, most: int) -> Blueprint:
     config: dict[str, Any] = json.loads(text)
     if too_large := next(_too_large(config), None):
         raise NotBuiltError(f"its config.json asks for {too_large}")
@@ -142,7 +147,7 @@ def _built(text: str) -> Blueprint:
     if kind not in transformers.CONFIG_MAPPING:
         raise NotBuiltError(f"transformers {transformers.__version__} has no model_type '{kind}'")
     try:
-        with quiet(), torch.device("meta"), _counted(torch):
+        with quiet(), torch.device("meta"), _counted(torch, most):
             settings = transformers.CONFIG_MAPPING[kind].from_dict(_plain(config))
             model = _class_of(transformers, config, settings)(settings)
             transforms = get_model_conversion_mapping(model)
@@ -174,9 +179,9 @@ def _too_large(config: Any, key: str = "") -> Iterator[str]:
 class _counted:  # noqa: N801  (a context, read as a verb)
     """Stop a class that registers more parameters than any model has."""
 
-    def __init__(self, torch: Any) -> None:
+    def __init__(self, torch: Any, most: int) -> None:
         self._register = torch.nn.modules.module.register_module_parameter_registration_hook
-        self._count = 0
+        self._count, self._most = 0, most
 
     def __enter__(self) -> None:
         self._handle = self._register(self._add)
@@ -186,26 +191,30 @@ class _counted:  # noqa: N801  (a context, read as a verb)
 
     def _add(self, *_: object) -> None:
         self._count += 1
-        if self._count > _PARAMETERS:
-            raise NotBuiltError(f"its config.json asks for more than {_PARAMETERS} tensors")
+        if self._count > self._most:
+            raise NotBuiltError(f"its config.json asks for more than {self._most} tensors")
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """A config without what a class would fetch, quantize or run beside its modules."""
+    """A config without what a class would fetch, quantize or run beside its modules, and with numbers as numbers."""
     left_out = ("auto_map", "quantization_config", "compression_config", "attn_implementation", "_attn_implementation")
     fixed = {"use_pretrained_backbone": False}
-    return {
-        key: _plain(value) if isinstance(value, Mapping) else fixed.get(key, value)
-        for key, value in config.items()
-        if key not in left_out
-    }
+    return {key: fixed.get(key, _value(value)) for key, value in config.items() if key not in left_out}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        infinite = value.get("__float__") if len(value) == 1 else None  # what JSON has no number for
+        return _plain(value) if infinite is None else float(infinite)
+    return [_value(one) for one in value] if isinstance(value, list) else value
 
 
 def _class_of(transformers: Any, config: Config, settings: Any) -> Any:
     """The class that config.json names, if it is one of that config; else the one transformers has for it."""
     for name in config.get("architectures") or ():
         named = getattr(transformers, str(name), None)
-        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+        known = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+        if known and isinstance(settings, named.config_class or ()):
             return named
     for mapping in _AUTO:
         known = getattr(transformers, mapping, None) or getattr(transformers.models.auto.modeling_auto, mapping, None)
@@ -245,9 +254,9 @@ class _Parts:
         self.model = model
         self.modules = dict(model.named_modules())
         self.paths = {id(module): path for path, module in self.modules.items()}
-        self.head = self._asked("get_output_embeddings") or ""
         self.multimodal = model.config.get_text_config() is not model.config
         self.outer = self._asked("get_decoder") or self._by_text_config()
+        self.head = self._asked("get_output_embeddings") or self._asked("get_output_embeddings", at=self.outer) or ""
         self.decoder = self.outer
         while self.head.startswith(f"{self.decoder}.") and (inner := self._inside(self.decoder)):
             self.decoder = inner
@@ -268,7 +277,10 @@ class _Parts:
         for path, part in self.towers.items():
             if _under(name, path):
                 inside = name.removeprefix(f"{path}.")
-                return f"{'projector' if _JOINS.fullmatch(inside.partition('.')[0]) else part}.{inside}"
+                first = next(tower for tower, other in self.towers.items() if other == part)
+                if _JOINS.fullmatch(inside.partition(".")[0]):
+                    part = "projector"
+                return f"{part}.{inside}" if path == first else f"{part}.{path.rpartition('.')[2]}.{inside}"
         if _under(name, self.embedding):
             return "text.embed_tokens" + name.removeprefix(self.embedding)
         if _under(name, self.decoder):

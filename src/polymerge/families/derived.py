@@ -27,7 +27,7 @@ from polymerge.families.blueprint import Blueprint, Landing, NotBuiltError, blue
 from polymerge.families.expressions import Shape
 from polymerge.families.resolve import Split, Stack
 from polymerge.families.rules import BUFFERS, Family, Rule
-from polymerge.families.tables.llama_like import GATE_AND_UP, QUERIES_KEYS_VALUES, decoder
+from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
 
 __all__ = ["Derivation", "as_table", "derive"]
 
@@ -78,7 +78,7 @@ def derive(config: Mapping[str, Any], shapes: Mapping[str, Shape], splits: Mappi
         if kept.family is None or kept.family.explains(shapes):
             return kept
     try:
-        built = blueprint(config)
+        built = blueprint(config, len(shapes))
         found = replace(_derived(built, shapes, splits), by=f"transformers {installed}'s {built.name}")
     except NotBuiltError as error:
         found = Derivation(why=str(error))
@@ -170,12 +170,14 @@ def _in_memory(canonical: str, shape: Shape, splits: Mapping[str, Split]) -> _He
         stack = splits.get(split)
         if isinstance(stack, Stack) and stack.ways(shape, len(parts)):
             return _Held(tuple(f"{before}.experts.{{e}}.{part}.weight" for part in parts), split)
-    for fused, parts, split in _FUSED:
-        before, found, kind = canonical.rpartition(f".{fused}.")
-        if found and before.startswith("text.layers.") and isinstance(ranges := splits.get(split), tuple):
-            rows = [sum(stop - start for start, stop in one) for one in ranges]
-            if shape and sum(rows) == shape[0]:
-                return _Held(tuple(f"{before}.{part}.{kind}" for part in parts), split)
+    before, found, kind = canonical.rpartition(".gate_up_proj.")
+    if found and before.startswith("text.layers.") and shape and shape[0] % 2 == 0:
+        split = _split([shape[0] // 2] * 2, splits)
+        return _Held((f"{before}.gate_proj.{kind}", f"{before}.up_proj.{kind}"), split)
+    before, found, kind = canonical.rpartition(".self_attn.qkv_proj.")
+    heads = splits.get("qkv")
+    if found and before.startswith("text.layers.") and isinstance(heads, tuple) and shape[:1] == (heads[-1][-1][1],):
+        return _Held(tuple(f"{before}.{part}.{kind}" for part in QUERIES_KEYS_VALUES), "qkv")
     return _Held((canonical,))
 
 
@@ -185,11 +187,6 @@ _EXPERTS: Final = {
     "down_proj": (("down_proj",), "experts_out"),
 }
 """By the name of a tensor that holds all experts of a layer, what each of them has in it, and the split."""
-_FUSED: Final = (
-    ("self_attn.qkv_proj", QUERIES_KEYS_VALUES, "qkv"),
-    ("mlp.gate_up_proj", GATE_AND_UP, "gate_up"),
-)
-"""The names of fused tensors in a decoder's layer, what they hold, and the split."""
 
 
 def _is_experts(final: str, landing: Landing) -> bool:
