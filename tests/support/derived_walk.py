@@ -28,9 +28,9 @@ RELATIVES = {
 State = dict[str, Tensor]
 
 
-def pairs(kind: str, class_name: str, folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+def pairs(kind: str, class_name: str, folder: Path, config: Any = None) -> Iterator[tuple[str, Callable[[], None]]]:
     """The pairs that a model type can be merged in, each with a function that merges it and fails if it is wrong."""
-    config = tiny_derived.tiny_config(kind)
+    config = config or tiny_derived.tiny_config(kind)
     named = getattr(transformers, class_name)
     vlm = tiny_derived.build(config, folder / "vlm", seed=1, class_name=class_name)
     tuned = tiny_derived.build(config, folder / "tuned", seed=2, class_name=class_name)

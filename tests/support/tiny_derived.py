@@ -75,10 +75,10 @@ def multimodal_types() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def tiny_config(kind: str) -> Any:
-    """The default config of a model type with all sizes shrunk."""
+def tiny_config(kind: str, *, text: str | None = None) -> Any:
+    """The default config of a model type with all sizes shrunk; `text` is the model type of another text tower."""
     found = _shrunk(transformers.CONFIG_MAPPING[kind]().to_dict())
-    for part, inner in _TOWERS.get(kind, {}).items():
+    for part, inner in (_TOWERS.get(kind, {}) | ({"text_config": text} if text else {})).items():
         found[part] = _shrunk(transformers.CONFIG_MAPPING[inner]().to_dict())
     for key, value in _NEEDED.get(kind, {}).items():
         found[key] = {**found[key], **value} if isinstance(found.get(key), dict) else value

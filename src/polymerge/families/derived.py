@@ -123,6 +123,9 @@ def _derived(built: Blueprint, shapes: Mapping[str, Shape], splits: Mapping[str,
     weighty = {name: one for name, one in landed.items() if name not in numbers and not _BUFFER.is_buffer(name)}
     held = {name: _held(built, name, one, shapes, splits) for name, one in weighty.items()}
     rules = _rules(held)
+    # adapters name modules as they are in memory
+    live = {name: _in_memory(one, built.shapes[name], splits) for name, one in built.canonical.items()}
+    rules += _rules({name: one for name, one in live.items() if not _canonical(rules, name) and name not in shapes})
     family = Family(
         built.kind, rules, (built.kind,), (built.name,), (built.text,), f"derived from {built.name}",
         buffers=(*BUFFERS, *_patterns(numbers, held)), defaults=built.sizes, ties=built.ties,
