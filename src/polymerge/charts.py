@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError
 from polymerge.themes import chart_config
 
@@ -237,8 +238,8 @@ def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path
         "resolve": {"scale": {"color": "independent", "strokeDash": "independent"}},
     }
     given: dict[str, Any] = {"vl_version": vega_lite_version(), "allowed_base_urls": []}
-    files[0].write_bytes(vl_convert.vegalite_to_png(spec, scale=2, **given))
-    files[1].write_text(vl_convert.vegalite_to_svg(spec, **given), encoding="utf-8")
+    write_file(files[0], vl_convert.vegalite_to_png(spec, scale=2, **given))
+    write_file(files[1], vl_convert.vegalite_to_svg(spec, **given))
     return files
 
 

@@ -7,7 +7,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["BITS", "MERGEABLE", "NAMES", "byte_count", "dtype_code", "dtype_name", "holding", "holds"]
+__all__ = ["BITS", "FP8", "MERGEABLE", "NAMES", "byte_count", "dtype_code", "dtype_name", "holding", "holds"]
 
 BITS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -23,6 +23,9 @@ BITS: Final[Mapping[str, int]] = MappingProxyType(
 
 MERGEABLE: Final = ("F64", "F32", "F16", "BF16")
 """The dtypes that support arithmetic; others can only be copied."""
+
+FP8: Final = ("F8_E4M3", "F8_E5M2")
+"""The dtypes of weights that are numbers only times their scales."""
 
 NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -240,7 +240,7 @@ def test_what_is_recorded(small: tuple[Path, Path], tmp_path: Path) -> None:
     assert record["command"][:3] == ["polymerge", "fold", str(adapter)]
     report = json.loads(ran.out)
     assert report["plan_hash"] == record["plan_hash"]
-    assert report["tensors"] == {"merged": 0, "folded": 4, "copied": 1, "tied": 0}
+    assert report["tensors"] == {"merged": 0, "folded": 4, "dequantized": 0, "copied": 1, "tied": 0}
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{base}+{adapter}" in card
     assert "4 have an adapter folded in, 1 are copied" in card

@@ -44,8 +44,6 @@ PACKED: Shapes = {
     f"{Q}.weight_scale": ("BF16", (8, 1)),
     f"{Q}.weight_shape": ("I64", (2,)),
 }
-ROWS: Shapes = {f"{Q}.weight": ("F8_E4M3", (8, 8)), f"{Q}.weight_scale": ("F32", (8, 1))}
-BLOCKS: Shapes = {f"{Q}.weight": ("F8_E4M3", (8, 8)), f"{Q}.weight_scale_inv": ("F32", (1, 1))}
 EETQ: Shapes = {f"{Q}.weight": ("I8", (8, 8)), f"{Q}.weight_scales": ("F16", (8,))}
 HQQ: Shapes = {
     f"{Q}.W_q": ("U8", (4, 8)),
@@ -117,24 +115,6 @@ FORMATS: dict[str, tuple[dict[str, Any], str, Shapes, str]] = {
         "compressed-tensors",
         PACKED,
         "compressed-tensors",
-    ),
-    "compressed-tensors, fp8": (
-        {"config_groups": GROUPS, "format": "float-quantized", "quant_method": "compressed-tensors"},
-        "compressed-tensors",
-        ROWS,
-        "fp8",
-    ),
-    "fbgemm": (
-        {"activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"], "quant_method": "fbgemm_fp8"},
-        "fbgemm_fp8",
-        ROWS,
-        "fp8",
-    ),
-    "fp8": (
-        {"activation_scheme": "dynamic", "weight_block_size": [128, 128], "quant_method": "fp8"},
-        "fp8",
-        BLOCKS,
-        "fp8",
     ),
     "eetq": ({"weights": "int8", "modules_to_not_convert": None, "quant_method": "eetq"}, "eetq", EETQ, "eetq"),
     "hqq": (

@@ -117,3 +117,33 @@ def test_the_scale_is_rounded_to_the_dtype(dtype: type) -> None:
     kernels.add_low_rank(out, one, one, 0.1, 0)
     assert out[0] == dtype(0.1)
     assert (float(out[0]) == 0.1) == (dtype is np.float64)
+
+
+# --- scales of blocks
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 12), st.tuples(st.integers(1, 10), st.integers(1, 13)), st.integers(0, 50),
+    st.integers(0, 99),
+)  # fmt: skip
+@relaxed
+def test_scales_multiply_the_blocks_that_they_are_for(
+    rows: int, width: int, block: tuple[int, int], first: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0, 1, (rows, width)).astype(np.float32)
+    grid = rng.normal(0, 1, (-(-rows // block[0]), -(-width // block[1]))).astype(np.float32)
+    wanted = np.array([[values[i, j] * grid[i // block[0], j // block[1]] for j in range(width)] for i in range(rows)])
+    first = min(first, values.size)
+    for as_block in (np.asarray, torch.from_numpy):
+        out = as_block(values.reshape(-1)[first:].copy())
+        assert kernels.times_scales(out, as_block(grid.T.copy()).T, block, width, first)
+        np.testing.assert_array_equal(np.asarray(out), wanted.reshape(-1)[first:])
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 3e38])
+def test_products_that_are_not_finite_are_noticed(number: float) -> None:
+    values, grid = np.ones(6, np.float32), np.array([[1, 2, 1]], np.float32)
+    values[4] = number
+    for as_block in (np.asarray, torch.from_numpy):
+        assert not kernels.times_scales(as_block(values.copy()), as_block(grid), (2, 1), 3, 0)

@@ -230,5 +230,5 @@ def test_int8_mask_is_said_to_have_no_effect(folders: dict[str, str], where: str
 
 def test_a_plan_says_its_size_and_its_counts(folders: dict[str, str]) -> None:
     plan = polymerge.plan(recipe_of(folders, "linear"))
-    assert plan.counts() == {"merged": 21, "copied": 6, "folded": 0, "tied": 0}
+    assert plan.counts() == {"merged": 21, "copied": 6, "folded": 0, "dequantized": 0, "tied": 0}
     assert len(list(plan.merged_pieces())) == 21

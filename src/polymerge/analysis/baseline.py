@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from polymerge.checkpoints.folder import split_source
+from polymerge.dtypes import FP8
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.families.rules import text_layer
 from polymerge.planning import Piece, Plan, Step, make_plan
@@ -78,7 +79,8 @@ def open_baseline(source: str, what: str, family: str | None = None, ignore: Seq
             )
         )
         return None
-    if split_source(source)[1] is None:
+    computed = split_source(source)[1] is not None or any(step.source_dtype in FP8 for step in survey.steps)
+    if not computed:
         return Baseline(replace(survey, steps=tuple(map(_copied, survey.steps)), settings=()), pieces)
     folded = plan_or_refuse({"merge_method": "copy", "models": [model]})
     return Baseline(folded, pieces) if folded is not None else None

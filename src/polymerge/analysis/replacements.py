@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from polymerge.analysis.baseline import Baseline, layer_words, plan_or_refuse, restricted
 from polymerge.engine.statistics import draw_keys
 from polymerge.errors import MissingExtraError, RecipeError, collecting, did_you_mean, refuse
+from polymerge.families.expressions import Stacked
 from polymerge.families.rules import text_layer
 from polymerge.planning import Plan
 
@@ -225,6 +226,7 @@ def knocked_out(
         for name, pieces in baseline.pieces.items():
             for piece in pieces:
                 shape, view = steps[name].shape, steps[name].view
+                view = view if isinstance(view, Stacked) else None
                 if len(shape) >= 2 and cell.covers(piece.canonical):
                     if replacement.kind == "uniform" and len(shape) > 2 and view is None:
                         unclear[name] = shape

@@ -77,6 +77,7 @@ def load_model(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     ignored: Collection[str] = (),
+    plainly: bool = False,
 ) -> Any:
     """Load a model for inference, in evaluation mode; every stored tensor must be used.
 
@@ -85,6 +86,7 @@ def load_model(
     dtype              one of `DTYPES`
     trust_remote_code  run Python files from the folder if the model needs them
     ignored            stored names that may be unused
+    plainly            whether to load its tensors as they are where its config says that they are quantized
 
     raises RecipeError for a dtype or device that is not there, CheckpointError where the model does not load or a key
     is missing, unexpected or mismatched, MissingExtraError without transformers.
@@ -98,12 +100,14 @@ def load_model(
         )
     torch, transformers = _import("torch"), _import("transformers")
     _check_device(torch, device)
-    local = {"local_files_only": Path(folder).is_dir(), "trust_remote_code": trust_remote_code}
+    local: dict[str, Any] = {"local_files_only": Path(folder).is_dir(), "trust_remote_code": trust_remote_code}
     name = "config.json"
     try:
         with quiet():
             config, _ = transformers.PreTrainedConfig.get_config_dict(str(folder), **local)
             loader = model_class(config)
+            if plainly:
+                local["config"] = _unquantized(transformers.AutoConfig.from_pretrained(str(folder), **local))
             name = loader.__name__
             model, wrong = load_told(
                 loader,
@@ -122,6 +126,14 @@ def load_model(
     if wrong:
         raise CheckpointError(f"{folder}: {name} cannot load it completely: {wrong}. `polymerge verify` shows details.")
     return model.eval()
+
+
+def _unquantized(config: Any) -> Any:
+    """A config of transformers, changed so that neither it nor one in it asks for quantized weights."""
+    for part in (config, *(getattr(config, name) for name in getattr(config, "sub_configs", ()))):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config
 
 
 def load_told(loader: Any, folder: str, ignored: Collection[str] = (), **options: Any) -> tuple[Any, str]:

@@ -15,7 +15,7 @@ from typing import Any
 from polymerge.checkpoints import TensorInfo
 from polymerge.dtypes import BITS
 from polymerge.engine.device import Device
-from polymerge.engine.extents import Extent, Files, begins, clip, extents, same_numbers, shape_in
+from polymerge.engine.extents import Extent, Files, Scales, begins, clip, extents, same_numbers, shape_in
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Adapted, Concat, Expr, Rows
 from polymerge.methods import kernels
@@ -91,6 +91,7 @@ class PieceBlocks:
         self._as_bits = bits and not wide and workspace.device.takes_bits and not any(self._updates)
         self.count = sum(run.count for run in self._runs[0])
         self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
+        self._scales: dict[tuple[Path, int], Array] = {}
 
     def read(self, index: int) -> Block:
         """Read a block; its arrays are valid until this thread reads the next one.
@@ -133,15 +134,25 @@ class PieceBlocks:
             f"{start + count}). A merge would spread it: repair the checkpoint, or name the entire tensor in exclude"
         )
 
-    def _load(self, entry: TensorInfo) -> Array:
-        """Load an entire tensor: a factor of an adapter, which is small."""
+    def _load(self, entry: TensorInfo, precision: str = "", whose: str = "adapter") -> Array:
+        """Load an entire tensor, which is small: a factor of an adapter, or scales."""
         count = prod(entry.shape)
-        out = self._workspace.device.empty((count,), self.precision)
+        out = self._workspace.device.empty((count,), precision or self.precision)
         raw = self._workspace.device.host_bytes(entry.nbytes)
         self._files.read(entry.file, entry.start, self._workspace.device.view(raw))
         if not kernels.decode(self._workspace.device.upload(raw), entry.dtype, out):
-            raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Repair the adapter")
+            raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Repair the {whose}")
         return out.reshape(entry.shape)
+
+    def _scale(self, out: Array, scales: Scales) -> bool:
+        """Multiply float32 elements by their scales, which are kept; return whether all of them are finite."""
+        key = scales.stored.file, scales.stored.start
+        if key not in self._scales:  # two threads may both load them, and get the same
+            self._scales[key] = self._load(scales.stored, "F32", "checkpoint").reshape(scales.shape)
+        grid = self._scales[key][scales.matrix]
+        return kernels.times_scales(
+            out, grid.T if scales.transposed else grid, scales.block, scales.width, scales.skipped
+        )
 
     def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:
         done = 0
@@ -150,8 +161,13 @@ class PieceBlocks:
             raw = self._workspace.raw("read", size)
             self._files.fill(run, self._workspace.device.view(raw))
             target = out[done : done + run.count]
-            if not kernels.decode(self._workspace.device.upload(raw), run.dtype, target):
+            widen = run.scales is not None and self.precision == "F64"  # the product is one of float32 all the same
+            numbers = self._workspace.values(1, run.count, "F32")[0] if widen else target
+            finite = kernels.decode(self._workspace.device.upload(raw), run.dtype, numbers)
+            if not finite or (run.scales is not None and not self._scale(numbers, run.scales)):
                 raise self._not_finite(run.file, place, start, count)
+            if widen:
+                target[:] = numbers
             done += run.count
 
 

@@ -19,16 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.bounds import open_descriptor
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
-from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read, shape_of
+from polymerge.families.expressions import (
+    Adapted,
+    Concat,
+    Expr,
+    LowRank,
+    Read,
+    Rows,
+    Scaled,
+    Stacked,
+    names_read,
+    shape_of,
+)
 from polymerge.methods import kernels
 from polymerge.methods.kernels.cpu.matrices import transpose
 from polymerge.planning import Step
 
-__all__ = ["Extent", "Files", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
+__all__ = ["Extent", "Files", "Scales", "TransposedWriter", "begins", "clip", "extents", "same_numbers", "shape_in"]
 
 _SPARSE: Final = 8
 """A read may fetch up to this many times the wanted bytes; beyond that, many small reads are cheaper."""
@@ -47,10 +59,31 @@ class Transposed:
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales that the elements of an extent, which are of one matrix, are multiplied by.
+
+    stored      the scales of all matrices [matrices, rows, columns] of a tensor, and the index of this one's
+    transposed  whether they are to be transposed, as the matrix is
+    block       rows and columns of the matrix that one scale is for
+    width       elements in a row of the matrix
+    skipped     elements of the matrix before the extent
+    """
+
+    stored: TensorInfo
+    shape: tuple[int, int, int]
+    matrix: int
+    transposed: bool
+    block: tuple[int, int]
+    width: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
 class Extent:
     """`count` consecutive elements of one dtype in a file, starting at byte `offset`.
 
     transposed   the matrix, if the elements are rows of one that is stored transposed; it begins at `offset`
+    scales       what they are to be multiplied by, if anything
     """
 
     file: Path
@@ -58,6 +91,7 @@ class Extent:
     dtype: str
     count: int
     transposed: Transposed | None = None
+    scales: Scales | None = None
 
 
 def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]:
@@ -66,32 +100,53 @@ def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]
         case Read(name):
             entry = entries[name]
             return (Extent(entry.file, entry.start, entry.dtype, prod(entry.shape)),)
-        case Rows(Stacked(of, True), start, stop):
-            return tuple(_transposed(entries[of.name], start, stop))
+        case Rows(Stacked(_, transposed) as of, start, stop) if transposed or isinstance(of.of, Scaled):
+            return tuple(_of_matrices(of, entries, start, stop))
         case Rows(of, start, stop):
             width = prod(shape_in(of, entries)[1:])
             return tuple(clip(extents(of, entries), start * width, stop * width))
         case Concat(of):
             return tuple(extent for block in of for extent in extents(block, entries))
-        case Stacked(of, True):
-            count, _, rows = entries[of.name].shape
-            return tuple(_transposed(entries[of.name], 0, count * rows))
+        case Scaled():
+            return tuple(_of_matrices(expr, entries, 0, prod(shape_in(expr, entries)[:-1])))
+        case Stacked(of, transposed) if transposed or isinstance(of, Scaled):
+            return tuple(_of_matrices(expr, entries, 0, shape_in(expr, entries)[0]))
         case Stacked(of) | Adapted(of):
             return extents(of, entries)
         case LowRank():
             return ()
 
 
-def _transposed(entry: TensorInfo, start: int, stop: int) -> Iterator[Extent]:
-    """Rows `start` to `stop` of the stacked matrices of a tensor [n, columns, rows]."""
-    _, columns, rows = entry.shape
+def _of_matrices(view: Stacked | Scaled, entries: Mapping[str, TensorInfo], start: int, stop: int) -> Iterator[Extent]:
+    """Rows `start` to `stop` of the matrices of a tensor, one below the other: one extent for each matrix."""
+    of, flip = (view.of, view.transposed) if isinstance(view, Stacked) else (view, False)
+    entry = entries[names_read(of)[0]]
+    rows, columns = entry.shape[:-3:-1] if flip else entry.shape[-2:]
     size = rows * columns * BITS[entry.dtype] // 8
     while start < stop:
         matrix, first = divmod(start, rows)
-        height = min(stop - start, rows - first)
-        transposed = Transposed(rows, columns, first * columns)
-        yield Extent(entry.file, entry.start + matrix * size, entry.dtype, height * columns, transposed)
+        height, skipped = min(stop - start, rows - first), first * columns
+        begin = matrix * size + (0 if flip else skipped * BITS[entry.dtype] // 8)
+        yield Extent(
+            entry.file,
+            entry.start + begin,
+            entry.dtype,
+            height * columns,
+            Transposed(rows, columns, skipped) if flip else None,
+            _scales(of, entry.shape, entries[of.by], matrix, flip, skipped) if isinstance(of, Scaled) else None,
+        )
         start += height
+
+
+def _scales(
+    of: Scaled, shape: tuple[int, ...], stored: TensorInfo, matrix: int, transposed: bool, skipped: int
+) -> Scales:
+    """The scales of one matrix of a tensor of this shape."""
+    many, height, breadth = (1, *of.block)[-3:]
+    count, rows, columns = (1, *shape)[-3:]
+    grid = -(-count // many), -(-rows // height), -(-columns // breadth)
+    block, width = ((breadth, height), rows) if transposed else ((height, breadth), columns)
+    return Scales(stored, grid, matrix // many, transposed, block, width, skipped)
 
 
 def begins(counts: Iterable[int]) -> list[int]:
@@ -112,11 +167,13 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
         first, last = max(start, position), min(stop, position + run.count)
         if first < last:
             skipped = first - position
+            scales = run.scales and replace(run.scales, skipped=run.scales.skipped + skipped)
             if run.transposed is None:
-                yield Extent(run.file, run.offset + skipped * BITS[run.dtype] // 8, run.dtype, last - first)
+                offset = run.offset + skipped * BITS[run.dtype] // 8
+                yield Extent(run.file, offset, run.dtype, last - first, scales=scales)
             else:
                 transposed = replace(run.transposed, skipped=run.transposed.skipped + skipped)
-                yield replace(run, count=last - first, transposed=transposed)
+                yield replace(run, count=last - first, transposed=transposed, scales=scales)
 
 
 def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
@@ -127,11 +184,11 @@ def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
 def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], files: Files) -> bool:
     """Return whether two expressions over one input read the same bytes, and thus the same values.
 
-    Adapters' updates are compared only by the names of their factors.
+    Adapters' updates and scales are compared only by the names of their tensors.
     """
     if one == other:
         return True
-    if _adapted(one) or _adapted(other):
+    if _computed(one) or _computed(other):
         return False
     left, right = extents(one, entries), extents(other, entries)
     if [(run.dtype, run.count) for run in left] != [(run.dtype, run.count) for run in right]:
@@ -148,15 +205,16 @@ def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], file
     return True
 
 
-def _adapted(expr: Expr) -> bool:
+def _computed(expr: Expr) -> bool:
+    """Return whether the values of an expression are not those of a file alone."""
     match expr:
-        case Adapted() | LowRank():
+        case Adapted() | LowRank() | Scaled():
             return True
-        case Rows(of):
-            return _adapted(of)
+        case Rows(of) | Stacked(of):
+            return _computed(of)
         case Concat(of):
-            return any(map(_adapted, of))
-        case Read() | Stacked():
+            return any(map(_computed, of))
+        case Read():
             return False
 
 
@@ -255,7 +313,7 @@ class Files:
             with self._lock:
                 if file not in self._descriptors:
                     try:
-                        self._descriptors[file] = os.open(file, os.O_RDONLY)
+                        self._descriptors[file] = open_descriptor(file)
                     except OSError as error:
                         raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
                 found = self._descriptors[file]

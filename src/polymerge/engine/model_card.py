@@ -33,7 +33,9 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any], lost: Mapping[s
         front, lines = _of_checkpoint(plan, config)
         made, kind = f"A merge made with polymerge by {source}", "model"
         if not any(step.fate == "merged" for step in plan.steps):
-            made = "A model with an adapter folded in, made with polymerge."
+            folded = any(step.fate == "folded" for step in plan.steps)
+            what = "with an adapter folded in" if folded else "in fp8 as plain numbers"
+            made = f"A model {what}, made with polymerge."
         listed = list(range(len(plan.inputs)))
     inputs = [f"| {plan.inputs[place].source} | {', '.join(roles(plan, place))} |" for place in listed]
     said = yaml.safe_dump({key: value for key, value in front.items() if value}, sort_keys=False).strip()
@@ -56,6 +58,7 @@ def _of_checkpoint(plan: Plan, config: Mapping[str, Any]) -> tuple[dict[str, Any
         front["pipeline_tag"] = "image-text-to-text"
     fates = Counter(step.fate for step in plan.steps)
     folded = f"{fates['folded']} have an adapter folded in, " if fates["folded"] else ""
+    folded += f"{fates['dequantized']} are the template's in fp8 as numbers, " if fates["dequantized"] else ""
     line = f"{fates['merged']} tensors are merged, {folded}{fates['copied']} are copied from the template unchanged."
     dtypes = Counter(step.dtype for step in plan.steps if step.fate != "tied")
     if len(dtypes) > 1:

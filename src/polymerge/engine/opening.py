@@ -1,26 +1,31 @@
-"""Open and download a plan's inputs, and copy the files beside the weights."""
+"""Open and download a plan's inputs, and find the files beside the weights."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
-from polymerge.checkpoints.discovery import CONFIG
-from polymerge.checkpoints.files import check_file
+from polymerge.checkpoints.beside import companion_files
 from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.hub import companions, restore
-from polymerge.checkpoints.identity import stamps_of
+from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
-from polymerge.checkpoints.writer import copy_companions
-from polymerge.errors import CheckpointError
+from polymerge.dtypes import FP8
+from polymerge.errors import CheckpointError, refuse
 from polymerge.families.expressions import names_read
 from polymerge.planning import Input, Plan, Step
+from polymerge.planning.companions import files_taken
 from polymerge.planning.model import headers_digest
 
-__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "opened"]
+__all__ = ["beside_output", "beside_template", "fetch", "files_read", "opened", "refuse_changes", "with_stamps"]
+
+_OF_MODELOPT: Final = "hf_quant_config.json"
+"""A file in which ModelOpt says that the weights are quantized, beside config.json."""
 
 
 def opened(recorded: Input) -> Checkpoint:
@@ -29,11 +34,8 @@ def opened(recorded: Input) -> Checkpoint:
     raises CheckpointError if they no longer match the plan.
     """
     path = restore(Path(recorded.path))
-    if recorded.opened is not None:
-        now = stamps_of(recorded.opened.files)
-        # what was not here is a file of the hub, whose commit the plan has
-        if all(before in (None, stamp) for before, stamp in zip(recorded.stamps, now, strict=True)):
-            return recorded.opened
+    if recorded.opened is not None and not any(changed_since(recorded.opened.stamps)):
+        return recorded.opened
     if recorded.kind == "adapter":
         checkpoint = adapter_alone(open_adapter(recorded.source, path))
     elif recorded.adapter:
@@ -43,7 +45,13 @@ def opened(recorded: Input) -> Checkpoint:
     checkpoint = renamed(checkpoint, recorded.wrappers)
     if headers_digest(checkpoint) != recorded.headers:
         raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
+    if recorded.opened is not None and _configs(checkpoint) != _configs(recorded.opened):
+        raise CheckpointError(f"{recorded.path}: its config has changed since it was planned. Plan again")
     return checkpoint
+
+
+def _configs(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], ...]:
+    return checkpoint.config, checkpoint.adapter.config if checkpoint.adapter else {}
 
 
 def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False) -> None:
@@ -70,24 +78,26 @@ def beside_template(plan: Plan) -> list[Path]:
     return found
 
 
-def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
-    """Copy the files beside the weights of an output: the template's, and those that its adapter replaces.
+def beside_output(plan: Plan, template: Checkpoint) -> dict[str, Path]:
+    """The files that an output takes over beside its weights, by their paths there; refuses what cannot be copied."""
+    if plan.of_adapters:
+        return companion_files(template.folder, deep=False)
+    taken = files_taken(template, plan.companions)
+    if any(step.source_dtype in FP8 for step in plan.steps):
+        taken.pop(_OF_MODELOPT, None)
+    return taken
 
-    template  its folder
 
-    raises CheckpointError if a file is a broken link.
-    """
-    copy_companions(template, folder)
-    (folder / CONFIG).unlink(missing_ok=True)  # with it transformers would look for an adapter there
-    for taken in plan.companions:
-        for name in taken.dropped:
-            (folder / name).unlink(missing_ok=True)
-            if (inside := (folder / name).parent) != folder and inside.is_dir() and not any(inside.iterdir()):
-                inside.rmdir()
-        for name in taken.files:
-            check_file(Path(taken.folder) / name)
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(taken.folder) / name, folder / name)
+def with_stamps(checkpoint: Checkpoint) -> Checkpoint:
+    """An input whose files have been downloaded since it was opened, with the stamps that they have now."""
+    come = stamps_of(file for file, stamp in checkpoint.stamps.items() if stamp is None)
+    return replace(checkpoint, stamps=MappingProxyType({**checkpoint.stamps, **come})) if come else checkpoint
+
+
+def refuse_changes(inputs: Iterable[Checkpoint], *more: Stamps) -> None:
+    """Refuse files of inputs, and of `more`, that are not as they were when they were first read."""
+    every = {file: stamp for stamps in (*(one.stamps for one in inputs), *more) for file, stamp in stamps.items()}
+    refuse(*changed_since(every))
 
 
 def files_read(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:

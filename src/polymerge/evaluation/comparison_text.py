@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from polymerge.durable import make_folder, write_file
 from polymerge.evaluation.comparison import Comparison
 from polymerge.evaluation.comparison_plot import draw_comparison
 from polymerge.evaluation.gains import Gain
@@ -66,10 +67,10 @@ def write_comparison(compared: Comparison, folder: Path) -> list[Path]:
     texts = {"compare.md": markdown(compared), "compare.csv": scores_csv(compared)}
     if compared.gains:
         texts["gains.csv"] = gains_csv(compared)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pictures = draw_comparison(compared, folder / "compare")
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_file(folder / name, text)
     return [*(folder / name for name in texts), *pictures]
 
 

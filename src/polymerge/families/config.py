@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
+from polymerge.checkpoints.bounds import EXPERTS, HEADS
 from polymerge.dtypes import dtype_code
 from polymerge.families.registry import FAMILIES, claimed
 from polymerge.families.resolve import Split, Stack
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Config = Mapping[str, object]
+_MOST: Final = 2**40  # of a size; a number above is none of a model
 
 NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
 """The keys of configs for the text tower; the first may contain another one."""
@@ -211,7 +213,7 @@ def _said(config: Config, key: str, family: Family) -> int | None:
         plain = FAMILIES.get(_lineage(config, family) or "")
         implied = {**(plain.defaults if plain else {}), **family.defaults}
         value = implied.get(key)
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and 0 < value <= _MOST else None
 
 
 def _lineage(config: Config, family: Family) -> str | None:
@@ -268,12 +270,12 @@ def splits(config: Config, family: Family | None = None) -> dict[str, Split]:
     """
     text = text_config(config)
 
-    def number(*keys: str) -> int:
-        return next((value for key in keys if type(value := text.get(key)) is int and value > 0), 0)
+    def number(*keys: str, most: int = _MOST) -> int:
+        return next((value for key in keys if type(value := text.get(key)) is int and 0 < value <= most), 0)
 
     found: dict[str, Split] = {}
-    heads = number("num_attention_heads")
-    shared = number("num_key_value_heads", "num_multi_query_heads") or heads
+    heads = number("num_attention_heads", most=HEADS)
+    shared = number("num_key_value_heads", "num_multi_query_heads", most=HEADS) or heads
     width = number("head_dim") or (number("hidden_size") // heads if heads else 0)
     if heads and width:
         q, kv = heads * width, shared * width
@@ -292,7 +294,7 @@ def splits(config: Config, family: Family | None = None) -> dict[str, Split]:
         found["halves"] = (((0, inner // 2),), ((inner // 2, inner),))
     hidden = _said(config, "hidden_size", family or claimed(config))
     if hidden:
-        experts = number("num_experts", "num_local_experts") or None
+        experts = number("num_experts", "num_local_experts", most=EXPERTS) or None
         found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)
     return found
 

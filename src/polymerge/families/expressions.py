@@ -1,8 +1,8 @@
 """Read expressions: how to obtain a tensor from those that a checkpoint stores; no values are read here.
 
 Different layouts are joined by blocks of rows (`Rows`, `Concat`), the matrices in a tensor of three dimensions are read
-one below the other (`Stacked`), a checkpoint with an adapter has tensors of the two together (`Adapted`), and an
-adapter alone has nothing but the factors of its updates (`LowRank`).
+one below the other (`Stacked`), a tensor in fp8 is multiplied by its scales (`Scaled`), a checkpoint with an adapter
+has tensors of the two together (`Adapted`), and an adapter alone has the factors of its updates (`LowRank`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "Ranges",
     "Read",
     "Rows",
+    "Scaled",
     "Shape",
     "Stacked",
     "expr_from_json",
@@ -37,6 +38,19 @@ class Read:
     """One tensor on disk."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A tensor in fp8 times its scales, each product rounded to float32.
+
+    by     the name of the scales, of which one holds for a block of elements
+    block  the size of such a block in each dimension; the last ones of a dimension may be cut off
+    """
+
+    of: Read
+    by: str
+    block: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,8 +73,13 @@ class Concat:
 class Stacked:
     """The matrices of a tensor stacked: [n, a, b] as [n * a, b], or each transposed, as [n * b, a]."""
 
-    of: Read
+    of: Read | Scaled
     transposed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the tensor."""
+        return self.of.name if isinstance(self.of, Read) else self.of.of.name
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ class LowRank:
     bias: str | None = None
 
 
-Expr: TypeAlias = Read | Rows | Concat | Stacked | Adapted | LowRank
+Expr: TypeAlias = Read | Scaled | Rows | Concat | Stacked | Adapted | LowRank
 Shape: TypeAlias = tuple[int, ...]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 """Blocks of rows, each as (start, stop)."""
@@ -107,16 +126,18 @@ def rows_of(expr: Expr, ranges: Ranges) -> Expr:
 def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
     """The expression with every `Read(name)` replaced by `change(name)`."""
     match expr:
-        case Read(name):
+        case Read(name) | Scaled(Read(name)):
             return change(name)
         case Rows(of, start, stop):
             return Rows(replace_reads(of, change), start, stop)
         case Concat(of):
             return Concat(tuple(replace_reads(block, change) for block in of))
-        case Stacked(Read(name), transposed):
-            changed = change(name)
-            if not isinstance(changed, Read):
-                raise CheckpointError(f"{name}: holds several matrices, and no adapter can be added to one of them")
+        case Stacked(_, transposed):
+            changed = change(expr.name)
+            if not isinstance(changed, Read | Scaled):
+                raise CheckpointError(
+                    f"{expr.name}: holds several matrices, and no adapter can be added to one of them"
+                )
             return Stacked(changed, transposed)
         case Adapted(of, a, b, scale, transposed):
             return Adapted(replace_reads(of, change), a, b, scale, transposed)
@@ -129,6 +150,8 @@ def names_read(expr: Expr) -> tuple[str, ...]:
     match expr:
         case Read(name):
             return (name,)
+        case Scaled(Read(name), by):
+            return (name, by)
         case Rows(of) | Stacked(of):
             return names_read(of)
         case Concat(of):
@@ -160,26 +183,28 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
         case Stacked(of, transposed):
             whole = shape_of(of, shapes)
             if len(whole) != 3:
-                raise CheckpointError(f"{of.name}: shape {list(whole)} is not one of several matrices")
+                raise CheckpointError(f"{expr.name}: shape {list(whole)} is not one of several matrices")
             count, first, second = whole
             return (count * second, first) if transposed else (count * first, second)
-        case Adapted(of):
+        case Scaled(of) | Adapted(of):
             return shape_of(of, shapes)
         case LowRank(a, b):
             return shapes[b][0], shapes[a][1]
 
 
 def expr_to_json(expr: Expr) -> object:
-    """An expression as JSON: a name, or a mapping with `rows`, `concat`, `stacked`, `adapted` or `low_rank`."""
+    """An expression as JSON: a name, or a mapping with a key for its kind, such as `rows` or `concat`."""
     match expr:
         case Read(name):
             return name
+        case Scaled(Read(name), by, block):
+            return {"scaled": name, "by": by, "block": list(block)}
         case Rows(of, start, stop):
             return {"rows": [start, stop], "of": expr_to_json(of)}
         case Concat(of):
             return {"concat": [expr_to_json(block) for block in of]}
         case Stacked(of, transposed):
-            return {"stacked": of.name, "transposed": transposed}
+            return {"stacked": expr_to_json(of), "transposed": transposed}
         case Adapted(of, a, b, scale, transposed):
             return {"adapted": expr_to_json(of), "a": a, "b": b, "scale": scale, "transposed": transposed}
         case LowRank(a, b, scale, bias):
@@ -191,12 +216,18 @@ def expr_from_json(value: object) -> Expr:
     match value:
         case str(name):
             return Read(name)
+        case {"scaled": str(name), "by": str(by), "block": [_, *_] as block, **rest} if not rest:
+            if not all(type(size) is int and size > 0 for size in block):
+                raise RecipeError(f"not a read expression: block {block!r} of '{name}'. It is a list of sizes.")
+            return Scaled(Read(name), by, tuple(block))
         case {"rows": [int(start), int(stop)], "of": of, **rest} if not rest:
             return Rows(expr_from_json(of), start, stop)
         case {"concat": [_, *_] as blocks, **rest} if not rest:
             return Concat(tuple(expr_from_json(block) for block in blocks))
-        case {"stacked": str(name), "transposed": bool(flip), **rest} if not rest:
-            return Stacked(Read(name), flip)
+        case {"stacked": (str() | {"scaled": _}) as of, "transposed": bool(flip), **rest} if not rest:
+            whole = expr_from_json(of)
+            assert isinstance(whole, Read | Scaled)
+            return Stacked(whole, flip)
         case {
             "adapted": of,
             "a": str() | None as a,
@@ -210,6 +241,6 @@ def expr_from_json(value: object) -> Expr:
             return LowRank(a, b, scale, bias)
         case _:
             raise RecipeError(
-                f"not a read expression: {value!r}. It is a name, {{rows, of}}, {{concat}}, {{stacked}}, {{adapted}} "
-                "or {low_rank}."
+                f"not a read expression: {value!r}. It is a name, {{scaled}}, {{rows, of}}, {{concat}}, {{stacked}}, "
+                "{adapted} or {low_rank}."
             )

@@ -1,22 +1,35 @@
-"""Detect quantized weights from config.json and the stored tensors: they cannot be merged."""
+"""Detect quantized weights from config.json and the stored tensors: all but fp8 cannot be merged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from polymerge.dtypes import MERGEABLE
 
-__all__ = ["packed_tensor", "quantization_method", "why_quantized", "without_quantization"]
+__all__ = [
+    "PACKED",
+    "packed_tensor",
+    "quantization_method",
+    "quantization_settings",
+    "why_quantized",
+    "without_quantization",
+]
 
 Config = Mapping[str, object]
 
 
 def quantization_method(config: Config) -> str | None:
-    """The quantization method of the stored weights, such as `bitsandbytes`, or None if the config names none.
+    """The quantization method of the stored weights, such as `bitsandbytes`, or None if the config names none."""
+    for settings in quantization_settings(config):
+        method = settings.get("quant_method")
+        old = settings.get("load_in_4bit") is True or settings.get("load_in_8bit") is True
+        return method if isinstance(method, str) else "bitsandbytes" if old else "unknown"
+    return "mlx" if _is_mlx(config) else None
 
-    The setting may be in the config of a part, nested at any depth.
-    """
+
+def quantization_settings(config: Config) -> Iterator[Config]:
+    """The settings of quantization in a config, also in those of its parts, nested at any depth."""
     parts = layer = [config]
     for _ in range(2):
         layer = [inside for part in layer for inside in part.values() if isinstance(inside, Mapping)]
@@ -25,10 +38,7 @@ def quantization_method(config: Config) -> str | None:
         for key in ("quantization_config", "compression_config"):
             settings = part.get(key)
             if isinstance(settings, Mapping) and settings:
-                method = settings.get("quant_method")
-                old = settings.get("load_in_4bit") is True or settings.get("load_in_8bit") is True
-                return method if isinstance(method, str) else "bitsandbytes" if old else "unknown"
-    return "mlx" if _is_mlx(config) else None
+                yield settings
 
 
 def without_quantization(config: Config) -> dict[str, object]:
@@ -46,7 +56,7 @@ def _is_mlx(config: Config) -> bool:
     return isinstance(settings, Mapping) and "bits" in settings
 
 
-_PACKED: Final = (
+PACKED: Final = (
     ("gptq", ".g_idx"),
     ("awq or gptq", ".qweight"),
     ("bitsandbytes", ".quant_state.bitsandbytes__nf4"),
@@ -75,7 +85,7 @@ def packed_tensor(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
 
     Configs do not tell if a tool wrote only the weights, or the config was replaced.
     """
-    for method, ending in _PACKED:
+    for method, ending in PACKED:
         found = next((name for name in dtypes if name.endswith(ending)), None)
         if found is not None:
             return method, found
@@ -104,6 +114,8 @@ _DEQUANTIZED: Final = {
 
 def why_quantized(config: Config, dtypes: Mapping[str, str]) -> str | None:
     """Why a quantized checkpoint cannot be merged, and what to use instead; None for plain weights.
+
+    dtypes   without scales that are known (see `fp8`), and with the weights that these are for as plain
 
     Weights are plain, whatever config.json says, if all have mergeable dtypes, or are integers in
     tables, and none has a scale: a model that was dequantized and saved often keeps its old config.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
+from polymerge.checkpoints.bounds import EXPERTS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Expr, Ranges, Read, Shape, Stacked, names_read, rows_of, shape_of
 from polymerge.families.rules import Family, Rule
@@ -61,7 +62,7 @@ class Stack:
 
         parts   number of matrices of equal height in each expert's
         """
-        if len(shape) != 3 or 0 in shape or self.experts not in (None, shape[0]):
+        if len(shape) != 3 or 0 in shape or shape[0] > EXPERTS or self.experts not in (None, shape[0]):
             return frozenset()
         found = {False: shape[1:], True: shape[:0:-1]}
         return frozenset(
@@ -210,7 +211,7 @@ def _views(
 
 def _experts(held: tuple[str, ...], view: Stacked, shape: Shape) -> tuple[tuple[str, Ranges], ...]:
     """The rows of each expert's tensors in one that holds all experts; all of `held` of the first expert come first."""
-    height = shape_of(view, {view.of.name: shape})[0] // (shape[0] * len(held))
+    height = shape_of(view, {view.name: shape})[0] // (shape[0] * len(held))
     names = [name.replace("{e}", str(expert)) for expert in range(shape[0]) for name in held]
     return tuple((name, ((place * height, (place + 1) * height),)) for place, name in enumerate(names))
 

@@ -17,17 +17,20 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from polymerge.checkpoints import TensorInfo, open_checkpoint
+from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
+from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.folder import join
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import DTYPES, load_model, plain_loading, quiet
+from polymerge.dtypes import FP8, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import copy_beside, fetch, opened
+from polymerge.engine.opening import beside_output, fetch, opened, refuse_changes, with_stamps
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
+from polymerge.families.fp8 import read_fp8
 from polymerge.planning import Input, Plan, Step, make_plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.estimate import default_threads
@@ -73,8 +76,11 @@ class LiveModel:
         recorded = first.inputs[first.template]
         template = opened(recorded)
         stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
+        scales = read_fp8(template.config, template.entries).beside
         if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
             dtype = named
+        if dtype == "auto" and scales and stored.loaded:
+            dtype = dtype_name(stored.loaded)
         steps, unties = first.steps, any(step.canonical == HEAD and step.fate != "tied" for step in first.steps)
         rows = next((step.shape[0] for step in steps if step.canonical == EMBEDDING), None)
         self.folder = Path(self._template[0])
@@ -84,14 +90,19 @@ class LiveModel:
                 "cannot load what no folder holds. Fold the adapter first, and name the folder"
             )
         ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
-        if why := _unloadable(recorded.wrappers, template.config):
+        if why := _unloadable(recorded.wrappers, {} if scales else template.config):
             raise CheckpointError(
                 f"{self.folder}: transformers cannot load it: {why}. Merge it alone first (linear, weight 1): the "
                 "output has what its class loads"
             )
         self.processor_folder = self._processor_folder(first)
         self.model: Any = load_model(
-            self.folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, ignored=ignored
+            self.folder,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            ignored=(*ignored, *scales),
+            plainly=bool(scales),  # the bits of what is in fp8 as numbers, which `set` replaces by those numbers
         )
         if any(taken.kind == "generation config" for taken in first.companions):
             self.model.generation_config = GenerationConfig.from_pretrained(str(self.processor_folder))
@@ -101,12 +112,13 @@ class LiveModel:
             _untie(self.model)
         self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
         self._held = {
-            step.name: _stored(template.entries[step.name])
+            step.name: _stored(template.entries[step.name], step)
             for step in steps
             if step.name not in self._shadow.live_names
         }
         self._changed: set[str] = set()
         self._inputs: tuple[Input, ...] = ()
+        self._opened: list[Checkpoint] = []
         self._execution: Execution | None = None
 
     def _processor_folder(self, plan: Plan) -> Path:
@@ -115,7 +127,7 @@ class LiveModel:
             return self.folder
         folder = Path(mkdtemp(prefix="polymerge-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        copy_beside(plan, self.folder, folder)
+        copy_files(beside_output(plan, opened(plan.inputs[plan.template])), folder)
         return folder
 
     def set(self, plan: Plan) -> None:
@@ -138,7 +150,9 @@ class LiveModel:
         if not base:
             raise RecipeError("live: the adapters' config names no base. Say which model they were trained on")
         fetch(plan)
-        adapter, self._memory = in_memory(plan, [opened(one) for one in plan.inputs], self._threads)
+        inputs = [with_stamps(opened(one)) for one in plan.inputs]
+        adapter, self._memory = in_memory(plan, inputs, self._threads)
+        refuse_changes(inputs)
         source = f"{base}+{plan.hash}"
         joined = join(open_checkpoint(source, locate(base)), adapter)
         return make_plan({"merge_method": "copy", "models": [source]}, opened={source: joined})
@@ -159,6 +173,7 @@ class LiveModel:
 
         try:
             self._executing(plan.inputs).run(replace(plan, steps=steps), write)
+            refuse_changes(self._opened)
         except BaseException:
             self.close()  # what is still queued is of a plan that failed
             raise
@@ -177,7 +192,8 @@ class LiveModel:
         """The execution of the last plan, with its caches, if this one reads the same inputs."""
         if self._execution is None or inputs != self._inputs:
             self.close()
-            entries = [opened(entry).entries for entry in inputs]
+            self._opened = [with_stamps(opened(entry)) for entry in inputs]
+            entries = [one.entries for one in self._opened]
             self._execution = Execution(
                 entries, device=self._device, threads=self._threads, again=True, memory=self._memory
             )
@@ -309,8 +325,10 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(raw)
 
 
-def _stored(entry: TensorInfo) -> Tensor:
-    """A stored tensor of a checkpoint."""
+def _stored(entry: TensorInfo, step: Step) -> Tensor:
+    """A stored tensor of a checkpoint; if it is in fp8, room for its numbers, which every plan computes."""
+    if entry.dtype in FP8:
+        return torch.empty(step.shape, dtype=_TORCH[step.dtype])
     tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
     files = Files()
     try:

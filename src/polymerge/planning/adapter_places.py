@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.files import read_config
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of, shape_of
@@ -138,7 +138,7 @@ def named_family(adapter: Adapter) -> tuple[Family, ...]:
     """The family of the model that an adapter was trained on, if a local config tells."""
     config = adapter.model_config
     base = adapter.config.get("base_model_name_or_path")
-    file = Path(str(base)).expanduser() / "config.json" if base else None
+    file = given_path(str(base)) / "config.json" if base and exists(str(base)) else None
     if not config and file is not None and file.is_file():
         config = read_config(file)
     return (family_of(config),) if config else ()
@@ -147,7 +147,7 @@ def named_family(adapter: Adapter) -> tuple[Family, ...]:
 def base_named(config: Mapping[str, Any]) -> str | None:
     """The base that an adapter's config names, with its revision; None if it names none."""
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if base and revision and not Path(str(base)).expanduser().exists():
+    if base and revision and not exists(str(base)):
         return f"{base}@{revision}"
     return base or None
 
@@ -222,7 +222,7 @@ def why_missing(
 def name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
     """Advice to name another base, or, if the config names this one, on how the two may have come to differ."""
     named = base_named(adapter.config)
-    if named and Path(named).expanduser().resolve() == checkpoint.folder:
+    if named and exists(named) and given_path(named).resolve() == checkpoint.folder:
         return (
             "Its config names this base, but the model there is not the one that was trained: name the model as it was "
             "when training began"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from polymerge.checkpoints.adapter import is_adapter, open_adapter
+from polymerge.checkpoints.beside import companion_files
 from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.tensor_info import listed
@@ -97,6 +98,7 @@ def plan_adapters(recipe: Recipe) -> Plan | None:
     inputs = summaries(opened)
     reads_base = base is not None and any(piece.base is not None for step in full for piece in step.pieces)
     template = opened.adapters[opened.template]
+    companion_files(template.folder, deep=False)
     config = output_config(template, opened.adapters, modules, full)
     return Plan(
         recipe=recipe_dict(recipe),

@@ -32,7 +32,7 @@ def default_threads() -> int:
 def memory_estimate(plan: Plan, threads: int | None = None) -> int:
     """Upper bound on the bytes of buffers during a merge: blocks, file buffers and candidates for cutoffs."""
     threads = threads or default_threads()
-    wide = any(step.dtype == "F64" for step in plan.steps if step.fate in ("merged", "folded"))
+    wide = any(step.dtype == "F64" for step in plan.steps if step.fate not in ("copied", "tied"))
     rows = len(plan.models) + (plan.base is not None)
     turned = [step for step in plan.steps if any(map(step.turns, step.pieces))]
     block = BLOCK * (TURNED if turned else 1)

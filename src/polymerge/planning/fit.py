@@ -220,7 +220,7 @@ def unmatched(
     """An error for each glob of a recipe that matches no tensor, and for layers beyond the template's depth."""
     models = (template, *readers)
     every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
-    said = [("exclude", glob) for glob in recipe.exclude]
+    said = [(where, glob) for where in ("exclude", "overflow") for glob in getattr(recipe, where)]
     said += [("overrides", choice.match) for choice in choices if choice.match]
     for where, glob in said:
         if any(matches(name, glob) for name in every):

@@ -12,7 +12,6 @@ from typing import Any, Final
 from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import locate
-from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse
 from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
 from polymerge.planning.adapter_places import (
@@ -164,10 +163,12 @@ class _Joining:
         if self.kept_tied and self.ties and place == ((self.ties.virtual, ()),):
             return None  # the same numbers as those of the other one, which PEFT wrote twice
         for name, _ in place or ():
-            dtype = self.parameters.entry(name).dtype
-            if dtype not in MERGEABLE:
+            entry = self.parameters.entry(name)
+            if not self.base.has_numbers(entry.name):
                 refuse(
-                    CheckpointError(f"'{self.base.label}': {name} is held as {dtype}: an adapter cannot be added to it")
+                    CheckpointError(
+                        f"'{self.base.label}': {name} is held as {entry.dtype}: an adapter cannot be added to it"
+                    )
                 )
                 return None
         if place is None:

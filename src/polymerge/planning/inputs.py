@@ -14,6 +14,7 @@ from polymerge.checkpoints.discovery import LAYOUTS
 from polymerge.checkpoints.folder import ADAPTER, open_joined, renamed, split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.names import is_lora, unwrapped, wrappers_in
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import (
     CheckpointError,
     RecipeError,
@@ -24,6 +25,7 @@ from polymerge.errors import (
 )
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.expressions import Expr
+from polymerge.families.fp8 import read_fp8
 from polymerge.families.quantization import why_quantized
 from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import NameMap, map_names
@@ -178,24 +180,31 @@ def _open_all(
 def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, ignored: _Ignored) -> Model:
     """Build one input from its headers, with its adapter's changes; raises if later checks would be meaningless."""
     where, source = f"'{label}' ({path})", checkpoint.source
-    dtypes = {name: entry.dtype for name, entry in stored_in(checkpoint).items()}
+    stored = stored_in(checkpoint)
+    fp8 = read_fp8(checkpoint.config, stored)
+    refuse_if_any(RecipeError(f"{where}: {problem}") for problem in fp8.problems)
+    dtypes = {
+        name: "BF16" if name in fp8.scaled else entry.dtype for name, entry in stored.items() if name not in fp8.beside
+    }
     if (why := why_quantized(checkpoint.config, dtypes)) is not None:
         raise RecipeError(f"{where} {why}")
     if family is not None and family not in FAMILIES:
         refuse(RecipeError(f"'{label}': no such family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
-    stored = stored_in(checkpoint)
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
-    shapes = {name: entry.shape for name, entry in stored.items() if name not in unread}
+    shapes = {name: stored[name].shape for name in dtypes if name not in unread}
     reading = read_names(checkpoint.config, shapes, family)
     table = reading.family
-    checkpoint = renamed(checkpoint, reading.wrappers)
+    if reading.wrappers:
+        checkpoint = renamed(checkpoint, reading.wrappers)
+        fp8 = read_fp8(checkpoint.config, stored_in(checkpoint))
     gone = {unwrapped(name, reading.wrappers) for name in stored if name in unread}
     if checkpoint.adapter is not None:
         before = _adapters_own(checkpoint)
         checkpoint = replace(checkpoint, adapter=_without(checkpoint.adapter, unread))
         gone |= {ADAPTER + name for name in before if name not in _adapters_own(checkpoint)}
-    shapes = {name: entry.shape for name, entry in stored_in(checkpoint).items() if name not in gone}
+    left = gone | fp8.beside
+    shapes = {name: entry.shape for name, entry in stored_in(checkpoint).items() if name not in left}
     known = table is not GENERIC or nearest(checkpoint.config) is not GENERIC
     _refuse_unfinished(where, shapes, table, known)
     names = _mapped(where, checkpoint, table, shapes)
@@ -208,9 +217,9 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
     model = Model(
         label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
         frozenset(borrowed), ignored=frozenset(gone), wrappers=reading.wrappers, other=reading.other, ties=ties,
-        by=reading.by, why=reading.why,
+        by=reading.by, why=reading.why, fp8=fp8,
     )  # fmt: skip
-    return model if checkpoint.adapter is None else folded(model, checkpoint.adapter)
+    return (model if checkpoint.adapter is None else folded(model, checkpoint.adapter)).with_scales()
 
 
 def _opened(source: str, path: Path, adapter: Path | None, label: str) -> Checkpoint:
@@ -330,11 +339,11 @@ def _default_template(recipe: Recipe, merged: Sequence[Model], base: Model | Non
     multimodal model comes before all others, since no language model has a place for its other parts.
     """
     candidates = list(merged)
-    if base is not None and (METHODS[recipe.merge_method].on == "deltas" or base in merged):
+    if base is not None and (METHODS[recipe.merge_method].reads_base or base in merged):
         beside_none = any(model.checkpoint.config for model in merged) and not base.checkpoint.config
         candidates[:0] = [] if beside_none else [base]  # a bare file has no config to give
     return next((model for model in candidates if model.multimodal), candidates[0])
 
 
 def _parts(source: str) -> tuple[str, ...]:
-    return Path(source).expanduser().absolute().parts
+    return given_path(source).absolute().parts

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.folder import ADAPTER
-from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.names import is_lora
+from polymerge.checkpoints.tensor_info import listed
+from polymerge.dtypes import MERGEABLE
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
-from polymerge.families.expressions import Expr, Ranges, Read, Stacked, names_read, shape_of
+from polymerge.families.expressions import Expr, Ranges, Read, Scaled, Stacked, names_read, replace_reads, shape_of
+from polymerge.families.fp8 import Fp8
 from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, counterpart, text_layer
 from polymerge.planning.plan import Input
@@ -65,7 +67,8 @@ class Model:
     views    own name -> the view that those rows refer to, if it is not the tensor as stored
     buffers  own names that are never merged (rotary frequencies and the like)
     borrowed canonical names that are another tensor's storage: the head of a model that ties it to its embedding
-    adapted  own names of the tensors that its adapter changes, if it has one -> what they become
+    adapted  own names of the tensors that are not read as stored -> what they are read as: those that its adapter
+             changes, if it has one, and those in fp8
     parted   whether its adapter unties the head and the embedding that its base's config ties
     ignored  own names that the recipe leaves out; no rule has to explain them
     wrappers prefixes stripped from the names as stored; own names do not have them
@@ -73,6 +76,7 @@ class Model:
     ties     its head and embedding, if its config ties them or only one of them is stored
     by       the class of transformers that its family was derived from; empty for one of the tables
     why      why no family was derived for a generic one
+    fp8      its weights in fp8 and their scales
     """
 
     label: str
@@ -92,6 +96,22 @@ class Model:
     ties: Ties | None = None
     by: str = ""
     why: str = ""
+    fp8: Fp8 = field(default_factory=Fp8)
+
+    def with_scales(self) -> Model:
+        """The same, with weights in fp8 read as numbers: the last thing to be done to its expressions."""
+        if not self.fp8.scaled:
+            return self
+
+        def change(own: str) -> Expr:
+            return self.fp8.scaled.get(own) or Read(own)
+
+        adapted = dict.fromkeys((*self.adapted, *self.fp8.scaled))
+        return replace(
+            self,
+            tensors={canonical: replace_reads(expr, change) for canonical, expr in self.tensors.items()},
+            adapted={own: replace_reads(self.adapted.get(own, Read(own)), change) for own in adapted},
+        )
 
     @property
     def entries(self) -> Mapping[str, TensorInfo]:
@@ -100,8 +120,18 @@ class Model:
 
     @cached_property
     def stored(self) -> Mapping[str, TensorInfo]:
-        """Its tensors by their own names, without those of its adapter and those that are ignored."""
-        return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in self.ignored}
+        """Its tensors by their own names, without those of its adapter, those that are ignored, and scales."""
+        left = self.ignored | self.fp8.beside
+        return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in left}
+
+    def has_numbers(self, own: str) -> bool:
+        """Whether a tensor holds numbers that can be computed with."""
+        return own in self.fp8.scaled or self.entries[own].dtype in MERGEABLE
+
+    def view(self, own: str) -> Stacked | Scaled | None:
+        """The view of a tensor that the rows in `layout` refer to; None if it is the tensor as stored."""
+        scaled, stacked = self.fp8.scaled.get(own), self.views.get(own)
+        return (stacked and scaled and replace(stacked, of=scaled)) or stacked or scaled
 
     @cached_property
     def tower(self) -> TextTower:
@@ -224,13 +254,29 @@ class Model:
                 f"'{self.label}': its config.json names {self.other}, its tensors are those of family "
                 f"{self.family.name}, and are read as such"
             )
-        if (method := quantization_method(self.checkpoint.config)) is not None:
+        if self.fp8.scaled:
+            yield from self._remarks_on_fp8()
+        elif (method := quantization_method(self.checkpoint.config)) is not None:
             yield (
                 f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
                 "that setting is outdated and is ignored"
             )
         if any(map(is_lora, self.stored)):
             yield f"'{self.label}' has LoRA factors among its tensors, which are merged as ordinary tensors"
+
+    def _remarks_on_fp8(self) -> Iterator[str]:
+        dtypes, count = (
+            " and ".join(sorted({self.entries[name].dtype for name in self.fp8.scaled})),
+            len(self.fp8.scaled),
+        )
+        yield (
+            f"'{self.label}': {count} of its tensors {'are' if count > 1 else 'is'} quantized ({dtypes}, a scale for "
+            f"each {self.fp8.kind}), and read as numbers, each times its scale in float32; what was cut off at the "
+            "largest number of fp8 stays so"
+        )
+        for reason in dict.fromkeys(self.fp8.dropped.values()):
+            names = [name for name, why in self.fp8.dropped.items() if why == reason]
+            yield f"'{self.label}': {listed(names)} {'are' if names[1:] else 'is'} left out: {reason}"
 
     def summary(self) -> Input:
         """The plan's record of this input."""
@@ -246,7 +292,6 @@ class Model:
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
             opened=self.checkpoint,
-            stamps=stamps_of(self.checkpoint.files),
         )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from polymerge.checkpoints import Checkpoint
-from polymerge.checkpoints.identity import Stamp
 from polymerge.dtypes import byte_count
 from polymerge.families.expressions import (
     Adapted,
@@ -18,6 +17,7 @@ from polymerge.families.expressions import (
     Ranges,
     Read,
     Rows,
+    Scaled,
     Stacked,
     expr_to_json,
     rows_of,
@@ -42,7 +42,7 @@ __all__ = [
 ]
 __all__ += ["Step"]
 
-Fate = Literal["merged", "folded", "copied", "tied"]
+Fate = Literal["merged", "folded", "dequantized", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
 
 Layout: TypeAlias = Literal["checkpoint", "peft", "llava"]
@@ -68,7 +68,6 @@ class Input:
     wrappers     prefixes stripped from the names as stored (see `checkpoints.names`); all other names here lack them
     kind         a checkpoint, with or without an adapter, or an adapter alone
     opened       the headers that the plan was made from, in the process that made it; also for an adapter alone
-    stamps       the stamps of its files at that time
     """
 
     label: str
@@ -83,10 +82,9 @@ class Input:
     wrappers: tuple[str, ...] = ()
     kind: Literal["checkpoint", "adapter"] = "checkpoint"
     opened: Checkpoint | None = field(default=None, compare=False, repr=False)
-    stamps: tuple[Stamp, ...] = field(default=(), compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "opened": None, "stamps": ()}  # another process opens it for itself
+        return {**vars(self), "opened": None}  # another process opens it for itself
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,8 @@ class Step:
 
     name    the template's own; or, if its adapter unties a head from its embedding, the name that
             the template's layout has for the tensor that is not stored
-    fate    merged (at least one piece), folded (the template's, changed by its adapter), copied byte for byte, or
-            tied (the same storage as tensor `same_as`)
+    fate    merged (at least one piece), folded (the template's, changed by its adapter), dequantized (the template's,
+            which is stored in fp8), copied byte for byte, or tied (the same storage as tensor `same_as`)
     dtype   of the output; `source_dtype` is the template's, which a copied tensor keeps
     reason  why it is not merged, or which rows of a merged tensor are copied
     view    the view that pieces refer to, if it is not the tensor as stored
@@ -158,7 +156,7 @@ class Step:
     reason: str = ""
     pieces: tuple[Piece, ...] = ()
     same_as: str = ""
-    view: Stacked | None = None
+    view: Stacked | Scaled | None = None
     lora: Lora | None = None
 
     @property
@@ -177,7 +175,7 @@ class Step:
     @property
     def transposed(self) -> bool:
         """Whether rows, as pieces see them, are columns of its matrices."""
-        return self.view is not None and self.view.transposed
+        return isinstance(self.view, Stacked) and self.view.transposed
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -292,7 +290,7 @@ class Plan(Table):
     @property
     def changes(self) -> bool:
         """Whether any tensor of the output differs from the template's."""
-        return any(step.fate in ("merged", "folded") for step in self.steps)
+        return any(step.fate in ("merged", "folded", "dequantized") for step in self.steps)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each tensor of the output: its fate, the methods that merge it, or why it is not merged."""

@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from polymerge.checkpoints import Checkpoint
-from polymerge.dtypes import MERGEABLE, dtype_code
+from polymerge.checkpoints.folder import ADAPTER
+from polymerge.dtypes import dtype_code
 from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.families.config import config_dtype
 from polymerge.families.expressions import Ranges, names_read, rows_of
 from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.methods.table import METHODS
@@ -86,8 +88,8 @@ def _with_base(recipe: Recipe) -> Recipe:
 
 def _without_base(models: Models, choices: Sequence[Choice], base: Collection[int]) -> Models:
     """Drop the base if it is listed among the models, as in mergekit's recipes: its delta is zero."""
-    kinds = {METHODS[choice.setting.method].on for choice in choices}
-    if "deltas" not in kinds or "weights" in kinds:
+    merging = [choice.setting for choice in choices if not choice.setting.row.copies]
+    if not merging or not all(setting.on_deltas for setting in merging):
         return models
     own = tuple(place for place in models.own if place not in base)
     return replace(models, merged=tuple(models.merged[place] for place in own), own=own)
@@ -99,13 +101,15 @@ class _Planner:
     def __init__(self, recipe: Recipe, models: Models, choices: Sequence[Choice]) -> None:
         self.recipe, self.models, self.choices = recipe, models, choices
         self.template = models.template
-        self.base = models.base if any(METHODS[choice.setting.method].on == "deltas" for choice in choices) else None
+        self.base = models.base if any(choice.setting.on_deltas for choice in choices) else None
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings: list[str] = []
         self.settings = list(dict.fromkeys(choice.key for choice in choices if not choice.setting.row.copies))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
+        # of a template in fp8, the rest of which is what its config says
+        self.plain = "F16" if config_dtype(self.template.checkpoint.config) == "F16" else "BF16"
         self.vocabularies = Vocabularies(self.template, recipe.vocab)
         self.unused = UnusedTensors(self.template, self.parts)
 
@@ -197,9 +201,10 @@ class _Planner:
         canonical = blocks[0][0] if blocks else name
         shape = self.template.shape(canonical) if canonical in VOCABULARY and len(blocks) == 1 else entry.shape
         whole = ((0, shape[0] if shape else 1),)
+        kept = self.dtype or self.plain if name in self.template.fp8.scaled else entry.dtype
 
         def step(fate: Fate, reason: str, **more: Any) -> Step:
-            dtype, view = more.pop("dtype", entry.dtype), self.template.views.get(name)
+            dtype, view = more.pop("dtype", kept), self.template.view(name)
             return Step(name, canonical, fate, dtype, entry.dtype, shape, reason, view=view, **more)
 
         first = self.template.checkpoint.aliases.get(name)
@@ -213,13 +218,16 @@ class _Planner:
         pieces = tuple(piece for found, _ in made for piece in found)
         reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
         if all(piece.setting is None for piece in pieces):
-            if any(piece.reads for piece in pieces):
+            read = {own for piece in pieces for expr in piece.reads for own in names_read(expr)}
+            if name in self.template.fp8.scaled and not any(own.startswith(ADAPTER) for own in read):
+                return step("dequantized", reason, pieces=pieces)
+            if read:
                 return step("folded", "" if METHODS[self.recipe.merge_method].copies else reason, pieces=pieces)
             return step("copied", reason)
-        dtype = self.dtype or entry.dtype
+        dtype = self.dtype or kept
         if len(made) > 1:
-            kept = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
-            reason = partly_kept(kept, dtype if dtype != entry.dtype else "")
+            left = {block: why for (block, _), (own, why) in zip(blocks, made, strict=True) if own[0].setting is None}
+            reason = partly_kept(left, dtype if dtype != entry.dtype else "")
         return step("merged", reason, dtype=dtype, pieces=pieces)
 
     def _beside(self, name: str) -> str:
@@ -230,7 +238,7 @@ class _Planner:
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
         """The pieces of one canonical tensor of the template, and the reason if it is not merged."""
         choice = next(choice for choice in self.choices if choice.covers(canonical))
-        readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
+        readers = self.readers if choice.setting.on_deltas else self.models.merged
         reason = self._why_copied(canonical, choice) or self._why_missing(canonical, readers)
         if not reason and not self._fits(canonical, readers):
             reason = "does not fit"  # a problem, said by the misfits
@@ -282,7 +290,7 @@ class _Planner:
             found = model.find(canonical)
             if found is None:
                 self.misfits.note_missing(model, canonical)
-            elif model.entries[own_name(model.tensors[found])].dtype not in MERGEABLE:
+            elif not model.has_numbers(own_name(model.tensors[found])):
                 self.misfits.note_dtype(model, found)
                 if model is self.template:  # packed, its shape is no measure of the others'
                     return False
@@ -312,7 +320,7 @@ class _Planner:
                 for expr, part, count in zip(exprs, taken.theirs, counts, strict=True)
             ]
         self.vocabularies.note(canonical, total, readers, counts)
-        deltas = METHODS[choice.setting.method].on == "deltas"
+        deltas = choice.setting.on_deltas
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
         merged = Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base, twin=twin)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Stacked, names_read
+from polymerge.errors import human_size
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Scaled, Stacked, names_read
 from polymerge.families.rules import text_layer
 from polymerge.planning.adapter_steps import is_dense
 from polymerge.planning.estimate import memory_estimate
@@ -15,7 +16,6 @@ from polymerge.planning.text_words import (
     Paint,
     beside_words,
     by_reason,
-    human_size,
     note_lines,
     plain,
     ranges,
@@ -115,7 +115,7 @@ def _line(plan: Plan, step: Step) -> str:
         if plan.base is not None:
             sources.append((plan.base, [piece.base for piece in merged if piece.base is not None]))
         how += f" <- {'; '.join(_reads(plan, step, place, exprs) for place, exprs in sources if exprs)}"
-    elif step.fate == "folded":
+    elif step.fate in ("folded", "dequantized"):
         how = f" <- {', '.join(expression(expr) for piece in step.pieces for expr in piece.reads)}"
     return f"{step.name}{how}{f' ({step.reason})' if step.reason else ''}"
 
@@ -147,7 +147,9 @@ def expression(expr: Expr) -> str:
     match expr:
         case Read(name):
             return name
-        case Rows(Adapted() as of, start, stop):
+        case Scaled(Read(name), by):
+            return f"{name} * {by}"
+        case Rows((Adapted() | Scaled()) as of, start, stop):
             return f"({expression(of)})[{start}:{stop}]"
         case Rows(of, start, stop):
             return f"{expression(of)}[{start}:{stop}]"
@@ -155,8 +157,10 @@ def expression(expr: Expr) -> str:
             return f"cat({expression(of[0])}, ..., {expression(of[-1])}: {len(of)} blocks)"
         case Concat(of):
             return f"cat({', '.join(map(expression, of))})"
+        case Stacked(Read(name), transposed):
+            return f"{name}{'.T' if transposed else ''}"
         case Stacked(of, transposed):
-            return f"{of.name}{'.T' if transposed else ''}"
+            return f"({expression(of)}){'.T' if transposed else ''}"
         case Adapted(of):
             return f"{expression(of)} + adapter"
         case LowRank(a, b):

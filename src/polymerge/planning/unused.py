@@ -57,6 +57,9 @@ class UnusedTensors:
         """Why no step reads a tensor; `kept` is keyed by the model's own names."""
         if own in model.ignored:
             return IGNORED
+        if own in model.fp8.dropped:
+            return model.fp8.dropped[own]
+        own = model.fp8.weights.get(own, own)  # scales are left out with their weight
         if own in model.adapted and own not in names_read(model.adapted[own]):
             return "its adapter has another in its place"
         if own in model.checkpoint.skipped:
@@ -139,7 +142,9 @@ def notes(
             f"is a class of these tensors; if it is not, name one of family {models.template.family.name} there before "
             f"merging: {' or '.join(models.template.family.architectures) or 'none is published'}"
         )
-    if quantization_method(models.template.checkpoint.config) is not None:
+    if models.template.fp8.scaled:
+        found.append("the output is not quantized, and its config.json lacks quantization_config")
+    elif quantization_method(models.template.checkpoint.config) is not None:
         found.append("the output's config.json lacks that setting: its weights are plain")
     said = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
     said += [override.parameters for override in recipe.overrides]

@@ -8,10 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.discovery import is_plain
 from polymerge.checkpoints.json_objects import parse_json
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.families.expressions import Stacked, expr_from_json
+from polymerge.families.expressions import Scaled, Stacked, expr_from_json
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting
 
@@ -28,7 +29,8 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
     else:
         where = str(source)
         try:
-            data = parse_json(Path(source).read_bytes(), where, dict[str, Any]) if where.endswith(".json") else {}
+            text = read_bounded(Path(source), RECORDS_BYTES) if where.endswith(".json") else b"{}"
+            data = parse_json(text, where, dict[str, Any])
         except (OSError, PolymergeError):
             return None  # which is said of it as a recipe
     if not {"version", "inputs", "steps"} <= data.keys():
@@ -37,7 +39,7 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
         raise RecipeError(f"{where} has format {data['version']}, this polymerge reads {FORMAT}: plan again")
     try:
         plan = _plan(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"{where} is not a valid plan ({error!r}). Plan again") from None
     if data.get("hash", plan.hash) != plan.hash:
         raise RecipeError(f"{where} was modified: its hash is {plan.hash}, the recorded one is {data['hash']}")
@@ -49,11 +51,17 @@ def _plan(data: Mapping[str, Any]) -> Plan:
     outside = [name for one in companions for name in (*one.files, *one.dropped) if not is_plain(name)]
     if outside:
         raise RecipeError(f"a plan cannot name files outside of its folders: '{outside[0]}'. Plan again")
+    inputs = tuple(Input(**_tuples(entry)) for entry in data["inputs"])
+    foreign = [one.folder for one in companions if one.folder != inputs[data["template"]].adapter]
+    if foreign:
+        raise RecipeError(
+            f"a plan cannot take files from '{foreign[0]}', which is not its template's adapter. Plan again"
+        )
     return Plan(
         **{one.name: data[one.name] for one in fields(Plan)}
         | {name: tuple(data[name]) for name in ("models", "places", "warnings")}
         | {
-            "inputs": tuple(Input(**_tuples(entry)) for entry in data["inputs"]),
+            "inputs": inputs,
             "settings": tuple(Setting(one["method"], _tuples(one["parameters"])) for one in data["settings"]),
             "steps": tuple(map(_step, data["steps"])),
             "left_out": tuple(LeftOut(**entry) for entry in data["left_out"]),
@@ -75,7 +83,7 @@ def _step(data: Mapping[str, Any]) -> Step:
         for entry in data["pieces"]
     )
     view = None if data["view"] is None else expr_from_json(data["view"])
-    if view is not None and not isinstance(view, Stacked):
+    if view is not None and not isinstance(view, Stacked | Scaled):
         raise RecipeError(f"not a plan: {data['name']} has the view {data['view']!r}, which is not a view. Plan again")
     lora = None if data["lora"] is None else Lora(**_tuples(data["lora"]))
     return Step(**_tuples(data) | {"pieces": pieces, "view": view, "lora": lora})

@@ -44,6 +44,7 @@ class Override:
 class Recipe:
     """A merge as the user requested it, field by field as in the recipe file.
 
+    overflow globs on canonical names of tensors in which numbers may become infinite
     read     whether it was read from a file or a mapping, and so checked; else it is checked when it is planned
     unread   fields that were refused on reading, for which follow-up errors are suppressed
     """
@@ -62,6 +63,7 @@ class Recipe:
     branches: Branches = "fill"
     ignore: tuple[str, ...] = ()
     missing: Missing = "error"
+    overflow: tuple[str, ...] = ()
     read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
@@ -78,7 +80,7 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
         data["parameters"] = dict(recipe.parameters)
     if recipe.parts is not None:
         data["parts"] = list(recipe.parts)
-    for name in ("exclude", "ignore"):
+    for name in ("exclude", "ignore", "overflow"):
         if getattr(recipe, name):
             data[name] = list(getattr(recipe, name))
     if recipe.overrides:

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Final, TypeVar
 
 from msgspec import Meta
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import checked, parse_json, read_text
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import PolymergeError, RecipeError, refuse
 
 __all__ = ["AGAIN", "KINDS", "Count", "Ends", "Kind", "Number", "Source", "read_sources"]
@@ -84,7 +86,7 @@ def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
     """
     files: dict[Path, tuple[Path, Kind | None]] = {}
     for source in sources:
-        path = Path(source)
+        path = given_path(source)
         if path.is_dir():
             held = [(path / kind.file, kind) for kind in KINDS if (path / kind.file).is_file()]
             if not held:
@@ -106,7 +108,7 @@ def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
 
 
 def _read(file: Path, expected: Kind | None) -> Source:
-    text = read_text(file, encoding="utf-8-sig", error=RecipeError, then=AGAIN)
+    text = read_text(file, encoding="utf-8-sig", most=RECORDS_BYTES, error=RecipeError, then=AGAIN)
     data = parse_json(text, str(file), dict[str, Any], error=RecipeError, then=AGAIN)
     infinite = list(islice(_not_finite(data), _FEW + 1))
     if infinite:

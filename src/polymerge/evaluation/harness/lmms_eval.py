@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.errors import OutputError, PolymergeError, refuse
 from polymerge.evaluation.harness.registered_classes import Wrapper
@@ -27,6 +28,7 @@ from polymerge.evaluation.results import TaskResult
 
 __all__ = ["command", "log_rows", "read", "read_answers"]
 
+_RUN = "Run lmms-eval again."
 _RESULTS = re.compile(r"(?P<stamp>.+)_results\.json")
 _OF_EVERY_DOCUMENT = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
 _NO_METRIC = re.compile(r"stderr|^(alias|samples|name|sample_len|sample_count)$")
@@ -65,7 +67,7 @@ def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, Tas
         return {}
     file = max(found, key=lambda path: path.name)
     try:
-        said = read_json(file, _Results, unique_keys=False, error=OutputError, then="Run lmms-eval again.")
+        said = read_json(file, _Results, unique_keys=False, most=RECORDS_BYTES, error=OutputError, then=_RUN)
     except PolymergeError as error:
         refuse(error)
         return {}

@@ -15,6 +15,8 @@ from typing import Any
 
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.json_objects import read_json
+from polymerge.checkpoints.paths import given_path
+from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError, OutputError, RecipeError, collecting, refuse
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.harness import lmms_eval as lmmseval
@@ -93,7 +95,7 @@ def plan_tool(
     family = claimed(read_config(asked.folder / "config.json")).name
     row = wrapper_of(family, tool)
     python = _python(environment)
-    run = out.expanduser().absolute()
+    run = given_path(out).absolute()
     if tool == "lmms-eval":
         folder = run / "lmms-eval"
         command = lmmseval.command(row, asked.folder, tasks, folder, device, batch_size or 1, trust_remote_code)
@@ -106,7 +108,7 @@ def plan_tool(
     folder = run / "vlmevalkit"
     place, label = vlmevalkit.place(row, asked.folder, run / "models"), vlmevalkit.label(asked.name)
     config = run / "vlmevalkit.json"
-    script = str(Path(kit).expanduser() / "run.py") if kit is not None else "run.py"
+    script = str(given_path(kit).absolute() / "run.py") if kit is not None else "run.py"
     if kit is not None and not Path(script).is_file():
         raise RecipeError(f"kit {kit}: has no run.py. Give the clone of VLMEvalKit")
     names = vlmevalkit.datasets(tasks)
@@ -133,7 +135,7 @@ def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
         link.unlink(missing_ok=True)
         link.symlink_to(target)
     for file, text in job.files.items():
-        file.write_text(text, encoding="utf-8")
+        write_file(file, text)
     before = {path for path in job.run.rglob("*") if path.is_file()}
     log = job.run / f"{job.tool}.log"
     status = _stream(job.command, log, show, Path(job.command[1]).parent if job.tool == "vlmevalkit" else None)
@@ -165,7 +167,7 @@ def _python(environment: str | None) -> str:
     """Path to the Python of a virtual environment; the current Python if none is given."""
     if environment is None:
         return sys.executable
-    path = Path(environment).expanduser().absolute()
+    path = given_path(environment).absolute()
     found = path / "bin" / "python" if path.is_dir() else path
     if not found.is_file() or not os.access(found, os.X_OK):
         raise RecipeError(f"environment {environment}: there is no {found}. Give the folder of a virtual environment")

@@ -1,4 +1,4 @@
-"""Matrices: addition of low-rank products, and transposes."""
+"""Matrices: addition of low-rank products, multiplication by scales of blocks, and transposes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polymerge.methods.kernels.compiled import compiled
 
-__all__ = ["add_low_rank", "transpose"]
+__all__ = ["add_low_rank", "times_scales", "transpose"]
 
 Floats = NDArray[Any]
 
@@ -39,6 +39,26 @@ def _add_low_rank(out: Floats, left: Floats, right: Floats, scale: Any, first: i
         for i in range(part.size):
             part[i] += scale * total[i]
         done += part.size
+
+
+def times_scales(out: Floats, scales: Floats, block: tuple[int, int], width: int, first: int) -> bool:
+    """See `polymerge.methods.kernels.times_scales`."""
+    return bool(_times_scales(out, np.ascontiguousarray(scales), *block, width, first))
+
+
+@compiled
+def _times_scales(out: Floats, scales: Floats, height: int, breadth: int, width: int, first: int) -> bool:
+    carries, done = np.uint32(0), 0
+    while done < out.size:
+        row, column = divmod(first + done, width)
+        end = done + min(width - column, breadth - column % breadth)
+        part, scale = out[done:end], scales[row // height, column // breadth]
+        for i in range(part.size):
+            product = np.float32(part[i] * scale)
+            part[i] = product
+            carries |= (product.view(np.uint32) & np.uint32(0x7F800000)) + np.uint32(0x00800000)  # as in `formats`
+        done += part.size
+    return bool(carries < np.uint32(0x80000000))
 
 
 @compiled
