@@ -26,7 +26,7 @@ from polymerge.dtypes import FP8, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import beside_output, fetch, opened, refuse_changes, with_stamps
+from polymerge.engine.opening import beside_output, fetch, opened, opened_inputs, refuse_changes, with_stamps
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
@@ -150,7 +150,7 @@ class LiveModel:
         if not base:
             raise RecipeError("live: the adapters' config names no base. Say which model they were trained on")
         fetch(plan)
-        inputs = [with_stamps(opened(one)) for one in plan.inputs]
+        inputs = [with_stamps(one) for one in opened_inputs(plan)]
         adapter, self._memory = in_memory(plan, inputs, self._threads)
         refuse_changes(inputs)
         source = f"{base}+{plan.hash}"

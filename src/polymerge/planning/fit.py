@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse
 from polymerge.families import family_of, nearest
@@ -145,8 +146,8 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
         misfits.wide.add(model.label)
         refuse(
             RecipeError(
-                f"width: the text tower of '{model.label}' is {model.shape(_NORM)[0]} wide, that of template "
-                f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of equal width can be "
+                f"width: the text tower of '{model.label}' is {prod(model.shape(_NORM))} wide, that of template "
+                f"'{template.label}' {prod(template.shape(_NORM))} ({_NORM}). Only text towers of equal width can be "
                 "merged"
             )
         )
