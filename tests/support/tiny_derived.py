@@ -44,7 +44,8 @@ _FIXED = {
     "qk_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "max_position_embeddings": 512, "image_size": 32, "patch_size": 8,
     "vocab_size": ROWS, "vocab_size_per_layer_input": ROWS, "hidden_size_per_layer_input": 8,
-    "first_k_dense_replace": 1, "num_mel_bins": 8, "max_source_positions": 20,
+    "first_k_dense_replace": 1, "num_mel_bins": 8, "max_source_positions": 20, "base_channels": 32,
+    "num_embeddings": 64, "codebook_size": 64, "num_filters": 4,
 }  # fmt: skip
 """By key, the value that it gets where a default config has a number."""
 _LISTED = {"mrope_section": [1, 1, 2], "vision_feature_layer": [1, 0], "deepstack_visual_indexes": [0, 1]}
@@ -136,8 +137,6 @@ def _shrunk(config: dict[str, Any]) -> dict[str, Any]:
     for key, value in ((str(key), value) for key, value in config.items()):
         if key in _LISTED and isinstance(value, list):
             found[key] = _LISTED[key]
-        elif key == "depths":
-            found[key] = [1] * len(value)
         elif key == "num_key_value_heads" and heads[0] == heads[1]:
             found[key] = HEADS
         elif key == "per_layer_config" and value:
@@ -151,7 +150,7 @@ def _shrunk(config: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, list) and before and len(value) == before:
             found[key] = _cut(value)
         else:
-            found[key] = value
+            found[key] = [1] * len(value) if key == "depths" else value
     return found
 
 
