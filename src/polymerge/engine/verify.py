@@ -25,7 +25,7 @@ from polymerge.engine.findings import BLOCK, Finding, Verification, finite
 from polymerge.engine.verify_adapter import verify_adapter
 from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
-from polymerge.families.config import config_dtype
+from polymerge.families.config import config_dtype, splits
 from polymerge.families.expressions import names_read
 from polymerge.families.resolve import map_names
 
@@ -110,8 +110,9 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
 
 
 def _ties(checkpoint: Checkpoint) -> Finding:
-    family = read_names(checkpoint.config, checkpoint.entries).family
-    tensors = map_names(family, checkpoint.entries, str(checkpoint.folder)).tensors
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    family = read_names(checkpoint.config, shapes).family
+    tensors = map_names(family, shapes, str(checkpoint.folder), splits(checkpoint.config, family), shapes).tensors
     pair = [tensors.get(name) for name in ("text.embed_tokens.weight", "text.lm_head.weight")]
     if text_tower(checkpoint.config, family).ties_head is not True:
         return Finding("ties", True, "the config ties nothing")

@@ -257,7 +257,7 @@ def untied(config: Config) -> dict[str, object]:
     return {**config, **nested, "tie_word_embeddings": False}
 
 
-def splits(config: Config) -> dict[str, Split]:
+def splits(config: Config, family: Family | None = None) -> dict[str, Split]:
     """The row ranges of each tensor in the fused ones that a decoder of this config may have.
 
     qkv      queries, keys and values one below the other, the last two with fewer heads where queries share them
@@ -265,6 +265,8 @@ def splits(config: Config) -> dict[str, Split]:
     gate_up  gate and up, each as high as the MLP is wide
     halves   the same where the config counts both as the MLP's width
     experts_in, experts_out   all experts of a layer, their input and output projections
+
+    family   whose defaults hold for sizes that the config leaves out; that which the config names by default
     """
     text = text_config(config)
 
@@ -290,7 +292,7 @@ def splits(config: Config) -> dict[str, Split]:
     if inner:
         found["gate_up"] = (((0, inner),), ((inner, 2 * inner),))
         found["halves"] = (((0, inner // 2),), ((inner // 2, inner),))
-    hidden = _said(config, "hidden_size", claimed(config))
+    hidden = _said(config, "hidden_size", family or claimed(config))
     if hidden:
         experts = number("num_experts", "num_local_experts", most=EXPERTS) or None
         found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)

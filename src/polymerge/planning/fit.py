@@ -111,7 +111,8 @@ def common_parts(models: Sequence[Model]) -> frozenset[str]:
     Vision towers and projectors of different families are different networks even where some names agree.
     """
     common = frozenset.intersection(*(model.parts for model in models))
-    return common if len({model.family.name for model in models}) == 1 else common & {"text"}
+    families = {(model.family.name, model.by and model.family.architectures) for model in models}
+    return common if len(families) == 1 else common & {"text"}
 
 
 def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits) -> None:
@@ -128,6 +129,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
                 f"'{stranger.label}' has {what}, which no family table covers, so it only merges with models of "
                 f"identical tensor names; '{other.label}' is of family {other.family.name}. Set `family:` for the "
                 "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/tables/"
+                f"{stranger.why_generic}"
             )
         )
         return

@@ -66,7 +66,7 @@ class UnusedTensors:
         if own in model.checkpoint.skipped:
             return model.checkpoint.skipped[own]
         if own in model.buffers:
-            return "a buffer that is computed from the config, never merged"
+            return model.family.why_unmerged(own)
         if own.startswith(ADAPTER) and not model.held(own):
             return "its base ties head and embedding, and its adapter keeps them so: it is the other"
         reasons = []
@@ -117,7 +117,10 @@ def notes(
     """Notes on a plan that are not errors; `base` is None if the methods read none."""
     found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
     if models.template.generic:
-        found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
+        found.append(
+            "family: generic (no table covers this model_type): tensors are joined by identical names"
+            f"{models.template.why_generic}"
+        )
     if models.base is not None and base is None and models.base not in models.merged:
         found.append(f"base_model '{models.base.label}' is not read: {recipe.merge_method} needs none")
     if models.template.parted:
