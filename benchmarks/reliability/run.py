@@ -99,13 +99,17 @@ def main() -> None:
                 tallies.append(tally)
                 print(_row(tally), flush=True)
                 if options.json:
-                    report = {"command": sys.argv, "date": date.today().isoformat(), "machine": host,
-                              "seconds": time.monotonic() - start, "rows": [tally.to_json() for tally in tallies]}  # fmt: skip
-                    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                    _write(options.json, tallies, host, time.monotonic() - start)
     runs, seconds = sum(tally.runs for tally in tallies), time.monotonic() - start
     print(f"\n{runs} runs in {seconds:.0f} s on {host['cores']} cores, {host['processor']}, {host['system']}")
     if any(tally.wrong for tally in tallies):
         sys.exit(f"{sum(tally.wrong.total() for tally in tallies)} failures")
+
+
+def _write(file: Path, tallies: list[Tally], host: dict[str, str], seconds: float) -> None:
+    rows = [tally.to_json() for tally in tallies]
+    report = {"command": sys.argv, "date": date.today().isoformat(), "machine": host, "seconds": seconds, "rows": rows}
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _row(tally: Tally) -> str:
