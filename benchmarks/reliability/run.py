@@ -25,6 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of a pool are not there
 import disks
 import kills
 import powercuts
+import runs
+import shared
 from measure import machine
 from scenarios import SCENARIOS, make_inputs
 from verdicts import HarnessError, Tally, settle
@@ -63,11 +65,23 @@ def filled(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
     yield from disks.too_small(folder)
 
 
+def continued(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
+    """Searches and evaluations that are stopped and continued."""
+    yield from runs.stopped(folder, options.kills // 10, options.seed)
+
+
+def accompanied(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
+    """Folders that others use, too."""
+    yield from shared.in_company(folder)
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Tally]]] = {
     "kills": killed,
     "faults": failed,
     "cuts": cut,
     "disks": filled,
+    "runs": continued,
+    "shared": accompanied,
 }
 
 
@@ -105,7 +119,7 @@ def _row(tally: Tally) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts (default: all)")
-    parser.add_argument("--kills", type=int, default=1000, help="kills at random moments (default 1000)")
+    parser.add_argument("--kills", type=int, default=400, help="kills at random moments (default 400)")
     parser.add_argument("--power-cuts", type=int, default=1000, help="power cuts at random writes (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="where to work (default: the system's /tmp)")

@@ -109,7 +109,7 @@ def open_regular(file: Path, most: int | None = None) -> BufferedReader:
 
     Raises OSError if it cannot be opened, is no regular file, or is longer.
     """
-    stream = open(file, "rb", opener=open_descriptor)  # noqa: SIM115
+    stream = os.fdopen(open_descriptor(file), "rb")
     size = os.fstat(stream.fileno()).st_size
     if most is not None and size > most:
         stream.close()

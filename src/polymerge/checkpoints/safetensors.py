@@ -150,8 +150,8 @@ def _entries(where: str, text: bytes) -> dict[str, msgspec.Raw]:
         raise CheckpointError(f"{where}: cannot be read: {error}. Download it again.") from None
     described = text.replace(bytes(entries.get(_METADATA, b"")) or b"{}", b"", 1)
     count = len(entries) - (_METADATA in entries)
-    # each string once, in one spelling: no key can be there twice
-    if b"\\" in described or any(described.count(key) != count for key in _KEYS):
+    once = described.count(f'"{_METADATA}"'.encode()) < 2 and all(described.count(key) == count for key in _KEYS)
+    if b"\\" in described or not once:  # a key may be there twice, perhaps in two spellings
         parse_json(text, where, dict[str, Any])
     return entries
 

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import io
 import mmap
-import struct
-import zipfile
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, BinaryIO, Final, NamedTuple, cast
+from typing import IO, Any, BinaryIO, Final, cast
 
-from polymerge.checkpoints.bounds import DIRECTORY_BYTES, NAME_LENGTH, PICKLE_BYTES, PROBLEMS, open_regular
-from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
+from polymerge.checkpoints.bounds import NAME_LENGTH, PICKLE_BYTES, PROBLEMS, open_regular
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo
 from polymerge.checkpoints.torch_pickle import (
     DTYPES,
     REBUILD,
@@ -36,33 +34,19 @@ from polymerge.checkpoints.torch_pickle import (
     kind_of,
     tensor_call,
 )
+from polymerge.checkpoints.torch_zip import ZIP_MAGIC, Region, members_of
 from polymerge.dtypes import BITS, byte_count
 from polymerge.errors import CheckpointError, refuse_if_any, shown
 
 __all__ = ["read_torch"]
 
-_ZIP_MAGIC: Final = b"PK\x03\x04"
-_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")  # magic, ..., length of the name, length of the extra field
-_END: Final = struct.Struct("<4s12xIH")  # of the directory: magic, ..., where it begins, length of the comment
-_END_64: Final = struct.Struct("<4s44xQ")  # magic, ..., where it begins
-_LOCATOR: Final = struct.Struct("<4s4xQ4x")  # magic, where the end for large archives lies
-_UTF8: Final = 0x800
-_ENCRYPTED: Final = 0x1
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL: Final = 1001
 _COUNT_BYTES: Final = 8
 _NESTS: Final = ("state_dict", "model", "module")
 _MOST_DIMENSIONS: Final = 64  # torch's own limit
-_END_BYTES: Final = _LOCATOR.size + _END.size + 2**16  # with the longest comment
 _AGAIN: Final = "Save the file again."
 _NO_STORAGE: Final = "has a storage that is not described as torch describes one. Save it again with torch >= 1.0."
-
-
-class _Region(NamedTuple):
-    """A range of bytes of the file."""
-
-    start: int
-    nbytes: int
 
 
 def read_torch(file: Path) -> Contents:
@@ -82,7 +66,7 @@ def read_torch(file: Path) -> Contents:
         stream.seek(0)
         if size == 0:
             raise CheckpointError(f"{file}: is empty. Download it again.")
-        zipped = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        zipped = stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
         value, storages = (_read_zip if zipped else _read_legacy)(file, stream, size)
     state_dict, skipped = _find_state_dict(file, value)
     entries: dict[str, TensorInfo] = {}
@@ -113,43 +97,9 @@ def read_torch(file: Path) -> Contents:
     )
 
 
-class _Directory(io.BufferedIOBase):
-    """A stream for zipfile, which would read a directory of any length, and make objects of 20 times its size."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read  # type: ignore[method-assign]
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > DIRECTORY_BYTES:
-            raise ValueError(f"it takes {size} bytes, more than the {DIRECTORY_BYTES} that are read")
-        return self._read(-1 if size is None else size)
-
-
-def _read_zip(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, _Region]]:
+def _read_zip(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, Region]]:
     """The saved object, as stand-ins, and the location of each storage's bytes."""
-    try:
-        with zipfile.ZipFile(cast("IO[bytes]", _Directory(stream))) as archive:
-            members, begins = archive.infolist(), archive.start_dir
-        if begins != (stated := _stated_begin(stream, size)):
-            raise ValueError(f"it begins at byte {begins}, its end says {stated}")
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        raise CheckpointError(
-            f"{file}: is a zip archive whose directory, at its end, cannot be read ({error}): it is truncated or "
-            "damaged. Download it again."
-        ) from None
-    roots = [member.filename.removesuffix("data.pkl") for member in members if member.filename.endswith("/data.pkl")]
-    if len(roots) != 1:
-        raise CheckpointError(
-            f"{file}: is a zip archive with {len(roots)} members named 'data.pkl', torch.save writes one. Name a file "
-            "that torch.save wrote."
-        )
-    named = {member.filename.removeprefix(roots[0]): member for member in members}
-    if len({name.lower() for name in named}) != len(members):  # torch finds them in either case
-        raise CheckpointError(f"{file}: two members of the archive have one name. Save it again with torch.save.")
-    if "constants.pkl" in named:
-        raise CheckpointError(f"{file}: is a TorchScript program, not a state dict. Save the model's state_dict().")
-
-    regions = _member_regions(file, stream, begins, named)
+    regions = members_of(file, stream, size)
     byteorder = _member(file, stream, regions["byteorder"]) if "byteorder" in regions else b"little"
     if byteorder != b"little":
         raise _foreign_byteorder(file, shown(byteorder.decode("ascii", "replace"), 20))
@@ -157,69 +107,7 @@ def _read_zip(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, _
     return value, {name[len("data/") :]: region for name, region in regions.items() if name.startswith("data/")}
 
 
-def _stated_begin(stream: BinaryIO, size: int) -> int:
-    """Where the directory begins by the archive's own word, which torch goes by.
-
-    zipfile goes by the directory's end instead, so that bytes before the archive, or another archive, are no error.
-    """
-    stream.seek(max(size - _END_BYTES, 0))
-    tail = stream.read(_END_BYTES)
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or len(tail) < end + _END.size:
-        raise ValueError("its end is missing")
-    _, begin, comment = _END.unpack_from(tail, end)
-    if end + _END.size + comment != len(tail):
-        raise ValueError("something follows its end")
-    if end >= _LOCATOR.size and tail.startswith(b"PK\x06\x07", end - _LOCATOR.size):
-        _, place = _LOCATOR.unpack_from(tail, end - _LOCATOR.size)
-        stream.seek(min(place, size))
-        large = stream.read(_END_64.size)
-        if len(large) == _END_64.size and large.startswith(b"PK\x06\x06"):
-            _, begin = _END_64.unpack(large)
-    return int(begin)
-
-
-def _member_regions(
-    file: Path, stream: BinaryIO, end: int, members: Mapping[str, zipfile.ZipInfo]
-) -> dict[str, _Region]:
-    """The location of each member's bytes: after its local header, whose length is only given in that header.
-
-    end  where the members end, and the directory begins
-    """
-    regions: dict[str, _Region] = {}
-    packed: list[str] = []
-    damaged: list[str] = []
-    before = 0
-    for name, member in sorted(members.items(), key=lambda one: one[1].header_offset):
-        coding = "utf-8" if member.flag_bits & _UTF8 else "cp437"
-        expected = member.orig_filename.encode(coding)
-        stream.seek(max(member.header_offset, 0))
-        local = stream.read(_LOCAL_HEADER.size + len(expected))
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
-            packed.append(name)
-        elif not local.startswith(_ZIP_MAGIC) or local[_LOCAL_HEADER.size :] != expected:
-            damaged.append(name)
-        else:
-            _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(local)
-            start = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-            regions[name] = _Region(start, member.file_size)
-            # the bytes of a member belong to no other one
-            fits = before <= member.header_offset and start + member.file_size <= end
-            if name_bytes != len(expected) or not fits or member.file_size != member.compress_size:
-                damaged.append(name)
-            before = start + member.file_size
-    refuse_if_any(
-        CheckpointError(f"{file}: {listed(names)} of the archive {why}.")
-        for names, why in (
-            (packed, "are compressed or encrypted, torch.save stores them plain. Save it again with torch.save"),
-            (damaged, "do not lie where its directory says. Download it again"),
-        )
-        if names
-    )
-    return regions
-
-
-def _member(file: Path, stream: BinaryIO, region: _Region) -> bytes:
+def _member(file: Path, stream: BinaryIO, region: Region) -> bytes:
     if region.nbytes > PICKLE_BYTES:
         raise CheckpointError(
             f"{file}: its pickle is {region.nbytes} bytes long, more than the {PICKLE_BYTES} that a state dict may "
@@ -229,7 +117,7 @@ def _member(file: Path, stream: BinaryIO, region: _Region) -> bytes:
     return stream.read(region.nbytes)
 
 
-def _read_legacy(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, _Region]]:
+def _read_legacy(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, Region]]:
     """The saved object, as stand-ins, and the location of each storage's bytes."""
     # mapped, not read: the pickles are small, but how small only their ends tell
     with mmap.mmap(stream.fileno(), min(size, PICKLE_BYTES), access=mmap.ACCESS_READ) as mapped:
@@ -250,11 +138,11 @@ def _read_legacy(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str
         raise CheckpointError(f"{file}: {_NO_STORAGE}")
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(widths)):
         raise CheckpointError(f"{file}: its list of storages is not that of its tensors. Download it again.")
-    regions: dict[str, _Region] = {}
+    regions: dict[str, Region] = {}
     for key in keys:
         stream.seek(start)
         count = int.from_bytes(stream.read(_COUNT_BYTES), "little", signed=True)
-        regions[key] = _Region(start + _COUNT_BYTES, max(count, 0) * widths[key])
+        regions[key] = Region(start + _COUNT_BYTES, max(count, 0) * widths[key])
         start = sum(regions[key])
         if start > size:
             raise CheckpointError(
@@ -296,7 +184,7 @@ def _find_state_dict(file: Path, value: Any) -> tuple[list[tuple[Any, Any]], dic
     return top, {}
 
 
-def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Region]) -> TensorInfo:
+def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, Region]) -> TensorInfo:
     """The location of one tensor's bytes; raises ValueError with the problem and the next step."""
     storage, offset, shape, dtype = _plain_tensor(call)
     region = storages.get(storage.key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import Any, Final
 import numpy as np
 
 from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.bounds import RECORDS_BYTES
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.dtypes import BITS, MERGEABLE
 from polymerge.engine.extents import Files
+from polymerge.errors import PolymergeError
 from polymerge.methods import kernels
 from polymerge.tables import Table
 
@@ -89,7 +91,7 @@ def finite(entries: Iterable[TensorInfo], folder: Path, checked: Collection[str]
 def _overflow_in(folder: Path) -> dict[str, int]:
     """The number of infinities in each tensor, by polymerge.json; empty without one, or where it says nothing."""
     try:
-        found = json.loads((folder / "polymerge.json").read_text(encoding="utf-8"))["output"]["overflow"]
+        found = read_json(folder / "polymerge.json", dict[str, Any], most=RECORDS_BYTES)["output"]["overflow"]
         return {str(name): int(count) for name, count in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (PolymergeError, ValueError, KeyError, TypeError, AttributeError):
         return {}
