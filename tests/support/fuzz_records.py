@@ -443,5 +443,5 @@ KINDS = (
     Kind("results", _make_results, _read_results, 20),
     Kind("records of runs", _make_record, _read_record, 25),
     Kind("hub listing", _make_listing, _read_listing, 20),
-    Kind("command line", _make_words, _read_words, 15),
+    Kind("command line", _make_words, _read_words, 6),
 )
