@@ -13,6 +13,7 @@ import numpy as np
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.bounds import RECORDS_BYTES
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.json_objects import read_json
@@ -219,7 +220,7 @@ def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
 
 def _without_class(config: Mapping[str, Any]) -> str:
     """A note if transformers lacks the class that a config names; empty otherwise."""
-    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    named = class_names(config)
     return f"transformers has no class {named[0]}" if named and named_class(config) is None else ""
 
 

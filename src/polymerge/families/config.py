@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from polymerge.checkpoints.bounds import EXPERTS, HEADS
+from polymerge.checkpoints.files import class_names
 from polymerge.dtypes import dtype_code
 from polymerge.families.registry import FAMILIES, claimed
 from polymerge.families.resolve import Split, Stack
@@ -219,9 +220,8 @@ def _said(config: Config, key: str, family: Family) -> int | None:
 def _lineage(config: Config, family: Family) -> str | None:
     """The lineage of the decoder: the language model's family name, if there is one."""
     inner = text_config(config).get("model_type")
-    architectures = config.get("architectures")
     said = config.get("model_type") if inner is None else inner
-    for name in (*(architectures if isinstance(architectures, list) else ()), said):
+    for name in (*class_names(config), said):
         if isinstance(name, str) and name in family.lineages:
             return family.lineages[name] or None
     if isinstance(inner, str):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.names import unwrapped, wrappers_in
 from polymerge.families.config import Config, family_of, splits, text_config
 from polymerge.families.derived import derive
@@ -117,6 +118,5 @@ def _other(config: Config, family: Family, inside: str) -> str:
     """The class in a config that the family does not have; empty if it has that class, or its body."""
     if claimed(config).name == family.name:
         return ""
-    architectures = config.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
-    return "" if inside and str(named).endswith("Model") else str(named or f"model_type '{config.get('model_type')}'")
+    named = next(iter(class_names(config)), "")
+    return "" if inside and named.endswith("Model") else named or f"model_type '{config.get('model_type')}'"

@@ -74,7 +74,8 @@ class LiveModel:
         fetch(first)
         self._template = _place(first)
         recorded = first.inputs[first.template]
-        template = opened(recorded)
+        template = with_stamps(opened(recorded))
+        self._loaded = template.stamps
         stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
         scales = read_fp8(template.config, template.entries).beside
         if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
@@ -173,7 +174,7 @@ class LiveModel:
 
         try:
             self._executing(plan.inputs).run(replace(plan, steps=steps), write)
-            refuse_changes(self._opened)
+            refuse_changes(self._opened, self._loaded)
         except BaseException:
             self.close()  # what is still queued is of a plan that failed
             raise

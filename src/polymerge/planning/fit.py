@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from polymerge.checkpoints.files import class_names
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse
 from polymerge.families import family_of, nearest
 from polymerge.families.registry import GENERIC
@@ -160,7 +161,7 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
     unknown = [name for name in stranger.stored if not family.explains([name])]
     few = ", ".join(f"'{name}'" for name in unknown[:_FEW]) + (", ..." if len(unknown) > _FEW else "")
     globs = apart(unknown, set(stranger.stored) - set(unknown))
-    named = ", ".join(map(str, config.get("architectures") or ()))
+    named = ", ".join(class_names(config))
     ignore = ", ".join(f'"{glob}"' for glob in globs[:_FEW])
     return RecipeError(
         f"'{stranger.label}': its config.json names the class {named}, which no family table covers, and family "

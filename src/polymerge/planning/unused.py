@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.families import quantization_method
@@ -222,7 +223,7 @@ def _brought(model: Model) -> Iterator[str]:
     brought, config = model.checkpoint.brought, model.checkpoint.config
     if not brought:
         return
-    kind = (config.get("architectures") or [config.get("model_type")])[0]
+    kind = next(iter(class_names(config)), config.get("model_type"))
     tower = config.get("mm_vision_tower")
     without = (
         f"; its vision tower, {tower}, is not in it, and whoever loads it fetches that, as LLaVA has it"
