@@ -85,7 +85,7 @@ def _on(folder: Path, scenarios: Sequence[Scenario], kind: str, steps: dict[str,
             for percent in range(0, 200 if _converted(scenario) else 100, 5):
                 place.reset()
                 if kind == LIMIT:
-                    ended = run(place.words(*forced(scenario)), partial(_limited, size * percent // 400))
+                    ended = run(place.words(*forced(scenario)), partial(_limited, max(_BLOCK, size * percent // 400)))
                 else:
                     ended = _filled(place, folder, size * percent // 100 // _BLOCK * _BLOCK, prepare)
                 _judge(place, known, ended, tally, percent)
