@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from children import Child, Ended
@@ -42,14 +42,21 @@ ERRORS = {
 }
 """The calls that change files or their names, with the errors that a system may answer each with."""
 
-HARMLESS = {("openat", "EINTR"), ("fsync", "EINTR"), ("fdatasync", "EINTR"), ("fallocate", "EINTR"),
+_FEW = 15
+"""Where a call is made more often than this, the errors take turns."""
+
+HARMLESS = {("fsync", "EINTR"), ("fdatasync", "EINTR"), ("fallocate", "EINTR"),
             ("write", "EINTR"), ("pwrite64", "EINTR"), ("flock", "EINTR"), ("renameat2", "EINVAL"),
             ("renameat2", "ENOSYS"), ("fallocate", "EOPNOTSUPP")}  # fmt: skip
 """What a program has to get over: calls to be made again, and calls that a filesystem need not have."""
 
 
-def at_random(place: Place, known: Known, count: int, seed: int) -> Tally:
-    """Kill a merge at moments spread evenly over its time."""
+Judge = Callable[[Place, Known, Ended, Tally, str], None]
+"""Counts what a fault has left, and has the command put it right; the last is where the fault was."""
+
+
+def at_random(place: Place, known: Known, count: int, seed: int, judge: Judge = judge) -> Tally:
+    """Kill a command at moments spread evenly over its time."""
     tally = Tally("kills", f"{place.scenario.name}: at random")
     moments = random.Random(f"{seed} {place.scenario.name}")
     usual = sorted(_undisturbed(place).seconds for _ in range(5))[2]
@@ -73,14 +80,21 @@ def _undisturbed(place: Place) -> Ended:
     return child.wait()
 
 
-def at_every_call(place: Place, known: Known, errors: bool) -> Tally:
-    """Kill a merge at every call that changes files beside its inputs, or have each such call fail."""
+def at_every_call(
+    place: Place, known: Known, errors: bool, judge: Judge = judge, only: Container[str] = ERRORS
+) -> Tally:
+    """Kill a command at every call that changes files beside its inputs, or have each such call fail.
+
+    only  the names of the calls
+    """
     tally = Tally("faults" if errors else "kills", f"{place.scenario.name}: {'an error' if errors else 'a kill'} "
                   "at every call")  # fmt: skip
-    calls = _calls(place)
+    calls = [call for call in _calls(place) if call[0] in only]
     tally.note = ", ".join(f"{count} {call}" for call, count in sorted(Counter(call for call, _ in calls).items()))
+    frequent = [call for call, count in Counter(call for call, _ in calls).items() if count > _FEW]
     for call, number in calls:
-        for fault in ERRORS[call] if errors else ("KILL",):
+        faults = ERRORS[call] if errors else ("KILL",)
+        for fault in faults if call not in frequent else (faults[number % len(faults)],):
             place.reset()
             told = f"signal={fault}" if fault == "KILL" else f"error={fault}"
             ended = _traced(place, "-o", "/dev/null", "-e", f"inject={call}:{told}:when={number}")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,6 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of a pool are not there
 import disks
 import kills
 import powercuts
+import runs
+import shared
 from measure import machine
 from scenarios import SCENARIOS, make_inputs
 from verdicts import HarnessError, Tally, settle
@@ -63,17 +66,29 @@ def filled(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
     yield from disks.too_small(folder)
 
 
+def continued(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
+    """Searches and evaluations that are stopped and continued."""
+    yield from runs.stopped(folder, options.kills // 10, options.seed)
+
+
+def accompanied(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
+    """Folders that others use, too."""
+    yield from shared.in_company(folder)
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Tally]]] = {
     "kills": killed,
     "faults": failed,
     "cuts": cut,
     "disks": filled,
+    "runs": continued,
+    "shared": accompanied,
 }
 
 
 def main() -> None:
     options = _options()
-    start = time.monotonic()
+    start, host = time.monotonic(), machine()
     tallies: list[Tally] = []
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="reliability-") as scratch:
         os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = scratch
@@ -83,15 +98,18 @@ def main() -> None:
             for tally in PARTS[part](folder, options):
                 tallies.append(tally)
                 print(_row(tally), flush=True)
-    host, seconds = machine(), time.monotonic() - start
-    if options.json:
-        report = {"command": sys.argv, "machine": host, "seconds": seconds,
-                  "rows": [tally.to_json() for tally in tallies]}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{sum(tally.runs for tally in tallies)} runs in {seconds:.0f} s on {host['cores']} cores, "
-          f"{host['processor']}, {host['system']}")  # fmt: skip
+                if options.json:
+                    _write(options.json, tallies, host, time.monotonic() - start)
+    runs, seconds = sum(tally.runs for tally in tallies), time.monotonic() - start
+    print(f"\n{runs} runs in {seconds:.0f} s on {host['cores']} cores, {host['processor']}, {host['system']}")
     if any(tally.wrong for tally in tallies):
         sys.exit(f"{sum(tally.wrong.total() for tally in tallies)} failures")
+
+
+def _write(file: Path, tallies: list[Tally], host: dict[str, str], seconds: float) -> None:
+    rows = [tally.to_json() for tally in tallies]
+    report = {"command": sys.argv, "date": date.today().isoformat(), "machine": host, "seconds": seconds, "rows": rows}
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _row(tally: Tally) -> str:
@@ -105,7 +123,7 @@ def _row(tally: Tally) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts (default: all)")
-    parser.add_argument("--kills", type=int, default=1000, help="kills at random moments (default 1000)")
+    parser.add_argument("--kills", type=int, default=400, help="kills at random moments (default 400)")
     parser.add_argument("--power-cuts", type=int, default=1000, help="power cuts at random writes (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="where to work (default: the system's /tmp)")

@@ -79,7 +79,7 @@ SCENARIOS = {
 def make_inputs(folder: Path) -> Path:
     """Write the checkpoints and adapters that the scenarios read: 1.5 MB each, with tokenizer, processor and config."""
     folder.mkdir()
-    tiny.build("llava", folder / "one", vocab=16000)
+    tiny.build("llava", folder / "one", vocab=16000, layers=1)
     tiny.perturbed(folder / "one", folder / "other", seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks transformers by an old name

@@ -144,3 +144,11 @@ def test_a_change_is_told_by_what_it_is(tmp_path: Path) -> None:
         "longer: changed from 4 to 6 bytes",
         "touched: was touched (its time of change differs)",
     ]
+
+
+def test_a_file_that_its_filesystem_numbers_anew_is_still_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_text("text")
+    ((_, stamp),) = stamps_of([file]).items()
+    assert stamp is not None
+    assert not list(changed_since({file: stamp._replace(inode=stamp.inode + 1, device=stamp.device + 1)}))

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import pytest
 import torch
@@ -140,6 +140,75 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monk
     nothing_is_left(tmp_path)
 
 
+def test_an_unfinished_output_is_removed_before_the_room_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run is refused then, of which an earlier output knows nothing."""
+    models = two_llamas(tmp_path)
+    polymerge.merge(linear(*models), tmp_path / "out", check=False)
+    before = raw(tmp_path / "out")
+    work = tmp_path / ".out.polymerge-partial"
+    (work / "new").mkdir(parents=True)
+    (work / "lock").touch()
+    (work / "new/model.safetensors").write_bytes(bytes(1000))
+
+    def usage(_: Path) -> Any:
+        assert not (work / "new/model.safetensors").exists()
+        return type("Usage", (), {"free": 10})()
+
+    monkeypatch.setattr("polymerge.engine.merge.shutil.disk_usage", usage)
+    with pytest.raises(OutputError, match="the disk has 10 B free"):
+        polymerge.merge(linear(*models), tmp_path / "out", check=False, force=True)
+    assert raw(tmp_path / "out") == before
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("file_format", "room"), [("safetensors", 1), ("torch", 2)])
+def test_torch_files_need_room_for_a_shard_twice(
+    file_format: Literal["safetensors", "torch"], room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = two_llamas(tmp_path)
+    size = (models[0] / "model.safetensors").stat().st_size
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "polymerge.engine.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": room * size - 1})()
+        )
+        with pytest.raises(OutputError, match=r"out: needs .*B, the disk has .*B free\. Make room on it"):
+            polymerge.merge(linear(*models), tmp_path / "out", check=False, file_format=file_format)
+    nothing_is_left(tmp_path)
+    polymerge.merge(linear(*models), tmp_path / "out", check=False, file_format=file_format)
+
+
+FULL = """
+import errno, os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import torch
+save = torch.save
+def into_little_room(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+    try:
+        save(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+torch.save = into_little_room
+from polymerge.cli import main
+sys.argv = ["polymerge", "merge", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("options", [["--format", "torch"], ["--format", "torch", "--shard-size", "200B"]])
+def test_a_disk_that_fills_up_while_torch_writes_is_an_error_in_words(options: list[str], tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the end of a disk."""
+    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
+    command = [sys.executable, "-c", FULL, str(asked), "-o", str(tmp_path / "out"), "--no-verify", *options]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 1
+    (said,) = ran.stderr.splitlines()
+    assert said.startswith(f"polymerge: {tmp_path}/out: not completed, and nothing of it was left: File too large")
+    nothing_is_left(tmp_path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("which", [0, 1])
 def test_nan_or_infinity_in_what_is_merged(value: float, which: int, tmp_path: Path) -> None:
@@ -170,9 +239,10 @@ def test_results_too_large_for_their_dtype_are_found(tmp_path: Path) -> None:
     tensors = [{name: torch.full_like(t, 60_000) for name, t in small_llama(s, torch.float16).items()} for s in (1, 2)]
     models = [checkpoint(tmp_path / label, own) for label, own in zip(("one", "two"), tensors, strict=True)]
     recipe = {**linear(*models), "parameters": {"weight": 1, "normalize": False}}
-    ran = cli("merge", recipe_file(recipe, tmp_path / "r.yaml"), "-o", tmp_path / "out")
-    assert ran.status == 1
-    assert "NaN or infinity in 5 tensor(s)" in ran.err
+    for unchecked in ([], ["--no-verify"]):
+        ran = cli("merge", recipe_file(recipe, tmp_path / "r.yaml"), "-o", tmp_path / "out", *unchecked)
+        assert ran.status == 1
+        assert "198 numbers in 5 tensors overflow in this merge" in ran.err
     nothing_is_left(tmp_path)
 
 

@@ -141,6 +141,17 @@ def test_a_model_that_is_written_to_between_two_plans_is_noticed(family: dict[st
     same_weights(live.model, load_model(written(plan, tmp_path / "out")))
 
 
+def test_a_template_that_is_written_to_after_it_was_loaded_is_noticed(family: dict[str, str], tmp_path: Path) -> None:
+    mine = {**family, "vlm": str(shutil.copytree(family["vlm"], tmp_path / "mine"))}
+    plan = polymerge.plan(recipe(mine, "linear"))
+    live = LiveModel(plan)
+    file = Path(mine["vlm"]) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b" ")
+    for _ in range(2):  # what is not merged stays what was loaded
+        with pytest.raises(CheckpointError, match=f"{file}: was written to while"):
+            live.set(plan)
+
+
 def test_experts_that_transformers_fuses(tmp_path: Path) -> None:
     config = MixtralConfig(
         vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,

@@ -20,7 +20,7 @@ from polymerge.checkpoints import Checkpoint
 from polymerge.engine.blocks import Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import fetch, opened, refuse_changes, with_stamps
+from polymerge.engine.opening import fetch, opened_inputs, refuse_changes, with_stamps
 from polymerge.engine.statistics import RunAll
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
@@ -100,7 +100,7 @@ def overlap(
 
 def _inputs(plan: Plan) -> list[Checkpoint]:
     fetch(plan, merged_only=True)
-    return [with_stamps(opened(entry)) for entry in plan.inputs]
+    return [with_stamps(one) for one in opened_inputs(plan)]
 
 
 def _deltas(plan: Plan, inputs: Sequence[Checkpoint], files: Files, block: int) -> list[DeltaTensor]:

@@ -138,6 +138,8 @@ def checked(
     """
     try:
         return msgspec.convert(value, type)
+    except UnicodeEncodeError:
+        raise error(f"{where}: holds half of a surrogate pair, which is no character. {then}") from None
     except msgspec.ValidationError:
         found = list(dict.fromkeys(islice(_mismatches(value, type, ""), _MOST_LOOKED_AT)))
     problems = [error(f"{where}: {problem}. {then}") for problem in found[:_MOST_PROBLEMS]]

@@ -197,8 +197,8 @@ class Execution:
         merged = self._merged_by(number).values()
 
         def measure() -> Any:
-            blocks = [self._blocks(step, piece, self._cells) for step, piece in merged]
-            return gram([piece for piece in blocks if piece.count], self.pool.run_all)
+            blocks = [blocks for step, piece in merged if (blocks := self._blocks(step, piece, self._cells)).count]
+            return gram(blocks, self.pool.run_all) if blocks else None  # which nobody asks for then
 
         self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
 

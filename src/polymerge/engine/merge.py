@@ -23,7 +23,7 @@ from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
-from polymerge.engine.opening import beside_output, beside_template, files_read, opened, refuse_changes
+from polymerge.engine.opening import beside_output, beside_template, files_read, opened_inputs, refuse_changes
 from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
@@ -116,7 +116,7 @@ def merge(
         plan = replace(plan, layout=layout)
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
-    inputs = [opened(recorded) for recorded in plan.inputs]
+    inputs = opened_inputs(plan)
     beside = beside_output(plan, inputs[plan.template])
     stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")

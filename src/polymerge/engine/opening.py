@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,13 +17,22 @@ from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.dtypes import FP8
-from polymerge.errors import CheckpointError, refuse
-from polymerge.families.expressions import names_read
+from polymerge.errors import CheckpointError, refuse, refuse_if_any
+from polymerge.families.expressions import Read, Shape, names_read, shape_of
 from polymerge.planning import Input, Plan, Step
 from polymerge.planning.companions import files_taken
 from polymerge.planning.model import headers_digest
 
-__all__ = ["beside_output", "beside_template", "fetch", "files_read", "opened", "refuse_changes", "with_stamps"]
+__all__ = [
+    "beside_output",
+    "beside_template",
+    "fetch",
+    "files_read",
+    "opened",
+    "opened_inputs",
+    "refuse_changes",
+    "with_stamps",
+]
 
 _OF_MODELOPT: Final = "hf_quant_config.json"
 """A file in which ModelOpt says that the weights are quantized, beside config.json."""
@@ -50,6 +60,53 @@ def opened(recorded: Input) -> Checkpoint:
     return checkpoint
 
 
+def opened_inputs(plan: Plan) -> list[Checkpoint]:
+    """Every input of a plan, as `opened` gives it, and with it what the plan reads of it.
+
+    raises CheckpointError as `opened` does, and Refused where a plan of another process reads what is not there, or not
+    in the shape that it says.
+    """
+    found = [opened(recorded) for recorded in plan.inputs]
+    if any(recorded.opened is None for recorded in plan.inputs):
+        refuse_if_any(_unreadable(plan, [checkpoint.entries for checkpoint in found]))
+    return found
+
+
+def _unreadable(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> Iterator[CheckpointError]:
+    """Errors for the steps that do not fit the tensors of the inputs."""
+    shapes = [{name: entry.shape for name, entry in held.items()} for held in entries]
+    for entry in plan.left_out:
+        if entry.name not in entries[entry.input]:
+            yield CheckpointError(f"{plan.inputs[entry.input].path}: the plan leaves out '{entry.name}'. Plan again")
+    for step in plan.steps:
+        try:
+            _fits(plan, step, entries[plan.template], shapes)
+        except CheckpointError as error:
+            yield CheckpointError(f"step '{step.name}' of the plan does not fit its inputs: {error}. Plan again")
+
+
+def _fits(plan: Plan, step: Step, template: Mapping[str, TensorInfo], shapes: Sequence[Mapping[str, Shape]]) -> None:
+    """Raise CheckpointError unless what a step reads has the shape of its rows."""
+    kept = [piece for piece in step.pieces if piece.setting is None and not piece.reads]
+    if kept or (step.fate == "copied" and not step.pieces):
+        whole = shape_of(step.view or Read(step.name), shapes[plan.template])
+        last = max((stop for piece in kept for _, stop in piece.rows), default=0)
+        alike = whole[1:] == step.row_shape if kept else template[step.name].shape == step.shape
+        if not alike or (whole[0] if whole else 1) < last or template[step.name].dtype != step.source_dtype:
+            raise CheckpointError(f"the template has no such tensor of {step.source_dtype} {list(step.shape)}")
+    for piece in step.pieces:
+        places = piece.inputs or (plan.models if piece.setting is not None else (plan.template,))
+        reads = [*zip(places, piece.reads, strict=False)]
+        reads += [] if piece.base is None or plan.base is None else [(plan.base, piece.base)]
+        wanted = sum(stop - start for start, stop in piece.rows) * prod(step.row_shape)
+        for place, expr in reads:
+            found = shape_of(expr, shapes[place])
+            if missing := [name for name in names_read(expr) if name not in shapes[place]]:
+                raise CheckpointError(f"{missing[0]}: there is no such tensor in the checkpoint")
+            if prod(found) != wanted:
+                raise CheckpointError(f"'{names_read(expr)[0]}' is {list(found)}, {wanted} elements are wanted")
+
+
 def _configs(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], ...]:
     return checkpoint.config, checkpoint.adapter.config if checkpoint.adapter else {}
 
@@ -65,7 +122,7 @@ def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, mer
 
     raises CheckpointError or RecipeError if something cannot be downloaded.
     """
-    stored = [opened(entry).entries for entry in plan.inputs]
+    stored = [one.entries for one in opened_inputs(plan)]
     files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
     fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
 

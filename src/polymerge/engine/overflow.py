@@ -29,7 +29,8 @@ class Overflow:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._allowed = tuple(map(str, plan.recipe.get("overflow") or ()))
+        globs = plan.recipe.get("overflow") or ()
+        self._allowed = (globs,) if isinstance(globs, str) else tuple(globs)
         self._refused = Counter[tuple[str, str]]()
         self._lock = threading.Lock()
         self.allowed = Counter[str]()

@@ -26,7 +26,7 @@ from polymerge.dtypes import FP8, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import beside_output, fetch, opened, refuse_changes, with_stamps
+from polymerge.engine.opening import beside_output, fetch, opened, opened_inputs, refuse_changes, with_stamps
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
@@ -74,7 +74,8 @@ class LiveModel:
         fetch(first)
         self._template = _place(first)
         recorded = first.inputs[first.template]
-        template = opened(recorded)
+        template = with_stamps(opened(recorded))
+        self._loaded = template.stamps
         stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
         scales = read_fp8(template.config, template.entries).beside
         if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
@@ -150,7 +151,7 @@ class LiveModel:
         if not base:
             raise RecipeError("live: the adapters' config names no base. Say which model they were trained on")
         fetch(plan)
-        inputs = [with_stamps(opened(one)) for one in plan.inputs]
+        inputs = [with_stamps(one) for one in opened_inputs(plan)]
         adapter, self._memory = in_memory(plan, inputs, self._threads)
         refuse_changes(inputs)
         source = f"{base}+{plan.hash}"
@@ -173,7 +174,7 @@ class LiveModel:
 
         try:
             self._executing(plan.inputs).run(replace(plan, steps=steps), write)
-            refuse_changes(self._opened)
+            refuse_changes(self._opened, self._loaded)
         except BaseException:
             self.close()  # what is still queued is of a plan that failed
             raise

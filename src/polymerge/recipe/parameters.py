@@ -14,7 +14,7 @@ from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, show
 from polymerge.methods.table import ADAPTERS, METHODS, Method, Parameter
 from polymerge.methods.weights import cancel
 
-__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters"]
+__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters", "written_setting"]
 
 _SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
 MEANINGLESS: Final = frozenset({"int8_mask"})
@@ -234,6 +234,29 @@ def resolve(
     return setting
 
 
+def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> Setting:
+    """A setting from plain data, with lists for the tuples; refuses what `resolve` would not have made.
+
+    where  its place, for messages
+    """
+    if method not in METHODS or METHODS[method].copies:
+        raise RecipeError(f"{where}: there is no method '{method}' that merges. Plan again")
+    row = METHODS[method]
+    known = {parameter.name: parameter for parameter in (*ADAPTERS, *row.parameters)}
+    if odd := [*(parameters.keys() - known.keys()), *({one.name for one in row.parameters} - parameters.keys())]:
+        raise RecipeError(f"{where}: {method} has other parameters ({', '.join(sorted(map(str, odd)))}). Plan again")
+    values: dict[str, Any] = {}
+    with collecting(needed=True):
+        for name, value in parameters.items():
+            if known[name].each != isinstance(value, list | tuple):
+                refuse(RecipeError(f"{where}: {name} of {method} cannot be {value}. Plan again"))
+            elif known[name].each:
+                values[name] = tuple(_value(row, known[name], (where, one)) for one in value)
+            else:
+                values[name] = _value(row, known[name], (where, value))
+    return Setting(method, values)
+
+
 def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> Any:
     """Check a value's kind and range; a refused value is replaced by the default or any other."""
     if said is not None and said[1] is UNREAD:
@@ -276,7 +299,7 @@ def _number(row: Method, parameter: Parameter, where: str, value: Any) -> float:
     name, low, high = parameter.name, parameter.low, parameter.high
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as a text
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if low <= number <= high and math.isfinite(number):
         return number
