@@ -32,6 +32,8 @@ _ANYWHERE: Final = (
 _BEFORE_ALL: Final = ("module.", "base_model.model.", "pretrained_model.")
 """Prefixes that a model may use too; they count as wrappers only if every name has them."""
 
+_MOST_WRAPPERS: Final = 16  # around one model; each is looked for in all names
+
 _LORA: Final = (
     ".lora_A.",
     ".lora_B.",
@@ -68,7 +70,10 @@ def wrappers_in(names: Collection[str]) -> tuple[str, ...]:
     """The wrappers that trainers added to the names of a checkpoint, for `unwrapped`, outermost first."""
     found = [f".{part}." for part in _ANYWHERE if any(f".{part}." in f".{name}" for name in names)]
     rest = [unwrapped(name, found) for name in names]
-    while rest and (prefix := next((one for one in _BEFORE_ALL if all(name.startswith(one) for name in rest)), None)):
+    while rest and len(found) < _MOST_WRAPPERS:
+        prefix = next((one for one in _BEFORE_ALL if all(name.startswith(one) for name in rest)), None)
+        if prefix is None:
+            break
         found.append(prefix)
         rest = [name.removeprefix(prefix) for name in rest]
     return tuple(found)
