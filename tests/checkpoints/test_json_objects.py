@@ -5,7 +5,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from polymerge.checkpoints import json_objects
 from polymerge.checkpoints.bounds import DIGITS, JSON_VALUES, NESTING
 from polymerge.checkpoints.json_objects import parse_json, read_json, read_text
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused
@@ -88,12 +87,10 @@ def test_files_are_named_and_errors_are_those_that_are_asked_for(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "count"), [("[[], [1, {}]]", 6), ('{"a": 1, "b": [2, 3]}', 6), ('"a, b"', 1), ("[]", 1)]
 )
-def test_values_are_counted_before_any_is_built(monkeypatch: pytest.MonkeyPatch, text: str, count: int) -> None:
-    monkeypatch.setattr(json_objects, "JSON_VALUES", count)
-    assert parse_json(text, "f", Any) == json.loads(text)
-    monkeypatch.setattr(json_objects, "JSON_VALUES", count - 1)
+def test_values_are_counted_before_any_is_built(text: str, count: int) -> None:
+    assert parse_json(text, "f", Any, most=count) == json.loads(text)
     with pytest.raises(CheckpointError, match=f"f: cannot be read: it holds more than {count - 1} values"):
-        parse_json(text, "f", Any)
+        parse_json(text, "f", Any, most=count - 1)
 
 
 def test_32_megabytes_of_brackets_are_not_built() -> None:

@@ -177,7 +177,8 @@ def test_plans_need_no_arrays(package: str) -> None:
     for file in (SOURCE / package).rglob("*.py"):
         heavy = {module.partition(".")[0] for module in imported_at_the_top(file)} & {"numpy", "torch", "numba"}
         assert not heavy, f"{file} imports {heavy}"
-        if package != "checkpoints":
+        # where no table covers a model, its class is asked, which is built with torch
+        if package != "checkpoints" and file.name != "blueprint.py":
             assert not {module.partition(".")[0] for module in imported(file)} & {"numpy", "torch", "numba"}, file
 
 

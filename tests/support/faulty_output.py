@@ -131,11 +131,12 @@ def broken_promises(folder: Path, how: str, at: int, earlier: bool, exchange: bo
     if hidden and how in ("refused", "lost") and said and ".polymerge-partial" not in said:
         return happened, f"left and not told: {hidden}; {said}"
     in_a_process_of_its_own(lambda: next_run(out, force, told))
-    again, refused = told.read_text(), found(out)
-    if (force or (now is None and not (earlier and not exchange))) and (again or refused != "next"):
-        return happened, f"next run: {again or refused}"
-    if again and ("exists already" not in again or refused not in ("earlier", "new") or force):
-        return happened, f"next run: {refused}, {again}"
+    again, then = told.read_text(), found(out)
+    if force or (now is None and not earlier):
+        if again or then != "next":
+            return happened, f"next run: {then}, {again}"
+    elif "exists already" not in again or then != (now or "earlier"):
+        return happened, f"next run: {then} instead of {now or 'earlier'}, {again}"
     left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
     return happened, f"next run left {left}" if left else ""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_lora_config
+from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_lora_config, saved_modules
 from polymerge.checkpoints.discovery import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
 from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
 from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
@@ -105,7 +105,7 @@ class Adapter:
         Every other full weight is the base's own tensor, which head and embedding share if the base ties them.
         """
         module = parameter.rpartition(".")[0]
-        return any(f".{module}".endswith(f".{name}") for name in self.config.get("modules_to_save") or ())
+        return any(f".{module}".endswith(f".{name}") for name in saved_modules(self.config))
 
     @property
     def tokens_of_tied(self) -> bool:

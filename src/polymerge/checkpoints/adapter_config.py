@@ -18,7 +18,7 @@ from polymerge.checkpoints.patterns import Match, compiled
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import CheckpointError, Refused, collecting, refuse, shown
 
-__all__ = ["LoraConfig", "foreign_kind", "read_lora_config"]
+__all__ = ["LoraConfig", "foreign_kind", "read_lora_config", "saved_modules"]
 
 T = TypeVar("T")
 
@@ -115,6 +115,9 @@ class _Values(msgspec.Struct):
     alpha_pattern: dict[str, _Alpha] | None = None
     trainable_token_indices: _Indices | dict[str, _Indices] | None = None
     modules_to_save: list[str] | str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,12 @@ class LoraConfig:
         """The factor that the product of a module's factors is multiplied by."""
         alpha = next((alpha for match, alpha in self.alphas if match(module)), self.alpha)
         return alpha / (sqrt(rank) if self.rank_stabilized else rank)
+
+
+def saved_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that were trained as a whole; a single one may be written without a list around it."""
+    said = config.get("modules_to_save")
+    return (said,) if isinstance(said, str) else tuple(said or ())
 
 
 def foreign_kind(config: Mapping[str, Any], where: str) -> CheckpointError | None:

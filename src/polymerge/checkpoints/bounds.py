@@ -21,6 +21,7 @@ __all__ = [
     "DIRECTORY_BYTES",
     "EXPERTS",
     "HEADER_BYTES",
+    "HEADER_VALUES",
     "HEADS",
     "IMAGE_BYTES",
     "INDEX_BYTES",
@@ -76,11 +77,13 @@ JSON_VALUES: Final = 10_000_000
 """Values and keys in one JSON text, as far as commas, colons and opening brackets tell: an upper estimate."""
 RECIPE_VALUES: Final = 50_000
 """Values and keys in a recipe, with those that its aliases repeat."""
+HEADER_VALUES: Final = 4_000_000
+"""Values and keys in a safetensors header that is not as plain as all writers make it, or in its metadata."""
 NESTING: Final = 100
 """Levels of lists and mappings in JSON and YAML."""
 DIGITS: Final = 300
 """Of a whole number in JSON and YAML: what a float64 can hold."""
-PICKLE_STEPS: Final = 4_000_000
+PICKLE_STEPS: Final = 3_000_000
 """Instructions of a pickle; a tensor takes about 25."""
 SHEET_TAGS: Final = 8_000_000
 """Tags in an .xlsx file; a cell takes about four."""

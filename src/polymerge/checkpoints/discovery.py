@@ -296,5 +296,5 @@ def is_plain(name: str) -> bool:
     return (
         not PureWindowsPath(name).anchor  # a drive, a share or a leading slash
         and not any(part in ("", ".", "..") for part in parts)
-        and not any(character in name for character in "\\\0")
+        and not any(character in "\\\0" or "\ud800" <= character <= "\udfff" for character in name)
     )

@@ -23,6 +23,7 @@ from polymerge.errors import CheckpointError, PolymergeError, did_you_mean, refu
 
 __all__ = [
     "check_file",
+    "class_names",
     "disagreements",
     "missing",
     "read_blocks",
@@ -70,6 +71,12 @@ def read_config(file: Path) -> dict[str, Any]:
         return {}
     check_file(file)
     return read_json(file, dict[str, Any], unique_keys=False)  # as transformers reads it
+
+
+def class_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """The classes that a config.json names; what else may be there in their place names none."""
+    said = config.get("architectures")
+    return tuple(name for name in said if isinstance(name, str)) if isinstance(said, list) else ()
 
 
 def read_file(file: Path) -> Contents:
@@ -134,7 +141,7 @@ def read_index(index: Path) -> dict[str, str]:
             f"that end in {suffix} are followed. Correct the index if you trust it."
         )
         for name, tensors in _by_file(weight_map).items()
-        if not (is_plain(name) and name.endswith(suffix))
+        if not (is_plain(name) and PurePosixPath(name).suffix == suffix)
     )
     refuse_if_any(islice(outside, PROBLEMS))
     return weight_map

@@ -28,6 +28,7 @@ import msgspec
 
 from polymerge.checkpoints.bounds import CONFIG_BYTES, HEADER_BYTES, read_bounded
 from polymerge.checkpoints.discovery import is_plain, of_training
+from polymerge.checkpoints.json_objects import checked
 from polymerge.checkpoints.safetensors import LENGTH_BYTES, Head
 from polymerge.durable import make_folder, write_file
 from polymerge.errors import CheckpointError, OutputError, PolymergeError, RecipeError
@@ -88,6 +89,15 @@ class Listed(msgspec.Struct, frozen=True, array_like=True):
     """The git hash of its content, or of its LFS pointer; None if not recorded."""
 
 
+class _Sibling(msgspec.Struct):
+    """A file as huggingface_hub hands it on."""
+
+    name: str
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    sha256: str | None = None
+    blob: str | None = None
+
+
 @lru_cache(maxsize=256)
 def listing(repository: str, commit: str) -> Mapping[str, Listed]:
     """The relevant files of a commit with their sizes and hashes; requested once and cached."""
@@ -100,11 +110,22 @@ def listing(repository: str, commit: str) -> Mapping[str, Listed]:
 
     with hub_errors(repository, commit):
         info = HfApi().model_info(repository, revision=commit, files_metadata=True)
-    found: dict[str, Listed] = {}
-    for file in info.siblings or ():
-        if _matters(file.rfilename):
-            sha256 = file.lfs.sha256 if file.lfs and re.match(_SHA256, file.lfs.sha256) else None
-            found[file.rfilename] = Listed(file.size or 0, sha256, file.blob_id)
+        said = [
+            {
+                "name": file.rfilename,
+                "size": file.size or 0,
+                "sha256": file.lfs and file.lfs.sha256,
+                "blob": file.blob_id,
+            }
+            for file in info.siblings or ()
+        ]
+    where = f"{repository}: the hub's list of its files"
+    files = checked(said, list[_Sibling], where, then="Try again, or another endpoint.")
+    found = {
+        file.name: Listed(file.size, file.sha256 if re.match(_SHA256, file.sha256 or "") else None, file.blob)
+        for file in files
+        if _matters(file.name)
+    }
     if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
     _write(note, msgspec.json.format(msgspec.json.encode(found), indent=1))
@@ -256,7 +277,7 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
                 "HF_TOKEN, as somebody who may"
             ) from None
         raise CheckpointError(f"{what} the hub did not deliver it: {_reason(error)}. Try again") from None
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # it looks at no type
         if "hf_xet" in str(error):
             raise LastingError(
                 f"{what} is larger than what the hub serves by plain HTTP. Install hf_xet, and unset HF_HUB_DISABLE_XET"

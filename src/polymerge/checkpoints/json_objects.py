@@ -81,6 +81,7 @@ def parse_json(
     *,
     unique_keys: bool = True,
     lenient: bool = False,
+    most: int = JSON_VALUES,
     error: type[PolymergeError] = CheckpointError,
     then: str = _AGAIN,
 ) -> T:
@@ -91,6 +92,7 @@ def parse_json(
                  file would mean different things to different programs
     lenient      accept what cannot be written or computed with: halves of surrogate pairs, numbers as long as Python
                  reads them
+    most         maximum number of values and keys
     error, then  the class of the exception, and the next step that ends its message
 
     Raises `error` if `text` is not UTF-8, not JSON, more or deeper than a file of that kind is (`bounds`), or not of
@@ -99,8 +101,8 @@ def parse_json(
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        if sum(map(text.count, ",:[{")) > JSON_VALUES:
-            raise ValueError(f"it holds more than {JSON_VALUES} values")
+        if sum(map(text.count, ",:[{")) > most:
+            raise ValueError(f"it holds more than {most} values")
         pairs, whole = _without_duplicates if unique_keys else None, None if lenient else _whole
         value = json.loads(text, object_pairs_hook=pairs, parse_int=whole)
         if text.count("[") + text.count("{") > NESTING and _deeper(value):
@@ -136,6 +138,8 @@ def checked(
     """
     try:
         return msgspec.convert(value, type)
+    except UnicodeEncodeError:
+        raise error(f"{where}: holds half of a surrogate pair, which is no character. {then}") from None
     except msgspec.ValidationError:
         found = list(dict.fromkeys(islice(_mismatches(value, type, ""), _MOST_LOOKED_AT)))
     problems = [error(f"{where}: {problem}. {then}") for problem in found[:_MOST_PROBLEMS]]

@@ -217,7 +217,7 @@ class Place:
                     f"finished output is in {kept}: rename or remove one of the two"
                 )
             raise OutputError(
-                f"{self.out}: the finished output could not get this name: {reason_of(error)}. It is in {kept}"
+                f"{self.out}: the finished output could not get this name: {error.strerror or error}. It is in {kept}"
             )
 
     def put_back(self) -> None:
@@ -249,7 +249,7 @@ class Place:
                     sync(self.work)
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             except OSError as error:
-                reasons.append(reason_of(error))
+                reasons.append(error.strerror or str(error))
                 shutil.rmtree(path, ignore_errors=True)
         files, folders = [], []
         for inside, deeper, names in os.walk(self.work):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, BinaryIO, Final
 
 import msgspec
 
-from polymerge.checkpoints.bounds import HEADER_BYTES, NAME_LENGTH, PROBLEMS, TENSORS, open_regular
+from polymerge.checkpoints.bounds import HEADER_BYTES, HEADER_VALUES, NAME_LENGTH, PROBLEMS, TENSORS, open_regular
 from polymerge.checkpoints.json_objects import parse_json
 from polymerge.checkpoints.tensor_info import TensorInfo, listed
 from polymerge.dtypes import BITS, byte_count
@@ -76,7 +76,7 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, 
     problems: list[PolymergeError] = []
     try:
         metadata = bytes(entries.pop(_METADATA, msgspec.Raw(b"{}")))
-        parse_json(metadata, f"{file}: {_METADATA}", dict[str, str], then="Save the file again.")
+        parse_json(metadata, f"{file}: {_METADATA}", dict[str, str], most=HEADER_VALUES, then="Save the file again.")
     except PolymergeError as error:
         problems += error.problems
     tensors: list[TensorInfo] = []
@@ -146,13 +146,13 @@ def _entries(where: str, text: bytes) -> dict[str, msgspec.Raw]:
     try:
         entries = _ENTRIES.decode(text)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        parse_json(text, where, dict[str, Any])  # which says what is wrong, and where
+        parse_json(text, where, dict[str, Any], most=HEADER_VALUES)  # which says what is wrong, and where
         raise CheckpointError(f"{where}: cannot be read: {error}. Download it again.") from None
     described = text.replace(bytes(entries.get(_METADATA, b"")) or b"{}", b"", 1)
     count = len(entries) - (_METADATA in entries)
     once = described.count(f'"{_METADATA}"'.encode()) < 2 and all(described.count(key) == count for key in _KEYS)
     if b"\\" in described or not once:  # a key may be there twice, perhaps in two spellings
-        parse_json(text, where, dict[str, Any])
+        parse_json(text, where, dict[str, Any], most=HEADER_VALUES)
     return entries
 
 

@@ -137,7 +137,7 @@ def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int
 
 def parse_size(text: str) -> int:
     """Parse a size such as `5GB` or `500MiB` into bytes; raises RecipeError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
     unit = (found[2].upper() or "B") if found else ""
     unit = unit if unit.endswith("B") else f"{unit}B"
     if found is None or unit not in _UNITS or float(found[1]) <= 0:

@@ -13,7 +13,7 @@ from polymerge.cli.flags import FlagCommand
 from polymerge.cli.option_types import argument, option
 from polymerge.cli.shared_options import AS_JSON, IGNORE
 from polymerge.cli.streams import show
-from polymerge.errors import human_size
+from polymerge.errors import collecting, human_size
 
 if TYPE_CHECKING:
     from polymerge.methods.table import Parameter
@@ -138,11 +138,21 @@ def _words(parameter: Parameter) -> str:
 
 
 @click.command(cls=FlagCommand)
+@argument("models", metavar="[MODEL...]", nargs=-1)
+@IGNORE
 @AS_JSON
-def families(as_json: bool) -> None:
-    """List the model families, the rules for their tensor names, and an example of each."""
+def families(models: tuple[str, ...], ignore: tuple[str, ...], as_json: bool) -> None:
+    """List the model families, the rules for their tensor names, and an example of each.
+
+    With MODELs, say which way each of them is read: by a family's table, by rules derived from the class that
+    transformers has for it, which are printed as a table that can be added, or by the names alone (generic).
+    """
     from polymerge.families import FAMILIES
 
+    if models:
+        for line in _reading_lines(models, ignore, as_json):
+            show(line)
+        return
     if as_json:
         show(json.dumps({name: asdict(family) for name, family in FAMILIES.items()}, indent=1))
         return
@@ -150,3 +160,26 @@ def families(as_json: bool) -> None:
         show(f"{family.name}: {family.title}{f', such as {family.source}' if family.source else ''}")
         for rule in family.rules:
             show(f"  {rule.pattern} -> {rule.canonical}")
+    show("any other model that transformers can build is read as its class loads it: polymerge families MODEL")
+
+
+def _reading_lines(models: Sequence[str], ignore: Sequence[str], as_json: bool) -> Iterator[str]:
+    """Say how each model's names are read; as JSON, with its family."""
+    from polymerge.families.derived import as_table
+    from polymerge.planning.inputs import open_each
+
+    with collecting(needed=True):
+        opened = open_each(models, ignore)
+    if as_json:
+        found = {one.label: {"derived from": one.by or None, "family": asdict(one.family)} for one in opened}
+        yield json.dumps(found, indent=1)
+        return
+    for one in opened:
+        if one.generic:
+            yield f"{one.label}: generic: no table covers it, tensors are joined by identical names{one.why_generic}"
+        elif one.by:
+            yield f"{one.label}: derived from {one.by}, which is this table:"
+            yield as_table(one.family)
+        else:
+            yield f"{one.label}: table of family {one.family.name} ({one.family.title})"
+            yield from (f"  {rule.pattern} -> {rule.canonical}" for rule in one.family.rules)

@@ -13,6 +13,7 @@ import numpy as np
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.bounds import RECORDS_BYTES
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.json_objects import read_json
@@ -24,7 +25,7 @@ from polymerge.engine.findings import BLOCK, Finding, Verification, finite
 from polymerge.engine.verify_adapter import verify_adapter
 from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
-from polymerge.families.config import config_dtype
+from polymerge.families.config import config_dtype, splits
 from polymerge.families.expressions import names_read
 from polymerge.families.resolve import map_names
 
@@ -109,8 +110,9 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
 
 
 def _ties(checkpoint: Checkpoint) -> Finding:
-    family = read_names(checkpoint.config, checkpoint.entries).family
-    tensors = map_names(family, checkpoint.entries, str(checkpoint.folder)).tensors
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    family = read_names(checkpoint.config, shapes).family
+    tensors = map_names(family, shapes, str(checkpoint.folder), splits(checkpoint.config, family), shapes).tensors
     pair = [tensors.get(name) for name in ("text.embed_tokens.weight", "text.lm_head.weight")]
     if text_tower(checkpoint.config, family).ties_head is not True:
         return Finding("ties", True, "the config ties nothing")
@@ -218,7 +220,7 @@ def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
 
 def _without_class(config: Mapping[str, Any]) -> str:
     """A note if transformers lacks the class that a config names; empty otherwise."""
-    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    named = class_names(config)
     return f"transformers has no class {named[0]}" if named and named_class(config) is None else ""
 
 

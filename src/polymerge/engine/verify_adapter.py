@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.adapter import Adapter, open_adapter
-from polymerge.checkpoints.files import read_config
+from polymerge.checkpoints.files import class_names, read_config
 from polymerge.checkpoints.hub import split_revision
 from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
 from polymerge.checkpoints.paths import given_path
@@ -97,7 +97,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
         return Finding("loads", None, f"its base cannot be read: {error}")
     if needs_code(config) and not trust_remote_code:
         return Finding("loads", None, "its base is code that lies in a folder, which `trust_remote_code` runs")
-    if config.get("architectures") and named_class(config) is None and "auto_map" not in config:
+    if class_names(config) and named_class(config) is None and "auto_map" not in config:
         return Finding("loads", None, f"transformers has none of the classes of its base {folder}")
     loader = _class_of(adapter.config, config)
     try:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter, paired, token_rows
-from polymerge.checkpoints.adapter_config import read_lora_config
+from polymerge.checkpoints.adapter_config import read_lora_config, saved_modules
 from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.bounds import CONFIG_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG
@@ -199,7 +199,7 @@ def _adapter_config(plan: Plan, inputs: Sequence[Checkpoint]) -> dict[str, Any]:
         for name, entry in adapter.non_lora.items()
         if entry.file in adapter.beside and f"{PREFIX}{name}" in kept
     }
-    return config | {"modules_to_save": sorted({*(config.get("modules_to_save") or ()), *brought}) or None}
+    return config | {"modules_to_save": sorted({*saved_modules(config), *brought}) or None}
 
 
 def _tensors(plan: Plan, lora: bool | None = None) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from polymerge.checkpoints.bounds import EXPERTS, HEADS
+from polymerge.checkpoints.files import class_names
 from polymerge.dtypes import dtype_code
 from polymerge.families.registry import FAMILIES, claimed
 from polymerge.families.resolve import Split, Stack
@@ -219,9 +220,8 @@ def _said(config: Config, key: str, family: Family) -> int | None:
 def _lineage(config: Config, family: Family) -> str | None:
     """The lineage of the decoder: the language model's family name, if there is one."""
     inner = text_config(config).get("model_type")
-    architectures = config.get("architectures")
     said = config.get("model_type") if inner is None else inner
-    for name in (*(architectures if isinstance(architectures, list) else ()), said):
+    for name in (*class_names(config), said):
         if isinstance(name, str) and name in family.lineages:
             return family.lineages[name] or None
     if isinstance(inner, str):
@@ -257,7 +257,7 @@ def untied(config: Config) -> dict[str, object]:
     return {**config, **nested, "tie_word_embeddings": False}
 
 
-def splits(config: Config) -> dict[str, Split]:
+def splits(config: Config, family: Family | None = None) -> dict[str, Split]:
     """The row ranges of each tensor in the fused ones that a decoder of this config may have.
 
     qkv      queries, keys and values one below the other, the last two with fewer heads where queries share them
@@ -265,6 +265,8 @@ def splits(config: Config) -> dict[str, Split]:
     gate_up  gate and up, each as high as the MLP is wide
     halves   the same where the config counts both as the MLP's width
     experts_in, experts_out   all experts of a layer, their input and output projections
+
+    family   whose defaults hold for sizes that the config leaves out; that which the config names by default
     """
     text = text_config(config)
 
@@ -290,7 +292,7 @@ def splits(config: Config) -> dict[str, Split]:
     if inner:
         found["gate_up"] = (((0, inner),), ((inner, 2 * inner),))
         found["halves"] = (((0, inner // 2),), ((inner // 2, inner),))
-    hidden = _said(config, "hidden_size", claimed(config))
+    hidden = _said(config, "hidden_size", family or claimed(config))
     if hidden:
         experts = number("num_experts", "num_local_experts", most=EXPERTS) or None
         found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)

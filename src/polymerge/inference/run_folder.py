@@ -256,7 +256,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def alone_in(run: Run) -> Iterator[None]:
-    """Lock a run's folder; raises OutputError if another process uses it."""
+    """Lock a run's folder, and remove what a killed process left; raises OutputError if another process uses it."""
     descriptor = os.open(run.folder, os.O_RDONLY)
     try:
         try:
@@ -265,6 +265,9 @@ def alone_in(run: Run) -> Iterator[None]:
             raise OutputError(
                 f"{run.folder}: another process is at work in it. Wait for it, or name another folder"
             ) from None
+        with writing(run.folder):
+            for unfinished in run.folder.rglob(f".*{UNFINISHED}"):
+                unfinished.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)

@@ -187,6 +187,6 @@ def _check_ties(opened: Opened, modules: Sequence[Step], full: Sequence[Step], s
 def _refuse_fields(recipe: Recipe) -> None:
     if recipe.ignore or any(entry.ignore for entry in recipe.models):
         refuse(RecipeError("recipe: ignore is for checkpoints; name what adapters leave out in exclude"))
-    for name, default in (("parts", None), ("vocab", "template"), ("branches", "fill")):
+    for name, default in (("parts", None), ("vocab", "template"), ("branches", "fill"), ("missing", "error")):
         if getattr(recipe, name) != default:
             refuse(RecipeError(f"recipe: {name} is for checkpoints; name modules of adapters in exclude"))

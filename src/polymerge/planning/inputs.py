@@ -192,7 +192,8 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
         refuse(RecipeError(f"'{label}': no such family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
-    reading = read_names(checkpoint.config, [name for name in dtypes if name not in unread], family)
+    shapes = {name: stored[name].shape for name in dtypes if name not in unread}
+    reading = read_names(checkpoint.config, shapes, family)
     table = reading.family
     if reading.wrappers:
         checkpoint = renamed(checkpoint, reading.wrappers)
@@ -216,7 +217,7 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
     model = Model(
         label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
         frozenset(borrowed), ignored=frozenset(gone), wrappers=reading.wrappers, other=reading.other, ties=ties,
-        fp8=fp8,
+        by=reading.by, why=reading.why, fp8=fp8,
     )  # fmt: skip
     return (model if checkpoint.adapter is None else folded(model, checkpoint.adapter)).with_scales()
 
@@ -232,7 +233,7 @@ def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[s
     """Locate the canonical tensors of a checkpoint; raises if too many names are unknown for later checks to make
     sense.
     """
-    names = map_names(table, shapes, where, splits(checkpoint.config), shapes)
+    names = map_names(table, shapes, where, splits(checkpoint.config, table), shapes)
     another = 2 * len(names.unknown) > len(shapes)  # another model: nothing else that is said of it would be true
     partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
     if another or names.lost or partly:  # what is lost would seem to be missing

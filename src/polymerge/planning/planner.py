@@ -135,8 +135,9 @@ class _Planner:
             refuse(
                 RecipeError(
                     "these models' families are unknown and their tensor names differ, so they cannot be matched with "
-                    "each other: add a table for each to src/polymerge/families/tables/, or set `family:` for a model "
-                    "whose names one of `polymerge families` has"
+                    "each other: set `missing: copy` to merge what they have in common and keep the template's rest, "
+                    "or `family:` for a model whose names one of `polymerge families` has, or add a table for each to "
+                    f"src/polymerge/families/tables/{self.template.why_generic}"
                 )
             )
         config = self.template.checkpoint.config
@@ -210,7 +211,7 @@ class _Planner:
         if first is not None and self.template.ties_head:
             return step("tied", f"tied to {first}", same_as=first)
         if name in self.template.buffers:
-            return step("copied", "a buffer that is computed from the config, never merged")
+            return step("copied", self.template.family.why_unmerged(name))
         if not blocks:
             return step("copied", "no rule explains its name")  # a problem already, said by the mapping
         made = [self._block(block, rows or whole) for block, rows in blocks]
@@ -238,7 +239,7 @@ class _Planner:
         """The pieces of one canonical tensor of the template, and the reason if it is not merged."""
         choice = next(choice for choice in self.choices if choice.covers(canonical))
         readers = self.readers if choice.setting.on_deltas else self.models.merged
-        reason = self._why_copied(canonical, choice)
+        reason = self._why_copied(canonical, choice) or self._why_missing(canonical, readers)
         if not reason and not self._fits(canonical, readers):
             reason = "does not fit"  # a problem, said by the misfits
         pieces: list[Piece] = []
@@ -274,6 +275,13 @@ class _Planner:
                 if model.find(canonical) not in (canonical, None):
                     return f"'{model.label}' has no branch @image of it, and branches: retain"
         return ""
+
+    def _why_missing(self, canonical: str, readers: Sequence[Model]) -> str:
+        """Why the recipe keeps a tensor that a model lacks; empty if none does, or it does not say so."""
+        lacking = [f"'{model.label}'" for model in dict.fromkeys(readers) if model.find(canonical) is None]
+        if self.recipe.missing != "copy" or not lacking:
+            return ""
+        return f"{' and '.join(lacking)} {'have' if lacking[1:] else 'has'} no such tensor, and missing: copy"
 
     def _fits(self, canonical: str, readers: Sequence[Model]) -> bool:
         """Return whether every model has the tensor in a mergeable dtype and shape; misfits are noted."""
@@ -350,7 +358,7 @@ class _Planner:
                     reason = "excluded by the recipe"
                 elif name != without_branch(name) and counterpart(without_branch(name), self.template.tensors):
                     reason = f"the template has no branch {name[name.index('@') :]} of it"
-                elif model is self.base:
+                elif model is self.base or self.recipe.missing == "copy":
                     reason = "the template has no such tensor"
                 else:
                     self.misfits.note_extra(model, name)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 import msgspec
 
 from polymerge.checkpoints.adapter_config import read_lora_config
-from polymerge.checkpoints.bounds import INDEX_BYTES, read_bounded
+from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG, is_plain
 from polymerge.checkpoints.json_objects import checked, parse_json
 from polymerge.dtypes import BITS, FP8, MERGEABLE
@@ -45,7 +45,7 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
     else:
         where = str(source)
         try:
-            text = read_bounded(Path(source), INDEX_BYTES) if where.endswith(".json") else b"{}"
+            text = read_bounded(Path(source), RECORDS_BYTES) if where.endswith(".json") else b"{}"
             data = parse_json(text, where, dict[str, Any])
         except (OSError, PolymergeError):
             return None  # which is said of it as a recipe

@@ -15,14 +15,14 @@ from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, ref
 from polymerge.families.rules import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
-from polymerge.recipe.recipe import Branches, ModelEntry, Override, Recipe, Vocab, recipe_dict
+from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
 from polymerge.recipe.yaml_values import read_yaml
 
 __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches", "ignore", "overflow",
+    "dtype", "seed", "branches", "ignore", "overflow", "missing",
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -115,6 +115,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         seed=_seed(data.get("seed", 42)),
         branches=_word(data, "branches", get_args(Branches)),
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
+        missing=_word(data, "missing", get_args(Missing)),
         overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
         unread=frozenset(unread),
         read=True,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Branches", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict"]
+__all__ = ["Branches", "Missing", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict"]
 
 Vocab = Literal["template", "overlap", "by-token"]
 Branches = Literal["fill", "retain"]
+Missing = Literal["error", "copy"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Recipe:
     seed: int = 42
     branches: Branches = "fill"
     ignore: tuple[str, ...] = ()
+    missing: Missing = "error"
     overflow: tuple[str, ...] = ()
     read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
@@ -83,6 +85,8 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
             data[name] = list(getattr(recipe, name))
     if recipe.overrides:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
+    if recipe.missing != "error":
+        data["missing"] = recipe.missing
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
 
 

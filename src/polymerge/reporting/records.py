@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +55,8 @@ KINDS: Final = (
 """Every kind, in the order of the page."""
 
 _FEW = 5
+_LARGEST: Final = 1e300
+"""The largest number that is shown: sums and squares of such are numbers, too."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def _read(file: Path, expected: Kind | None) -> Source:
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[str]:
-    """The locations of NaN and infinite numbers, which Python parses although they are not JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
+    """The locations of NaN, infinity and what is too large to be added up."""
+    if isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
         yield where
     elif isinstance(value, dict):
         for name, member in value.items():
