@@ -156,6 +156,29 @@ def test_trainers_prefixes_and_missing_ones_are_read(tmp_path: Path) -> None:
     assert all(rule.pattern != "{rest}" for rule in family.rules)
 
 
+@pytest.mark.parametrize(
+    ("kind", "prefixes"),
+    [
+        ("qwen3_5_text", {"model.": "model.language_model."}),  # as a multimodal checkpoint has it
+        ("gpt2", {"transformer.": ""}),
+        ("aya_vision", {"model.language_model.": "language_model.model.", "model.vision_tower.": "vision_tower.",
+                        "model.multi_modal_projector.": "multi_modal_projector."}),
+    ],
+)  # fmt: skip
+def test_published_names_mean_what_those_in_memory_do(kind: str, prefixes: dict[str, str], tmp_path: Path) -> None:
+    config, saved = tiny(kind, tmp_path, tiny_derived.multimodal_types().get(kind))
+    built = blueprint.blueprint(config)
+    live = {name: saved.get(name, shape) for name, shape in built.shapes.items() if name not in built.optional}
+    plain = canonical(derived_family(config, live), config, live)
+
+    def renamed(name: str) -> str:
+        return next((new + name.removeprefix(old) for old, new in prefixes.items() if name.startswith(old)), name)
+
+    published = {renamed(name): shape for name, shape in live.items()}
+    assert published.keys() != live.keys()
+    assert canonical(derived_family(config, published), config, published).keys() == plain.keys()
+
+
 # --- the cache
 
 

@@ -130,6 +130,8 @@ def _built(text: str, most: int) -> Blueprint:
     config: dict[str, Any] = json.loads(text)
     if too_large := next(_too_large(config), None):
         raise NotBuiltError(f"its config.json asks for {too_large}")
+    if not isinstance(kind := config.get("model_type"), str):
+        raise NotBuiltError("its config.json has no model_type")
     try:
         import torch
         import transformers
@@ -137,7 +139,6 @@ def _built(text: str, most: int) -> Blueprint:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
     except ImportError as error:
         raise NotBuiltError(f"transformers 5 cannot be imported ({_first(error)})", lasting=False) from None
-    kind = str(config.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
         raise NotBuiltError(f"transformers {transformers.__version__} has no model_type '{kind}'")
     try:

@@ -79,7 +79,8 @@ def derive(config: Mapping[str, Any], shapes: Mapping[str, Shape], splits: Mappi
             return kept
     try:
         built = blueprint(config, len(shapes))
-        found = replace(_derived(built, shapes, splits), by=f"transformers {installed}'s {built.name}")
+        found = _derived(built, shapes, splits)
+        found = replace(found, by=f"transformers {installed}'s {built.name}" if found.family else "")
     except NotBuiltError as error:
         found = Derivation(why=str(error))
         if not error.lasting:
