@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -87,7 +88,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Tally]]] = {
 
 def main() -> None:
     options = _options()
-    start = time.monotonic()
+    start, host = time.monotonic(), machine()
     tallies: list[Tally] = []
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="reliability-") as scratch:
         os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = scratch
@@ -97,15 +98,18 @@ def main() -> None:
             for tally in PARTS[part](folder, options):
                 tallies.append(tally)
                 print(_row(tally), flush=True)
-    host, seconds = machine(), time.monotonic() - start
-    if options.json:
-        report = {"command": sys.argv, "machine": host, "seconds": seconds,
-                  "rows": [tally.to_json() for tally in tallies]}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{sum(tally.runs for tally in tallies)} runs in {seconds:.0f} s on {host['cores']} cores, "
-          f"{host['processor']}, {host['system']}")  # fmt: skip
+                if options.json:
+                    _write(options.json, tallies, host, time.monotonic() - start)
+    runs, seconds = sum(tally.runs for tally in tallies), time.monotonic() - start
+    print(f"\n{runs} runs in {seconds:.0f} s on {host['cores']} cores, {host['processor']}, {host['system']}")
     if any(tally.wrong for tally in tallies):
         sys.exit(f"{sum(tally.wrong.total() for tally in tallies)} failures")
+
+
+def _write(file: Path, tallies: list[Tally], host: dict[str, str], seconds: float) -> None:
+    rows = [tally.to_json() for tally in tallies]
+    report = {"command": sys.argv, "date": date.today().isoformat(), "machine": host, "seconds": seconds, "rows": rows}
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _row(tally: Tally) -> str:

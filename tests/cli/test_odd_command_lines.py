@@ -12,7 +12,7 @@ import click
 import pytest
 
 from polymerge import cli as commands
-from polymerge.errors import RecipeError
+from polymerge.errors import CheckpointError
 from polymerge.inference.worker import Worker
 from running import Ran, cli, linear, recipe_file, two_llamas
 
@@ -84,7 +84,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with two models, a recipe, prompts, and things that are not what they seem."""
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise RecipeError("a model would be loaded now")
+        raise CheckpointError("a model would be loaded now")
 
     monkeypatch.setattr(Worker, "take", refuse)
     monkeypatch.chdir(tmp_path)

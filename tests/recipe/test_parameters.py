@@ -23,6 +23,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "dare_linear": {"weight": (0.75, 0.25), "density": (1.0, 1.0), "rescale": True, "normalize": False, "scale": 1.0},
     "dare_ties": {"weight": (0.75, 0.25), "density": (1.0, 1.0), "rescale": True, "elect": "weighted",
                   "normalize": "none", "scale": 1.0},
+    "breadcrumbs": {"weight": (0.75, 0.25), "density": (1.0, 1.0), "gamma": (0.01, 0.01), "normalize": False,
+                    "scale": 1.0},
+    "breadcrumbs_ties": {"weight": (0.75, 0.25), "density": (1.0, 1.0), "gamma": (0.01, 0.01), "elect": "weighted",
+                         "normalize": "none", "scale": 1.0},
     "slerp": {"t": 0.25},
     "nuslerp": {"weight": (0.75, 0.25), "nuslerp_flatten": True, "nuslerp_row_wise": False},
     "multislerp": {"weight": (0.75, 0.25), "normalize_weights": True, "eps": 1e-8},
@@ -274,7 +278,7 @@ def test_slerp_takes_two_models() -> None:
         (({"density": {"value": 1}},), "recipe: parameters: density: has to be a single value, got {'value': 1}"),
         (({"density": None},), "recipe: parameters: density: has to be a single value, got None"),
         (({"densty": 1},), "recipe: parameters: no method has a parameter 'densty'. Did you mean 'density'?"),
-        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: compose, density, elect, "),
+        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, compose, density, "),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_with_its_place(said: tuple[Any, ...], message: str) -> None:

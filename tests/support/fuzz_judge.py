@@ -133,7 +133,6 @@ def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def judge(kind: Kind, files: Files, folder: Path, allowed: Path | None = None) -> Verdict:
     """Write an input to an empty folder, read it, and remove the folder; `allowed` is where a reader may write to."""
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

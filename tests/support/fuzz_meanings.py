@@ -558,7 +558,7 @@ KINDS = (
     Kind("merged adapter", _make_adapter_merge, _read_adapter_merge, 8),
     Kind("folded adapter", _make_adapter, _read_fold, 8),
     Kind("LLaVA adapter", _make_llava, _read_llava, 20),
-    Kind("recipe text", _make_recipe_text, _read_recipe_text, 60),
+    Kind("recipe text", _make_recipe_text, _read_recipe_text, 40),
     Kind("recipe", _make_recipe, _read_recipe, 60),
     Kind("planned recipe", _make_recipe, _read_recipe_plan, 15),
     Kind("plan", _make_plan, _read_plan, 20),

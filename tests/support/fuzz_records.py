@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -408,9 +409,11 @@ def _make_words(random: Random) -> Files:
 
 
 def _read_words(folder: Path) -> object:
+    for name in ("llama", "llama-llm"):  # of its own, for a path may be one that a command is told to write to
+        shutil.copytree(seeds() / name, folder / name)
     places = {
-        "@A": f"{seeds()}/llama",
-        "@B": f"{seeds()}/llama-llm",
+        "@A": f"{folder}/llama",
+        "@B": f"{folder}/llama-llm",
         "@RECIPE": f"{folder}/recipe.yaml",
         "@HERE": str(folder),
     }
@@ -440,5 +443,5 @@ KINDS = (
     Kind("results", _make_results, _read_results, 20),
     Kind("records of runs", _make_record, _read_record, 25),
     Kind("hub listing", _make_listing, _read_listing, 20),
-    Kind("command line", _make_words, _read_words, 15),
+    Kind("command line", _make_words, _read_words, 6),
 )

@@ -214,7 +214,7 @@ def _karcher_weights(gram: Gram, max_iter: int, tol: float) -> list[float]:
         turned = (norms > 0) & (angles > tol)
         pull = np.divide(share * angles, np.sin(angles), out=np.zeros_like(angles), where=turned)
         step = pull - math.fsum(pull * beside) * mean
-        if (length := _length(step, cosines)) < tol:
+        if (length := _length(step, cosines)) <= tol:
             break
         mean = math.cos(length) * mean + math.sin(length) / length * step
         mean = mean / max(_length(mean, cosines), NO_DIRECTION)

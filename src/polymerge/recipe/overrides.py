@@ -74,7 +74,7 @@ def choices_of(
         if not setting.on_deltas:
             count, beside = len(entries), ""
         wanted = f"{row.models} models" if row.models is not None else f"{row.fewest} models or more"
-        if (count < row.fewest or row.models not in (None, count)) and "models" not in recipe.unread:
+        if (0 < count < row.fewest or row.models not in (None, count)) and "models" not in recipe.unread:
             refuse(RecipeError(f"{method} takes {wanted}{beside}, the recipe has {count}"))
         if row.on == "factors":
             refuse(RecipeError(f"{method} merges adapters (folders with adapter_config.json), not checkpoints"))

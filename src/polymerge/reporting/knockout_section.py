@@ -83,7 +83,7 @@ class Knockout(Struct, kw_only=True):
     """The members of knockout.json that the page shows."""
 
     model: str
-    against: str | None = None
+    against: str | None
     replace: str
     scorer: str
     depth: Count
