@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 import yaml
 
+import tiny_derived
 from polymerge.families import FAMILIES
 from polymerge.methods.table import METHODS
 from running import Ran, checkpoint, cli, leftovers, linear, merged, raw, recipe_file, small_llama, two_llamas
@@ -289,6 +292,23 @@ def test_methods_and_families_list_the_tables() -> None:
     said = cli("families").out
     assert all(f"{name}: " in said for name in FAMILIES)
     assert list(json.loads(cli("families", "--json").out)) == list(FAMILIES)
+
+
+def test_families_says_which_way_a_model_is_read(models: tuple[Path, Path], tmp_path: Path) -> None:
+    said = cli("families", models[0]).out
+    assert said.startswith(
+        "one: table of family llama (Llama)\n  model.embed_tokens.weight -> text.embed_tokens.weight"
+    )
+    derived = tiny_derived.build(tiny_derived.tiny_config("qwen3_5_text"), tmp_path / "derived")
+    strange = checkpoint(tmp_path / "strange", {"a": torch.ones(2)}, {"model_type": "strange"})
+    said = cli("families", derived, strange).out
+    assert said.startswith(f"derived: derived from transformers {transformers.__version__}'s Qwen3_5ForCausalLM, which")
+    assert "QWEN3_5_TEXT = Family(\n" in said
+    assert "strange: generic: no table covers it" in said
+    report = json.loads(cli("families", derived, "--json").out)["derived"]
+    assert report["derived from"] == f"transformers {transformers.__version__}'s Qwen3_5ForCausalLM"
+    assert report["family"]["architectures"] == ["Qwen3_5ForCausalLM"]
+    assert cli("families", tmp_path / "gone").status == 2
 
 
 def test_a_recipe_can_be_in_yaml_of_any_style(models: tuple[Path, Path], tmp_path: Path) -> None:
