@@ -12,7 +12,7 @@ from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import byte_count
 from polymerge.engine.extents import Files
-from polymerge.engine.norms import ModuleNorms, module_norms
+from polymerge.engine.norms import ModuleNorms, module_norms, together
 from polymerge.engine.statistics import draw_keys, exact_cutoffs
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
@@ -25,7 +25,7 @@ from polymerge.planning import Plan, Step
 from polymerge.planning.plan import PREFIX
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["ModuleMerger"]
+__all__ = ["ModuleMerger", "factors_of"]
 
 Floats = Any
 
@@ -68,20 +68,27 @@ class ModuleMerger:
         setting = self._plan.settings[piece.setting]
         # a product of this step's factors is multiplied by the output's scaling once it is loaded
         ratios = [read.scale / step.lora.scaling for _, read in reads]
-        pairs = [
-            Factors(self._load(place, read.b)[1] * np.float32(ratio), self._load(place, read.a)[1])
+        factors = [
+            factors_of(read, self._load(place, read.b)[1] * np.float32(ratio), self._load(place, read.a)[1])
             for (place, read), ratio in zip(reads, ratios, strict=True)
         ]
-
-        def keys(name: str) -> list[int]:
-            return draw_keys(self._plan.seed, piece.inputs, f"{step.canonical}{name and f'#{name}'}")
-
-        merged, lost = merge_pairs(setting, pairs, step.lora.rank, keys)
         labels = [self._plan.inputs[place].label for place in piece.inputs]
-        self._norms[step.name] = module_norms(step.name, piece.setting, labels, pairs, merged, step.lora.scaling, lost)
-        values: list[Floats] = [merged.a, merged.b]
+        results, norms = list[Factors](), list[ModuleNorms]()
+        for expert, pairs in enumerate(zip(*factors, strict=True)):
+            own = str(expert) if step.lora.experts else ""
+
+            def keys(name: str, own: str = own) -> list[int]:
+                which = ".".join(filter(None, (own, name)))
+                return draw_keys(self._plan.seed, piece.inputs, f"{step.canonical}{which and f'#{which}'}")
+
+            merged, lost = merge_pairs(setting, pairs, step.lora.rank, keys)
+            results.append(merged)
+            norms.append(module_norms(step.name, piece.setting, labels, pairs, merged, step.lora.scaling, lost))
+        self._norms[step.name] = together(norms)
+        b = np.stack([one.b for one in results], axis=-1).reshape(len(results[0].b), -1)
+        values: list[Floats] = [np.concatenate([one.a for one in results]), b]
         if step.lora.bias:
-            weights = model_weights(setting, len(pairs))
+            weights = model_weights(setting, len(reads))
             scale = 1.0 if METHODS[setting.method].scales else float(setting.parameters.get("scale", 1.0))
             values.append(
                 sum(
@@ -111,6 +118,14 @@ class ModuleMerger:
                 "would spread it: repair the adapter, or name it in exclude"
             )
         return raw, values
+
+
+def factors_of(read: LowRank, b: Floats, a: Floats) -> list[Factors]:
+    """The updates that two loaded factors hold: one, or one for each expert."""
+    if not read.experts:
+        return [Factors(b, a)]
+    each = [kernels.of_expert(a, b, expert, read.experts) for expert in range(read.experts)]
+    return [Factors(kernels.transposed(a), kernels.transposed(b)) if read.swapped else Factors(b, a) for a, b in each]
 
 
 def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Keys) -> tuple[Factors, float]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
-from polymerge.checkpoints.adapter import Adapter, paired, token_rows
+from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.adapter_config import read_lora_config
 from polymerge.checkpoints.discovery import CONFIG
 from polymerge.checkpoints.names import sort_names
+from polymerge.checkpoints.pairs import paired, token_rows
 from polymerge.checkpoints.tensor_info import Contents
 from polymerge.checkpoints.writer import Shards, copy_companions, lay_out
 from polymerge.dtypes import byte_count, dtype_name
@@ -158,8 +159,9 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
     assert template is not None
     apart = plan.layout == "llava" and bool(full)
     said = template.folder / CONFIG
-    found, _ = sort_names(template.folder, [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)])
     rules = read_lora_config(config, str(said))
+    written = [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)]
+    found, _ = sort_names(template.folder, written, wrapped=bool(rules.parameters))
     with collecting(needed=True):
         pairs, tokens = paired(found, rules, said), token_rows(found, rules, said)
     made = replace(
