@@ -60,6 +60,9 @@ class ModuleMerger:
         ]
         if piece.setting is None:
             ((place, read),) = reads
+            if read.swapped:
+                self._put(step, *_whole(factors_of(read, self._load(place, read.b)[1], self._load(place, read.a)[1])))
+                return
             for stored, name in zip(step.stored, (read.a, read.b, read.bias), strict=False):
                 raw, _ = self._load(place, str(name))
                 self._write(stored, memoryview(raw), 0)
@@ -85,8 +88,7 @@ class ModuleMerger:
             results.append(merged)
             norms.append(module_norms(step.name, piece.setting, labels, pairs, merged, step.lora.scaling, lost))
         self._norms[step.name] = together(norms)
-        b = np.stack([one.b for one in results], axis=-1).reshape(len(results[0].b), -1)
-        values: list[Floats] = [np.concatenate([one.a for one in results]), b]
+        values = _whole(results)
         if step.lora.bias:
             weights = model_weights(setting, len(reads))
             scale = 1.0 if METHODS[setting.method].scales else float(setting.parameters.get("scale", 1.0))
@@ -97,6 +99,10 @@ class ModuleMerger:
                     if read.bias
                 )
             )
+        self._put(step, *values)
+
+    def _put(self, step: Step, *values: Floats) -> None:
+        """Round and write the factors of one module."""
         for (name, (dtype, shape)), array in zip(step.stored.items(), values, strict=True):
             if array.shape != shape or not np.isfinite(array).all():
                 end = name.removeprefix(f"{PREFIX}{step.name}.")
@@ -126,6 +132,12 @@ def factors_of(read: LowRank, b: Floats, a: Floats) -> list[Factors]:
         return [Factors(b, a)]
     each = [kernels.of_expert(a, b, expert, read.experts) for expert in range(read.experts)]
     return [Factors(kernels.transposed(a), kernels.transposed(b)) if read.swapped else Factors(b, a) for a, b in each]
+
+
+def _whole(experts: Sequence[Factors]) -> list[Floats]:
+    """The factors a and b of all experts, as they are stored together; those of one update as they are."""
+    b = np.stack([one.b for one in experts], axis=-1).reshape(len(experts[0].b), -1)
+    return [np.concatenate([one.a for one in experts]), b]
 
 
 def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Keys) -> tuple[Factors, float]:

@@ -9,18 +9,19 @@ from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.pairs import Pair
 from polymerge.dtypes import dtype_code
 from polymerge.errors import RecipeError, refuse
-from polymerge.families.expressions import Read, shape_of
+from polymerge.families.expressions import Concat, Read, shape_of
 from polymerge.families.rules import text_layer
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_inputs import Opened
+from polymerge.planning.adapter_places import Parameters
 from polymerge.planning.model import VOCABULARY, Model
 from polymerge.planning.module_steps import (
     divides_by_nothing,
     is_dense,
     is_identity,
-    is_swapped,
     stem,
     step_of,
+    swapped_in,
     wrapped,
 )
 from polymerge.planning.peft_config import alpha_of
@@ -43,7 +44,8 @@ class AdapterSteps:
 
     base  the base model, if full weights are merged as deltas from it
 
-    Beside the steps there are `settings`, which their pieces point into, `left_out` and `warnings`.
+    Beside the steps there are `settings`, which their pieces point into, `left_out`, `warnings`, and `said`, what the
+    output's config says otherwise than the template's.
     """
 
     def __init__(self, recipe: Recipe, opened: Opened, choices: Sequence[Choice], base: Model | None) -> None:
@@ -51,6 +53,8 @@ class AdapterSteps:
         self.settings: list[Setting] = []
         self.left_out: list[LeftOut] = []
         self.warnings: list[str] = []
+        self.said: dict[str, str] = {}
+        self._swapped: dict[int, bool | None] = {}
         self._dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         places = range(len(opened.adapters))
         self._order = [opened.template, *(place for place in places if place != opened.template)]
@@ -64,9 +68,32 @@ class AdapterSteps:
             for pair in self._opened.adapters[place].pairs.values():
                 held[self._opened.module(place, pair.module)][place] = pair
         self._check_globs(held)
+        self._swapped = self._ways(held)
         steps = [step for key, pairs in held.items() if (step := self._module(key, dict(sorted(pairs.items()))))]
         self._check_overlap(held)
         return [*wrapped(steps)]
+
+    def _ways(self, held: Mapping[str, Mapping[int, Pair]]) -> dict[int, bool | None]:
+        """Whether the factors of experts in each adapter are to be swapped, so that all lie as PEFT has them today."""
+        natural: dict[str, tuple[int, ...]] = {}
+        if self._base is not None:
+            parameters = Parameters(self._base)
+            readings = [parameters.reading(adapter) for adapter in self._opened.adapters]
+            for key, pairs in held.items():
+                for place, pair in pairs.items():
+                    if pair.experts and (places := parameters.places_of_experts(pair, readings[place])):
+                        lying = Concat(tuple(parameters.read(block) for block in places[0]))
+                        natural[key] = shape_of(lying, self._base.shapes)[-2:]
+        ways = swapped_in(held, natural)
+        if ways and set(ways.values()) == {None}:
+            self.warnings.append(
+                "the factors of experts lie as PEFT before 0.19 has them, and so do the output's, which later ones "
+                "cannot load. Say base_model, a local folder, to have them as PEFT has them today"
+            )
+            return dict.fromkeys(ways, False)
+        if ways.get(self._opened.template):
+            self.said = {"peft_version": "0.19.0"}
+        return ways
 
     def _module(self, key: str, pairs: Mapping[int, Pair]) -> Step | None:
         template, name = self._opened.template, f"{key}.weight"
@@ -84,12 +111,13 @@ class AdapterSteps:
             return self._copied(key, template, pairs[template], kept) if template in pairs else None
         labels = self._opened.labels
         first = pairs.get(template) or next(iter(pairs.values()))
-        swapped = {place: is_swapped(pair, first, self._opened.adapters) for place, pair in pairs.items()}
+        swapped = {place: self._swapped[place] if pair.experts else False for place, pair in pairs.items()}
         if None in swapped.values():
             refuse(
                 RecipeError(
-                    f"{key}: its matrices are square, and PEFT before 0.19 stored their factors the other way round. "
-                    "Fold the adapters and merge the models"
+                    f"{key}: PEFT before 0.19 stored factors of experts the other way round, and nothing tells whether "
+                    f"those of '{labels[next(place for place, way in swapped.items() if way is None)]}' lie so. Say "
+                    "base_model, a local folder, or write BASE+ADAPTER to merge full models"
                 )
             )
             return None
@@ -108,7 +136,7 @@ class AdapterSteps:
             return None
         if len(pairs) == 1 and is_identity(setting):
             ((place, pair),) = pairs.items()
-            if not swapped[place] and pair.rank <= (setting.parameters.get("rank") or pair.rank):
+            if pair.rank <= (setting.parameters.get("rank") or pair.rank):
                 return self._copied(key, place, pair, reason or "one adapter at weight 1")
         rank = self._rank(key, pairs, setting)
         whole = rank == first.rank or float(first.scaling * rank).is_integer()
@@ -126,7 +154,7 @@ class AdapterSteps:
     def _copied(self, key: str, place: int, pair: Pair, reason: str) -> Step:
         dtypes = (pair.a.dtype, pair.b.dtype)
         lora = Lora(pair.rank, pair.scaling, dtypes, pair.bias is not None, pair.embedding, pair.experts)
-        return step_of(pair.module, key, lora, {place: pair}, reason)
+        return step_of(pair.module, key, lora, {place: pair}, reason, swapped={place: self._swapped.get(place)})
 
     def _rank(self, key: str, pairs: Mapping[int, Pair], setting: Setting) -> int:
         """The rank of a merged module: the recipe's, limited to the rank that the factors can fill."""

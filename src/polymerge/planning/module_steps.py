@@ -7,14 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.pairs import REGISTERED, Pair
 from polymerge.errors import RecipeError
 from polymerge.families.expressions import LowRank
 from polymerge.planning.plan import Fate, Lora, Piece, Step
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["divides_by_nothing", "is_dense", "is_identity", "is_swapped", "stem", "step_of", "wrapped"]
+__all__ = ["divides_by_nothing", "is_dense", "is_identity", "stem", "step_of", "swapped_in", "wrapped"]
 
 
 def step_of(
@@ -28,7 +27,7 @@ def step_of(
 ) -> Step:
     """The step of a module: merged from these pairs of factors, or copied from the only pair if `setting` is None.
 
-    swapped  by the index of an adapter, whether its factors lie the other way round than those of the output
+    swapped  by the index of an adapter, whether its factors of experts lie the other way round than the output's
     """
     flip = {place: bool(swapped and swapped[place]) for place in pairs}
     place, first = next(iter(pairs.items()))
@@ -90,18 +89,23 @@ def is_identity(setting: Setting) -> bool:
     return (weight == 1 or normalized) and density == 1 and said.get("scale", 1.0) == 1
 
 
-def is_swapped(pair: Pair, first: Pair, adapters: Sequence[Adapter]) -> bool | None:
-    """Whether the factors of a pair lie the other way round than those of `first`; None if nothing tells."""
-    if not pair.experts or not first.experts or pair.as_stored == first.as_stored:
-        return False
-    if pair.shape[0] != pair.shape[1]:
-        return pair.shape == first.shape[::-1]
-    # a square matrix: as the others of these adapters
-    held = [one for adapter in adapters for one in adapter.pairs.values() if one.experts]
-    ways = {
-        one.shape != other.shape
-        for one in held
-        for other in held
-        if one.module == other.module and one.as_stored != other.as_stored and one.shape[0] != one.shape[1]
-    }
-    return ways.pop() if len(ways) == 1 else None
+def swapped_in(
+    held: Mapping[str, Mapping[int, Pair]], natural: Mapping[str, tuple[int, ...]]
+) -> dict[int, bool | None]:
+    """Whether the factors of experts in each adapter lie the other way round than PEFT has them today.
+
+    held     by module, the pairs of adapters by their index
+    natural  by module, the shape [out, in] of one expert in the base, as far as that is known
+    returns  None for an adapter of which nothing tells
+    """
+    found: dict[int, bool | None] = {}
+    ways: dict[int, set[bool]] = defaultdict(set)
+    for key, pairs in held.items():
+        today = [pair.shape for pair in pairs.values() if pair.experts and not pair.as_stored]
+        known = natural.get(key) or next(iter(today), None)
+        for place, pair in pairs.items():
+            if pair.experts:
+                found[place] = None if pair.as_stored else False
+                if pair.as_stored and known is not None and known[0] != known[1]:
+                    ways[place].add(pair.shape != known)
+    return found | {place: own == {True} for place, own in ways.items() if len(own) == 1}
