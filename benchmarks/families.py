@@ -3,6 +3,9 @@
     python benchmarks/families.py --only llava,qwen2_vl
     python benchmarks/families.py --mergekit ENVIRONMENT --markdown docs/families-matrix.md
 
+    python benchmarks/families.py --derived --markdown docs/families-derived.md
+
+The last walks over all model types that transformers has a class of, without a table (`familywalk.py`).
 `familycases.py` builds the checkpoints, `familyverdicts.py` judges, `familypage.py` writes the page. See
 benchmarks/README.md for the environments.
 """
@@ -78,8 +81,29 @@ def verdicts(cases: Iterable[Case], tools: Tools, pool: ThreadPoolExecutor) -> I
         yield Verdict(one.case.row, one.case.pair, one.tool, " ".join(one.options), one.seed, status, right, text)
 
 
+def walk_all(options: argparse.Namespace) -> None:
+    """Walk over the model types without a table, and write the page."""
+    from familywalk import TYPES, walk, walk_page
+
+    kinds = options.only.split(",") if options.only else TYPES
+    if unknown := [kind for kind in kinds if kind not in TYPES]:
+        raise RunError(f"{', '.join(unknown)}: transformers has no multimodal class of that type")
+    walked = []
+    for one in walk(kinds):
+        walked.append(one)
+        print(f"{one.kind} {one.pair}: {one.text}", file=sys.stderr, flush=True)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers"))
+    page = walk_page(sys.argv, {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "environment": versions}, walked)
+    if options.markdown:
+        options.markdown.write_text(page, encoding="utf-8")
+    print(page)
+
+
 def main() -> None:
     options = _options()
+    if options.derived:
+        walk_all(options)
+        return
     tools: dict[str, Mapping[int | None, Tool]] = {"polymerge": {None: polymerge}}
     versions = [f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers")]
     about = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "polymerge's environment": ", ".join(versions)}
@@ -93,7 +117,7 @@ def main() -> None:
         tools["mergekit"] = {seed: server for seed, server in servers.items()}  # noqa: C416 (of a wider type)
     found: list[Verdict] = []
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
-        cases = (case for family in options.only for case in cases_of(family, Path(scratch) / family))
+        cases = (case for family in _families(options.only) for case in cases_of(family, Path(scratch) / family))
         for one in verdicts(cases, tools, pool):
             found.append(one)
             print(f"{one.row}, {one.pair}, {one.tool} {one.options}: {one.text}", file=sys.stderr, flush=True)
@@ -113,17 +137,18 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", type=Path, metavar="ENVIRONMENT", help="the virtual environment of mergekit")
-    parser.add_argument("--only", type=_families, default=FAMILIES, metavar="FAMILY,...", help=", ".join(FAMILIES))
+    parser.add_argument("--only", metavar="FAMILY,...", help=f"{', '.join(FAMILIES)}; or model types, with --derived")
+    parser.add_argument("--derived", action="store_true", help="walk over all model types of transformers instead")
     parser.add_argument("--jobs", type=int, default=2, help="merges at a time (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
     return parser.parse_args()
 
 
-def _families(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
+def _families(text: str | None) -> tuple[str, ...]:
+    names = tuple(text.split(",")) if text else FAMILIES
     if unknown := [name for name in names if name not in FAMILIES]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: cannot be built; there are {', '.join(FAMILIES)}")
+        raise RunError(f"{', '.join(unknown)}: cannot be built; there are {', '.join(FAMILIES)}")
     return names
 
 

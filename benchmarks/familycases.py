@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from measure import RunError
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests" / room) for room in ("support", "e2e")]
 tiny: Any = importlib.import_module("tiny")
 tiny_classless: Any = importlib.import_module("tiny_classless")
 tiny_configs: Any = importlib.import_module("tiny_configs")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, collecting, refuse
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, Refused, collecting, human_size, refuse
 
 
 def test_a_block_raises_all_that_it_gathered_together() -> None:
@@ -59,3 +61,30 @@ def test_a_nested_block_whose_result_is_needed_raises_and_is_collected_once() ->
     assert not went_on
     assert [str(one) for one in outer] == ["one", "two"]
     assert [str(one) for one in raised.value.problems] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (16.1e9, "16.1 GB"),
+                                            (2e6, "2.0 MB"), (4e12, "4000.0 GB")])  # fmt: skip
+def test_sizes_are_written_as_people_write_them(size: float, text: str) -> None:
+    assert human_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x00b", "a\\x00b"), ("\x1b[31mred", "\\x1b[31mred"), ("two\nlines", "two\\nlines"), ("\x9b0m", "\\x9b0m"),
+        ("\ud800", "\\ud800"), ("\u202egpj", "\\u202egpj"), ("\u2028", "\\u2028"), ("ß☃𝒳 \u200d", "ß☃𝒳 \u200d"),
+    ],
+)  # fmt: skip
+def test_a_message_is_one_line_that_can_be_shown(text: str, shown: str) -> None:
+    error = CheckpointError(f"model.safetensors: '{text}' is no tensor. Download it again.")
+    assert str(error) == f"model.safetensors: '{shown}' is no tensor. Download it again."
+    assert str(Refused([error])).splitlines()[1:] == [f"  1. {error}"]
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_message_has_an_end() -> None:
+    error = RecipeError("recipe: " + "x" * 10_000 + ". Say less.")
+    assert len(str(error)) < 4001
+    assert str(error).startswith("recipe: xxx")
+    assert str(error).endswith("xxx. Say less.")

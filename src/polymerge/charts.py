@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError
 from polymerge.themes import chart_config
 
@@ -42,6 +43,7 @@ _LONG = 8  # letters of a name on the x axis that still stand level, and columns
 _MANY = 50  # values on an axis, from which on dots are small
 _FEW = 12  # numbers on an axis that are all written
 _KNOWN, _BANDED = "isValid(datum.value)", "isValid(datum.low) && isValid(datum.high)"
+_LARGEST = 1e300
 _NUMBERED = 12  # columns of a heat map that leave room for a number in each cell
 
 
@@ -69,7 +71,7 @@ class Series:
     @property
     def banded(self) -> bool:
         """Whether any value has an interval."""
-        return self.low is not None and any(value is not None for value in self.low)
+        return self.low is not None and any(_drawn(value) is not None for value in self.low)
 
 
 def line_chart(
@@ -93,6 +95,7 @@ def line_chart(
     import altair as alt
 
     rows = _rows(x[1], series)
+    about = _said(about, [value for one in series.values() for value in one.values])
     axis = alt.Axis(grid=False, labelOverlap=True, labelLimit=130, labelAngle=0)
     across: Any = alt.X("x:O", title=x[0], sort=None, axis=axis)
     near: dict[str, Any] = {"x": across}
@@ -144,13 +147,16 @@ def heat_map(
     """
     import altair as alt
 
+    about = _said(about, [value for line in values for value in line])
     rows = [
-        {"y": row, "x": column, "value": value}
+        {"y": row, "x": column, "value": _drawn(value)}
         for row, line in zip(y[1], values, strict=True)
         for column, value in zip(x[1], line, strict=True)
     ]
     there = [row["value"] for row in rows if row["value"] is not None]
-    low, high = limits or ((min(there), max(there)) if there else (0.0, 0.0))
+    if limits is None or any(_drawn(limit) is None for limit in limits):
+        limits = (min(there), max(there)) if there else (0.0, 0.0)
+    low, high = limits
     if diverging:
         high = max(abs(low), abs(high)) or 1.0
         low = -high
@@ -188,6 +194,7 @@ def bar_chart(
     """
     import altair as alt
 
+    about = _said(about, [value for one in series.values() for value in one.values])
     room = alt.Scale(domain=list(labels[1]), paddingInner=0.25, paddingOuter=0.1)
     across = alt.Y("x:O", title=None, sort=None, scale=room, axis=alt.Axis(ticks=False, domain=False))
     names = alt.Scale(domain=list(series))
@@ -237,8 +244,8 @@ def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path
         "resolve": {"scale": {"color": "independent", "strokeDash": "independent"}},
     }
     given: dict[str, Any] = {"vl_version": vega_lite_version(), "allowed_base_urls": []}
-    files[0].write_bytes(vl_convert.vegalite_to_png(spec, scale=2, **given))
-    files[1].write_text(vl_convert.vegalite_to_svg(spec, **given), encoding="utf-8")
+    write_file(files[0], vl_convert.vegalite_to_png(spec, scale=2, **given))
+    write_file(files[1], vl_convert.vegalite_to_svg(spec, **given))
     return files
 
 
@@ -271,11 +278,24 @@ def vega_lite_version() -> str:
 def _rows(x: Sequence[Any], series: Mapping[str, Series]) -> list[dict[str, Any]]:
     """One row per series and x, with fixed field names."""
     return [
-        {"x": at, "series": name, "value": one.values[place]}
-        | ({"low": (one.low or ())[place], "high": (one.high or ())[place]} if one.banded else {})
+        {"x": at, "series": name, "value": _drawn(one.values[place])}
+        | ({"low": _drawn((one.low or ())[place]), "high": _drawn((one.high or ())[place])} if one.banded else {})
         for name, one in series.items()
         for place, at in enumerate(x)
     ]
+
+
+def _drawn(value: float | None) -> float | None:
+    """A value; 0 for one on which scales break, it is so small; None for NaN, infinity and what is as good as that."""
+    if value is None or not -_LARGEST <= value <= _LARGEST:
+        return None
+    return value if abs(value) * _LARGEST >= 1 else 0
+
+
+def _said(about: str, values: Sequence[float | None]) -> str:
+    """The subtitle, with the number of values that are left out because they cannot be drawn."""
+    left = sum(value is not None and _drawn(value) is None for value in values)
+    return "; ".join(filter(None, [about, f"left out, for not being finite: {left}" if left else ""]))
 
 
 def _meta(x: str, value: str, series: Mapping[str, Series]) -> dict[str, Any]:

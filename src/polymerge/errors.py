@@ -11,10 +11,12 @@ PolymergeError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from typing import Final
 
 __all__ = [
     "CheckpointError",
@@ -25,16 +27,43 @@ __all__ = [
     "Refused",
     "collecting",
     "did_you_mean",
+    "human_size",
     "refuse",
     "refuse_if_any",
     "refuse_if_gathered",
+    "shown",
 ]
+
+_MOST_SHOWN: Final = 120  # characters of a value of somebody else's
+_MOST_IN_A_LINE: Final = 3000  # characters of a message; the last of them tell what to do
+_MOST_LISTED: Final = 1000  # problems
+_UNSHOWABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys, that turn the direction of text, or that have no encoding."""
+
+
+def shown(value: object, most: int = _MOST_SHOWN) -> str:
+    """A value from a file for a message: on one line, with what cannot be printed escaped, cut at `most` characters."""
+    text = value if isinstance(value, str) else str(value)
+    return _printable(text[:most]) + ("..." if len(text) > most else "")
+
+
+def _printable(text: str) -> str:
+    """Escape what could steer a terminal, begin a line, turn the direction of writing or not be encoded."""
+    return _UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class PolymergeError(Exception):
-    """Any refusal or failure of polymerge; the message tells what, where, both values and the next step."""
+    """Any refusal or failure of polymerge; the message tells what, where, both values and the next step.
+
+    It is one line that can be printed and read, whatever the files hold that it quotes.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        end = _MOST_IN_A_LINE // 5
+        short = len(message) <= _MOST_IN_A_LINE
+        super().__init__(_printable(message if short else f"{message[: 4 * end]} [...] {message[-end:]}"))
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:
@@ -68,8 +97,10 @@ class Refused(PolymergeError):  # noqa: N818 (the plan refuses; nothing has fail
         self.exit_status = max(problem.exit_status for problem in self._problems)
         count = len(self._problems)
         lines = [f"{count} problem{'s' if count > 1 else ''}, nothing was written:"]
-        lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems, 1)]
-        super().__init__("\n".join(lines))
+        lines += [f"  {number}. {problem}" for number, problem in enumerate(self._problems[:_MOST_LISTED], 1)]
+        if count > _MOST_LISTED:
+            lines.append(f"  and {count - _MOST_LISTED} more")
+        Exception.__init__(self, "\n".join(lines))  # a line for each
 
     @property
     def problems(self) -> tuple[PolymergeError, ...]:
@@ -142,3 +173,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(names)}."
+
+
+def human_size(size: float) -> str:
+    """Format bytes for people: 16.1 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

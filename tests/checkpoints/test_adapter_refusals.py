@@ -234,7 +234,7 @@ def test_a_key_that_nobody_knows(tmp_path: Path) -> None:
         ("lora_alpha", "4", 'lora_alpha: expected float, got "4"'),
         ("lora_alpha", float("nan"), "lora_alpha: expected float > -1e+30, got NaN"),
         ("lora_alpha", float("inf"), "lora_alpha: expected float < 1e+30, got Infinity"),
-        ("lora_alpha", 10**400, "lora_alpha: number out of range, got 1000"),
+        ("lora_alpha", 10**400, "the number 10000000000000000000... has more than 300 digits"),
         ("lora_alpha", True, "lora_alpha: expected float, got true"),
         ("lora_alpha", None, "lora_alpha: expected float, got null"),
         ("use_rslora", 1, "use_rslora: expected bool | null, got 1"),

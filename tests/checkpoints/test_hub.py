@@ -225,7 +225,7 @@ def test_a_merge_begins_before_the_last_shard_is_here(hub: Standin, pair: tuple[
 
     def wait_for_output() -> None:
         until = time.monotonic() + 60
-        while time.monotonic() < until and not any(map(has_data, tmp_path.glob(".out.*/model*.safetensors"))):
+        while time.monotonic() < until and not any(map(has_data, tmp_path.glob(".out.*/new/model*.safetensors"))):
             time.sleep(0.01)
         written.append(time.monotonic() < until)
 

@@ -12,8 +12,8 @@ from huggingface_hub import constants
 
 import polymerge
 from hub_standin import NAMES, Standin, empty_cache, shard, sharded
+from polymerge.checkpoints import beside, prefetch
 from polymerge.checkpoints import hub as hub_module
-from polymerge.checkpoints import writer
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.prefetch import Prefetch
@@ -58,16 +58,33 @@ def test_an_output_is_not_made_without_a_file_that_is_gone(
 ) -> None:
     plan = polymerge.plan(linear(str(tmp_path / "one"), "a/other")) if local else made
     place = Path(plan.inputs[0].path) / "tokenizer.json"
-    copy = writer.copy_companions
+    copy = beside.copy_files
 
-    def late(*arguments: Any, **options: Any) -> list[str]:
+    def late(*arguments: Any) -> None:
         place.unlink()
         place.symlink_to(tmp_path / "nowhere")
-        return copy(*arguments, **options)
+        copy(*arguments)
 
-    monkeypatch.setattr("polymerge.engine.opening.copy_companions", late)
+    monkeypatch.setattr("polymerge.engine.writers.copy_files", late)
     with pytest.raises(PolymergeError, match=r"tokenizer.json: is a broken link"):
         polymerge.merge(plan, tmp_path / "out", check=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [shard(NAMES[0]), "tokenizer.json", "config.json"])
+def test_a_blob_that_changes_after_it_was_fetched_ends_the_merge(
+    made: Plan, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(made.inputs[0].path) / name
+    count = prefetch.Prefetch.finish
+
+    def late(self: Prefetch) -> None:
+        count(self)
+        file.write_bytes(file.read_bytes()[:-1] + b" ")
+
+    monkeypatch.setattr(prefetch.Prefetch, "finish", late)
+    with pytest.raises(PolymergeError, match=f"{name}: was written to while"):
+        polymerge.merge(made, tmp_path / "out", check=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -94,7 +111,7 @@ def test_one_disk_has_to_hold_what_is_fetched_and_what_is_written(
     coming = Prefetch(files).size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=coming + made.size // 2))
-    with pytest.raises(PolymergeError, match="GB for what is fetched to the same disk"):
+    with pytest.raises(PolymergeError, match="kB for what is fetched to the same disk"):
         polymerge.merge(made, tmp_path / "out", check=False)
     usage = usage._replace(free=coming + 4 * made.size)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from polymerge.checkpoints.safetensors import HEADER_LIMIT, read_safetensors
+from polymerge.checkpoints import safetensors as safetensors_files
+from polymerge.checkpoints.bounds import HEADER_BYTES, NAME_LENGTH, PROBLEMS
+from polymerge.checkpoints.safetensors import read_safetensors
 from polymerge.checkpoints.tensor_info import TensorInfo, listed
 from polymerge.errors import CheckpointError, PolymergeError, Refused
 
@@ -105,10 +109,10 @@ def test_a_broken_header_is_refused(tmp_path: Path, content: bytes, said: str) -
 def test_a_header_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", HEADER_LIMIT + 1))
-        file.truncate(HEADER_LIMIT + 100)  # sparse
+        file.write(struct.pack("<Q", HEADER_BYTES + 1))
+        file.truncate(HEADER_BYTES + 100)  # sparse
     (message,) = refusal(path)
-    assert f"{HEADER_LIMIT + 1} bytes long, more than the {HEADER_LIMIT}" in message
+    assert f"{HEADER_BYTES + 1} bytes long, more than the {HEADER_BYTES}" in message
 
 
 @pytest.mark.parametrize(
@@ -230,3 +234,91 @@ def test_reading_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_is_as_long_as_stated_and_no_longer(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {"x" * NAME_LENGTH: tensor("F32", [1], 0, 4)}, data=4)
+    assert len(read_safetensors(path)[0].name) == NAME_LENGTH
+    (message,) = refusal(write(path, {"x" * (NAME_LENGTH + 1): tensor("F32", [1], 0, 4)}, data=4))
+    assert f"its name is {NAME_LENGTH + 1} characters long, at most {NAME_LENGTH} are read" in message
+    assert len(message) < 1000
+
+
+def test_tensors_are_counted_before_any_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.safetensors", {f"t{n}": tensor("F32", [1], 4 * n, 4 * n + 4) for n in range(9)}, data=36)
+    monkeypatch.setattr(safetensors_files, "TENSORS", 9)
+    assert len(read_safetensors(path)) == 9
+    monkeypatch.setattr(safetensors_files, "TENSORS", 8)
+    assert "describes more than 8 tensors" in refusal(path)[0]
+
+
+def test_thousands_of_wrong_entries_are_a_few_messages(tmp_path: Path) -> None:
+    for entry in ({}, tensor("F32", [2], 0, 4), tensor("F32", [1], 4, 8)):
+        path = write(tmp_path / "x.safetensors", {f"t{n}": entry for n in range(5000)}, data=4)
+        assert len(refusal(path)) <= PROBLEMS + 2
+
+
+def test_what_no_tensor_has_is_not_built(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", None, text=b'{"a":{"dtype":[' + b"[]," * (5 * 2**20) + b"[]]}}")
+    tracemalloc.start()
+    (message,) = refusal(path)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "it holds more than" in message
+    assert used < 5 * path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":%s,"a":%s}',
+        b'{"a":%s,"\\u0061":%s}',
+        b'{"a":%s,"__metadata__":{},"a":%s}',
+        b'{"__metadata__":{},"a":%s,"__metadata__":{},"b":%s}',
+        b'{"a":%s,"b":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"shape":[0]},"c":%s}',
+        b'{"a":%s,"b":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"sh\\u0061pe":[0]},"c":%s}',
+        b'{"a":%s,"b":{"sh\\u0061pe":[0],"dtype":"F32","data_offsets":[0,0]},"a":%s}',
+    ],
+)
+def test_a_key_appears_once_however_it_is_spelled(tmp_path: Path, text: bytes) -> None:
+    entry = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    path = write(tmp_path / "x.safetensors", None, text=text % (entry, entry))
+    assert "appears twice in one object" in refusal(path)[0]
+
+
+def test_names_and_metadata_may_hold_what_looks_like_a_header(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": {'a "quoted" text': '{"dtype": "F32", \\ "shape": []}', "b": ":" * 50},
+        '"dtype"': tensor("F32", [1], 0, 4),
+        "shape": tensor("F32", [1], 4, 8),
+        "data_offsets": tensor("F32", [1], 8, 12),
+        "é\\": tensor("F32", [1], 12, 16),
+    }
+    path = write(tmp_path / "x.safetensors", header, data=16)
+    assert [one.name for one in read_safetensors(path)] == ['"dtype"', "shape", "data_offsets", "é\\"]
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == set(header) - {"__metadata__"}
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_what_both_accept_has_the_librarys_values(data: st.DataObject) -> None:
+    header = {"a": tensor("F32", [2], 0, 8), "b": tensor("BF16", [2, 2], 8, 16), "__metadata__": {"a": "b"}}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder, "x.safetensors"), header)
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            place = data.draw(st.integers(8, len(content) - 1))
+            content[place] = data.draw(st.sampled_from(b'0123456789[]{},:"ab \\FBT'))
+        path.write_bytes(content + bytes(range(16)))
+        try:
+            ours = read_safetensors(path)
+        except PolymergeError:
+            return
+        whole = path.read_bytes()
+        with safe_open(path, "pt") as file:
+            theirs = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    assert {one.name: whole[one.start : one.start + one.nbytes] for one in ours} == {
+        name: value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, value in theirs.items()
+    }
+    assert {one.name: one.shape for one in ours} == {name: tuple(value.shape) for name, value in theirs.items()}

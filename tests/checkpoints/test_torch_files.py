@@ -306,7 +306,7 @@ def test_handmade_archives_are_otherwise_read(tmp_path: Path) -> None:
     }
 
 
-def test_long_local_headers_and_a_prefix_are_stepped_over(tmp_path: Path) -> None:
+def test_long_local_headers_are_stepped_over_and_a_prefix_is_refused(tmp_path: Path) -> None:
     """Zip64 sizes lengthen a member's local header; whatever stands before the archive moves every offset."""
     path = save(tmp_path / "m.bin", {"w": torch.arange(3.0)})
     with zipfile.ZipFile(path) as archive:
@@ -317,7 +317,10 @@ def test_long_local_headers_and_a_prefix_are_stepped_over(tmp_path: Path) -> Non
                 member.write(content)
     assert_bytes_agree(path, {"w": torch.arange(3.0)})
     path.write_bytes(b"PK\x03\x04 and so on" + path.read_bytes())
-    assert_bytes_agree(path, {"w": torch.arange(3.0)})
+    with pytest.raises(RuntimeError, match="invalid header or archive is corrupted"):
+        torch.load(path)
+    (message,) = refusal(path)
+    assert "whose directory, at its end, cannot be read (it begins at byte" in message
 
 
 def test_names_are_strings_and_unique(tmp_path: Path) -> None:
@@ -420,7 +423,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 
 def test_the_pickle_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "m.pt", {"w": torch.ones(2)})
-    monkeypatch.setattr(torch_files, "PICKLE_LIMIT", 50)
+    monkeypatch.setattr(torch_files, "PICKLE_BYTES", 50)
     assert "more than the 50" in refusal(path)[0]
 
 

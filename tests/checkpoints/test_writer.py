@@ -1,10 +1,9 @@
-"""What lies in an output folder, and where none may be made."""
+"""What lies in an output folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -15,11 +14,8 @@ import pytest
 import yaml
 
 import polymerge
-from polymerge.checkpoints.identity import file_digest
-from polymerge.checkpoints.writer import copy_companions, output_folder
-from polymerge.errors import OutputError
-from running import checkpoint, cli, leftovers, linear, merged, raw, recipe_file, small_llama, two_llamas, weights
-from tiny import build, generate, related_llm
+from running import checkpoint, cli, linear, merged, raw, small_llama, two_llamas
+from tiny import build, related_llm
 
 
 @pytest.fixture(scope="module")
@@ -30,81 +26,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 # --- what it holds
-
-
-def as_in_the_hub_s_cache(folder: Path, repository: Path) -> Path:
-    """The folder as a snapshot: every file a link to a blob that is named by its sha256."""
-    (repository / "blobs").mkdir(parents=True)
-    snapshot = repository / "snapshots/0123abcd"
-    for file in folder.rglob("*"):
-        if file.is_file():
-            blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-            blob.write_bytes(file.read_bytes())
-            link = snapshot / file.relative_to(folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(os.path.relpath(blob, link.parent))
-    return snapshot
-
-
-def test_everything_beside_the_weights_comes_along_as_real_files(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    template = shutil.copytree(pair[0], tmp_path / "template")
-    (template / "modeling_mine.py").write_text("CODE = 1\n")
-    (template / "additional").mkdir()
-    (template / "additional/chat.jinja").write_text("{{ messages }}")
-    (template / "additional/picture.png").write_bytes(b"PNG")
-    (template / "README.md").write_text("the template's own card")
-    (template / ".gitattributes").write_text("*")
-    for weight in ("training_args.bin", "consolidated.pth", "tf_model.h5"):
-        (template / weight).write_bytes(b"weights of something else")
-    out = merged(linear(as_in_the_hub_s_cache(template, tmp_path / "models--a--b"), pair[1]), tmp_path / "out")
-    found = {str(file.relative_to(out)): file for file in out.rglob("*") if file.is_file()}
-    kept = {"config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"}
-    kept |= {"modeling_mine.py", "additional/chat.jinja", "generation_config.json"}
-    assert set(found) == kept | {"model.safetensors", "README.md", "polymerge.json"}
-    assert not any(file.is_symlink() for file in out.rglob("*"))
-    assert all(found[name].read_bytes() == (template / name).read_bytes() for name in kept)
-    assert "the template's own card" not in (out / "README.md").read_text()
-    generate(out, tokens=1)
-
-
-NEEDED = (
-    "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-    "chat_template.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model", "tekken.json", "qwen.tiktoken", "modeling_x.py", "sub/modeling_y.py", "logger.py", "LICENSE",
-    "LICENSE.txt", "NOTICE", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-    "1_Pooling/config.json", "scheduler/scheduler_config.json", "args.json", "spk_dict.pt", "glossary.txt",
-    "selected_tags.csv", "dataset_statistics.json", "catalog.json", "changelog.txt", "checkpoint.py",
-)  # fmt: skip
-TRAINED = (
-    "trainer_state.json", "trainer_log.jsonl", "running_log.txt", "train.log", "log.txt", "logs.json", "nohup.out",
-    "slurm-17.err", "logging.jsonl", "generated_predictions.jsonl", "events.out.tfevents.1.h", "all_results.json",
-    "train_results.json", "eval_results.txt", "metrics.json", "training_loss.png", "training_eval_loss.png",
-    "training_args.bin", "training_args.yaml", "llamaboard_config.yaml", "ds_config.json", "ds_z3_offload_config.json",
-    "deepspeed_zero3.json", "zero2.json", "accelerate_config.yaml", "hparams.yaml", "latest", "latest_checkpointed.txt",
-    "zero_to_fp32.py", "optimizer.pt", "optimizer.bin", "optimizer_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata",
-    "pytorch_model_fsdp_0/a.json", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth",
-    "random_states_0.pkl",
-    "zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step5/mp_rank_00_model_states.pt", "global_step5/a.json",
-    "checkpoint-100/config.json", "checkpoint-100/tokenizer.json", "last-checkpoint/a.json",
-    "checkpoints/e1/config.json",
-    "runs/Sep01/a.txt", "wandb/run-1/files/config.json", "swanlog/a.json", "logs/a.txt", "tensorboard/a.json",
-    "lightning_logs/version_0/hparams.txt", "__pycache__/a.py",
-)  # fmt: skip
-
-
-def test_what_training_left_stays_behind_and_what_loading_needs_does_not(tmp_path: Path) -> None:
-    model, folder = tmp_path / "model", tmp_path / "out"
-    folder.mkdir()
-    for name in (*NEEDED, *TRAINED):
-        (model / name).parent.mkdir(parents=True, exist_ok=True)
-        (model / name).write_text(name, encoding="utf-8")
-    copied = copy_companions(model, folder)
-    assert sorted(copied) == sorted(NEEDED)
-    assert all((folder / name).read_text(encoding="utf-8") == name for name in NEEDED)
-    shallow = tmp_path / "adapter"
-    shallow.mkdir()
-    assert sorted(copy_companions(model, shallow, deep=False)) == sorted(name for name in NEEDED if "/" not in name)
 
 
 def test_the_card_can_be_read_by_the_hub(tmp_path: Path) -> None:
@@ -158,140 +79,6 @@ def test_the_record_lists_no_code_among_the_weights(tmp_path: Path) -> None:
     out = merged(linear(vlm, related_llm(vlm, tmp_path / "llm", seed=1)), tmp_path / "out")
     assert (out / "modeling_internvl_chat.py").is_file()
     assert list(json.loads((out / "polymerge.json").read_text())["output"]["files"]) == ["model.safetensors"]
-
-
-# --- digests
-
-
-def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    file = tmp_path / "weights"
-    file.write_bytes(b"first")
-    assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
-    monkeypatch.setattr("polymerge.checkpoints.identity.sha256_of", lambda _: "computed again")
-    assert file_digest(file) == hashlib.sha256(b"first").hexdigest()
-    stat = file.stat()
-    file.write_bytes(b"other")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert file_digest(file) == "computed again"
-
-
-def test_a_digest_survives_a_broken_note_and_a_cache_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"bytes")
-    digest = hashlib.sha256(b"bytes").hexdigest()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert file_digest(file) == digest
-    (note,) = (tmp_path / "cache/polymerge/sha256").iterdir()
-    for text in ("", "[]", '{"seen": null}'):
-        note.write_text(text)
-        assert file_digest(file) == digest
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    assert file_digest(file) == digest
-
-
-def test_a_blob_of_the_hub_is_not_read_for_its_digest(tmp_path: Path) -> None:
-    blob = tmp_path / "blobs" / ("ab" * 32)
-    blob.parent.mkdir()
-    blob.write_bytes(b"anything")
-    link = tmp_path / "model.safetensors"
-    link.symlink_to(blob)
-    assert file_digest(link) == "ab" * 32
-
-
-# --- where it may be made
-
-
-def test_an_existing_folder_is_kept_unless_force_is_said(tmp_path: Path) -> None:
-    models = two_llamas(tmp_path)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine.txt").write_text("precious")
-    asked = recipe_file(linear(*models), tmp_path / "r.yaml")
-    ran = cli("merge", asked, "-o", tmp_path / "out", "--no-verify")
-    assert ran.status == 1
-    assert "exists already" in ran.err
-    assert "--force" in ran.err
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    assert cli("merge", asked, "-o", tmp_path / "out", "--no-verify", "--force").status == 0
-    assert not (tmp_path / "out/mine.txt").exists()
-    assert weights(tmp_path / "out").keys() == {"model.safetensors"}
-    assert leftovers(tmp_path) == []
-
-
-def test_force_keeps_the_old_output_when_the_new_one_fails(tmp_path: Path) -> None:
-    one, other = two_llamas(tmp_path)
-    out = merged(linear(one, other), tmp_path / "out", "--no-verify")
-    before = weights(out)
-    broken = small_llama(3)
-    broken["lm_head.weight"][2, 3] = float("nan")
-    asked = recipe_file(linear(one, checkpoint(tmp_path / "broken", broken)), tmp_path / "r.yaml")
-    assert cli("merge", asked, "-o", out, "--no-verify", "--force").status == 1
-    assert weights(out) == before
-    assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("target", ["one", ".", "one/merged", "one/deep/merged", "link"])
-def test_an_output_may_not_touch_an_input(target: str, tmp_path: Path) -> None:
-    models = two_llamas(tmp_path / "models")
-    (models[0] / "deep").mkdir()
-    (tmp_path / "models/link").symlink_to(models[0])
-    before = {folder: raw(folder) for folder in models}
-    asked = recipe_file(linear(*models), tmp_path / "r.yaml")
-    ran = cli("merge", asked, "-o", tmp_path / "models" / target, "--force", "--no-verify")
-    assert ran.status == 1
-    assert "Choose another folder" in ran.err
-    assert {folder: raw(folder) for folder in models} == before
-
-
-def test_an_output_may_lie_beside_a_bare_file(tmp_path: Path) -> None:
-    one, other = two_llamas(tmp_path)
-    out = merged(linear(one / "model.safetensors", other / "model.safetensors"), one / "merged", "--no-verify")
-    assert raw(out) == raw(merged(linear(one, other), tmp_path / "out", "--no-verify"))
-
-
-def test_neither_the_working_folder_nor_a_missing_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert "is or contains the current folder" in cli("merge", asked, "-o", ".", "--force").err
-    ran = cli("merge", asked, "-o", tmp_path / "no/such/out")
-    assert ran.status == 1
-    assert f"parent folder {tmp_path}/no/such does not exist" in ran.err
-
-
-def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
-    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
-    with output_folder(tmp_path / "out") as folder:
-        (folder / "half").write_text("written")
-        for _ in range(2):  # being refused must not take the lock away
-            ran = cli("merge", asked, "-o", tmp_path / "out", "--no-verify")
-            assert ran.status == 1
-            assert "another run of polymerge is writing it" in ran.err
-            assert (folder / "half").exists()
-    assert (tmp_path / "out/half").read_text() == "written"
-    assert leftovers(tmp_path) == []
-
-
-def test_a_lock_whose_file_was_taken_away_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run waits at the door while another one ends: what it then locks is no longer the file of that name."""
-    import fcntl
-
-    locked: list[int] = []
-    flock = fcntl.flock
-
-    def late(descriptor: int, how: int) -> None:
-        flock(descriptor, how)
-        if not locked:
-            (tmp_path / ".out.polymerge-lock").unlink()
-        locked.append(descriptor)
-
-    monkeypatch.setattr("fcntl.flock", late)
-    with output_folder(tmp_path / "out"):
-        assert len(locked) == 2
-        with pytest.raises(OutputError, match="another run"), output_folder(tmp_path / "out"):
-            pytest.fail("two runs hold one lock")
 
 
 # --- no network

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ FAILING = (
     "polymerge.engine.merge.execute",
     "polymerge.engine.executor.kernels.encode",
     "polymerge.checkpoints.writer.os.pwrite",
-    "polymerge.engine.opening.copy_companions",
+    "polymerge.engine.writers.copy_files",
     "polymerge.engine.merge.provenance",
     "polymerge.engine.merge.verify",
     "polymerge.engine.merge.file_digest",
@@ -76,7 +76,9 @@ def test_ctrl_c_ends_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("polymerge.engine.merge.execute", interrupt)
     ran = cli("merge", asked, "-o", tmp_path / "out")
     assert (ran.status, ran.out) == (1, "")
-    assert ran.err.strip() == "polymerge: interrupted; nothing half written is left"  # click ends the line of a ^C
+    assert (
+        ran.err.strip() == "polymerge: interrupted; no half-written output stands under its name"
+    )  # click ends the line of a ^C
     nothing_is_left(tmp_path)
 
 
@@ -93,11 +95,11 @@ def half_way(models: tuple[Path, Path], folder: Path) -> subprocess.Popen[str]:
 def test_after_sigkill_a_second_run_cleans_up_and_succeeds(tmp_path: Path) -> None:
     models = two_llamas(tmp_path)
     with half_way(models, tmp_path) as running:
-        assert leftovers(tmp_path) == [".out.polymerge-lock", ".out.polymerge-partial"]
+        assert leftovers(tmp_path) == [".out.polymerge-partial"]
         running.kill()
     assert running.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert leftovers(tmp_path) == [".out.polymerge-lock", ".out.polymerge-partial"]
+    assert leftovers(tmp_path) == [".out.polymerge-partial"]
     (tmp_path / ".out.polymerge-partial/garbage").write_text("must not come along")
     polymerge.merge(linear(*models), tmp_path / "out", check=False)
     assert raw(tmp_path / "out").keys() == raw(models[0]).keys()
@@ -110,42 +112,8 @@ def test_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
         running.terminate()
         _, said = running.communicate(timeout=30)
     assert running.returncode == 1
-    assert said.strip() == "polymerge: interrupted; nothing half written is left"
+    assert said.strip() == "polymerge: interrupted; no half-written output stands under its name"
     nothing_is_left(tmp_path)
-
-
-def test_what_was_moved_aside_is_put_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
-    models = two_llamas(tmp_path)
-    polymerge.merge(linear(*models), tmp_path / "out", check=False)
-    before = raw(tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / ".out.polymerge-old")
-    with pytest.raises(RuntimeError), polymerge_output(tmp_path / "out"):
-        raise RuntimeError
-    assert raw(tmp_path / "out") == before
-    assert leftovers(tmp_path) == []
-
-
-def polymerge_output(out: Path) -> Any:
-    from polymerge.checkpoints.writer import output_folder
-
-    return output_folder(out)
-
-
-def test_a_failing_last_rename_puts_the_old_output_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = two_llamas(tmp_path)
-    polymerge.merge(linear(*models), tmp_path / "out", check=False)
-    before, rename = raw(tmp_path / "out"), Path.rename
-
-    def fail_for_the_new(self: Path, target: Path) -> Path:
-        if self.name.endswith("-partial"):
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_the_new)
-    with pytest.raises(OutputError, match="Input/output error"):
-        polymerge.merge(linear(*models), tmp_path / "out", check=False, force=True)
-    assert raw(tmp_path / "out") == before
-    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve room for a file")
@@ -167,8 +135,77 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path: Path, monkey
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = two_llamas(tmp_path)
     monkeypatch.setattr("polymerge.engine.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(OutputError, match=r"the disk has 0\.0 GB free"):
+    with pytest.raises(OutputError, match=r"the disk has 10 B free"):
         polymerge.merge(linear(*models), tmp_path / "out")
+    nothing_is_left(tmp_path)
+
+
+def test_an_unfinished_output_is_removed_before_the_room_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run is refused then, of which an earlier output knows nothing."""
+    models = two_llamas(tmp_path)
+    polymerge.merge(linear(*models), tmp_path / "out", check=False)
+    before = raw(tmp_path / "out")
+    work = tmp_path / ".out.polymerge-partial"
+    (work / "new").mkdir(parents=True)
+    (work / "lock").touch()
+    (work / "new/model.safetensors").write_bytes(bytes(1000))
+
+    def usage(_: Path) -> Any:
+        assert not (work / "new/model.safetensors").exists()
+        return type("Usage", (), {"free": 10})()
+
+    monkeypatch.setattr("polymerge.engine.merge.shutil.disk_usage", usage)
+    with pytest.raises(OutputError, match="the disk has 10 B free"):
+        polymerge.merge(linear(*models), tmp_path / "out", check=False, force=True)
+    assert raw(tmp_path / "out") == before
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("file_format", "room"), [("safetensors", 1), ("torch", 2)])
+def test_torch_files_need_room_for_a_shard_twice(
+    file_format: Literal["safetensors", "torch"], room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = two_llamas(tmp_path)
+    size = (models[0] / "model.safetensors").stat().st_size
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "polymerge.engine.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": room * size - 1})()
+        )
+        with pytest.raises(OutputError, match=r"out: needs .*B, the disk has .*B free\. Make room on it"):
+            polymerge.merge(linear(*models), tmp_path / "out", check=False, file_format=file_format)
+    nothing_is_left(tmp_path)
+    polymerge.merge(linear(*models), tmp_path / "out", check=False, file_format=file_format)
+
+
+FULL = """
+import errno, os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import torch
+save = torch.save
+def into_little_room(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+    try:
+        save(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+torch.save = into_little_room
+from polymerge.cli import main
+sys.argv = ["polymerge", "merge", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("options", [["--format", "torch"], ["--format", "torch", "--shard-size", "200B"]])
+def test_a_disk_that_fills_up_while_torch_writes_is_an_error_in_words(options: list[str], tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the end of a disk."""
+    asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
+    command = [sys.executable, "-c", FULL, str(asked), "-o", str(tmp_path / "out"), "--no-verify", *options]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 1
+    (said,) = ran.stderr.splitlines()
+    assert said.startswith(f"polymerge: {tmp_path}/out: not completed, and nothing of it was left: File too large")
     nothing_is_left(tmp_path)
 
 
@@ -202,9 +239,10 @@ def test_results_too_large_for_their_dtype_are_found(tmp_path: Path) -> None:
     tensors = [{name: torch.full_like(t, 60_000) for name, t in small_llama(s, torch.float16).items()} for s in (1, 2)]
     models = [checkpoint(tmp_path / label, own) for label, own in zip(("one", "two"), tensors, strict=True)]
     recipe = {**linear(*models), "parameters": {"weight": 1, "normalize": False}}
-    ran = cli("merge", recipe_file(recipe, tmp_path / "r.yaml"), "-o", tmp_path / "out")
-    assert ran.status == 1
-    assert "NaN or infinity in 5 tensor(s)" in ran.err
+    for unchecked in ([], ["--no-verify"]):
+        ran = cli("merge", recipe_file(recipe, tmp_path / "r.yaml"), "-o", tmp_path / "out", *unchecked)
+        assert ran.status == 1
+        assert "198 numbers in 5 tensors overflow in this merge" in ran.err
     nothing_is_left(tmp_path)
 
 

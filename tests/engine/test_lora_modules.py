@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from adapters_made import (  # fmt: skip
     total,
     updates,
 )
-from running import cli, merged, raw, recipe_file
+from running import cli, linear, merged, raw, recipe_file, two_llamas
 
 pytestmark = PEFT_WARNINGS
 
@@ -335,3 +336,16 @@ def test_spaces_literally(tmp_path: Path, space: str, method: str) -> None:
             np.testing.assert_allclose(errors[module], lost, atol=1e-6)
             if rank == 2:
                 assert lost > 0.01
+
+
+# --- what the last bits depend on
+
+
+def test_the_record_names_the_blas_of_merged_factors_and_of_nothing_else(tmp_path: Path) -> None:
+    one, other = adapter(tmp_path / "one", 1), adapter(tmp_path / "other", 2)
+    found = json.loads((merged(recipe("svd", [one, other]), tmp_path / "out") / "polymerge.json").read_text())["blas"]
+    assert len(found) >= 1
+    assert all(entry.keys() == {"name", "version", "architecture"} and all(entry.values()) for entry in found)
+    alone = merged(recipe("linear", [one]), tmp_path / "alone")
+    models = merged(linear(*two_llamas(tmp_path)), tmp_path / "models", "--no-verify")
+    assert all("blas" not in json.loads((out / "polymerge.json").read_text()) for out in (alone, models))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from polymerge.checkpoints.bounds import EXPERTS, HEADS
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_config, text_tower
 from polymerge.families.resolve import Stack
 from tiny_classless import config_of, sizes_of
@@ -193,3 +194,28 @@ def test_the_text_config_is_nested_or_flat() -> None:
 )
 def test_quantized_weights_are_recognised(config: dict[str, Any], method: str | None) -> None:
     assert quantization_method(config) == method
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "num_key_value_heads"])
+def test_heads_beyond_any_model_are_no_length_of_a_list(key: str) -> None:
+    config = {"model_type": "internlm2", "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": 2}
+    found = splits(config)["wqkv"]
+    assert isinstance(found, tuple)
+    assert [len(ranges) for ranges in found] == [HEADS] * 3
+    beyond = splits(config | {key: 10**9})
+    assert all(len(ranges) <= HEADS for ranges in beyond.get("wqkv", ()) if isinstance(beyond["wqkv"], tuple))
+
+
+def test_experts_beyond_any_model_are_no_length_of_a_list() -> None:
+    config = {"model_type": "mixtral", "num_local_experts": 10**9, "hidden_size": 2}
+    found = splits(config)["experts_in"]
+    assert isinstance(found, Stack)
+    assert found.experts is None
+    assert found.ways((EXPERTS, 4, 2), 2)
+    assert not found.ways((EXPERTS + 1, 4, 2), 2)
+
+
+@pytest.mark.parametrize("size", [2**40 + 1, 10**300, -1, True, 2.0, "3"])
+def test_what_is_no_size_is_unspecified(size: object) -> None:
+    tower = text_tower({"model_type": "llama", "num_hidden_layers": size, "hidden_size": size, "vocab_size": size})
+    assert (tower.layers, tower.hidden_size, tower.vocab_size) == (None, None, None)

@@ -51,6 +51,9 @@ REFUSED = {
         )
     },
 }
+IN_FLOAT32 = ("karcher", "model_stock", "model_stock-filter", "multislerp", "nuslerp")
+"""Recipes whose merge changes some tensors by so little that mergekit's own float32 is what they differ by: it rounds
+angles, and the weighted models (not their deltas) before it adds them. One unit in the last place is allowed beside."""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def recipe_of(name: str, place: Path) -> dict[str, Any]:
 
 
 def test_the_cases_are_there() -> None:
-    assert len(TAKEN) == 17
+    assert len(TAKEN) == 31
     assert len(EVERY) == 43
 
 
@@ -92,7 +95,8 @@ def test_it_gives_what_mergekit_gives(name: str, place: Path, tmp_path: Path) ->
         change = float(np.linalg.norm(values - start[tensor]))
         assert change > 0
         assert ours[tensor].dtype == values.dtype
-        assert np.linalg.norm(ours[tensor] - values) <= 1e-5 * change, tensor
+        rounding = 2.0**-23 * float(np.linalg.norm(values)) if name in IN_FLOAT32 else 0.0
+        assert np.linalg.norm(ours[tensor] - values) <= 1e-5 * change + rounding, tensor
     said = json.loads((MERGEKIT / name / "expected.json").read_text())
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["vocab_size"], config["dtype"]) == (said["vocab_size"], said["dtype"])

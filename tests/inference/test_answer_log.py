@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -36,18 +37,53 @@ def test_every_cut_of_the_file_leaves_whole_answers_and_can_be_gone_on_with(tmp_
         assert log.path.read_bytes() == data
 
 
-def test_one_append_is_one_write_that_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+@pytest.mark.parametrize(
+    "torn",
+    [b"\0" * 50, b'{"id": 4, "ans\0\0\0\0', b'\0\0\0\0": 4, "answer": "x"}\n', b'\0\n{"id": 4, "answer": "x"}\n'],
+)
+def test_zeros_that_a_power_cut_leaves_are_answered_again(torn: bytes, tmp_path: Path) -> None:
+    log = AnswerLog(tmp_path / "answers.jsonl")
+    log.append([(number, "x" * 1000) for number in range(3)])
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + torn)
+    assert log.read().keys() == {0, 1, 2}
+    log.append([(3, "x" * 1000)])
+    assert log.path.read_bytes().startswith(whole)
+    assert log.read().keys() == {0, 1, 2, 3}
+
+
+def test_a_zero_before_what_the_disk_had_is_damage(tmp_path: Path) -> None:
+    log = AnswerLog(tmp_path / "answers.jsonl")
+    log.append([(number, "x" * 1000) for number in range(1200)])
+    data = log.path.read_bytes()
+    log.path.write_bytes(data[:100] + b"\0" + data[101:])
+    with pytest.raises(Refused, match="line 1: "):
+        log.read()
+
+
+def test_half_a_surrogate_pair_can_be_written_and_read(tmp_path: Path) -> None:
+    log = AnswerLog(tmp_path / "answers.jsonl")
+    log.append([(1, "a\ud800b")])
+    assert log.read() == {1: "a?b"}
+
+
+def test_an_append_reaches_the_disk_and_so_does_the_file_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        seen.append(os.fstat(descriptor).st_size)
+        found = os.fstat(descriptor)
+        seen.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
     log = AnswerLog(tmp_path / "answers.jsonl")
     log.append((number, "x" * 10_000) for number in range(100))
-    assert seen == [log.path.stat().st_size]
+    assert seen == [log.path.stat().st_size, "folder"]
+    log.append([(100, "x")])
+    assert seen[2:] == [log.path.stat().st_size]
 
 
 def test_all_broken_lines_are_told_at_once(tmp_path: Path) -> None:
@@ -87,7 +123,7 @@ def test_all_broken_lines_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_or_read(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"nowhere/answers.jsonl: answers cannot be written: No such file"):
+    with pytest.raises(OutputError, match=r"nowhere/answers.jsonl: cannot be written: No such.* Make its folder"):
         AnswerLog(tmp_path / "nowhere" / "answers.jsonl").append([(1, "")])
     with pytest.raises(OutputError, match="cannot be read: Is a directory"):
         AnswerLog(tmp_path).read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,30 @@ def test_the_bits_do_not_depend_on_threads(family: dict[str, str]) -> None:
     one.set(plan)
     three.set(plan)
     same_weights(one.model, three.model)
+
+
+def test_a_model_that_is_written_to_between_two_plans_is_noticed(family: dict[str, str], tmp_path: Path) -> None:
+    mine = {**family, "other": str(shutil.copytree(family["other"], tmp_path / "tuned"))}
+    file = Path(mine["other"]) / "model.safetensors"
+    live = LiveModel(polymerge.plan(recipe(mine, "linear")))
+    live.set(polymerge.plan(recipe(mine, "linear")))
+    plan = polymerge.plan(recipe(mine, "linear", 0.6))
+    file.write_bytes(file.read_bytes()[:-1] + b" ")
+    with pytest.raises(CheckpointError, match=f"{file}: was written to while"):
+        live.set(plan)
+    live.set(plan)  # which reads all of it again
+    same_weights(live.model, load_model(written(plan, tmp_path / "out")))
+
+
+def test_a_template_that_is_written_to_after_it_was_loaded_is_noticed(family: dict[str, str], tmp_path: Path) -> None:
+    mine = {**family, "vlm": str(shutil.copytree(family["vlm"], tmp_path / "mine"))}
+    plan = polymerge.plan(recipe(mine, "linear"))
+    live = LiveModel(plan)
+    file = Path(mine["vlm"]) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b" ")
+    for _ in range(2):  # what is not merged stays what was loaded
+        with pytest.raises(CheckpointError, match=f"{file}: was written to while"):
+            live.set(plan)
 
 
 def test_experts_that_transformers_fuses(tmp_path: Path) -> None:

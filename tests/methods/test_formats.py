@@ -29,7 +29,9 @@ def test_every_half_is_read_and_written_back(dtype, out):
             assert kernels.decode(as_block(raw), dtype, as_block(values)) is all_finite
             np.testing.assert_array_equal(values, expected[choice])
             back = np.empty_like(raw)
-            assert kernels.encode(as_block(values), dtype, as_block(back)) is not None
+            assert kernels.encode(as_block(values), dtype, as_block(back)) is all_finite
+            infinite, missing = int(np.isinf(values).sum()), int(np.isnan(values).sum())
+            assert kernels.not_finite(back, dtype) == (infinite, missing)
             numbers = ~np.isnan(values)
             np.testing.assert_array_equal(back.view(np.uint16)[numbers], patterns[choice][numbers])
             again = torch.from_numpy(back.view(np.int16)).view(TORCH[dtype])
@@ -45,6 +47,10 @@ def test_one_bad_value_is_found(dtype, place, bad):
     raw = values.view(torch.uint8).numpy()
     assert not kernels.decode(raw, dtype, np.empty(1001, np.float32))
     assert not kernels.decode(raw, dtype, np.empty(1001, np.float64))
+    for wide in FLOATS:
+        for as_block in (np.asarray, torch.from_numpy):
+            numbers = values.to(torch.float64).numpy().astype(wide)
+            assert not kernels.encode(as_block(numbers), dtype, as_block(np.empty(1001 * WIDTH[dtype], np.uint8)))
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
@@ -100,9 +106,23 @@ def test_narrowing_rounds_once_to_nearest_even(dtype, source):
     expected = [round_half_even(float(value), *IEEE[dtype]) for value in values]
     for as_block in (np.asarray, torch.from_numpy):
         out = np.empty(values.size * 2, np.uint8)
-        kernels.encode(as_block(values), dtype, as_block(out))
+        assert kernels.encode(as_block(values), dtype, as_block(out)) == all(map(math.isfinite, expected))
+        assert kernels.not_finite(out, dtype) == (sum(map(math.isinf, expected)), 0)
         got = torch.from_numpy(out.view(np.int16)).view(TORCH[dtype]).to(torch.float64).numpy()
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("BF16", 3.3961775292304601e38), ("F16", 65520.0)])
+@pytest.mark.parametrize("source", FLOATS)
+def test_the_least_number_that_becomes_infinite(dtype, least, source):
+    for sign in (1, -1):
+        for number, fits in ((np.nextafter(source(least), source(0)), True), (source(least), False)):
+            for as_block in (np.asarray, torch.from_numpy):
+                out = np.empty(33 * 2, np.uint8)
+                values = np.ones(33, source)
+                values[17] = sign * number
+                assert kernels.encode(as_block(values), dtype, as_block(out)) is fits
+                assert kernels.not_finite(out, dtype) == (0 if fits else 1, 0)
 
 
 def test_bits_are_those_of_the_format():

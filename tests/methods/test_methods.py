@@ -15,8 +15,9 @@ from literal_methods import elected, largest
 from paths import GOLDEN
 from polymerge.errors import RecipeError
 from polymerge.methods.dare import dare_linear, dare_ties
+from polymerge.methods.directions import arc_weights, slerp
 from polymerge.methods.kernels import encode, find_cutoffs, on_host
-from polymerge.methods.sums import arc_weights, linear, slerp, task_arithmetic
+from polymerge.methods.sums import linear, task_arithmetic
 from polymerge.methods.table import METHODS, method_function
 from polymerge.methods.ties import kept, ties
 

@@ -36,6 +36,7 @@ def test_a_row_and_its_function_agree(row: Method) -> None:
     own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
     assert [name for name in others if name not in told] == [parameter.name for parameter in own]
     wanted = [row.statistic] if row.statistic else []
+    wanted += ["width"] if row.by_row else []
     wanted += ["keys", "start"] if row.random else []
     wanted += ["rank"] if row.needs_rank else []
     assert [name for name in told if name != "stepwise"] == wanted  # which plans say, and recipes cannot

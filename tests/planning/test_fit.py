@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import polymerge
 from headers_only import checkpoint, llm, vlm
@@ -92,15 +93,19 @@ def test_towers_of_two_lineages_are_merged_with_a_warning(tmp_path: Path) -> Non
 
 def test_an_unknown_family_does_not_mix_with_a_known_one(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     names = {"model.layers.0.w.weight": ("F32", (2, 2))}
-    strange = checkpoint(tmp_path / "strange", {"model_type": "rwkv"}, names)
+    strange = checkpoint(tmp_path / "strange", {"model_type": "stranger"}, names)
     silent = checkpoint(tmp_path / "silent", None, names)
-    for model, what in ((strange, "model_type 'rwkv'"), (silent, "no config.json with a model_type")):
+    asked = f" ('strange': transformers {transformers.__version__} has no model_type 'stranger')"
+    for model, what, more in (
+        (strange, "model_type 'stranger'", asked),
+        (silent, "no config.json with a model_type", ""),
+    ):
         for models, known in (((pair[0], model), "vlm"), ((model, pair[0]), "vlm"), ((model, pair[1]), "llm")):
             family = "llava_next" if known == "vlm" else "llama"
             assert refusal(recipe_of(*models)) == [
                 f"'{model.name}' has {what}, which no family table covers, so it only merges with models of identical "
                 f"tensor names; '{known}' is of family {family}. Set `family:` for the model if one of `polymerge "
-                "families` has its names, or add a table to src/polymerge/families/tables/"
+                f"families` has its names, or add a table to src/polymerge/families/tables/{more}"
             ]
 
 
@@ -119,7 +124,10 @@ def test_unknown_families_merge_by_identical_names(tmp_path: Path) -> None:
     one, two = (checkpoint(tmp_path / name, {"model_type": "rwkv"}, names) for name in ("one", "two"))
     plan = polymerge.plan(recipe_of(one, two))
     assert plan.counts()["merged"] == 2
-    assert "family: generic (no table covers this model_type): tensors are joined by identical names" in plan.warnings
+    assert (
+        "family: generic (no table covers this model_type): tensors are joined by identical names ('one': "
+        "RwkvForCausalLM has no place for 2 of its 2 tensors, such as 'a.weight'"
+    ) in next(warning for warning in plan.warnings if warning.startswith("family:"))
     assert refusal(recipe_of(one, two, parts=["text"])) == [
         "parts: the template's family is unknown, so its tensors have no parts; use exclude"
     ]
@@ -127,7 +135,31 @@ def test_unknown_families_merge_by_identical_names(tmp_path: Path) -> None:
         "recipe: overrides[0]: layers 0-0, but template 'one' has no text layers"
     ]
     more = checkpoint(tmp_path / "more", {"model_type": "rwkv"}, names | {"c.weight": ("F32", (1,))})
-    assert "c.weight: 'more' has it, template 'one' does not" in refusal(recipe_of(one, more))[0]
+    refused = refusal(recipe_of(one, more))
+    assert "c.weight: 'more' has it, template 'one' does not" in refused[0]
+    assert "set `missing: copy` to merge what they have in common" in refused[1]
+
+
+def test_models_of_an_unknown_family_are_merged_in_what_they_have_in_common(tmp_path: Path) -> None:
+    config, shared = {"model_type": "stranger"}, {"a.weight": ("F32", (2, 2))}
+    one = checkpoint(tmp_path / "one", config, shared | {"b.weight": ("F32", (3,))})
+    two = checkpoint(tmp_path / "two", config, shared | {"c.weight": ("F32", (1,))})
+    plan = polymerge.plan(recipe_of(one, two, missing="copy"))
+    fates = {step.name: (step.fate, step.reason) for step in plan.steps}
+    assert fates["a.weight"][0] == "merged"
+    assert fates["b.weight"] == ("copied", "'two' has no such tensor, and missing: copy")
+    assert {(left.name, left.reason) for left in plan.left_out} >= {("c.weight", "the template has no such tensor")}
+    assert plan.recipe["missing"] == "copy"
+    assert "recipe: missing has to be error or copy" in refusal(recipe_of(one, two, missing="leave"))[0]
+    wide = checkpoint(tmp_path / "wide", config, {"a.weight": ("F32", (2, 3))})
+    assert "a.weight" in refusal(recipe_of(one, wide, missing="copy"))[0]
+
+
+def test_a_known_model_may_lack_tensors_where_the_recipe_says_so(tmp_path: Path) -> None:
+    lacking = f"model.layers.1.{Q}"
+    recipe = recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "llm", without=[lacking]), missing="copy")
+    fates = {step.canonical: step.fate for step in polymerge.plan(recipe).steps}
+    assert (fates[f"text.layers.1.{Q}"], fates[f"text.layers.0.{Q}"]) == ("copied", "merged")
 
 
 def test_quantized_models_are_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:

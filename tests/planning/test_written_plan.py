@@ -12,7 +12,7 @@ import pytest
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter
 from adapters_made import recipe as adapter_recipe
-from polymerge.errors import RecipeError
+from polymerge.errors import PolymergeError
 from running import cli, linear, merged, recipe_file, two_llamas, weights
 
 pytestmark = PEFT_WARNINGS
@@ -71,7 +71,7 @@ def test_what_another_process_is_given_opens_its_inputs_itself(written: Path) ->
 )
 def test_what_is_not_a_plan_as_it_was_written_is_refused(change: dict[str, Any], said: str, written: Path) -> None:
     written.write_text(json.dumps(json.loads(written.read_text()) | change))
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(PolymergeError, match=said):
         polymerge.plan(written)
     ran = cli("merge", written, "-o", written.parent / "out")
     assert ran.status == 2

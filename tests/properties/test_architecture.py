@@ -19,21 +19,22 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FLOORS = {
-    "errors": 0, "dtypes": 0,
-    "themes": 0, "charts": 1, "tables": 1,
-    "checkpoints": 1, "methods": 1,
-    "families": 2,
-    "recipe": 3,
-    "planning": 4,
-    "engine": 5,
-    "inference": 6,
-    "evaluation": 7,
-    "tuning": 8, "analysis": 8,
-    "reporting": 9,
-    "": 10,
-    "demo": 11,
-    "cli": 12,
-    "__main__": 13,
+    "errors": 0, "dtypes": 0, "themes": 0,
+    "durable": 1,
+    "charts": 2, "tables": 2,
+    "checkpoints": 2, "methods": 2,
+    "families": 3,
+    "recipe": 4,
+    "planning": 5,
+    "engine": 6,
+    "inference": 7,
+    "evaluation": 8,
+    "tuning": 9, "analysis": 9,
+    "reporting": 10,
+    "": 11,
+    "demo": 12,
+    "cli": 13,
+    "__main__": 14,
 }  # fmt: skip
 """The floor that each module or package is on; the package itself is its public names, which the demo uses."""
 
@@ -176,7 +177,8 @@ def test_plans_need_no_arrays(package: str) -> None:
     for file in (SOURCE / package).rglob("*.py"):
         heavy = {module.partition(".")[0] for module in imported_at_the_top(file)} & {"numpy", "torch", "numba"}
         assert not heavy, f"{file} imports {heavy}"
-        if package != "checkpoints":
+        # where no table covers a model, its class is asked, which is built with torch
+        if package != "checkpoints" and file.name != "blueprint.py":
             assert not {module.partition(".")[0] for module in imported(file)} & {"numpy", "torch", "numba"}, file
 
 

@@ -24,6 +24,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "dare_ties": {"weight": (0.75, 0.25), "density": (1.0, 1.0), "rescale": True, "elect": "weighted",
                   "normalize": "none", "scale": 1.0},
     "slerp": {"t": 0.25},
+    "nuslerp": {"weight": (0.75, 0.25), "nuslerp_flatten": True, "nuslerp_row_wise": False},
+    "multislerp": {"weight": (0.75, 0.25), "normalize_weights": True, "eps": 1e-8},
     "copy": {},
 }  # fmt: skip
 
@@ -78,7 +80,11 @@ def problem(
     return problems[0]
 
 
-WEIGHED = [name for name, row in METHODS.items() if name != "metagpt" and row.on != "factors"]
+WEIGHED = [
+    name
+    for name, row in METHODS.items()
+    if row.on != "factors" and (row.copies or row.interpolates or row.parameter("weight"))
+]
 
 # --- defaults and who is heard
 
@@ -392,9 +398,9 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
         ({"merge_method": None, "merge_metod": "ties"}, "unknown field 'merge_metod' is not supported. Did you mean"),
         ({"merge_method": "ties", "base_model": 3, "parameters": {"weight": 1}}, "base_model has to be a folder"),
         ({"merge_method": "ties", "base_modle": "x", "parameters": {"weight": 1}}, "'base_modle'"),
-        ({"merge_method": "multislerp", "models": ["a", "b", "c"]}, "mergekit's method 'multislerp' is not supported"),
-        ({"merge_method": "model_stock", "parameters": {"filter_wise": True}}, "mergekit's method 'model_stock' is "),
-        ({"merge_method": "nuslerp", "models": [{"model": "one", "parameters": {"nuslerp_flatten": 1}}]}, "'nuslerp'"),
+        ({"merge_method": "passthrough", "models": ["a", "b"]}, "mergekit's method 'passthrough' is not supported"),
+        ({"merge_method": "passthrough", "parameters": {"scale": True}}, "mergekit's method 'passthrough' is "),
+        ({"merge_method": "passthrough", "models": [{"model": "one", "parameters": {"scales": 1}}]}, "'passthrough'"),
         ({"merge_method": "quux", "parameters": {"gamma": 1}}, "merge_method: there is no method 'quux'. Known: "),
         ({"models": [{"model": "one", "weight": 1}]}, "models[0]: unknown field 'weight'. Known: family, "),
         ({"models": [{"model": "one", "parameter": {"weight": 1}}]}, "'parameter'. Did you mean 'parameters'?"),

@@ -93,6 +93,7 @@ def test_what_is_not_said_has_its_default() -> None:
         ({"models": [{"model": Path("a")}, {"model": Path("b")}]}, {}),
         ({"parts": "text"}, {"parts": ["text"]}),
         ({"exclude": "*.bias"}, {"exclude": ["*.bias"]}),
+        ({"overflow": "*.bias"}, {"overflow": ["*.bias"]}),
         ({"template": Path("a")}, {"template": "a"}),
         ({"parts": None, "exclude": None, "overrides": None, "dtype": None, "parameters": None}, {}),
         ({"overrides": [{"layers": " 3 - 4 "}]}, {"overrides": [{"layers": "3-4"}]}),
@@ -124,6 +125,7 @@ override = st.builds(
         parameters=said,
         parts=st.none() | st.lists(st.sampled_from(["text", "vision", "audio"]), min_size=1, max_size=2).map(tuple),
         exclude=st.lists(words, max_size=2).map(tuple),
+        overflow=st.lists(words, max_size=2).map(tuple),
         overrides=st.lists(override, max_size=2).map(tuple),
         vocab=st.sampled_from(["template", "overlap"]),
         dtype=st.none() | st.sampled_from(["float32", "bfloat16"]),
@@ -150,7 +152,7 @@ def test_a_recipe_is_read_back_as_it_was_written(recipe: Recipe) -> None:
         ({"tokenizer": {}}, "recipe: mergekit's field 'tokenizer' is not supported. The output always has"),
         ({"chat_template": "auto"}, "recipe: mergekit's field 'chat_template' is not supported. The output has"),
         ({"out_dtype": "float16"}, "recipe: mergekit's field 'out_dtype' is not supported. Use dtype."),
-        ({"merge_method": None}, "recipe: merge_method is missing. Known: cat, copy, dare_linear, dare_ties, linear"),
+        ({"merge_method": None}, "recipe: merge_method is missing. Known: cat, copy, dare_linear, dare_ties, karcher"),
         ({"merge_method": "tie"}, "recipe: merge_method: there is no method 'tie'. Did you mean 'ties'?"),
         ({"merge_method": ["ties"]}, "recipe: merge_method: there is no method '['ties']'."),
         ({"models": None}, "recipe: models has to be a list of at least one entry `- model: FOLDER`"),
@@ -255,7 +257,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
     assert "invalid YAML" in refused_file(tmp_path / "recipe.yaml")
-    assert "invalid YAML" in refused_file(tmp_path)
+    assert "cannot be read: Is a directory" in refused_file(tmp_path)
 
 
 def test_a_missing_file_is_refused_with_what_lies_beside_it(tmp_path: Path) -> None:

@@ -462,7 +462,7 @@ def test_the_command_says_what_it_made(runs: list[Path], tmp_path: Path) -> None
         catch_exceptions=False,
     )
     assert done.exit_code == 0
-    assert f"{tmp_path / 'p.html'}: merge merged, search search, overlap merged (0." in done.output
+    assert f"{tmp_path / 'p.html'}: merge merged, search search, overlap merged (9" in done.output
     assert json.loads((tmp_path / "n.json").read_text(encoding="utf-8"))["title"] == "T"
 
 

@@ -37,7 +37,7 @@ class Ran:
 def cli(*words: object) -> Ran:
     """Run `polymerge WORDS...` in this process."""
     out, err = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     argv = ["polymerge", *map(str, words)]
     try:
         with (
@@ -48,7 +48,8 @@ def cli(*words: object) -> Ran:
         ):
             main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert isinstance(end.value.code, int)
     return Ran(end.value.code, out.getvalue(), err.getvalue())
 

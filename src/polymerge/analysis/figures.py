@@ -13,7 +13,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from polymerge.analysis.signs import Sums, added
 from polymerge.analysis.spectrum import Spectrum, shared_share
-from polymerge.errors import OutputError
+from polymerge.checkpoints.paths import given_path
+from polymerge.durable import write_file
 from polymerge.families.rules import PARTS, text_layer, without_branch
 from polymerge.tables import Table
 
@@ -194,12 +195,7 @@ class Overlap(Table):
 
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write it to a JSON file, which `report` shows, and return the file; raises OutputError where it cannot be."""
-        path = Path(file)
-        try:
-            path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
-        return path
+        return write_file(given_path(file), json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
 
 class Spectra(NamedTuple):

@@ -24,6 +24,7 @@ from polymerge.analysis.task_scores import (
     installed_version,
 )
 from polymerge.checkpoints.hub import one_commit
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, refuse, refuse_if_gathered
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run, identity_of_inputs
@@ -189,7 +190,7 @@ def knockout(
     refuse_if_gathered()
 
     settings = _settings(models, replace, [plan for plan in parents.values() if plan is not None], generation)
-    run, asked = begin(Path(out), "a knockout", settings, drawn, generation.batch_size, force)
+    run, asked = begin(given_path(out), "a knockout", settings, drawn, generation.batch_size, force)
     scores = _ask_all(run, asked, plans, generation, scorer, progress)
     depth = models["model"].depth
     measured = [

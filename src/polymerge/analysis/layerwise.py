@@ -34,6 +34,7 @@ from polymerge.analysis.task_scores import (
 )
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_gathered
 from polymerge.families.rules import text_layer
 from polymerge.inference.generation import Generation
@@ -186,7 +187,7 @@ def layerwise(
         "inputs": identity_of_inputs(full),
         **generation.settings,
     }
-    run, asked = begin(Path(out), "an ablation", settings, drawn, generation.batch_size, force)
+    run, asked = begin(given_path(out), "an ablation", settings, drawn, generation.batch_size, force)
     scores = ask(run, asked, {BASELINE: baseline.plan, **plans}, generation, scorer, progress)
     measured: dict[str, dict[str, RangeScore]] = {name: {} for name in chosen}
     for task, own_scores in scores.items():

@@ -16,10 +16,11 @@ from polymerge.analysis.deltas import DeltaTensor, stored_deltas, update_deltas
 from polymerge.analysis.figures import MODULES, Measured, Overlap, Place, Row, place_of, row_of, spectra_of
 from polymerge.analysis.signs import sums_of
 from polymerge.analysis.spectrum import EXACT, Spectrum
+from polymerge.checkpoints import Checkpoint
 from polymerge.engine.blocks import Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import fetch, opened
+from polymerge.engine.opening import fetch, opened_inputs, refuse_changes, with_stamps
 from polymerge.engine.statistics import RunAll
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
@@ -62,25 +63,27 @@ def overlap(
     raises Refused with every problem of recipe and options, CheckpointError if an input's values cannot
     be compared (NaN, infinity), RecipeError if there is nothing to compare.
     """
-    with collecting():
+    with collecting(needed=True):
         if not 0 < density <= 1:
             refuse(RecipeError(f"density: {density} is not above 0 and up to 1"))
         for name, value in (("rank", rank), ("block", block), ("threads", 1 if threads is None else threads)):
             if value < 1:
                 refuse(RecipeError(f"{name}: {value} is not at least 1"))
-    plan = make_plan(recipe)
+        plan = make_plan(recipe)
     files = Files()
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")
     try:
         with threadpool_limits(1):
-            tensors = _deltas(plan, files, block)
+            inputs = _inputs(plan)
+            tensors = _deltas(plan, inputs, files, block)
             run_all = _run_all(pool, workers)
             measured = []
             for tensor in tensors:
                 measured.append(_measure(tensor, density, rank if svd else None, run_all, workers))
                 if progress is not None:
                     progress(len(measured), len(tensors))
+            refuse_changes(inputs)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         files.close()
@@ -95,11 +98,15 @@ def overlap(
     )  # fmt: skip
 
 
-def _deltas(plan: Plan, files: Files, block: int) -> list[DeltaTensor]:
-    """Every tensor that the plan merges; nothing is read yet."""
+def _inputs(plan: Plan) -> list[Checkpoint]:
     fetch(plan, merged_only=True)
+    return [with_stamps(one) for one in opened_inputs(plan)]
+
+
+def _deltas(plan: Plan, inputs: Sequence[Checkpoint], files: Files, block: int) -> list[DeltaTensor]:
+    """Every tensor that the plan merges; nothing is read yet."""
     workspace = Workspace(open_device("cpu"))
-    entries = [opened(entry).entries for entry in plan.inputs]
+    entries = [one.entries for one in inputs]
     return [*update_deltas(plan, entries, block), *stored_deltas(plan, entries, files, workspace, block)]
 
 

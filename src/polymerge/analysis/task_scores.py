@@ -12,6 +12,7 @@ from pathlib import Path
 from re import fullmatch
 from typing import Any
 
+from polymerge.durable import make_folder
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.evaluation.scorers import SCORERS, scorer_named
 from polymerge.inference.generation import Batches, Generation, generate
@@ -126,7 +127,7 @@ def begin(
     tasks = []
     for name, prompts in drawn.items():
         own = Run(folder / "tasks" / name)
-        own.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(own.folder)
         tasks.append(Task(name, Batches(own.keep_prompts(prompts), size)))
     return run, tasks
 

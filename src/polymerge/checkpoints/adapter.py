@@ -15,9 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_lora_config
+from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_lora_config, saved_modules
 from polymerge.checkpoints.discovery import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
 from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
+from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
 from polymerge.checkpoints.names import Sorted, sort_names
 from polymerge.checkpoints.pairs import AGAIN, GATHER, Pair, paired, token_rows
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
@@ -55,6 +56,8 @@ class Adapter:
     """For every weight file in the folder, by name, its content or why it is left out."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Weight files in the folder that are not part of the adapter -> why."""
+    stamps: Stamps = field(default_factory=dict, compare=False, repr=False)
+    """Of every file that was read, or whose header was, from before."""
 
     @property
     def entries(self) -> tuple[TensorInfo, ...]:
@@ -73,7 +76,7 @@ class Adapter:
         Every other full weight is the base's own tensor, which head and embedding share if the base ties them.
         """
         module = parameter.rpartition(".")[0]
-        return any(f".{module}".endswith(f".{name}") for name in self.config.get("modules_to_save") or ())
+        return any(f".{module}".endswith(f".{name}") for name in saved_modules(self.config))
 
     @property
     def tokens_of_tied(self) -> bool:
@@ -132,6 +135,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
     """Read the adapter in a folder with these files, refusing all problems; None for other kinds of adapters."""
     where = folder / CONFIG
     configs: dict[str, Mapping[str, Any]] = {}
+    stamps: dict[Path, Stamp | None] = stamps_of([where, folder / "config.json"])
     for name in (CONFIG, "config.json"):
         with reading(folder / name):
             configs[name] = read_config(folder / name)
@@ -147,6 +151,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
     files = AdapterFiles()
     with reading(folder):
         files = sort_files(folder, present)
+    stamps |= stamps_of(folder / name for name in (*files.read, *([files.index] if files.index else [])))
     for name in files.factors:
         with reading(folder / name):
             contents[name] = read_file(folder / name)
@@ -185,6 +190,7 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
         beside=tuple(folder / name for name in files.beside),
         became=MappingProxyType(_became(files, found)),
         left_out=MappingProxyType(files.left_out),
+        stamps=MappingProxyType(stamps),
     )
 
 

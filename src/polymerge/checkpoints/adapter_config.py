@@ -15,10 +15,11 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from polymerge.checkpoints.json_objects import checked
+from polymerge.checkpoints.patterns import Match, compiled
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import CheckpointError, Refused, collecting, refuse
+from polymerge.errors import CheckpointError, Refused, collecting, refuse, shown
 
-__all__ = ["LoraConfig", "foreign_kind", "read_lora_config"]
+__all__ = ["LoraConfig", "foreign_kind", "read_lora_config", "saved_modules"]
 
 T = TypeVar("T")
 
@@ -127,6 +128,9 @@ class _Values(msgspec.Struct):
     modules_to_save: list[str] | str | None = None
     target_parameters: list[str] | dict[str, str] | bool | None = None
     peft_version: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,9 @@ class LoraConfig:
     alpha: float
     rank_stabilized: bool
     """Divide by the root of the rank, not by the rank itself (`use_rslora`)."""
-    ranks: tuple[tuple[re.Pattern[str], int], ...]
+    ranks: tuple[tuple[Match, int], ...]
     """For modules that differ: the first matching pattern applies, in file order, as PEFT loads it."""
-    alphas: tuple[tuple[re.Pattern[str], float], ...]
+    alphas: tuple[tuple[Match, float], ...]
     fan_in_fan_out: bool
     """The adapted weights are stored as [in, out], as in GPT-2."""
     tokens: Mapping[str, tuple[int, ...]]
@@ -156,12 +160,18 @@ class LoraConfig:
 
     def rank_of(self, module: str) -> int:
         """The rank that the config gives a module."""
-        return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
+        return next((rank for match, rank in self.ranks if match(module)), self.rank)
 
     def scaling_of(self, module: str, rank: int) -> float:
         """The factor that the product of a module's factors is multiplied by."""
-        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
+        alpha = next((alpha for match, alpha in self.alphas if match(module)), self.alpha)
         return alpha / (sqrt(rank) if self.rank_stabilized else rank)
+
+
+def saved_modules(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that were trained as a whole; a single one may be written without a list around it."""
+    said = config.get("modules_to_save")
+    return (said,) if isinstance(said, str) else tuple(said or ())
 
 
 def foreign_kind(config: Mapping[str, Any], where: str) -> CheckpointError | None:
@@ -234,13 +244,13 @@ def _beyond(config: Mapping[str, Any], where: str) -> Iterator[CheckpointError]:
         )
 
 
-def _patterns(name: str, by_pattern: Mapping[str, T] | None, where: str) -> Iterator[tuple[re.Pattern[str], T]]:
-    """Compile each pattern as PEFT matches it (against the end of a module's name, from a dot on), with its value."""
+def _patterns(name: str, by_pattern: Mapping[str, T] | None, where: str) -> Iterator[tuple[Match, T]]:
+    """Compile each pattern, with its value; what is none is refused."""
     for pattern, value in (by_pattern or {}).items():
         try:
-            yield re.compile(rf"(.*\.)?({pattern})$"), value
-        except (re.error, RecursionError, OverflowError) as error:
-            refuse(CheckpointError(f"{where}: {name}['{pattern}']: expected a regular expression ({error}). {_AGAIN}"))
+            yield compiled(pattern, f"{where}: {name}['{shown(pattern)}']"), value
+        except CheckpointError as error:
+            refuse(error)
 
 
 def _is_set(value: object) -> bool:
@@ -249,4 +259,4 @@ def _is_set(value: object) -> bool:
 
 def _shown(value: object) -> str:
     text = repr(value) if not isinstance(value, bool | None) else {True: "true", False: "false", None: "null"}[value]
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown(text, 60)

@@ -66,7 +66,8 @@ _TRAINING_FILES: Final = re.compile(
     r"|latest(?:_.*)?|zero_to_fp32\.py",
     re.IGNORECASE,
 )
-_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.\w+")
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,9})-of-(?P<total>\d{1,9})\.\w+")
+_MOST_SHARDS: Final = 100_000
 
 
 CONFIG: Final = "adapter_config.json"
@@ -184,6 +185,8 @@ def shards_of(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
         return ()
     numbered = {int(match["number"]): name for match, name in zip(matches, names, strict=True) if match}
     total = next(int(match["total"]) for match in matches if match)
+    if total > _MOST_SHARDS:
+        raise CheckpointError(f"{folder}: '{names[0]}' is one of {total} shards, more than any model has. Rename it.")
     if missing := [str(number) for number in range(1, total + 1) if number not in numbered]:
         raise CheckpointError(
             f"{folder}: has {len(names)} of {total} shards ({names[0]}, ...) and no index; missing are "
@@ -293,5 +296,5 @@ def is_plain(name: str) -> bool:
     return (
         not PureWindowsPath(name).anchor  # a drive, a share or a leading slash
         and not any(part in ("", ".", "..") for part in parts)
-        and not any(character in name for character in "\\\0")
+        and not any(character in "\\\0" or "\ud800" <= character <= "\udfff" for character in name)
     )

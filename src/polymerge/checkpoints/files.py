@@ -6,9 +6,11 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from polymerge.checkpoints.bounds import INDEX_BYTES, PROBLEMS, open_regular
 from polymerge.checkpoints.discovery import INDEX_SUFFIX, LAYOUTS, is_plain
 from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.hub_api import head_of
@@ -17,10 +19,11 @@ from polymerge.checkpoints.prefetch import fetch_all, fetched
 from polymerge.checkpoints.safetensors import read_safetensors
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.checkpoints.torch_files import read_torch
-from polymerge.errors import CheckpointError, PolymergeError, did_you_mean, refuse, refuse_if_any
+from polymerge.errors import CheckpointError, PolymergeError, did_you_mean, refuse, refuse_if_any, shown
 
 __all__ = [
     "check_file",
+    "class_names",
     "disagreements",
     "missing",
     "read_blocks",
@@ -57,7 +60,7 @@ def check_file(file: Path) -> None:
             raise CheckpointError(f"{file}: is a link to {file.readlink()}, which is not there. Download it again.")
         what = "is not a file" if file.exists() else "is missing"
         raise CheckpointError(f"{file}: {what}. Download it.")
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise CheckpointError(f"{file}: is a Git LFS pointer, not the file itself. Run `git lfs pull` there.")
 
@@ -68,6 +71,12 @@ def read_config(file: Path) -> dict[str, Any]:
         return {}
     check_file(file)
     return read_json(file, dict[str, Any], unique_keys=False)  # as transformers reads it
+
+
+def class_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """The classes that a config.json names; what else may be there in their place names none."""
+    said = config.get("architectures")
+    return tuple(name for name in said if isinstance(name, str)) if isinstance(said, list) else ()
 
 
 def read_file(file: Path) -> Contents:
@@ -97,7 +106,7 @@ def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]
     fetched(tensor.file)
     buffer = memoryview(bytearray(min(size, tensor.nbytes)))
     try:
-        with tensor.file.open("rb", buffering=0) as file:
+        with open_regular(tensor.file) as file:
             file.seek(tensor.start)
             for left in range(tensor.nbytes, 0, -size):
                 block, done = buffer[:left], 0
@@ -120,20 +129,21 @@ def read_index(index: Path) -> dict[str, str]:
     folder. Links are followed, since the cache of the hub consists of them; it is the written name that must be plain.
     """
     check_file(index)
-    weight_map = read_json(index, dict[str, object]).get("weight_map")
+    weight_map = read_json(index, dict[str, object], most=INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: has no 'weight_map' that says which file holds which tensor. Download it again."
         )
     suffix = PurePosixPath(index.name.removesuffix(INDEX_SUFFIX)).suffix
-    refuse_if_any(
+    outside = (
         CheckpointError(
-            f"{index}: names the file {name!r} for {listed(tensors)}, only plain paths below its own folder that end "
-            f"in {suffix} are followed. Correct the index if you trust it."
+            f"{index}: names the file '{shown(name)}' for {listed(tensors)}, only plain paths below its own folder "
+            f"that end in {suffix} are followed. Correct the index if you trust it."
         )
         for name, tensors in _by_file(weight_map).items()
-        if not (is_plain(name) and name.endswith(suffix))
+        if not (is_plain(name) and PurePosixPath(name).suffix == suffix)
     )
+    refuse_if_any(islice(outside, PROBLEMS))
     return weight_map
 
 

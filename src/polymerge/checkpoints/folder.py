@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,7 +17,9 @@ from polymerge.checkpoints.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoints.discovery import LAYOUTS, Weights, find_weights
 from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
 from polymerge.checkpoints.hub import companions, missing_remote, remote_of
+from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
 from polymerge.checkpoints.names import unwrapped
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
@@ -68,6 +70,8 @@ class Checkpoint:
     """Its adapter, whose tensors are then in `entries` as well (see `open_joined`)."""
     brought: tuple[str, ...] = ()
     """Names in `entries` that come from the adapter alone; the config is then the adapter's."""
+    stamps: Stamps = field(default_factory=dict, compare=False, repr=False)
+    """Of every file that was read, or whose header was, from before."""
 
 
 def open_checkpoint(source: str, path: Path) -> Checkpoint:
@@ -90,6 +94,8 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
 
     with collecting() as found:
         config: Mapping[str, Any] = {}
+        beside = [folder / "config.json", *([folder / weights.index] if weights.index else [])]
+        stamps: dict[Path, Stamp | None] = stamps_of(beside)
         with reading(folder / "config.json"):
             config = read_config(folder / "config.json")
         names, weight_map = weights.files, dict[str, str]()
@@ -97,6 +103,7 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
             with reading(folder / weights.index):
                 weight_map = _read_index(folder, weights.index, weights.usual)
                 names = tuple(sorted(set(weight_map.values())))
+        stamps |= stamps_of(folder / name for name in names)
         contents: dict[str, Contents] = {}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             coming = {name: pool.submit(read_file, folder / name) for name in names if missing_remote(folder / name)}
@@ -123,6 +130,7 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
                 layout=LAYOUTS[Path(names[0]).suffix],
                 aliases=MappingProxyType(aliases),
                 skipped=MappingProxyType(skipped),
+                stamps=MappingProxyType(stamps),
             )
     raise Refused(found)
 
@@ -174,10 +182,10 @@ def split_source(source: str) -> tuple[str, str | None]:
 
     An existing path is a single model, whatever characters it contains.
     """
-    if _PLUS not in source or Path(source).expanduser().exists():
+    if _PLUS not in source or exists(source):
         return source, None
     cuts = [place for place, character in enumerate(source) if character == _PLUS]
-    there = [cut for cut in reversed(cuts) if is_adapter(Path(source[cut + 1 :]).expanduser())]
+    there = [cut for cut in reversed(cuts) if is_adapter(given_path(source[cut + 1 :]))]
     cut = (there or cuts[-1:])[0]
     return source[:cut], source[cut + 1 :]
 
@@ -209,6 +217,7 @@ def join(checkpoint: Checkpoint, beside: Adapter) -> Checkpoint:
         skipped=MappingProxyType({**checkpoint.skipped, **beside.skipped}),
         adapter=beside,
         brought=tuple(brought),
+        stamps=MappingProxyType({**checkpoint.stamps, **beside.stamps}),
     )
 
 
@@ -224,6 +233,7 @@ def adapter_alone(adapter: Adapter) -> Checkpoint:
         aliases={},
         skipped=adapter.skipped,
         adapter=adapter,
+        stamps=adapter.stamps,
     )
 
 

@@ -23,7 +23,9 @@ from typing import Any, Final
 
 from polymerge.checkpoints.discovery import COMPANIONS, LAYOUTS
 from polymerge.checkpoints.hub_api import Remote, hub_errors, listing, no_room, own_cache, unreachable
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean
+from polymerge.checkpoints.paths import exists, given_path
+from polymerge.durable import rename_new, sync, sync_tree, writing
+from polymerge.errors import CheckpointError, OutputError, PolymergeError, RecipeError, did_you_mean
 
 __all__ = [
     "companions",
@@ -68,7 +70,7 @@ def locate(source: str) -> Path:
 
     raises RecipeError if there is neither such a path nor such an id, CheckpointError if the hub fails.
     """
-    path = Path(source).expanduser()
+    path = given_path(source)
     if path.exists():
         return path.resolve() if path.is_dir() else path.absolute()
     found = _HUB_ID.fullmatch(source)
@@ -84,7 +86,7 @@ def locate(source: str) -> Path:
 
 def split_revision(source: str) -> tuple[str, str | None]:
     """Split a hub id into repository and revision; an existing path is returned unchanged, without a revision."""
-    if Path(source).expanduser().exists():
+    if exists(source):
         return source, None
     name, _, revision = source.partition("@")
     return name, revision or None
@@ -140,14 +142,17 @@ def _view(repository: str, snapshot: Path) -> Path:
         raise
     fresh = folder.with_name(f".{commit}.{os.getpid()}.{threading.get_ident()}")
     try:
-        for name in names:
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / name).symlink_to(snapshot / name)
-        fresh.rename(folder)
-    except OSError as error:
+        with writing(folder):
+            for name in names:
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / name).symlink_to(snapshot / name)
+            sync_tree(fresh)
+            rename_new(fresh, folder)
+            sync(folder.parent)
+    except OutputError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         if not folder.is_dir():  # or somebody else has made it since
-            raise no_room(folder, error) from None
+            raise no_room(error) from error
     return folder
 
 

@@ -26,9 +26,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from polymerge.checkpoints.bounds import CONFIG_BYTES, HEADER_BYTES, read_bounded
 from polymerge.checkpoints.discovery import is_plain, of_training
-from polymerge.checkpoints.safetensors import HEADER_LIMIT, LENGTH_BYTES, Head
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError
+from polymerge.checkpoints.json_objects import checked
+from polymerge.checkpoints.safetensors import LENGTH_BYTES, Head
+from polymerge.durable import make_folder, write_file
+from polymerge.errors import CheckpointError, OutputError, PolymergeError, RecipeError
 
 __all__ = [
     "LastingError",
@@ -86,23 +89,43 @@ class Listed(msgspec.Struct, frozen=True, array_like=True):
     """The git hash of its content, or of its LFS pointer; None if not recorded."""
 
 
+class _Sibling(msgspec.Struct):
+    """A file as huggingface_hub hands it on."""
+
+    name: str
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    sha256: str | None = None
+    blob: str | None = None
+
+
 @lru_cache(maxsize=256)
 def listing(repository: str, commit: str) -> Mapping[str, Listed]:
     """The relevant files of a commit with their sizes and hashes; requested once and cached."""
     note = own_cache("hub") / repository / f"{commit}.json"
     with suppress(OSError, msgspec.DecodeError):  # not asked yet, or nothing that we have written
-        kept = msgspec.json.decode(note.read_bytes(), type=dict[str, Listed])
+        kept = msgspec.json.decode(read_bounded(note, CONFIG_BYTES), type=dict[str, Listed])
         if all(map(is_plain, kept)):
             return MappingProxyType(kept)
     from huggingface_hub import HfApi
 
     with hub_errors(repository, commit):
         info = HfApi().model_info(repository, revision=commit, files_metadata=True)
-    found: dict[str, Listed] = {}
-    for file in info.siblings or ():
-        if _matters(file.rfilename):
-            sha256 = file.lfs.sha256 if file.lfs and re.match(_SHA256, file.lfs.sha256) else None
-            found[file.rfilename] = Listed(file.size or 0, sha256, file.blob_id)
+        said = [
+            {
+                "name": file.rfilename,
+                "size": file.size or 0,
+                "sha256": file.lfs and file.lfs.sha256,
+                "blob": file.blob_id,
+            }
+            for file in info.siblings or ()
+        ]
+    where = f"{repository}: the hub's list of its files"
+    files = checked(said, list[_Sibling], where, then="Try again, or another endpoint.")
+    found = {
+        file.name: Listed(file.size, file.sha256 if re.match(_SHA256, file.sha256 or "") else None, file.blob)
+        for file in files
+        if _matters(file.name)
+    }
     if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
     _write(note, msgspec.json.format(msgspec.json.encode(found), indent=1))
@@ -116,7 +139,7 @@ def head_of(file: Path, remote: Remote) -> Head:
     """
     kept = own_cache("hub") / remote.repository / f"{remote.commit}.heads" / remote.name
     if kept.is_file():
-        raw = kept.read_bytes()
+        raw = read_bounded(kept, LENGTH_BYTES + LENGTH_BYTES + HEADER_BYTES)
         return Head(raw[LENGTH_BYTES:], int.from_bytes(raw[:LENGTH_BYTES], "little"))
     listed = listing(remote.repository, remote.commit).get(remote.name)
     if listed is None:
@@ -125,7 +148,7 @@ def head_of(file: Path, remote: Remote) -> Head:
     text = _range(remote, 0, min(_FIRST, size), size)
     length = int.from_bytes(text[:LENGTH_BYTES], "little")
     end = min(LENGTH_BYTES + length, size)
-    if len(text) < end and length <= HEADER_LIMIT:
+    if len(text) < end and length <= HEADER_BYTES:
         text += _range(remote, len(text), end, size)
     head = Head(text[:end], size)
     _write(kept, size.to_bytes(LENGTH_BYTES, "little") + head.text)
@@ -184,17 +207,15 @@ def _asked(remote: Remote, start: int, stop: int, size: int) -> bytes:
 
 def _write(file: Path, data: bytes) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}.{os.getpid()}")
-        fresh.write_bytes(data)
-        fresh.replace(file)
-    except OSError as error:
-        raise no_room(file, error) from None
+        make_folder(file.parent)
+        write_file(file, data)
+    except OutputError as error:
+        raise no_room(error) from error
 
 
-def no_room(file: Path, error: OSError) -> CheckpointError:
+def no_room(error: OutputError) -> CheckpointError:
     """The error for a user's cache folder that cannot be written."""
-    return CheckpointError(f"{file}: cannot be written: {error.strerror}. Set XDG_CACHE_HOME to a folder that can")
+    return CheckpointError(f"{error}: XDG_CACHE_HOME names where caches are")
 
 
 def _matters(name: str) -> bool:
@@ -256,7 +277,7 @@ def hub_errors(repository: str, revision: str | None = None, file: str | None = 
                 "HF_TOKEN, as somebody who may"
             ) from None
         raise CheckpointError(f"{what} the hub did not deliver it: {_reason(error)}. Try again") from None
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # it looks at no type
         if "hf_xet" in str(error):
             raise LastingError(
                 f"{what} is larger than what the hub serves by plain HTTP. Install hf_xet, and unset HF_HUB_DISABLE_XET"

@@ -1,23 +1,41 @@
-"""Identify files: by their sha256, cached, by samples of their content, and by stamps."""
+"""Identify files: by their sha256, remembered, by samples of their content, and by stamps."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
+from polymerge.checkpoints.bounds import CONFIG_BYTES, open_regular, read_bounded
 from polymerge.checkpoints.hub import remote_of
 from polymerge.checkpoints.hub_api import own_cache
+from polymerge.durable import make_folder, write_file
+from polymerge.errors import CheckpointError, OutputError
 
-__all__ = ["Stamp", "content_digest", "file_digest", "sha256_of", "stamps_of"]
+__all__ = ["Stamp", "Stamps", "changed_since", "content_digest", "file_digest", "sha256_of", "stamp_of", "stamps_of"]
 
-Stamp: TypeAlias = "tuple[int, int] | None"
-"""Size in bytes and modification time in nanoseconds of a file; None for a remote one."""
+
+class Stamp(NamedTuple):
+    """What tells, without reading its content, that a file was written or replaced; times are in nanoseconds."""
+
+    size: int
+    modified: int
+    changed: int
+    """When content, permissions or links of it changed last, which no program can set."""
+    inode: int
+    device: int
+
+
+Stamps: TypeAlias = Mapping[Path, "Stamp | None"]
+"""The stamps of files when they were first read; None for what is still on the hub."""
+
+_CLOCK: Final = 2 * 10**9
+"""Nanoseconds that the coarsest clock of a filesystem, that of FAT, cannot tell apart."""
 
 _CHUNK: Final = 1 << 22
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -27,39 +45,68 @@ _CONTENT: Final = (".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".j
 def file_digest(path: Path) -> str:
     """The sha256 of a file, in hexadecimal.
 
-    The hub's cache names large files by their sha256, which is trusted. Other digests are cached in the
-    user's cache folder by path, size, inode and change time, and recomputed if one of them differs.
+    It is remembered in the user's cache folder with the file's stamp, unless the file is so young that a later change
+    could leave that stamp as it is, and computed again if the stamp differs. The name of a file proves nothing: the
+    hub's cache names large files by their sha256, and a copy of it may hold anything.
+
+    raises CheckpointError if the file cannot be read, or changes while it is.
     """
     real = path.resolve()
-    if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
-        return real.name
-    stat = real.stat()
-    seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
     note = own_cache("sha256") / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
+    now, stamp = time.time_ns(), stamp_of(real)
     with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(note.read_text(encoding="utf-8"))
-        if kept["seen"] == seen:
+        kept = json.loads(read_bounded(note, CONFIG_BYTES))
+        if stamp is not None and kept["seen"] == list(stamp):
             return str(kept["sha256"])
-    digest = sha256_of(real)
-    with suppress(OSError):  # a cache that cannot be written is slower, not wrong
-        note.parent.mkdir(parents=True, exist_ok=True)
-        fresh = note.with_name(f"{note.name}.{os.getpid()}")
-        fresh.write_text(json.dumps({"path": str(real), "seen": seen, "sha256": digest}), encoding="utf-8")
-        fresh.replace(note)
+    try:
+        digest = sha256_of(real)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
+    for changed in changed_since({path: stamp}):
+        raise changed
+    if stamp is None or now - max(stamp.modified, stamp.changed) < _CLOCK:
+        return digest
+    with suppress(OutputError):  # a cache that cannot be written is slower, not wrong
+        make_folder(note.parent)
+        write_file(note, json.dumps({"path": str(real), "seen": stamp, "sha256": digest}))
     return digest
 
 
-def stamps_of(files: Iterable[Path]) -> tuple[Stamp, ...]:
-    """Stamps that show, without reading content, whether files were written since."""
-    stamps: list[Stamp] = []
-    for file in files:
-        try:
-            found = file.stat()
-        except OSError:
-            stamps.append(None)
-        else:
-            stamps.append((found.st_size, found.st_mtime_ns))
-    return tuple(stamps)
+def stamp_of(file: Path) -> Stamp | None:
+    """The stamp of a file, or of what a link leads to; None if it is not here."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+
+
+def stamps_of(files: Iterable[Path]) -> dict[Path, Stamp | None]:
+    """The stamps of files, to be taken before they are read; what neither exists nor is a link has none."""
+    return {file: stamp for file in files if (stamp := stamp_of(file)) or file.is_symlink()}
+
+
+def changed_since(stamps: Stamps) -> Iterator[CheckpointError]:
+    """An error for each file that is not as it was when its stamp was taken; what was on the hub then may be here."""
+    for file, before in stamps.items():
+        now = stamp_of(file)
+        # a file that was replaced has another time of change; another number alone comes of network filesystems that
+        # number a file anew once they have forgotten it
+        if before is not None and (now is None or before[:3] != now[:3]):
+            yield CheckpointError(
+                f"{file}: {_difference(before, now)} while it was being read, so that what was read may be of two "
+                "states. Start again when nothing writes to it"
+            )
+
+
+def _difference(before: Stamp, now: Stamp | None) -> str:
+    if now is None:
+        return "was taken away"
+    if (before.inode, before.device) != (now.inode, now.device):
+        return "was replaced by another file"
+    if before.size != now.size:
+        return f"changed from {before.size} to {now.size} bytes"
+    return "was written to" if before.modified != now.modified else "was touched (its time of change differs)"
 
 
 def sha256_of(path: Path) -> str:
@@ -67,7 +114,7 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
     return digest.hexdigest()
@@ -94,7 +141,7 @@ def content_digest(places: Iterable[Path]) -> str:
 
 def _sample(file: Path, digest: hashlib._Hash) -> None:
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         for number in range(_SAMPLES):
             stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
             digest.update(stream.read(_SAMPLE_BYTES))

@@ -10,14 +10,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
+from polymerge.checkpoints.bounds import CONFIG_BYTES, DIGITS, JSON_VALUES, NESTING, read_bounded
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.errors import CheckpointError, PolymergeError, Refused
+from polymerge.errors import CheckpointError, PolymergeError, Refused, shown
 
 __all__ = ["checked", "parse_json", "read_json", "read_text", "strings_at"]
 
@@ -25,6 +27,7 @@ T = TypeVar("T")
 
 _AGAIN: Final = "Download it again."
 _MOST_PROBLEMS: Final = 20  # of one value; one of the wrong kind has a problem in every member
+_MOST_LOOKED_AT: Final = 10_000  # before the rest is not counted
 _MOST_SHOWN: Final = 60  # characters of a wrong value
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]')
@@ -36,25 +39,32 @@ def read_json(
     *,
     unique_keys: bool = True,
     encoding: str = "utf-8",
+    most: int = CONFIG_BYTES,
     error: type[PolymergeError] = CheckpointError,
     then: str = _AGAIN,
 ) -> T:
     """Read a JSON file as a value of `type`; the other parameters are those of `parse_json`.
 
     encoding  `utf-8-sig` to accept a byte order mark as well
+    most      maximum length of the file in bytes
 
     Raises `error` if the file cannot be read, and as `parse_json` does.
     """
-    text = read_text(file, encoding=encoding, error=error, then=then)
+    text = read_text(file, encoding=encoding, most=most, error=error, then=then)
     return parse_json(text, str(file), type, unique_keys=unique_keys, error=error, then=then)
 
 
 def read_text(
-    file: Path, *, encoding: str = "utf-8", error: type[PolymergeError] = CheckpointError, then: str = _AGAIN
+    file: Path,
+    *,
+    encoding: str = "utf-8",
+    most: int = CONFIG_BYTES,
+    error: type[PolymergeError] = CheckpointError,
+    then: str = _AGAIN,
 ) -> str:
-    """Read a text file; raises `error`, with the line, if it cannot be read or is not UTF-8."""
+    """Read a text file of at most `most` bytes; raises `error`, with the line, if it cannot be read or is not UTF-8."""
     try:
-        content = file.read_bytes()
+        content = read_bounded(file, most)
     except OSError as wrong:
         raise error(f"{file}: cannot be read: {wrong.strerror or wrong}. Check the path and its permissions.") from None
     try:
@@ -70,6 +80,8 @@ def parse_json(
     type: type[T],  # noqa: A002
     *,
     unique_keys: bool = True,
+    lenient: bool = False,
+    most: int = JSON_VALUES,
     error: type[PolymergeError] = CheckpointError,
     then: str = _AGAIN,
 ) -> T:
@@ -78,16 +90,24 @@ def parse_json(
     where        the beginning of every message: the file, or the file and the line
     unique_keys  refuse a key that appears twice in one object: readers differ on which of the two they use, so that one
                  file would mean different things to different programs
+    lenient      accept what cannot be written or computed with: halves of surrogate pairs, numbers as long as Python
+                 reads them
+    most         maximum number of values and keys
     error, then  the class of the exception, and the next step that ends its message
 
-    Raises `error` if `text` is not UTF-8, not JSON, nested too deeply, or not of the type; Refused if several
-    members are not.
+    Raises `error` if `text` is not UTF-8, not JSON, more or deeper than a file of that kind is (`bounds`), or not of
+    the type; Refused if several members are not.
     """
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        value = json.loads(text, object_pairs_hook=_without_duplicates if unique_keys else None)
-        if unique_keys and _SURROGATE.search(text):
+        if sum(map(text.count, ",:[{")) > most:
+            raise ValueError(f"it holds more than {most} values")
+        pairs, whole = _without_duplicates if unique_keys else None, None if lenient else _whole
+        value = json.loads(text, object_pairs_hook=pairs, parse_int=whole)
+        if text.count("[") + text.count("{") > NESTING and _deeper(value):
+            raise RecursionError
+        if not lenient and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as wrong:
         raise error(f"{where}: {_not_utf8(wrong)}. {then}") from None
@@ -99,7 +119,7 @@ def parse_json(
         raise error(f"{where}: is not JSON: {wrong.msg.removesuffix(' at')} at {place}. {then}") from None
     except RecursionError:
         raise error(f"{where}: is nested too deeply to be read. {then}") from None
-    except ValueError as wrong:  # duplicate keys, and numbers with thousands of digits
+    except ValueError as wrong:  # duplicate keys, too many values, numbers with too many digits
         raise error(f"{where}: cannot be read: {wrong}. {then}") from None
     return checked(value, type, where, error=error, then=then)
 
@@ -118,12 +138,29 @@ def checked(
     """
     try:
         return msgspec.convert(value, type)
+    except UnicodeEncodeError:
+        raise error(f"{where}: holds half of a surrogate pair, which is no character. {then}") from None
     except msgspec.ValidationError:
-        found = list(dict.fromkeys(_mismatches(value, type, "")))
+        found = list(dict.fromkeys(islice(_mismatches(value, type, ""), _MOST_LOOKED_AT)))
     problems = [error(f"{where}: {problem}. {then}") for problem in found[:_MOST_PROBLEMS]]
     if len(found) > _MOST_PROBLEMS:
         problems.append(error(f"{where}: {len(found) - _MOST_PROBLEMS} more problems like these. {then}"))
     raise problems[0] if len(problems) == 1 else Refused(problems)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS + 1:  # with a sign
+        raise ValueError(f"the number {shown(digits, 20)} has more than {DIGITS} digits")
+    return int(digits)
+
+
+def _deeper(value: Any) -> bool:
+    """Return whether a value is nested more deeply than `NESTING` allows."""
+    level = [value]
+    for _ in range(NESTING):
+        level = [one for one in level if isinstance(one, dict | list)]
+        level = list(chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level))
+    return any(isinstance(one, dict | list) for one in level)
 
 
 def _mismatches(value: Any, expected: Any, place: str) -> Iterator[str]:
@@ -157,7 +194,7 @@ def _in_members(value: Any, expected: Any, place: str) -> Iterator[str]:
                 yield f"{inner} is missing"
     elif isinstance(value, dict) and kind is dict and arguments:
         for name, member in value.items():
-            yield from _mismatches(member, arguments[1], f"{place}['{name}']")
+            yield from _mismatches(member, arguments[1], f"{place}['{shown(name)}']")
     elif isinstance(value, list) and kind is list and arguments:
         for number, member in enumerate(value):
             yield from _mismatches(member, arguments[0], f"{place}[{number}]")
@@ -173,8 +210,7 @@ def _is_struct(kind: Any) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return shown(json.dumps(value, ensure_ascii=False), _MOST_SHOWN)
 
 
 def _not_utf8(wrong: UnicodeDecodeError) -> str:
@@ -196,8 +232,8 @@ def strings_at(text: str) -> Iterator[tuple[tuple[str, ...], int, int]]:
     """
     path: list[str | None] = []  # the key of each object that is open, None for an array and what lies in one
     key: str | None = ""
-    tokens = list(_TOKEN.finditer(text))
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in pairwise(chain(_TOKEN.finditer(text), [None])):
+        assert token is not None
         match token[0]:
             case "{" | "[":
                 path.append(key if token[0] == "{" else None)

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.files import class_names
 from polymerge.errors import CheckpointError, MissingExtraError, RecipeError, did_you_mean
 
 __all__ = [
@@ -59,8 +60,7 @@ def named_class(config: Mapping[str, Any]) -> Any:
     """The first architecture in a config that transformers knows, or None."""
     import transformers
 
-    names = (name for name in config.get("architectures") or () if isinstance(name, str))
-    return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
+    return next((getattr(transformers, name) for name in class_names(config) if hasattr(transformers, name)), None)
 
 
 def needs_code(config: Mapping[str, Any]) -> bool:

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from polymerge.checkpoints.bounds import open_regular
 from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.hub_api import LastingError, Remote, head_of, hub_cache, hub_disk, hub_errors, listing
-from polymerge.checkpoints.identity import sha256_of
-from polymerge.errors import CheckpointError, RecipeError
+from polymerge.checkpoints.identity import Stamp, sha256_of, stamp_of
+from polymerge.errors import CheckpointError, RecipeError, human_size
 
 __all__ = ["Prefetch", "fetch_all", "fetched", "fetches_to"]
 
@@ -54,6 +55,8 @@ class Prefetch:
         self._pool: ThreadPoolExecutor | None = None
         self.size = 0
         """Bytes to download."""
+        self.delivered: dict[Path, tuple[Stamp | None, str | None]] = {}
+        """For each file that has come: its stamp before it was checked, and its sha256 if the hub lists one."""
         if self._missing:
             _refuse_offline(self._missing.values())
             found = (listing(one.repository, one.commit).get(one.name) for one in self._missing.values())
@@ -111,7 +114,7 @@ class Prefetch:
 
     def _fetch(self, file: Path, remote: Remote) -> None:
         try:
-            _download(file, remote, self._tell, self._stop)
+            self.delivered[file] = _download(file, remote, self._tell, self._stop)
         except BaseException as error:
             self._fail(error)
             raise
@@ -176,8 +179,13 @@ def fetched(file: Path) -> None:
         raise CheckpointError(f"{file}: was not downloaded, because the merge ended before. Start it again") from None
 
 
-def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: threading.Event) -> None:
-    """Download a file into the hub's cache and check that it matches the listing and the plan."""
+def _download(
+    file: Path, remote: Remote, advance: Callable[[int], None], stop: threading.Event
+) -> tuple[Stamp | None, str | None]:
+    """Download a file into the hub's cache and check that it matches the listing and the plan.
+
+    returns its stamp before the check, and its sha256 if it is listed
+    """
     from huggingface_hub import hf_hub_download
 
     for attempt in range(1, _TRIES + 1):
@@ -193,14 +201,14 @@ def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: 
             received.stands_at(0)
             if attempt == _TRIES or stop.wait(_PAUSE * 2 ** (attempt - 1)):
                 raise
-    listed = listing(remote.repository, remote.commit).get(remote.name)
+    listed, stamp = listing(remote.repository, remote.commit).get(remote.name), stamp_of(found)
     delivered = found.stat().st_size
     wrong = "" if listed is None or delivered == listed.size else f"{delivered} bytes, listed are {listed.size}"
     if not wrong and listed is not None and listed.sha256 is not None and (sha256 := sha256_of(found)) != listed.sha256:
         wrong = f"it has the sha256 {sha256}, listed is {listed.sha256}"
     if not wrong and file.suffix == ".safetensors":
         text = head_of(file, remote).text
-        with found.open("rb") as stream:
+        with open_regular(found) as stream:
             wrong = "" if stream.read(len(text)) == text else "it has another header than was planned with"
     if wrong:
         for place in (found.resolve(), found):
@@ -210,6 +218,7 @@ def _download(file: Path, remote: Remote, advance: Callable[[int], None], stop: 
             "again; try again later"
         )
     received.stands_at(listed.size if listed else delivered)
+    return stamp, listed.sha256 if listed else None
 
 
 class _Received:
@@ -271,6 +280,6 @@ def _check_room(size: int) -> None:
     free = shutil.disk_usage(hub_disk()).free
     if size > free:
         raise RecipeError(
-            f"{hub_cache()}: {size / 1e9:.1f} GB have to be fetched from the hub, the disk has {free / 1e9:.1f} GB "
+            f"{hub_cache()}: {human_size(size)} have to be fetched from the hub, the disk has {human_size(free)} "
             "free. Set HF_HUB_CACHE to a folder with more room"
         )

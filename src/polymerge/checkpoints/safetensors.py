@@ -13,36 +13,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Final
 
 import msgspec
 
-from polymerge.checkpoints.json_objects import checked, parse_json
+from polymerge.checkpoints.bounds import HEADER_BYTES, HEADER_VALUES, NAME_LENGTH, PROBLEMS, TENSORS, open_regular
+from polymerge.checkpoints.json_objects import parse_json
 from polymerge.checkpoints.tensor_info import TensorInfo, listed
 from polymerge.dtypes import BITS, byte_count
-from polymerge.errors import CheckpointError, PolymergeError, refuse_if_any
+from polymerge.errors import CheckpointError, PolymergeError, refuse_if_any, shown
 
-__all__ = ["HEADER_LIMIT", "LENGTH_BYTES", "Head", "read_safetensors"]
-
-HEADER_LIMIT = 100_000_000
-"""Maximum header length in bytes; the same limit as in the safetensors library."""
+__all__ = ["LENGTH_BYTES", "Head", "read_safetensors"]
 
 LENGTH_BYTES = 8
 """Number of bytes at the start of a file that give the length of its header."""
 
 _MOST_DIMENSIONS = 64  # as in torch; keeps a forged shape from costing time
 _AGAIN = "Download the file again."
+_METADATA: Final = "__metadata__"
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # file offsets are signed 64-bit numbers
 
 
-class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
+class _Tensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A tensor's entry in a header."""
 
     dtype: str
     shape: Annotated[list[_Size], msgspec.Meta(max_length=_MOST_DIMENSIONS)]
     data_offsets: tuple[_Size, _Size]
+
+
+_KEYS: Final = tuple(f'"{key}"'.encode() for key in _Tensor.__struct_fields__)
+_ENTRY: Final = msgspec.json.Decoder(_Tensor)
+_ENTRIES: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +67,26 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, 
     says, and OSError where the file cannot be opened.
     """
     if head is None:
-        with file.open("rb") as stream:
-            header, data_start, file_size = _read_header(file, stream, stream.seek(0, 2))
+        with open_regular(file) as stream:
+            text, file_size = _read_header(file, stream, size := stream.seek(0, 2)), size
     else:
-        header, data_start, file_size = _read_header(file, BytesIO(head.text), head.size)
+        text, file_size = _read_header(file, BytesIO(head.text), head.size), head.size
+    data_start = LENGTH_BYTES + len(text)
+    entries = _entries(f"{file}: header", text)
     problems: list[PolymergeError] = []
     try:
-        checked(header.pop("__metadata__", {}), dict[str, str], f"{file}: __metadata__", then="Save the file again.")
+        metadata = bytes(entries.pop(_METADATA, msgspec.Raw(b"{}")))
+        parse_json(metadata, f"{file}: {_METADATA}", dict[str, str], most=HEADER_VALUES, then="Save the file again.")
     except PolymergeError as error:
         problems += error.problems
     tensors: list[TensorInfo] = []
     unknown: dict[str, list[str]] = {}
-    for name, fields in header.items():
-        where = f"{file}: '{name}'"
+    for name, entry in entries.items():
         try:
-            said = checked(fields, _Tensor, where, then=_AGAIN)
+            said = _entry(entry, file, name)
             dtype, shape, (begin, end) = said.dtype, tuple(said.shape), said.data_offsets
+            if len(name) > NAME_LENGTH:
+                raise ValueError(f"its name is {len(name)} characters long, at most {NAME_LENGTH} are read")
             if begin > end:
                 raise ValueError(f"data_offsets {[begin, end]} are not in order")
             if dtype not in BITS:
@@ -86,25 +95,27 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, 
                 raise ValueError(f"{dtype} {list(shape)} takes {needed} bytes, its data_offsets span {end - begin}")
             tensors.append(TensorInfo(name, dtype, shape, file, data_start + begin, end - begin))
         except ValueError as error:
-            problems.append(CheckpointError(f"{where}: {error}. {_AGAIN}"))
+            problems.append(CheckpointError(f"{file}: '{shown(name)}': {error}. {_AGAIN}"))
         except PolymergeError as error:
             problems += error.problems
+        if len(problems) > PROBLEMS:
+            break
     for dtype, names in unknown.items():
         problems.append(
             CheckpointError(
-                f"{file}: dtype '{dtype}' of {listed(names)} is not known to this version. Upgrade polymerge, or save "
-                f"the tensors in one of {', '.join(BITS)}."
+                f"{file}: dtype '{shown(dtype)}' of {listed(names)} is not known to this version. Upgrade polymerge, "
+                f"or save the tensors in one of {', '.join(BITS)}."
             )
         )
     tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
-    if len(tensors) == len(header):  # a tensor whose place is unknown would look like a hole
-        problems += _layout_problems(file, tensors, data_start, file_size)
+    if len(tensors) == len(entries):  # a tensor whose place is unknown would look like a hole
+        problems += islice(_layout_problems(file, tensors, data_start, file_size), PROBLEMS)
     refuse_if_any(problems)
     return tuple(tensors)
 
 
-def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int, int]:
-    """Parse the header; return it with the offset at which the data starts and the file's size."""
+def _read_header(file: Path, stream: BinaryIO, size: int) -> bytes:
+    """Read the header of a file of `size` bytes."""
     stream.seek(0)
     if size < LENGTH_BYTES:
         raise CheckpointError(
@@ -117,29 +128,55 @@ def _read_header(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any
             f"{file}: its header should be {length} bytes long, only {size - LENGTH_BYTES} follow: the file is "
             "truncated, or no safetensors file. Download it again."
         )
-    if length > HEADER_LIMIT:
+    if length > HEADER_BYTES:
         raise CheckpointError(
-            f"{file}: its header is {length} bytes long, more than the {HEADER_LIMIT} that safetensors allows. "
+            f"{file}: its header is {length} bytes long, more than the {HEADER_BYTES} that safetensors allows. "
             "Download it again."
         )
     text = stream.read(length)
     if not text.startswith(b"{"):  # the format says so, JSON would allow spaces
         raise CheckpointError(f"{file}: its header begins with {text[:1]!r}, not with '{{'. Download it again.")
-    return parse_json(text, f"{file}: header", dict[str, Any]), LENGTH_BYTES + length, size
+    return text
+
+
+def _entries(where: str, text: bytes) -> dict[str, msgspec.Raw]:
+    """The entries of a header, which are parsed one by one: whatever else they hold, none of it is built."""
+    if text.count(b":") > 4 * TENSORS:  # one after the name, and one after each key
+        raise CheckpointError(f"{where}: describes more than {TENSORS} tensors. Save them in several files.")
+    try:
+        entries = _ENTRIES.decode(text)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        parse_json(text, where, dict[str, Any], most=HEADER_VALUES)  # which says what is wrong, and where
+        raise CheckpointError(f"{where}: cannot be read: {error}. Download it again.") from None
+    described = text.replace(bytes(entries.get(_METADATA, b"")) or b"{}", b"", 1)
+    count = len(entries) - (_METADATA in entries)
+    once = described.count(f'"{_METADATA}"'.encode()) < 2 and all(described.count(key) == count for key in _KEYS)
+    if b"\\" in described or not once:  # a key may be there twice, perhaps in two spellings
+        parse_json(text, where, dict[str, Any], most=HEADER_VALUES)
+    return entries
+
+
+def _entry(entry: msgspec.Raw, file: Path, name: str) -> _Tensor:
+    try:
+        return _ENTRY.decode(entry)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return parse_json(bytes(entry), f"{file}: '{shown(name)}'", _Tensor, then=_AGAIN)
 
 
 def _layout_problems(file: Path, tensors: list[TensorInfo], start: int, size: int) -> Iterator[CheckpointError]:
     """Errors for tensors, in order of offset, that do not exactly fill the data of their file."""
-    end, last = start, "the header"
+    end = start
+    last: TensorInfo | None = None
     for tensor in tensors:
         if tensor.start != end:
+            before = f"'{shown(last.name)}'" if last else "the header"
             what = "inside" if tensor.start < end else "after a gap behind"
             yield CheckpointError(
-                f"{file}: '{tensor.name}' begins at byte {tensor.start}, {what} {last}, which ends at byte {end}. Save "
-                "the file again with safetensors."
+                f"{file}: '{shown(tensor.name)}' begins at byte {tensor.start}, {what} {before}, which ends at byte "
+                f"{end}. Save the file again with safetensors."
             )
         if tensor.start + tensor.nbytes >= end:
-            end, last = tensor.start + tensor.nbytes, f"'{tensor.name}'"
+            end, last = tensor.start + tensor.nbytes, tensor
     if end > size:
         cut = [tensor.name for tensor in tensors if tensor.start + tensor.nbytes > size]
         yield CheckpointError(

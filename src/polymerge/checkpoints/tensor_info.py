@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from polymerge.errors import shown
+
 __all__ = ["Contents", "TensorInfo", "listed"]
 
 
@@ -41,5 +43,5 @@ class Contents:
 
 def listed(names: Collection[str], most: int = 3) -> str:
     """The first few names for a message: `'a', 'b', 'c' and 7 more`."""
-    shown = ", ".join(f"'{name}'" for name in islice(names, most))
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    first = ", ".join(f"'{shown(name)}'" for name in islice(names, most))
+    return f"{first} and {len(names) - most} more" if len(names) > most else first

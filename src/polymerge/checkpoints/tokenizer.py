@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from polymerge.checkpoints.bounds import TOKENIZER_BYTES, read_bounded
 from polymerge.errors import CheckpointError, MissingExtraError
 
 __all__ = ["TOKENIZER", "read_tokens"]
@@ -85,8 +86,8 @@ def _by_id(vocabulary: dict[str, int]) -> dict[int, str]:
 def _load(file: Path, type: type[T]) -> T:  # noqa: A002 (msgspec's name for it)
     # decoded as what is needed of it: the merges of a tokenizer.json take most of it and are passed over
     try:
-        return msgspec.json.decode(file.read_bytes(), type=type)
-    except (OSError, RecursionError, msgspec.DecodeError) as error:
+        return msgspec.json.decode(read_bounded(file, TOKENIZER_BYTES), type=type)
+    except (OSError, RecursionError, ValueError, msgspec.DecodeError) as error:
         raise _unreadable(file, error) from None
 
 
@@ -99,7 +100,7 @@ def _sentencepieces(file: Path) -> dict[int, str]:
             f"{file}: reading it needs sentencepiece: pip install 'polymerge[transformers]', or use vocab: template"
         ) from None
     try:
-        model = file.read_bytes()
+        model = read_bounded(file, TOKENIZER_BYTES)
         if not model:
             raise ValueError("it is empty")
         processor: Any = SentencePieceProcessor(model_proto=model)

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import io
 import mmap
-import struct
-import zipfile
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Final, NamedTuple, cast
+from typing import IO, Any, BinaryIO, Final, cast
 
-from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
+from polymerge.checkpoints.bounds import NAME_LENGTH, PICKLE_BYTES, PROBLEMS, open_regular
+from polymerge.checkpoints.tensor_info import Contents, TensorInfo
 from polymerge.checkpoints.torch_pickle import (
     DTYPES,
     REBUILD,
@@ -35,17 +34,12 @@ from polymerge.checkpoints.torch_pickle import (
     kind_of,
     tensor_call,
 )
+from polymerge.checkpoints.torch_zip import ZIP_MAGIC, Region, members_of
 from polymerge.dtypes import BITS, byte_count
-from polymerge.errors import CheckpointError, refuse_if_any
+from polymerge.errors import CheckpointError, refuse_if_any, shown
 
-__all__ = ["PICKLE_LIMIT", "read_torch"]
+__all__ = ["read_torch"]
 
-PICKLE_LIMIT: Final = 32 * 2**20
-"""Maximum pickle length in bytes; a model with a thousand tensors takes about 150 kB."""
-
-_ZIP_MAGIC: Final = b"PK\x03\x04"
-_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")  # magic, ..., length of the name, length of the extra field
-_ENCRYPTED: Final = 0x1
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL: Final = 1001
 _COUNT_BYTES: Final = 8
@@ -53,13 +47,6 @@ _NESTS: Final = ("state_dict", "model", "module")
 _MOST_DIMENSIONS: Final = 64  # torch's own limit
 _AGAIN: Final = "Save the file again."
 _NO_STORAGE: Final = "has a storage that is not described as torch describes one. Save it again with torch >= 1.0."
-
-
-class _Region(NamedTuple):
-    """A range of bytes of the file."""
-
-    start: int
-    nbytes: int
 
 
 def read_torch(file: Path) -> Contents:
@@ -74,29 +61,34 @@ def read_torch(file: Path) -> Contents:
     kind, or with code in it), Refused with every problem of its tensors, and OSError if it cannot be
     opened.
     """
-    with file.open("rb", buffering=0) as stream:
+    with open_regular(file) as stream:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
         if size == 0:
             raise CheckpointError(f"{file}: is empty. Download it again.")
-        zipped = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        zipped = stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
         value, storages = (_read_zip if zipped else _read_legacy)(file, stream, size)
     state_dict, skipped = _find_state_dict(file, value)
     entries: dict[str, TensorInfo] = {}
     problems: list[CheckpointError] = []
     for position, (name, value) in enumerate(state_dict):
         call = tensor_call(value)
+        if len(problems) > PROBLEMS:
+            break
         if call is None:
             skipped[_label(name, position)] = f"is {kind_of(value)}, not a tensor"
         elif not isinstance(name, str):
             problems.append(CheckpointError(f"{file}: a tensor's name is {kind_of(name)}, not a string. {_AGAIN}"))
+        elif len(name) > NAME_LENGTH:
+            said = f"is {len(name)} characters long, at most {NAME_LENGTH} are read"
+            problems.append(CheckpointError(f"{file}: the tensor's name '{shown(name)}' {said}. {_AGAIN}"))
         elif name in entries:
-            problems.append(CheckpointError(f"{file}: two tensors have the name '{name}'. {_AGAIN}"))
+            problems.append(CheckpointError(f"{file}: two tensors have the name '{shown(name)}'. {_AGAIN}"))
         else:
             try:
                 entries[name] = _tensor_info(name, call, file, storages)
             except ValueError as error:
-                problems.append(CheckpointError(f"{file}: '{name}' {error}"))
+                problems.append(CheckpointError(f"{file}: '{shown(name)}' {error}"))
     refuse_if_any(problems)
     return Contents(
         tuple(sorted(entries.values(), key=lambda entry: entry.start)),
@@ -105,81 +97,30 @@ def read_torch(file: Path) -> Contents:
     )
 
 
-def _read_zip(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
+def _read_zip(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, Region]]:
     """The saved object, as stand-ins, and the location of each storage's bytes."""
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        raise CheckpointError(
-            f"{file}: is a zip archive whose directory, at its end, cannot be read ({error}): it is truncated or "
-            "damaged. Download it again."
-        ) from None
-    roots = [member.filename.removesuffix("data.pkl") for member in members if member.filename.endswith("/data.pkl")]
-    if len(roots) != 1:
-        raise CheckpointError(
-            f"{file}: is a zip archive with {len(roots)} members named 'data.pkl', torch.save writes one. Name a file "
-            "that torch.save wrote."
-        )
-    named = {member.filename.removeprefix(roots[0]): member for member in members}
-    if len(named) != len(members):
-        raise CheckpointError(f"{file}: two members of the archive have one name. Save it again with torch.save.")
-    if "constants.pkl" in named:
-        raise CheckpointError(f"{file}: is a TorchScript program, not a state dict. Save the model's state_dict().")
-
-    regions = _member_regions(file, stream, size, named)
+    regions = members_of(file, stream, size)
     byteorder = _member(file, stream, regions["byteorder"]) if "byteorder" in regions else b"little"
     if byteorder != b"little":
-        raise _foreign_byteorder(file, byteorder.decode("ascii", "replace"))
+        raise _foreign_byteorder(file, shown(byteorder.decode("ascii", "replace"), 20))
     value = Unpickler(io.BytesIO(_member(file, stream, regions["data.pkl"])), file).value()
     return value, {name[len("data/") :]: region for name, region in regions.items() if name.startswith("data/")}
 
 
-def _member_regions(
-    file: Path, stream: io.FileIO, size: int, members: Mapping[str, zipfile.ZipInfo]
-) -> dict[str, _Region]:
-    """The location of each member's bytes: after its local header, whose length is only given in that header."""
-    regions: dict[str, _Region] = {}
-    packed: list[str] = []
-    damaged: list[str] = []
-    for name, member in members.items():
-        stream.seek(max(member.header_offset, 0))
-        local = stream.read(_LOCAL_HEADER.size)
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
-            packed.append(name)
-        elif len(local) < _LOCAL_HEADER.size or not local.startswith(_ZIP_MAGIC):
-            damaged.append(name)
-        else:
-            _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(local)
-            start = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-            regions[name] = _Region(start, member.file_size)
-            if start + member.file_size > size or member.file_size != member.compress_size:
-                damaged.append(name)
-    refuse_if_any(
-        CheckpointError(f"{file}: {listed(names)} of the archive {why}.")
-        for names, why in (
-            (packed, "are compressed or encrypted, torch.save stores them plain. Save it again with torch.save"),
-            (damaged, "do not lie where its directory says. Download it again"),
-        )
-        if names
-    )
-    return regions
-
-
-def _member(file: Path, stream: io.FileIO, region: _Region) -> bytes:
-    if region.nbytes > PICKLE_LIMIT:
+def _member(file: Path, stream: BinaryIO, region: Region) -> bytes:
+    if region.nbytes > PICKLE_BYTES:
         raise CheckpointError(
-            f"{file}: its pickle is {region.nbytes} bytes long, more than the {PICKLE_LIMIT} that a state dict may "
+            f"{file}: its pickle is {region.nbytes} bytes long, more than the {PICKLE_BYTES} that a state dict may "
             "take. Save the state dict alone."
         )
     stream.seek(region.start)
     return stream.read(region.nbytes)
 
 
-def _read_legacy(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[str, _Region]]:
+def _read_legacy(file: Path, stream: BinaryIO, size: int) -> tuple[Any, dict[str, Region]]:
     """The saved object, as stand-ins, and the location of each storage's bytes."""
     # mapped, not read: the pickles are small, but how small only their ends tell
-    with mmap.mmap(stream.fileno(), min(size, PICKLE_LIMIT), access=mmap.ACCESS_READ) as mapped:
+    with mmap.mmap(stream.fileno(), min(size, PICKLE_BYTES), access=mmap.ACCESS_READ) as mapped:
         head = cast("IO[bytes]", mapped)
         magic, protocol = (Unpickler(head, file).value() for _ in range(2))
         if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
@@ -197,11 +138,11 @@ def _read_legacy(file: Path, stream: io.FileIO, size: int) -> tuple[Any, dict[st
         raise CheckpointError(f"{file}: {_NO_STORAGE}")
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys) and sorted(keys) == sorted(widths)):
         raise CheckpointError(f"{file}: its list of storages is not that of its tensors. Download it again.")
-    regions: dict[str, _Region] = {}
+    regions: dict[str, Region] = {}
     for key in keys:
         stream.seek(start)
         count = int.from_bytes(stream.read(_COUNT_BYTES), "little", signed=True)
-        regions[key] = _Region(start + _COUNT_BYTES, max(count, 0) * widths[key])
+        regions[key] = Region(start + _COUNT_BYTES, max(count, 0) * widths[key])
         start = sum(regions[key])
         if start > size:
             raise CheckpointError(
@@ -243,7 +184,7 @@ def _find_state_dict(file: Path, value: Any) -> tuple[list[tuple[Any, Any]], dic
     return top, {}
 
 
-def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, _Region]) -> TensorInfo:
+def _tensor_info(name: str, call: Call, file: Path, storages: Mapping[str, Region]) -> TensorInfo:
     """The location of one tensor's bytes; raises ValueError with the problem and the next step."""
     storage, offset, shape, dtype = _plain_tensor(call)
     region = storages.get(storage.key)
@@ -268,7 +209,9 @@ def _plain_tensor(call: Call) -> tuple[Storage, int, tuple[int, ...], str]:
         raise ValueError(f"{UNREADABLE[call.name]}, which cannot be merged. Save it as a plain tensor.")
     count = REBUILD.get(call.name, 0)
     match call.arguments[:count]:
-        case (Storage() as storage, int(offset), sizes, steps, *others) if len(others) == count - 4 and offset >= 0:
+        case (Storage() as storage, int(offset), sizes, steps, *others) if (
+            len(others) == count - 4 and 0 <= offset < 2**63
+        ):
             shape, strides = _sizes(sizes), _sizes(steps)
         case _:
             raise ValueError(f"is not described as torch describes a tensor. {_AGAIN}")
@@ -296,7 +239,7 @@ def _plain_tensor(call: Call) -> tuple[Storage, int, tuple[int, ...], str]:
 def _sizes(value: Any) -> tuple[int, ...]:
     """A shape or strides, as a tuple or a torch.Size."""
     match value:
-        case Call(name="torch.Size", arguments=([*sizes],)) | [*sizes]:
+        case Call(name="torch.Size", arguments=(list() | tuple() as sizes,)) | (list() | tuple() as sizes):
             if len(sizes) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size < 2**63 for size in sizes):
                 return tuple(sizes)
     raise ValueError(f"has a shape or strides that are not at most {_MOST_DIMENSIONS} sizes. {_AGAIN}")

@@ -12,9 +12,11 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, ClassVar, Final
 
+from polymerge.checkpoints.bounds import PICKLE_STEPS, PROBLEMS
 from polymerge.errors import CheckpointError
 
 __all__ = [
@@ -80,6 +82,9 @@ _TENSORS: Final = frozenset({*REBUILD, *UNREADABLE, *_PARAMETERS, _FROM_TYPE})
 """Every function whose result is a tensor; the last three wrap a tensor, or the call for one, in a parameter."""
 
 _MOST_LAYERS: Final = 8  # calls around a tensor that make a parameter of it; torch writes two at most
+_MOST_ARGUMENTS: Final = 16  # of a call; torch gives eight at most
+_MOST_IN_A_NAME: Final = 200  # characters
+_MOST_SHOWN: Final = 8  # names of a message
 _BUILTINS: Final = ("builtins", "__builtin__")  # the latter is what protocol 2, torch's own, writes
 _DICTS: Final = frozenset({"collections.OrderedDict", *(f"{module}.dict" for module in _BUILTINS)})
 
@@ -151,6 +156,24 @@ class Dict(_StandIn):
         self.items.append((key, value))
 
 
+class _Metered(dict[int, Callable[[Any], None]]):
+    """The instructions of a pickle, of which no more than a bound are carried out.
+
+    A byte can make a list, which takes 80, and another copy what was made of a million before it.
+    """
+
+    left = PICKLE_STEPS
+
+    def __getitem__(self, code: int, /) -> Callable[[Any], None]:
+        self.spend(1)
+        return super().__getitem__(code)
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f"it has more than {PICKLE_STEPS} steps")
+
+
 class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
     """Reads one pickle from a stream, as stand-ins, and leaves the stream positioned after it.
 
@@ -175,6 +198,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
         self.file = file
         self.storages: list[Storage] = []
         self.code: dict[str, None] = {}  # a set that keeps its order
+        self.metered = self.dispatch = _Metered(type(self).dispatch)  # type: ignore[misc]
 
     def value(self) -> Any:
         """The value; raises CheckpointError, naming the file, if the pickle is damaged or contains unknown names."""
@@ -188,10 +212,11 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
         except Exception as error:  # a damaged pickle can fail in every way
             damage = error
         if self.code:
+            more = f" and {len(self.code) - _MOST_SHOWN} more" if len(self.code) > _MOST_SHOWN else ""
+            names = ", ".join(islice(self.code, _MOST_SHOWN))
             raise CheckpointError(
-                f"{self.file}: holds code: {', '.join(self.code)}. Loading it with pickle would run that, so it is "
-                "refused. Ask for safetensors files; or, if you trust it, load it with torch and save its plain state "
-                "dict anew."
+                f"{self.file}: holds code: {names}{more}. Loading it with pickle would run that, so it is refused. Ask "
+                "for safetensors files; or, if you trust it, load it with torch and save its plain state dict anew."
             )
         if damage is not None:
             raise CheckpointError(
@@ -202,6 +227,8 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
 
     def find_class(self, module: str, name: str) -> Global:
         """The stand-in for a name; nothing is imported, and unknown names are collected to be refused all at once."""
+        if len(module) + len(name) > _MOST_IN_A_NAME or len(self.code) > PROBLEMS:
+            raise ValueError("it imports what has no name, or more than any program does")
         known = f"{module}.{name}"
         if known not in _KNOWN and not _DTYPE.fullmatch(known):
             self.code[known] = None
@@ -212,7 +239,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
         storage = Storage("", "", 0)
         match persistent_id:
             case ("storage", Global(name=kind), str(key), str(), int(count), *view) if view in ([], [None]):
-                if kind in _STORAGES and count >= 0:
+                if kind in _STORAGES and 0 <= count < 2**63:
                     storage = Storage(key, _STORAGES[kind], count)
         self.storages.append(storage)
         return storage
@@ -222,6 +249,15 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ign
         flat = self.pop_mark()
         self.append(Dict(list(zip(flat[::2], flat[1::2], strict=True))))
 
+    def load_reduce(self) -> None:
+        """REDUCE: a call with the arguments on the stack, which are copied."""
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(arguments, tuple) or len(arguments) > _MOST_ARGUMENTS:
+            raise ValueError("a call has other arguments than torch gives")
+        self.metered.spend(sum(len(one) for one in arguments if isinstance(one, list | tuple)))
+        self.append(function(*arguments))
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(Dict())
     dispatch[pickle.DICT[0]] = load_dict
     dispatch[pickle.EMPTY_SET[0]] = dispatch[pickle.EMPTY_LIST[0]]

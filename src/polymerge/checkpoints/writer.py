@@ -1,4 +1,4 @@
-"""Write a checkpoint: a folder that appears under its name only once complete, its weights, and the files beside them.
+"""Write a checkpoint: its weights, and the files beside them.
 
 Safetensors shards are laid out before any values are known, so that blocks can be written in any order; torch files and
 their index are converted from them for loaders that need them.
@@ -6,20 +6,18 @@ their index are converted from them for loaders that need them.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.discovery import COMPANIONS, of_training
 from polymerge.dtypes import byte_count
-from polymerge.errors import CheckpointError, OutputError, RecipeError, refuse_if_any
+from polymerge.durable import reason_of
+from polymerge.errors import OutputError, RecipeError, human_size
 
 __all__ = [
     "Place",
@@ -27,10 +25,7 @@ __all__ = [
     "Write",
     "as_torch_file",
     "as_torch_files",
-    "check_target",
-    "copy_companions",
     "lay_out",
-    "output_folder",
     "parse_size",
 ]
 
@@ -39,10 +34,6 @@ Write = Callable[[str, memoryview, int], None]
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _METADATA: Final = {"format": "pt"}  # what transformers asks a file for before it loads it
-
-_WEIGHTS: Final = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-_OURS: Final = ("README.md", "polymerge.json")
-_CODE_AND_TEXT: Final = (".py", ".json", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -79,18 +70,23 @@ class Shards:
         try:
             try:
                 for name, header, size in zip(self.names, self.headers, self.sizes, strict=True):
-                    descriptors.append(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+                    descriptors.append(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
                     if hasattr(os, "posix_fallocate"):
                         os.posix_fallocate(descriptors[-1], 0, size)
                     else:  # macOS
                         os.ftruncate(descriptors[-1], size)
                     os.pwrite(descriptors[-1], header, 0)
             except OSError as error:
-                raise OutputError(f"{folder}: cannot make room for {sum(self.sizes)} bytes: {error.strerror}") from None
+                room = human_size(sum(self.sizes))
+                raise OutputError(f"{folder}: cannot make room for {room}: {reason_of(error)}") from error
             yield write
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def room(self, as_torch: bool) -> int:
+        """Bytes that the files need on the disk; as torch files, one lies there twice while it is converted."""
+        return sum(self.sizes) + (max(self.sizes, default=0) if as_torch else 0)
 
     def write_index(self, folder: Path) -> None:
         """Write the index that maps tensors to shards, if there are several."""
@@ -141,7 +137,7 @@ def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], shard_size: int
 
 def parse_size(text: str) -> int:
     """Parse a size such as `5GB` or `500MiB` into bytes; raises RecipeError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
     unit = (found[2].upper() or "B") if found else ""
     unit = unit if unit.endswith("B") else f"{unit}B"
     if found is None or unit not in _UNITS or float(found[1]) <= 0:
@@ -155,11 +151,10 @@ def _alignment(dtype: str) -> int:
 
 
 def as_torch_file(file: Path, target: Path) -> None:
-    """Replace one safetensors file by a torch file with the same tensors."""
-    import torch
+    """Replace one safetensors file by a torch file with the same tensors; raises OSError if the disk is full."""
     from safetensors.torch import load_file
 
-    torch.save(load_file(file), target)
+    _save(load_file(file), target)
     file.unlink()
 
 
@@ -169,8 +164,9 @@ def as_torch_files(folder: Path, tied: Mapping[str, str]) -> None:
     tied   additional names that share the storage of another tensor, each with that tensor's name
 
     The tensors of a shard are views of the mapped file while torch writes them, so memory does not grow with them.
+
+    raises OSError if the disk is full.
     """
-    import torch
     from safetensors import safe_open
 
     shards = sorted(folder.glob("model*.safetensors"))
@@ -182,7 +178,7 @@ def as_torch_files(folder: Path, tied: Mapping[str, str]) -> None:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             size += sum(tensor.nbytes for tensor in tensors.values())
             tensors |= {alias: tensors[same] for alias, same in tied.items() if same in tensors}
-            torch.save(tensors, folder / name)
+            _save(tensors, folder / name)
         weight_map |= dict.fromkeys(tensors, name)
         del tensors
         shard.unlink()
@@ -191,113 +187,18 @@ def as_torch_files(folder: Path, tied: Mapping[str, str]) -> None:
         _write_index(folder / "pytorch_model.bin.index.json", weight_map, size)
 
 
+def _save(tensors: Mapping[str, object], target: Path) -> None:
+    import torch
+
+    try:
+        with target.open("xb") as file:
+            torch.save(tensors, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # which torch hides behind the position that it expected to be at
+            raise error.__context__ from None
+        raise
+
+
 def _write_index(index: Path, weight_map: Mapping[str, str], data_size: int) -> None:
     content = {"metadata": {"total_size": data_size}, "weight_map": dict(sorted(weight_map.items()))}
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_target(out: Path, inputs: Iterable[Path], force: bool) -> None:
-    """Raise OutputError unless `out` can be created without harming existing files or any input."""
-    target = out.resolve()
-    for path in inputs:
-        source = path.resolve()
-        if target == source or target in source.parents:
-            raise OutputError(f"{out}: is or holds the input {path}, which would be replaced. Choose another folder")
-        if source.is_dir() and source in target.parents:
-            raise OutputError(f"{out}: lies inside of the input {path}. Choose another folder")
-    if target in (Path.cwd(), *Path.cwd().parents, Path.home()):
-        raise OutputError(f"{out}: is or contains the current folder. Choose another folder")
-    if (out.exists() or out.is_symlink()) and not force:
-        raise OutputError(f"{out}: exists already. Choose another folder, or say `force=True` to replace it")
-    if not target.parent.is_dir():
-        raise OutputError(f"{out}: its parent folder {target.parent} does not exist. Make it first")
-
-
-@contextmanager
-def output_folder(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` to write to; it is renamed to `out` if the block succeeds and removed otherwise.
-
-    What an earlier run left behind when it was killed is removed first. A run that is still writing the same output
-    holds a lock, and then OutputError is raised; so it is where the system refuses something, such as a full disk.
-    """
-    out = out.resolve()
-    partial, old = (out.with_name(f".{out.name}.polymerge-{kind}") for kind in ("partial", "old"))
-    try:
-        with _locked(out):
-            if old.exists() and not out.exists():
-                old.rename(out)  # killed between the two renames below: put back what was there
-            for leftover in (partial, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            partial.mkdir()
-            try:
-                yield partial
-                if out.exists() or out.is_symlink():
-                    out.rename(old)
-                partial.rename(out)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                if old.exists() and not out.exists():
-                    old.rename(out)
-                raise
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: could not be completed, nothing was left behind: {error}") from error
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of an output, a file beside it; it is released with the process."""
-    path = out.with_name(f".{out.name}.polymerge-lock")
-    descriptor = _lock(path, out)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _lock(path: Path, out: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise OutputError(f"{out}: another run of polymerge is writing it") from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # a run that has just ended took the file away: what is locked is no longer the name
-
-
-def copy_companions(template: Path, folder: Path, *, deep: bool = True) -> list[str]:
-    """Copy the files that accompany a checkpoint's weights: config, tokenizer, processor, chat template, remote code.
-
-    Real files, also where the template has links to a cache. Weights, model cards and what starts with a dot stay
-    behind, and what training left. The names of the files that were copied, relative to the folder.
-
-    deep  whether to look into folders
-
-    raises CheckpointError where one of them is a link to nothing: an output without it would be another model.
-    """
-    copied: list[str] = []
-    gone: list[CheckpointError] = []
-    for path in sorted(template.rglob("*") if deep else template.glob("*")):
-        name = path.relative_to(template)
-        if any(part.startswith(".") for part in name.parts) or path.is_dir() or of_training(name.as_posix()):
-            continue
-        if (path.name.endswith(_WEIGHTS) and path.name not in COMPANIONS) or str(name) in _OURS:
-            continue
-        if len(name.parts) > 1 and path.suffix not in _CODE_AND_TEXT:
-            continue
-        if not path.exists():
-            gone.append(CheckpointError(f"{path}: is a broken link. Restore its target, or remove the link"))
-        elif path.is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-            copied.append(str(name))
-    refuse_if_any(gone)
-    return copied

@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
+from polymerge.checkpoints.paths import exists
 from polymerge.cli.flags import FlagCommand
+from polymerge.cli.option_types import FINITE, JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import (
     AS_JSON,
@@ -19,6 +21,7 @@ from polymerge.cli.shared_options import (
     SAMPLE_SEED,
     SAMPLES,
     SCORER,
+    THREADS,
     generation_of,
     generation_options,
     given,
@@ -26,7 +29,9 @@ from polymerge.cli.shared_options import (
     recipe_options,
     run_folder,
 )
-from polymerge.errors import OutputError, RecipeError, Refused, collecting, refuse
+from polymerge.cli.streams import show
+from polymerge.durable import write_file
+from polymerge.errors import RecipeError, Refused, collecting, refuse
 
 __all__ = ["ablate", "knockout", "overlap"]
 
@@ -46,12 +51,12 @@ def _layers(_context: click.Context, _option: click.Parameter, text: str | None)
 
 
 _TASKS = given(
-    click.option(
+    option(
         "--prompts", metavar="[NAME=]FILE", multiple=True,
         help="Ask the prompts of this task, which have answers; repeatable. NAME is the file's name by default.",
     ),
     SCORER,
-    click.option(
+    option(
         "--tasks", metavar="FILE:SCORER,...", help="Ask these tasks, as in `polymerge evaluate`; one scorer for all."
     ),
     run_folder(required=True),
@@ -62,28 +67,29 @@ _ASKING = given(SAMPLES, SAMPLE_SEED, generation_options(ray=False), FORCE_RUN, 
 
 @click.command(cls=FlagCommand)
 @recipe_options()
-@click.option(
+@option(
     "--density",
-    type=float,
+    type=FINITE,
     default=0.2,
     show_default=True,
     help="Compare the largest entries of each delta, up to this share.",
 )
-@click.option("--rank", type=int, default=8, show_default=True, help="Compare this many singular directions.")
-@click.option("--no-svd", is_flag=True, help="Skip singular values, which take most of the time.")
-@click.option(
+@option("--rank", type=int, default=8, show_default=True, help="Compare this many singular directions.")
+@option("--no-svd", is_flag=True, help="Skip singular values, which take most of the time.")
+@option(
     "--sort", type=click.Choice(["layer", "conflict"]), default="layer", show_default=True,
     help="Sort lines by layer, or by conflict, largest first.",
 )  # fmt: skip
-@click.option(
+@option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=THREADS,
     help="Use this many threads; default: one per processor, up to 8.",
 )
-@click.option(
+@option(
     "--json",
     "json_file",
     metavar="FILE",
+    type=JSON_FILE,
     help="Write every number to FILE as JSON; - writes it to standard output only.",
 )
 def overlap(
@@ -94,46 +100,38 @@ def overlap(
     RECIPE is a YAML file; the options can be used instead. Nothing is merged, and no weight of the recipe
     plays a part. Where a method reads no base, what is compared are differences from the template.
     """
-    from polymerge.planning import make_plan
-
-    plan = make_plan(recipe_of(options))
     from polymerge.analysis.figures import describe_overlap
     from polymerge.analysis.overlap import overlap as run
 
     with progress_bar("comparing", unit="") as progress:
-        found = run(plan, density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)
+        found = run(recipe_of(options), density=density, rank=rank, svd=not no_svd, threads=threads, progress=progress)
     if json_file is not None:
         text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
         if json_file == "-":
-            click.echo(text, nl=False)
+            show(text, end="")
             return
-        try:
-            Path(json_file).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json {json_file}: cannot be written: {error.strerror}") from None
-    click.echo(describe_overlap(found, by_conflict=sort == "conflict"))
+        write_file(Path(json_file), text)
+    show(describe_overlap(found, by_conflict=sort == "conflict"))
 
 
 @click.command(cls=FlagCommand)
-@click.argument("model", type=click.Path())
+@argument("model", type=PATH)
 @_TASKS
-@click.option(
-    "--against", metavar="TEMPLATE", type=click.Path(), help="Compare with this model, the one before the merge."
+@option(
+    "--against", metavar="TEMPLATE", type=PATH, help="Compare with this model, the one before the merge."
 )  # fmt: skip
-@click.option(
+@option(
     "--replace", default="uniform", show_default=True, metavar="HOW",
     help="Replace weights by uniform, zero, noise or from:CHECKPOINT.",
 )  # fmt: skip
-@click.option(
-    "--noise-size", type=float, help="Scale noise to this multiple of each tensor's standard deviation; default 1."
+@option(
+    "--noise-size", type=FINITE, help="Scale noise to this multiple of each tensor's standard deviation; default 1."
 )  # fmt: skip
-@click.option("--seed", type=int, default=42, show_default=True, help="Seed of noise and of the bootstrap.")
-@click.option(
-    "--modules", default="attention,mlp", show_default=True, help="Knock out attention, mlp or both, in turn."
-)
-@click.option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers (such as 0-31), not all.")
-@click.option("--stride", type=int, help="Start groups this many layers apart; default: the group size.")
-@click.option("--group", type=int, default=1, show_default=True, help="Knock out this many layers at a time.")
+@option("--seed", type=int, default=42, show_default=True, help="Seed of noise and of the bootstrap.")
+@option("--modules", default="attention,mlp", show_default=True, help="Knock out attention, mlp or both, in turn.")
+@option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers (such as 0-31), not all.")
+@option("--stride", type=int, help="Start groups this many layers apart; default: the group size.")
+@option("--group", type=int, default=1, show_default=True, help="Knock out this many layers at a time.")
 @_ASKING
 def knockout(
     model: str,
@@ -164,20 +162,20 @@ def knockout(
             generation=generation, progress=progress, **options,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(done.to_json(), indent=1))
+        show(json.dumps(done.to_json(), indent=1))
         return
-    click.echo(describe_knockout(done))
-    click.echo(f"{done.folder}: every answer, knockout.json, the map and the curves")
+    show(describe_knockout(done))
+    show(f"{done.folder}: every answer, knockout.json, the map and the curves")
 
 
 @click.command(cls=FlagCommand)
 @recipe_options(without=("dtype", "seed"))
 @_TASKS
-@click.option("--ranges", metavar="LIST", help="Merge early, middle, late (thirds) or full; default: all four.")
-@click.option("--window", type=int, help="Merge this many layers at a time, in a window that slides over all.")
-@click.option("--stride", type=int, help="Slide the window by this many layers; default 1.")
-@click.option("--layers", metavar="LIST", callback=_layers, help="Merge these ranges, too, such as 0-3,4-7.")
-@click.option(
+@option("--ranges", metavar="LIST", help="Merge early, middle, late (thirds) or full; default: all four.")
+@option("--window", type=int, help="Merge this many layers at a time, in a window that slides over all.")
+@option("--stride", type=int, help="Slide the window by this many layers; default 1.")
+@option("--layers", metavar="LIST", callback=_layers, help="Merge these ranges, too, such as 0-3,4-7.")
+@option(
     "--seed", type=int, default=42, show_default=True, help="Seed of the bootstrap; that of a merge is the recipe's."
 )
 @_ASKING
@@ -207,10 +205,10 @@ def ablate(
             stride=stride, layers=layers or (), generation=generation, progress=progress, **own,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(done.to_json(), indent=1))
+        show(json.dumps(done.to_json(), indent=1))
         return
-    click.echo(describe_layerwise(done))
-    click.echo(f"{done.folder}: every answer, ablation.json and the plot")
+    show(describe_layerwise(done))
+    show(f"{done.folder}: every answer, ablation.json and the plot")
 
 
 def _words(text: str) -> list[str]:
@@ -256,6 +254,6 @@ def _named(text: str) -> tuple[str, str]:
     has.
     """
     name, equals, file = text.partition("=")
-    if equals and not Path(text).expanduser().exists():
+    if equals and not exists(text):
         return name, file
     return Path(text.partition("@")[0]).stem, text

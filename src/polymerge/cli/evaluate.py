@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand
+from polymerge.cli.option_types import PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, FORCE_RUN, SCORER, generation_of, generation_options, run_folder
+from polymerge.cli.streams import say, show
 from polymerge.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -29,26 +31,24 @@ _WRITTEN = {"model_dtype": "dtype"}
 
 
 @click.command(cls=FlagCommand)
-@click.argument("model")
-@click.argument("more", metavar="[-- OPTIONS OF THE TOOL]", nargs=-1, type=click.UNPROCESSED)
-@click.option(
+@argument("model")
+@argument("more", metavar="[-- OPTIONS OF THE TOOL]", nargs=-1, type=click.UNPROCESSED)
+@option(
     "--tasks",
     metavar="TASK,...",
     required=True,
     help="Evaluate on these: mm-mergebench, tasks of it, FILE:SCORER; or the tool's own.",
 )
 @run_folder()
-@click.option(
-    "--data", metavar="DIR", type=click.Path(), help="Find the benchmark's files here, in either published layout."
-)
-@click.option("--image-folder", metavar="DIR", type=click.Path(), help="Resolve relative image paths against DIR.")
-@click.option("--name", help="Name the model in tables; default: the name of its folder.")
+@option("--data", metavar="DIR", type=PATH, help="Find the benchmark's files here, in either published layout.")
+@option("--image-folder", metavar="DIR", type=PATH, help="Resolve relative image paths against DIR.")
+@option("--name", help="Name the model in tables; default: the name of its folder.")
 @generation_options(max_new_tokens=None)
 @FORCE_RUN
-@click.option("--with", "tool", type=click.Choice(_TOOLS), help="Evaluate with this tool (in batches of 1 by default).")
-@click.option("--environment", metavar="PATH", type=click.Path(), help="Run the tool in this virtual environment.")
-@click.option("--kit", metavar="PATH", type=click.Path(), help="Run VLMEvalKit from this clone.")
-@click.option("--print-command", is_flag=True, help="Print the tool's command and run nothing.")
+@option("--with", "tool", type=click.Choice(_TOOLS), help="Evaluate with this tool (in batches of 1 by default).")
+@option("--environment", metavar="PATH", type=PATH, help="Run the tool in this virtual environment.")
+@option("--kit", metavar="PATH", type=PATH, help="Run VLMEvalKit from this clone.")
+@option("--print-command", is_flag=True, help="Print the tool's command and run nothing.")
 @AS_JSON
 @click.pass_context
 def evaluate(
@@ -99,33 +99,33 @@ def _by_tool(
 
     names = ("name", "environment", "kit", "device", "batch_size", "trust_remote_code", "force")
     job = plan_tool(
-        options["tool"], model, tasks, Path(out), more=more, **{name: options[name] for name in names}
+        options["tool"], model, tasks, given_path(out), more=more, **{name: options[name] for name in names}
     )  # fmt: skip
     if options["print_command"]:
         job.asked.fetch()  # what is printed can be run
-        click.echo(job.printed())
+        show(job.printed())
         return
-    _report(run_tool(job, show=lambda text: click.echo(text, err=True, nl=False)), out, as_json)
+    _report(run_tool(job, show=lambda text: say(text, end="")), out, as_json)
 
 
 def _report(results: Results, out: str, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(results.to_json(), indent=1, ensure_ascii=False))
+        show(json.dumps(results.to_json(), indent=1, ensure_ascii=False))
         return
     from polymerge.evaluation.comparison_text import describe_results
 
-    click.echo(describe_results(results))
-    click.echo(f"{out}: results.json and every answer")
+    show(describe_results(results))
+    show(f"{out}: results.json and every answer")
 
 
 @click.command(cls=FlagCommand)
-@click.argument("results", nargs=-1, required=True, type=click.Path())
-@click.option("--parents", metavar="A,B,...", help="Show gains over the mean of these models, given by name.")
-@click.option("--template", metavar="A", help="Show gains over this model, too, given by name.")
-@click.option("--as-published", is_flag=True, help="Show the published scripts' numbers, which have no intervals.")
-@click.option("--resamples", type=int, default=10_000, show_default=True, help="Draw this many bootstrap resamples.")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of the bootstrap.")
-@click.option("-o", "--out", metavar="DIR", type=click.Path(), help="Write Markdown, CSV and a plot to this folder.")
+@argument("results", nargs=-1, required=True, type=PATH)
+@option("--parents", metavar="A,B,...", help="Show gains over the mean of these models, given by name.")
+@option("--template", metavar="A", help="Show gains over this model, too, given by name.")
+@option("--as-published", is_flag=True, help="Show the published scripts' numbers, which have no intervals.")
+@option("--resamples", type=int, default=10_000, show_default=True, help="Draw this many bootstrap resamples.")
+@option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of the bootstrap.")
+@option("-o", "--out", metavar="DIR", type=PATH, help="Write Markdown, CSV and a plot to this folder.")
 def compare(
     results: tuple[str, ...],
     parents: str | None,
@@ -147,28 +147,30 @@ def compare(
     compared = compare_files(
         results, parents=named, template=template, published=as_published, resamples=resamples, seed=seed
     )
-    click.echo(plain_text(compared))
+    show(plain_text(compared))
     if out is not None:
-        files = write_comparison(compared, Path(out))
-        click.echo(f"\n{out}: {', '.join(file.name for file in files)}")
+        files = write_comparison(compared, given_path(out))
+        show(f"\n{out}: {', '.join(file.name for file in files)}")
 
 
 @click.command(cls=FlagCommand)
-@click.option("--task", metavar="TASK", help="Score as for this task of MM-MergeBench, such as ScienceQA or REC.")
+@option("--task", metavar="TASK", help="Score as for this task of MM-MergeBench, such as ScienceQA or REC.")
 @SCORER
-@click.option(
+@option(
     "--predictions",
     metavar="FILE",
+    type=PATH,
     required=True,
     help="Score these: one JSON object per line, with question_id and text.",
 )
-@click.option(
+@option(
     "--annotations",
     metavar="FOLDER",
+    type=PATH,
     required=True,
     help="Compare with the task's annotation folder; with --scorer, with a question file that holds the answers.",
 )
-@click.option("--as-published", is_flag=True, help="Report the published script's output; fail where it stops.")
+@option("--as-published", is_flag=True, help="Report the published script's output; fail where it stops.")
 @AS_JSON
 def score(
     task: str | None, scorer: str | None, predictions: str, annotations: str, as_published: bool, as_json: bool
@@ -189,7 +191,7 @@ def score(
     if as_published and found.as_published is None:
         raise RecipeError(f"there is no number as published. {found.reason}")
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        show(json.dumps(asdict(found), indent=1, ensure_ascii=False))
         return
     _show_score(found, as_published)
 
@@ -201,14 +203,14 @@ def _show_score(found: TaskScore, published_first: bool) -> None:
         scores, further = dict(reversed(scores.items())), dict(reversed(further.items()))
     first, second = scores.items()
     whole = found.right is not None and float(found.right).is_integer()
-    click.echo(f"{found.task}: {found.total} questions" + (f", {found.right:.0f} right" if whole else ""))
+    show(f"{found.task}: {found.total} questions" + (f", {found.right:.0f} right" if whole else ""))
     differ = _percent(first[1]) != _percent(second[1])
     for name, value in (first, second) if differ else (first,):
-        click.echo(f"  {name}: {_percent(value)}{_listed(further[name])}")
+        show(f"  {name}: {_percent(value)}{_listed(further[name])}")
     if found.reason:
-        click.echo(f"  {found.reason}")
+        show(f"  {found.reason}")
     for note in found.notes:
-        click.echo(f"  note: {note}")
+        show(f"  note: {note}")
 
 
 def _percent(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from polymerge.cli.option_types import gathered
 from polymerge.errors import PolymergeError, Refused
 
 __all__ = ["FlagCommand", "findings_with_flags"]
@@ -20,6 +21,12 @@ class FlagCommand(click.Command):
     becomes `--force`. Those of a recipe's options are left alone: a message that begins with one of them speaks of the
     recipe. Between backticks `base` is a parameter, for a recipe calls it base_model.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line; all values that are wrong are told at once."""
+        rest = super().parse_args(ctx, args)
+        gathered(ctx)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; its errors are raised with flags in place of parameters."""
@@ -42,8 +49,11 @@ class FlagCommand(click.Command):
 
 
 _OF_RECIPES = frozenset(
-    ("template", "others", "with", "base", "method", "weight", "parameters", "parameter", "parts", "exclude", "ignore")
-)
+    (
+        "template", "others", "with", "base", "method", "weight", "parameters", "parameter", "parts", "exclude",
+        "ignore", "overflow",
+    )
+)  # fmt: skip
 
 
 def _with_flags(error: PolymergeError, flags: Mapping[str, str]) -> PolymergeError:

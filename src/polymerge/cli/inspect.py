@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from polymerge.cli.flags import FlagCommand
+from polymerge.cli.option_types import argument, option
 from polymerge.cli.shared_options import AS_JSON, IGNORE
+from polymerge.cli.streams import show
+from polymerge.errors import collecting, human_size
 
 if TYPE_CHECKING:
     from polymerge.methods.table import Parameter
@@ -18,16 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["families", "inspect", "methods"]
 
 
-@click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option(
+@click.command(cls=FlagCommand)
+@argument("models", metavar="MODEL...", nargs=-1, required=True)
+@option(
     "--against",
     metavar="ADAPTER...",
     multiple=True,
     help="Show how much of these source adapters the first, merged one preserves.",
 )
 @IGNORE
-@click.option(
+@option(
     "--largest", type=click.IntRange(min=1), help="With --against: treat this many singular directions as the largest."
 )
 @AS_JSON
@@ -47,13 +51,13 @@ def inspect(
     found = run(*models, ignore=ignore)
     if as_json:
         if found.adapters:
-            click.echo(json.dumps({"adapters": list(map(asdict, found.adapters))}, indent=1))
+            show(json.dumps({"adapters": list(map(asdict, found.adapters))}, indent=1))
         if found.models:
             report = {"models": list(map(asdict, found.models)), "pairs": list(map(asdict, found.pairs))}
-            click.echo(json.dumps(report, indent=1))
+            show(json.dumps(report, indent=1))
         return
     for line in (*_adapter_lines(found.adapters), *_model_lines(found.models), *_pair_lines(found.pairs)):
-        click.echo(line)
+        show(line)
 
 
 def _adapter_lines(adapters: Sequence[AdapterPortrait]) -> Iterator[str]:
@@ -65,8 +69,6 @@ def _adapter_lines(adapters: Sequence[AdapterPortrait]) -> Iterator[str]:
 
 
 def _model_lines(models: Sequence[Portrait]) -> Iterator[str]:
-    from polymerge.planning.text_words import human_size
-
     for one in models:
         yield f"{one.label}: family {one.family}, {one.tensors} tensors, {human_size(one.size)}"
         yield (
@@ -93,35 +95,35 @@ def _show_robustness(merged: str, against: Sequence[str], largest: int | None, a
         raise click.UsageError("--largest goes with --against ADAPTER")
     found = robustness(merged, against, largest)
     if as_json:
-        click.echo(json.dumps({"merged": merged, "against": [asdict(one) for one in found]}, indent=1))
+        show(json.dumps({"merged": merged, "against": [asdict(one) for one in found]}, indent=1))
         return
-    click.echo(f"{merged}: of each adapter's singular directions, |cosine| and merged / own singular value")
+    show(f"{merged}: of each adapter's singular directions, |cosine| and merged / own singular value")
     for one in found:
         words = [
             f"{name} {group.cosine:.3f}, {group.ratio:.3f} ({group.count})" if group else f"{name} none"
             for name, group in (("largest", one.largest), ("rest", one.rest))
         ]
-        click.echo(f"  {one.adapter}: {'; '.join(words)} over {len(one.modules)} modules")
+        show(f"  {one.adapter}: {'; '.join(words)} over {len(one.modules)} modules")
         if one.absent:
-            click.echo(f"    {len(one.absent)} of its modules are not in the merge, such as {one.absent[0]}")
+            show(f"    {len(one.absent)} of its modules are not in the merge, such as {one.absent[0]}")
 
 
-@click.command()
+@click.command(cls=FlagCommand)
 @AS_JSON
 def methods(as_json: bool) -> None:
     """List the merge methods, their parameters with defaults, and their sources."""
     from polymerge.methods.table import ADAPTERS, METHODS
 
     if as_json:
-        click.echo(json.dumps({name: asdict(row) for name, row in METHODS.items()}, indent=1, default=str))
+        show(json.dumps({name: asdict(row) for name, row in METHODS.items()}, indent=1, default=str))
         return
     for row in METHODS.values():
-        click.echo(f"{row.name}: {row.title}\n  from: {row.source}\n  works on: {row.on}")
+        show(f"{row.name}: {row.title}\n  from: {row.source}\n  works on: {row.on}")
         for parameter in row.parameters:
-            click.echo(f"  {_words(parameter)}")
-    click.echo("any of them, where the models are adapters (space: only those that work on weights or deltas):")
+            show(f"  {_words(parameter)}")
+    show("any of them, where the models are adapters (space: only those that work on weights or deltas):")
     for parameter in ADAPTERS:
-        click.echo(f"  {_words(parameter)}")
+        show(f"  {_words(parameter)}")
 
 
 def _words(parameter: Parameter) -> str:
@@ -135,16 +137,49 @@ def _words(parameter: Parameter) -> str:
     return f"{parameter.name}: {span}, {default}{', per model' if parameter.each else ''}"
 
 
-@click.command()
+@click.command(cls=FlagCommand)
+@argument("models", metavar="[MODEL...]", nargs=-1)
+@IGNORE
 @AS_JSON
-def families(as_json: bool) -> None:
-    """List the model families, the rules for their tensor names, and an example of each."""
+def families(models: tuple[str, ...], ignore: tuple[str, ...], as_json: bool) -> None:
+    """List the model families, the rules for their tensor names, and an example of each.
+
+    With MODELs, say which way each of them is read: by a family's table, by rules derived from the class that
+    transformers has for it, which are printed as a table that can be added, or by the names alone (generic).
+    """
     from polymerge.families import FAMILIES
 
+    if models:
+        for line in _reading_lines(models, ignore, as_json):
+            show(line)
+        return
     if as_json:
-        click.echo(json.dumps({name: asdict(family) for name, family in FAMILIES.items()}, indent=1))
+        show(json.dumps({name: asdict(family) for name, family in FAMILIES.items()}, indent=1))
         return
     for family in FAMILIES.values():
-        click.echo(f"{family.name}: {family.title}{f', such as {family.source}' if family.source else ''}")
+        show(f"{family.name}: {family.title}{f', such as {family.source}' if family.source else ''}")
         for rule in family.rules:
-            click.echo(f"  {rule.pattern} -> {rule.canonical}")
+            show(f"  {rule.pattern} -> {rule.canonical}")
+    show("any other model that transformers can build is read as its class loads it: polymerge families MODEL")
+
+
+def _reading_lines(models: Sequence[str], ignore: Sequence[str], as_json: bool) -> Iterator[str]:
+    """Say how each model's names are read; as JSON, with its family."""
+    from polymerge.families.derived import as_table
+    from polymerge.planning.inputs import open_each
+
+    with collecting(needed=True):
+        opened = open_each(models, ignore)
+    if as_json:
+        found = {one.label: {"derived from": one.by or None, "family": asdict(one.family)} for one in opened}
+        yield json.dumps(found, indent=1)
+        return
+    for one in opened:
+        if one.generic:
+            yield f"{one.label}: generic: no table covers it, tensors are joined by identical names{one.why_generic}"
+        elif one.by:
+            yield f"{one.label}: derived from {one.by}, which is this table:"
+            yield as_table(one.family)
+        else:
+            yield f"{one.label}: table of family {one.family.name} ({one.family.title})"
+            yield from (f"  {rule.pattern} -> {rule.canonical}" for rule in one.family.rules)

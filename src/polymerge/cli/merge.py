@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand, findings_with_flags
+from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
+from polymerge.cli.streams import say, show
+from polymerge.durable import write_file
+from polymerge.errors import RecipeError, collecting, human_size, refuse
 
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
@@ -30,13 +35,14 @@ _COLOURS = {
 
 @click.command(cls=FlagCommand)
 @recipe_options()
-@click.option(
+@option(
     "--json",
     "json_file",
     metavar="FILE",
+    type=JSON_FILE,
     help="Write the full plan to FILE as JSON; - writes it to standard output only.",
 )
-@click.option("--full", is_flag=True, help="Print one line per tensor instead of one per kind.")
+@option("--full", is_flag=True, help="Print one line per tensor instead of one per kind.")
 def plan(json_file: str | None, full: bool, **options: Any) -> None:
     """Print the fate of every tensor, from headers alone, or every problem of the recipe.
 
@@ -45,20 +51,21 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
     from polymerge.planning import make_plan
     from polymerge.planning.text import describe
 
-    made = make_plan(recipe_of(options))
+    with collecting(needed=True):
+        made = make_plan(recipe_of(options))
     if json_file is not None:
         text = json.dumps(_as_json(made), indent=1) + "\n"
         if json_file == "-":
-            click.echo(text, nl=False)
+            show(text, end="")
             return
-        Path(json_file).write_text(text, encoding="utf-8")
-    click.echo(describe(made, full=full, paint=_paint_for(sys.stdout)))
+        write_file(given_path(json_file), text)
+    show(describe(made, full=full, paint=_paint_for(sys.stdout)))
 
 
 @click.command(cls=FlagCommand)
 @recipe_options()
 @output_options
-@click.option(
+@option(
     "--layout",
     type=click.Choice(["peft", "llava"]),
     help="Write a merged adapter in this layout; default: the template's.",
@@ -68,12 +75,12 @@ def merge(out: str | None, dry_run: bool, check: bool, as_json: bool, **options:
 
     RECIPE is a YAML file, or a plan written by `plan --json`; the options can be used instead.
     """
-    _carry_out("merging", recipe_of(options), out, dry_run, check, as_json, options)
+    _carry_out("merging", lambda: recipe_of(options), out, dry_run, check, as_json, options)
 
 
 @click.command(cls=FlagCommand)
-@click.argument("adapter", metavar="ADAPTER")
-@click.option("--base", metavar="MODEL", help="Fold into this model; default: the one that the adapter's config names.")
+@argument("adapter", metavar="ADAPTER")
+@option("--base", metavar="MODEL", help="Fold into this model; default: the one that the adapter's config names.")
 @IGNORE
 @output_options
 def fold(
@@ -93,14 +100,12 @@ def fold(
     """
     from polymerge.planning.folding import fold_recipe
 
-    _carry_out("folding", fold_recipe(adapter, base, ignore), out, dry_run, check, as_json, options)
+    _carry_out("folding", lambda: fold_recipe(adapter, base, ignore), out, dry_run, check, as_json, options)
 
 
 @click.command(cls=FlagCommand)
-@click.argument("folder", type=click.Path())
-@click.option(
-    "--base", metavar="MODEL", help="Check an adapter against this base, whose config is read but not its weights."
-)
+@argument("folder", type=PATH)
+@option("--base", metavar="MODEL", help="Check an adapter against this base, whose config is read but not its weights.")
 @TRUST
 @AS_JSON
 def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
@@ -110,16 +115,16 @@ def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool
     result = run(folder, base=base, trust_remote_code=trust_remote_code)
     if as_json:
         report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
-        click.echo(json.dumps(report, indent=1))
+        show(json.dumps(report, indent=1))
     else:
-        click.echo(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{findings_with_flags(str(result))}")
+        show(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{findings_with_flags(str(result))}")
     if not result.passed:
-        sys.exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _carry_out(
     what: str,
-    recipe: str | dict[str, Any],
+    recipe: Callable[[], str | dict[str, Any]],
     out: str | None,
     dry_run: bool,
     check: bool,
@@ -127,24 +132,34 @@ def _carry_out(
     options: dict[str, Any],
 ) -> None:
     """Print the plan of a recipe, or carry it out and print what was made."""
+    from polymerge.checkpoints.target import check_target
+    from polymerge.engine.device import open_device
     from polymerge.planning import make_plan
     from polymerge.planning.text import describe
     from polymerge.planning.text_words import note_lines
 
-    if out is None and not dry_run:
-        raise click.UsageError("Missing option '-o': the folder to make.")
-    made = make_plan(recipe)
+    with collecting(needed=True):
+        if dry_run:
+            pass
+        elif out is None:
+            refuse(RecipeError("Missing option '-o': the folder to make"))
+        else:
+            with collecting():
+                check_target(given_path(out), (), options["force"])
+            with collecting():
+                open_device(options["device"])
+        made = make_plan(recipe())
     if dry_run or out is None:
-        click.echo(json.dumps(_as_json(made)) if as_json else describe(made, paint=_paint_for(sys.stdout)))
+        show(json.dumps(_as_json(made)) if as_json else describe(made, paint=_paint_for(sys.stdout)))
         return
     from polymerge.engine.merge import merge as run
 
     for line in note_lines(made.warnings, _paint_for(sys.stderr)):
-        click.echo(line, err=True)
+        say(line)
     with progress_bar(what) as progress:
         merged = run(made, out, check=check, progress=progress, **options)
     for line in note_lines(merged.warnings, _paint_for(sys.stderr)):
-        click.echo(line, err=True)
+        say(line)
     _report(merged, as_json)
 
 
@@ -170,24 +185,24 @@ def _report(merged: Merged, as_json: bool) -> None:
         more: dict[str, Any] = {"relative_error": dict(merged.errors)} if merged.errors else {}
         more |= {"update_norm": merged.norms.to_json()} if merged.norms else {}
         more |= {"warnings": list(merged.warnings)} if merged.warnings else {}
-        click.echo(json.dumps({**report, **more, "verification": [vars(finding) for finding in findings]}, indent=1))
+        show(json.dumps({**report, **more, "verification": [vars(finding) for finding in findings]}, indent=1))
         return
     merged_count = counts.pop("merged")
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if plan.of_adapters else "tensors"
-    click.echo(f"{merged.folder}: {merged_count} {what} merged, {others}, {plan.size / 1e9:.2f} GB")
+    show(f"{merged.folder}: {merged_count} {what} merged, {others}, {human_size(plan.size)}")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)
-        click.echo(
+        show(
             f"  cut to rank: {mean:.2%} of the merged update's norm left out on average, "
             f"{merged.errors[worst]:.2%} at most ({worst})"
         )
     if merged.norms and merged.norms.ratio is not None:
         worst = max(merged.norms.modules, key=merged.norms.modules.__getitem__)
-        click.echo(
+        show(
             f"  norm of the merged update: {merged.norms.ratio:.2f} of the adapters' (root mean square), "
             f"{merged.norms.modules[worst]:.2f} at most ({worst})"
         )
     verified = merged.verification
-    click.echo(findings_with_flags(str(verified)) if verified else "  not verified (--no-verify)")
+    show(findings_with_flags(str(verified)) if verified else "  not verified (--no-verify)")

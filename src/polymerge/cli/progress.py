@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
 from tqdm import tqdm
+
+from polymerge.cli.streams import say
+from polymerge.errors import human_size
 
 __all__ = ["progress_bar"]
 
@@ -38,7 +40,7 @@ def progress_bar(what: str, unit: str = "B") -> Iterator[Callable[[int, int], No
         if now - said >= _SECONDS_BETWEEN_LINES and 0 < done < total:
             said = now
             left = (now - began) / done * (total - done)
-            count = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if unit == "B" else f"{done} of {total}"
-            click.echo(f"{what}: {count}, about {left:.0f} s left", err=True)
+            count = f"{human_size(done)} of {human_size(total)}" if unit == "B" else f"{done} of {total}"
+            say(f"{what}: {count}, about {left:.0f} s left")
 
     yield tell

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand
-from polymerge.errors import MissingExtraError
+from polymerge.cli.option_types import PATH, argument, option
+from polymerge.cli.streams import show
+from polymerge.errors import MissingExtraError, human_size
 
 __all__ = ["demo", "report"]
 
 
 @click.command(cls=FlagCommand)
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--out", metavar="FILE", default="report.html", show_default=True, help="Write the page to FILE.")
-@click.option("--title", help="Set the page's title; default: derived from the first merge.")
-@click.option(
+@argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@option(
+    "-o", "--out", metavar="FILE", type=PATH, default="report.html", show_default=True, help="Write the page to FILE."
+)
+@option("--title", help="Set the page's title; default: derived from the first merge.")
+@option(
     "--json",
     "json_file",
     metavar="FILE",
+    type=PATH,
     help="Write every number to FILE; default: beside the page, as .json.",
 )
 def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | None) -> None:
@@ -31,19 +35,24 @@ def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | 
 
     made = run(runs, out, title, json_file=json_file)
     shown = ", ".join(f"{source['kind']} {source['label']}" for source in made.data["sources"])
-    click.echo(f"{made.page}: {shown} ({made.page.stat().st_size / 1e6:.2f} MB)")
-    click.echo(f"{made.json}: every number of it")
+    show(f"{made.page}: {shown} ({human_size(made.page.stat().st_size)})")
+    show(f"{made.json}: every number of it")
 
 
-@click.command()
-@click.option(
-    "-o", "--out", default="demo-output", show_default=True, help="Write models, table, plot and page to this folder."
+@click.command(cls=FlagCommand)
+@option(
+    "-o",
+    "--out",
+    type=PATH,
+    default="demo-output",
+    show_default=True,
+    help="Write models, table, plot and page to this folder.",
 )
-@click.option("--train", is_flag=True, help="Train the three small models first (10 to 20 minutes on two cores).")
+@option("--train", is_flag=True, help="Train the three small models first (10 to 20 minutes on two cores).")
 def demo(out: str, train: bool) -> None:
     """Merge a small reasoning model into a small VLM, and measure what it gains and loses."""
     try:
         from polymerge.demo.story import run
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the demo needs {error.name}: pip install 'polymerge[demo]'") from None
-    run(Path(out), train=train)
+    run(given_path(out), train=train)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from polymerge.cli.flags import FlagCommand
+from polymerge.cli.option_types import PATH, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import (
     AS_JSON,
@@ -24,6 +24,7 @@ from polymerge.cli.shared_options import (
     recipe_options,
     run_folder,
 )
+from polymerge.cli.streams import say, show
 from polymerge.cli.varied import log_folders, parse_knob, parse_knobs
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 
@@ -42,60 +43,58 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 
 @click.command(cls=FlagCommand)
 @recipe_options(without=("dtype",))
-@click.option(
+@option(
     "--prompts", metavar="FILE", help="Ask these prompts: JSON lines, LLaVA questions, an image folder, or a dataset."
 )  # fmt: skip
-@click.option("--question", help="Ask this question about each image of a folder.")
-@click.option("--split", help="Take this split of a dataset.")
-@click.option("--field", "fields", metavar="NAME=COLUMN", multiple=True, help="Read a field from a column; repeatable.")
-@click.option("--image-folder", type=click.Path(), help="Resolve relative image paths against this folder.")
+@option("--question", help="Ask this question about each image of a folder.")
+@option("--split", help="Take this split of a dataset.")
+@option("--field", "fields", metavar="NAME=COLUMN", multiple=True, help="Read a field from a column; repeatable.")
+@option("--image-folder", type=PATH, help="Resolve relative image paths against this folder.")
 @SAMPLES
 @SAMPLE_SEED
-@click.option(
+@option(
     "--vary", metavar="NAME[=VALUES]", multiple=True,
     help="Vary weight (the second model's, the default), weight[2], scale, density@layers:0-5, ...; repeatable.",
 )  # fmt: skip
-@click.option(
+@option(
     "--values", metavar="VALUES", help="Try these values: FIRST:LAST:STEP or a list; default for a weight: 0:0.6:0.1."
 )  # fmt: skip
-@click.option(
+@option(
     "--keep-template-weight", is_flag=True, help="Keep the template's weight, which is otherwise 1 minus the others'."
 )  # fmt: skip
 @run_folder()
-@click.option(
+@option(
     "--criterion", default="union", show_default=True, help="Choose where answers change least: union, sum or backward."
 )  # fmt: skip
-@click.option(
+@option(
     "--compare", default="exact", show_default=True, help="Compare answers by exact text (ignoring case) or embedding."
 )  # fmt: skip
-@click.option("--embedding-model", metavar="MODEL", help="Embed answers with this sentence-transformers model.")
-@click.option(
-    "--smooth", type=int, default=0, show_default=True, help="Average over this many candidates on either side."
-)
+@option("--embedding-model", metavar="MODEL", help="Embed answers with this sentence-transformers model.")
+@option("--smooth", type=int, default=0, show_default=True, help="Average over this many candidates on either side.")
 @SCORER
-@click.option(
+@option(
     "--choose-by", type=click.Choice(["score", "criterion"]), help="With --scorer, choose by this; default: score."
 )  # fmt: skip
-@click.option(
+@option(
     "--sampler", default="grid", show_default=True,
     help="Try every value (grid), or those of Optuna's random, tpe, cmaes, gp or nsgaii.",
 )  # fmt: skip
-@click.option("--trials", type=int, default=20, show_default=True, help="Number of values that the sampler tries.")
-@click.option("--storage", metavar="URL", help="Keep trials in this Optuna storage; default: a journal in RUN.")
-@click.option(
+@option("--trials", type=int, default=20, show_default=True, help="Number of values that the sampler tries.")
+@option("--storage", metavar="URL", help="Keep trials in this Optuna storage; default: a journal in RUN.")
+@option(
     "--from-logs", metavar="DIR|VALUE=DIR", multiple=True,
     help="Use existing answers, from a directory with one folder per value, or from single folders.",
 )  # fmt: skip
-@click.option("--task", metavar="T", help="Read the answers to this task from the logs.")
-@click.option(
+@option("--task", metavar="T", help="Read the answers to this task from the logs.")
+@option(
     "--value-pattern", metavar="REGEX", help="Extract the value from a folder's name with a pattern with one group."
 )
-@click.option(
+@option(
     "--keep", metavar="FIELD", help="Read only documents of the logs that have this field; `all` reads every one."
 )  # fmt: skip
 @generation_options()
-@click.option("--write", metavar="OUT", type=click.Path(), help="Merge with the chosen value into this folder.")
-@click.option(
+@option("--write", metavar="OUT", type=PATH, help="Merge with the chosen value into this folder.")
+@option(
     "--force", is_flag=True, help="Discard a search with other settings in RUN; replace OUT if it exists."
 )  # fmt: skip
 @AS_JSON
@@ -111,14 +110,10 @@ def search(
     problems = _out_of_place(said, options)
     if (prompts is None) == (not from_logs):
         raise Refused([RecipeError("say where answers come from: --prompts FILE, or --from-logs DIR"), *problems])
-    try:
-        if from_logs:
-            _from_logs(from_logs, as_json, options, problems)
-        else:
-            _generate(str(prompts), as_json, options, problems)
-    except KeyboardInterrupt:
-        click.echo("polymerge: interrupted. The answers so far are kept: the same command goes on", err=True)
-        sys.exit(1)
+    if from_logs:
+        _from_logs(from_logs, as_json, options, problems)
+    else:
+        _generate(str(prompts), as_json, options, problems)
 
 
 def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeError]:
@@ -167,12 +162,12 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
         with progress_bar("answers", unit="") as progress:
             found = planned.run(progress)
     if as_json:
-        click.echo(json.dumps(found.outcome, indent=1))
+        show(json.dumps(found.outcome, indent=1))
         return
-    click.echo(describe_search(found))
-    click.echo(f"{found.folder}: every answer, search.json and the plot")
+    show(describe_search(found))
+    show(f"{found.folder}: every answer, search.json and the plot")
     if write is not None:
-        click.echo(f"{write}: merged with the chosen value")
+        show(f"{write}: merged with the chosen value")
 
 
 def _from_logs(said: tuple[str, ...], as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
@@ -191,11 +186,11 @@ def _from_logs(said: tuple[str, ...], as_json: bool, options: dict[str, Any], pr
             merge = plan_merge(_recipe(options), source, write, vary=knobs, **how)
     found = choose_from_logs(source, seed=seed, judging=judging, **asked)
     for note in found.outcome["notes"]:
-        click.echo(f"note: {note}", err=True)
-    click.echo(json.dumps(found.outcome, indent=1) if as_json else describe_search(found))
+        say(f"note: {note}")
+    show(json.dumps(found.outcome, indent=1) if as_json else describe_search(found))
     if merge is not None:
         merge.merge(found.outcome["chosen"])
-        click.echo(f"{write}: merged with the chosen value", err=as_json)
+        (say if as_json else show)(f"{write}: merged with the chosen value")
 
 
 def _varied_by(source: Path | dict[float, Path]) -> list[str]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import yaml
 
-from polymerge.errors import RecipeError
+from polymerge.cli.option_types import NUMBERS, PATH, SETTING, SIZE, argument, option
+from polymerge.errors import RecipeError, refuse
 
 if TYPE_CHECKING:
     from polymerge.inference.generation import Generation
@@ -20,6 +20,7 @@ __all__ = [
     "SAMPLES",
     "SAMPLE_SEED",
     "SCORER",
+    "THREADS",
     "TRUST",
     "generation_of",
     "generation_options",
@@ -32,71 +33,80 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print a JSON report instead of text.")
-IGNORE = click.option(
+THREADS = click.IntRange(1, 1024)
+"""Numbers of threads and worker processes."""
+
+AS_JSON = option("--json", "as_json", is_flag=True, help="Print a JSON report instead of text.")
+IGNORE = option(
     "--ignore",
     metavar="GLOB",
     multiple=True,
     help="Leave out tensors of every input by their stored name; repeatable.",
 )
-TRUST = click.option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
-SCORER = click.option("--scorer", metavar="NAME", help="Score answers by NAME: exact, vqa, anls, cider, ...")
-SAMPLES = click.option(
+TRUST = option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
+SCORER = option("--scorer", metavar="NAME", help="Score answers by NAME: exact, vqa, anls, cider, ...")
+SAMPLES = option(
     "--samples", type=int, default=100, show_default=True, help="Draw this many prompts (of each task); 0 takes all."
 )
-SAMPLE_SEED = click.option("--sample-seed", type=int, default=2, show_default=True, help="Seed of the draw of prompts.")
-FORCE_RUN = click.option("--force", is_flag=True, help="Discard a run with other settings in RUN.")
+SAMPLE_SEED = option("--sample-seed", type=int, default=2, show_default=True, help="Seed of the draw of prompts.")
+FORCE_RUN = option("--force", is_flag=True, help="Discard a run with other settings in RUN.")
 
-_RECIPE = click.argument("recipe", required=False, type=click.Path())
+_RECIPE = argument("recipe", required=False, type=PATH)
 
 _IN_RECIPE = {
-    "template": click.option(
+    "template": option(
         "--template", metavar="MODEL", help="Take the output's layout from this model; it is the first to merge."
     ),
-    "others": click.option(
+    "others": option(
         "--with", "others", metavar="MODEL", multiple=True, help="Merge this model too; repeatable."
     ),
-    "base": click.option("--base", metavar="MODEL", help="Take deltas from this common ancestor."),
-    "method": click.option("--method", metavar="NAME", help="Merge with this method; see `polymerge methods`."),
-    "weight": click.option("--weight", metavar="W,W,...", help="Set each model's weight, the template's first."),
-    "parameters": click.option(
-        "-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True,
+    "base": option("--base", metavar="MODEL", help="Take deltas from this common ancestor."),
+    "method": option("--method", metavar="NAME", help="Merge with this method; see `polymerge methods`."),
+    "weight": option(
+        "--weight", metavar="W,W,...", type=NUMBERS, help="Set each model's weight, the template's first."
+    ),
+    "parameters": option(
+        "-p", "--parameter", "parameters", metavar="NAME=VALUE", type=SETTING, multiple=True,
         help="Set any other parameter of the method; repeatable.",
     ),
-    "parts": click.option(
+    "parts": option(
         "--parts", metavar="PART,...", help="Merge only these parts: text, vision, projector, audio."
     ),
-    "exclude": click.option(
+    "exclude": option(
         "--exclude", metavar="GLOB", multiple=True, help="Keep the template's tensors by canonical name; repeatable."
     ),
     "ignore": IGNORE,
-    "vocab": click.option(
+    "overflow": option(
+        "--overflow", metavar="GLOB", multiple=True,
+        help="Let numbers of tensors become infinite by canonical name; repeatable.",
+    ),
+    "vocab": option(
         "--vocab", metavar="HOW", help="Treat differing vocabularies by template, overlap (shared rows) or by-token."
     ),
-    "dtype": click.option("--dtype", metavar="DTYPE", help="Write merged tensors in this dtype."),
-    "seed": click.option("--seed", type=int, help="Seed of methods that draw random numbers."),
+    "dtype": option("--dtype", metavar="DTYPE", help="Write merged tensors in this dtype."),
+    "seed": option("--seed", type=int, help="Seed of methods that draw random numbers."),
 }  # fmt: skip
 
 _OUTPUT = (
-    click.option("-o", "--out", metavar="OUT", help="Write the checkpoint to this folder."),
-    click.option(
+    option("-o", "--out", metavar="OUT", type=PATH, help="Write the checkpoint to this folder."),
+    option(
         "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through this torch device."
     ),
-    click.option("--shard-size", default="5GB", show_default=True, help="Maximum size of a weight file."),
-    click.option(
-        "--threads", type=click.IntRange(min=1),
+    option("--shard-size", type=SIZE, default="5GB", show_default=True, help="Maximum size of a weight file."),
+    option(
+        "--threads", type=THREADS,
         help="Compute this many blocks at once; default: one per processor, up to 8.",
     ),
-    click.option(
+    option(
         "--format", "file_format", type=click.Choice(["safetensors", "torch"]), default="safetensors",
         show_default=True, help="Write weight files in this format.",
     ),
-    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
-    click.option("--force", is_flag=True, help="Replace OUT if it exists."),
-    click.option(
+    option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    option("--force", is_flag=True, help="Replace OUT if it exists."),
+    option(
         "--no-verify", "check", flag_value=False, default=True, help="Skip the final check that the output loads."
     ),
-    click.option(
+    option(
         "--trust-remote-code", is_flag=True, help="Let the final check run Python files that come with the checkpoint."
     ),
     AS_JSON,
@@ -107,8 +117,8 @@ def given(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Add options to a command, in this order."""
 
     def add(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
+        for one in reversed(options):
+            command = one(command)
         return command
 
     return add
@@ -129,8 +139,8 @@ def output_options(command: F) -> F:
 
 def run_folder(*, required: bool = False) -> Callable[[F], F]:
     """Add the option for the folder of a run."""
-    return click.option(
-        "-o", "--out", metavar="RUN", required=required, type=click.Path(),
+    return option(
+        "-o", "--out", metavar="RUN", required=required, type=PATH,
         help="Keep answers and results in this folder; an interrupted run resumes from it.",
     )  # fmt: skip
 
@@ -143,27 +153,27 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
     """
     of_task = "" if max_new_tokens else "; default: the benchmark's value for each task"
     options = [
-        click.option("--device", default="cpu", show_default=True, help="Run the model on this torch device."),
-        click.option(
+        option("--device", default="cpu", show_default=True, help="Run the model on this torch device."),
+        option(
             "--dtype", "model_dtype", default="auto", show_default=True,
             help="Run the model in auto (as stored), float32, bfloat16 or float16.",
         ),
-        click.option(
+        option(
             "--max-new-tokens", type=int, default=max_new_tokens, show_default=bool(max_new_tokens),
             help=f"Truncate answers after this many tokens{of_task}.",
         ),
-        click.option(
+        option(
             "--batch-size", type=int, default=16, show_default=True, help="Answer this many prompts at once."
         ),
-        click.option(
+        option(
             "--workers", type=int, default=1, show_default=True, help="Run this many copies of the model in parallel."
         ),
-        click.option(
-            "--torch-threads", type=click.IntRange(min=1),
+        option(
+            "--torch-threads", type=THREADS,
             help="Threads of each worker; default: the processors divided among them.",
         ),
     ]  # fmt: skip
-    on_ray = click.option(
+    on_ray = option(
         "--ray", metavar="ADDRESS", is_flag=False, flag_value="local",
         help="Run workers on a Ray cluster; without an ADDRESS, on a local one.",
     )  # fmt: skip
@@ -196,7 +206,10 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
     if not found["template"] or not found["others"] or not found["method"]:
         raise RecipeError("say what to merge: a recipe file, or --template MODEL --with MODEL --method NAME")
     models = [found["template"], *found["others"]]
-    weights = _numbers(found["weight"], len(models)) if found["weight"] else None
+    weights = found["weight"]
+    if weights and len(weights) != len(models):
+        refuse(RecipeError(f"--weight: {len(weights)} numbers for {len(models)} models"))
+        weights = [1.0] * len(models)  # so that nothing is said to be missing
     data: dict[str, Any] = {
         "merge_method": found["method"],
         "template": found["template"],
@@ -205,29 +218,13 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
             {"model": model} | ({"parameters": {"weight": weights[place]}} if weights else {})
             for place, model in enumerate(models)
         ],
-        "parameters": dict(_pair(text) for text in found["parameters"]),
+        "parameters": dict(found["parameters"]),
         "parts": found["parts"].split(",") if found["parts"] else None,
         "exclude": list(found["exclude"]),
         "ignore": list(found["ignore"] or ()),
+        "overflow": list(found["overflow"] or ()),
         "vocab": found["vocab"],
         "dtype": found["dtype"],
         "seed": found["seed"],
     }
     return {name: value for name, value in data.items() if value not in (None, [], {})}
-
-
-def _numbers(text: str, count: int) -> list[float]:
-    try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError:
-        raise RecipeError(f"--weight: '{text}' is not a list of numbers such as 0.9,0.1") from None
-    if len(numbers) != count:
-        raise RecipeError(f"--weight: {len(numbers)} numbers for {count} models")
-    return numbers
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise RecipeError(f"--parameter: '{text}' is not NAME=VALUE")
-    return name, yaml.safe_load(value)

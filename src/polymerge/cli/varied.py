@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import RecipeError, collecting, refuse
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def _number(part: str, where: str, text: str) -> Decimal:
 def log_folders(said: Sequence[str]) -> Path | dict[float, Path]:
     """The single directory of candidates, or each candidate's folder by value, from VALUE=DIR; raises RecipeError."""
     pairs = [text.partition("=") for text in said]
-    if len(said) == 1 and (Path(said[0]).exists() or not _is_value(pairs[0][0])):
-        return Path(said[0])
+    if len(said) == 1 and (exists(said[0]) or not _is_value(pairs[0][0])):
+        return given_path(said[0])
     folders: dict[float, Path] = {}
     with collecting():
         for text, (value, equals, folder) in zip(said, pairs, strict=True):
@@ -139,7 +140,7 @@ def log_folders(said: Sequence[str]) -> Path | dict[float, Path]:
             elif float(value) in folders:
                 refuse(RecipeError(f"--from-logs: {float(value):g} is said twice"))
             else:
-                folders[float(value)] = Path(folder)
+                folders[float(value)] = given_path(folder)
     return folders
 
 

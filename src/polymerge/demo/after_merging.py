@@ -13,6 +13,7 @@ from polymerge.analysis.knockout import knockout
 from polymerge.analysis.overlap import overlap
 from polymerge.charts import Series, draw, line_chart
 from polymerge.demo.digit_questions import LONGEST_ANSWER, Question
+from polymerge.durable import make_folder, write_file
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_text import plain_text
 from polymerge.evaluation.evaluating import evaluate
@@ -44,7 +45,7 @@ def choose_weight(
 ) -> SearchResult:
     """Search the second model's weight without labels, as AdaMMS (CVPR 2025) does; scores do not choose."""
     folder = out / "questions"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for number, question in enumerate(questions):
         Image.fromarray(question.picture).save(folder / f"{number}.png")
     file = _write(questions, range(len(questions)), folder / "questions.jsonl")
@@ -147,8 +148,7 @@ def _write(questions: Sequence[Question], numbers: Iterable[int], file: Path) ->
         }
         for number in numbers
     ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return file
+    return write_file(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def draw_accuracy(results: dict[str, Any], stem: Path) -> None:

@@ -32,6 +32,7 @@ from polymerge.demo.digit_questions import (
 from polymerge.demo.train import train_all
 from polymerge.demo.trained_models import load, load_processor, save_language_model
 from polymerge.demo.world import load_handwriting, split_pairs
+from polymerge.durable import write_file
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 SHIPPED_SEED = 1  # the world and the training run that the shipped checkpoints come from
@@ -84,7 +85,7 @@ def run(
         torch.set_num_threads(before)
         bars.enable_progress_bar()
     results["seconds"] = round(time.perf_counter() - started, 1)
-    (out / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_file(out / "demo.json", json.dumps(results, indent=2) + "\n")
     draw_accuracy(results, out / "demo")
     say(f"\n{results['seconds']:.0f} s. {out / results['page']} tells it all, and what each layer contributes.")
     say("Beside it lie demo.json, demo.png, the checkpoints, and every answer.")

@@ -96,7 +96,7 @@ def open_device(name: str) -> Device:
     except ImportError:
         raise MissingExtraError(f"device '{name}' needs torch: pip install 'polymerge[transformers]'") from None
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).cpu()  # what is computed on it has to come back: it does not from `meta`
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RecipeError(f"device '{name}': torch cannot use it: {str(error).splitlines()[0]}") from None
     return Torch(name)

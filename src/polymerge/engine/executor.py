@@ -19,8 +19,9 @@ from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
 from polymerge.engine.lora_modules import ModuleMerger
 from polymerge.engine.norms import ModuleNorms
+from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, silent
-from polymerge.engine.statistics import cutoffs, draw_keys, gram
+from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
@@ -53,7 +54,8 @@ def execute(
     advance  called in the calling thread with the number of output bytes completed
     returns  the measured norms of each module merged by its factors
 
-    raises CheckpointError if an input has NaN or infinite values, or its file cannot be read.
+    raises CheckpointError if an input has NaN or infinite values, or its file cannot be read, or if merged numbers
+    are too large for their dtype.
     """
     with Execution(entries, device=device, threads=threads, block=block) as execution:
         return execution.run(plan, write, advance)
@@ -99,7 +101,8 @@ class Execution:
         """Compute or copy every tensor of a plan; see `execute`."""
         self.pool.advance = advance or silent
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
-        modules = ModuleMerger(plan, self.entries, self.files, write)
+        self.overflow = Overflow(plan)
+        modules = ModuleMerger(plan, self.entries, self.files, write, self.overflow)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             piece.setting
@@ -122,6 +125,7 @@ class Execution:
                     self._run_step(step)
             self.pool.finish()
         self.transposed_out.finish()
+        self.overflow.refuse()
         return modules.norms
 
     def _run_step(self, step: Step) -> None:
@@ -130,7 +134,7 @@ class Execution:
         for piece in step.pieces:
             if piece.setting is not None:
                 self._merge(step, piece, self.plan.settings[piece.setting])
-            elif step.dtype == step.source_dtype and not piece.reads:
+            elif keeps_bytes(step, piece):
                 self._copy_rows(step, piece.rows)
             else:
                 self._convert(step, piece)
@@ -168,7 +172,9 @@ class Execution:
         merged, density = self._merged_by(number).values(), setting.parameters["density"]
         self.model_cutoffs[number] = self._once(
             ("cutoffs", density, *(self._of(*one) for one in merged)),
-            lambda: cutoffs([self._blocks(*one) for one in merged], density, self.pool.run_all),
+            lambda: STATISTICS["cutoff"].compute(
+                Deltas([self._blocks(*one) for one in merged]), setting.parameters, self.pool.run_all
+            ),
         )
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
@@ -191,8 +197,8 @@ class Execution:
         merged = self._merged_by(number).values()
 
         def measure() -> Any:
-            blocks = [self._blocks(step, piece, self._cells) for step, piece in merged]
-            return gram([piece for piece in blocks if piece.count], self.pool.run_all)
+            blocks = [blocks for step, piece in merged if (blocks := self._blocks(step, piece, self._cells)).count]
+            return gram(blocks, self.pool.run_all) if blocks else None  # which nobody asks for then
 
         self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
 
@@ -215,16 +221,23 @@ class Execution:
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
-        blocks = self._blocks(step, piece)
+        width = prod(step.row_shape) if step.row_shape else sum(stop - start for start, stop in piece.rows)
+        blocks = self._blocks(step, piece, max(self.block // max(width, 1), 1) * width if setting.by_row else None)
         if not blocks.count:
             return
         arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
-        if row.statistic == "cutoff":
-            known = self.model_cutoffs.get(piece.setting or 0)
-            density = setting.parameters["density"]
-            arguments["cutoff"] = known or self._once(
-                ("cutoff", density, self._of(step, piece)), lambda: cutoffs([blocks], density, self.pool.run_all)
+        if (known := self.model_cutoffs.get(piece.setting or 0)) is not None:
+            arguments["cutoff"] = known
+        elif row.statistic is not None and row.statistic in STATISTICS:
+            found = STATISTICS[row.statistic]
+            said = {name: setting.parameters[name] for name in found.reads}
+            source = Deltas([self._blocks(step, piece, self._cells) if found.in_cells else blocks])
+            arguments[row.statistic] = self._once(
+                (row.statistic, *said.values(), self._of(step, piece)),
+                lambda: found.compute(source, said, self.pool.run_all),
             )
+        elif setting.by_row:
+            arguments["width"] = width
         elif row.statistic == "gram":
             known_gram = self.model_grams.get(piece.setting or 0)
             if known_gram is None:
@@ -268,9 +281,11 @@ class Execution:
             result = compute(block)
             raw = self.workspace.raw("write", blocks.sizes[index] * width)
             encoded = self.device.beside(raw)
-            kernels.encode(result, step.dtype, encoded)
+            finite = kernels.encode(result, step.dtype, encoded)
             self.device.download(encoded, raw)
             view, done = self.device.view(raw), 0
+            if not finite:
+                self.overflow.count(piece.canonical, step.name, step.dtype, view)
             for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
                 part = view[done : done + stop - start]
                 if step.transposed:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.checkpoints import TensorInfo
+from polymerge.checkpoints.bounds import open_descriptor
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
@@ -312,7 +313,7 @@ class Files:
             with self._lock:
                 if file not in self._descriptors:
                     try:
-                        self._descriptors[file] = os.open(file, os.O_RDONLY)
+                        self._descriptors[file] = open_descriptor(file)
                     except OSError as error:
                         raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
                 found = self._descriptors[file]

@@ -13,13 +13,13 @@ from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import byte_count
 from polymerge.engine.extents import Files
 from polymerge.engine.norms import ModuleNorms, module_norms, together
-from polymerge.engine.statistics import draw_keys, exact_cutoffs
+from polymerge.engine.overflow import Overflow
+from polymerge.engine.statistics import STATISTICS, draw_keys
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
 from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
 from polymerge.methods.table import METHODS, SHARED, method_function
-from polymerge.methods.ties import kept
 from polymerge.methods.weights import shares
 from polymerge.planning import Plan, Step
 from polymerge.planning.plan import PREFIX
@@ -40,11 +40,19 @@ class ModuleMerger:
     """Merges or copies the modules of a plan, each on a single thread, so that results do not depend on the thread
     count.
 
-    entries  for each of the plan's inputs, the location of its tensors
+    entries   for each of the plan's inputs, the location of its tensors
+    overflow  counts what does not fit its dtype
     """
 
-    def __init__(self, plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], files: Files, write: Write) -> None:
-        self._plan, self._entries, self._files, self._write = plan, entries, files, write
+    def __init__(
+        self,
+        plan: Plan,
+        entries: Sequence[Mapping[str, TensorInfo]],
+        files: Files,
+        write: Write,
+        overflow: Overflow,
+    ) -> None:
+        self._plan, self._entries, self._files, self._write, self._overflow = plan, entries, files, write, overflow
         self._norms: dict[str, ModuleNorms] = {}
 
     @property
@@ -53,7 +61,7 @@ class ModuleMerger:
         return [self._norms[step.name] for step in self._plan.steps if step.name in self._norms]
 
     def run(self, step: Step) -> None:
-        """Write the factors of one module; raises CheckpointError if values are, or become, NaN or infinite."""
+        """Write the factors of one module; raises CheckpointError if values of the adapters are NaN or infinite."""
         (piece,) = step.pieces
         reads = [
             (place, read) for place, read in zip(piece.inputs, piece.reads, strict=True) if isinstance(read, LowRank)
@@ -104,14 +112,12 @@ class ModuleMerger:
     def _put(self, step: Step, *values: Floats) -> None:
         """Round and write the factors of one module."""
         for (name, (dtype, shape)), array in zip(step.stored.items(), values, strict=True):
-            if array.shape != shape or not np.isfinite(array).all():
+            if array.shape != shape:
                 end = name.removeprefix(f"{PREFIX}{step.name}.")
-                raise CheckpointError(
-                    f"{step.name}: the merged {end} is {list(array.shape)} for {list(shape)}, or not finite: its "
-                    "adapters hold numbers that are too large to be merged"
-                )
+                raise CheckpointError(f"{step.name}: the merged {end} is {list(array.shape)}, planned is {list(shape)}")
             out: Floats = np.empty(byte_count(dtype, shape), np.uint8)
-            kernels.encode(np.ascontiguousarray(array).reshape(-1), dtype, out)
+            if not kernels.encode(np.ascontiguousarray(array).reshape(-1), dtype, out):
+                self._overflow.count(step.canonical, name, dtype, out)
             self._write(name, memoryview(out), 0)
 
     def _load(self, place: int, name: str) -> tuple[Floats, Floats]:
@@ -175,9 +181,9 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
         return _cut(_scaled(stack(pairs, model_weights(setting, len(pairs))), scale), rank)
     updates = _Updates(pairs)
     known: dict[str, Any] = {}
-    if row.statistic == "cutoff":
-        keep = kept(setting.parameters["density"], len(pairs), updates.count)
-        known["cutoff"] = exact_cutoffs(updates, keep, lambda look, indices: map(look, indices))
+    if row.statistic is not None:
+        found = STATISTICS[row.statistic]
+        known[row.statistic] = found.compute(updates, setting.parameters, lambda look, indices: map(look, indices))
     dense = np.empty((len(pairs[0].b), pairs[0].a.shape[1]), np.float32)
     for index, start in enumerate(range(0, len(dense), updates.rows)):
         at = {"start": start * dense.shape[1]} if row.random else {}

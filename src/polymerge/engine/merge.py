@@ -12,19 +12,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoints.identity import file_digest
+from polymerge.checkpoints.identity import file_digest, stamps_of
+from polymerge.checkpoints.output import output_folder
+from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
-from polymerge.checkpoints.writer import Write, check_target, output_folder, parse_size
+from polymerge.checkpoints.target import check_target
+from polymerge.checkpoints.writer import Write, parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
-from polymerge.engine.opening import beside_template, files_read, opened
+from polymerge.engine.opening import beside_output, beside_template, files_read, opened_inputs, refuse_changes
+from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
-from polymerge.errors import OutputError, RecipeError
+from polymerge.errors import OutputError, RecipeError, human_size
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
@@ -102,7 +106,7 @@ def merge(
         raise RecipeError(f"block: {block} is not a valid number of elements")
     if file_format not in ("safetensors", "torch"):
         raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
-    target = Path(out)
+    target = given_path(out)
     size = parse_size(shard_size)
     machine = open_device(device)
     plan = make_plan(recipe)
@@ -112,7 +116,9 @@ def merge(
         plan = replace(plan, layout=layout)
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
-    inputs = [opened(recorded) for recorded in plan.inputs]
+    inputs = opened_inputs(plan)
+    beside = beside_output(plan, inputs[plan.template])
+    stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
     total, done, one_at_a_time = plan.size, 0, threading.Lock()
@@ -127,9 +133,9 @@ def merge(
     entries = [checkpoint.entries for checkpoint in inputs]
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], advance)
-    _check_room(target, sum(writer.shards.sizes), prefetch.size)
     total += prefetch.size
-    with output_folder(target) as folder, prefetch, _digests(files) as digests, prefetch.wanted():
+    room = _folder(target, force, writer.room, prefetch.size)
+    with room as folder, prefetch, _digests(files, prefetch) as digests, prefetch.wanted():
         with writer.shards.create(folder) as write:
             threads = max(1, threads or default_threads())
             running = Execution(entries, device=machine, threads=threads, block=block)
@@ -137,25 +143,29 @@ def merge(
         prefetch.finish()
         norms = update_norms(modules, plan.settings)
         deltas = {} if plan.of_adapters else delta_norms(plan, entries)
-        warnings = norms.warnings
+        warnings = (*norms.warnings, *running.overflow.warnings())
         for recorded, checkpoint in zip(plan.inputs, inputs, strict=True):
             if checkpoint.adapter is not None and (zero := zero_update(recorded.label, checkpoint.adapter)):
                 warnings += (zero,)
         if plan.base is not None:
             warnings += tuple(ancestry_warnings(deltas, plan.inputs[plan.base].label))
         written = {
-            "files": writer.finish(folder),
+            "files": writer.finish(folder, beside),
             **writer.counted(),
+            **({"overflow": dict(running.overflow.allowed)} if running.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
         }
         digest_of = {str(file): digest.result() for file, digest in digests.items()}
+        refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})
         record = provenance(plan, digest_of, command or command_line(), written)
         (folder / RECORD).write_text(record, encoding="utf-8")
         card = model_card(plan, target.resolve().name, inputs[plan.template].config, norms.lost)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
+        checked = checked_while_written(plan)
+        verification = verify(folder, trust_remote_code=trust_remote_code, checked=checked) if check else None
         if verification is not None and not verification.passed:
-            raise OutputError(f"{target}: the merged output did not pass its check and was removed:\n{verification}")
+            failed = "; ".join(f"{one.check}: {one.detail}" for one in verification.findings if one.passed is False)
+            raise OutputError(f"{target}: the merged output did not pass its check and was removed: {failed}")
     if verification is not None:
         verification = replace(verification, folder=target)
     return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings)
@@ -192,24 +202,36 @@ def execute(
 
 
 @contextmanager
-def _digests(files: Sequence[Path]) -> Iterator[dict[Path, Future[str]]]:
+def _digests(files: Sequence[Path], prefetch: Prefetch) -> Iterator[dict[Path, Future[str]]]:
     """Compute the digests of files during the merge; those not yet started are dropped if it fails."""
     clerk = ThreadPoolExecutor(1, "polymerge-digest")
     try:
-        yield {file: clerk.submit(_digest, file) for file in files}
+        yield {file: clerk.submit(_digest, file, prefetch) for file in files}
     finally:
         clerk.shutdown(wait=True, cancel_futures=True)
 
 
-def _digest(file: Path) -> str:
+def _digest(file: Path, prefetch: Prefetch) -> str:
     fetched(file)
-    return file_digest(file)
+    _, listed = prefetch.delivered.get(file, (None, None))
+    return listed or file_digest(file)
 
 
-def _check_room(out: Path, size: int, to_come: int = 0) -> None:
-    """Raise OutputError if the disk lacks room for an output, including downloads that go to the same disk."""
-    place = out.resolve().parent
-    free, beside = shutil.disk_usage(place).free, to_come if to_come and fetches_to(place) else 0
-    if size + beside > free:
-        more = f" and {beside / 1e9:.1f} GB for what is fetched to the same disk" if beside else ""
-        raise OutputError(f"{out}: needs {size / 1e9:.1f} GB{more}, the disk has {free / 1e9:.1f} GB free")
+@contextmanager
+def _folder(out: Path, force: bool, size: int, to_come: int) -> Iterator[Path]:
+    """The folder to write an output to, which gets its name if the block succeeds.
+
+    size     of the output, in bytes
+    to_come  bytes of downloads
+
+    raises OutputError if the disk lacks room for it, including downloads that go to the same disk.
+    """
+    with output_folder(out, force=force) as folder:
+        free, beside = shutil.disk_usage(folder).free, to_come if to_come and fetches_to(folder) else 0
+        if size + beside > free:
+            more = f" and {human_size(beside)} for what is fetched to the same disk" if beside else ""
+            raise OutputError(
+                f"{out}: needs {human_size(size)}{more}, the disk has {human_size(free)} free. Make room on it, or "
+                "choose another place"
+            )
+        yield folder

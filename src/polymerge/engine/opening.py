@@ -1,28 +1,38 @@
-"""Open and download a plan's inputs, and copy the files beside the weights."""
+"""Open and download a plan's inputs, and find the files beside the weights."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
-from polymerge.checkpoints.discovery import CONFIG
-from polymerge.checkpoints.files import check_file
+from polymerge.checkpoints.beside import companion_files
 from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.hub import companions, restore
-from polymerge.checkpoints.identity import stamps_of
+from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
-from polymerge.checkpoints.writer import copy_companions
 from polymerge.dtypes import FP8
-from polymerge.errors import CheckpointError
-from polymerge.families.expressions import names_read
+from polymerge.errors import CheckpointError, refuse, refuse_if_any
+from polymerge.families.expressions import Read, Shape, names_read, shape_of
 from polymerge.planning import Input, Plan, Step
+from polymerge.planning.companions import files_taken
 from polymerge.planning.model import headers_digest
 
-__all__ = ["beside_template", "copy_beside", "fetch", "files_read", "opened"]
+__all__ = [
+    "beside_output",
+    "beside_template",
+    "fetch",
+    "files_read",
+    "opened",
+    "opened_inputs",
+    "refuse_changes",
+    "with_stamps",
+]
 
 _OF_MODELOPT: Final = "hf_quant_config.json"
 """A file in which ModelOpt says that the weights are quantized, beside config.json."""
@@ -34,11 +44,8 @@ def opened(recorded: Input) -> Checkpoint:
     raises CheckpointError if they no longer match the plan.
     """
     path = restore(Path(recorded.path))
-    if recorded.opened is not None:
-        now = stamps_of(recorded.opened.files)
-        # what was not here is a file of the hub, whose commit the plan has
-        if all(before in (None, stamp) for before, stamp in zip(recorded.stamps, now, strict=True)):
-            return recorded.opened
+    if recorded.opened is not None and not any(changed_since(recorded.opened.stamps)):
+        return recorded.opened
     if recorded.kind == "adapter":
         checkpoint = adapter_alone(open_adapter(recorded.source, path))
     elif recorded.adapter:
@@ -48,7 +55,60 @@ def opened(recorded: Input) -> Checkpoint:
     checkpoint = renamed(checkpoint, recorded.wrappers)
     if headers_digest(checkpoint) != recorded.headers:
         raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
+    if recorded.opened is not None and _configs(checkpoint) != _configs(recorded.opened):
+        raise CheckpointError(f"{recorded.path}: its config has changed since it was planned. Plan again")
     return checkpoint
+
+
+def opened_inputs(plan: Plan) -> list[Checkpoint]:
+    """Every input of a plan, as `opened` gives it, and with it what the plan reads of it.
+
+    raises CheckpointError as `opened` does, and Refused where a plan of another process reads what is not there, or not
+    in the shape that it says.
+    """
+    found = [opened(recorded) for recorded in plan.inputs]
+    if any(recorded.opened is None for recorded in plan.inputs):
+        refuse_if_any(_unreadable(plan, [checkpoint.entries for checkpoint in found]))
+    return found
+
+
+def _unreadable(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> Iterator[CheckpointError]:
+    """Errors for the steps that do not fit the tensors of the inputs."""
+    shapes = [{name: entry.shape for name, entry in held.items()} for held in entries]
+    for entry in plan.left_out:
+        if entry.name not in entries[entry.input]:
+            yield CheckpointError(f"{plan.inputs[entry.input].path}: the plan leaves out '{entry.name}'. Plan again")
+    for step in plan.steps:
+        try:
+            _fits(plan, step, entries[plan.template], shapes)
+        except CheckpointError as error:
+            yield CheckpointError(f"step '{step.name}' of the plan does not fit its inputs: {error}. Plan again")
+
+
+def _fits(plan: Plan, step: Step, template: Mapping[str, TensorInfo], shapes: Sequence[Mapping[str, Shape]]) -> None:
+    """Raise CheckpointError unless what a step reads has the shape of its rows."""
+    kept = [piece for piece in step.pieces if piece.setting is None and not piece.reads]
+    if kept or (step.fate == "copied" and not step.pieces):
+        whole = shape_of(step.view or Read(step.name), shapes[plan.template])
+        last = max((stop for piece in kept for _, stop in piece.rows), default=0)
+        alike = whole[1:] == step.row_shape if kept else template[step.name].shape == step.shape
+        if not alike or (whole[0] if whole else 1) < last or template[step.name].dtype != step.source_dtype:
+            raise CheckpointError(f"the template has no such tensor of {step.source_dtype} {list(step.shape)}")
+    for piece in step.pieces:
+        places = piece.inputs or (plan.models if piece.setting is not None else (plan.template,))
+        reads = [*zip(places, piece.reads, strict=False)]
+        reads += [] if piece.base is None or plan.base is None else [(plan.base, piece.base)]
+        wanted = sum(stop - start for start, stop in piece.rows) * prod(step.row_shape)
+        for place, expr in reads:
+            found = shape_of(expr, shapes[place])
+            if missing := [name for name in names_read(expr) if name not in shapes[place]]:
+                raise CheckpointError(f"{missing[0]}: there is no such tensor in the checkpoint")
+            if prod(found) != wanted:
+                raise CheckpointError(f"'{names_read(expr)[0]}' is {list(found)}, {wanted} elements are wanted")
+
+
+def _configs(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], ...]:
+    return checkpoint.config, checkpoint.adapter.config if checkpoint.adapter else {}
 
 
 def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False) -> None:
@@ -62,7 +122,7 @@ def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, mer
 
     raises CheckpointError or RecipeError if something cannot be downloaded.
     """
-    stored = [opened(entry).entries for entry in plan.inputs]
+    stored = [one.entries for one in opened_inputs(plan)]
     files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
     fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
 
@@ -75,26 +135,26 @@ def beside_template(plan: Plan) -> list[Path]:
     return found
 
 
-def copy_beside(plan: Plan, template: Path, folder: Path) -> None:
-    """Copy the files beside the weights of an output: the template's, and those that its adapter replaces.
-
-    template  its folder
-
-    raises CheckpointError if a file is a broken link.
-    """
-    copy_companions(template, folder)
-    (folder / CONFIG).unlink(missing_ok=True)  # with it transformers would look for an adapter there
+def beside_output(plan: Plan, template: Checkpoint) -> dict[str, Path]:
+    """The files that an output takes over beside its weights, by their paths there; refuses what cannot be copied."""
+    if plan.of_adapters:
+        return companion_files(template.folder, deep=False)
+    taken = files_taken(template, plan.companions)
     if any(step.source_dtype in FP8 for step in plan.steps):
-        (folder / _OF_MODELOPT).unlink(missing_ok=True)
-    for taken in plan.companions:
-        for name in taken.dropped:
-            (folder / name).unlink(missing_ok=True)
-            if (inside := (folder / name).parent) != folder and inside.is_dir() and not any(inside.iterdir()):
-                inside.rmdir()
-        for name in taken.files:
-            check_file(Path(taken.folder) / name)
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(taken.folder) / name, folder / name)
+        taken.pop(_OF_MODELOPT, None)
+    return taken
+
+
+def with_stamps(checkpoint: Checkpoint) -> Checkpoint:
+    """An input whose files have been downloaded since it was opened, with the stamps that they have now."""
+    come = stamps_of(file for file, stamp in checkpoint.stamps.items() if stamp is None)
+    return replace(checkpoint, stamps=MappingProxyType({**checkpoint.stamps, **come})) if come else checkpoint
+
+
+def refuse_changes(inputs: Iterable[Checkpoint], *more: Stamps) -> None:
+    """Refuse files of inputs, and of `more`, that are not as they were when they were first read."""
+    every = {file: stamp for stamps in (*(one.stamps for one in inputs), *more) for file, stamp in stamps.items()}
+    refuse(*changed_since(every))
 
 
 def files_read(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:

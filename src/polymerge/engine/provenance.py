@@ -12,6 +12,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from threadpoolctl import threadpool_info
+
 from polymerge.checkpoints.hub import pinned
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms
@@ -62,6 +65,7 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
         ],
         "output": dict(output),
         "versions": {"python": platform.python_version(), **_versions()},
+        **({"blas": _blas()} if any(step.lora and step.fate == "merged" for step in plan.steps) else {}),
     }
     text = json.dumps(record, indent=2, ensure_ascii=False)
     return f"{text.removesuffix('}').rstrip()},\n{_one_row_a_line(plan_table(plan))}\n}}\n"
@@ -154,6 +158,22 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _blas() -> list[dict[str, str]]:
+    """The libraries for linear algebra in this process: their kernels decide the last bits of merged factors."""
+    loaded = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    if not loaded:  # one that threadpoolctl does not know, such as Apple's
+        built: Any = np.show_config(mode="dicts")
+        loaded = [{"internal_api": built["Build Dependencies"]["blas"]["name"]}]
+    return [
+        {
+            "name": str(one["internal_api"]),
+            "version": str(one.get("version")),
+            "architecture": str(one.get("architecture") or platform.machine()),
+        }
+        for one in loaded
+    ]
 
 
 def _pinned(entry: Input) -> str:

@@ -12,7 +12,7 @@ passes there are: what is found is exact, so it depends neither on the blocks no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, floor, fsum, inf, sqrt
 from threading import Lock
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from polymerge.engine.blocks import PieceBlocks
 from polymerge.methods import kernels
+from polymerge.methods.breadcrumbs import Band, ranks
+from polymerge.methods.consensus import Selected
 from polymerge.methods.kernels import find_cutoffs, on_host
 from polymerge.methods.kernels.cpu.trimming import count_around, count_bins
 from polymerge.methods.ties import kept
 
-__all__ = ["RunAll", "Source", "cutoffs", "draw_keys", "exact_cutoffs", "gram"]
+__all__ = ["STATISTICS", "Deltas", "RunAll", "Source", "Statistic", "draw_keys", "exact_cutoffs", "gram"]
 
 Floats: TypeAlias = NDArray[Any]
 
@@ -57,7 +59,7 @@ class Source(Protocol):
         """
 
 
-class _Joined:
+class Deltas:
     """The blocks of several pieces, concatenated as if they were one tensor."""
 
     def __init__(self, pieces: Sequence[PieceBlocks]) -> None:
@@ -65,18 +67,77 @@ class _Joined:
         self.sizes: Sequence[int] = [size for piece in pieces for size in piece.sizes]
 
     def read(self, index: int) -> Any:
+        """The deltas of a block."""
         piece, own = self._places[index]
         return piece.read(own).models
 
 
-def cutoffs(pieces: Sequence[PieceBlocks], density: Sequence[float], run_all: RunAll) -> list[float]:
-    """Each model's cutoff over several pieces together: the smallest magnitude that it keeps.
+class Statistic(NamedTuple):
+    """How to compute what a method needs beyond its block, from all blocks of a tensor.
 
-    density   [model] share of the entries that each model keeps; see `polymerge.methods.ties.kept`
-    returns   [model], as `exact_cutoffs`
+    reads     the parameters that it depends on
+    compute   from the blocks, these parameters by name, and what maps over blocks
+    in_cells  whether blocks have to start at multiples of `CELL`, over which sums are taken
     """
-    total = sum(piece.count for piece in pieces)
-    return exact_cutoffs(_Joined(pieces), kept(density, len(density), total), run_all)
+
+    reads: tuple[str, ...]
+    compute: Callable[[Source, Mapping[str, Any], RunAll], Any]
+    in_cells: bool = False
+
+
+def _cutoff(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[float]:
+    return exact_cutoffs(source, kept(said["density"], len(said["density"]), sum(source.sizes)), run_all)
+
+
+def _band(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[Band]:
+    wanted = ranks(said["density"], said["gamma"], len(said["density"]), sum(source.sizes))
+    lows = exact_cutoffs(source, [one.last for one in wanted], run_all)
+    highs = exact_cutoffs(source, [one.first for one in wanted], run_all)
+    return [one.band(low, high) for one, low, high in zip(wanted, lows, highs, strict=True)]
+
+
+def _overlap(source: Source, said: Mapping[str, Any], run_all: RunAll) -> Any:
+    counts = run_all(lambda index: kernels.count_shared(source.read(index), said["epsilon"]), range(len(source.sizes)))
+    return sum(counts)
+
+
+def _selected(source: Source, said: Mapping[str, Any], run_all: RunAll) -> Selected:
+    indices = range(len(source.sizes))
+    least = 0.0
+    if said["select_topk"] < 1:
+        scores = _Scores(source)
+        varied = sum(run_all(lambda index: int(np.count_nonzero(on_host(scores.read(index)))), indices))
+        (least,) = exact_cutoffs(scores, [int(varied * said["select_topk"])], run_all)
+
+    def squares(index: int) -> Any:
+        deltas = source.read(index)
+        if least > 0:
+            kernels.keep_scored(deltas, kernels.variances(deltas)[0], least)
+        return kernels.dots(deltas)
+
+    cells = [cell for block in run_all(squares, indices) for cell in block]
+    total = sum(source.sizes)
+    return Selected(least, [fsum(cell[model, model] for cell in cells) / total for model in range(len(cells[0]))])
+
+
+class _Scores:
+    """The variances over the models as a source of their own, with a single row."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.sizes = source, source.sizes
+
+    def read(self, index: int) -> Any:
+        """The variances of a block, [1, n]."""
+        return kernels.variances(self._source.read(index))
+
+
+STATISTICS: Final[Mapping[str, Statistic]] = {
+    "cutoff": Statistic(("density",), _cutoff),
+    "band": Statistic(("density", "gamma"), _band),
+    "overlap": Statistic(("epsilon",), _overlap),
+    "selected": Statistic(("select_topk",), _selected, in_cells=True),
+}
+"""By the keyword that a method takes it under; `gram`, which may be of more than a tensor, is computed by `gram`."""
 
 
 def gram(pieces: Sequence[PieceBlocks], run_all: RunAll) -> np.ndarray:
@@ -85,7 +146,7 @@ def gram(pieces: Sequence[PieceBlocks], run_all: RunAll) -> np.ndarray:
     Blocks of a piece must start at multiples of `CELL`, over which sums are taken in a fixed order; sums over
     cells are exact, so the result does not depend on the blocks.
     """
-    joined = _Joined(pieces)
+    joined = Deltas(pieces)
     blocks = run_all(lambda index: kernels.dots(joined.read(index)), range(len(joined.sizes)))
     cells = [cell for block in blocks for cell in block]
     models = range(len(cells[0]))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,20 @@ import numpy as np
 
 from polymerge.checkpoints import Checkpoint, open_checkpoint
 from polymerge.checkpoints.adapter import is_adapter
+from polymerge.checkpoints.bounds import RECORDS_BYTES
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.paths import given_path
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
 from polymerge.engine.verify_adapter import verify_adapter
-from polymerge.errors import PolymergeError, RecipeError
+from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
-from polymerge.families.config import config_dtype
+from polymerge.families.config import config_dtype, splits
 from polymerge.families.expressions import names_read
 from polymerge.families.resolve import map_names
 
@@ -31,36 +34,43 @@ __all__ = ["Finding", "Verification", "verify"]
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def verify(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
+def verify(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    checked: Collection[str] = (),
+) -> Verification:
     """Check that a checkpoint or adapter folder loads as it is, without allocating its weights.
 
     folder             or a hub id, which is downloaded in full
     base               for an adapter: its base, if not the one that its config names
     trust_remote_code  run Python files from the folder if its model needs them
+    checked            names of tensors whose values are known to be finite, and are not read
 
     raises RecipeError or CheckpointError if a hub id cannot be downloaded; all other problems are findings.
     """
-    path = Path(folder).expanduser()
+    path = given_path(folder)
     if not (path.exists() or path.is_absolute() or path.parent.is_dir()):
         path = locate(str(folder))
         bring(str(folder), path)
     try:
         if is_adapter(path):
-            return verify_adapter(path, base=base, trust_remote_code=trust_remote_code)
+            return verify_adapter(path, base=base, trust_remote_code=trust_remote_code, checked=checked)
         if base is not None:
             raise RecipeError(f"{path}: is a checkpoint; base is only for adapters")
-        return _verify_checkpoint(path, trust_remote_code)
+        return _verify_checkpoint(path, trust_remote_code, checked)
     except PolymergeError as error:
         return Verification(path, (Finding("files", False, "; ".join(map(str, error.problems))),))
 
 
-def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
+def _verify_checkpoint(path: Path, trust_remote_code: bool, checked: Collection[str]) -> Verification:
     """Check that a checkpoint folder loads as it is, without allocating its weights.
 
-    Its headers are read and every value is looked at once; the model is built on torch's meta device from its own
-    config and loaded with `from_pretrained`, which must leave no key missing, unexpected or mismatched, and round no
-    value; the processor or tokenizer is loaded; a head that is stored although the config ties it is compared
-    with the embedding; the number of parameters must be that of the template.
+    Its headers are read and every value is looked at once, but for tensors in `checked`; the model is built on torch's
+    meta device from its own config and loaded with `from_pretrained`, which must leave no key missing, unexpected or
+    mismatched, and round no value; the processor or tokenizer is loaded; a head that is stored although the config ties
+    it is compared with the embedding; the number of parameters must be that of the template.
 
     trust_remote_code  run Python files from the folder if its model needs them
 
@@ -69,13 +79,13 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool) -> Verification:
     checkpoint = open_checkpoint(str(path), path)
     size = sum(entry.nbytes for entry in checkpoint.entries.values())
     files = Finding(
-        "files", True, f"{len(checkpoint.entries)} tensors, {size / 1e9:.2f} GB in {len(checkpoint.files)} file(s)"
+        "files", True, f"{len(checkpoint.entries)} tensors, {human_size(size)} in {len(checkpoint.files)} file(s)"
     )
     with quiet():
         loads, model = _loads(checkpoint, trust_remote_code)
         findings = (
             files,
-            finite(checkpoint.entries.values()),
+            finite(checkpoint.entries.values(), path, checked),
             _parameters(checkpoint),
             _ties(checkpoint),
             loads,
@@ -91,8 +101,8 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
     if not record.is_file():
         return Finding("parameters", None, f"{count}; no polymerge.json to say how many the template has")
     try:
-        expected = json.loads(record.read_text(encoding="utf-8"))["output"]["parameters"]
-    except (ValueError, KeyError, TypeError) as error:
+        expected = read_json(record, dict[str, Any], most=RECORDS_BYTES)["output"]["parameters"]
+    except (PolymergeError, KeyError, TypeError) as error:
         return Finding("parameters", False, f"{record.name} cannot be read: {type(error).__name__}: {error}")
     if count != expected:
         return Finding("parameters", False, f"{count}, the template has {expected}")
@@ -100,8 +110,9 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
 
 
 def _ties(checkpoint: Checkpoint) -> Finding:
-    family = read_names(checkpoint.config, checkpoint.entries).family
-    tensors = map_names(family, checkpoint.entries, str(checkpoint.folder)).tensors
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    family = read_names(checkpoint.config, shapes).family
+    tensors = map_names(family, shapes, str(checkpoint.folder), splits(checkpoint.config, family), shapes).tensors
     pair = [tensors.get(name) for name in ("text.embed_tokens.weight", "text.lm_head.weight")]
     if text_tower(checkpoint.config, family).ties_head is not True:
         return Finding("ties", True, "the config ties nothing")
@@ -200,16 +211,16 @@ def _dtypes(checkpoint: Checkpoint, model: Any) -> Finding:
 def _rounded_by_template(checkpoint: Checkpoint) -> list[str] | None:
     """Tensors that the template's own config rounds as well, according to polymerge.json; None without it."""
     try:
-        record = json.loads((checkpoint.folder / "polymerge.json").read_text(encoding="utf-8"))
+        record = read_json(checkpoint.folder / "polymerge.json", dict[str, Any], most=RECORDS_BYTES)
         names = record["output"]["rounded_by_template"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (PolymergeError, KeyError, TypeError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _without_class(config: Mapping[str, Any]) -> str:
     """A note if transformers lacks the class that a config names; empty otherwise."""
-    named = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    named = class_names(config)
     return f"transformers has no class {named[0]}" if named and named_class(config) is None else ""
 
 

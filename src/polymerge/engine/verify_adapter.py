@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.adapter import Adapter, open_adapter
-from polymerge.checkpoints.files import read_config
+from polymerge.checkpoints.files import class_names, read_config
 from polymerge.checkpoints.hub import split_revision
 from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.engine.findings import Finding, Verification, finite
 from polymerge.errors import PolymergeError
@@ -18,7 +19,13 @@ from polymerge.errors import PolymergeError
 __all__ = ["verify_adapter"]
 
 
-def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False) -> Verification:
+def verify_adapter(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    checked: Collection[str] = (),
+) -> Verification:
     """Check an adapter folder: its tensors fit its config and are finite, and PEFT finds a module for each.
 
     The base is built on the meta device from its config alone; its weights are not read and need not be there.
@@ -26,10 +33,11 @@ def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_
     base               a folder, or a hub id whose config is in the cache; by default the one that the adapter's config
                        names
     trust_remote_code  run Python files from the base's folder if its model needs them
+    checked            names of tensors whose values are known to be finite, and are not read
 
     raises PolymergeError if it cannot be opened.
     """
-    path = Path(folder)
+    path = given_path(folder)
     adapter = open_adapter(str(folder), path)
     ranks = sorted({pair.rank for pair in adapter.pairs.values()})
     held = f"{len(adapter.pairs)} modules of rank {', '.join(map(str, ranks))}, {len(adapter.non_lora)} full weights"
@@ -38,7 +46,7 @@ def verify_adapter(folder: str | Path, *, base: str | None = None, trust_remote_
         (
             Finding("files", True, held),
             _names(adapter),
-            finite(adapter.entries),
+            finite(adapter.entries, path, checked),
             _config(path),
             _base(adapter, base, trust_remote_code),
         ),
@@ -89,7 +97,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
         return Finding("loads", None, f"its base cannot be read: {error}")
     if needs_code(config) and not trust_remote_code:
         return Finding("loads", None, "its base is code that lies in a folder, which `trust_remote_code` runs")
-    if config.get("architectures") and named_class(config) is None and "auto_map" not in config:
+    if class_names(config) and named_class(config) is None and "auto_map" not in config:
         return Finding("loads", None, f"transformers has none of the classes of its base {folder}")
     loader = _class_of(adapter.config, config)
     try:
@@ -127,7 +135,7 @@ def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
     """The folder of the base's config, or None and the reason; the network is not used."""
     if not isinstance(base, str) or not base:
         return None, "its config names no base"
-    path = Path(base).expanduser()
+    path = given_path(base)
     if (path / "config.json").is_file():
         return path, ""
     if path.exists() or path.is_absolute():

@@ -13,16 +13,17 @@ from typing import Any, Protocol
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.adapter_config import read_lora_config
+from polymerge.checkpoints.adapter_config import read_lora_config, saved_modules
+from polymerge.checkpoints.beside import copy_files
+from polymerge.checkpoints.bounds import CONFIG_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG
 from polymerge.checkpoints.names import sort_names
 from polymerge.checkpoints.pairs import paired, token_rows
 from polymerge.checkpoints.tensor_info import Contents
-from polymerge.checkpoints.writer import Shards, copy_companions, lay_out
+from polymerge.checkpoints.writer import Shards, lay_out
 from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
-from polymerge.engine.opening import copy_beside
 from polymerge.errors import MissingExtraError, collecting
 from polymerge.families import untied, with_rows
 from polymerge.families.quantization import quantization_method, without_quantization
@@ -38,15 +39,19 @@ class Writer(Protocol):
     """One way to write an output.
 
     shards   the weight files, which the steps of the plan are written to first
+    room     bytes that they need on the disk at once, converted or not
     """
 
     shards: Shards
+    room: int
 
-    def finish(self, folder: Path) -> dict[str, int]:
+    def finish(self, folder: Path, beside: Mapping[str, Path]) -> dict[str, int]:
         """Write the files beside the weights, and convert these to torch files on request; return each weight file's
         size.
 
-        raises CheckpointError if a file beside the weights cannot be downloaded.
+        beside  the files of the template that are taken over, by their paths in the output
+
+        raises CheckpointError if one of them is gone.
         """
 
     def counted(self) -> dict[str, Any]:
@@ -79,12 +84,13 @@ class _CheckpointWriter:
     def __init__(self, plan: Plan, template: Checkpoint, shard_size: int, as_torch: bool) -> None:
         self._plan, self._template, self._as_torch = plan, template, as_torch
         self.shards = lay_out(_tensors(plan), shard_size)
+        self.room = self.shards.room(as_torch)
         self._stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
 
-    def finish(self, folder: Path) -> dict[str, int]:
+    def finish(self, folder: Path, beside: Mapping[str, Path]) -> dict[str, int]:
         self.shards.write_index(folder)
+        copy_files(beside, folder)
         if self._template.config:
-            copy_beside(self._plan, self._template.folder, folder)
             _write_config(self._plan, self._template, self._stored, folder / "config.json")
         if self._as_torch:
             from polymerge.checkpoints.writer import as_torch_files  # needs torch, which a merge does not
@@ -115,9 +121,10 @@ class _AdapterWriter:
         self.shards = lay_out(_tensors(plan, lora=True if apart else None), one_file, "adapter_model")
         if apart:
             self.shards = _beside(self.shards, lay_out(_tensors(plan, lora=False), one_file, "non_lora_trainables"))
+        self.room = self.shards.room(as_torch)
 
-    def finish(self, folder: Path) -> dict[str, int]:
-        copy_companions(self._inputs[self._plan.template].folder, folder, deep=False)
+    def finish(self, folder: Path, beside: Mapping[str, Path]) -> dict[str, int]:
+        copy_files(beside, folder)
         config = _adapter_config(self._plan, self._inputs)
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if self._as_torch:
@@ -176,6 +183,7 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
         beside=tuple(tensor.file for tensor in full) if apart else (),
         became={},
         left_out={},
+        stamps={},
     )
     return made, {where / name: memoryview(buffer) for name, buffer in buffers.items()}
 
@@ -193,7 +201,7 @@ def _adapter_config(plan: Plan, inputs: Sequence[Checkpoint]) -> dict[str, Any]:
         for name, entry in adapter.non_lora.items()
         if entry.file in adapter.beside and f"{PREFIX}{name}" in kept
     }
-    return config | {"modules_to_save": sorted({*(config.get("modules_to_save") or ()), *brought}) or None}
+    return config | {"modules_to_save": sorted({*saved_modules(config), *brought}) or None}
 
 
 def _tensors(plan: Plan, lora: bool | None = None) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -237,7 +245,7 @@ def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
 
 def _write_config(plan: Plan, template: Checkpoint, stored: Stored, file: Path) -> None:
     """Write the config.json of the output into a copy of the template's, changing no more than necessary."""
-    before, config = file.read_bytes() if file.exists() else b"", _config(plan, template)
+    before, config = read_bounded(file, CONFIG_BYTES) if file.exists() else b"", _config(plan, template)
     text = before.decode("utf-8")
     if template.brought or config != template.config:
         text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.evaluation.mm_mergebench.annotations import answers_in, question_items, read_truth
 from polymerge.evaluation.mm_mergebench.questions import Question, image_root, questions_of, task_folder
@@ -18,6 +19,7 @@ from polymerge.evaluation.scorers import scorer_named
 from polymerge.evaluation.scorers.caption_metrics import NEEDS_JAVA, captions_module, has_java
 from polymerge.evaluation.scoring import TaskScore, score_predictions, score_questions
 from polymerge.inference.answering import Attempt, batches
+from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.worker import AnswerSettings, Worker
@@ -106,8 +108,8 @@ def read_tasks(
             refuse(RecipeError(f"image_folder: there is no folder '{images}'"))
         if data is not None and not data.is_dir():
             refuse(RecipeError(f"data: there is no folder '{data}'"))
-        if max_new_tokens is not None and max_new_tokens < 1:
-            refuse(RecipeError(f"max_new_tokens: {max_new_tokens} is too few"))
+        if max_new_tokens is not None:
+            refuse(*Generation(max_new_tokens=max_new_tokens).problems())
     if wrong:
         return []
     with collecting() as wrong:
@@ -148,7 +150,7 @@ def _asked(word: str | QuestionFile, data: Path | None, images: Path | None, max
 
 
 def _of_file(asked: QuestionFile, images: Path | None, max_new_tokens: int | None) -> AskedTask:
-    file, row = asked.file.expanduser(), scorer_named(asked.scorer)
+    file, row = given_path(asked.file), scorer_named(asked.scorer)
     if row.name in ("captions", "meteor") and not has_java():
         refuse(RecipeError(f"tasks {file}:{row.name}: {NEEDS_JAVA}; score by cider, rouge_l or bleu_4"))
     items = question_items(file)

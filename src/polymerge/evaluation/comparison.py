@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.evaluation.gains import RESAMPLES, SEED, Gain, Samples, interval
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
@@ -18,6 +18,9 @@ from polymerge.evaluation.results import Results, TaskResult, read_results
 from polymerge.tables import Table
 
 __all__ = ["Column", "Comparison", "compare", "compare_files"]
+
+
+_MOST_RESAMPLES: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def compare_files(
         read = [
             found
             for one in given
-            if (found := one if isinstance(one, Results) else read_results(Path(one).expanduser())) is not None
+            if (found := one if isinstance(one, Results) else read_results(given_path(one))) is not None
         ]
         for found in read:
             before = joined.get(found.name)
@@ -106,8 +109,8 @@ def compare_files(
                 if joined and one not in joined
             )
         )
-        if resamples < 1:
-            refuse(RecipeError(f"resamples: {resamples} are none"))
+        if not 1 <= resamples <= _MOST_RESAMPLES:
+            refuse(RecipeError(f"resamples: {resamples} is not from 1 to {_MOST_RESAMPLES}"))
     return compare(
         list(joined.values()), parents=parents, template=template, published=published, resamples=resamples, seed=seed
     )

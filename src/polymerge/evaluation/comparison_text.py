@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from polymerge.durable import make_folder, write_file
 from polymerge.evaluation.comparison import Comparison
 from polymerge.evaluation.comparison_plot import draw_comparison
 from polymerge.evaluation.gains import Gain
@@ -15,6 +16,8 @@ from polymerge.evaluation.results import Results
 __all__ = ["describe_results", "gains_csv", "markdown", "plain_text", "scores_csv", "write_comparison"]
 
 _NONE = "-"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a cell begins with that is computed, in both widths."""
 
 
 def plain_text(compared: Comparison) -> str:
@@ -30,19 +33,16 @@ def markdown(compared: Comparison) -> str:
     blocks = []
     for title, (head, *rows) in _tables(compared):
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        escaped = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+        escaped = [" | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) for line in lines]
         blocks.append("\n".join([f"### {title[0].upper()}{title[1:]}", "", *(f"| {line} |" for line in escaped)]))
     return "\n\n".join([*blocks, *_notes(compared)]) + "\n"
 
 
 def scores_csv(compared: Comparison) -> str:
     """One row per model, one column per task and average; missing scores are empty cells."""
-    rows = [
+    rows: list[list[str | float | None]] = [
         ["model", *(column.name for column in compared.columns)],
-        *(
-            [model, *(_plain(compared.scores[model, column.name]) for column in compared.columns)]
-            for model in compared.models
-        ),
+        *([model, *(compared.scores[model, column.name] for column in compared.columns)] for model in compared.models),
     ]
     return _csv(rows)
 
@@ -52,7 +52,7 @@ def gains_csv(compared: Comparison) -> str:
     head = ["model", "column", "over", "gain", "low", "high", "within_noise", "rough", "reason"]
     rows = [
         [
-            gain.model, gain.column, " + ".join(gain.over), _plain(gain.value), _plain(gain.low), _plain(gain.high),
+            gain.model, gain.column, " + ".join(gain.over), gain.value, gain.low, gain.high,
             "" if gain.within_noise is None else str(gain.within_noise).lower(), str(gain.rough).lower(),
             gain.reason or "",
         ]
@@ -66,10 +66,10 @@ def write_comparison(compared: Comparison, folder: Path) -> list[Path]:
     texts = {"compare.md": markdown(compared), "compare.csv": scores_csv(compared)}
     if compared.gains:
         texts["gains.csv"] = gains_csv(compared)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pictures = draw_comparison(compared, folder / "compare")
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_file(folder / name, text)
     return [*(folder / name for name in texts), *pictures]
 
 
@@ -147,11 +147,17 @@ def _two(score: float | None) -> str:
     return _NONE if score is None else f"{score:.2f}"
 
 
-def _plain(number: float | None) -> str:
-    return "" if number is None else f"{number:.6g}"
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
+def _csv(rows: Iterable[Sequence[str | float | None]]) -> str:
+    """A table for spreadsheets, in which no text is a formula, whatever models and tasks are called."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def _cell(value: str | float | None) -> str:
+    """A cell: a number as it is, and a text that a spreadsheet would compute behind an apostrophe, as OWASP advises."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    return f"{value:.6g}"

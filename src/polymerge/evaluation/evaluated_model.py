@@ -10,6 +10,7 @@ from typing import Any
 from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate, pinned, remote_of
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import RecipeError
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.folding import fold_recipe
@@ -67,11 +68,11 @@ def evaluated_model(source: str, name: str | None = None) -> EvaluatedModel:
 
     raises RecipeError if there is none, Refused if base and adapter do not fit.
     """
-    path = Path(source).expanduser()
+    if not exists(source) and _PLUS in source:
+        return _folded(source, {"merge_method": "copy", "models": [source]}, name)
+    path = given_path(source)
     if path.is_file():
         raise RecipeError(f"{source}: is a file. Give the folder of a checkpoint, or BASE+ADAPTER")
-    if not path.exists() and _PLUS in source:
-        return _folded(source, {"merge_method": "copy", "models": [source]}, name)
     if not path.exists() and (source.partition("@")[0].count("/") != 1 or path.parent.is_dir()):
         raise RecipeError(f"{source}: there is no such folder, and it is no hub id such as owner/name")
     folder = locate(source)

@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from polymerge.checkpoints.hub import one_commit
+from polymerge.checkpoints.paths import given_path
+from polymerge.durable import write_file
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.asking import AskedTask, Failures, QuestionFile, ask, read_tasks
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
@@ -71,7 +73,9 @@ def evaluate(
         refuse(*wrong)
         found = read_tasks(_tasks(tasks, scorer), _path(data), _path(image_folder), max_new_tokens)
     assert asked is not None
-    run = open_run(Path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks")
+    run = open_run(
+        given_path(out), _settings(asked, found, generation), force=force, what="an evaluation", parts="tasks"
+    )
     asked.fetch()
     with alone_in(run), generation.worker_pool(asked.plan, str(asked.folder)) as pool:
         failures = ask(run, found, generation.batch_size, asked.plan, pool, progress)
@@ -109,7 +113,7 @@ def _tasks(
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
-    return None if path is None else Path(path).expanduser()
+    return None if path is None else given_path(path)
 
 
 def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Generation) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _write_errors(run: Run, tasks: Sequence[AskedTask], failures: Failures) -> N
         if one.id in failures[task.name]
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (run.folder / ERRORS).write_text(text, encoding="utf-8")
+    write_file(run.folder / ERRORS, text)
 
 
 def _result(run: Run, task: AskedTask, model: str, failed: Mapping[int | str, str]) -> TaskResult:
@@ -162,5 +166,5 @@ def _result(run: Run, task: AskedTask, model: str, failed: Mapping[int | str, st
         for one in task.questions
     ]
     file = run.part(task.name) / "predictions.jsonl"
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return task_result(task.score(file), task.group, len(failed), task.settings(), run.folder)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import parse_json, read_text
 from polymerge.errors import PolymergeError, RecipeError, collecting
 
@@ -138,6 +139,7 @@ def at_most_shown(file: Path) -> Iterator[list[PolymergeError]]:
             found[MOST_SHOWN:] = [RecipeError(f"{file}: {more} more problems like these")]
 
 
+_UTF8 = "Save it as UTF-8."
 _WRONG = "Remove the line or correct it; null stands for no answer."
 _CUT = "It is the last line and may have been cut off: remove it, or finish the run."
 
@@ -150,7 +152,7 @@ def read_predictions(file: Path) -> Predictions:
     found: list[Line] = []
     blank: list[int] = []
     with at_most_shown(file):
-        text = read_text(file, encoding="utf-8-sig", error=RecipeError, then="Save it as UTF-8.")
+        text = read_text(file, encoding="utf-8-sig", most=RECORDS_BYTES, error=RecipeError, then=_UTF8)
         if text.lstrip().startswith("["):
             raise RecipeError(
                 f"{file}: is a JSON array, not a line of JSON for each prediction. Write one object a line."

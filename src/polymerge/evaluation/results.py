@@ -27,7 +27,7 @@ __all__ = ["FILE", "FORMAT", "VERSION", "Results", "TaskResult", "read_results",
 FORMAT, VERSION = "polymerge results", 1
 FILE = "results.json"
 
-Number = Annotated[float, msgspec.Meta(ge=-1e308, le=1e308)]  # not NaN, nor infinite
+Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # neither NaN nor infinite, nor is a sum of them
 Group = Literal["seen", "unseen"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import collecting
 from polymerge.evaluation.mm_mergebench.annotations import Truth, answers_in, question_items, read_truth, truth_of
 from polymerge.evaluation.mm_mergebench.published import Published, as_published
@@ -80,8 +81,8 @@ def score_predictions(task: str, predictions_file: str | Path, annotations_folde
     """
     row = task_named(task)
     with collecting():
-        predictions = read_predictions(Path(predictions_file))
-        truth = read_truth(row, Path(annotations_folder))
+        predictions = read_predictions(given_path(predictions_file))
+        truth = read_truth(row, given_path(annotations_folder))
     published = as_published(row, predictions, truth)
     texts = _texts(predictions, truth)
     if row.kind == "captions" and not has_java():
@@ -108,9 +109,9 @@ def score_questions(scorer: str, predictions_file: str | Path, questions_file: s
     raises RecipeError for an unknown scorer, Refused with every problem of the files.
     """
     row = scorer_named(scorer)
-    path = Path(questions_file)
+    path = given_path(questions_file)
     with collecting():
-        predictions = read_predictions(Path(predictions_file))
+        predictions = read_predictions(given_path(predictions_file))
         items = question_items(path)
         with at_most_shown(path):
             references: list[Any] = [answers_in(item) for item in items]

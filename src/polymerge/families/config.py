@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
+from polymerge.checkpoints.bounds import EXPERTS, HEADS
+from polymerge.checkpoints.files import class_names
 from polymerge.dtypes import dtype_code
 from polymerge.families.registry import FAMILIES, claimed
 from polymerge.families.resolve import Split, Stack
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 Config = Mapping[str, object]
+_MOST: Final = 2**40  # of a size; a number above is none of a model
 
 NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
 """The keys of configs for the text tower; the first may contain another one."""
@@ -211,15 +214,14 @@ def _said(config: Config, key: str, family: Family) -> int | None:
         plain = FAMILIES.get(_lineage(config, family) or "")
         implied = {**(plain.defaults if plain else {}), **family.defaults}
         value = implied.get(key)
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and 0 < value <= _MOST else None
 
 
 def _lineage(config: Config, family: Family) -> str | None:
     """The lineage of the decoder: the language model's family name, if there is one."""
     inner = text_config(config).get("model_type")
-    architectures = config.get("architectures")
     said = config.get("model_type") if inner is None else inner
-    for name in (*(architectures if isinstance(architectures, list) else ()), said):
+    for name in (*class_names(config), said):
         if isinstance(name, str) and name in family.lineages:
             return family.lineages[name] or None
     if isinstance(inner, str):
@@ -255,7 +257,7 @@ def untied(config: Config) -> dict[str, object]:
     return {**config, **nested, "tie_word_embeddings": False}
 
 
-def splits(config: Config) -> dict[str, Split]:
+def splits(config: Config, family: Family | None = None) -> dict[str, Split]:
     """The row ranges of each tensor in the fused ones that a decoder of this config may have.
 
     qkv      queries, keys and values one below the other, the last two with fewer heads where queries share them
@@ -263,15 +265,17 @@ def splits(config: Config) -> dict[str, Split]:
     gate_up  gate and up, each as high as the MLP is wide
     halves   the same where the config counts both as the MLP's width
     experts_in, experts_out   all experts of a layer, their input and output projections
+
+    family   whose defaults hold for sizes that the config leaves out; that which the config names by default
     """
     text = text_config(config)
 
-    def number(*keys: str) -> int:
-        return next((value for key in keys if type(value := text.get(key)) is int and value > 0), 0)
+    def number(*keys: str, most: int = _MOST) -> int:
+        return next((value for key in keys if type(value := text.get(key)) is int and 0 < value <= most), 0)
 
     found: dict[str, Split] = {}
-    heads = number("num_attention_heads")
-    shared = number("num_key_value_heads", "num_multi_query_heads") or heads
+    heads = number("num_attention_heads", most=HEADS)
+    shared = number("num_key_value_heads", "num_multi_query_heads", most=HEADS) or heads
     width = number("head_dim") or (number("hidden_size") // heads if heads else 0)
     if heads and width:
         q, kv = heads * width, shared * width
@@ -288,9 +292,9 @@ def splits(config: Config) -> dict[str, Split]:
     if inner:
         found["gate_up"] = (((0, inner),), ((inner, 2 * inner),))
         found["halves"] = (((0, inner // 2),), ((inner // 2, inner),))
-    hidden = _said(config, "hidden_size", claimed(config))
+    hidden = _said(config, "hidden_size", family or claimed(config))
     if hidden:
-        experts = number("num_experts", "num_local_experts") or None
+        experts = number("num_experts", "num_local_experts", most=EXPERTS) or None
         found["experts_in"], found["experts_out"] = Stack(experts, columns=hidden), Stack(experts, rows=hidden)
     return found
 

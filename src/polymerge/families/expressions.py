@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite, prod
 from typing import TypeAlias
 
 from polymerge.errors import CheckpointError, RecipeError
@@ -192,10 +193,22 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
                 raise CheckpointError(f"{expr.name}: shape {list(whole)} is not one of several matrices")
             count, first, second = whole
             return (count * second, first) if transposed else (count * first, second)
-        case Scaled(of) | Adapted(of):
-            return shape_of(of, shapes)
+        case Scaled(of, by, block):
+            whole = shape_of(of, shapes)
+            scales = prod(-(-size // width) for size, width in zip(whole, block, strict=False))
+            if len(whole) != len(block) or scales != prod(shapes.get(by, (scales,))):
+                raise CheckpointError(f"{by}: is no scale for each {list(block)} of {of.name} {list(whole)}")
+            return whole
+        case Adapted(of, a, b, _, transposed):
+            whole, update = shape_of(of, shapes), shape_of(Read(b) if a is None else LowRank(a, b, 1.0), shapes)
+            if (update[::-1] if transposed else update) != whole:
+                raise CheckpointError(f"{b}: an update of shape {list(update)} for {list(whole)}")
+            return whole
         case LowRank(a, b):
-            return shapes[b][0], shapes[a][1]
+            below, above = shape_of(Read(a), shapes), shape_of(Read(b), shapes)
+            if len(below) != 2 or len(above) != 2 or below[0] != above[1]:
+                raise CheckpointError(f"{a}, {b}: shapes {list(below)} and {list(above)} are not of two factors")
+            return above[0], below[1]
 
 
 def expr_to_json(expr: Expr) -> object:
@@ -243,14 +256,19 @@ def expr_from_json(value: object) -> Expr:
             "scale": float(scale),
             "transposed": bool(flip),
             **rest,
-        } if not set(rest) - {"expert"}:
+        } if not set(rest) - {"expert"} and isfinite(scale):
             match rest:
                 case {"expert": [int(which), int(count)], **more} if not more and 0 <= which < count:
                     return Adapted(expr_from_json(of), a, b, scale, flip, (which, count))
                 case {"expert": _}:
                     raise RecipeError(f"not a read expression: expert {rest['expert']!r} of '{b}'.")
             return Adapted(expr_from_json(of), a, b, scale, flip)
-        case {"low_rank": [str(a), str(b)], "scale": float(scale), "bias": str() | None as bias, **rest} if not rest:
+        case {
+            "low_rank": [str(a), str(b)],
+            "scale": float(scale),
+            "bias": str() | None as bias,
+            **rest,
+        } if not rest and isfinite(scale):
             return LowRank(a, b, scale, bias)
         case {
             "low_rank": [str(a), str(b)],
@@ -263,6 +281,6 @@ def expr_from_json(value: object) -> Expr:
             return LowRank(a, b, scale, None, experts, swapped)
         case _:
             raise RecipeError(
-                f"not a read expression: {value!r}. It is a name, {{scaled}}, {{rows, of}}, {{concat}}, {{stacked}}, "
-                "{adapted} or {low_rank}."
+                f"not a read expression: {value!r:.200}. It is a name, {{scaled}}, {{rows, of}}, {{concat}}, "
+                "{stacked}, {adapted} or {low_rank}."
             )

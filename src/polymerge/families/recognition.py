@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.names import unwrapped, wrappers_in
-from polymerge.families.config import Config, family_of, text_config
+from polymerge.families.config import Config, family_of, splits, text_config
+from polymerge.families.derived import derive
+from polymerge.families.expressions import Shape
 from polymerge.families.registry import FAMILIES, GENERIC, claimed
 from polymerge.families.rules import Family
 
@@ -24,28 +27,32 @@ class Reading:
     family    the family whose table explains them, or the one that its config names if none does
     wrappers  prefixes added by trainers (see `checkpoints.names.unwrapped`)
     other     the class in config.json if it is not one of that family, such as `Qwen2Model`; otherwise empty
+    by        what the family was derived from where no table explains the names: a class of transformers
+    why       why no family explains them: why none was derived
     """
 
     family: Family
     wrappers: tuple[str, ...] = ()
     other: str = ""
+    by: str = ""
+    why: str = ""
 
 
-def read_names(config: Config, names: Collection[str], told: str | None = None) -> Reading:
+def read_names(config: Config, shapes: Mapping[str, Shape], told: str | None = None) -> Reading:
     """Find the family and the wrappers that explain every name.
 
     The family that the config's class names comes first, then that of its model type, then those whose text towers have
-    the same lineage, if there is one among these. A known class whose names nothing explains stays what it is; an
-    unknown one is then `generic`.
+    the same lineage, if there is one among these. A known class whose names nothing explains stays what it is; for an
+    unknown one transformers' class is asked (see `derived`), and if that does not explain them it is `generic`.
 
-    names  of the tensors as stored
-    told   the family that the user names, if any; no other is tried
+    shapes  of the tensors by their names as stored
+    told    the family that the user names, if any; no other is tried
     """
     if told is None and not config:
         return Reading(GENERIC)  # nothing says whose names these are
     first = family_of(config, told)
-    wrappers = wrappers_in(names)
-    plain = [unwrapped(name, wrappers) for name in names]
+    wrappers = wrappers_in(shapes)
+    plain = [unwrapped(name, wrappers) for name in shapes]
     forms = [(wrappers, plain, "")]
     around, inner = wrappers, plain
     while prefix := _before_all(inner):  # such as `model.` of Lightning, `actor.` of trainers of two models
@@ -58,7 +65,15 @@ def read_names(config: Config, names: Collection[str], told: str | None = None) 
         found = _fitting(config, first, held, inside, told is not None)
         if found is not None:
             return Reading(replace(found, inside=inside) if inside else found, form, _other(config, found, inside))
-    return Reading(first, wrappers)
+    if first is not GENERIC or told is not None:
+        return Reading(first, wrappers)
+    why, known = "", splits(config)
+    for form, held, _ in forms[:-1]:
+        asked = derive(config, dict(zip(held, shapes.values(), strict=True)), known)
+        if asked.family is not None:
+            return Reading(asked.family, form, by=asked.by)
+        why = why or asked.why
+    return Reading(first, wrappers, why=why)
 
 
 def _before_all(names: Collection[str]) -> str:
@@ -103,6 +118,5 @@ def _other(config: Config, family: Family, inside: str) -> str:
     """The class in a config that the family does not have; empty if it has that class, or its body."""
     if claimed(config).name == family.name:
         return ""
-    architectures = config.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
-    return "" if inside and str(named).endswith("Model") else str(named or f"model_type '{config.get('model_type')}'")
+    named = next(iter(class_names(config)), "")
+    return "" if inside and named.endswith("Model") else named or f"model_type '{config.get('model_type')}'"

@@ -8,6 +8,7 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Final
 
+from polymerge.checkpoints.files import class_names
 from polymerge.families import tables
 from polymerge.families.rules import Family, Rule
 
@@ -40,9 +41,9 @@ def claimed(config: Mapping[str, object]) -> Family:
     The architecture takes precedence: the first LLaVA checkpoints have transformers' model type and tensor names of
     their own. The model type decides if no architecture is named.
     """
-    architectures = config.get("architectures")
+    architectures = class_names(config)
     for family in FAMILIES.values():
-        if isinstance(architectures, list) and architectures:
+        if architectures:
             if any(name in family.architectures for name in architectures):
                 return family
         elif config.get("model_type") in family.model_types:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
+from polymerge.checkpoints.bounds import EXPERTS
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import Expr, Ranges, Read, Shape, Stacked, names_read, rows_of, shape_of
-from polymerge.families.rules import Family
+from polymerge.families.rules import Family, Rule
 
 __all__ = ["NameMap", "Split", "Stack", "apart", "map_names"]
 
@@ -60,7 +62,7 @@ class Stack:
 
         parts   number of matrices of equal height in each expert's
         """
-        if len(shape) != 3 or 0 in shape or self.experts not in (None, shape[0]):
+        if len(shape) != 3 or 0 in shape or shape[0] > EXPERTS or self.experts not in (None, shape[0]):
             return frozenset()
         found = {False: shape[1:], True: shape[:0:-1]}
         return frozenset(
@@ -93,7 +95,11 @@ def map_names(
     read = {name: family.read(name) for name in names}
     buffers = tuple(name for name, found in read.items() if found is None and family.is_buffer(name))
     unknown = [name for name, found in read.items() if found is None and not family.is_buffer(name)]
-    ruled = {name: (*found, (splits or {}).get(found[0].split)) for name, found in read.items() if found is not None}
+    ruled = {
+        name: (*found, _split(found[0], splits or {}, (shapes or {}).get(name, ())))
+        for name, found in read.items()
+        if found is not None
+    }
     unsettled = {name: rule.split for name, (rule, _, split) in ruled.items() if rule.split and split is None}
     stacks = {name: (split, len(rule.names)) for name, (rule, _, split) in ruled.items() if isinstance(split, Stack)}
     views, problems = _views(stacks, shapes or {}, checkpoint)
@@ -128,6 +134,22 @@ def map_names(
         problems.append(_unexplained(family, unknown, read, checkpoint))
     lost = tuple(name for name in ruled if name not in layout)
     return NameMap(tensors, layout, views, buffers, lost, tuple(unknown), tuple(problems))
+
+
+def _split(rule: Rule, splits: Mapping[str, Split], shape: Shape) -> Split | None:
+    """How a rule splits a tensor of that shape; None if that is unknown.
+
+    Beside what the config determines there are `equal` shares, and `rows 64:16:16`, which are that high.
+    """
+    words, count, height = rule.split.partition(" "), len(rule.names), shape[0] if shape else 0
+    if words[0] == "rows":
+        rows = [int(number) for number in words[2].split(":")]
+    elif words[0] == "equal" and height % count == 0:
+        rows = [height // count] * count
+    else:
+        return splits.get(rule.split)
+    edges = [sum(rows[:place]) for place in range(len(rows) + 1)]
+    return tuple(((start, stop),) for start, stop in pairwise(edges))
 
 
 def _unexplained(family: Family, unknown: list[str], names: Collection[str], checkpoint: str) -> CheckpointError:

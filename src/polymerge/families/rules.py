@@ -97,6 +97,7 @@ class Family:
     of its checkpoints come from, the usual one first; two models can be joined where they share one. `buffers` are
     patterns of tensors that are known and never merged. `source` names a published checkpoint of the family.
 
+    unloaded     patterns of stored tensors that its class does not load: they are never merged either
     lineages     by model type or architecture, the lineage if it is not the usual one; "" if
                  only the weights tell which
     defaults     the class's sizes, for configs that omit them
@@ -115,6 +116,7 @@ class Family:
     title: str = ""
     source: str = ""
     buffers: tuple[str, ...] = BUFFERS
+    unloaded: tuple[str, ...] = ()
     lineages: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     interleaved: str = ""
@@ -134,8 +136,15 @@ class Family:
         return part if part in self.parts else None
 
     def is_buffer(self, name: str) -> bool:
-        """Return whether a stored tensor is a buffer, which is never merged."""
-        return any(_compiled(pattern).fullmatch(name) for pattern in self.buffers)
+        """Return whether a stored tensor is known and never merged: a buffer, or one that its class does not load."""
+        return self.why_unmerged(name) != ""
+
+    def why_unmerged(self, name: str) -> str:
+        """Why a stored tensor is never merged; empty if it is not one of those."""
+        if any(_compiled(pattern).fullmatch(name) for pattern in self.buffers):
+            return "a buffer that is computed from the config, never merged"
+        unloaded = any(_compiled(pattern).fullmatch(name) for pattern in self.unloaded)
+        return "transformers does not load it, so it is never merged" if unloaded else ""
 
     def canonical(self, name: str) -> tuple[str, ...]:
         """The canonical names in a stored tensor; empty for buffers and names that no rule explains."""

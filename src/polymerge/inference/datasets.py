@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import MissingExtraError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.inference.images import StoredImage
 from polymerge.inference.prompt_records import ALIASES, Names, Prompt, prompt_of
@@ -23,7 +24,7 @@ _IN_THE_ROW: Final = object()
 
 def is_dataset(source: str | os.PathLike[str]) -> bool:
     """Return whether a source is a folder that `datasets` saved, a file or folder of parquet, or a hub id."""
-    path = Path(source).expanduser()
+    path = given_path(source)
     if path.is_dir():
         return _saved(path) or any(path.rglob("*.parquet"))
     if path.is_file():
@@ -42,7 +43,7 @@ def read_rows(
     raises RecipeError if a column is missing.
     """
     columns = _columns(source, rows.column_names, names)
-    path = Path(source).expanduser()
+    path = given_path(source)
     folder = image_folder
     if folder is None and path.exists():
         folder = path if path.is_dir() else path.parent
@@ -73,7 +74,7 @@ def open_dataset(source: str | os.PathLike[str], split: str | None) -> Any:
         datasets: Any = import_module("datasets")
     except ImportError:
         raise MissingExtraError(f"{source}: a dataset needs datasets: pip install 'polymerge[datasets]'") from None
-    path = Path(source).expanduser()
+    path = given_path(source)
     try:
         if _saved(path):
             found = datasets.load_from_disk(str(path))

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from polymerge.checkpoints.loading import DTYPES
+from polymerge.engine.device import open_device
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.inference.answering import batches
 from polymerge.inference.prompts import Prompt
@@ -18,6 +19,8 @@ from polymerge.inference.worker_pool import Call, WorkerPool
 from polymerge.planning import Plan
 
 __all__ = ["Batches", "Generation", "generate"]
+
+_MOST: Final = {"max_new_tokens": 1_000_000, "batch_size": 1_000_000, "workers": 1024, "torch_threads": 1024}
 
 Batch = tuple[Prompt, ...]
 Answers = Mapping[int | str, str]
@@ -44,10 +47,15 @@ class Generation:
     def problems(self) -> list[PolymergeError]:
         """Errors in these settings."""
         found: list[PolymergeError] = [
-            RecipeError(f"{name}: {getattr(self, name)} is too few")
-            for name in ("max_new_tokens", "batch_size", "workers")
-            if getattr(self, name) < 1
+            RecipeError(f"{name}: {value} is {'too few' if value < 1 else f'more than {most}'}")
+            for name, most in _MOST.items()
+            if (value := getattr(self, name)) is not None and not 1 <= value <= most
         ]
+        if self.ray is None:  # the machines of a cluster have their own
+            try:
+                open_device(self.device)
+            except PolymergeError as error:
+                found.append(error)
         if self.dtype not in DTYPES:
             found.append(RecipeError(f"dtype: '{self.dtype}'.{did_you_mean(self.dtype, DTYPES)}"))
         return found

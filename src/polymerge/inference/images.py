@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from polymerge.checkpoints.bounds import open_regular
+from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError
 
 __all__ = [
@@ -61,7 +62,7 @@ def open_image(image: ImageSource) -> Any:
     raises PIL's errors if it is missing or broken, MissingExtraError without PIL.
     """
     pillow, ops = _pillow()
-    with pillow.open(_file(image)) as opened:
+    with _file(image) as file, pillow.open(file) as opened:
         turned = ops.exif_transpose(opened)
         if turned.mode == "P" and "transparency" in turned.info:
             turned = turned.convert("RGBA")  # PIL warns about the direct way
@@ -71,7 +72,7 @@ def open_image(image: ImageSource) -> Any:
 def verify_image(image: ImageSource) -> None:
     """Read the image's header and any checksums, without decoding it; raises as `open_image` does."""
     pillow, _ = _pillow()
-    with pillow.open(_file(image)) as opened:
+    with _file(image) as file, pillow.open(file) as opened:
         opened.verify()
 
 
@@ -85,11 +86,7 @@ def encode_png(image: ImageSource) -> bytes:
 def write_png(data: bytes, folder: Path) -> Path:
     """Write a PNG file named after a hash of its content, and return its path."""
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.png"
-    if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(path)
-    return path
+    return path if path.exists() else write_file(path, data)
 
 
 class SquareImages:
@@ -126,8 +123,8 @@ def padded(image: Any, colour: tuple[int, ...]) -> Any:
     return made
 
 
-def _file(image: ImageSource) -> Any:
-    return io.BytesIO(image.read()) if isinstance(image, StoredImage) else image
+def _file(image: ImageSource) -> BinaryIO:
+    return io.BytesIO(image.read()) if isinstance(image, StoredImage) else open_regular(Path(image))
 
 
 def _pillow() -> tuple[Any, Any]:

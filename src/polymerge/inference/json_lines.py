@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import parse_json, read_text
 from polymerge.errors import RecipeError, refuse
 
@@ -15,14 +16,16 @@ __all__ = ["json_lines", "json_list"]
 _THEN = "Correct it."
 
 
-def json_lines(data: bytes, file: str) -> Iterator[tuple[int, Any]]:
-    """Yield the value of each non-blank line with its number, from 1; only line feeds separate lines.
+def json_lines(lines: Iterable[bytes], file: str) -> Iterator[tuple[int, Any]]:
+    """Yield the value of each non-blank line with its number, from 1.
 
-    file  its name in messages
+    lines  as separated by line feeds, and by nothing else
+    file   its name in messages
 
     Broken lines are refused by number and skipped.
     """
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, ended in enumerate(lines, 1):
+        line = (ended.removeprefix(b"\xef\xbb\xbf") if number == 1 else ended).removesuffix(b"\n")
         if line.strip():
             try:
                 value = _parsed(line, f"{file}: line {number}", object)
@@ -34,8 +37,12 @@ def json_lines(data: bytes, file: str) -> Iterator[tuple[int, Any]]:
 
 def json_list(file: Path) -> list[Any]:
     """Parse a file that holds a list; raises RecipeError."""
-    values: list[Any] = _parsed(read_text(file, encoding="utf-8-sig", error=RecipeError, then=_THEN), str(file), list)
+    values: list[Any] = _parsed(_text(file), str(file), list)
     return values
+
+
+def _text(file: Path) -> str:
+    return read_text(file, encoding="utf-8-sig", most=RECORDS_BYTES, error=RecipeError, then=_THEN)
 
 
 def _parsed(text: bytes | str, where: str, kind: Any) -> Any:

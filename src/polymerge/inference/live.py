@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from polymerge.checkpoints import TensorInfo, open_checkpoint
+from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
+from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.folder import join
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.loading import DTYPES, load_model, plain_loading, quiet
@@ -25,7 +26,7 @@ from polymerge.dtypes import FP8, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import copy_beside, fetch, opened
+from polymerge.engine.opening import beside_output, fetch, opened, opened_inputs, refuse_changes, with_stamps
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
@@ -73,7 +74,8 @@ class LiveModel:
         fetch(first)
         self._template = _place(first)
         recorded = first.inputs[first.template]
-        template = opened(recorded)
+        template = with_stamps(opened(recorded))
+        self._loaded = template.stamps
         stored = stored_dtypes(first.steps, template.config, first.recipe.get("dtype") is not None)
         scales = read_fp8(template.config, template.entries).beside
         if dtype == "auto" and (named := stored.loaded_in(template.config)) in DTYPES:
@@ -117,6 +119,7 @@ class LiveModel:
         }
         self._changed: set[str] = set()
         self._inputs: tuple[Input, ...] = ()
+        self._opened: list[Checkpoint] = []
         self._execution: Execution | None = None
 
     def _processor_folder(self, plan: Plan) -> Path:
@@ -125,7 +128,7 @@ class LiveModel:
             return self.folder
         folder = Path(mkdtemp(prefix="polymerge-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        copy_beside(plan, self.folder, folder)
+        copy_files(beside_output(plan, opened(plan.inputs[plan.template])), folder)
         return folder
 
     def set(self, plan: Plan) -> None:
@@ -148,7 +151,9 @@ class LiveModel:
         if not base:
             raise RecipeError("live: the adapters' config names no base. Say which model they were trained on")
         fetch(plan)
-        adapter, self._memory = in_memory(plan, [opened(one) for one in plan.inputs], self._threads)
+        inputs = [with_stamps(one) for one in opened_inputs(plan)]
+        adapter, self._memory = in_memory(plan, inputs, self._threads)
+        refuse_changes(inputs)
         source = f"{base}+{plan.hash}"
         joined = join(open_checkpoint(source, locate(base)), adapter)
         return make_plan({"merge_method": "copy", "models": [source]}, opened={source: joined})
@@ -169,6 +174,7 @@ class LiveModel:
 
         try:
             self._executing(plan.inputs).run(replace(plan, steps=steps), write)
+            refuse_changes(self._opened, self._loaded)
         except BaseException:
             self.close()  # what is still queued is of a plan that failed
             raise
@@ -187,7 +193,8 @@ class LiveModel:
         """The execution of the last plan, with its caches, if this one reads the same inputs."""
         if self._execution is None or inputs != self._inputs:
             self.close()
-            entries = [opened(entry).entries for entry in inputs]
+            self._opened = [with_stamps(opened(entry)) for entry in inputs]
+            entries = [one.entries for one in self._opened]
             self._execution = Execution(
                 entries, device=self._device, threads=self._threads, again=True, memory=self._memory
             )

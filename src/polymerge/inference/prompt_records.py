@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_any, shown
 from polymerge.inference.images import ImageSource, StoredImage
 
 __all__ = ["ALIASES", "Names", "Prompt", "names_from", "prompt_of", "refuse_unknown"]
@@ -48,6 +48,7 @@ _READ_PAST = ("category", "metadata")
 Names = Mapping[str, tuple[str, ...]]
 """The name of each field in a file."""
 
+_MOST_OF_A_PATH = 500  # characters in a message
 _MARK = re.compile(r"<image>\s*")
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 
@@ -177,5 +178,5 @@ def _placed(image: Any, folder: Path | None, where: str) -> ImageSource:
         return ""
     path = os.path.abspath(os.path.join(folder or "", image))  # noqa: PTH100, PTH118 (links are not followed)
     if not os.path.isfile(path):  # noqa: PTH113 (this one answers for every text)
-        refuse(RecipeError(f"{where}: image: there is no file '{path}'"))
+        refuse(RecipeError(f"{where}: image: there is no file '{shown(path, _MOST_OF_A_PATH)}'"))
     return path

@@ -10,7 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse, refuse_if_any
+from polymerge.checkpoints.bounds import lines_of, open_regular
+from polymerge.checkpoints.paths import given_path
+from polymerge.durable import make_folder
+from polymerge.errors import PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
 from polymerge.inference.json_lines import json_lines, json_list
@@ -19,6 +22,7 @@ from polymerge.inference.prompt_records import Names, Prompt, names_from, prompt
 __all__ = ["Prompt", "PromptSource", "check_images", "draw_prompts", "materialise", "read_prompts", "sample"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_START_BYTES = 1 << 16  # of a file, in which its first value begins
 SHOWN = 50
 """Maximum number of problems that are listed; of further ones only the number is given."""
 
@@ -106,12 +110,11 @@ def read_prompts(
     read without `datasets`.
     """
     names = names_from(fields)
-    path = Path(source).expanduser()
+    path = given_path(source)
     told = {"question": question, "split": split, "fields": fields, "image_folder": image_folder}
-    images = None if image_folder is None else Path(image_folder).expanduser()
+    images = None if image_folder is None else given_path(image_folder)
     if images is not None and not images.is_dir():
         raise RecipeError(f"image_folder: there is no folder '{images}'")
-    placed: Placed
     if is_dataset(source):
         _refuse_others(source, "a dataset", told, ("split", "fields", "image_folder"))
         rows = open_dataset(source, split)
@@ -127,8 +130,8 @@ def read_prompts(
             f"{source}: there is no such file or folder, and it is no hub id. Prompts are JSON lines, a JSON list, a "
             "folder of images or a dataset."
         )
-    with collecting() as problems:
-        placed = read()
+    with collecting(needed=True) as problems:
+        placed: Placed = read()
         _refuse_clashes(placed)
         if not placed and not problems:
             raise RecipeError(f"{source}: an empty list: there is no prompt in it")
@@ -171,14 +174,9 @@ def materialise(prompts: Sequence[Prompt], folder: str | os.PathLike[str]) -> li
         data = _opened(encode_png, image, prompt, broken)
         return "" if data is None else str(write_png(data, target))
 
-    try:
-        if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
-            target.mkdir(parents=True, exist_ok=True)
-        written = [
-            replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts
-        ]
-    except OSError as error:
-        raise OutputError(f"{target}: images cannot be written: {error.strerror or error}") from None
+    if any(isinstance(image, StoredImage) for prompt in prompts for image in prompt.images):
+        make_folder(target)
+    written = [replace(prompt, images=tuple(placed(image, prompt) for image in prompt.images)) for prompt in prompts]
     refuse(*broken)
     return written
 
@@ -222,15 +220,16 @@ def _records(path: Path) -> Iterator[tuple[str, int, object]]:
     from 0.
     """
     try:
-        data = path.read_bytes()
+        with open_regular(path) as stream:
+            if stream.read(_START_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                for number, record in enumerate(json_list(path)):
+                    yield f"{path}: [{number}]", number, record
+                return
+            stream.seek(0)
+            for line, value in json_lines(lines_of(stream), str(path)):
+                yield f"{path}: line {line}", line - 1, value
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        for number, record in enumerate(json_list(path)):
-            yield f"{path}: [{number}]", number, record
-        return
-    for line, value in json_lines(data, str(path)):
-        yield f"{path}: line {line}", line - 1, value
 
 
 def _image_folder(path: Path, question: str | None) -> Placed:

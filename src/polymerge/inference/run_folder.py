@@ -10,12 +10,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from polymerge.checkpoints.bounds import IMAGE_BYTES, RECORDS_BYTES, lines_of, open_regular, read_bounded
 from polymerge.checkpoints.identity import content_digest
+from polymerge.checkpoints.json_objects import parse_json
+from polymerge.durable import UNFINISHED, flush, make_folder, sync, write_file, writing
 from polymerge.errors import OutputError, PolymergeError, RecipeError, collecting, refuse
-from polymerge.inference.images import StoredImage, encode_png
+from polymerge.inference.images import ImageSource, StoredImage, encode_png
 from polymerge.inference.json_lines import json_lines
 from polymerge.inference.prompts import Prompt, materialise
 from polymerge.planning import Plan
@@ -34,6 +38,9 @@ __all__ = [
 SETTINGS = "run.json"
 _CANDIDATES = "candidates"
 _TOLD = 6
+_TAIL = 1 << 20
+"""Bytes at the end of a file in which all lies that was not on the disk yet: far more than is appended at once."""
+_ANEW = "Begin the run anew with `force`."
 
 
 @dataclass(frozen=True)
@@ -57,23 +64,17 @@ class Run:
 
     def part(self, name: str) -> Path:
         """The folder of a candidate or task, created if it does not exist."""
-        folder = self.folder / self.parts / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return make_folder(self.folder / self.parts / name)
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
-        """Write a file of the run atomically."""
-        path = self.folder / name
-        beside = path.with_name(f".{name}.new")
-        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(path)
-        return path
+        """Write a file of the run; raises OutputError if it cannot be written."""
+        return write_file(self.folder / name, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
     def keep_prompts(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
         """Save the prompts, and their images that are in memory; returns the prompts with paths only."""
         placed = tuple(materialise(prompts, self.folder / "images"))
         lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in placed]
-        (self.folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_file(self.folder / "prompts.jsonl", "".join(lines))
         return placed
 
 
@@ -89,20 +90,23 @@ class AnswerLog:
     def read(self) -> dict[int | str, str]:
         """The answers of all complete lines; empty if there is no file.
 
-        A last line without a line feed is dropped: writing it was interrupted.
+        Lines that a kill or a power cut broke off are dropped.
 
         raises RecipeError, or Refused for several: a broken line, an id with two answers.
         """
         try:
-            data = self.path.read_bytes()
+            with open_regular(self.path) as stream:
+                return self._answers(_whole_lines(stream))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise OutputError(f"{self.path}: the answers cannot be read: {error.strerror or error}") from None
+
+    def _answers(self, lines: Iterable[bytes]) -> dict[int | str, str]:
         answers: dict[int | str, str] = {}
         first: dict[int | str, int] = {}
         with collecting():
-            for number, value in json_lines(data[: data.rfind(b"\n") + 1], str(self.path)):
+            for number, value in json_lines(lines, str(self.path)):
                 with collecting() as wrong:
                     name, answer = _pair(value, f"{self.path}: line {number}")
                 if wrong:
@@ -118,35 +122,50 @@ class AnswerLog:
         return answers
 
     def append(self, pairs: Iterable[tuple[int | str, str]]) -> None:
-        """Append answers in a single write and flush them to disk, after removing an incomplete last line.
+        """Append answers and flush them to the disk, after removing lines that were broken off.
 
         raises OutputError if the file cannot be written.
         """
         lines = [json.dumps({"id": name, "answer": answer}, ensure_ascii=False) + "\n" for name, answer in pairs]
         if not lines:
             return
-        data = "".join(lines).encode("utf-8")
-        try:
-            self._drop_torn_line()
-            with self.path.open("ab", buffering=0) as file:
-                written = file.write(data)
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
-        if written != len(data):
-            raise OutputError(f"{self.path}: {written} of {len(data)} bytes of answers were written: is the disk full?")
+        data = "".join(lines).encode("utf-8", "replace")  # half a surrogate pair says nothing
+        with writing(self.path):
+            new = not self.path.exists()
+            with self.path.open("x+b" if new else "r+b", buffering=0) as file:
+                file.truncate(file.seek(_end_of_whole_lines(file)))
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+                flush(file.fileno())
+            if new:
+                sync(self.path.parent)
 
-    def _drop_torn_line(self) -> None:
-        if not self.path.exists():
+
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file but for what was broken off at its end."""
+    left = _end_of_whole_lines(stream)
+    stream.seek(0)
+    for line in lines_of(stream):
+        left -= len(line)
+        if left < 0:
             return
-        with self.path.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end == 0:
-                return
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+        yield line
+
+
+def _end_of_whole_lines(stream: BinaryIO | RawIOBase) -> int:
+    """Where the whole lines of a file end.
+
+    The last ones can lack their end, or be zeros where a power cut came before the disk had them: no line holds a zero.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    for start in (max(0, size - _TAIL), 0):
+        stream.seek(start)
+        tail = stream.read() or b""
+        zero = tail.find(b"\0", max(0, len(tail) - _TAIL))
+        if end := tail.rfind(b"\n", 0, len(tail) if zero < 0 else zero) + 1:
+            return start + end
+    return 0
 
 
 def _pair(value: object, where: str) -> tuple[int | str, str]:
@@ -165,10 +184,13 @@ def identity_of_prompts(prompts: Sequence[Prompt]) -> str:
     """sha256 of prompts and their images, without the correct answers."""
     told = hashlib.sha256()
     for prompt in prompts:
-        files = (encode_png(one) if isinstance(one, StoredImage) else Path(one).read_bytes() for one in prompt.images)
-        images = [hashlib.sha256(file).hexdigest() for file in files]
+        images = [hashlib.sha256(_bytes_of(image)).hexdigest() for image in prompt.images]
         told.update(json.dumps([prompt.id, prompt.text, images]).encode())
     return told.hexdigest()
+
+
+def _bytes_of(image: ImageSource) -> bytes:
+    return encode_png(image) if isinstance(image, StoredImage) else read_bounded(Path(image), IMAGE_BYTES)
 
 
 def identity_of_inputs(plan: Plan) -> list[dict[str, str]]:
@@ -203,7 +225,7 @@ def open_run(
     """
     asked = json.loads(json.dumps(settings))
     path = folder / SETTINGS
-    if folder.exists() and not path.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not path.is_file() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise OutputError(f"{folder}: exists and is not the folder of {what}. Name another one")
     if path.is_file():
         try:
@@ -213,8 +235,7 @@ def open_run(
                 if not force:
                     raise
                 _drop(folder, parts, outcome)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, parts)
+    run = Run(make_folder(folder), parts)
     run.write_json(SETTINGS, asked)
     return run
 
@@ -225,17 +246,17 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        had = json.loads(path.read_text(encoding="utf-8"))
+        had = parse_json(read_bounded(path, RECORDS_BYTES), str(path), object, error=OutputError, then=_ANEW)
         if not isinstance(had, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read: {error}. Begin the run anew with `force`") from None
+        raise OutputError(f"{path}: cannot be read: {error}. {_ANEW}") from None
     return had
 
 
 @contextmanager
 def alone_in(run: Run) -> Iterator[None]:
-    """Lock a run's folder; raises OutputError if another process uses it."""
+    """Lock a run's folder, and remove what a killed process left; raises OutputError if another process uses it."""
     descriptor = os.open(run.folder, os.O_RDONLY)
     try:
         try:
@@ -244,6 +265,9 @@ def alone_in(run: Run) -> Iterator[None]:
             raise OutputError(
                 f"{run.folder}: another process is at work in it. Wait for it, or name another folder"
             ) from None
+        with writing(run.folder):
+            for unfinished in run.folder.rglob(f".*{UNFINISHED}"):
+                unfinished.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
@@ -251,10 +275,18 @@ def alone_in(run: Run) -> Iterator[None]:
 
 def _drop(folder: Path, parts: str, outcome: Sequence[str]) -> None:
     """Remove the files of a run, and nothing else in its folder."""
-    shutil.rmtree(folder / parts, ignore_errors=True)
-    shutil.rmtree(folder / "images", ignore_errors=True)
-    for name in ("prompts.jsonl", *outcome):
-        (folder / name).unlink(missing_ok=True)
+    with writing(folder):
+        for name in (parts, "images"):
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+        for name in ("prompts.jsonl", *outcome):
+            (folder / name).unlink(missing_ok=True)
+        sync(folder)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is anything but what a run leaves that was killed before it had its settings."""
+    return not path.name.endswith(UNFINISHED)
 
 
 def _refuse_others(folder: Path, asked: Mapping[str, Any], what: str) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import import_module
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
+from types import TracebackType
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
 from polymerge.inference.worker import Job, Worker
@@ -53,8 +58,10 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def submit(self, worker: int, call: Call) -> Future[Any]:
         """Submit a call to a worker, given by its number.
@@ -104,12 +111,23 @@ class WorkerPool:
             yield lambda _, call: _done(lambda: call(worker))
         else:
             # started anew, not forked: torch's threads do not survive a fork
-            pools = [
-                ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(self._job, number))
-                for number in range(self.count)
-            ]
+            with _apart():
+                pools = [
+                    ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(self._job, number))
+                    for number in range(self.count)
+                ]
+            others = set(active_children())
+
+            def submit(number: int, call: Call) -> Future[Any]:
+                with _apart():  # the first call starts the process
+                    return pools[number].submit(_do, call)
+
             try:
-                yield lambda number, call: pools[number].submit(_do, call)
+                yield submit
+            except BaseException:
+                for process in set(active_children()) - others:
+                    process.terminate()  # nobody waits for its answer
+                raise
             finally:
                 for pool in pools:
                     pool.shutdown(wait=True, cancel_futures=True)
@@ -124,12 +142,37 @@ def own_device(device: str, number: int) -> str:
     return f"cuda:{number % max(torch.cuda.device_count(), 1)}"
 
 
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Let processes that start in the block find no modules in the current folder, and hear no ^C and no hang-up.
+
+    A terminal sends them to all of its processes; this one ends the others.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    here = os.open(".", os.O_RDONLY)
+    if sys.version_info < (3, 11):  # which has no such variable
+        os.chdir("/")
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        os.close(here)
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 _worker: Worker | None = None
 """The worker of this process, in a process pool."""
 
 
 def _begin(job: Job, number: int) -> None:
     global _worker
+    tqdm.set_lock(threading.RLock())  # its own is of processes, and one that is ended would leave it to be cleared up
     _worker = Worker(replace(job, device=own_device(job.device, number)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -160,6 +203,8 @@ def _with_cause(future: Future[Any]) -> Future[Any]:
     told: Future[Any] = Future()
 
     def tell(done: Future[Any]) -> None:
+        if not told.set_running_or_notify_cancel():  # nobody waits for it any more
+            return
         error = CancelledError() if done.cancelled() else done.exception()
         cause = getattr(error, "cause", None)  # what Ray wraps in an error of its own
         if isinstance(cause, Exception):

@@ -3,11 +3,11 @@
 To add a method, write its function and add a row here. The function is called with a block of numbers first, which
 it may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with `pairs`,
 the factors of adapters, for `on="factors"`. The row's parameters follow by name, without those of
-`SHARED`; then, by keyword, what the row requires: `cutoff` or `gram` (`statistic`), `keys` and `start` (`random`), and
-`rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the executor scales and adds to
-the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the operations in
-`methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the README's table
-of methods needs a row, too.
+`SHARED`; then, by keyword, what the row requires: `cutoff` or `gram` (`statistic`), `width` (`by_row`), `keys` and
+`start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the
+executor scales and adds to the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the
+operations in `methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the
+README's table of methods needs a row, too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Method:
     parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
                  and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
     statistic    the statistic that the function needs beyond its block:
-                 cutoff (exact magnitude thresholds) or gram (dot products of whole tensors)
+                 cutoff and band (exact magnitude thresholds), gram (dot products of whole tensors), overlap (counts
+                 of changed entries) or selected (a threshold of variance, and squares)
     span         the scope of a gram: each tensor, or everything merged
     random       whether it draws random numbers, and so needs a key per model
     models       the number of models that it takes, None for any number
@@ -75,6 +76,11 @@ class Method:
     adds_ranks   whether the output's default rank is the sum of the adapters' ranks; else it is
                  the largest of them (methods on factors)
     equal_ranks  whether it only merges adapters of equal rank
+    takes_base   whether a method on weights works on deltas, like those that always do, if the recipe has a base_model
+    fewest       the smallest number of models that it takes
+    by_row       the flag, and its value, with which it compares row with row: it is then given blocks of whole rows and
+                 their `width` instead of a gram
+    not_offered  a combination of values that mergekit knows and we do not, and what to do instead
     """
 
     name: str
@@ -83,7 +89,7 @@ class Method:
     on: Literal["weights", "deltas", "factors", "nothing"]
     function: str = ""
     parameters: tuple[Parameter, ...] = ()
-    statistic: Literal["cutoff", "gram"] | None = None
+    statistic: Literal["cutoff", "gram", "band", "overlap", "selected"] | None = None
     span: Literal["tensor", "model"] = "tensor"
     random: bool = False
     models: int | None = None
@@ -92,6 +98,10 @@ class Method:
     needs_rank: bool = False
     adds_ranks: bool = False
     equal_ranks: bool = False
+    takes_base: bool = False
+    fewest: int = 1
+    by_row: tuple[str, bool] | None = None
+    not_offered: tuple[Mapping[str, Value], str] | None = None
 
     def __post_init__(self) -> None:
         if self.statistic == "cutoff" and not self.parameter("density"):
@@ -105,6 +115,11 @@ class Method:
         return self.on == "nothing"
 
     @property
+    def reads_base(self) -> bool:
+        """Whether it works on deltas from a base_model, if the recipe has one."""
+        return self.on == "deltas" or self.takes_base
+
+    @property
     def entrywise(self) -> bool:
         """Whether it works on blocks of any numbers: weights, or coordinates of adapters."""
         return self.on in ("weights", "deltas")
@@ -116,8 +131,8 @@ class Method:
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether it also merges adapters; methods that need dot products of full tensors do not."""
-        return self.statistic != "gram"
+        """Whether it also merges adapters: not with dot products of full tensors, nor with a fixed number of models."""
+        return self.statistic != "gram" and self.models is None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name, or None."""
@@ -126,6 +141,8 @@ class Method:
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
 DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=True)
+GAMMA: Final = Parameter("gamma", "number", 0.01, low=0.0, high=0.49, each=True)
+EPSILON: Final = Parameter("epsilon", "number", 1e-5, low=0.0)
 SCALE: Final = Parameter("scale", "number", 1.0)
 ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
 AGREE: Final = ("weight", "count", "none")
@@ -198,14 +215,139 @@ _ROWS: Final = (
         random=True,
     ),
     Method(
+        "breadcrumbs",
+        "drop the largest and the smallest entries of each delta, sum the rest",
+        "Model Breadcrumbs (Davari and Belilovsky 2023)",
+        on="deltas",
+        function="polymerge.methods.breadcrumbs:breadcrumbs",
+        parameters=(
+            WEIGHT,
+            DENSITY,
+            GAMMA,
+            Parameter("normalize", "flag", False),
+            SCALE,
+        ),
+        statistic="band",
+    ),
+    Method(
+        "breadcrumbs_ties",
+        "drop the largest and the smallest entries of each delta, elect signs, join what agrees",
+        "Model Breadcrumbs (Davari and Belilovsky 2023) with the election of TIES",
+        on="deltas",
+        function="polymerge.methods.breadcrumbs:breadcrumbs_ties",
+        parameters=(
+            WEIGHT,
+            DENSITY,
+            GAMMA,
+            ELECT,
+            Parameter("normalize", "choice", "none", choices=AGREE),
+            SCALE,
+        ),
+        statistic="band",
+    ),
+    Method(
+        "sce",
+        "select the entries that vary most, weigh models by their squares, erase minority signs, average",
+        "FuseChat (Wan et al. 2024), section 3.3",
+        on="deltas",
+        function="polymerge.methods.consensus:sce",
+        parameters=(Parameter("select_topk", "number", 1.0, low=0.0, high=1.0), SCALE),
+        statistic="selected",
+    ),
+    Method(
+        "nearswap",
+        "move the base towards one model by at most t per entry",
+        "alchemonaut's NearSwap, as in mergekit",
+        on="deltas",
+        function="polymerge.methods.consensus:nearswap",
+        parameters=(Parameter("t", "number", low=0.0), SCALE),
+        models=1,
+    ),
+    Method(
+        "ram",
+        "average what several models change, take over what only one does",
+        "Reinforced Agent Merging (arXiv:2601.13572)",
+        on="deltas",
+        function="polymerge.methods.consensus:ram",
+        parameters=(EPSILON, SCALE),
+    ),
+    Method(
+        "ramplus_tl",
+        "average what several models change, enlarge what only one does by how much else of it is shared",
+        "Reinforced Agent Merging (arXiv:2601.13572), tensor-local as in mergekit",
+        on="deltas",
+        function="polymerge.methods.consensus:ramplus_tl",
+        parameters=(
+            Parameter("r", "number", 0.1),
+            Parameter("alpha", "number", 0.2, low=0.0),
+            EPSILON,
+            SCALE,
+        ),
+        statistic="overlap",
+    ),
+    Method(
         "slerp",
         "interpolate two models along the arc between them, tensor by tensor",
         "Animating rotation with quaternion curves (Shoemake 1985), applied to flattened tensors",
         on="weights",
-        function="polymerge.methods.sums:slerp",
+        function="polymerge.methods.directions:slerp",
         parameters=(Parameter("t", "number", low=0.0, high=1.0, between=True),),
         statistic="gram",
         models=2,
+    ),
+    Method(
+        "nuslerp",
+        "interpolate two models, or their deltas, along the arc between them, by weights",
+        "mergekit's `nuslerp`; Shoemake 1985",
+        on="weights",
+        function="polymerge.methods.directions:nuslerp",
+        parameters=(
+            Parameter("weight", "number", low=0.0, each=True),
+            Parameter("nuslerp_flatten", "flag", True),
+            Parameter("nuslerp_row_wise", "flag", False),
+        ),
+        statistic="gram",
+        models=2,
+        takes_base=True,
+        by_row=("nuslerp_flatten", False),
+        not_offered=(
+            {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+            "angles between columns are not offered. Leave nuslerp_row_wise out for angles between rows",
+        ),
+    ),
+    Method(
+        "multislerp",
+        "average the directions of any number of models, or of their deltas, and their norms apart",
+        "mergekit's `multislerp`",
+        on="weights",
+        function="polymerge.methods.directions:multislerp",
+        parameters=(
+            WEIGHT,
+            Parameter("normalize_weights", "flag", True),
+            Parameter("eps", "number", 1e-8, low=0.0),
+        ),
+        statistic="gram",
+        takes_base=True,
+    ),
+    Method(
+        "karcher",
+        "average the directions of the models on the sphere, and their norms apart",
+        "Karcher 1977; mergekit's `karcher`",
+        on="weights",
+        function="polymerge.methods.directions:karcher",
+        parameters=(Parameter("max_iter", "count", 10), Parameter("tol", "number", 1e-5, low=0.0)),
+        statistic="gram",
+    ),
+    Method(
+        "model_stock",
+        "pull the mean of the models towards their base, the more so the more their deltas differ in direction",
+        "Model Stock (Jang et al. 2024), equation 6",
+        on="deltas",
+        function="polymerge.methods.directions:model_stock",
+        parameters=(Parameter("filter_wise", "flag", False), SCALE),
+        statistic="gram",
+        fewest=2,
+        by_row=("filter_wise", True),
     ),
     Method(
         "metagpt",

@@ -11,8 +11,8 @@ from polymerge.checkpoints.adapter import Adapter, open_adapter
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.folder import adapter_alone
 from polymerge.checkpoints.hub import locate
-from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.pairs import Pair
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.families import FAMILIES, family_of
@@ -118,7 +118,7 @@ def open_adapters(recipe: Recipe, labels: Sequence[str]) -> Opened | None:
 
 def _families(recipe: Recipe, adapters: Sequence[Adapter]) -> list[Family]:
     """The families that module names may follow, from the configs at hand: the base's and the adapters'."""
-    config = Path(recipe.base_model).expanduser() / "config.json" if recipe.base_model else None
+    config = given_path(recipe.base_model) / "config.json" if recipe.base_model else None
     found = [family for adapter in adapters if adapter.model_config for family in named_family(adapter)]
     if config is not None and config.is_file():
         found.append(family_of(read_config(config)))
@@ -139,7 +139,7 @@ def open_base(recipe: Recipe) -> Model | None:
         return None
     if needed:
         return next(iter(open_each([recipe.base_model])), None)
-    if not Path(recipe.base_model).expanduser().exists():
+    if not exists(recipe.base_model):
         return None
     try:  # in a context of its own, in which what is wrong with it is raised, and not gathered with the recipe's
         return Context().run(open_each, [recipe.base_model])[0]
@@ -259,7 +259,6 @@ def summaries(opened: Opened) -> list[Input]:
             files=dict(adapter.became),
             kind="adapter",
             opened=adapter_alone(adapter),
-            stamps=stamps_of(adapter.files),
         )
         for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
     ]

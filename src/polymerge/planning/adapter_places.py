@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.pairs import Pair
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of, shape_of
@@ -135,9 +135,11 @@ class Parameters:
         """
         if pair.module in self.layout and pair.module not in self.base.views:
             return (((pair.module, ()),),)
-        held = reading.canonical(pair.module)
-        if self.base.family is GENERIC:  # whose names are the canonical ones
-            module, _, kind = pair.module.rpartition(".")
+        held = reading.canonical(pair.module) or (pair.module,)
+        if len(held) == 1 and ".{e}." not in held[0]:  # of a family without a rule for experts in one tensor
+            if (block := self.blocks.get(held[0])) is not None:
+                return ((block,),)
+            module, _, kind = held[0].rpartition(".")
             held = tuple(f"{module}.{{e}}.{part}.weight" for part in _APART.get(kind, ()))
         if not held or not all(".{e}." in name for name in held):
             return None
@@ -153,7 +155,7 @@ def named_family(adapter: Adapter) -> tuple[Family, ...]:
     """The family of the model that an adapter was trained on, if a local config tells."""
     config = adapter.model_config
     base = adapter.config.get("base_model_name_or_path")
-    file = Path(str(base)).expanduser() / "config.json" if base else None
+    file = given_path(str(base)) / "config.json" if base and exists(str(base)) else None
     if not config and file is not None and file.is_file():
         config = read_config(file)
     return (family_of(config),) if config else ()
@@ -162,7 +164,7 @@ def named_family(adapter: Adapter) -> tuple[Family, ...]:
 def base_named(config: Mapping[str, Any]) -> str | None:
     """The base that an adapter's config names, with its revision; None if it names none."""
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if base and revision and not Path(str(base)).expanduser().exists():
+    if base and revision and not exists(str(base)):
         return f"{base}@{revision}"
     return base or None
 
@@ -239,7 +241,7 @@ def why_missing(
 def name_the_base(checkpoint: Checkpoint, adapter: Adapter) -> str:
     """Advice to name another base, or, if the config names this one, on how the two may have come to differ."""
     named = base_named(adapter.config)
-    if named and Path(named).expanduser().resolve() == checkpoint.folder:
+    if named and exists(named) and given_path(named).resolve() == checkpoint.folder:
         return (
             "Its config names this base, but the model there is not the one that was trained: name the model as it was "
             "when training began"

@@ -184,7 +184,9 @@ class AdapterSteps:
         full = [
             self._opened.key(place, name) for place in self._order for name in self._opened.adapters[place].non_lora
         ]
-        globs = [("exclude", glob, [*modules, *full], "module or weight") for glob in self._recipe.exclude]
+        every = [*modules, *full]
+        globs = [("exclude", glob, every, "module or weight") for glob in self._recipe.exclude]
+        globs += [("overflow", glob, every, "module or weight") for glob in self._recipe.overflow]
         globs += [("overrides", choice.match, modules, "module") for choice in self._choices if choice.match]
         for where, glob, names, kind in globs:
             if not any(matches(name, glob) for name in names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from polymerge.checkpoints.adapter import is_adapter, open_adapter
+from polymerge.checkpoints.beside import companion_files
 from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.tensor_info import listed
@@ -97,6 +98,7 @@ def plan_adapters(recipe: Recipe) -> Plan | None:
     inputs = summaries(opened)
     reads_base = base is not None and any(piece.base is not None for step in full for piece in step.pieces)
     template = opened.adapters[opened.template]
+    companion_files(template.folder, deep=False)
     config = output_config(template, opened.adapters, modules, full) | steps.said
     return Plan(
         recipe=recipe_dict(recipe),
@@ -185,6 +187,6 @@ def _check_ties(opened: Opened, modules: Sequence[Step], full: Sequence[Step], s
 def _refuse_fields(recipe: Recipe) -> None:
     if recipe.ignore or any(entry.ignore for entry in recipe.models):
         refuse(RecipeError("recipe: ignore is for checkpoints; name what adapters leave out in exclude"))
-    for name, default in (("parts", None), ("vocab", "template"), ("branches", "fill")):
+    for name, default in (("parts", None), ("vocab", "template"), ("branches", "fill"), ("missing", "error")):
         if getattr(recipe, name) != default:
             refuse(RecipeError(f"recipe: {name} is for checkpoints; name modules of adapters in exclude"))

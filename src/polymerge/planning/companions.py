@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from polymerge.checkpoints import Checkpoint
 from polymerge.checkpoints.adapter import Adapter
+from polymerge.checkpoints.beside import companion_files, unfit
 from polymerge.checkpoints.discovery import CONFIG
-from polymerge.checkpoints.files import read_config
+from polymerge.checkpoints.files import check_file, read_config, reading
+from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, refuse
@@ -23,7 +25,15 @@ from polymerge.planning.inputs import Models
 from polymerge.planning.plan import Companions
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["adapter_companions", "files_beside", "files_left_out", "has_tokenizer", "tokenizer_folder", "told_beside"]
+__all__ = [
+    "adapter_companions",
+    "files_beside",
+    "files_left_out",
+    "files_taken",
+    "has_tokenizer",
+    "tokenizer_folder",
+    "told_beside",
+]
 
 _VOCABULARY: Final = (
     "tokenizer.json", "tokenizer.model*", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json", "spiece.model",
@@ -59,9 +69,11 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
 
     The adapter's config, its README and training files are never taken. Both are empty without an adapter.
 
-    raises CheckpointError where a config that decides it cannot be read.
+    Refuses, as `files_taken` does, what cannot be copied; raises CheckpointError where a config that decides it cannot
+    be read.
     """
     if checkpoint.adapter is None:
+        files_taken(checkpoint, ())
         return (), ()
     own, base = checkpoint.adapter.folder, checkpoint.folder
     here, there = _names(own), _names(base)
@@ -99,7 +111,30 @@ def adapter_companions(checkpoint: Checkpoint) -> tuple[tuple[Companions, ...], 
         notes += _covered(base, own, here)
     if generation := _matching(here, _GENERATION):
         take("generation config", generation, (), "whose folder has one")
+    files_taken(checkpoint, taken)
     return tuple(taken), tuple(notes)
+
+
+def files_taken(template: Checkpoint, companions: Sequence[Companions]) -> dict[str, Path]:
+    """The files beside the weights of an output, by their paths there: the template's, with what its adapter replaces.
+
+    Refuses what `unfit` finds a reason against. Empty for a template without a config.
+    """
+    if not template.config:
+        return {}
+    # with adapter_config.json in it, transformers would look for an adapter in the output
+    replaced = {CONFIG, *(name for taken in companions for name in (*taken.dropped, *taken.files))}
+    from_adapter = {name: Path(taken.folder) / name for taken in companions for name in taken.files}
+    if template.brought and template.adapter is not None:
+        from_adapter["config.json"] = template.adapter.folder / "config.json"
+    for path in from_adapter.values():
+        assert template.adapter is not None
+        with reading(path):
+            if (error := unfit(path, template.adapter.folder)) is not None:
+                raise error
+            if missing_remote(path) is None:
+                check_file(path)
+    return {**companion_files(template.folder, {*replaced, *from_adapter}), **from_adapter}
 
 
 def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], list[str]]:

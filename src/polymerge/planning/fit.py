@@ -6,7 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
+from polymerge.checkpoints.files import class_names
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean, refuse
 from polymerge.families import family_of, nearest
 from polymerge.families.registry import GENERIC
@@ -109,7 +111,8 @@ def common_parts(models: Sequence[Model]) -> frozenset[str]:
     Vision towers and projectors of different families are different networks even where some names agree.
     """
     common = frozenset.intersection(*(model.parts for model in models))
-    return common if len({model.family.name for model in models}) == 1 else common & {"text"}
+    families = {(model.family.name, model.by and model.family.architectures) for model in models}
+    return common if len(families) == 1 else common & {"text"}
 
 
 def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfits: Misfits) -> None:
@@ -126,6 +129,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
                 f"'{stranger.label}' has {what}, which no family table covers, so it only merges with models of "
                 f"identical tensor names; '{other.label}' is of family {other.family.name}. Set `family:` for the "
                 "model if one of `polymerge families` has its names, or add a table to src/polymerge/families/tables/"
+                f"{stranger.why_generic}"
             )
         )
         return
@@ -143,8 +147,8 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
         misfits.wide.add(model.label)
         refuse(
             RecipeError(
-                f"width: the text tower of '{model.label}' is {model.shape(_NORM)[0]} wide, that of template "
-                f"'{template.label}' {template.shape(_NORM)[0]} ({_NORM}). Only text towers of equal width can be "
+                f"width: the text tower of '{model.label}' is {prod(model.shape(_NORM))} wide, that of template "
+                f"'{template.label}' {prod(template.shape(_NORM))} ({_NORM}). Only text towers of equal width can be "
                 "merged"
             )
         )
@@ -157,7 +161,7 @@ def _nearly_known(stranger: Model, other: Model) -> RecipeError:
     unknown = [name for name in stranger.stored if not family.explains([name])]
     few = ", ".join(f"'{name}'" for name in unknown[:_FEW]) + (", ..." if len(unknown) > _FEW else "")
     globs = apart(unknown, set(stranger.stored) - set(unknown))
-    named = ", ".join(map(str, config.get("architectures") or ()))
+    named = ", ".join(class_names(config))
     ignore = ", ".join(f'"{glob}"' for glob in globs[:_FEW])
     return RecipeError(
         f"'{stranger.label}': its config.json names the class {named}, which no family table covers, and family "
@@ -218,7 +222,7 @@ def unmatched(
     """An error for each glob of a recipe that matches no tensor, and for layers beyond the template's depth."""
     models = (template, *readers)
     every = {name for model in models for name in (*model.tensors, *model.unread)} | {EMBEDDING, HEAD}
-    said = [("exclude", glob) for glob in recipe.exclude]
+    said = [(where, glob) for where in ("exclude", "overflow") for glob in getattr(recipe, where)]
     said += [("overrides", choice.match) for choice in choices if choice.match]
     for where, glob in said:
         if any(matches(name, glob) for name in every):

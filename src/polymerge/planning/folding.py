@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from polymerge.checkpoints.adapter import Adapter, open_adapter
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import locate
 from polymerge.errors import RecipeError, refuse
@@ -92,7 +93,7 @@ def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr],
     # the base's own tensor lies there before all that PEFT trains beside it
     for parameter, entry in sorted(adapter.non_lora.items(), key=lambda held: held[0] in apart):
         if parameters.place(parameter, reading) is None and parameter.split(".")[0] in _TASK_HEADS:
-            kind = (parameters.base.checkpoint.config.get("architectures") or ["a model without one"])[0]
+            kind = next(iter(class_names(parameters.base.checkpoint.config)), "a model without one")
             left_out[ADAPTER + entry.name] = (
                 f"is a head for another task than its base ({kind}) has, so the output is without it. To keep it, fold "
                 "onto a model of the class that the adapter was trained as"

@@ -14,6 +14,7 @@ from polymerge.checkpoints.discovery import LAYOUTS
 from polymerge.checkpoints.folder import ADAPTER, open_joined, renamed, split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.names import is_lora, unwrapped, wrappers_in
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import (
     CheckpointError,
     RecipeError,
@@ -191,7 +192,8 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
         refuse(RecipeError(f"'{label}': no such family '{family}'.{did_you_mean(family, FAMILIES)}"))
         family = None
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
-    reading = read_names(checkpoint.config, [name for name in dtypes if name not in unread], family)
+    shapes = {name: stored[name].shape for name in dtypes if name not in unread}
+    reading = read_names(checkpoint.config, shapes, family)
     table = reading.family
     if reading.wrappers:
         checkpoint = renamed(checkpoint, reading.wrappers)
@@ -215,7 +217,7 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
     model = Model(
         label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
         frozenset(borrowed), ignored=frozenset(gone), wrappers=reading.wrappers, other=reading.other, ties=ties,
-        fp8=fp8,
+        by=reading.by, why=reading.why, fp8=fp8,
     )  # fmt: skip
     return (model if checkpoint.adapter is None else folded(model, checkpoint.adapter)).with_scales()
 
@@ -231,7 +233,7 @@ def _mapped(where: str, checkpoint: Checkpoint, table: Family, shapes: Mapping[s
     """Locate the canonical tensors of a checkpoint; raises if too many names are unknown for later checks to make
     sense.
     """
-    names = map_names(table, shapes, where, splits(checkpoint.config), shapes)
+    names = map_names(table, shapes, where, splits(checkpoint.config, table), shapes)
     another = 2 * len(names.unknown) > len(shapes)  # another model: nothing else that is said of it would be true
     partly = bool(names.unknown) and all(table.explains([name.partition(".")[2]]) for name in names.unknown)
     if another or names.lost or partly:  # what is lost would seem to be missing
@@ -337,11 +339,11 @@ def _default_template(recipe: Recipe, merged: Sequence[Model], base: Model | Non
     multimodal model comes before all others, since no language model has a place for its other parts.
     """
     candidates = list(merged)
-    if base is not None and (METHODS[recipe.merge_method].on == "deltas" or base in merged):
+    if base is not None and (METHODS[recipe.merge_method].reads_base or base in merged):
         beside_none = any(model.checkpoint.config for model in merged) and not base.checkpoint.config
         candidates[:0] = [] if beside_none else [base]  # a bare file has no config to give
     return next((model for model in candidates if model.multimodal), candidates[0])
 
 
 def _parts(source: str) -> tuple[str, ...]:
-    return Path(source).expanduser().absolute().parts
+    return given_path(source).absolute().parts

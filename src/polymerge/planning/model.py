@@ -11,7 +11,6 @@ from typing import Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.folder import ADAPTER
-from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.names import is_lora
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.dtypes import MERGEABLE
@@ -75,6 +74,8 @@ class Model:
     wrappers prefixes stripped from the names as stored; own names do not have them
     other    the class that its config.json names, if it is not one of its family; otherwise empty
     ties     its head and embedding, if its config ties them or only one of them is stored
+    by       the class of transformers that its family was derived from; empty for one of the tables
+    why      why no family was derived for a generic one
     fp8      its weights in fp8 and their scales
     """
 
@@ -93,6 +94,8 @@ class Model:
     wrappers: tuple[str, ...] = ()
     other: str = ""
     ties: Ties | None = None
+    by: str = ""
+    why: str = ""
     fp8: Fp8 = field(default_factory=Fp8)
 
     def with_scales(self) -> Model:
@@ -147,6 +150,11 @@ class Model:
     def generic(self) -> bool:
         """Whether its family is unknown, so that tensors are joined by identical names."""
         return self.family.name == GENERIC.name
+
+    @property
+    def why_generic(self) -> str:
+        """Why transformers' class does not tell its family, as the end of a sentence; empty if it does."""
+        return f" ('{self.label}': {self.why})" if self.why else ""
 
     @property
     def parts(self) -> frozenset[str]:
@@ -234,6 +242,11 @@ class Model:
                 f"'{self.label}': {' and '.join(around)} of its tensor names {are} added by a trainer; they are read "
                 "and written without"
             )
+        if self.by:
+            yield (
+                f"'{self.label}': no table covers model_type '{self.family.name}', so transformers was imported for it "
+                f"once, and it is read as {self.by} loads it"
+            )
         if self.family.inside:
             yield f"'{self.label}' has only the names of the body: '{self.family.inside}' is read before each"
         if self.other:
@@ -279,7 +292,6 @@ class Model:
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
             opened=self.checkpoint,
-            stamps=stamps_of(self.checkpoint.files),
         )
 
 

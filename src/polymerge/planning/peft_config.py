@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from polymerge.checkpoints.adapter import Adapter
+from polymerge.checkpoints.adapter_config import saved_modules
 from polymerge.checkpoints.hub import split_revision
 from polymerge.dtypes import dtype_code, dtype_name, holding, holds
 from polymerge.errors import RecipeError
@@ -52,9 +53,9 @@ def output_config(
     written = {dtype for lora in factors.values() for dtype in lora.dtypes}
     if loaded is not None and not all(holds(loaded, dtype) for dtype in written):
         config["lora_dtype"] = dtype_name(holding(written))
-    saved = [name for adapter in adapters for name in adapter.config.get("modules_to_save") or ()]
+    saved = [name for adapter in adapters for name in saved_modules(adapter.config)]
     config["modules_to_save"] = sorted(name for name in set(saved) if _holds(name, full)) or None
-    trained = [adapter.config["bias"] for adapter in adapters if adapter.config.get("bias", "none") != "none"]
+    trained = [bias for adapter in adapters if (bias := adapter.config.get("bias") or "none") != "none"]
     if trained:
         config["bias"] = "all" if "all" in trained else trained[0]
     with_tokens = [adapter for adapter in (template, *adapters) if adapter.tokens]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from polymerge.checkpoints import Checkpoint
-from polymerge.checkpoints.identity import Stamp
 from polymerge.dtypes import byte_count
 from polymerge.families.expressions import (
     Adapted,
@@ -69,7 +68,6 @@ class Input:
     wrappers     prefixes stripped from the names as stored (see `checkpoints.names`); all other names here lack them
     kind         a checkpoint, with or without an adapter, or an adapter alone
     opened       the headers that the plan was made from, in the process that made it; also for an adapter alone
-    stamps       the stamps of its files at that time
     """
 
     label: str
@@ -84,10 +82,9 @@ class Input:
     wrappers: tuple[str, ...] = ()
     kind: Literal["checkpoint", "adapter"] = "checkpoint"
     opened: Checkpoint | None = field(default=None, compare=False, repr=False)
-    stamps: tuple[Stamp, ...] = field(default=(), compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "opened": None, "stamps": ()}  # another process opens it for itself
+        return {**vars(self), "opened": None}  # another process opens it for itself
 
 
 @dataclass(frozen=True)

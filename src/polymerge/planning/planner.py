@@ -88,8 +88,8 @@ def _with_base(recipe: Recipe) -> Recipe:
 
 def _without_base(models: Models, choices: Sequence[Choice], base: Collection[int]) -> Models:
     """Drop the base if it is listed among the models, as in mergekit's recipes: its delta is zero."""
-    kinds = {METHODS[choice.setting.method].on for choice in choices}
-    if "deltas" not in kinds or "weights" in kinds:
+    merging = [choice.setting for choice in choices if not choice.setting.row.copies]
+    if not merging or not all(setting.on_deltas for setting in merging):
         return models
     own = tuple(place for place in models.own if place not in base)
     return replace(models, merged=tuple(models.merged[place] for place in own), own=own)
@@ -101,7 +101,7 @@ class _Planner:
     def __init__(self, recipe: Recipe, models: Models, choices: Sequence[Choice]) -> None:
         self.recipe, self.models, self.choices = recipe, models, choices
         self.template = models.template
-        self.base = models.base if any(METHODS[choice.setting.method].on == "deltas" for choice in choices) else None
+        self.base = models.base if any(choice.setting.on_deltas for choice in choices) else None
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings: list[str] = []
@@ -135,8 +135,9 @@ class _Planner:
             refuse(
                 RecipeError(
                     "these models' families are unknown and their tensor names differ, so they cannot be matched with "
-                    "each other: add a table for each to src/polymerge/families/tables/, or set `family:` for a model "
-                    "whose names one of `polymerge families` has"
+                    "each other: set `missing: copy` to merge what they have in common and keep the template's rest, "
+                    "or `family:` for a model whose names one of `polymerge families` has, or add a table for each to "
+                    f"src/polymerge/families/tables/{self.template.why_generic}"
                 )
             )
         config = self.template.checkpoint.config
@@ -210,7 +211,7 @@ class _Planner:
         if first is not None and self.template.ties_head:
             return step("tied", f"tied to {first}", same_as=first)
         if name in self.template.buffers:
-            return step("copied", "a buffer that is computed from the config, never merged")
+            return step("copied", self.template.family.why_unmerged(name))
         if not blocks:
             return step("copied", "no rule explains its name")  # a problem already, said by the mapping
         made = [self._block(block, rows or whole) for block, rows in blocks]
@@ -237,8 +238,8 @@ class _Planner:
     def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
         """The pieces of one canonical tensor of the template, and the reason if it is not merged."""
         choice = next(choice for choice in self.choices if choice.covers(canonical))
-        readers = self.readers if METHODS[choice.setting.method].on == "deltas" else self.models.merged
-        reason = self._why_copied(canonical, choice)
+        readers = self.readers if choice.setting.on_deltas else self.models.merged
+        reason = self._why_copied(canonical, choice) or self._why_missing(canonical, readers)
         if not reason and not self._fits(canonical, readers):
             reason = "does not fit"  # a problem, said by the misfits
         pieces: list[Piece] = []
@@ -274,6 +275,13 @@ class _Planner:
                 if model.find(canonical) not in (canonical, None):
                     return f"'{model.label}' has no branch @image of it, and branches: retain"
         return ""
+
+    def _why_missing(self, canonical: str, readers: Sequence[Model]) -> str:
+        """Why the recipe keeps a tensor that a model lacks; empty if none does, or it does not say so."""
+        lacking = [f"'{model.label}'" for model in dict.fromkeys(readers) if model.find(canonical) is None]
+        if self.recipe.missing != "copy" or not lacking:
+            return ""
+        return f"{' and '.join(lacking)} {'have' if lacking[1:] else 'has'} no such tensor, and missing: copy"
 
     def _fits(self, canonical: str, readers: Sequence[Model]) -> bool:
         """Return whether every model has the tensor in a mergeable dtype and shape; misfits are noted."""
@@ -312,7 +320,7 @@ class _Planner:
                 for expr, part, count in zip(exprs, taken.theirs, counts, strict=True)
             ]
         self.vocabularies.note(canonical, total, readers, counts)
-        deltas = METHODS[choice.setting.method].on == "deltas"
+        deltas = choice.setting.on_deltas
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
         merged = Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base, twin=twin)
@@ -350,7 +358,7 @@ class _Planner:
                     reason = "excluded by the recipe"
                 elif name != without_branch(name) and counterpart(without_branch(name), self.template.tensors):
                     reason = f"the template has no branch {name[name.index('@') :]} of it"
-                elif model is self.base:
+                elif model is self.base or self.recipe.missing == "copy":
                     reason = "the template has no such tensor"
                 else:
                     self.misfits.note_extra(model, name)

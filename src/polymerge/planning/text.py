@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from polymerge.errors import human_size
 from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Scaled, Stacked, names_read
 from polymerge.families.rules import text_layer
 from polymerge.planning.estimate import memory_estimate
@@ -15,7 +16,6 @@ from polymerge.planning.text_words import (
     Paint,
     beside_words,
     by_reason,
-    human_size,
     note_lines,
     plain,
     ranges,

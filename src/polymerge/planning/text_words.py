@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["Paint", "beside_words", "by_reason", "human_size", "note_lines", "plain", "ranges", "setting_words"]
+__all__ = ["Paint", "beside_words", "by_reason", "note_lines", "plain", "ranges", "setting_words"]
 
 Paint = Callable[[str, str], str]
 """A function that styles text, given its kind (a fate or `note`) and the text."""
@@ -24,15 +24,6 @@ def plain(_: str, text: str) -> str:
 def note_lines(warnings: Iterable[str], paint: Paint = plain) -> Iterator[str]:
     """The warnings of a plan, one per line."""
     yield from (f"{paint('note', 'note:')} {warning}" for warning in warnings)
-
-
-def human_size(size: float) -> str:
-    """Format bytes for people: 16.1 GB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.families import quantization_method
@@ -65,7 +66,7 @@ class UnusedTensors:
         if own in model.checkpoint.skipped:
             return model.checkpoint.skipped[own]
         if own in model.buffers:
-            return "a buffer that is computed from the config, never merged"
+            return model.family.why_unmerged(own)
         if own.startswith(ADAPTER) and not model.held(own):
             return "its base ties head and embedding, and its adapter keeps them so: it is the other"
         reasons = []
@@ -116,7 +117,10 @@ def notes(
     """Notes on a plan that are not errors; `base` is None if the methods read none."""
     found = left_out_of_files((model.label, model.checkpoint.skipped) for model in inputs)
     if models.template.generic:
-        found.append("family: generic (no table covers this model_type): tensors are joined by identical names")
+        found.append(
+            "family: generic (no table covers this model_type): tensors are joined by identical names"
+            f"{models.template.why_generic}"
+        )
     if models.base is not None and base is None and models.base not in models.merged:
         found.append(f"base_model '{models.base.label}' is not read: {recipe.merge_method} needs none")
     if models.template.parted:
@@ -219,7 +223,7 @@ def _brought(model: Model) -> Iterator[str]:
     brought, config = model.checkpoint.brought, model.checkpoint.config
     if not brought:
         return
-    kind = (config.get("architectures") or [config.get("model_type")])[0]
+    kind = next(iter(class_names(config)), config.get("model_type"))
     tower = config.get("mm_vision_tower")
     without = (
         f"; its vision tower, {tower}, is not in it, and whoever loads it fetches that, as LLaVA has it"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from polymerge.checkpoints.bounds import TOKENIZER_BYTES, read_bounded
 from polymerge.checkpoints.hub import companions, listed_alike, missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tokenizer import TOKENIZER, read_tokens
@@ -183,7 +184,9 @@ class Vocabularies:
         try:
             if listed_alike(ours, theirs):
                 return True
-            return ours.stat().st_size == theirs.stat().st_size and ours.read_bytes() == theirs.read_bytes()
+            if ours.stat().st_size != theirs.stat().st_size:
+                return False
+            return read_bounded(ours, TOKENIZER_BYTES) == read_bounded(theirs, TOKENIZER_BYTES)
         except OSError:
             return False  # one has none, or what is wrong with it is said when it is read
 

@@ -58,15 +58,24 @@ def choices_of(
     """
     per_model = [entry.parameters for entry in entries]
     choices = [
-        Choice(resolve(method, layers, per_model, labels, base=base), where, override.layers, override.match)
+        Choice(
+            resolve(method, layers, per_model, labels, base=base, on_base=recipe.base_model is not None),
+            where,
+            override.layers,
+            override.match,
+        )
         for method, where, layers, override in _asked(recipe)
     ]
-    methods = dict.fromkeys(choice.setting.method for choice in choices)
-    _refuse_unlisted(recipe, methods, base)
-    for method in methods:
-        row = METHODS[method]
-        if row.models is not None and len(entries) != row.models and "models" not in recipe.unread:
-            refuse(RecipeError(f"{method} takes {row.models} models, the recipe has {len(entries)}"))
+    settings = {choice.setting.method: choice.setting for choice in choices}
+    _refuse_unlisted(recipe, settings, base)
+    for method, setting in settings.items():
+        row = setting.row
+        count, beside = len(entries) - len(base), " beside base_model"
+        if not setting.on_deltas:
+            count, beside = len(entries), ""
+        wanted = f"{row.models} models" if row.models is not None else f"{row.fewest} models or more"
+        if (0 < count < row.fewest or row.models not in (None, count)) and "models" not in recipe.unread:
+            refuse(RecipeError(f"{method} takes {wanted}{beside}, the recipe has {count}"))
         if row.on == "factors":
             refuse(RecipeError(f"{method} merges adapters (folders with adapter_config.json), not checkpoints"))
         if row.on == "deltas" and recipe.base_model is None and "base_model" not in recipe.unread:
@@ -115,7 +124,7 @@ def _refuse_unlisted(recipe: Recipe, methods: Collection[str], base: Collection[
     """
     row = METHODS[recipe.merge_method]
     averages = row.on == "weights" and row.parameter("weight") is not None
-    reads_base = any(METHODS[method].on == "deltas" for method in methods)
+    reads_base = any(METHODS[method].reads_base for method in methods)
     weighs = recipe.parameters.get("weight", UNREAD) is not UNREAD and "models" not in recipe.unread
     if averages and weighs and recipe.base_model and not base and not reads_base:
         refuse(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any, Final, TypeAlias
 
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
+from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, shown
 from polymerge.methods.table import ADAPTERS, METHODS, Method, Parameter
 from polymerge.methods.weights import cancel
 
-__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters"]
+__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters", "written_setting"]
 
 _SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
 MEANINGLESS: Final = frozenset({"int8_mask"})
@@ -30,6 +30,18 @@ class Setting:
 
     method: str
     parameters: Mapping[str, Any]
+    on_base: bool = field(default=False, compare=False)
+    """Whether the recipe has a base_model, for methods that then work on deltas."""
+
+    @property
+    def on_deltas(self) -> bool:
+        """Whether it merges deltas from the base rather than weights."""
+        return self.row.on == "deltas" or (self.row.takes_base and self.on_base)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows are compared one by one, so that blocks have to be whole rows."""
+        return self.row.by_row is not None and self.parameters.get(self.row.by_row[0]) is self.row.by_row[1]
 
     @property
     def row(self) -> Method:
@@ -47,7 +59,8 @@ class Setting:
     def divides_by_nothing(self) -> bool:
         """Whether its weights are to be normalised although their sum is about 0."""
         weights = self.parameters.get("weight", ())
-        return self.parameters.get("normalize") is True and bool(weights) and cancel(weights)
+        divides = any(self.parameters.get(name) is True for name in ("normalize", "normalize_weights"))
+        return divides and bool(weights) and cancel(weights)
 
     def of(self, places: Sequence[int]) -> Setting:
         """The setting restricted to some models, by index: per-model parameters keep only their values."""
@@ -57,6 +70,7 @@ class Setting:
                 name: tuple(value[place] for place in places) if isinstance(value, tuple) else value
                 for name, value in self.parameters.items()
             },
+            self.on_base,
         )
 
 
@@ -70,7 +84,7 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        refuse(RecipeError(f"{where}: has to be a mapping of names to values, got '{value}'"))
+        refuse(RecipeError(f"{where}: has to be a mapping of names to values, got '{shown(value)}'"))
         return unread_parameters()
     known = _known()
     result: dict[str, Any] = {}
@@ -82,7 +96,9 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
             refuse(RecipeError(f"{where}: {name} is set twice, the second time as '{written}'"))
         elif name not in known and name not in MEANINGLESS:
             if judged:
-                refuse(RecipeError(f"{where}: no method has a parameter '{name}'.{did_you_mean(str(name), known)}"))
+                refuse(
+                    RecipeError(f"{where}: no method has a parameter '{shown(name)}'.{did_you_mean(str(name), known)}")
+                )
                 meant += get_close_matches(str(name), known, n=1)
         elif isinstance(given, list | tuple) and not lists:
             changing.append(str(written))
@@ -160,6 +176,7 @@ def resolve(
     more: Sequence[Parameter] = (),
     beside: Collection[str] = (),
     base: Collection[int] = (),
+    on_base: bool = False,
 ) -> Setting:
     """Resolve all parameters of a method from the recipe, with defaults for the others.
 
@@ -170,6 +187,7 @@ def resolve(
     beside     names of parameters that the recipe sets for another purpose
     base       indices of models that are base_model. For a method on deltas their weight is 0, whatever they set, since
                their delta is zero; slerp counts its t from them. Both are as in mergekit
+    on_base    whether the recipe has a base_model
     refuses    values that are missing, of the wrong kind, out of range, unknown to the method, or misplaced
     """
     row = METHODS[method]
@@ -179,7 +197,7 @@ def resolve(
     ]
     said = _Said(layers[0], layers[1:], models)
     parameters = (*row.parameters, *more)
-    no_delta = base if row.on == "deltas" else ()
+    no_delta = base if Setting(method, {}, on_base).on_deltas else ()
     values: dict[str, Any] = {}
     with collecting() as found:
         for parameter in parameters:
@@ -195,7 +213,9 @@ def resolve(
                 values[name] = _between(row, parameter, said, base)
             else:
                 values[name] = _value(row, parameter, said.of_all(name))
-    setting = Setting(method, values)
+    setting = Setting(method, values, on_base)
+    if row.not_offered is not None and row.not_offered[0].items() <= values.items():
+        refuse(RecipeError(f"{layers[-1][0]}: {method}: {row.not_offered[1]}"))
     read = all(given.get("weight") is not UNREAD for given in (said.recipe[1], *per_model))
     if setting.divides_by_nothing and read and not found:
         refuse(RecipeError(f"{layers[-1][0]}: {method}: the weights add up to about 0 and cannot be normalized. Set "
@@ -212,6 +232,29 @@ def resolve(
             )
     _refuse_unused(row, [layers[-1], *own], {*beside, *(parameter.name for parameter in more)})
     return setting
+
+
+def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> Setting:
+    """A setting from plain data, with lists for the tuples; refuses what `resolve` would not have made.
+
+    where  its place, for messages
+    """
+    if method not in METHODS or METHODS[method].copies:
+        raise RecipeError(f"{where}: there is no method '{method}' that merges. Plan again")
+    row = METHODS[method]
+    known = {parameter.name: parameter for parameter in (*ADAPTERS, *row.parameters)}
+    if odd := [*(parameters.keys() - known.keys()), *({one.name for one in row.parameters} - parameters.keys())]:
+        raise RecipeError(f"{where}: {method} has other parameters ({', '.join(sorted(map(str, odd)))}). Plan again")
+    values: dict[str, Any] = {}
+    with collecting(needed=True):
+        for name, value in parameters.items():
+            if known[name].each != isinstance(value, list | tuple):
+                refuse(RecipeError(f"{where}: {name} of {method} cannot be {value}. Plan again"))
+            elif known[name].each:
+                values[name] = tuple(_value(row, known[name], (where, one)) for one in value)
+            else:
+                values[name] = _value(row, known[name], (where, value))
+    return Setting(method, values)
 
 
 def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> Any:
@@ -233,7 +276,7 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
         case "flag":
             if flag is not None:
                 return flag
-            refuse(RecipeError(f"{where}: {parameter.name} has to be true or false, got '{value}'"))
+            refuse(RecipeError(f"{where}: {parameter.name} has to be true or false, got '{shown(value)}'"))
             return parameter.default
         case "choice":
             if flag is not None and parameter.name == "normalize":
@@ -241,12 +284,12 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
             if value in parameter.choices:
                 return value
             hint = did_you_mean(str(value), parameter.choices)
-            refuse(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{value}'.{hint}"))
+            refuse(RecipeError(f"{where}: {parameter.name} of {row.name} cannot be '{shown(value)}'.{hint}"))
             return parameter.default
         case "count":
             if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
                 return value
-            refuse(RecipeError(f"{where}: {parameter.name} has to be an integer from 1, got '{value}'"))
+            refuse(RecipeError(f"{where}: {parameter.name} has to be an integer from 1, got '{shown(value)}'"))
             return 1
         case "number":
             return _number(row, parameter, where, value)
@@ -256,14 +299,14 @@ def _number(row: Method, parameter: Parameter, where: str, value: Any) -> float:
     name, low, high = parameter.name, parameter.low, parameter.high
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-3 as a text
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if low <= number <= high and math.isfinite(number):
         return number
     if math.isfinite(number):
         refuse(RecipeError(f"{where}: {name} of {row.name} has to be from {low:g} to {high:g}, got {number:g}"))
     else:
-        refuse(RecipeError(f"{where}: {name} has to be a number, got '{value}'"))
+        refuse(RecipeError(f"{where}: {name} has to be a number, got '{shown(value)}'"))
     return 0.0
 
 
@@ -313,4 +356,6 @@ def _refuse_unused(row: Method, said: Sequence[_Layer], more: Collection[str]) -
             if name in adapters:
                 refuse(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))
             else:
-                refuse(RecipeError(f"{where}: {row.name} has no parameter '{name}'.{did_you_mean(name, allowed)}"))
+                refuse(
+                    RecipeError(f"{where}: {row.name} has no parameter '{shown(name)}'.{did_you_mean(name, allowed)}")
+                )

@@ -9,20 +9,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeGuard, get_args
 
-import yaml
-
+from polymerge.checkpoints.paths import because, given_path
 from polymerge.dtypes import NAMES
-from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse
+from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse, shown
 from polymerge.families.rules import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
-from polymerge.recipe.recipe import Branches, ModelEntry, Override, Recipe, Vocab, recipe_dict
+from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
+from polymerge.recipe.yaml_values import read_yaml
 
 __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches", "ignore",
+    "dtype", "seed", "branches", "ignore", "overflow", "missing",
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -40,8 +40,7 @@ _MERGEKIT: Final[Mapping[str, str]] = {
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
 _MERGEKIT_METHODS: Final = (
-    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "model_stock", "multislerp",
-    "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce",
+    "arcee_fusion", "della", "della_linear", "passthrough",
 )  # fmt: skip
 """mergekit's other methods, with parameters that are unknown here."""
 
@@ -79,13 +78,13 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
     raises RecipeError if there is no such file, or it is not YAML.
     """
-    data = source if isinstance(source, Mapping) else _load(Path(source))
+    data = source if isinstance(source, Mapping) else _load(given_path(source))
     meant: set[str] = set(_FIELDS if data is _NOTHING else ())
     for name in data:
         if name not in _FIELDS:
             hint = f" {_MERGEKIT[name]}." if name in _MERGEKIT else did_you_mean(str(name), _FIELDS)
             kind = "mergekit's field" if name in _MERGEKIT else "unknown field"
-            refuse(RecipeError(f"recipe: {kind} '{name}' is not supported.{hint}"))
+            refuse(RecipeError(f"recipe: {kind} '{shown(name)}' is not supported.{hint}"))
             meant |= {_IN_PLACE_OF[name]} if name in _IN_PLACE_OF else set(get_close_matches(str(name), _FIELDS, n=1))
     unread = meant - set(data)
     method, known = _UNKNOWN, False
@@ -116,34 +115,22 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         seed=_seed(data.get("seed", 42)),
         branches=_word(data, "branches", get_args(Branches)),
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
+        missing=_word(data, "missing", get_args(Missing)),
+        overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
         unread=frozenset(unread),
         read=True,
     )
 
 
-class _OneValuePerKey(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys, of which plain YAML silently keeps the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.composer.ComposerError(None, None, f"'{key.value}' is written twice", key.start_mark)
-                seen.add((key.tag, key.value))
-        return node
-
-
 def _load(path: Path) -> Mapping[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _OneValuePerKey)
+        data = read_yaml(path)
     except (FileNotFoundError, NotADirectoryError):
         beside = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside) if beside else ""
         raise RecipeError(f"{path}: no such recipe.{hint}") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date such as 2024-13-01 is a ValueError
-        raise RecipeError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {because(error)}") from None
     if not isinstance(data, dict):
         refuse(RecipeError(f"{path}: a recipe has to be a mapping of fields, got {_kind(data)}"))
         return _NOTHING
@@ -156,13 +143,13 @@ def _method(value: object, where: str) -> tuple[str, bool]:
         refuse(RecipeError(f"{where} is missing.{did_you_mean('', METHODS)}"))
     elif value in _MERGEKIT_METHODS and value not in METHODS:
         known = ", ".join(sorted(METHODS))
-        refuse(RecipeError(f"{where}: mergekit's method '{value}' is not supported. Known: {known}."))
+        refuse(RecipeError(f"{where}: mergekit's method '{shown(value)}' is not supported. Known: {known}."))
     elif not isinstance(value, str) or value not in METHODS:
         spaces = next(one.choices for one in ADAPTERS if one.name == "space")
         hint = did_you_mean(str(value), METHODS)
         if value in spaces:
             hint = f" It is a space for merging adapters: use ties, for example, with parameters: {{space: {value}}}."
-        refuse(RecipeError(f"{where}: there is no method '{value}'.{hint}"))
+        refuse(RecipeError(f"{where}: there is no method '{shown(value)}'.{hint}"))
         if close := get_close_matches(str(value), METHODS, n=1):
             return close[0], True
     else:
@@ -225,9 +212,11 @@ def _overrides(value: object, *, judged: bool) -> tuple[Override, ...]:
 def _layers(value: object, where: str) -> tuple[int, int] | None:
     if value is None:
         return None
-    span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+))?\s*", str(value)) if not isinstance(value, bool) else None
+    span = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9}))?\s*", str(value)) if not isinstance(value, bool) else None
     if span is None:
-        refuse(RecipeError(f"{where}: layers has to be a layer or an inclusive range such as 0-5, got '{value}'"))
+        refuse(
+            RecipeError(f"{where}: layers has to be a layer or an inclusive range such as 0-5, got '{shown(value)}'")
+        )
         return None
     first, last = int(span[1]), int(span[2] or span[1])
     if last < first:
@@ -245,7 +234,7 @@ def _parts(value: object) -> tuple[str, ...] | None:
         return None
     for name in names:
         if name not in PARTS:
-            refuse(RecipeError(f"recipe: parts: there is no part '{name}'.{did_you_mean(str(name), PARTS)}"))
+            refuse(RecipeError(f"recipe: parts: there is no part '{shown(name)}'.{did_you_mean(str(name), PARTS)}"))
     return tuple(name for name in names if name in PARTS)
 
 
@@ -262,21 +251,21 @@ def _word(data: Mapping[str, Any], name: str, words: tuple[str, ...]) -> Any:
     value = data.get(name, words[0])
     if isinstance(value, str) and value in words:
         return value
-    refuse(RecipeError(f"recipe: {name} has to be {', '.join(words[:-1])} or {words[-1]}, got '{value}'"))
+    refuse(RecipeError(f"recipe: {name} has to be {', '.join(words[:-1])} or {words[-1]}, got '{shown(value)}'"))
     return words[0]
 
 
 def _dtype(value: object) -> str | None:
     if value is None or (isinstance(value, str) and value in NAMES):
         return value
-    refuse(RecipeError(f"recipe: dtype: cannot merge to '{value}'.{did_you_mean(str(value), NAMES)}"))
+    refuse(RecipeError(f"recipe: dtype: cannot merge to '{shown(value)}'.{did_you_mean(str(value), NAMES)}"))
     return None
 
 
 def _seed(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    refuse(RecipeError(f"recipe: seed has to be an integer from 0, got '{value}'"))
+    refuse(RecipeError(f"recipe: seed has to be an integer from 0, got '{shown(value)}'"))
     return 42
 
 
@@ -299,7 +288,7 @@ def _unknown(item: Mapping[str, Any], known: tuple[str, ...], where: str) -> dic
     unread: dict[str, Any] = {}
     for name in item:
         if name not in known:
-            refuse(RecipeError(f"{where}: unknown field '{name}'.{did_you_mean(str(name), known)}"))
+            refuse(RecipeError(f"{where}: unknown field '{shown(name)}'.{did_you_mean(str(name), known)}"))
             close = get_close_matches(str(name), known, n=1)
             unread |= dict.fromkeys([str(name), *close], UNREAD) | (
                 unread_parameters() if "parameters" in close else {}

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Branches", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict"]
+__all__ = ["Branches", "Missing", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict"]
 
 Vocab = Literal["template", "overlap", "by-token"]
 Branches = Literal["fill", "retain"]
+Missing = Literal["error", "copy"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Override:
 class Recipe:
     """A merge as the user requested it, field by field as in the recipe file.
 
+    overflow globs on canonical names of tensors in which numbers may become infinite
     read     whether it was read from a file or a mapping, and so checked; else it is checked when it is planned
     unread   fields that were refused on reading, for which follow-up errors are suppressed
     """
@@ -60,6 +62,8 @@ class Recipe:
     seed: int = 42
     branches: Branches = "fill"
     ignore: tuple[str, ...] = ()
+    missing: Missing = "error"
+    overflow: tuple[str, ...] = ()
     read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
@@ -76,11 +80,13 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
         data["parameters"] = dict(recipe.parameters)
     if recipe.parts is not None:
         data["parts"] = list(recipe.parts)
-    for name in ("exclude", "ignore"):
+    for name in ("exclude", "ignore", "overflow"):
         if getattr(recipe, name):
             data[name] = list(getattr(recipe, name))
     if recipe.overrides:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
+    if recipe.missing != "error":
+        data["missing"] = recipe.missing
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
 
 

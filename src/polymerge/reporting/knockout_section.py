@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from polymerge.analysis.knockout_plots import drop_curves, drop_maps, gain_charts, where
 from polymerge.charts import figure
@@ -146,7 +146,7 @@ def knockout_section(source: Source) -> dict[str, Any]:
         "baseline": {who: {task: record.baseline[who][task].score for task in record.tasks} for who in shown[:2]},
         "summary": [_line(entry, who) for entry in record.summary for who in shown],
         "cells": [_cell(entry, shown) for entry in record.cells],
-        "charts": [figure({"": chart}) for make in (drop_maps, drop_curves) for chart in make(source.data)],
+        "charts": [figure({"": chart}) for make in (drop_maps, drop_curves) for chart in make(to_builtins(record))],
     }
 
 
@@ -210,7 +210,7 @@ def ablation_section(source: Source) -> dict[str, Any]:
             {"name": entry.name, "layers": where(entry.layers), "tasks": _gains(entry.tasks, record.tasks)}
             for entry in record.ranges
         ],
-        "charts": [figure({"": chart}) for chart in gain_charts(source.data)],
+        "charts": [figure({"": chart}) for chart in gain_charts(to_builtins(record))],
     }
 
 

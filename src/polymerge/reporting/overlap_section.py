@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from math import sqrt
+from math import hypot
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct, to_builtins
@@ -155,4 +155,4 @@ def _norm(rows: Sequence[Row], layer: int, model: str) -> float | None:
         for delta in row["deltas"]
         if row["layer"] == layer and delta["model"] == model and delta["norm"] is not None
     ]
-    return sqrt(sum(norm * norm for norm in found)) if found else None
+    return hypot(*found) if found else None

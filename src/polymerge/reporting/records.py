@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,9 @@ from typing import Annotated, Any, Final, TypeVar
 
 from msgspec import Meta
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import checked, parse_json, read_text
+from polymerge.checkpoints.paths import given_path
 from polymerge.errors import PolymergeError, RecipeError, refuse
 
 __all__ = ["AGAIN", "KINDS", "Count", "Ends", "Kind", "Number", "Source", "read_sources"]
@@ -54,6 +55,8 @@ KINDS: Final = (
 """Every kind, in the order of the page."""
 
 _FEW = 5
+_LARGEST: Final = 1e300
+"""The largest number that is shown: sums and squares of such are numbers, too."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
     """
     files: dict[Path, tuple[Path, Kind | None]] = {}
     for source in sources:
-        path = Path(source)
+        path = given_path(source)
         if path.is_dir():
             held = [(path / kind.file, kind) for kind in KINDS if (path / kind.file).is_file()]
             if not held:
@@ -106,7 +109,7 @@ def read_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Source]:
 
 
 def _read(file: Path, expected: Kind | None) -> Source:
-    text = read_text(file, encoding="utf-8-sig", error=RecipeError, then=AGAIN)
+    text = read_text(file, encoding="utf-8-sig", most=RECORDS_BYTES, error=RecipeError, then=AGAIN)
     data = parse_json(text, str(file), dict[str, Any], error=RecipeError, then=AGAIN)
     infinite = list(islice(_not_finite(data), _FEW + 1))
     if infinite:
@@ -123,8 +126,8 @@ def _read(file: Path, expected: Kind | None) -> Source:
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[str]:
-    """The locations of NaN and infinite numbers, which Python parses although they are not JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
+    """The locations of NaN, infinity and what is too large to be added up."""
+    if isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
         yield where
     elif isinstance(value, dict):
         for name, member in value.items():

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from polymerge.charts import need_charts
+from polymerge.checkpoints.bounds import open_regular
+from polymerge.checkpoints.paths import given_path
+from polymerge.durable import write_file
 from polymerge.errors import OutputError, RecipeError, collecting, refuse
 from polymerge.reporting.advice import advise
 from polymerge.reporting.knockout_section import ablation_section, knockout_section
@@ -86,8 +89,9 @@ def report(
     OutputError if the files cannot be written.
     """
     need_charts()
-    page = Path(out)
-    beside = Path(json_file) if json_file is not None else page.with_suffix(".json")
+    page = given_path(out)
+    named = page if page.name else page / "report"
+    beside = given_path(json_file) if json_file is not None else named.with_suffix(".json")
     data: dict[str, Any] = {}
     with collecting():
         several = [sources] if isinstance(sources, str) or not isinstance(sources, Sequence) else sources
@@ -101,7 +105,7 @@ def report(
     data = _fitted(data)
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     for file, content in ((beside, text + "\n"), (page, make_page(data))):
-        _write(file, content)
+        write_file(file, content)
     return Report(page, beside, data)
 
 
@@ -213,18 +217,11 @@ def _check_free(file: Path) -> None:
     if file.is_dir():
         refuse(OutputError(f"{file}: is a folder. Name a file, such as {file / 'report.html'}"))
         return
-    with file.open("rb") as stream:
-        start = stream.read(2000).decode("utf-8", "replace")
+    try:
+        with open_regular(file) as stream:
+            start = stream.read(2000).decode("utf-8", "replace")
+    except OSError as error:
+        refuse(OutputError(f"{file}: exists and cannot be read: {error.strerror}. Name another file, or remove it"))
+        return
     if GENERATOR not in start and f'"format": "{FORMAT}"' not in start:
         refuse(OutputError(f"{file}: exists and is no report. Name another file, or remove it"))
-
-
-def _write(file: Path, content: str) -> None:
-    """Write a file atomically."""
-    beside = file.with_name(f".{file.name}.new")
-    try:
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(f"{file}: cannot be written: {error.strerror}") from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from polymerge.charts import figure
@@ -74,8 +74,13 @@ def _lineage(places: Mapping[str, str], merges: Sequence[Mapping[str, Any]]) -> 
 
 
 def _same(place: str, entry: Mapping[str, Any]) -> bool:
-    known = {entry["source"], entry["path"]} | {str(Path(one).resolve()) for one in (entry["path"],) if one}
-    return place in known or str(Path(place).resolve()) in known
+    known = {entry["source"], entry["path"]} | {_resolved(one) for one in (entry["path"],) if one}
+    return place in known or _resolved(place) in known
+
+
+def _resolved(place: str) -> str:
+    """Where a path leads; a text that is no path is itself."""
+    return place if "\0" in place else os.path.realpath(place)
 
 
 def _asked(name: str, read: Sequence[Results]) -> dict[str, Any]:

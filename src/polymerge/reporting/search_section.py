@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from polymerge.charts import figure
 from polymerge.errors import refuse_if_any
@@ -74,7 +74,8 @@ def search_section(source: Source) -> dict[str, Any]:
         section |= {"scorer": record.scorer, "scores": record.scores, "best": _point(record.best)}
     section |= {name: found for name in ("sampler", "trials", "task") if (found := getattr(record, name)) is not None}
     section["rows"] = _rows(section)
-    section["charts"] = [figure({"": chart}) for chart in search_charts(source.data)]
+    said = {name: value for name, value in to_builtins(record).items() if value is not None}
+    section["charts"] = [figure({"": chart}) for chart in search_charts(said)]
     return section
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.paths import given_path
+from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.tensor_info import listed
-from polymerge.checkpoints.writer import check_target
+from polymerge.durable import make_folder
 from polymerge.engine.merge import merge
 from polymerge.errors import OutputError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.evaluation.harness.logs import read_logs
@@ -69,14 +71,14 @@ def choose_from_logs(
         problems.append(RecipeError(f"samples: {samples} is no number of documents; 0 takes all"))
     if value_pattern is not None and isinstance(source, Mapping):
         problems.append(RecipeError("value_pattern: the folders are given by value. Leave it out"))
-    if out is not None and (Path(out) / SETTINGS).is_file():
+    if out is not None and (given_path(out) / SETTINGS).is_file():
         problems.append(OutputError(f"{out}: is the folder of a search, whose outcome stays. Name another one"))
     refuse_if_any(problems)
     searched, notes = None, list[str]()
     if isinstance(source, Mapping):
-        by_value = {float(value): Path(folder) for value, folder in sorted(source.items())}
+        by_value = {float(value): given_path(folder) for value, folder in sorted(source.items())}
     else:
-        folder, searched = Path(source), read_settings(Path(source))
+        folder, searched = given_path(source), read_settings(given_path(source))
         if searched is not None:
             folder, value_pattern = folder / "candidates", value_pattern or _OF_A_SEARCH
         by_value, notes = value_folders(folder, value_pattern)
@@ -106,8 +108,8 @@ def choose_from_logs(
     if any(one is not None for one in logs.scores):
         outcome["tool_scores"] = list(logs.scores)
     if out is not None:
-        run = Run(Path(out))
-        run.folder.mkdir(parents=True, exist_ok=True)
+        run = Run(given_path(out))
+        make_folder(run.folder)
         run.write_json("search.json", outcome)
         draw_search(outcome, run.folder / "search")
     return Found(outcome)
@@ -218,7 +220,7 @@ def plan_merge(
     """
     read, space = Recipe("copy", ()), Space()
     with collecting() as wrong:
-        searched = None if isinstance(source, Mapping) else read_settings(Path(source))
+        searched = None if isinstance(source, Mapping) else read_settings(given_path(source))
         keep_template_weight = searched["keep_template_weight"] if searched else keep_template_weight
         with collecting():
             read = parse_recipe(recipe)
@@ -228,7 +230,7 @@ def plan_merge(
         if searched and names and names != searched["vary"]:
             refuse(RecipeError(f"vary {', '.join(names)}: {source} varied {', '.join(searched['vary'])}"))
         with collecting():
-            check_target(Path(out), (), force)
+            check_target(given_path(out), (), force)
         if not wrong:
             refuse_idle(read, space)
-    return ChosenMerge(read, space, Path(out), force)
+    return ChosenMerge(read, space, given_path(out), force)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.writer import check_target
+from polymerge.checkpoints.paths import given_path
+from polymerge.checkpoints.target import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.inference.generation import Batches, Generation, generate
@@ -232,7 +233,7 @@ def plan_search(
     plans: dict[str, Plan] = {}
     space, read = Space(), None
     with collecting(needed=True) as wrong:
-        _refuse_unfit(Path(out), options)
+        _refuse_unfit(given_path(out), options)
         with collecting():
             read = as_recipe(recipe)
             space = make_space(read, options.vary, keep_template_weight=options.keep_template_weight)
@@ -247,19 +248,19 @@ def plan_search(
                 points = [] if options.sampled else space.points()
                 plans = plan_candidates(read, space, points or chain.from_iterable(space.sweeps()))
     assert read is not None
-    return PlannedSearch(read, space, source, drawn, points, plans, Path(out), options)
+    return PlannedSearch(read, space, source, drawn, points, plans, given_path(out), options)
 
 
 def _refuse_unfit(out: Path, options: SearchOptions) -> None:
     """Refuse at the start what would fail at the end."""
     if options.write is None:
         return
-    run, target = out.resolve(), Path(options.write).resolve()
+    run, target = out.resolve(), given_path(options.write).resolve()
     if run == target or run in target.parents or target in run.parents:
         refuse(RecipeError(f"write {options.write}: the folder of the search, {out}, is or holds it, or is in it"))
         return
     with collecting():
-        check_target(Path(options.write), (), options.force)
+        check_target(given_path(options.write), (), options.force)
 
 
 def _refuse_misfits(space: Space, options: SearchOptions, drawn: Sequence[Prompt]) -> None:

@@ -10,6 +10,7 @@ from filecmp import cmp
 from pathlib import Path
 from typing import Any, Literal
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import CheckpointError, RecipeError, did_you_mean
@@ -136,7 +137,7 @@ def _may_hold_answers(file: AnswerFile) -> bool:
     if file.kind != "json":
         return True
     try:
-        value = read_json(file.path, Any, unique_keys=False)
+        value = read_json(file.path, Any, unique_keys=False, most=RECORDS_BYTES)
     except CheckpointError:
         return True  # reading it says what is wrong
     if isinstance(value, list):

@@ -18,16 +18,19 @@ from typing import Any
 
 import msgspec
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import read_json
-from polymerge.errors import OutputError, PolymergeError, refuse
+from polymerge.errors import OutputError, PolymergeError, RecipeError, refuse
 from polymerge.evaluation.harness.registered_classes import Wrapper
 from polymerge.evaluation.harness.rows import AGAIN, Complaints, Documents, Row, documents, json_lines, kept
 from polymerge.evaluation.predictions import failures_note, is_failure
 from polymerge.evaluation.results import TaskResult
 
-__all__ = ["command", "log_rows", "read", "read_answers"]
+__all__ = ["command", "log_rows", "place", "read", "read_answers"]
 
+_RUN = "Run lmms-eval again."
 _RESULTS = re.compile(r"(?P<stamp>.+)_results\.json")
+_ENDS_AN_ARGUMENT = re.compile(r"[,=]")
 _OF_EVERY_DOCUMENT = frozenset({"doc_id", "target", "doc", "arguments", "input", "resps", "filtered_resps", "doc_hash"})
 _NO_METRIC = re.compile(r"stderr|^(alias|samples|name|sample_len|sample_count)$")
 
@@ -39,11 +42,25 @@ class _Results(msgspec.Struct):
     samples: dict[str, dict[str, Any]] = msgspec.field(name="n-samples", default_factory=dict)
 
 
+def place(folder: Path, links: Path) -> Path:
+    """A path to the checkpoint that can be one of lmms-eval's arguments: its own, or a link to it.
+
+    raises RecipeError if that of the link cannot be one, either.
+    """
+    link = links / (_ENDS_AN_ARGUMENT.sub("-", folder.name).strip() or "model")
+    found = link if _ENDS_AN_ARGUMENT.search(str(folder)) or str(folder) != str(folder).strip() else folder
+    if _ENDS_AN_ARGUMENT.search(str(found)):
+        raise RecipeError(f"{link}: for lmms-eval a path ends at a comma or an equals sign. Name another `out`")
+    return found
+
+
 def command(
     row: Wrapper, folder: Path, tasks: Sequence[str], out: Path, device: str, batch_size: int, trusted: bool
 ) -> tuple[str, ...]:
-    """Arguments of the Python executable."""
+    """Arguments of the Python executable; raises RecipeError for a device that would be several arguments."""
     arguments = [f"{row.lmms_path}={folder}"]
+    if _ENDS_AN_ARGUMENT.search(device):
+        raise RecipeError(f"device: '{device}' is no device such as cpu, cuda or cuda:1")
     if row.placed:
         arguments.append(f"device_map={device}")
     return (
@@ -65,7 +82,7 @@ def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, Tas
         return {}
     file = max(found, key=lambda path: path.name)
     try:
-        said = read_json(file, _Results, unique_keys=False, error=OutputError, then="Run lmms-eval again.")
+        said = read_json(file, _Results, unique_keys=False, most=RECORDS_BYTES, error=OutputError, then=_RUN)
     except PolymergeError as error:
         refuse(error)
         return {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import RecipeError, collecting
 from polymerge.evaluation.harness import lmms_eval, vlmevalkit
@@ -105,7 +106,7 @@ def _read(file: AnswerFile, keep: str | None, complaints: Complaints) -> Documen
         return lmms_eval.read_answers(None, keep, complaints)
     if file.kind == "table":
         return vlmevalkit.read_answers(vlmevalkit.read_rows(complaints), keep, complaints)
-    value = json_value(file.path.read_bytes(), "", complaints)
+    value = json_value(read_bounded(file.path, RECORDS_BYTES), "", complaints)
     if isinstance(value, dict) and "logs" in value:
         return lmms_eval.read_answers(lmms_eval.log_rows(value, complaints), keep, complaints)
     return vlmevalkit.read_answers(vlmevalkit.json_rows(value, complaints), keep, complaints)

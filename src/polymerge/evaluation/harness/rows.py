@@ -5,14 +5,25 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from polymerge.checkpoints.bounds import (
+    RECORDS_BYTES,
+    SHEET_BYTES,
+    SHEET_TAGS,
+    TABLE_CELLS,
+    lines_of,
+    open_regular,
+    read_bounded,
+)
 from polymerge.checkpoints.json_objects import parse_json
-from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, refuse, shown
 from polymerge.evaluation.predictions import at_most_shown
 
 __all__ = [
@@ -37,6 +48,9 @@ Row = tuple[str, Mapping[str, Any]]
 
 Cells = tuple[str, Sequence[Any]]
 """A row of a table: its location in the file, and its cells."""
+
+_START_BYTES = 1 << 20
+_ELEMENT = re.compile(rb"<[A-Za-z]")
 
 BROKEN = object()
 """Placeholder for a value that could not be read."""
@@ -82,7 +96,7 @@ def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
     """Parse JSON; returns BROKEN, with the error recorded, if it is malformed."""
     where = f"{complaints.file}: {place}" if place else str(complaints.file)
     try:
-        return parse_json(text, where, Any, unique_keys=False, error=RecipeError, then=AGAIN)
+        return parse_json(text, where, Any, unique_keys=False, lenient=True, error=RecipeError, then=AGAIN)
     except PolymergeError as error:
         complaints.broken.append(error)
         return BROKEN
@@ -90,8 +104,8 @@ def json_value(text: bytes, place: str, complaints: Complaints) -> Any:
 
 def json_lines(complaints: Complaints) -> Iterator[Row]:
     """Iterate over the objects of a JSON-lines file; NaN, which the tools write, is accepted as a number."""
-    with complaints.file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with open_regular(complaints.file) as stream:
+        for number, line in enumerate(lines_of(stream), 1):
             if line.strip():
                 value = json_value(line.rstrip(b"\r\n"), f"line {number}", complaints)
                 if isinstance(value, dict):
@@ -102,11 +116,14 @@ def json_lines(complaints: Complaints) -> Iterator[Row]:
 
 def tsv_cells(complaints: Complaints) -> list[Cells]:
     """Read the cells of a tab-separated table; empty if its encoding is broken."""
-    data = complaints.file.read_bytes()
+    data = read_bounded(complaints.file, RECORDS_BYTES)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         complaints.add(f"is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}", "", AGAIN)
+        return []
+    if text.count("\t") + text.count("\n") > TABLE_CELLS:
+        complaints.add(f"more than {TABLE_CELLS} cells", "", AGAIN)
         return []
     usual = csv.field_size_limit(max(len(text), 1))  # some tables carry their images
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
@@ -127,12 +144,13 @@ def sheet_cells(complaints: Complaints) -> list[Cells]:
     except ImportError:
         raise MissingExtraError(f"{complaints.file}: needs openpyxl: pip install 'polymerge[search]'") from None
     try:
-        with warnings.catch_warnings(), complaints.file.open("rb") as file:
+        with warnings.catch_warnings(), open_regular(complaints.file, RECORDS_BYTES) as file:
+            _check_parts(file)
             warnings.simplefilter("ignore")  # about styles, which nobody reads
             book = openpyxl.load_workbook(file, read_only=True)  # formulas as text: a model may well answer `=5`
             sheet = book.worksheets[0]
             sheet.reset_dimensions()  # some writers state too few
-            rows = list(sheet.iter_rows(values_only=True))
+            rows = list(_few_enough(sheet.iter_rows(values_only=True)))
             book.close()
     except OSError:
         raise
@@ -143,6 +161,35 @@ def sheet_cells(complaints: Complaints) -> list[Cells]:
     padded = [[*row, *[None] * (width - len(row))] for row in rows]  # a row ends at its last cell that is not empty
     trimmed = [row[:width] + [cell for cell in row[width:] if cell is not None] for row in padded]
     return [(f"row {number}", cells) for number, cells in enumerate(trimmed, 1)]
+
+
+def _check_parts(file: BinaryIO) -> None:
+    """Raise ValueError for a sheet that unfolds to more than anybody wrote: openpyxl reads all of it."""
+    tags = 0
+    with zipfile.ZipFile(file) as archive:
+        parts = [part for part in archive.infolist() if part.filename.lower().endswith((".xml", ".rels"))]
+        if sum(part.file_size for part in parts) > SHEET_BYTES:  # no more than what it says is unpacked
+            raise ValueError(f"it unfolds to more than {SHEET_BYTES} bytes")
+        for part in parts:
+            with archive.open(part) as stream:
+                start = stream.read(_START_BYTES)
+                if b"<!DOCTYPE" in start or not _ELEMENT.search(start):  # entities; the latter in UTF-16 or further on
+                    raise ValueError(f"'{shown(part.filename)}' does not begin as a part of a sheet does")
+                tags += start.count(b"<")
+                while tags <= SHEET_TAGS and (more := stream.read(_START_BYTES)):
+                    tags += more.count(b"<")
+    if tags > SHEET_TAGS:
+        raise ValueError(f"it has more than {SHEET_TAGS} tags")
+
+
+def _few_enough(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """The rows of a sheet; a cell that says to be in row or column 16384 brings the empty ones before it."""
+    left = TABLE_CELLS
+    for row in rows:
+        left -= len(row) + 1
+        if left < 0:
+            raise ValueError(f"it has more than {TABLE_CELLS} cells")
+        yield row
 
 
 def kept(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> list[Row]:

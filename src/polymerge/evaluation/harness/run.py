@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import codecs
 import importlib.util
+import itertools
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.json_objects import read_json
+from polymerge.checkpoints.paths import exists, given_path
+from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError, OutputError, RecipeError, collecting, refuse
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.harness import lmms_eval as lmmseval
@@ -25,6 +29,9 @@ from polymerge.families.registry import claimed
 from polymerge.inference.run_folder import open_run
 
 __all__ = ["ToolJob", "plan_tool", "run_tool"]
+
+_SAFE = "PYTHONSAFEPATH"
+"""With it Python does not look for modules in the current folder; before 3.11 an empty one has to do."""
 
 _MODULES = {"lmms-eval": "lmms_eval", "vlmevalkit": "vlmeval"}
 
@@ -55,7 +62,15 @@ class ToolJob:
         lines = [f"mkdir -p {shlex.join(map(str, sorted(made)))}"] if made else []
         lines += [f"ln -sfn {shlex.join([str(target), str(link)])}" for link, target in self.links.items()]
         lines += [f"cat > {shlex.quote(str(file))} <<'END'\n{text}END" for file, text in self.files.items()]
-        return "\n".join([*lines, shlex.join(self.command)])
+        command = shlex.join(self.command)
+        if self.place is None:
+            command = f'(cd "$(mktemp -d)" && {_SAFE}=1 {command})'
+        return "\n".join([*lines, command])
+
+    @property
+    def place(self) -> Path | None:
+        """The folder to run in: the clone of VLMEvalKit; None for an empty one, where lmms-eval finds no modules."""
+        return Path(self.command[1]).parent if self.tool == "vlmevalkit" else None
 
 
 def plan_tool(
@@ -93,25 +108,27 @@ def plan_tool(
     family = claimed(read_config(asked.folder / "config.json")).name
     row = wrapper_of(family, tool)
     python = _python(environment)
-    run = out.expanduser().absolute()
+    run = given_path(out).absolute()
     if tool == "lmms-eval":
         folder = run / "lmms-eval"
-        command = lmmseval.command(row, asked.folder, tasks, folder, device, batch_size or 1, trust_remote_code)
+        place = lmmseval.place(asked.folder, run / "models")
+        command = lmmseval.command(row, place, tasks, folder, device, batch_size or 1, trust_remote_code)
         return ToolJob(
-            tool, (python, *command, *more), run, asked, tuple(tasks),
+            tool, (python, *command, *map(_absolute, more)), run, asked, tuple(tasks),
             lambda before: lmmseval.read(folder, tasks, before), force,
+            links={} if place == asked.folder else {place: asked.folder},
         )  # fmt: skip
     if batch_size is not None:
         raise RecipeError("batch_size: VLMEvalKit asks one question at a time. Leave it out")
     folder = run / "vlmevalkit"
     place, label = vlmevalkit.place(row, asked.folder, run / "models"), vlmevalkit.label(asked.name)
     config = run / "vlmevalkit.json"
-    script = str(Path(kit).expanduser() / "run.py") if kit is not None else "run.py"
+    script = str(given_path(kit).absolute() / "run.py") if kit is not None else "run.py"
     if kit is not None and not Path(script).is_file():
         raise RecipeError(f"kit {kit}: has no run.py. Give the clone of VLMEvalKit")
     names = vlmevalkit.datasets(tasks)
     return ToolJob(
-        tool, (python, script, *vlmevalkit.command(config, folder), *more), run, asked, tuple(names),
+        tool, (python, script, *vlmevalkit.command(config, folder), *map(_absolute, more)), run, asked, tuple(names),
         lambda before: vlmevalkit.read(folder / label, label, list(names), before), force,
         {config: vlmevalkit.config(row, label, place, names)},
         {} if place == asked.folder else {place: asked.folder},
@@ -133,10 +150,14 @@ def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
         link.unlink(missing_ok=True)
         link.symlink_to(target)
     for file, text in job.files.items():
-        file.write_text(text, encoding="utf-8")
+        write_file(file, text)
     before = {path for path in job.run.rglob("*") if path.is_file()}
     log = job.run / f"{job.tool}.log"
-    status = _stream(job.command, log, show, Path(job.command[1]).parent if job.tool == "vlmevalkit" else None)
+    place = job.place or _empty(job.run)
+    status = _stream(job.command, log, show, place)
+    if job.place is None:
+        with suppress(OSError):  # it has written something there
+            place.rmdir()
     if status != 0:
         raise OutputError(f"{job.tool} ended with exit status {status}. What it said is above and in {log}")
     tasks: dict[str, TaskResult] = {}
@@ -165,7 +186,7 @@ def _python(environment: str | None) -> str:
     """Path to the Python of a virtual environment; the current Python if none is given."""
     if environment is None:
         return sys.executable
-    path = Path(environment).expanduser().absolute()
+    path = given_path(environment).absolute()
     found = path / "bin" / "python" if path.is_dir() else path
     if not found.is_file() or not os.access(found, os.X_OK):
         raise RecipeError(f"environment {environment}: there is no {found}. Give the folder of a virtual environment")
@@ -182,10 +203,33 @@ def _check_installed(job: ToolJob) -> None:
         )
 
 
-def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], place: Path | None) -> int:
+def _absolute(word: str) -> str:
+    """A word of the tool's options, absolute if it is the path of something here: the tool runs elsewhere."""
+    name, equals, value = word.rpartition("=")
+    return f"{name}{equals}{os.path.abspath(value)}" if os.sep in value and exists(value) else word  # noqa: PTH100
+
+
+def _empty(run: Path) -> Path:
+    """A new folder in that of a run, for what the tool writes where it is started."""
+    places = (run / f"work-{number}" for number in itertools.count(1))
+    place = next(place for place in places if not os.path.lexists(place))
+    place.mkdir()
+    return place
+
+
+def _environment(kit: bool) -> dict[str, str]:
+    """The variables of a tool, which looks for modules neither where it is started nor in relative folders.
+
+    kit  it is VLMEvalKit, whose modules lie beside its script
+    """
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # noqa: PTH100
+    found = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return found if kit else {**found, _SAFE: "1"}
+
+
+def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], place: Path) -> int:
     """Run a command; its output is shown and logged as it arrives, progress bars included. Returns the exit status."""
     decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
-    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
         log.open("wb") as kept,
         subprocess.Popen(
@@ -193,7 +237,7 @@ def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], plac
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=variables,
+            env=_environment(command[1] != "-m"),
             cwd=place,
         ) as tool,
     ):

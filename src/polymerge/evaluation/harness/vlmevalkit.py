@@ -17,6 +17,7 @@ from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.json_objects import read_json, read_text
 from polymerge.errors import OutputError, PolymergeError, RecipeError, did_you_mean, refuse, refuse_if_any
 from polymerge.evaluation.harness.registered_classes import DATASETS, Wrapper
@@ -261,7 +262,7 @@ def read_rows(complaints: Complaints) -> list[Row]:
     """Read the rows of an .xlsx, .tsv or .json table."""
     match complaints.file.suffix:
         case ".json":
-            return json_rows(json_value(complaints.file.read_bytes(), "", complaints), complaints)
+            return json_rows(json_value(read_bounded(complaints.file, RECORDS_BYTES), "", complaints), complaints)
         case ".tsv":
             return list(_table(tsv_cells(complaints), complaints))
         case _:

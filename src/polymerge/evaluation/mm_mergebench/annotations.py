@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from math import isfinite
 from pathlib import Path
 from posixpath import basename, normpath
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import checked, read_json, read_text
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.mm_mergebench.tasks import Task
@@ -117,7 +119,7 @@ def read_truth(task: Task, folder: Path) -> Truth:
 def _read(path: Path, kind: type[T]) -> T | None:
     """Read a JSON file; returns None after refusing it."""
     try:
-        return read_json(path, kind, encoding="utf-8-sig", error=RecipeError, then=_AGAIN)
+        return read_json(path, kind, encoding="utf-8-sig", most=RECORDS_BYTES, error=RecipeError, then=_AGAIN)
     except PolymergeError as error:
         refuse(error)
     return None
@@ -147,8 +149,8 @@ def question_items(path: Path) -> list[Item]:
     first: dict[str, str] = {}
     with at_most_shown(path) as wrong:
         if path.suffix == ".jsonl":
-            text = read_text(path, encoding="utf-8-sig", error=RecipeError, then=_AGAIN)
-            values: list[Any] | None = [value for _, value in json_lines(text.encode(), str(path))]
+            text = read_text(path, encoding="utf-8-sig", most=RECORDS_BYTES, error=RecipeError, then=_AGAIN)
+            values: list[Any] | None = [value for _, value in json_lines(BytesIO(text.encode()), str(path))]
         else:
             values = _read(path, list[Any])
         if values == [] and not wrong:

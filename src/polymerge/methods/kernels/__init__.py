@@ -36,6 +36,7 @@ __all__ = [
     "Block",
     "add_low_rank",
     "add_scaled",
+    "count_shared",
     "decode",
     "dots",
     "elected_sum",
@@ -43,14 +44,21 @@ __all__ = [
     "find_cutoffs",
     "finite",
     "gram_of",
+    "join_rows",
+    "keep_between",
     "keep_largest",
     "keep_random",
+    "keep_scored",
+    "limited",
+    "not_finite",
     "of_expert",
     "on_host",
     "rounded",
+    "shared_sum",
     "subtract",
     "times_scales",
     "transposed",
+    "variances",
     "weighted_sum",
 ]
 
@@ -79,7 +87,7 @@ def decode(raw: AnyBlock, dtype: str, out: AnyBlock) -> bool:
     return _set_for(out).decode(raw, dtype, out)
 
 
-def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
+def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> bool:
     """Encode numbers as the bytes of a file, rounded once, to the nearest, ties to even.
 
     What is too large becomes an infinity, NaN stays NaN.
@@ -87,7 +95,7 @@ def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
     values  [n], float32 or float64
     dtype   BF16, F16, F32 or F64
     out     uint8 [bytes], is filled; a tensor may lie on another device than `values`
-    returns `out`
+    returns whether all numbers in `out` are finite
     """
     return _set_for(values).encode(values, dtype, out)
 
@@ -95,6 +103,14 @@ def encode(values: AnyBlock, dtype: str, out: AnyBlock) -> AnyBlock:
 def rounded(x: AnyBlock, dtype: str) -> AnyBlock:
     """Round numbers [n], in place, to numbers of BF16, F16, F32 or F64."""
     return _set_for(x).rounded(x, dtype)
+
+
+def not_finite(raw: NDArray[np.uint8], dtype: str) -> tuple[int, int]:
+    """How many of the numbers in the bytes of a file are infinite, and how many are NaN.
+
+    dtype   BF16, F16, F32 or F64
+    """
+    return cpu.not_finite(raw, dtype)
 
 
 def finite(bits: NDArray[np.uint16]) -> bool:
@@ -165,6 +181,42 @@ def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequ
     return _set_for(deltas).keep_random(deltas, keys, start, density, rescale)
 
 
+def keep_between(deltas: AnyBlock, lows: Sequence[float], highs: Sequence[float]) -> AnyBlock:
+    """Zero, in place, the entries of each row of `deltas` [model, n] whose magnitude is below its low or above its
+    high.
+    """
+    return _set_for(deltas).keep_between(deltas, lows, highs)
+
+
+def limited(deltas: AnyBlock, step: float) -> AnyBlock:
+    """Multiply, in place, every entry of `deltas` [model, n] by min(step / max(|entry|, 1e-6), 1)."""
+    return _set_for(deltas).limited(deltas, step)
+
+
+def count_shared(deltas: AnyBlock, epsilon: float) -> NDArray[np.int64]:
+    """For each model of `deltas` [model, n], the number of its entries above `epsilon` in magnitude where another
+    model's is, too, and where none is: [model, 2].
+    """
+    return _set_for(deltas).count_shared(deltas, epsilon)
+
+
+def shared_sum(deltas: AnyBlock, epsilon: float, unique: Sequence[float]) -> AnyBlock:
+    """Average, entry by entry, those of the models' deltas [model, n] that exceed `epsilon`; one alone is multiplied by
+    its model's `unique` factor.
+    """
+    return _set_for(deltas).shared_sum(deltas, epsilon, unique)
+
+
+def variances(deltas: AnyBlock) -> AnyBlock:
+    """The variance over the models of each entry of `deltas` [model, n]: [1, n], divided by the number of models."""
+    return _set_for(deltas).variances(deltas)
+
+
+def keep_scored(deltas: AnyBlock, scores: AnyBlock, least: float) -> AnyBlock:
+    """Zero, in place, the entries of all rows of `deltas` [model, n] whose score [n] is below `least`."""
+    return _set_for(deltas).keep_scored(deltas, scores, least)
+
+
 def elected_sum(deltas: AnyBlock, weight: Sequence[float], elect: str, normalize: str) -> AnyBlock:
     """Elect a sign per entry and sum the agreeing entries: `deltas` [model, n] to [n].
 
@@ -178,13 +230,13 @@ def elected_sum(deltas: AnyBlock, weight: Sequence[float], elect: str, normalize
     return _set_for(deltas).elected_sum(deltas, weight, elect, normalize)
 
 
-def dots(x: AnyBlock) -> NDArray[np.float64]:
-    """Dot products of the rows of `x` [model, n] with each other, for every `CELL` of elements: [cell, model, model].
+def dots(x: AnyBlock, size: int = CELL) -> NDArray[np.float64]:
+    """Dot products of the rows of `x` [model, n] with each other, for every `size` elements: [cell, model, model].
 
     A cell's sum is taken in float64 in a fixed order. Give it blocks that begin at multiples of `CELL` and add up the
     cells with `math.fsum`: the total then depends neither on the blocks nor on their order.
     """
-    return _set_for(x).dots(x)
+    return _set_for(x).dots(x, size)
 
 
 def gram_of(x: AnyBlock) -> NDArray[np.float64]:
@@ -206,6 +258,15 @@ def of_expert(a: AnyBlock, b: AnyBlock, expert: int, experts: int) -> tuple[AnyB
 def transposed(x: AnyBlock) -> AnyBlock:
     """The transpose of a matrix, contiguous in memory."""
     return np.ascontiguousarray(x.T) if isinstance(x, np.ndarray) else x.T.contiguous()
+
+
+def join_rows(rows: Sequence[AnyBlock]) -> AnyBlock:
+    """The rows [n] one after the other."""
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows)
+    import torch
+
+    return torch.cat(list(rows))
 
 
 def on_host(x: Block) -> NDArray[Any]:

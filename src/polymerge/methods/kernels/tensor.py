@@ -19,16 +19,22 @@ from polymerge.methods.kernels.cpu.arithmetic import CELL, LANES
 __all__ = [
     "add_low_rank",
     "add_scaled",
+    "count_shared",
     "decode",
     "dots",
     "elected_sum",
     "encode",
     "find_cutoffs",
+    "keep_between",
     "keep_largest",
     "keep_random",
+    "keep_scored",
+    "limited",
     "rounded",
+    "shared_sum",
     "subtract",
     "times_scales",
+    "variances",
     "weighted_sum",
 ]
 
@@ -46,18 +52,20 @@ def decode(raw: Tensor, dtype: str, out: Tensor) -> bool:
     return bool(torch.isfinite(out).all())
 
 
-def encode(values: Tensor, dtype: str, out: Tensor) -> Tensor:
+def encode(values: Tensor, dtype: str, out: Tensor) -> bool:
     """See `polymerge.methods.kernels.encode`."""
     if values.dtype == torch.float64 and dtype in ("BF16", "F16"):
         values = _round_to_odd(values)
-    out.copy_(values.to(DTYPES[dtype]).view(torch.uint8))
-    return out
+    encoded = values.to(DTYPES[dtype])
+    out.copy_(encoded.view(torch.uint8))
+    return bool(torch.isfinite(encoded).all())
 
 
 def rounded(x: Tensor, dtype: str) -> Tensor:
     """See `polymerge.methods.kernels.rounded`."""
     raw = torch.empty(x.numel() * DTYPES[dtype].itemsize, dtype=torch.uint8, device=x.device)
-    decode(encode(x, dtype, raw), dtype, x)
+    encode(x, dtype, raw)
+    decode(raw, dtype, x)
     return x
 
 
@@ -141,6 +149,57 @@ def keep_random(deltas: Tensor, keys: Sequence[int], start: int, density: Sequen
     return deltas
 
 
+def keep_between(deltas: Tensor, lows: Sequence[float], highs: Sequence[float]) -> Tensor:
+    """See `polymerge.methods.kernels.keep_between`."""
+    for row, low, high in zip(deltas, lows, highs, strict=True):
+        sizes = row.abs()
+        row.masked_fill_((sizes < low) | (sizes > high), 0)
+    return deltas
+
+
+def limited(deltas: Tensor, step: float) -> Tensor:
+    """See `polymerge.methods.kernels.limited`."""
+    sizes = deltas.abs().clamp_(min=_rounded(1e-6, deltas))
+    return deltas.mul_((torch.full_like(sizes, _rounded(step, sizes)) / sizes).clamp_(max=1))
+
+
+def count_shared(deltas: Tensor, epsilon: float) -> NDArray[np.int64]:
+    """See `polymerge.methods.kernels.count_shared`."""
+    changed = deltas.abs() > _rounded(epsilon, deltas)
+    shared = changed.sum(dim=0) > 1
+    counts = torch.stack(((changed & shared).sum(dim=1), (changed & ~shared).sum(dim=1)), dim=1)
+    return counts.cpu().numpy()
+
+
+def shared_sum(deltas: Tensor, epsilon: float, unique: Sequence[float]) -> Tensor:
+    """See `polymerge.methods.kernels.shared_sum`."""
+    changed = deltas.abs() > _rounded(epsilon, deltas)
+    count = changed.sum(dim=0).to(deltas.dtype)
+    total, alone = torch.zeros_like(deltas[0]), torch.ones_like(deltas[0])
+    for row, own, factor in zip(deltas, changed, unique, strict=True):
+        total += torch.where(own, row, torch.zeros_like(row))
+        alone.masked_fill_(own, _rounded(factor, alone))
+    return torch.where(count <= 1, total * alone, total / count)
+
+
+def variances(deltas: Tensor) -> Tensor:
+    """See `polymerge.methods.kernels.variances`."""
+    share = _rounded(1 / len(deltas), deltas)
+    mean, total = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    for row in deltas:
+        mean += row
+    mean *= share
+    for row in deltas:
+        away = row - mean
+        total += away * away
+    return (total * share).unsqueeze(0)
+
+
+def keep_scored(deltas: Tensor, scores: Tensor, least: float) -> Tensor:
+    """See `polymerge.methods.kernels.keep_scored`."""
+    return deltas.masked_fill_(scores < least, 0)
+
+
 def _philox(key: int, counter: int, count: int, device: torch.device) -> Tensor:
     """The words of `count` counters from `counter` on; see `polymerge.methods.kernels.cpu.trimming.philox`."""
     low = 0xFFFFFFFF
@@ -177,19 +236,21 @@ def elected_sum(deltas: Tensor, weight: Sequence[float], elect: str, normalize: 
     return total / torch.where(parts.abs() >= _rounded(1e-8, parts), parts, torch.ones_like(parts))
 
 
-def dots(x: Tensor) -> NDArray[np.float64]:
+def dots(x: Tensor, size: int = CELL) -> NDArray[np.float64]:
     """See `polymerge.methods.kernels.dots`."""
     models, n = x.shape
-    cells = -(-n // CELL)
-    wide = torch.zeros((models, cells * CELL), dtype=torch.float64, device=x.device)
+    cells, runs = -(-n // size), -(-size // LANES)
+    wide = torch.zeros((models, cells * size), dtype=torch.float64, device=x.device)
     wide[:, :n] = x
-    rows = wide.view(models, cells, CELL // LANES, LANES)
+    filled = torch.zeros((models, cells, runs * LANES), dtype=torch.float64, device=x.device)
+    filled[:, :, :size] = wide.view(models, cells, size)
+    rows = filled.view(models, cells, runs, LANES)
     result = np.empty((cells, models, models), np.float64)
     for one in range(models):
         for other in range(one, models):
             products = rows[one] * rows[other]
             lanes = torch.zeros((cells, LANES), dtype=torch.float64, device=x.device)
-            for step in range(CELL // LANES):
+            for step in range(runs):
                 lanes += products[:, step]
             width = LANES
             while width > 1:

@@ -1,23 +1,38 @@
 """The kernels for numpy arrays: loops compiled by numba, which release the GIL while they run."""
 
 from polymerge.methods.kernels.cpu.arithmetic import add_scaled, dots, elected_sum, subtract, weighted_sum
-from polymerge.methods.kernels.cpu.formats import decode, encode, finite, rounded
+from polymerge.methods.kernels.cpu.formats import decode, encode, finite, not_finite, rounded
 from polymerge.methods.kernels.cpu.matrices import add_low_rank, times_scales
+from polymerge.methods.kernels.cpu.selection import (
+    count_shared,
+    keep_between,
+    keep_scored,
+    limited,
+    shared_sum,
+    variances,
+)
 from polymerge.methods.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random
 
 __all__ = [
     "add_low_rank",
     "add_scaled",
+    "count_shared",
     "decode",
     "dots",
     "elected_sum",
     "encode",
     "find_cutoffs",
     "finite",
+    "keep_between",
     "keep_largest",
     "keep_random",
+    "keep_scored",
+    "limited",
+    "not_finite",
     "rounded",
+    "shared_sum",
     "subtract",
     "times_scales",
+    "variances",
     "weighted_sum",
 ]

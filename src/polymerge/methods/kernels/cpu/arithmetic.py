@@ -58,11 +58,11 @@ def elected_sum(deltas: Floats, weight: Sequence[float], elect: str, normalize: 
     return out
 
 
-def dots(x: Floats) -> NDArray[np.float64]:
+def dots(x: Floats, size: int = CELL) -> NDArray[np.float64]:
     """See `polymerge.methods.kernels.dots`."""
     models, n = x.shape
-    cells = np.empty((-(-n // CELL), models, models), np.float64)
-    _dots(*_one_line(x), n, CELL, np.empty(LANES), cells)
+    cells = np.empty((-(-n // size), models, models), np.float64)
+    _dots(*_one_line(x), n, size, np.empty(LANES), cells)
     return cells
 
 
@@ -168,8 +168,9 @@ def _dots(line: Floats, stride: int, n: int, size: int, lanes: NDArray[np.float6
         for one in range(models):
             for other in range(one, models):
                 lanes[:] = 0.0
-                for start in range(cell * size, min(n, (cell + 1) * size), lanes.size):
-                    end = min(start + lanes.size, n)
+                last = min(n, (cell + 1) * size)
+                for start in range(cell * size, last, lanes.size):
+                    end = min(start + lanes.size, last)
                     left = line[one * stride + start : one * stride + end]
                     right = line[other * stride + start : other * stride + end]
                     for i in range(left.size):

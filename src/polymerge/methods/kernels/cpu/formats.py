@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.dtypes import byte_count
+from polymerge.dtypes import BITS, byte_count
 from polymerge.methods.kernels.compiled import compiled
 
-__all__ = ["decode", "encode", "finite", "rounded"]
+__all__ = ["decode", "encode", "finite", "not_finite", "rounded"]
 
 Bytes = NDArray[np.uint8]
 
@@ -47,20 +47,27 @@ def finite(bits: NDArray[np.uint16]) -> bool:
     return bool(_finite_bf16(bits))
 
 
-def encode(values: NDArray[Any], dtype: str, out: Bytes) -> Bytes:
+def encode(values: NDArray[Any], dtype: str, out: Bytes) -> bool:
     """See `polymerge.methods.kernels.encode`."""
-    if dtype == "F64":
-        _convert(values, out.view(np.float64))
-    elif dtype == "F32":
-        _convert(values, out.view(np.float32))
-    else:
-        if values.dtype == np.float64:  # by way of float32, without rounding twice
-            narrow = np.empty(values.size, np.float32)
-            _round_to_odd(values, narrow, narrow.view(np.uint32))
-            values = narrow
-        narrow_down = _narrow_bf16 if dtype == "BF16" else _narrow_f16
-        narrow_down(values, values.view(np.uint32), out.view(np.uint16))
-    return out
+    if dtype == "F64" or (dtype == "F32" and values.dtype == np.float64):
+        wide = out.view(np.float64 if dtype == "F64" else np.float32)
+        _convert(values, wide)
+        return bool(np.isfinite(wide).all())
+    if dtype == "F32":
+        return bool(_copy_f32(values.view(np.uint32), out.view(np.uint32)))
+    if values.dtype == np.float64:  # by way of float32, without rounding twice
+        narrow = np.empty(values.size, np.float32)
+        _round_to_odd(values, narrow, narrow.view(np.uint32))
+        values = narrow
+    narrow_down = _narrow_bf16 if dtype == "BF16" else _narrow_f16
+    return bool(narrow_down(values, values.view(np.uint32), out.view(np.uint16)))
+
+
+def not_finite(raw: Bytes, dtype: str) -> tuple[int, int]:
+    """See `polymerge.methods.kernels.not_finite`."""
+    values = np.empty(raw.size * 8 // BITS[dtype], np.float64 if dtype == "F64" else np.float32)
+    decode(raw, dtype, values)
+    return int(np.isinf(values).sum()), int(np.isnan(values).sum())
 
 
 def _convert(values: NDArray[Any], out: NDArray[Any]) -> None:
@@ -140,15 +147,19 @@ def _widen_e4m3(raw: Bytes, out: NDArray[np.uint32]) -> bool:
 
 
 @compiled
-def _narrow_bf16(values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
+def _narrow_bf16(values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> bool:
+    carries = 0
     for i in range(out.size):
         # half a unit less one, plus one if the unit's bit is odd: ties go to even, and a carry goes on to infinity
         rounded = (bits[i] + 0x7FFF + ((bits[i] >> 16) & 1)) >> 16
         out[i] = rounded if values[i] == values[i] else 0x7FC0
+        carries |= (bits[i] & 0x7FFFFFFF) + 0x00808000  # 0x7F7F8000 is the least that is rounded to infinity
+    return (carries >> 31) & 1 == 0
 
 
 @compiled
-def _narrow_f16(values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
+def _narrow_f16(values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> bool:
+    carries = 0
     for i in range(out.size):
         magnitude = bits[i] & 0x7FFFFFFF
         if magnitude < 0x38800000:  # below 2**-14, the smallest normal half: a whole number of 2**-24
@@ -158,6 +169,8 @@ def _narrow_f16(values: NDArray[np.float32], bits: NDArray[np.uint32], out: NDAr
         else:
             half = 0x7C00 if magnitude <= 0x7F800000 else 0x7E00
         out[i] = half | (bits[i] >> 16) & 0x8000
+        carries |= half + 0x0400
+    return (carries >> 15) & 1 == 0
 
 
 @compiled
@@ -176,6 +189,7 @@ def _round_to_odd(values: NDArray[np.float64], out: NDArray[np.float32], bits: N
 
 def rounded(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     """See `polymerge.methods.kernels.rounded`."""
-    raw = encode(x, dtype, np.empty(byte_count(dtype, x.shape), np.uint8))
+    raw = np.empty(byte_count(dtype, x.shape), np.uint8)
+    encode(x, dtype, raw)
     decode(raw, dtype, x)
     return x

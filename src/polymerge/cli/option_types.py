@@ -1,0 +1,148 @@
+"""Options and arguments whose wrong values are all told at once, and the kinds of values that click does not know."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from polymerge.checkpoints.paths import given_path
+from polymerge.errors import PolymergeError
+
+__all__ = ["FINITE", "JSON_FILE", "NUMBERS", "PATH", "SETTING", "SIZE", "argument", "gathered", "option"]
+
+_WRONG: Final = "polymerge.wrong"
+
+if TYPE_CHECKING:
+    _Parameter = click.Parameter
+    _Type = click.ParamType[Any]
+else:
+    _Parameter, _Type = object, click.ParamType
+
+
+class _Gathering(_Parameter):
+    """A parameter whose wrong value is kept, so that the others are looked at, too."""
+
+    def handle_parse_result(self, ctx: click.Context, opts: Any, args: list[str]) -> tuple[Any, list[str]]:
+        """Convert the value; `gathered` raises what is wrong with it."""
+        try:
+            return super().handle_parse_result(ctx, opts, args)
+        except click.BadParameter as error:
+            ctx.meta.setdefault(_WRONG, []).append(error)
+            return None, args
+
+
+class _Option(_Gathering, click.Option):
+    pass
+
+
+class _Argument(_Gathering, click.Argument):
+    pass
+
+
+option = partial(click.option, cls=_Option)
+"""Like `click.option`."""
+
+argument = partial(click.argument, cls=_Argument)
+"""Like `click.argument`."""
+
+
+def gathered(context: click.Context) -> None:
+    """Raise what is wrong with the values of a command line, in one error."""
+    wrong: list[click.BadParameter] = context.meta.pop(_WRONG, [])
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        lines = [f"  {number}. {error.format_message()}" for number, error in enumerate(wrong, 1)]
+        raise click.UsageError("\n".join([f"{len(wrong)} problems:", *lines]), context)
+
+
+class _Path(_Type):
+    """A path, which need not exist; kept as it was written."""
+
+    name = "path"
+
+    def __init__(self, standard_output: bool = False) -> None:
+        self._dash = standard_output
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check the path; fails as `given_path` does."""
+        try:
+            if value != "-" or not self._dash:
+                given_path(value)
+        except PolymergeError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+class _Size(_Type):
+    """A size such as 5GB; kept as it was written."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check the size; fails as `parse_size` does."""
+        from polymerge.checkpoints.writer import parse_size
+
+        try:
+            parse_size(value)
+        except PolymergeError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+class _Finite(_Type):
+    """A number, neither infinite nor NaN."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse the number."""
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"'{value}' is not a finite number", param, ctx)
+        return number
+
+
+class _Numbers(_Type):
+    """Finite numbers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Parse the list."""
+        try:
+            return [FINITE.convert(number, None, None) for number in value.split(",")]
+        except click.BadParameter:
+            self.fail(f"'{value}' is not a list of numbers such as 0.9,0.1", param, ctx)
+
+
+class _Setting(_Type):
+    """A parameter and its value in YAML: `density=0.4`."""
+
+    name = "setting"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Parse name and value."""
+        from polymerge.recipe.yaml_values import parse_yaml
+
+        name, equals, said = value.partition("=")
+        if not equals:
+            self.fail(f"'{value}' is not NAME=VALUE", param, ctx)
+        try:
+            return name, parse_yaml(said, name)
+        except PolymergeError as error:
+            self.fail(str(error), param, ctx)
+
+
+PATH: Final = _Path()
+JSON_FILE: Final = _Path(standard_output=True)
+SIZE: Final = _Size()
+FINITE: Final = _Finite()
+NUMBERS: Final = _Numbers()
+SETTING: Final = _Setting()

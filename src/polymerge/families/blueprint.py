@@ -1,0 +1,246 @@
+"""A class of transformers built without its weights: which part each of its tensors belongs to, and where a stored name
+goes when it loads.
+
+Names in memory and the renamings and conversions of stored ones are internal to transformers and change with its
+versions, so both are asked of it. No code of a checkpoint runs, and nothing is read from the network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+from polymerge.checkpoints.loading import quiet
+from polymerge.families.parts import Parts
+
+__all__ = ["Blueprint", "Landing", "NotBuiltError", "blueprint"]
+
+Config = Mapping[str, Any]
+
+_COUNT: Final = re.compile(r"layer|depth|block|stage|expert|head|group")
+_MOST: Final = 1 << 20
+"""Largest count in a config that is built: a class may make lists of that length."""
+_FEWEST, _PARAMETERS = 20_000, 200_000
+"""Most parameters of a class that is built, for a checkpoint of few tensors and for any: a layer has some ten, and
+hundreds where experts lie one by one.
+"""
+
+_AUTO: Final = (
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING", "MODEL_MAPPING",
+)  # fmt: skip
+"""The mappings of transformers from a config to a class, the most specific first."""
+
+
+class NotBuiltError(Exception):
+    """Why transformers' class of a config is not built; `lasting` unless installing a package would help."""
+
+    def __init__(self, why: str, lasting: bool = True) -> None:
+        super().__init__(why)
+        self.lasting = lasting
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where a stored tensor goes.
+
+    targets     names in memory of what it becomes, or becomes a share of
+    renamed     its name with only prefixes and modules renamed, as far as a conversion leaves it its own
+    operations  the names of the operations that its values go through, and those of their rows
+    place       which of the tensors it is that a conversion puts into one, and how many those are
+    """
+
+    targets: tuple[str, ...]
+    renamed: str
+    operations: tuple[str, ...] = ()
+    place: tuple[int, int] = (0, 1)
+
+
+@dataclass
+class Blueprint:
+    """A class of transformers without its weights.
+
+    name       of the class
+    kind       model type of its config, and `text` that of its text tower's
+    shapes     of its tensors, by their names in memory
+    canonical  their canonical names
+    optional   those that need not be stored: tied ones, and buffers
+    integers   buffers of whole numbers, which are never merged
+    sizes      of the text tower, as the class has them where config.json says nothing
+    """
+
+    name: str
+    kind: str
+    text: str
+    shapes: Mapping[str, tuple[int, ...]]
+    canonical: Mapping[str, str]
+    optional: frozenset[str]
+    integers: frozenset[str]
+    sizes: Mapping[str, int]
+    ties: bool
+    prefix: str
+    _renamings: list[Any] = field(repr=False)
+    _converters: list[Any] = field(repr=False)
+
+    def land(self, name: str) -> Landing | None:
+        """Where transformers puts a stored tensor of that name; None if it does not load it."""
+        from transformers.core_model_loading import rename_source_key
+
+        held: Any = self.shapes
+        final, source = rename_source_key(name, self._renamings, self._converters, self.prefix, held)
+        if final not in held and name in held:
+            return Landing((name,), name)
+        if final not in held:
+            return None
+        if source is None:
+            return Landing((final,), final)
+        plain, _ = rename_source_key(name, self._renamings, [])
+        moved, _ = rename_source_key(name, self._renamings, self._converters)
+        before = final.removesuffix(moved) if final.endswith(moved) else ""
+        after = moved.removesuffix(final) if moved.endswith(final) else ""
+        converter = next(one for one in self._converters if source in one.source_patterns)
+        first = converter.target_patterns[0]
+        targets = tuple(final.replace(first, target) for target in converter.target_patterns)
+        # only what splits and joins along rows leaves numbers where a name can say they are
+        operations = tuple(
+            type(one).__name__ + (str(one.dim) if isinstance(getattr(one, "dim", None), int) else "")
+            for one in converter.operations
+        )
+        place = (converter.source_patterns.index(source), len(converter.source_patterns))
+        return Landing(targets, before + plain.removeprefix(after), operations, place)
+
+
+def blueprint(config: Config, tensors: int = 0) -> Blueprint:
+    """Build the class that transformers loads a config with, on the meta device.
+
+    tensors   number of stored tensors: a class with many times as many is not built
+
+    raises NotBuiltError with the reason if it has none, or does not build it.
+    """
+    most = min(_PARAMETERS, max(_FEWEST, 4 * tensors))
+    return _built(json.dumps(config, sort_keys=True, default=dict), most)
+
+
+@lru_cache(maxsize=4)
+def _built(text: str, most: int) -> Blueprint:
+    config: dict[str, Any] = json.loads(text)
+    if too_large := next(_too_large(config), None):
+        raise NotBuiltError(f"its config.json asks for {too_large}")
+    try:
+        import torch
+        import transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+    except ImportError as error:
+        raise NotBuiltError(f"transformers 5 cannot be imported ({_first(error)})", lasting=False) from None
+    kind = str(config.get("model_type"))
+    if kind not in transformers.CONFIG_MAPPING:
+        raise NotBuiltError(f"transformers {transformers.__version__} has no model_type '{kind}'")
+    try:
+        with quiet(), torch.device("meta"), _counted(torch, most):
+            settings = transformers.CONFIG_MAPPING[kind].from_dict(_plain(config))
+            model = _class_of(transformers, config, settings)(settings)
+            transforms = get_model_conversion_mapping(model)
+            return Blueprint(
+                **_described(model),
+                _renamings=[one for one in transforms if isinstance(one, WeightRenaming)],
+                _converters=[one for one in transforms if isinstance(one, WeightConverter)],
+            )
+    except ImportError as error:
+        raise NotBuiltError(f"its class needs a package that is not installed ({_first(error)})", False) from None
+    except NotBuiltError:
+        raise
+    except Exception as error:  # a class may raise anything where a config is not what it expects
+        raise NotBuiltError(f"transformers cannot build it ({type(error).__name__}: {_first(error)})") from None
+
+
+def _too_large(config: Any, key: str = "") -> Iterator[str]:
+    """Counts in a config that no model has; what they count would be built one by one."""
+    if isinstance(config, Mapping):
+        for inner, value in config.items():
+            yield from _too_large(value, str(inner))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _too_large(value, key)
+    elif isinstance(config, int) and abs(config) > _MOST and _COUNT.search(key):
+        yield f"{key} {config}"
+
+
+class _counted:  # noqa: N801  (a context, read as a verb)
+    """Stop a class that registers more parameters than any model has."""
+
+    def __init__(self, torch: Any, most: int) -> None:
+        self._register = torch.nn.modules.module.register_module_parameter_registration_hook
+        self._count, self._most = 0, most
+
+    def __enter__(self) -> None:
+        self._handle = self._register(self._add)
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _add(self, *_: object) -> None:
+        self._count += 1
+        if self._count > self._most:
+            raise NotBuiltError(f"its config.json asks for more than {self._most} tensors")
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """A config without what a class would fetch, quantize or run beside its modules, and with numbers as numbers."""
+    left_out = ("auto_map", "quantization_config", "compression_config", "attn_implementation", "_attn_implementation")
+    fixed = {"use_pretrained_backbone": False}
+    return {key: fixed.get(key, _value(value)) for key, value in config.items() if key not in left_out}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        infinite = value.get("__float__") if len(value) == 1 else None  # what JSON has no number for
+        return _plain(value) if infinite is None else float(infinite)
+    return [_value(one) for one in value] if isinstance(value, list) else value
+
+
+def _class_of(transformers: Any, config: Config, settings: Any) -> Any:
+    """The class that config.json names, if it is one of that config; else the one transformers has for it."""
+    for name in config.get("architectures") or ():
+        named = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            expected: Any = getattr(named, "config_class", None)
+            if expected is not None and isinstance(settings, expected):
+                return named
+    for mapping in _AUTO:
+        known = getattr(transformers, mapping, None) or getattr(transformers.models.auto.modeling_auto, mapping, None)
+        if known is not None and type(settings) in known:
+            found = known[type(settings)]
+            return found[0] if isinstance(found, tuple) else found
+    raise NotBuiltError(f"transformers {transformers.__version__} has no class for {type(settings).__name__}")
+
+
+def _described(model: Any) -> dict[str, Any]:
+    """What a blueprint says of a model that is built."""
+    state, text = model.state_dict(), model.config.get_text_config()
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parts = Parts(model)
+    head = f"{parts.head}." if parts.head else "\0"
+    optional = {*tied, *tied.values(), *(name for name in state if name.startswith(head) or name not in parameters)}
+    sizes = {key: getattr(text, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")}
+    return {
+        "name": type(model).__name__,
+        "kind": str(model.config.model_type),
+        "text": str(text.model_type),
+        "shapes": {name: tuple(tensor.shape) for name, tensor in state.items()},
+        "canonical": parts.names(state),
+        "optional": frozenset(optional & state.keys()),
+        "integers": frozenset(name for name, tensor in state.items() if not tensor.dtype.is_floating_point),
+        "sizes": {key: value for key, value in sizes.items() if type(value) is int},
+        "ties": bool(getattr(model.config, "tie_word_embeddings", False)),
+        "prefix": model.base_model_prefix,
+    }
+
+
+def _first(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
