@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 import yaml
 
+import tiny_derived
 from polymerge.families import FAMILIES
 from polymerge.methods.table import METHODS
 from running import Ran, checkpoint, cli, leftovers, linear, merged, raw, recipe_file, small_llama, two_llamas
@@ -121,10 +124,16 @@ def test_a_wrong_path_gets_a_suggestion(tmp_path: Path) -> None:
     assert f"'{tmp_path}' exists, but has no 'no'" in said
 
 
-def test_what_the_system_refuses_is_said_in_a_line(asked: Path, tmp_path: Path) -> None:
-    said = only_error(cli("plan", asked, "--json", tmp_path / "no/plan.json"), 1)
-    assert "No such file or directory" in said
-    assert len(said.splitlines()) == 1
+def test_a_file_of_json_replaces_nothing_else(asked: Path, tmp_path: Path) -> None:
+    recipe = asked.read_bytes()
+    for command in ("plan", "overlap"):
+        said = only_error(cli(command, asked, "--json", tmp_path / "no/plan.json"), 2)
+        assert f"there is no folder {tmp_path / 'no'}. Make it first" in said
+        assert "is a folder. Name a file" in only_error(cli(command, asked, "--json", tmp_path), 2)
+        assert f"{asked}: exists and is no JSON file" in only_error(cli(command, asked, "--json", asked), 2)
+    assert asked.read_bytes() == recipe
+    for _ in range(2):
+        assert cli("plan", asked, "--json", tmp_path / "plan.json").status == 0
 
 
 # --- plan and merge
@@ -283,6 +292,23 @@ def test_methods_and_families_list_the_tables() -> None:
     said = cli("families").out
     assert all(f"{name}: " in said for name in FAMILIES)
     assert list(json.loads(cli("families", "--json").out)) == list(FAMILIES)
+
+
+def test_families_says_which_way_a_model_is_read(models: tuple[Path, Path], tmp_path: Path) -> None:
+    said = cli("families", models[0]).out
+    assert said.startswith(
+        "one: table of family llama (Llama)\n  model.embed_tokens.weight -> text.embed_tokens.weight"
+    )
+    derived = tiny_derived.build(tiny_derived.tiny_config("qwen3_5_text"), tmp_path / "derived")
+    strange = checkpoint(tmp_path / "strange", {"a": torch.ones(2)}, {"model_type": "strange"})
+    said = cli("families", derived, strange).out
+    assert said.startswith(f"derived: derived from transformers {transformers.__version__}'s Qwen3_5ForCausalLM, which")
+    assert "QWEN3_5_TEXT = Family(\n" in said
+    assert "strange: generic: no table covers it" in said
+    report = json.loads(cli("families", derived, "--json").out)["derived"]
+    assert report["derived from"] == f"transformers {transformers.__version__}'s Qwen3_5ForCausalLM"
+    assert report["family"]["architectures"] == ["Qwen3_5ForCausalLM"]
+    assert cli("families", tmp_path / "gone").status == 2
 
 
 def test_a_recipe_can_be_in_yaml_of_any_style(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def averaged(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> State:
 def joined(vlm: Any, llm: Any) -> State:
     """The tensors of a multimodal model whose decoder and head are merged with those of a language model."""
     model = copy.deepcopy(vlm)
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder = model.get_decoder()
+    head = model.get_output_embeddings() or decoder.get_output_embeddings()
     while decoder.get_decoder() is not decoder and any(one is head for one in decoder.modules()):
         decoder = decoder.get_decoder()
     decoder.load_state_dict(averaged(decoder.state_dict(), llm.get_decoder().state_dict()))

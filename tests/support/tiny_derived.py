@@ -62,7 +62,6 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "hunyuan_vl": {"text_config": {"head_dim": HEAD}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
-    "dots3_note": {"text_config": {"swa_head_dim": 16, "head_dim": 16}},
 }
 """By model type, what its default config lacks for its class to be built, or what does not fit when it is small."""
 
