@@ -3,6 +3,7 @@
     python benchmarks/fuzz.py --inputs 1000000
     python benchmarks/fuzz.py --kinds 'config,recipe text' --seconds 600
     python benchmarks/fuzz.py --replay fuzz-failures/pickle-0-17.json
+    python benchmarks/fuzz.py --keep fuzz-failures/*.json
 
 What counts as a failure: an exception that is not polymerge's own, a warning of Python, more than 5 s of processor time
 or 1 GB of memory for an input, code of the input that runs, a file written elsewhere, a message that a terminal cannot
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import os
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
-from fuzz_judge import from_text, judge, to_text
+from fuzz_judge import KEPT, from_text, judge, kept_inputs, to_text
 from fuzz_kinds import KINDS
 from fuzz_pool import Failure, Tally, input_of, run
 
@@ -55,7 +57,7 @@ def _row(kind: str, one: Tally) -> str:
     )
 
 
-def keep(tallies: dict[str, Tally], folder: Path) -> None:
+def write_failures(tallies: dict[str, Tally], folder: Path) -> None:
     """Write the inputs that failed, a few of each cause, and print each cause with the number of its inputs."""
     causes: dict[str, list[Failure]] = {}
     for one in (failure for tally in tallies.values() for failure in tally.failures):
@@ -68,6 +70,13 @@ def keep(tallies: dict[str, Tally], folder: Path) -> None:
             text = to_text(one.kind, input_of(one.kind, one.seed, one.number), one.what)
             name = f"{one.kind.replace(' ', '-')}-{one.seed}-{one.number}.json"
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def keep_for_tests(files: list[Path]) -> int:
+    """Add inputs to those that the tests read, each once."""
+    lines = {*kept_inputs(), *(" ".join(file.read_text(encoding="utf-8").split()) for file in files)}
+    KEPT.write_bytes(lzma.compress("".join(f"{line}\n" for line in sorted(lines)).encode(), preset=9))
+    return 0
 
 
 def replay(file: Path) -> int:
@@ -88,8 +97,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="stop after this time")
     parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"), help="where failing inputs are kept")
     parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    parser.add_argument("--keep", type=Path, metavar="FILE", nargs="+", help="add inputs to those that the tests read")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="judge one kept input again")
     given = parser.parse_args()
+    if given.keep:
+        return keep_for_tests(given.keep)
     if given.replay:
         return replay(given.replay)
     kinds = [name.strip() for name in given.kinds.split(",")] if given.kinds else list(KINDS)
@@ -107,7 +119,7 @@ def main() -> int:
 
     tallies = run(given.inputs, given.seed, kinds, given.jobs, given.seconds, told)
     print(f"seed {given.seed}, {time.monotonic() - start:.0f} s\n\n{table(tallies)}")
-    keep(tallies, given.failures)
+    write_failures(tallies, given.failures)
     if given.json:
         rows = {kind: {**vars(one), "failures": len(one.failures)} for kind, one in tallies.items()}
         given.json.write_text(json.dumps({"seed": given.seed, "kinds": rows}, indent=1) + "\n", encoding="utf-8")

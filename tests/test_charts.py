@@ -96,3 +96,29 @@ def test_both_themes_configure_the_same() -> None:
     light, dark = chart_config("light"), chart_config("dark")
     assert light.keys() == dark.keys()
     assert light["background"] != dark["background"]
+
+
+NAN, INF = float("nan"), float("inf")
+BROKEN = [NAN, INF, -INF, 1e301, 1e-310, None, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["lines", "bars", "map", "limits", "signed"])
+def test_what_is_not_finite_is_left_out_and_said(kind: str, tmp_path: Path) -> None:
+    names = [f"n{place}" for place in range(len(BROKEN))]
+    series = {"s": Series(BROKEN, BROKEN, BROKEN)}
+    made = {
+        "lines": lambda: line_chart("t", ("x", names), "y", series, about="about"),
+        "bars": lambda: bar_chart("t", ("x", names), "y", series, about="about"),
+        "map": lambda: heat_map("t", ("x", names), ("y", ["r"]), "v", [BROKEN], about="about"),
+        "limits": lambda: heat_map("t", ("x", names), ("y", ["r"]), "v", [BROKEN], about="about", limits=(-INF, NAN)),
+        "signed": lambda: heat_map("t", ("x", names), ("y", ["r"]), "v", [BROKEN], about="about", diverging=True),
+    }[kind]
+    spec = made().to_dict()
+    (rows,) = (rows for rows in spec["datasets"].values() if len(rows) == len(BROKEN) and "value" in rows[0])
+    assert [row["value"] for row in rows] == [None, None, None, None, 0, None, 2.0]
+    assert spec["title"]["subtitle"] == ["about; left out, for not being finite: 4"]
+    json.dumps(spec, allow_nan=False)
+    _, picture = draw(lambda: [made()], tmp_path / "picture")
+    drawn = picture.read_text(encoding="utf-8")
+    assert "NaN" not in drawn
+    assert "Infinity" not in drawn

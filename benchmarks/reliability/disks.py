@@ -51,7 +51,7 @@ STEPS: Final[dict[str, Prepare | None]] = {
 def too_small(folder: Path) -> Iterator[Tally]:
     """Each scenario on a full tmpfs and ext4; where nothing can be mounted, with a limit on the size of files."""
     if why := logged_disk.why_not(logged_disk.MAKE["ext4"][0]):
-        yield Tally("disks", "tmpfs and ext4: not run", note=why)
+        yield Tally("disks", "tmpfs and ext4", note=f"not run: {why}")
         yield from _on(folder, LIMIT, {"found when writing": _no_reserving})
         return
     logged_disk.own_mounts()
@@ -81,7 +81,7 @@ def _on(folder: Path, kind: str, steps: dict[str, Prepare | None]) -> Iterator[T
         place, known = settle(inputs, folder / f"{number}", scenario)
         size = sum(file.stat().st_blocks * 512 for file in place.out.rglob("*") if file.is_file())
         for step, prepare in steps.items() if scenario.prepare is None else ():
-            tally = Tally("disks", f"{kind}: {scenario.name}, {step}", note=f"output of {size / 1e6:.2f} MB")
+            tally = Tally("disks", f"{kind}, {step}", scenario.name, note=f"output of {size / 1e6:.2f} MB")
             for percent in range(0, 200 if _converted(scenario) else 100, 5):
                 place.reset()
                 if kind == LIMIT:

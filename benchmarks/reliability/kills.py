@@ -57,7 +57,7 @@ Judge = Callable[[Place, Known, Ended, Tally, str], None]
 
 def at_random(place: Place, known: Known, count: int, seed: int, judge: Judge = judge) -> Tally:
     """Kill a command at moments spread evenly over its time."""
-    tally = Tally("kills", f"{place.scenario.name}: at random")
+    tally = Tally("kills", "at random", place.scenario.name)
     moments = random.Random(f"{seed} {place.scenario.name}")
     usual = sorted(_undisturbed(place).seconds for _ in range(5))[2]
     while tally.runs < count:
@@ -87,8 +87,7 @@ def at_every_call(
 
     only  the names of the calls
     """
-    tally = Tally("faults" if errors else "kills", f"{place.scenario.name}: {'an error' if errors else 'a kill'} "
-                  "at every call")  # fmt: skip
+    tally = Tally(*("faults", "errors") if errors else ("kills", "at every call"), place.scenario.name)
     calls = [call for call in _calls(place) if call[0] in only]
     tally.note = ", ".join(f"{count} {call}" for call, count in sorted(Counter(call for call, _ in calls).items()))
     frequent = [call for call, count in Counter(call for call, _ in calls).items() if count > _FEW]

@@ -36,7 +36,7 @@ def power_cuts(folder: Path, count: int, seed: int) -> Iterator[Tally]:
     for kind, options in DISKS:
         name = f"{kind} {options}".strip()
         if why := logged_disk.why_not(logged_disk.MAKE[kind][0]):
-            yield Tally("cuts", f"{name}: not run", note=why)
+            yield Tally("cuts", name, note=f"not run: {why}")
             continue
         logged_disk.own_mounts()
         image, mount = folder / "image", folder / "mount"
@@ -46,7 +46,7 @@ def power_cuts(folder: Path, count: int, seed: int) -> Iterator[Tally]:
             with mounted(image, mount):
                 place, known = settle(make_inputs(mount / "inputs"), mount / "run", scenario)
                 place.reset()
-            tally = Tally("cuts", f"{name}: {scenario.name}")
+            tally = Tally("cuts", name, scenario.name)
             share = -(-count // len(SCENARIOS) // len(DISKS))
             while tally.runs < share:
                 drawn = random.Random(f"{seed} {number} {tally.runs}")
@@ -58,7 +58,7 @@ def power_cuts(folder: Path, count: int, seed: int) -> Iterator[Tally]:
 
 def _losses(place: Place, known: Known, image: Path, options: str, name: str, drawn: random.Random) -> Tally:
     """Cuts of a merge that syncs nothing: where they lose nothing, the harness is blind."""
-    found = Tally("cuts", f"{name}: without syncing")
+    found = Tally("cuts", f"{name}, nothing synced", place.scenario.name)
     _cut(place, known, image, options, CUTS_A_RUN, drawn, found, without_syncing)
     losses = found.wrong.total()
     found.note = f"{losses} losses found, as there have to be: {', '.join(found.wrong)[:200]}"
@@ -77,7 +77,7 @@ def _cut(
     prepare: Prepare | None = None,
 ) -> None:
     """Merge once on a disk with a log, then cut at moments of it, half of them losing writes that were not flushed."""
-    folder = image.with_name(f"disk {tally.what} {tally.runs}".replace("/", "-"))
+    folder = image.with_name(f"disk {tally.what} {tally.scenario} {tally.runs}")
     mount = place.beside.parents[1]
     with LoggedDisk(image, folder) as disk:
         with mounted(disk.file, mount, options):
@@ -88,7 +88,7 @@ def _cut(
             done = disk.now()
             os.waitpid(others, 0)
             if ended.status:
-                raise HarnessError(f"{tally.what}: ended with {ended.status}: {ended.said}")
+                raise HarnessError(f"{tally.scenario}: ended with {ended.status}: {ended.said}")
             time.sleep(1.5 if "commit=1" in options else 0)
         ends = disk.ends()
     before = [end for end in ends if end <= done]

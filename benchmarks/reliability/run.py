@@ -48,7 +48,7 @@ def killed(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
 def failed(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
     """An error of the system at every call that changes files."""
     if why := kills.why_not():
-        yield Tally("faults", "not run", note=why)
+        yield Tally("faults", "errors", note=f"not run: {why}")
         return
     inputs = make_inputs(folder / "inputs")
     for number, scenario in enumerate(SCENARIOS.values()):
@@ -100,6 +100,7 @@ def main() -> None:
                 print(_row(tally), flush=True)
                 if options.json:
                     _write(options.json, tallies, host, time.monotonic() - start)
+    print(f"\n{table(tallies)}")
     runs, seconds = sum(tally.runs for tally in tallies), time.monotonic() - start
     print(f"\n{runs} runs in {seconds:.0f} s on {host['cores']} cores, {host['processor']}, {host['system']}")
     if any(tally.wrong for tally in tallies):
@@ -113,10 +114,23 @@ def _write(file: Path, tallies: list[Tally], host: dict[str, str], seconds: floa
 
 
 def _row(tally: Tally) -> str:
-    counts = "  ".join(f"{tally.outcomes[name]:5} {name}" for name in COLUMNS)
-    lines = [f"{tally.part:8} {tally.what:42} {tally.runs:5} runs  {counts}  {tally.wrong.total():4} wrong"]
-    lines += [f"         {tally.note}"] if tally.note else []
-    lines += [f"         {count} x {what}" for what, count in tally.wrong.most_common(8)]
+    counts = "  ".join(f"{tally.outcomes[name]:4} {name}" for name in COLUMNS)
+    what = f"{tally.what}: {tally.scenario}" if tally.scenario else tally.what
+    lines = [f"{tally.part:6} {what:44} {tally.runs:5} runs  {counts}  {tally.wrong.total():4} wrong"]
+    lines += [f"       {tally.note}"] if tally.note else []
+    lines += [f"       {count} x {wrong}" for wrong, count in tally.wrong.most_common(8)]
+    return "\n".join(lines)
+
+
+def table(tallies: list[Tally]) -> str:
+    """The counts as Markdown, a row for each kind of fault over all scenarios."""
+    lines = [f"| part | fault | scenarios | runs | {' | '.join(COLUMNS)} | wrong |",
+             f"|---|---|{'---:|' * (len(COLUMNS) + 3)}"]  # fmt: skip
+    for part, what in dict.fromkeys((tally.part, tally.what) for tally in tallies):
+        own = [tally for tally in tallies if (tally.part, tally.what) == (part, what)]
+        counts = [sum(tally.outcomes[name] for tally in own) for name in COLUMNS]
+        numbers = [len(own), sum(tally.runs for tally in own), *counts, sum(tally.wrong.total() for tally in own)]
+        lines.append(f"| {part} | {what} | {' | '.join(map(str, numbers))} |")
     return "\n".join(lines)
 
 

@@ -9,20 +9,17 @@ import json
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model
-
 from polymerge import durable
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
-tiny: Any = importlib.import_module("tiny")
 
 Contents = Mapping[str, str]
 """The files of a folder: path within it -> sha256 of what is in it."""
@@ -61,36 +58,54 @@ SCENARIOS = {
     for scenario in (
         Scenario("merge", _pair("one", "other", _NEW, *_PLAIN)),
         Scenario("merge, forced", _pair("one", "other", _NEW, *_PLAIN), _pair("one", "other", _EARLIER, *_PLAIN)),
-        Scenario("merge, checked", _pair("one", "other", _NEW, *_PLAIN[1:]), _pair("one", "other", _EARLIER, *_PLAIN)),
         Scenario(
             "merge, no exchange",
             _pair("one", "other", _NEW, *_PLAIN),
             _pair("one", "other", _EARLIER, *_PLAIN),
             _without_exchange,
         ),
-        Scenario("torch", _pair("one", "other", _NEW, *_PLAIN, "--format", "torch")),
         Scenario("adapter", _pair("left", "right", _NEW, *_PLAIN), _pair("left", "right", _EARLIER, *_PLAIN)),
-        Scenario("adapter, llava", _pair("left", "right", _NEW, *_PLAIN, "--layout", "llava")),
         Scenario("fold", ("fold", "left", "--base", "base", "--no-verify")),
+        Scenario("torch", _pair("one", "other", _NEW, *_PLAIN, "--format", "torch")),
+        Scenario("adapter, llava", _pair("left", "right", _NEW, *_PLAIN, "--layout", "llava")),
+        Scenario("merge, checked", _pair("one", "other", _NEW, *_PLAIN[1:]), _pair("one", "other", _EARLIER, *_PLAIN)),
     )
 }
 
 
 def make_inputs(folder: Path) -> Path:
-    """Write the checkpoints and adapters that the scenarios read: 1.5 MB each, with tokenizer, processor and config."""
+    """Write the checkpoints and adapters that the scenarios read: 1 to 2 MB each, with tokenizer, processor and config.
+
+    They are made in another process: the less there is in this one, the less its forks take.
+    """
+    if (pid := os.fork()) == 0:
+        try:
+            _make_inputs(folder)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    if os.waitpid(pid, 0)[1]:
+        raise ChildProcessError("the inputs could not be made")
+    return folder
+
+
+def _make_inputs(folder: Path) -> None:
+    tiny: Any = importlib.import_module("tiny")
+    warnings.simplefilter("ignore")  # peft asks transformers by an old name
     folder.mkdir()
     tiny.build("llava", folder / "one", vocab=16000, layers=1)
     tiny.perturbed(folder / "one", folder / "other", seed=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft asks transformers by an old name
-        base = tiny.AutoModelForCausalLM.from_pretrained(tiny.build("llama", folder / "base", vocab=16000))
-        for seed, name in enumerate(("left", "right")):
-            _save_adapter(base, folder / name, seed)
-    return folder
+    base = tiny.AutoModelForCausalLM.from_pretrained(tiny.build("llama", folder / "base", vocab=16000))
+    for seed, name in enumerate(("left", "right")):
+        _save_adapter(base, folder / name, seed)
 
 
 def _save_adapter(base: Any, folder: Path, seed: int) -> None:
     """An adapter as PEFT saves it, with a weight that is no LoRA module, every trainable number of which is random."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
     settings = LoraConfig(r=64, lora_alpha=64, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
     adapter = get_peft_model(copy.deepcopy(base), settings)
     generator = torch.Generator().manual_seed(seed)

@@ -34,7 +34,7 @@ def in_company(folder: Path) -> Iterator[Tally]:
 
 def _modes(place: Place, known: Known) -> Tally:
     """Files get what the umask leaves, and the group of a folder that hands its own down."""
-    tally = Tally("shared", f"{place.scenario.name}: modes by umask")
+    tally = Tally("shared", "modes by umask", place.scenario.name)
     for umask in _UMASKS:
         for handed_down in (False, True) if os.geteuid() == 0 else (False,):
             place.reset()
@@ -79,7 +79,7 @@ STRANGERS: Final[dict[str, Callable[[Path, Path], object]]] = {
 
 def _strangers(place: Place, known: Known) -> Tally:
     """What others have under the names that polymerge uses beside an output stays there, and is not followed."""
-    tally = Tally("shared", f"{place.scenario.name}: names taken by others")
+    tally = Tally("shared", "names taken by others", place.scenario.name)
     for kind in ("lock", "old", "partial"):
         for what, make in STRANGERS.items():
             place.reset()
@@ -113,7 +113,7 @@ def _what(path: Path) -> object:
 
 def _together(place: Place, known: Known) -> Tally:
     """Of two runs that begin at once one writes the output, or one after the other does."""
-    tally = Tally("shared", f"{place.scenario.name}: two runs at once")
+    tally = Tally("shared", "two runs at once", place.scenario.name)
     for number in range(_TIMES):
         place.reset()
         children = [Child(place.words("--force")) for _ in range(2)]
@@ -133,7 +133,7 @@ def _together(place: Place, known: Known) -> Tally:
 
 def _read_meanwhile(place: Place, known: Known) -> Tally:
     """There is no moment at which a reader of the name finds nothing while an output replaces another."""
-    tally = Tally("shared", f"{place.scenario.name}: read meanwhile")
+    tally = Tally("shared", "read meanwhile", place.scenario.name)
     looks = 0
     for _ in range(_TIMES):
         place.reset()

@@ -21,6 +21,7 @@ class Tally:
 
     part: str
     what: str
+    scenario: str = ""
     runs: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
@@ -31,8 +32,7 @@ class Tally:
         self.outcomes[stands if stands in ("nothing", "earlier", "new") else "broken"] += 1
 
     def to_json(self) -> dict[str, Any]:
-        return {"part": self.part, "what": self.what, "runs": self.runs, "outcomes": dict(self.outcomes),
-                "wrong": dict(self.wrong.most_common(20)), "note": self.note}  # fmt: skip
+        return {**vars(self), "outcomes": dict(self.outcomes), "wrong": dict(self.wrong.most_common(20))}
 
 
 def settle(inputs: Path, folder: Path, scenario: Scenario) -> tuple[Place, Known]:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from polymerge.checkpoints.adapter import Adapter, Pair, is_adapter, open_adapter
+from polymerge.checkpoints.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoints.adapter_config import foreign_kind, read_lora_config
+from polymerge.checkpoints.pairs import Pair
 from polymerge.checkpoints.tensor_info import TensorInfo
 from polymerge.errors import Refused
 

@@ -182,7 +182,6 @@ def test_kinds_that_nobody_knows(tmp_path: Path, kind: object, wrong: str) -> No
         ("kasa_config", {"beta": 0.1}, "KaSA"),
         ("use_bdlora", {"nblocks": 2}, "BD-LoRA"),
         ("monteclora_config", {"num_samples": 2}, "MonteCLoRA"),
-        ("target_parameters", ["mlp.experts.gate_up_proj"], "bare parameters"),
         ("layer_replication", [[0, 2], [1, 3]], "repeats layers"),
         ("megatron_config", {"hidden_size": 8}, "Megatron"),
         ("enable_lora", [True, False, True], "fused layers"),
@@ -409,11 +408,42 @@ def test_one_list_is_of_an_embedding_and_of_the_head_that_is_tied_to_it(tmp_path
     ]  # fmt: skip
 
 
-def test_bare_parameters_are_one_problem(tmp_path: Path) -> None:
+EXPERTS = "model.layers.0.mlp.experts"
+
+
+def wrapped(
+    depth: int, a: tuple[int, ...] = (4, 8), b: tuple[int, ...] = (8, 4), bias: bool = False
+) -> dict[str, Tensor]:
+    """Factors of a parameter of experts, below as many wrappers of further parameters."""
+    name = f"{PREFIX}{EXPERTS}{'.base_layer' * depth}"
+    factors = {f"{name}.lora_A.weight": torch.zeros(a), f"{name}.lora_B.weight": torch.zeros(b)}
+    return factors | ({f"{name}.lora_B.bias": torch.zeros(8)} if bias else {})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "parameters", "words"),
+    [
+        (wrapped(1), ["mlp.experts.down_proj"], "has 1 pairs of factors, and target_parameters names 'down_proj'"),
+        (wrapped(0) | wrapped(1), ["experts.down_proj"], "2 pairs of factors, and target_parameters names 'down_proj'"),
+        (wrapped(0), ["down_proj", "experts.gate_up_proj"], "1 pairs of factors, and target_parameters names the 2"),
+        (wrapped(0) | wrapped(1), ["attn.down_proj"], "2 pairs of factors, and target_parameters names no parameter"),
+        (wrapped(0) | wrapped(1), ["experts.first", "experts.second"], "their names do not tell which are whose"),
+        (wrapped(0, a=(5, 8), b=(8, 5)), ["down_proj"], "of 5 rows, adapter_config.json says rank 2"),
+        (wrapped(0, bias=True), ["down_proj"], "has lora_bias or fan_in_fan_out"),
+        (wrapped(0, a=(4, 8, 3)), ["down_proj"], "factors of a convolution"),
+    ],
+)
+def test_factors_of_parameters_that_cannot_be_told_apart(
+    tensors: dict[str, Tensor], parameters: list[str], words: str, tmp_path: Path
+) -> None:
+    message = only(saved(tmp_path, FACTORS | tensors, target_parameters=parameters))
+    assert words in message
+    assert f"'{EXPERTS}" in message
+
+
+def test_without_target_parameters_their_names_are_of_no_form(tmp_path: Path) -> None:
     """PEFT wraps one module once for each of its parameters, so that names are of no form that modules have."""
-    wrapped = {f"{PREFIX}model.layers.0.mlp.experts.base_layer.lora_A.weight": torch.zeros(2, 8)}
-    message = only(saved(tmp_path, FACTORS | wrapped, target_parameters=["mlp.experts.down_proj"]))
-    assert "target_parameters is set to" in message
+    assert "have names of no form that is known" in only(saved(tmp_path, FACTORS | wrapped(1)))
 
 
 # --- as PEFT itself writes them

@@ -13,6 +13,7 @@ from polymerge.checkpoints.bounds import HEADER_BYTES, lines_of, open_descriptor
 from polymerge.checkpoints.discovery import shards_of
 from polymerge.checkpoints.files import check_file, read_blocks, read_config, read_file
 from polymerge.checkpoints.json_objects import read_json, read_text
+from polymerge.checkpoints.names import wrappers_in
 from polymerge.checkpoints.tensor_info import TensorInfo
 from polymerge.checkpoints.tokenizer import read_tokens
 from polymerge.errors import CheckpointError, PolymergeError, collecting
@@ -141,6 +142,11 @@ def test_text_over_its_bound_is_refused_by_its_size(tmp_path: Path) -> None:
         stream.truncate(HEADER_BYTES)  # sparse, and longer than any config
     with pytest.raises(CheckpointError, match=r"config.json: cannot be read: it is 100000000 bytes long or longer"):
         read_config(file)
+
+
+def test_a_model_is_wrapped_a_few_times() -> None:
+    assert wrappers_in(["module." * 16 + "w"]) == ("module.",) * 16
+    assert wrappers_in(["module." * 500 + "w"]) == ("module.",) * 16
 
 
 def test_a_number_of_shards_is_no_length_of_a_list(tmp_path: Path) -> None:

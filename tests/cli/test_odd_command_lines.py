@@ -70,7 +70,7 @@ USUAL: dict[str, list[list[str]]] = {
     "ablate": [["recipe.yaml", *ASKED]],
     "report": [["gone"]],
     "methods": [[]],
-    "families": [[]],
+    "families": [["gone"]],
     "demo": [],
 }
 """The words of each command that is about to do something; the demo, which trains, is left alone."""

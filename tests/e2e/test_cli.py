@@ -124,10 +124,16 @@ def test_a_wrong_path_gets_a_suggestion(tmp_path: Path) -> None:
     assert f"'{tmp_path}' exists, but has no 'no'" in said
 
 
-def test_what_the_system_refuses_is_said_in_a_line(asked: Path, tmp_path: Path) -> None:
-    said = only_error(cli("plan", asked, "--json", tmp_path / "no/plan.json"), 1)
-    assert "No such file or directory" in said
-    assert len(said.splitlines()) == 1
+def test_a_file_of_json_replaces_nothing_else(asked: Path, tmp_path: Path) -> None:
+    recipe = asked.read_bytes()
+    for command in ("plan", "overlap"):
+        said = only_error(cli(command, asked, "--json", tmp_path / "no/plan.json"), 2)
+        assert f"there is no folder {tmp_path / 'no'}. Make it first" in said
+        assert "is a folder. Name a file" in only_error(cli(command, asked, "--json", tmp_path), 2)
+        assert f"{asked}: exists and is no JSON file" in only_error(cli(command, asked, "--json", asked), 2)
+    assert asked.read_bytes() == recipe
+    for _ in range(2):
+        assert cli("plan", asked, "--json", tmp_path / "plan.json").status == 0
 
 
 # --- plan and merge

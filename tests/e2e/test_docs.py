@@ -10,10 +10,10 @@ from paths import ROOT
 
 CODE = re.compile(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)(?:::(\w+))?`")
 RECIPE = re.compile(r"`(recipes/[^`]+\.yaml)`")
-FOLDERS = (ROOT / "src" / "polymerge", ROOT / "tests", ROOT)
+FOLDERS = (ROOT / "src" / "polymerge", ROOT / "tests", ROOT, ROOT / "benchmarks" / "reliability")
 
 
-@pytest.mark.parametrize("document", ["architecture.md", "papers.md"])
+@pytest.mark.parametrize("document", ["architecture.md", "papers.md", "reliability.md"])
 def test_what_a_document_names_is_there(document: str) -> None:
     text = (ROOT / "docs" / document).read_text(encoding="utf-8")
     named = CODE.findall(text)

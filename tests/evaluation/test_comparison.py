@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from polymerge.evaluation.comparison import Comparison, compare_files
+from polymerge.evaluation.comparison_text import gains_csv, scores_csv
 from polymerge.evaluation.gains import interval, resampled_means
 from polymerge.evaluation.results import FORMAT, VERSION
 from running import cli
@@ -254,7 +255,7 @@ HEAD = '{"format": "polymerge results", "version": 1, "model": {"name": "a"}, "t
         ('{"format": "polymerge results", "version": 9}', "is of version 9 of the format, this polymerge reads 1"),
         ('{"format": "polymerge results", "version": 1, "model": {}, "tasks": {}}', "model: name is missing"),
         (HEAD + "{}}", "tasks is empty"),
-        (HEAD + '{"T": {"score": NaN}}}', "tasks['T'].score: expected float >= -1e+308, got NaN"),
+        (HEAD + '{"T": {"score": NaN}}}', "tasks['T'].score: expected float >= -1e+300, got NaN"),
         (HEAD + '{"T": 3}}', "tasks['T']: expected object, got 3"),
         (HEAD + '{"T": {"samples": {"1": "x"}}}}', "tasks['T'].samples[...]: expected float, got str"),
         (HEAD + '{"T": {"total": -1, "group": "sen"}}}', "tasks['T'].total: expected int >= 0, got -1"),
@@ -280,3 +281,17 @@ def test_everything_wrong_is_said_at_once(files: list[Path], tmp_path: Path) -> 
         "template: there are no results of 'x'. Known: a, b, merged.",
     ):
         assert told in ran.err
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
+    names = ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "\uff1dx", "plain -x", 'a,"b']
+    made = [results(tmp_path / str(place), name, t=task([0.0, 1.0])) for place, name in enumerate(names)]
+    better = results(tmp_path / "better", "=better", **{"=t": task([0.0, 0.0]), "t": task([0.0, 0.0])})
+    compared = compare_files([*made, better], template="plain -x", resamples=20)
+    head, *rows = csv.reader(scores_csv(compared).splitlines(keepends=True))
+    assert head == ["model", "t", "'=t", "seen"]
+    shown = [name.replace("\r", " ") for name in names]
+    assert [row[0] for row in rows] == [*(f"'{name}" for name in shown[:7]), *shown[7:], "'=better"]
+    gains = list(csv.DictReader(gains_csv(compared).splitlines(keepends=True)))
+    assert {row["gain"] for row in gains} == {"0", "-50"}  # numbers stay numbers
+    assert [row["model"] for row in gains if row["gain"] == "-50"] == ["'=better"]

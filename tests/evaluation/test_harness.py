@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -65,8 +67,9 @@ def test_the_command_of_lmms_eval(tmp_path: Path) -> None:
     told = ("evaluate", VLM, "--with", "lmms-eval", "--tasks", "mme,ok_vqa", "-o", run, "--print-command")
     ran = cli(*told, "--", "--limit", "5")
     assert ran.status == 0, ran.err
-    words = shlex.split(ran.out)
-    assert words[1:] == [
+    words = shlex.split(ran.out.strip("()\n"))
+    assert words[:4] == ["cd", "$(mktemp -d)", "&&", "PYTHONSAFEPATH=1"]
+    assert words[5:] == [
         "-m", "lmms_eval", "--model", "llava_hf", "--force_simple", "--model_args",
         f"pretrained={VLM},device_map=cpu", "--tasks", "mme,ok_vqa", "--batch_size", "1", "--device", "cpu",
         "--log_samples", "--output_path", str(run / "lmms-eval"), "--limit", "5",
@@ -89,7 +92,7 @@ def test_each_family_has_its_wrapper(architecture: str, model: str, arguments: s
         "--device", "cuda", "--batch-size", "8", "--trust-remote-code",
     )  # fmt: skip
     assert ran.status == 0, ran.err
-    words = shlex.split(ran.out)
+    words = shlex.split(ran.out.strip("()\n"))
     assert words[words.index("--model") + 1] == model
     assert words[words.index("--model_args") + 1] == arguments.format(folder)
     assert words[words.index("--batch_size") + 1] == "8"
@@ -401,3 +404,55 @@ def test_vlmevalkit_is_run_in_its_clone(tmp_path: Path) -> None:
 
 def test_classes_of_data_sets_are_names() -> None:
     assert all(name.isidentifier() for name in DATASETS.values())
+
+
+SAFE = """
+import json, os, pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--output_path") + 1]) / "m"
+out.mkdir(parents=True)
+seen = {"place": os.getcwd(), "arguments": sys.argv[1:], "held": os.listdir(), "path": sys.path}
+(out.parent / "seen.json").write_text(json.dumps(seen))
+(out / "20261125_101500_results.json").write_text(json.dumps({"results": {"vqa": {"acc,none": 1.0}}}))
+"""
+CANARY = "import pathlib; pathlib.Path({!r}).touch()\n"
+
+
+def test_a_tool_finds_no_modules_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even in a checkpoint's folder, with relative paths among the tool's options and in PYTHONPATH."""
+    here, tools, ran = tmp_path / "here", tmp_path / "tools", tmp_path / "ran"
+    shutil.copytree(VLM, here)
+    (tools / "lmms_eval").mkdir(parents=True)
+    (tools / "lmms_eval" / "__init__.py").touch()
+    (tools / "lmms_eval" / "__main__.py").write_text(SAFE, encoding="utf-8")
+    for name in ("json", "pathlib", "lmms_eval", "sitecustomize"):
+        (here / f"{name}.py").write_text(CANARY.format(str(ran)), encoding="utf-8")
+    (here / "tasks").mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", f":{os.path.relpath(tools)}")
+    monkeypatch.syspath_prepend(str(tools))
+    run = tmp_path / "run"
+    done = cli("evaluate", ".", "--with", "lmms-eval", "--tasks", "vqa", "-o", run, "--", "--include_path=./tasks")
+    assert done.status == 0, done.err
+    assert not ran.exists()
+    seen = json.loads((run / "lmms-eval" / "seen.json").read_text(encoding="utf-8"))
+    assert (seen["place"], seen["held"]) == (str(run / "work-1"), [])
+    assert f"--include_path={here / 'tasks'}" in seen["arguments"]
+    assert str(tools) in seen["path"]
+    assert not (run / "work-1").exists()  # nothing was written there
+
+
+def test_a_folders_name_is_no_argument(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a,trust_remote_code=True", "Qwen2VLForConditionalGeneration")
+    told = ("--with", "lmms-eval", "--tasks", "mme", "--print-command")
+    ran = cli("evaluate", folder, *told, "-o", tmp_path / "run")
+    assert ran.status == 0, ran.err
+    link = tmp_path / "run" / "models" / "a-trust_remote_code-True"
+    assert f"ln -sfn {shlex.quote(str(folder))} {link}" in ran.out
+    words = shlex.split(ran.out.splitlines()[-1].strip("()"))
+    assert words[words.index("--model_args") + 1] == f"pretrained={link},device_map=cpu"
+    ran = cli("evaluate", folder, *told, "-o", tmp_path / "a=b")
+    assert ran.status == 2
+    assert "for lmms-eval a path ends at a comma or an equals sign. Name another `--out`" in ran.err
+    ran = cli("evaluate", folder, *told, "-o", tmp_path / "run", "--device", "cpu,trust_remote_code=True")
+    assert ran.status == 2
+    assert "is no device such as cpu, cuda or cuda:1" in ran.err

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -204,3 +207,61 @@ def test_an_error_of_one_call_ends_the_run() -> None:
     with pytest.raises(ZeroDivisionError):
         next(run)
     assert [purpose for purpose, _ in calls] == ["third"]
+
+
+def test_workers_find_no_modules_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pickle", "socket", "signal", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    before = os.environ.copy()
+    with WorkerPool(Job(None, "a"), 2) as pool:
+        assert pool.submit(0, attrgetter("_job.folder")).result() == "a"
+    assert not (tmp_path / "ran").exists()
+    assert os.environ == before
+    assert Path.cwd() == tmp_path
+
+
+RESTING = """
+import sys, time
+from pathlib import Path
+from polymerge.cli.streams import heed_signals
+from polymerge.inference.worker import Job
+from polymerge.inference.worker_pool import WorkerPool
+
+def rest(worker):
+    Path(sys.argv[1], worker._job.folder + str(time.monotonic_ns())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    heed_signals()
+    try:
+        with WorkerPool(Job(None, "at-rest"), 2) as pool:
+            print("begun", flush=True)
+            list(pool.run([iter([(0, rest)]), iter([(1, rest)])]))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("one", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ["starting", "busy"])
+def test_an_interrupt_of_all_processes_ends_without_tracebacks(one: signal.Signals, when: str, tmp_path: Path) -> None:
+    script = tmp_path / "resting.py"
+    script.write_text(RESTING, encoding="utf-8")
+
+    def as_from_a_terminal() -> None:
+        for own in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(own, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [sys.executable, script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=as_from_a_terminal,
+    ) as started:  # fmt: skip
+        assert started.stdout is not None
+        assert started.stdout.readline() == "begun\n"
+        while when == "busy" and len(list(tmp_path.glob("at-rest*"))) < 2 and started.poll() is None:
+            time.sleep(0.05)
+        os.killpg(started.pid, one)
+        out, said = started.communicate(timeout=120)
+    assert (started.returncode, out, said) == (0, "interrupted\n", "")
+    assert not _of_session(started.pid)

@@ -31,6 +31,7 @@ PEFT_WARNINGS = [
         "Input and output embeddings are no longer tied after merging",
         "You have requested `ensure_weight_tying`, but no tied modules are added",
         "`lora_bias=True` was passed but the targeted layer",
+        "The following (rank|alpha)_pattern keys did not match",  # it looks for those of modules alone, and takes them
     )
 ]
 """Marks for tests in which PEFT trains or loads an adapter: what it warns of is what they are about."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import resource
 import shutil
@@ -13,7 +14,7 @@ import traceback
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,9 +22,24 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import polymerge
+from paths import GOLDEN
 from polymerge.errors import PolymergeError
 
-__all__ = ["CANARY", "SECONDS", "Kind", "Verdict", "from_text", "judge", "limit_this_process", "to_text"]
+__all__ = [
+    "CANARY",
+    "KEPT",
+    "SECONDS",
+    "Kind",
+    "Verdict",
+    "from_text",
+    "judge",
+    "kept_inputs",
+    "limit_this_process",
+    "to_text",
+]
+
+KEPT = GOLDEN / "fuzz" / "inputs.jsonl.xz"
+"""Every input that ever failed, one a line."""
 
 Files = Mapping[str, bytes]
 """An input: the files of a folder, by name."""
@@ -119,12 +135,12 @@ _WATCH = _Watch()
 
 def limit_this_process() -> None:
     """Give this process, which does nothing but read inputs, its limit of memory and its watch."""
-    signal.signal(signal.SIGPROF, _stop)
     if not _WATCH.hooked:
         sys.addaudithook(_WATCH)
         _WATCH.hooked = True
-    now = int(next(line.split()[1] for line in _status() if line.startswith("VmData"))) << 10
-    resource.setrlimit(resource.RLIMIT_DATA, (now + 3 * MEMORY, resource.RLIM_INFINITY))
+    now = next((int(line.split()[1]) << 10 for line in _status() if line.startswith("VmData")), None)
+    if now is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (now + 3 * MEMORY, resource.RLIM_INFINITY))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -166,12 +182,14 @@ def judge(kind: Kind, files: Files, folder: Path, allowed: Path | None = None) -
 
 @contextmanager
 def _watched(allowed: Path) -> Iterator[None]:
+    before = signal.signal(signal.SIGPROF, _stop)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     _WATCH.inside = str(allowed)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         _WATCH.inside = None
 
 
@@ -202,18 +220,24 @@ def _where(error: BaseException | None) -> str:
 
 
 def _status() -> list[str]:
-    return Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    status = Path("/proc/self/status")  # of Linux; elsewhere an input that takes too much is found by its peak alone
+    return status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
 
 
 def _reset_peak() -> int:
     """Forget the largest memory so far, and return what is used now, in bytes."""
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # noqa: PTH123
+    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # noqa: PTH123
         file.write("5")
     return _peak()
 
 
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def kept_inputs() -> list[str]:
+    """Every input that ever failed, as `to_text` writes them."""
+    return lzma.decompress(KEPT.read_bytes()).decode().splitlines() if KEPT.exists() else []
 
 
 def to_text(kind: str, files: Files, note: str = "") -> str:

@@ -28,8 +28,11 @@ from fuzz_seeds import SEEDS, build_seeds
 
 __all__ = ["Failure", "Tally", "input_of", "random_of", "run"]
 
-HANGS = 90
-"""Seconds after which an input that uses no processor time counts as hanging."""
+HANGS = 60
+"""Seconds of processor time after which one input, or the start of a worker, counts as hanging."""
+
+SLEEPS = 900
+"""Seconds after which an input counts as hanging whatever it does; a busy machine may leave a worker without any."""
 
 CHUNK = 250
 _HERE = Path(__file__).parent
@@ -188,17 +191,24 @@ class _Worker:
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(task).encode() + b"\n")
             self.process.stdin.flush()
-        seen, since = "", time.monotonic()
+        seen, since, used = "", time.monotonic(), 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while not selector.select(1):
                 now = self.now.read_text()
                 if now != seen:
-                    seen, since = now, time.monotonic()
-                if time.monotonic() - since > HANGS:
+                    seen, since, used = now, time.monotonic(), self._used()
+                if self._used() - used > HANGS or time.monotonic() - since > SLEEPS:
                     return None
         line = self.process.stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None
+
+    def _used(self) -> float:
+        """Seconds of processor time that the worker has used, where the system tells; 0 elsewhere."""
+        with suppress(OSError, IndexError):
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
 
     def end(self) -> tuple[int, str]:
         """The number of the input that the worker was at, and how it ended; one that hangs is killed."""
@@ -208,7 +218,7 @@ class _Worker:
         self.log.seek(0)
         last = self.log.read().decode("utf-8", "replace").strip().splitlines()[-1:] or [""]
         self.close()
-        what = f"hangs for {HANGS} s" if hangs else f"the process ends with {self.process.returncode}"
+        what = "hangs" if hangs else f"the process ends with {self.process.returncode}"
         return int(self.now.read_text() or 0), f"{what} {last[0][:200]}"
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ import openpyxl
 from fuzz_judge import Files, Kind
 from fuzz_mutations import ODD_TEXTS, changed, odd_bytes, odd_words, to_json
 from fuzz_seeds import seeds
-from polymerge.checkpoints.hub_api import listing
+from polymerge.checkpoints.hub_api import listing, own_cache
 from polymerge.cli import polymerge
 from polymerge.errors import PolymergeError, collecting
 from polymerge.evaluation.comparison import compare_files
@@ -323,7 +323,7 @@ def _make_listing(random: Random) -> Files:
 def _read_listing(folder: Path) -> object:
     from huggingface_hub import constants, set_client_factory
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import close_session
+    from huggingface_hub.utils._http import default_client_factory
 
     # its library for HTTP, which is another one in some of its versions
     httpx = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
@@ -335,12 +335,11 @@ def _read_listing(folder: Path) -> object:
     offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
     try:
         listing.cache_clear()
-        for note in (folder.parent / "cache").rglob("*.json"):
-            note.unlink()
+        (own_cache("hub") / "a/b" / f"{_COMMIT}.json").unlink(missing_ok=True)
         return listing("a/b", _COMMIT)
     finally:
         constants.HF_HUB_OFFLINE = offline
-        close_session()
+        set_client_factory(default_client_factory)
 
 
 # --- command lines

@@ -15,6 +15,7 @@ from polymerge.checkpoints import TensorInfo
 from polymerge.engine.blocks import PieceBlocks, Workspace, repeats
 from polymerge.engine.executor import is_wide
 from polymerge.engine.extents import Files
+from polymerge.engine.lora_modules import factors_of
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
@@ -69,7 +70,8 @@ def update_deltas(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]], block
     """The updates stored as factors that a plan merges, module by module."""
     for step in plan.steps:
         if step.lora is not None and step.fate == "merged":
-            yield _Update(plan, step, entries, max(block // CELL, 1) * CELL)
+            for expert in range(step.lora.experts or 1):
+                yield _Update(plan, step, entries, max(block // CELL, 1) * CELL, expert)
 
 
 class _Stored:
@@ -157,12 +159,15 @@ class _StoredBlocks:
 
 
 class _Update:
-    """Adapters' updates of one module: low-rank products, with scalings included."""
+    """Adapters' updates of one module, or of one expert: low-rank products, with scalings included."""
 
     reference: Reference = "base"
 
-    def __init__(self, plan: Plan, step: Step, entries: Sequence[Mapping[str, TensorInfo]], block: int) -> None:
-        self.name, self._block = step.canonical, block
+    def __init__(
+        self, plan: Plan, step: Step, entries: Sequence[Mapping[str, TensorInfo]], block: int, expert: int
+    ) -> None:
+        one = f"[{expert}]" if step.lora and step.lora.experts else ""
+        self.name, self._block, self._expert = f"{step.canonical}{one}", block, expert
         out, width = step.shape
         self.shape: Shape = (out, width)
         (piece,) = step.pieces
@@ -172,7 +177,8 @@ class _Update:
 
     def _factors(self, model: int) -> Factors:
         held, read = self._factored[model]
-        return Factors(stored_values(held[read.b]) * np.float32(read.scale), stored_values(held[read.a]))
+        b, a = stored_values(held[read.b]) * np.float32(read.scale), stored_values(held[read.a])
+        return factors_of(read, b, a)[self._expert]
 
     def _pairs(self) -> list[Factors]:
         return [self._factors(model) for model in range(len(self.models))]

@@ -9,9 +9,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from polymerge.analysis.deltas import stored_values
-from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.adapter import Adapter, open_adapter
 from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.pairs import Pair
+from polymerge.engine.lora_modules import factors_of
 from polymerge.errors import RecipeError
+from polymerge.families.expressions import LowRank
 from polymerge.methods.lora import Factors, check_shapes, decompose
 from polymerge.planning.inputs import labels_of
 
@@ -113,7 +116,11 @@ def robustness(merged: str, against: Sequence[str], largest: int | None = None) 
                 raise RecipeError(
                     f"'{labels[source]}' and '{merged}' have no module in common: they are of different models"
                 )
-            modules = {module: _compare(ours, theirs, module, largest) for module in shared}
+            modules = {
+                f"{module}{f'[{expert}]' if theirs.pairs[module].experts else ''}": compared
+                for module in shared
+                for expert, compared in enumerate(_compare(ours, theirs, module, largest))
+            }
             found.append(
                 Robustness(
                     labels[source],
@@ -127,18 +134,21 @@ def robustness(merged: str, against: Sequence[str], largest: int | None = None) 
     return found
 
 
-def _compare(ours: Adapter, theirs: Adapter, module: str, largest: int | None) -> Directions:
-    pair = theirs.pairs[module]
-    if pair.shape != ours.pairs[module].shape:
+def _compare(ours: Adapter, theirs: Adapter, module: str, largest: int | None) -> list[Directions]:
+    """Compare one module, or each expert of a parameter."""
+    pair, own = theirs.pairs[module], ours.pairs[module]
+    if (pair.shape, pair.experts) != (own.shape, own.experts):
         raise RecipeError(
             f"{module}: '{theirs.source}' is {list(pair.shape)}, '{ours.source}' is {list(ours.pairs[module].shape)}. "
             "They are of different models"
         )
-    return directions(_factors(ours.pairs[module]), _factors(pair), largest or max(pair.rank // 4, 1))
+    each = zip(_factors(own), _factors(pair), strict=True)
+    return [directions(one, other, largest or max(pair.rank // 4, 1)) for one, other in each]
 
 
-def _factors(pair: Pair) -> Factors:
-    return Factors(stored_values(pair.b) * np.float32(pair.scaling), stored_values(pair.a))
+def _factors(pair: Pair) -> list[Factors]:
+    read = LowRank(pair.a.name, pair.b.name, pair.scaling, experts=pair.experts)
+    return factors_of(read, stored_values(pair.b) * np.float32(pair.scaling), stored_values(pair.a))
 
 
 def _mean(groups: Sequence[Agreement | None]) -> Agreement | None:

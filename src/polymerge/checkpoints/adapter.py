@@ -13,48 +13,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from polymerge.checkpoints.adapter_config import LoraConfig, foreign_kind, read_lora_config, saved_modules
 from polymerge.checkpoints.discovery import CONFIG, LLAVA, AdapterFiles, holds_adapter, sort_files
 from polymerge.checkpoints.files import disagreements, missing, read_config, read_file, read_index, reading
 from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
 from polymerge.checkpoints.names import Sorted, sort_names
+from polymerge.checkpoints.pairs import AGAIN, GATHER, Pair, paired, token_rows
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.dtypes import MERGEABLE
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse
 
-__all__ = ["Adapter", "Pair", "is_adapter", "open_adapter", "paired", "token_rows"]
-
-_GATHER: Final = (
-    "Gather it before it is saved: with ZeRO-3 by stage3_gather_16bit_weights_on_model_save: true, or from its "
-    "checkpoint by zero_to_fp32.py; with FSDP by state dicts of type FULL_STATE_DICT."
-)
-_AGAIN: Final = "Save the adapter again with PEFT."
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two factors of one module's update, `scaling * b @ a`."""
-
-    module: str
-    """The module's name in the base model: 'model.layers.0.self_attn.q_proj'."""
-    a: TensorInfo
-    """[rank, in]; for an embedding [rank, vocabulary]."""
-    b: TensorInfo
-    """[out, rank]; for an embedding [dimension, rank]."""
-    rank: int
-    scaling: float
-    embedding: bool
-    transposed: bool
-    """Whether the base stores the transpose: an embedding's weight is [vocabulary, dimension], GPT-2's [in, out]."""
-    bias: TensorInfo | None
-    """[out], to be scaled like the product and added to the bias of the base."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the update, [out, in], before transposition."""
-        return self.b.shape[0], self.a.shape[1]
+__all__ = ["Adapter", "is_adapter", "open_adapter"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +86,7 @@ class Adapter:
     @property
     def parameters(self) -> tuple[str, ...]:
         """The parameters that it changes, by their names in the model that it was trained on, each once."""
-        weights = (f"{module}.weight" for module in self.pairs)
+        weights = (pair.parameter for pair in self.pairs.values())
         biases = (f"{module}.bias" for module, pair in self.pairs.items() if pair.bias)
         return tuple(dict.fromkeys((*self.non_lora, *self.tokens, *weights, *biases)))
 
@@ -193,13 +164,14 @@ def _read(source: str, folder: Path, present: Collection[str]) -> Adapter | None
             contents[name] = read_file(folder / name)
             if not contents[name].entries:
                 raise CheckpointError(f"{folder / name}: holds no tensors.")
-    found, misnamed = sort_names(folder, [(file, name in files.beside) for name, file in contents.items()])
+    held = [(file, name in files.beside) for name, file in contents.items()]
+    found, misnamed = sort_names(folder, held, wrapped=bool(rules and rules.parameters))
     if not (rules is None and configs.get(CONFIG, {}).get("target_parameters")):  # which names modules otherwise
         refuse(*misnamed)
     refuse(*_unusable(found))
     whole = len(contents) == len(files.read) > 0
     if whole and not (found.factors or found.non_lora or found.tokens or misnamed):
-        refuse(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {_AGAIN}"))
+        refuse(CheckpointError(f"{folder}: holds no tensors in {listed(files.read)}. {AGAIN}"))
     pairs: dict[str, Pair] = {}
     if all(name in contents for name in files.factors):
         pairs = paired(found, rules, where)
@@ -250,76 +222,6 @@ def _unusable(found: Sorted) -> list[CheckpointError]:
             names.setdefault((tensor.file, f" of dtype {tensor.dtype}, {then}"), []).append(tensor.name)
     for tensor in full:
         if 0 in tensor.shape:
-            why = f": without a number, for it was not gathered. {_GATHER}"
+            why = f": without a number, for it was not gathered. {GATHER}"
             names.setdefault((tensor.file, why), []).append(f"{tensor.name} {list(tensor.shape)}")
     return [CheckpointError(f"{file}: {listed(held)}{why}") for (file, why), held in names.items()]
-
-
-def paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, Pair]:
-    """Pair the factors by module; incomplete or unfit ones are refused, with one message per kind of fault."""
-    pairs: dict[str, Pair] = {}
-    faults: dict[tuple[Path, str], list[str]] = {}
-    for (module, embedding), slots in found.factors.items():
-        a, b, bias = slots.get("A"), slots.get("B"), slots.get("bias")
-        fault = _fault(a, b, bias, embedding)
-        if a and b and not fault:
-            rank = a.shape[0]
-            if (module, not embedding) in found.factors:
-                fault = f"has the factors of an embedding and of a linear layer. {_AGAIN}"
-            elif rules and rules.rank_of(module) != rank:
-                fault = (
-                    f"of rank {rank}, {where.name} says {rules.rank_of(module)}. Find the config that belongs to it."
-                )
-            elif rules:
-                transposed = embedding or rules.fan_in_fan_out
-                scaling = rules.scaling_of(module, rank)
-                pairs[module] = Pair(module, a, b, rank, scaling, embedding, transposed, bias)
-        if fault:
-            faults.setdefault((next(iter(slots.values())).file, fault), []).append(module)
-    refuse(*(CheckpointError(f"{file}: {listed(modules)}: {fault}") for (file, fault), modules in faults.items()))
-    return pairs
-
-
-def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, embedding: bool) -> str | None:
-    """Why two factors cannot be multiplied and what to do about it, or None if they can."""
-    prefix = "lora_embedding_" if embedding else "lora_"
-    if a is None or b is None:
-        there = [name for name, entry in ((f"{prefix}A", a), (f"{prefix}B", b), ("lora_B.bias", bias)) if entry]
-        return f"has {' and '.join(there)} and no {prefix}{'A' if a is None else 'B'}. Download the file again."
-    shapes = f"{prefix}A {list(a.shape)}, {prefix}B {list(b.shape)}"
-    if min(len(a.shape), len(b.shape)) < 2 or 0 in a.shape + b.shape:
-        return f"{shapes}: one shard of a factor, or none. {_GATHER}"
-    if len(a.shape) > 2 or len(b.shape) > 2:
-        return (
-            f"{shapes}: factors of a convolution, which are not supported. Fold it into its base with PEFT's "
-            "merge_and_unload(), and merge the result as a full model."
-        )
-    if a.shape[0] != b.shape[1]:
-        return f"{shapes}: ranks {a.shape[0]} and {b.shape[1]}. {_AGAIN}"
-    if bias and bias.shape != b.shape[:1]:
-        return f"lora_B.bias {list(bias.shape)}, lora_B {list(b.shape)}. {_AGAIN}"
-    return None
-
-
-def token_rows(found: Sorted, rules: LoraConfig, where: Path) -> dict[str, tuple[tuple[int, ...], TensorInfo]]:
-    """The trained rows and the token indices that the config gives for them; mismatches are refused."""
-    rows: dict[str, tuple[tuple[int, ...], TensorInfo]] = {}
-    said = f"{where}: trainable_token_indices"
-    if rules.tokens and not found.tokens:
-        refuse(CheckpointError(f"{said} is set, and no trainable_tokens_delta is there. {_AGAIN}"))
-    for parameter, entry in found.tokens.items():
-        module = parameter.removesuffix(".weight")
-        named = (name for name in rules.tokens if name == module or module.endswith(f".{name}"))
-        name = "" if "" in rules.tokens else next(named, None)
-        if name is None:
-            refuse(CheckpointError(f"{said} does not say which rows '{entry.name}' holds. {_AGAIN}"))
-        elif len(entry.shape) != 2 or entry.shape[0] != len(rules.tokens[name]):
-            refuse(
-                CheckpointError(
-                    f"{entry.file}: '{entry.name}' is {list(entry.shape)}, {where.name} names "
-                    f"{len(rules.tokens[name])} rows. Find the config that belongs to it."
-                )
-            )
-        else:
-            rows[parameter] = rules.tokens[name], entry
-    return rows

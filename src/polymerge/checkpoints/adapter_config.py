@@ -6,6 +6,7 @@ is the base's own. Any other feature of an adapter is refused by name, before it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -63,7 +64,6 @@ _BEYOND: Final[Mapping[str, tuple[str, str]]] = {
     "kasa_config": ("cuts off a part of the base's weights and has a third factor (KaSA)", _FOLD),
     "use_bdlora": ("stores its factors as blocks of a diagonal (BD-LoRA)", _FOLD),
     "monteclora_config": ("samples its factors around the stored ones (MonteCLoRA)", _FOLD),
-    "target_parameters": ("adapts bare parameters, whose place its tensors' names do not tell", _FOLD),
     "layer_replication": ("repeats layers, so that its layers are not those of the base", _FOLD),
     "megatron_config": ("adapts Megatron's parallel layers, which no other model has", _FOLD),
     "enable_lora": ("adapts parts of fused layers with grouped factors, as PEFT no longer does", _FOLD),
@@ -86,7 +86,15 @@ _MOVED_STARTS: Final[Mapping[str, tuple[str, str]]] = {
     ),
 }
 
-_SCALING: Final = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_SCALING: Final = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "target_parameters",
+)
 _WITHOUT_EFFECT: Final = (
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
@@ -95,6 +103,9 @@ _WITHOUT_EFFECT: Final = (
     "ensure_weight_tying", "merge_weights", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr",
 )  # fmt: skip
 """Keys that only describe training, or are checked elsewhere (init_lora_weights, trainable_token_indices)."""
+
+_BEFORE: Final = re.compile(r"0\.1[0-8](\.|$)")
+"""Versions of PEFT in which the factors of a parameter lie the other way round."""
 
 _LARGE: Final = 1e30  # float32 could not hold much more
 
@@ -115,6 +126,8 @@ class _Values(msgspec.Struct):
     alpha_pattern: dict[str, _Alpha] | None = None
     trainable_token_indices: _Indices | dict[str, _Indices] | None = None
     modules_to_save: list[str] | str | None = None
+    target_parameters: list[str] | dict[str, str] | bool | None = None
+    peft_version: str | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
     bias: str | None = None
@@ -135,6 +148,15 @@ class LoraConfig:
     """The adapted weights are stored as [in, out], as in GPT-2."""
     tokens: Mapping[str, tuple[int, ...]]
     """Trained rows by the name of the embedding; "" if the config does not name it."""
+    parameters: tuple[str, ...] = ()
+    """Ends of the names of parameters that are adapted themselves, without a module of their own."""
+    as_stored: bool = False
+    """Whether factors of such a parameter of [experts, x, y] are [rank, x] and [y, rank], as up to PEFT 0.18."""
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """The names of the adapted parameters of a module, in the order of the config."""
+        names = {end: end.rpartition(".")[2] for end in self.parameters}
+        return tuple(dict.fromkeys(name for end, name in names.items() if f".{module}.{name}".endswith(f".{end}")))
 
     def rank_of(self, module: str) -> int:
         """The rank that the config gives a module."""
@@ -173,6 +195,7 @@ def read_lora_config(config: Mapping[str, Any], where: str) -> LoraConfig:
     with collecting() as found:
         refuse(*_beyond(config, where))
         values = checked(config, _Values, where, then=_AGAIN)
+        named = values.target_parameters
         ranks = tuple(_patterns("rank_pattern", values.rank_pattern, where))
         alphas = tuple(_patterns("alpha_pattern", values.alpha_pattern, where))
         tokens = values.trainable_token_indices or {}
@@ -188,6 +211,8 @@ def read_lora_config(config: Mapping[str, Any], where: str) -> LoraConfig:
                 alphas=alphas,
                 fan_in_fan_out=values.fan_in_fan_out is True,
                 tokens={module: tuple(indices) for module, indices in tokens.items()},
+                parameters=tuple(sorted(named)) if isinstance(named, list) else (),
+                as_stored=bool(_BEFORE.match(values.peft_version or "0.18")),
             )
     raise Refused(found)
 

@@ -246,7 +246,7 @@ def _brought(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, TensorInfo]:
     ours, theirs = (
         (config.get("architectures"), config.get("model_type")) for config in (checkpoint.config, adapter.model_config)
     )
-    shared = all(f"{module}.weight" in checkpoint.entries for module in adapter.pairs)
+    shared = all(pair.parameter in checkpoint.entries for pair in adapter.pairs.values())
     if not adapter.model_config or ours == theirs or not shared or any(key in checkpoint.config for key in _MULTIMODAL):
         return {}
     new = {name: entry for name, entry in adapter.non_lora.items() if name not in checkpoint.entries}

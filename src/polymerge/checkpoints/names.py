@@ -18,7 +18,7 @@ from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError
 
-__all__ = ["Sorted", "is_lora", "sort_names", "unwrapped", "wrappers_in"]
+__all__ = ["Sorted", "is_lora", "sort_names", "unwrapped", "without_wraps", "wrappers_in"]
 
 _ANYWHERE: Final = (
     "_orig_mod",  # torch.compile, of the whole or of a part
@@ -31,6 +31,8 @@ _ANYWHERE: Final = (
 
 _BEFORE_ALL: Final = ("module.", "base_model.model.", "pretrained_model.")
 """Prefixes that a model may use too; they count as wrappers only if every name has them."""
+
+_MOST_WRAPPERS: Final = 16  # around one model; each is looked for in all names
 
 _LORA: Final = (
     ".lora_A.",
@@ -64,11 +66,24 @@ def is_lora(name: str) -> bool:
     return any(mark in f"{name}." for mark in _LORA)
 
 
+def without_wraps(module: str) -> tuple[str, int]:
+    """The name of a module without the `base_layer`s that PEFT puts behind it for each further parameter that it
+    adapts, and their number.
+    """
+    plain = module
+    while plain.endswith(".base_layer"):
+        plain = plain.removesuffix(".base_layer")
+    return plain, (len(module) - len(plain)) // len(".base_layer")
+
+
 def wrappers_in(names: Collection[str]) -> tuple[str, ...]:
     """The wrappers that trainers added to the names of a checkpoint, for `unwrapped`, outermost first."""
     found = [f".{part}." for part in _ANYWHERE if any(f".{part}." in f".{name}" for name in names)]
     rest = [unwrapped(name, found) for name in names]
-    while rest and (prefix := next((one for one in _BEFORE_ALL if all(name.startswith(one) for name in rest)), None)):
+    while rest and len(found) < _MOST_WRAPPERS:
+        prefix = next((one for one in _BEFORE_ALL if all(name.startswith(one) for name in rest)), None)
+        if prefix is None:
+            break
         found.append(prefix)
         rest = [name.removeprefix(prefix) for name in rest]
     return tuple(found)
@@ -101,9 +116,13 @@ class Sorted:
     """By pair of files, the tensors of the second file that the first holds byte for byte."""
 
 
-def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[Sorted, list[CheckpointError]]:
+def sort_names(
+    folder: Path, files: Iterable[tuple[Contents, bool]], wrapped: bool = False
+) -> tuple[Sorted, list[CheckpointError]]:
     """Sort the tensors of an adapter by role; each file is given with whether it is one beside PEFT's own, such as
     LLaVA's.
+
+    wrapped  whether parameters are adapted themselves: then modules of factors may end in `base_layer`
 
     Also says what is wrong with the names: those of no known form, and those that mean one thing twice. Two files may
     hold one tensor where it is the same byte for byte; that alone is looked at here beside names.
@@ -128,7 +147,7 @@ def sort_names(folder: Path, files: Iterable[tuple[Contents, bool]]) -> tuple[So
         match[3] for name, _ in named for match in (_FACTOR.fullmatch(name), _EMBEDDING.fullmatch(name)) if match
     }
     adapters -= {None}
-    sorting = _Sorting(found, adapters | {"default"}, misnamed)
+    sorting = _Sorting(found, adapters | {"default"}, misnamed, wrapped)
     for name, entry in named:
         sorting.put(name, entry)
     problems = [
@@ -197,8 +216,8 @@ def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
 class _Sorting:
     """Assigns each tensor its role and keeps the conflicts."""
 
-    def __init__(self, found: Sorted, adapters: Collection[str], misnamed: list[str]) -> None:
-        self.found, self.adapters, self.misnamed = found, adapters, misnamed
+    def __init__(self, found: Sorted, adapters: Collection[str], misnamed: list[str], wrapped: bool) -> None:
+        self.found, self.adapters, self.misnamed, self.wrapped = found, adapters, misnamed, wrapped
         self.twice: list[tuple[TensorInfo, TensorInfo]] = []
         self.magnitudes: list[str] = []
         self.trained: dict[str, TensorInfo] = {}
@@ -239,7 +258,7 @@ class _Sorting:
                 self._once(self.found.non_lora, name, entry)
 
     def _factor(self, module: str, embedding: bool, slot: str, entry: TensorInfo) -> None:
-        if _WRAPPER.fullmatch(module):
+        if _WRAPPER.fullmatch(without_wraps(module)[0] if self.wrapped else module):
             self.misnamed.append(entry.name)
         else:
             self._once(self.found.factors.setdefault((module, embedding), {}), slot, entry)

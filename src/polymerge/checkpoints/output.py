@@ -209,8 +209,9 @@ class Place:
                 kept = self.target.with_name(f"{self.target.name}-{number}")
                 with suppress(FileExistsError):
                     rename_new(self.new, kept)
-                    sync(kept.parent)
                     break
+            with suppress(OSError):
+                sync(kept.parent)
             if isinstance(error, FileExistsError):
                 raise OutputError(
                     f"{self.out}: something else came under this name during the merge, and was left alone. The "
@@ -250,7 +251,8 @@ class Place:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             except OSError as error:
                 reasons.append(error.strerror or str(error))
-                shutil.rmtree(path, ignore_errors=True)
+                if path != self._old:
+                    shutil.rmtree(path, ignore_errors=True)
         files, folders = [], []
         for inside, deeper, names in os.walk(self.work):
             files += [Path(inside, name) for name in names]

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from polymerge.checkpoints.paths import exists
+from polymerge.checkpoints.paths import exists, given_path
 from polymerge.cli.flags import FlagCommand
 from polymerge.cli.option_types import FINITE, JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
@@ -110,7 +110,7 @@ def overlap(
         if json_file == "-":
             show(text, end="")
             return
-        write_file(Path(json_file), text)
+        write_file(given_path(json_file), text)
     show(describe_overlap(found, by_conflict=sort == "conflict"))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from polymerge.checkpoints.paths import given_path
+from polymerge.checkpoints.paths import because, given_path
 from polymerge.errors import PolymergeError
 
 __all__ = ["FINITE", "JSON_FILE", "NUMBERS", "PATH", "SETTING", "SIZE", "argument", "gathered", "option"]
@@ -64,16 +64,33 @@ class _Path(_Type):
 
     name = "path"
 
-    def __init__(self, standard_output: bool = False) -> None:
-        self._dash = standard_output
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check the path; fails as `given_path` does."""
         try:
-            if value != "-" or not self._dash:
-                given_path(value)
+            given_path(value)
         except PolymergeError as error:
             self.fail(str(error), param, ctx)
+        return value
+
+
+class _JSONFile(_Path):
+    """A file to write JSON to, or - for standard output; what is no JSON, such as the recipe, is not replaced."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check the path, and what is there already."""
+        if value == "-":
+            return value
+        path = given_path(super().convert(value, param, ctx))
+        if path.is_dir() or not path.parent.is_dir():
+            why = "is a folder. Name a file" if path.is_dir() else f"there is no folder {path.parent}. Make it first"
+            self.fail(f"{value}: {why}", param, ctx)
+        try:
+            if path.is_file():
+                with path.open("rb") as file:
+                    if file.read(1) not in (b"", b"{"):
+                        self.fail(f"{value}: exists and is no JSON file. Name another one", param, ctx)
+        except OSError as error:
+            self.fail(f"{value}: {because(error)}", param, ctx)
         return value
 
 
@@ -141,7 +158,7 @@ class _Setting(_Type):
 
 
 PATH: Final = _Path()
-JSON_FILE: Final = _Path(standard_output=True)
+JSON_FILE: Final = _JSONFile()
 SIZE: Final = _Size()
 FINITE: Final = _Finite()
 NUMBERS: Final = _Numbers()

@@ -188,6 +188,7 @@ class Update:
     """The update that an adapter adds to elements `start` to `stop` of an expression: full rows of `width` elements.
 
     first   the row of the adapted tensor that contains element `start`
+    expert  as in `Adapted`
     """
 
     start: int
@@ -198,6 +199,7 @@ class Update:
     b: TensorInfo
     scale: float
     transposed: bool
+    expert: tuple[int, int] | None
 
 
 class Updates:
@@ -229,22 +231,24 @@ class Updates:
                 if update.a is None:
                     column = b.reshape(-1, 1)
                     self._factors[number] = column, column[:1] * 0 + 1
-                elif update.transposed:
-                    a = self._load(update.a)
-                    self._factors[number] = kernels.transposed(a), kernels.transposed(b)
                 else:
-                    self._factors[number] = b, self._load(update.a)
+                    a = self._load(update.a)
+                    if update.expert is not None:
+                        a, b = kernels.of_expert(a, b, *update.expert)
+                    flip = (kernels.transposed(a), kernels.transposed(b)) if update.transposed else (b, a)
+                    self._factors[number] = flip
             return self._factors[number]
 
 
 def _updates(expr: Expr, entries: Mapping[str, TensorInfo], shift: int = 0) -> Iterator[Update]:
     """The updates in an expression, in order of application; element positions are counted from `shift`."""
     match expr:
-        case Adapted(of, a, b, scale, transposed):
+        case Adapted(of, a, b, scale, transposed, expert):
             yield from _updates(of, entries, shift)
             shape = shape_in(of, entries)
             there = entries[a] if a is not None else None
-            yield Update(shift, shift + prod(shape), 0, prod(shape[1:]), there, entries[b], scale, transposed)
+            width = prod(shape[1:] if expert is None else shape[-1:])
+            yield Update(shift, shift + prod(shape), 0, width, there, entries[b], scale, transposed, expert)
         case Rows(of, start, stop):
             width = prod(shape_in(of, entries)[1:])
             low, high = shift + start * width, shift + stop * width

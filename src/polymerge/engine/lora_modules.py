@@ -12,7 +12,7 @@ from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import byte_count
 from polymerge.engine.extents import Files
-from polymerge.engine.norms import ModuleNorms, module_norms
+from polymerge.engine.norms import ModuleNorms, module_norms, together
 from polymerge.engine.overflow import Overflow
 from polymerge.engine.statistics import STATISTICS, draw_keys
 from polymerge.errors import CheckpointError
@@ -25,7 +25,7 @@ from polymerge.planning import Plan, Step
 from polymerge.planning.plan import PREFIX
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["ModuleMerger"]
+__all__ = ["ModuleMerger", "factors_of"]
 
 Floats = Any
 
@@ -68,6 +68,9 @@ class ModuleMerger:
         ]
         if piece.setting is None:
             ((place, read),) = reads
+            if read.swapped:
+                self._put(step, *_whole(factors_of(read, self._load(place, read.b)[1], self._load(place, read.a)[1])))
+                return
             for stored, name in zip(step.stored, (read.a, read.b, read.bias), strict=False):
                 raw, _ = self._load(place, str(name))
                 self._write(stored, memoryview(raw), 0)
@@ -76,20 +79,26 @@ class ModuleMerger:
         setting = self._plan.settings[piece.setting]
         # a product of this step's factors is multiplied by the output's scaling once it is loaded
         ratios = [read.scale / step.lora.scaling for _, read in reads]
-        pairs = [
-            Factors(self._load(place, read.b)[1] * np.float32(ratio), self._load(place, read.a)[1])
+        factors = [
+            factors_of(read, self._load(place, read.b)[1] * np.float32(ratio), self._load(place, read.a)[1])
             for (place, read), ratio in zip(reads, ratios, strict=True)
         ]
-
-        def keys(name: str) -> list[int]:
-            return draw_keys(self._plan.seed, piece.inputs, f"{step.canonical}{name and f'#{name}'}")
-
-        merged, lost = merge_pairs(setting, pairs, step.lora.rank, keys)
         labels = [self._plan.inputs[place].label for place in piece.inputs]
-        self._norms[step.name] = module_norms(step.name, piece.setting, labels, pairs, merged, step.lora.scaling, lost)
-        values: list[Floats] = [merged.a, merged.b]
+        results, norms = list[Factors](), list[ModuleNorms]()
+        for expert, pairs in enumerate(zip(*factors, strict=True)):
+            own = str(expert) if step.lora.experts else ""
+
+            def keys(name: str, own: str = own) -> list[int]:
+                which = ".".join(filter(None, (own, name)))
+                return draw_keys(self._plan.seed, piece.inputs, f"{step.canonical}{which and f'#{which}'}")
+
+            merged, lost = merge_pairs(setting, pairs, step.lora.rank, keys)
+            results.append(merged)
+            norms.append(module_norms(step.name, piece.setting, labels, pairs, merged, step.lora.scaling, lost))
+        self._norms[step.name] = together(norms)
+        values = _whole(results)
         if step.lora.bias:
-            weights = model_weights(setting, len(pairs))
+            weights = model_weights(setting, len(reads))
             scale = 1.0 if METHODS[setting.method].scales else float(setting.parameters.get("scale", 1.0))
             values.append(
                 sum(
@@ -98,6 +107,10 @@ class ModuleMerger:
                     if read.bias
                 )
             )
+        self._put(step, *values)
+
+    def _put(self, step: Step, *values: Floats) -> None:
+        """Round and write the factors of one module."""
         for (name, (dtype, shape)), array in zip(step.stored.items(), values, strict=True):
             if array.shape != shape:
                 end = name.removeprefix(f"{PREFIX}{step.name}.")
@@ -117,6 +130,20 @@ class ModuleMerger:
                 "would spread it: repair the adapter, or name it in exclude"
             )
         return raw, values
+
+
+def factors_of(read: LowRank, b: Floats, a: Floats) -> list[Factors]:
+    """The updates that two loaded factors hold: one, or one for each expert."""
+    if not read.experts:
+        return [Factors(b, a)]
+    each = [kernels.of_expert(a, b, expert, read.experts) for expert in range(read.experts)]
+    return [Factors(kernels.transposed(a), kernels.transposed(b)) if read.swapped else Factors(b, a) for a, b in each]
+
+
+def _whole(experts: Sequence[Factors]) -> list[Floats]:
+    """The factors a and b of all experts, as they are stored together; those of one update as they are."""
+    b = np.stack([one.b for one in experts], axis=-1).reshape(len(experts[0].b), -1)
+    return [np.concatenate([one.a for one in experts]), b]
 
 
 def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Keys) -> tuple[Factors, float]:

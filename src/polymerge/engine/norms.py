@@ -12,13 +12,13 @@ import numpy as np
 
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.adapter import Adapter
-from polymerge.checkpoints.adapter import Pair as Factored
+from polymerge.checkpoints.pairs import Pair as Factored
 from polymerge.engine.extents import Files
 from polymerge.methods.lora import Factors, dot
 from polymerge.methods.table import METHODS
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["ModuleNorms", "UpdateNorms", "module_norms", "update_norms", "zero_update"]
+__all__ = ["ModuleNorms", "UpdateNorms", "module_norms", "together", "update_norms", "zero_update"]
 
 LARGE: Final = 1.5
 """Ratio of the merged update's norm to its adapters' that triggers a warning."""
@@ -99,6 +99,15 @@ def module_norms(
         if wide[i].shape == wide[j].shape and lengths[i] and lengths[j]
     }
     return ModuleNorms(module, setting, powers[-1], fsum(powers[:-1]) / len(pairs), cosines, lost)
+
+
+def together(experts: Sequence[ModuleNorms]) -> ModuleNorms:
+    """The measurements of all experts of one parameter as those of one module; of `lost`, the largest."""
+    first, *more = experts
+    if not more:
+        return first
+    sums = fsum(one.merged for one in experts), fsum(one.adapters for one in experts)
+    return ModuleNorms(first.module, first.setting, *sums, _cosines(experts), max(one.lost for one in experts))
 
 
 def update_norms(measured: Sequence[ModuleNorms], settings: Sequence[Setting]) -> UpdateNorms:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
-from polymerge.checkpoints.adapter import Adapter, paired, token_rows
+from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.adapter_config import read_lora_config, saved_modules
 from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.bounds import CONFIG_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG
 from polymerge.checkpoints.names import sort_names
+from polymerge.checkpoints.pairs import paired, token_rows
 from polymerge.checkpoints.tensor_info import Contents
 from polymerge.checkpoints.writer import Shards, lay_out
 from polymerge.dtypes import byte_count, dtype_name
@@ -165,8 +166,9 @@ def in_memory(plan: Plan, inputs: Sequence[Checkpoint], threads: int) -> tuple[A
     assert template is not None
     apart = plan.layout == "llava" and bool(full)
     said = template.folder / CONFIG
-    found, _ = sort_names(template.folder, [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)])
     rules = read_lora_config(config, str(said))
+    written = [(Contents(tuple(factors)), False), (Contents(tuple(full)), apart)]
+    found, _ = sort_names(template.folder, written, wrapped=bool(rules.parameters))
     with collecting(needed=True):
         pairs, tokens = paired(found, rules, said), token_rows(found, rules, said)
     made = replace(

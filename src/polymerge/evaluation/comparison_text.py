@@ -159,5 +159,6 @@ def _cell(value: str | float | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+        line = value.replace("\r", " ")  # which the csv module writes without quotes
+        return f"'{line}" if value.startswith(_FORMULA) else line
     return f"{value:.6g}"

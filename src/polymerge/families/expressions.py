@@ -8,7 +8,7 @@ has tensors of the two together (`Adapted`), and an adapter alone has the factor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, prod
 from typing import TypeAlias
 
@@ -89,6 +89,8 @@ class Adapted:
 
     a, b        names of the factors, [r, in] and [out, r], whose product b a is added; without `a`, `b` is added itself
     transposed  the product is added transposed: embeddings, and layers that store [in, out]
+    expert      where factors are those of several matrices: which one's, and of how many. `a` has them one after the
+                other, `b` all of one rank side by side
     """
 
     of: Expr
@@ -96,20 +98,25 @@ class Adapted:
     b: str
     scale: float
     transposed: bool = False
+    expert: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class LowRank:
     """An update [out, in] of which only two factors are stored: `scale` times b a.
 
-    a, b   names of the factors, [r, in] and [out, r]
-    bias   name of its bias [out], which is multiplied by `scale` as well; None without one
+    a, b     names of the factors, [r, in] and [out, r]
+    bias     name of its bias [out], which is multiplied by `scale` as well; None without one
+    experts  the number of matrices that have an update each, as in `Adapted.expert`; 0 for one without experts
+    swapped  whether its updates are the transposes of these, for factors that lie as up to PEFT 0.18
     """
 
     a: str
     b: str
     scale: float
     bias: str | None = None
+    experts: int = 0
+    swapped: bool = False
 
 
 Expr: TypeAlias = Read | Scaled | Rows | Concat | Stacked | Adapted | LowRank
@@ -125,7 +132,10 @@ def rows_of(expr: Expr, ranges: Ranges) -> Expr:
 
 
 def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
-    """The expression with every `Read(name)` replaced by `change(name)`."""
+    """The expression with every stored tensor replaced by `change(name)`.
+
+    For one of several matrices that is another stored tensor, or their view with something done to it.
+    """
     match expr:
         case Read(name) | Scaled(Read(name)):
             return change(name)
@@ -135,13 +145,9 @@ def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
             return Concat(tuple(replace_reads(block, change) for block in of))
         case Stacked(_, transposed):
             changed = change(expr.name)
-            if not isinstance(changed, Read | Scaled):
-                raise CheckpointError(
-                    f"{expr.name}: holds several matrices, and no adapter can be added to one of them"
-                )
-            return Stacked(changed, transposed)
-        case Adapted(of, a, b, scale, transposed):
-            return Adapted(replace_reads(of, change), a, b, scale, transposed)
+            return Stacked(changed, transposed) if isinstance(changed, Read | Scaled) else changed
+        case Adapted(of):
+            return replace(expr, of=replace_reads(of, change))
         case LowRank():
             return expr
 
@@ -218,10 +224,12 @@ def expr_to_json(expr: Expr) -> object:
             return {"concat": [expr_to_json(block) for block in of]}
         case Stacked(of, transposed):
             return {"stacked": expr_to_json(of), "transposed": transposed}
-        case Adapted(of, a, b, scale, transposed):
-            return {"adapted": expr_to_json(of), "a": a, "b": b, "scale": scale, "transposed": transposed}
-        case LowRank(a, b, scale, bias):
-            return {"low_rank": [a, b], "scale": scale, "bias": bias}
+        case Adapted(of, a, b, scale, transposed, expert):
+            held = {"adapted": expr_to_json(of), "a": a, "b": b, "scale": scale, "transposed": transposed}
+            return held | ({} if expert is None else {"expert": list(expert)})
+        case LowRank(a, b, scale, bias, experts, swapped):
+            held = {"low_rank": [a, b], "scale": scale, "bias": bias}
+            return held | ({"experts": experts, "swapped": swapped} if experts else {})
 
 
 def expr_from_json(value: object) -> Expr:
@@ -248,7 +256,12 @@ def expr_from_json(value: object) -> Expr:
             "scale": float(scale),
             "transposed": bool(flip),
             **rest,
-        } if not rest and isfinite(scale):
+        } if not set(rest) - {"expert"} and isfinite(scale):
+            match rest:
+                case {"expert": [int(which), int(count)], **more} if not more and 0 <= which < count:
+                    return Adapted(expr_from_json(of), a, b, scale, flip, (which, count))
+                case {"expert": _}:
+                    raise RecipeError(f"not a read expression: expert {rest['expert']!r} of '{b}'.")
             return Adapted(expr_from_json(of), a, b, scale, flip)
         case {
             "low_rank": [str(a), str(b)],
@@ -257,6 +270,15 @@ def expr_from_json(value: object) -> Expr:
             **rest,
         } if not rest and isfinite(scale):
             return LowRank(a, b, scale, bias)
+        case {
+            "low_rank": [str(a), str(b)],
+            "scale": float(scale),
+            "bias": None,
+            "experts": int(experts),
+            "swapped": bool(swapped),
+            **rest,
+        } if not rest and experts > 0:
+            return LowRank(a, b, scale, None, experts, swapped)
         case _:
             raise RecipeError(
                 f"not a read expression: {value!r:.200}. It is a name, {{scaled}}, {{rows, of}}, {{concat}}, "

@@ -7,10 +7,11 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.adapter import Adapter, open_adapter
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.folder import adapter_alone
 from polymerge.checkpoints.hub import locate
+from polymerge.checkpoints.pairs import Pair
 from polymerge.checkpoints.paths import exists, given_path
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
@@ -53,7 +54,8 @@ class Opened:
 
     def module(self, place: int, module: str) -> str:
         """Return the canonical name that joins a module of the adapter at `place` with those of the others."""
-        return self.key(place, f"{module}.weight").removesuffix(".weight")
+        pair = self.adapters[place].pairs.get(module)
+        return self.key(place, pair.parameter if pair else f"{module}.weight").removesuffix(".weight")
 
     def names(self, place: int) -> dict[str, str]:
         """Map canonical names to an adapter's own names, for every parameter that it changes."""
@@ -188,7 +190,13 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
 
     A head may be its embedding, and then has no name; an adapter may have the weight that its pair changes with it.
     """
-    name = f"{pair.module}.weight"
+    name = pair.parameter
+    if pair.experts:
+        places = parameters.places_of_experts(pair, reading)
+        lying = places and Concat(tuple(parameters.read(block) for block in places[0]))
+        have = lying and shape_of(lying, parameters.base.shapes)
+        fits = have and have[-2:] in (pair.shape, pair.shape[::-1]) and (len(have) == 2 or have[0] == pair.experts)
+        return None if fits else f": {places[0][0][0]} is {list(have)}" if places and have else ""
     place = parameters.place(name, reading)
     if place is None:
         return None if pair.module.rpartition(".")[2] == "lm_head" else ""
@@ -205,7 +213,7 @@ def check_both_kinds(opened: Opened) -> None:
     for place, (label, adapter) in enumerate(zip(opened.labels, opened.adapters, strict=True)):
         kinds = dict.fromkeys(adapter.non_lora, "has trained it in full")
         kinds |= dict.fromkeys(adapter.tokens, "has trained rows of it")
-        kinds |= dict.fromkeys((f"{module}.weight" for module in adapter.pairs), "has LoRA on it")
+        kinds |= dict.fromkeys((pair.parameter for pair in adapter.pairs.values()), "has LoRA on it")
         for parameter, kind in kinds.items():
             canonical = opened.key(place, parameter)
             first, other = seen.setdefault(canonical, (label, kind))

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.files import read_config
+from polymerge.checkpoints.pairs import Pair
 from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
@@ -46,6 +47,9 @@ Place: TypeAlias = tuple[Block, ...]
 """The location of one adapter parameter in a base: several blocks if it is fused in the adapter and split in the base.
 """
 
+_APART: Final = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""What transformers makes one tensor of all experts, by that tensor's name: the layers of one expert on disk."""
+
 _BODY: Final = "model."
 """Prefix that transformers puts before the names of a body inside a class with a head."""
 
@@ -74,10 +78,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The tensors of a base, in which the parameters of an adapter are looked up.
-
-    Tensors that hold all experts are not among its blocks: an adapter of one expert cannot be added to them.
-    """
+    """The tensors of a base, in which the parameters of an adapter are looked up."""
 
     base: Model
 
@@ -97,12 +98,7 @@ class Parameters:
     @cached_property
     def blocks(self) -> Mapping[str, Block]:
         """The location of each canonical tensor."""
-        return {
-            canonical: (own, ranges)
-            for own, held in self.layout.items()
-            if own not in self.base.views
-            for canonical, ranges in held
-        }
+        return {canonical: (own, ranges) for own, held in self.layout.items() for canonical, ranges in held}
 
     def entry(self, name: str) -> TensorInfo:
         """A tensor of the base, by its own name."""
@@ -112,8 +108,8 @@ class Parameters:
     def read(self, block: Block) -> Expr:
         """The expression that reads a block as stored."""
         own, ranges = block
-        expr = Read(self.entry(own).name)
-        return rows_of(expr, ranges) if ranges else expr
+        expr: Expr = Read(self.entry(own).name)
+        return rows_of(self.base.views.get(own, expr), ranges) if ranges else expr
 
     def reading(self, adapter: Adapter) -> Reading:
         """The reading that locates most of an adapter's parameters; ties go to the most trusted one."""
@@ -132,6 +128,27 @@ class Parameters:
         found = [self.blocks.get(name) or self.blocks.get(f"{name}@text") for name in held]
         blocks = [block for block in found if block is not None]
         return tuple(blocks) if held and len(blocks) == len(held) else None
+
+    def places_of_experts(self, pair: Pair, reading: Reading) -> tuple[Place, ...] | None:
+        """The location of each expert that a pair changes, or of the tensor that holds all of them; None if they are
+        not there, or others are.
+        """
+        if pair.module in self.layout and pair.module not in self.base.views:
+            return (((pair.module, ()),),)
+        held = reading.canonical(pair.module) or (pair.module,)
+        if len(held) == 1 and ".{e}." not in held[0]:  # of a family without a rule for experts in one tensor
+            if (block := self.blocks.get(held[0])) is not None:
+                return ((block,),)
+            module, _, kind = held[0].rpartition(".")
+            held = tuple(f"{module}.{{e}}.{part}.weight" for part in _APART.get(kind, ()))
+        if not held or not all(".{e}." in name for name in held):
+            return None
+        found = [
+            tuple(block for name in held if (block := self.blocks.get(name.replace("{e}", str(expert)))) is not None)
+            for expert in range(pair.experts + 1)
+        ]
+        whole = not found.pop() and all(len(place) == len(held) for place in found)
+        return tuple(found) if whole else None
 
 
 def named_family(adapter: Adapter) -> tuple[Family, ...]:
@@ -196,7 +213,9 @@ def why_missing(
         )
         part, layer = (held[0].partition(".")[0], text_layer(held[0])) if held else ("", None)
         pair = adapter.pairs.get(parameter.removesuffix(".bias"))
-        if pair is not None and pair.bias is not None and parameters.place(f"{pair.module}.weight", reading):
+        if (experts := adapter.pairs.get(parameter)) is not None and experts.experts:
+            cause = (f": experts in one tensor, {experts.experts} of them", name_base)
+        elif pair is not None and pair.bias is not None and parameters.place(f"{pair.module}.weight", reading):
             why = ": lora_bias gives a bias to layers that have none, and no class of the base has a place for it"
             cause = (why, "Use it with PEFT as it is, or train it again without lora_bias")
         elif ".experts." in parameter:

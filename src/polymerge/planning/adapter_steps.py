@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from polymerge.checkpoints import TensorInfo
-from polymerge.checkpoints.adapter import Pair
+from polymerge.checkpoints.pairs import Pair
 from polymerge.dtypes import dtype_code
 from polymerge.errors import RecipeError, refuse
-from polymerge.families.expressions import LowRank, Read, shape_of
+from polymerge.families.expressions import Concat, Read, shape_of
 from polymerge.families.rules import text_layer
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapter_inputs import Opened
+from polymerge.planning.adapter_places import Parameters
 from polymerge.planning.model import VOCABULARY, Model
+from polymerge.planning.module_steps import (
+    divides_by_nothing,
+    is_dense,
+    is_identity,
+    stem,
+    step_of,
+    swapped_in,
+    wrapped,
+)
 from polymerge.planning.peft_config import alpha_of
-from polymerge.planning.plan import PREFIX, Fate, LeftOut, Lora, Piece, Step
+from polymerge.planning.plan import PREFIX, LeftOut, Lora, Piece, Step
 from polymerge.recipe.overrides import Choice, matches
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["AdapterSteps", "is_dense"]
+__all__ = ["AdapterSteps"]
 
 _TOKENS = " (trained tokens)"
 """Suffix of the canonical name of an embedding of which only some rows were trained."""
@@ -35,7 +44,8 @@ class AdapterSteps:
 
     base  the base model, if full weights are merged as deltas from it
 
-    Beside the steps there are `settings`, which their pieces point into, `left_out` and `warnings`.
+    Beside the steps there are `settings`, which their pieces point into, `left_out`, `warnings`, and `said`, what the
+    output's config says otherwise than the template's.
     """
 
     def __init__(self, recipe: Recipe, opened: Opened, choices: Sequence[Choice], base: Model | None) -> None:
@@ -43,6 +53,8 @@ class AdapterSteps:
         self.settings: list[Setting] = []
         self.left_out: list[LeftOut] = []
         self.warnings: list[str] = []
+        self.said: dict[str, str] = {}
+        self._swapped: dict[int, bool | None] = {}
         self._dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         places = range(len(opened.adapters))
         self._order = [opened.template, *(place for place in places if place != opened.template)]
@@ -56,9 +68,32 @@ class AdapterSteps:
             for pair in self._opened.adapters[place].pairs.values():
                 held[self._opened.module(place, pair.module)][place] = pair
         self._check_globs(held)
+        self._swapped = self._ways(held)
         steps = [step for key, pairs in held.items() if (step := self._module(key, dict(sorted(pairs.items()))))]
         self._check_overlap(held)
-        return steps
+        return [*wrapped(steps)]
+
+    def _ways(self, held: Mapping[str, Mapping[int, Pair]]) -> dict[int, bool | None]:
+        """Whether the factors of experts in each adapter are to be swapped, so that all lie as PEFT has them today."""
+        natural: dict[str, tuple[int, ...]] = {}
+        if self._base is not None:
+            parameters = Parameters(self._base)
+            readings = [parameters.reading(adapter) for adapter in self._opened.adapters]
+            for key, pairs in held.items():
+                for place, pair in pairs.items():
+                    if pair.experts and (places := parameters.places_of_experts(pair, readings[place])):
+                        lying = Concat(tuple(parameters.read(block) for block in places[0]))
+                        natural[key] = shape_of(lying, self._base.shapes)[-2:]
+        ways = swapped_in(held, natural)
+        if ways and set(ways.values()) == {None}:
+            self.warnings.append(
+                "the factors of experts lie as PEFT before 0.19 has them, and so do the output's, which later ones "
+                "cannot load. Say base_model, a local folder, to have them as PEFT has them today"
+            )
+            return dict.fromkeys(ways, False)
+        if ways.get(self._opened.template):
+            self.said = {"peft_version": "0.19.0"}
+        return ways
 
     def _module(self, key: str, pairs: Mapping[int, Pair]) -> Step | None:
         template, name = self._opened.template, f"{key}.weight"
@@ -75,8 +110,19 @@ class AdapterSteps:
                 self.left_out += [LeftOut(place, one.name, why) for one in (pair.a, pair.b, pair.bias) if one]
             return self._copied(key, template, pairs[template], kept) if template in pairs else None
         labels = self._opened.labels
-        shapes = {pair.shape: place for place, pair in pairs.items()}
-        if len(shapes) > 1 or len({(pair.embedding, pair.transposed) for pair in pairs.values()}) > 1:
+        first = pairs.get(template) or next(iter(pairs.values()))
+        swapped = {place: self._swapped[place] if pair.experts else False for place, pair in pairs.items()}
+        if None in swapped.values():
+            refuse(
+                RecipeError(
+                    f"{key}: PEFT before 0.19 stored factors of experts the other way round, and nothing tells whether "
+                    f"those of '{labels[next(place for place, way in swapped.items() if way is None)]}' lie so. Say "
+                    "base_model, a local folder, or write BASE+ADAPTER to merge full models"
+                )
+            )
+            return None
+        shapes = {pair.shape[:: -1 if swapped[place] else 1]: place for place, pair in pairs.items()}
+        if len(shapes) > 1 or len({(pair.embedding, pair.transposed, pair.experts) for pair in pairs.values()}) > 1:
             listed = ", ".join(f"'{labels[place]}' is {list(shape)}" for shape, place in shapes.items())
             refuse(RecipeError(f"{key}: {listed} (out, in). These adapters have different bases"))
             return None
@@ -86,14 +132,13 @@ class AdapterSteps:
             reason = f"only {len(pairs)} of {len(labels)} adapters have it: {having}"
         setting = choice.setting.of(list(pairs))
         if reason and setting.divides_by_nothing:
-            refuse(_divides_by_nothing(key, reason))
+            refuse(divides_by_nothing(key, reason))
             return None
-        if len(pairs) == 1 and _is_identity(setting):
+        if len(pairs) == 1 and is_identity(setting):
             ((place, pair),) = pairs.items()
             if pair.rank <= (setting.parameters.get("rank") or pair.rank):
                 return self._copied(key, place, pair, reason or "one adapter at weight 1")
         rank = self._rank(key, pairs, setting)
-        first = pairs.get(template) or next(iter(pairs.values()))
         whole = rank == first.rank or float(first.scaling * rank).is_integer()
         scaling = first.scaling if first.scaling and alpha_of(first.scaling, rank) is not None and whole else 1.0
         lora = Lora(
@@ -102,13 +147,14 @@ class AdapterSteps:
             (self._dtype or first.a.dtype, self._dtype or first.b.dtype),
             any(pair.bias for pair in pairs.values()),
             first.embedding,
+            first.experts,
         )
-        return _step(first.module, key, lora, pairs, reason, self._number(setting))
+        return step_of(first.module, key, lora, pairs, reason, self._number(setting), swapped)
 
     def _copied(self, key: str, place: int, pair: Pair, reason: str) -> Step:
         dtypes = (pair.a.dtype, pair.b.dtype)
-        lora = Lora(pair.rank, pair.scaling, dtypes, pair.bias is not None, pair.embedding)
-        return _step(pair.module, key, lora, {place: pair}, reason)
+        lora = Lora(pair.rank, pair.scaling, dtypes, pair.bias is not None, pair.embedding, pair.experts)
+        return step_of(pair.module, key, lora, {place: pair}, reason, swapped={place: self._swapped.get(place)})
 
     def _rank(self, key: str, pairs: Mapping[int, Pair], setting: Setting) -> int:
         """The rank of a merged module: the recipe's, limited to the rank that the factors can fill."""
@@ -161,8 +207,8 @@ class AdapterSteps:
         Adapters of different modules in the same layers belong together.
         """
         for place, label in enumerate(self._opened.labels):
-            own = {_stem(key): key for key, pairs in held.items() if place in pairs}
-            others = {_stem(key): key for key, pairs in held.items() if set(pairs) - {place}}
+            own = {stem(key): key for key, pairs in held.items() if place in pairs}
+            others = {stem(key): key for key, pairs in held.items() if set(pairs) - {place}}
             for stems in (own, others):
                 stems.pop("", None)
             if own and others and not set(own) & set(others):
@@ -236,7 +282,7 @@ class AdapterSteps:
             return Step(name, key, "copied", entry.dtype, entry.dtype, entry.shape, reason, (piece,))
         own = setting.of(places)
         if own.divides_by_nothing and some:
-            refuse(_divides_by_nothing(key, some))
+            refuse(divides_by_nothing(key, some))
             return None
         if extra == "released":
             own = Setting("linear", {**own.parameters, "stepwise": entry.dtype})
@@ -274,44 +320,3 @@ class AdapterSteps:
                             f"{list(indices)[:5]}, which differ. Fold the adapters and merge the models"
                         )
                     )
-
-
-def _step(
-    module: str, key: str, lora: Lora, pairs: Mapping[int, Pair], reason: str, setting: int | None = None
-) -> Step:
-    """The step of a module: merged from these pairs of factors, or copied from the only pair if `setting` is None."""
-    shape = next(iter(pairs.values())).shape
-    reads = tuple(
-        LowRank(pair.a.name, pair.b.name, pair.scaling, pair.bias.name if pair.bias else None)
-        for pair in pairs.values()
-    )
-    piece = Piece(key, ((0, shape[0]),), setting, reads, inputs=tuple(pairs))
-    fate: Fate = "copied" if setting is None else "merged"
-    dtype = lora.dtypes[1]
-    return Step(module, key, fate, dtype, dtype, shape, reason, (piece,), lora=lora)
-
-
-def _divides_by_nothing(key: str, reason: str) -> RecipeError:
-    return RecipeError(f"{key}: {reason}, and their weights add up to about 0: set normalize: false, or other weights")
-
-
-def _stem(module: str) -> str:
-    """The prefix of a module's name up to the first number; empty if there is none."""
-    found = re.match(r"(.+?)\.[0-9]+(?:\.|$)", module)
-    return found[1] if found else ""
-
-
-def is_dense(setting: Setting) -> bool:
-    """Return whether a method needs a module's full update, not only its factors."""
-    return setting.parameters.get("space") == "delta" and not setting.row.additive
-
-
-def _is_identity(setting: Setting) -> bool:
-    """Return whether a method returns a single model unchanged."""
-    said = setting.parameters
-    if "weight" not in said:
-        return False
-    (weight,) = said["weight"]
-    (density,) = said.get("density", (1.0,))
-    normalized = said.get("normalize") in (True, "weight") and weight > 0
-    return (weight == 1 or normalized) and density == 1 and said.get("scale", 1.0) == 1

@@ -99,7 +99,7 @@ def plan_adapters(recipe: Recipe) -> Plan | None:
     reads_base = base is not None and any(piece.base is not None for step in full for piece in step.pieces)
     template = opened.adapters[opened.template]
     companion_files(template.folder, deep=False)
-    config = output_config(template, opened.adapters, modules, full)
+    config = output_config(template, opened.adapters, modules, full) | steps.said
     return Plan(
         recipe=recipe_dict(recipe),
         inputs=(*inputs, base.summary()) if base is not None and reads_base else tuple(inputs),

@@ -5,32 +5,28 @@ Folding alone is a merge of that single model with the method `copy`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from polymerge.checkpoints.adapter import Adapter, Pair, open_adapter
+from polymerge.checkpoints.adapter import Adapter, open_adapter
 from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import locate
-from polymerge.errors import CheckpointError, PolymergeError, RecipeError, refuse
-from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, Shape, replace_reads, shape_of
+from polymerge.errors import RecipeError, refuse
+from polymerge.families.expressions import Adapted, Concat, Expr, Read, Rows, replace_reads
 from polymerge.planning.adapter_places import (
-    Block,
     Parameters,
     Place,
-    Reading,
     base_named,
-    name_the_base,
     named_family,
     no_place_for_a_head,
-    other_projector,
     unequal_rows,
     unknown_head,
     why_missing,
 )
-from polymerge.planning.fit import layer_pattern
-from polymerge.planning.model import VOCABULARY, Model, Ties
+from polymerge.planning.joining import Joining
+from polymerge.planning.model import Model, Ties
 
 __all__ = ["fold_recipe", "folded"]
 
@@ -64,10 +60,10 @@ def folded(base: Model, adapter: Adapter) -> Model:
     refuses parameters of the adapter that the base lacks, or has in another shape or in a dtype that cannot be
     added to; only the rows of the vocabulary may become more or fewer, where the adapter has all of them.
     """
-    found, left_out = _changes(Parameters(base), adapter)
+    found, direct, left_out = _changes(Parameters(base), adapter)
     apart = _parted(base.ties, found, adapter)
     tensors = {
-        canonical: replace_reads(expr, lambda own: found.get(own, Read(own)))
+        canonical: direct.get(canonical) or replace_reads(expr, lambda own: found.get(own, Read(own)))
         for canonical, expr in base.tensors.items()
     }
     layout, borrowed = base.layout, base.borrowed
@@ -82,14 +78,14 @@ def folded(base: Model, adapter: Adapter) -> Model:
     )
 
 
-def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr], dict[str, str]]:
+def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr], dict[str, Expr], dict[str, str]]:
     """The changes that an adapter makes to its base.
 
-    returns   the expression for each changed tensor of the base, by its own name; and the names of unused tensors of
-              the adapter, each with the reason
+    returns   the expression for each changed tensor of the base, by its own name, and for those of experts, which are
+              many in one tensor, by canonical name; and the names of unused tensors of the adapter with the reasons
     """
     reading = parameters.reading(adapter)
-    joining = _Joining(parameters, adapter, reading)
+    joining = Joining(parameters, adapter, reading)
     ties = parameters.base.ties
     left_out: dict[str, str] = {}
     apart = joining.apart()
@@ -127,7 +123,10 @@ def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr],
         # PEFT has these rows in the head as well, before it adds anything else to it
         joining.put(head, _with_rows(joining.now(head), joining.shape(head)[0], *trained[embedding]))
     for pair in adapter.pairs.values():
-        place = joining.own(f"{pair.module}.weight")
+        if pair.experts:
+            joining.add_experts(pair)
+            continue
+        place = joining.own(pair.parameter)
         if place is not None and joining.fits(place, pair.shape[::-1] if pair.transposed else pair.shape, pair.module):
             a, b = ADAPTER + pair.a.name, ADAPTER + pair.b.name
             joining.put(place, Adapted(joining.now(place), a, b, pair.scaling, pair.transposed))
@@ -144,135 +143,7 @@ def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr],
         *unequal_rows(parameters, found),
         *unknown_head(parameters, adapter),
     )
-    return found, left_out
-
-
-class _Joining:
-    """Applies an adapter's changes to the base's tensors, and notes those that have no place or do not fit."""
-
-    def __init__(self, parameters: Parameters, adapter: Adapter, reading: Reading) -> None:
-        self.parameters, self.adapter, self.reading = parameters, adapter, reading
-        self.base, self.ties = parameters.base, parameters.base.ties
-        self.missing: dict[str, None] = {}
-        self.kept_tied = bool(self.ties and self.ties.virtual) and adapter.config.get("ensure_weight_tying") is True
-        self._state: dict[Block, Expr] = {}
-        self._wrong: dict[tuple[str, Shape, Shape], list[tuple[str, Place, Shape, Shape]]] = {}
-
-    def own(self, parameter: str) -> Place | None:
-        """Locate a parameter in the base; missing parameters are noted, unsuitable dtypes refused."""
-        place = self.parameters.place(parameter, self.reading)
-        if self.kept_tied and self.ties and place == ((self.ties.virtual, ()),):
-            return None  # the same numbers as those of the other one, which PEFT wrote twice
-        for name, _ in place or ():
-            entry = self.parameters.entry(name)
-            if not self.base.has_numbers(entry.name):
-                refuse(
-                    CheckpointError(
-                        f"'{self.base.label}': {name} is held as {entry.dtype}: an adapter cannot be added to it"
-                    )
-                )
-                return None
-        if place is None:
-            self.missing[parameter] = None
-        return place
-
-    def tied_with(self, place: Place | None) -> tuple[Place, ...]:
-        """All places that share one tensor with this one in the base, itself included."""
-        ties = self.ties
-        both = (((ties.embedding, ()),), ((ties.head, ()),)) if ties and ties.virtual else ()
-        return both if place in both else (place,) if place else ()
-
-    def apart(self) -> set[str]:
-        """The full weights of only one half of a tied pair: PEFT's copies, and two in files beside PEFT's."""
-        adapter, place = self.adapter, self.parameters.place
-        beside = [name for name, entry in adapter.non_lora.items() if entry.file in adapter.beside]
-        tied = {name for name in beside if len(self.tied_with(place(name, self.reading))) == 2}
-        return {name for name in adapter.non_lora if adapter.saved_apart(name)} | (tied if len(tied) == 2 else set())
-
-    def now(self, place: Place) -> Expr:
-        """The expression at a place, with the changes so far."""
-        blocks = tuple(self._state.get(block, self.parameters.read(block)) for block in place)
-        return blocks[0] if len(blocks) == 1 else Concat(blocks)
-
-    def shape(self, place: Place) -> Shape:
-        """The shape of the tensor at a place."""
-        return shape_of(self.now(place), self.base.shapes)
-
-    def put(self, place: Place, expr: Expr) -> None:
-        """Replace the expression at a place."""
-        first = 0
-        for block in place:
-            height = shape_of(self.parameters.read(block), self.base.shapes)[0]
-            self._state[block] = expr if len(place) == 1 else Rows(expr, first, first + height)
-            first += height
-
-    def add_bias(self, pair: Pair) -> None:
-        """Add the bias of a pair's second factor."""
-        place = self.own(f"{pair.module}.bias")
-        if place is not None and pair.bias is not None:
-            self.put(place, Adapted(self.now(place), None, ADAPTER + pair.bias.name, pair.scaling))
-
-    def fits(self, place: Place, shape: Shape, what: str, resizing: bool = False) -> bool:
-        """Return whether a change of this shape fits; with `resizing`, the number of vocabulary rows may differ."""
-        have = self.shape(place)
-        if have == shape or (resizing and self._of_tokens(place) and have[1:] == shape[1:]):
-            return True
-        kind = ("projector", (), ()) if self._of_projector(place) else (layer_pattern(what), shape, have)
-        self._wrong.setdefault(kind, []).append((what, place, shape, have))
-        return False
-
-    def _of_tokens(self, place: Place) -> bool:
-        """Return whether the rows of a place are the vocabulary."""
-        ((name, _), *more) = place
-        return not more and any(canonical in VOCABULARY for canonical, _ in self.parameters.layout[name])
-
-    def _of_projector(self, place: Place) -> bool:
-        """Return whether a place is in the projector."""
-        return any(
-            canonical.startswith("projector.") for name, _ in place for canonical, _ in self.parameters.layout[name]
-        )
-
-    def misshapen(self) -> Iterable[PolymergeError]:
-        """An error for each kind of change that does not fit; similar layers share one."""
-        for found in self._wrong.values():
-            what, place, shape, have = found[0]
-            names = " with ".join(dict.fromkeys(name for name, _ in place))
-            more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
-            if self._of_tokens(place) and have[1:] == shape[1:]:
-                way = (
-                    "The vocabulary was resized in training, and the adapter does not have all of its new rows. Save "
-                    f"it with the full embedding (save_embedding_layers=True), or name the base with "
-                    f"{shape[0]} rows, as it was trained"
-                )
-            elif self._of_projector(place):
-                way = f"The projectors differ in kind. {other_projector(self.adapter)}"
-            else:
-                way = name_the_base(self.base.checkpoint, self.adapter)
-            yield RecipeError(
-                f"'{self.base.label}': {what} of the adapter is for {list(shape)}{more}, {names} of its base is "
-                f"{list(have)}. {way}"
-            )
-
-    def found(self) -> dict[str, Expr]:
-        """The new expression of each changed tensor on disk."""
-        found: dict[str, Expr] = {}
-        for own in dict.fromkeys(name for name, _ in self._state):
-            whole = self._state.get((own, ()), Read(own))
-            rows = [
-                (start, stop, block, first)
-                for block in ((own, ranges) for _, ranges in self.parameters.layout[own])
-                for (start, stop), first in zip(block[1], _begins(block), strict=True)
-            ]
-            if any(block in self._state for _, _, block, _ in rows):
-                pieces = [
-                    Rows(self._state[block], first, first + stop - start)
-                    if block in self._state
-                    else Rows(Read(own), start, stop)
-                    for start, stop, block, first in sorted(rows)
-                ]
-                whole = replace_reads(Concat(tuple(pieces)), _instead(own, whole))
-            found[own] = whole
-        return found
+    return found, joining.experts(), left_out
 
 
 def _part(ties: Ties, found: dict[str, Expr], kept_tied: bool) -> None:
@@ -295,16 +166,6 @@ def _parted(ties: Ties | None, found: Mapping[str, Expr], adapter: Adapter) -> b
         found.get(ties.head, Read(ties.head)), lambda own: Read(ties.embedding if own == ties.head else own)
     )
     return one != other and adapter.config.get("ensure_weight_tying") is not True
-
-
-def _begins(block: Block) -> list[int]:
-    """The start of each range of a block when its ranges are stacked."""
-    heights = [stop - start for start, stop in block[1]]
-    return [sum(heights[:place]) for place in range(len(heights))]
-
-
-def _instead(own: str, whole: Expr) -> Callable[[str], Expr]:
-    return lambda name: whole if name == own else Read(name)
 
 
 def _with_rows(expr: Expr, total: int, indices: tuple[int, ...], rows: str) -> Expr:

@@ -41,7 +41,9 @@ def output_config(
     own = {module: (pair.rank, pair.scaling) for module, pair in template.pairs.items()}
     factors = {step.name: step.lora for step in modules if step.lora is not None}
     if factors.keys() != own.keys():
-        config |= {"target_modules": sorted(factors), "exclude_modules": None}
+        parameters = sorted(name for name, lora in factors.items() if lora.experts)
+        config |= {"target_modules": sorted(factors.keys() - parameters), "exclude_modules": None}
+        config |= {"target_parameters": parameters} if parameters or "target_parameters" in config else {}
         config |= {"layers_to_transform": None, "layers_pattern": None}
     if factors and {module: (lora.rank, lora.scaling) for module, lora in factors.items()} != own:
         config |= _ranks(factors)
@@ -79,9 +81,9 @@ def foreign_names(
     """An error for each module of the output that would not follow the template's naming: names are not translated
     back.
     """
-    own = {key(template, f"{module}.weight"): module for module in adapters[template].pairs}
+    own = {key(template, pair.parameter): module for module, pair in adapters[template].pairs.items()}
     for place, adapter in enumerate(adapters):
-        named = ((own.get(key(place, f"{module}.weight")), module) for module in adapter.pairs)
+        named = ((own.get(key(place, pair.parameter)), module) for module, pair in adapter.pairs.items())
         other = next(((ours, theirs) for ours, theirs in named if ours and ours != theirs), None)
         readers = [(step.name, step.pieces[0].inputs) for step in steps]
         alone = [name for name, places in readers if template not in places and places[0] == place]

@@ -121,6 +121,8 @@ class Lora:
     dtypes     of a and b
     bias       whether b has a bias, [out]
     embedding  whether the module is an embedding, whose factors PEFT names differently
+    experts    the number of matrices of a parameter whose factors these are, as in `LowRank`; 0 for a module
+    wrapped    the name that its factors have in PEFT's files, as if of a module; that of the module if empty
     """
 
     rank: int
@@ -128,6 +130,8 @@ class Lora:
     dtypes: tuple[str, str]
     bias: bool = False
     embedding: bool = False
+    experts: int = 0
+    wrapped: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,11 @@ class Step:
             return {}
         if self.lora is None:
             return {self.name: (self.dtype, self.shape)}
-        (out, width), rank, (a, b) = self.shape, self.lora.rank, self.lora.dtypes
+        (out, width), rank, (a, b) = self.shape, self.lora.rank * (self.lora.experts or 1), self.lora.dtypes
         ends = ("lora_embedding_A", "lora_embedding_B") if self.lora.embedding else ("lora_A.weight", "lora_B.weight")
         tensors = {ends[0]: (a, (rank, width)), ends[1]: (b, (out, rank))}
         bias = {"lora_B.bias": (b, (out,))} if self.lora.bias else {}
-        return {f"{PREFIX}{self.name}.{end}": held for end, held in {**tensors, **bias}.items()}
+        return {f"{PREFIX}{self.lora.wrapped or self.name}.{end}": held for end, held in {**tensors, **bias}.items()}
 
     @property
     def transposed(self) -> bool:
@@ -285,6 +289,8 @@ class Plan(Table):
             del step["reason"]
             if step["lora"] is None:
                 del step["lora"]
+            elif not step["lora"]["experts"]:
+                del step["lora"]["experts"], step["lora"]["wrapped"]
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property

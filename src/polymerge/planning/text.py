@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from polymerge.errors import human_size
 from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Scaled, Stacked, names_read
 from polymerge.families.rules import text_layer
-from polymerge.planning.adapter_steps import is_dense
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
+from polymerge.planning.module_steps import is_dense
 from polymerge.planning.plan import FATES, Plan, Step
 from polymerge.planning.text_words import (
     Paint,

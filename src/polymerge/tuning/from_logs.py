@@ -33,7 +33,7 @@ __all__ = ["ChosenMerge", "choose_from_logs", "plan_merge", "value_folders"]
 _PERCEPTION = "mme_perception_score"
 _OF_A_SEARCH = r"-(-?\d[\d.]*(?:e[+-]?\d+)?)$"  # how a candidate's folder of a search ends
 _AT_THE_END = re.compile(r"(?:^|[-_=,\s])(?P<number>(?:\d*\.\d+|\d+)(?:e[-+]?\d+)?)$", re.ASCII | re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+(?:\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _HINT = "Give each folder its value as VALUE=DIR, or say where names have it with `value_pattern`: 'alpha-([0-9.]+)'."
 
 

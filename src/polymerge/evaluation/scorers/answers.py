@@ -151,7 +151,7 @@ def edit_distance(one: str, other: str) -> int:
 
 Box = tuple[Fraction, Fraction, Fraction, Fraction]
 
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _HALF = Fraction(1, 2)
 _LONGEST, _LARGEST_EXPONENT = 40, 99
 """Limits of a coordinate: 1e999999999 would exhaust memory before it could be rejected."""

@@ -51,6 +51,7 @@ __all__ = [
     "keep_scored",
     "limited",
     "not_finite",
+    "of_expert",
     "on_host",
     "rounded",
     "shared_sum",
@@ -242,6 +243,16 @@ def gram_of(x: AnyBlock) -> NDArray[np.float64]:
     """Dot products of full tensors with each other, [model, model], from a block [model, n] that holds all of them."""
     cells, models = dots(x), range(len(x))
     return np.array([[fsum(cells[:, one, other]) for other in models] for one in models])
+
+
+def of_expert(a: AnyBlock, b: AnyBlock, expert: int, experts: int) -> tuple[AnyBlock, AnyBlock]:
+    """The factors of one of several updates [rank, in] and [out, rank], contiguous in memory.
+
+    a   [experts * rank, in], one expert after the other
+    b   [out, rank * experts], all experts of one rank side by side
+    """
+    own = b.reshape(len(b), -1, experts)[:, :, expert]
+    return a.reshape(experts, -1, a.shape[1])[expert], transposed(own.T)
 
 
 def transposed(x: AnyBlock) -> AnyBlock:
