@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Final
 import logged_disk
 from children import TRACEBACK, Ended, Prepare, run
 from logged_disk import command, format_image, mounted
-from scenarios import SCENARIOS, Known, Place, Scenario, contents, make_inputs
+from scenarios import Known, Place, Scenario, contents, make_inputs
 from verdicts import Tally, forced, next_run, settle
 
 _BLOCK: Final = 4096
@@ -48,16 +48,16 @@ STEPS: Final[dict[str, Prepare | None]] = {
 }
 
 
-def too_small(folder: Path) -> Iterator[Tally]:
+def too_small(folder: Path, scenarios: Sequence[Scenario]) -> Iterator[Tally]:
     """Each scenario on a full tmpfs and ext4; where nothing can be mounted, with a limit on the size of files."""
     if why := logged_disk.why_not(logged_disk.MAKE["ext4"][0]):
         yield Tally("disks", "tmpfs and ext4", note=f"not run: {why}")
-        yield from _on(folder, LIMIT, {"found when writing": _no_reserving})
+        yield from _on(folder, scenarios, LIMIT, {"found when writing": _no_reserving})
         return
     logged_disk.own_mounts()
     for kind in ("tmpfs", "ext4"):
         with _disk(folder, kind) as mount:
-            yield from _on(mount, kind, STEPS)
+            yield from _on(mount, scenarios, kind, STEPS)
 
 
 def _disk(folder: Path, kind: str) -> AbstractContextManager[Path]:
@@ -75,9 +75,9 @@ def _tmpfs(mount: Path) -> Iterator[Path]:
         command("umount", mount)
 
 
-def _on(folder: Path, kind: str, steps: dict[str, Prepare | None]) -> Iterator[Tally]:
+def _on(folder: Path, scenarios: Sequence[Scenario], kind: str, steps: dict[str, Prepare | None]) -> Iterator[Tally]:
     inputs = make_inputs(folder / "inputs")
-    for number, scenario in enumerate(SCENARIOS.values()):
+    for number, scenario in enumerate(scenarios):
         place, known = settle(inputs, folder / f"{number}", scenario)
         size = sum(file.stat().st_blocks * 512 for file in place.out.rglob("*") if file.is_file())
         for step, prepare in steps.items() if scenario.prepare is None else ():
@@ -85,7 +85,7 @@ def _on(folder: Path, kind: str, steps: dict[str, Prepare | None]) -> Iterator[T
             for percent in range(0, 200 if _converted(scenario) else 100, 5):
                 place.reset()
                 if kind == LIMIT:
-                    ended = run(place.words(*forced(scenario)), partial(_limited, size * percent // 400))
+                    ended = run(place.words(*forced(scenario)), partial(_limited, max(_BLOCK, size * percent // 400)))
                 else:
                     ended = _filled(place, folder, size * percent // 100 // _BLOCK * _BLOCK, prepare)
                 _judge(place, known, ended, tally, percent)

@@ -6,14 +6,14 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import logged_disk
 from children import Child, Prepare
 from logged_disk import LoggedDisk, mounted
-from scenarios import SCENARIOS, Known, Place, make_inputs
+from scenarios import Known, Place, Scenario, make_inputs
 from verdicts import HarnessError, Tally, forced, judge, settle
 
 DISKS: Final = (("ext4", ""), ("ext4", "data=writeback,noauto_da_alloc,commit=1"), ("xfs", ""), ("btrfs", ""))
@@ -31,7 +31,7 @@ def without_syncing() -> None:
     os.fsync = os.fdatasync = _nothing
 
 
-def power_cuts(folder: Path, count: int, seed: int) -> Iterator[Tally]:
+def power_cuts(folder: Path, scenarios: Sequence[Scenario], count: int, seed: int) -> Iterator[Tally]:
     """Cuts shared out over the scenarios, for each file system; the last row is without syncing, and has to lose."""
     for kind, options in DISKS:
         name = f"{kind} {options}".strip()
@@ -41,13 +41,13 @@ def power_cuts(folder: Path, count: int, seed: int) -> Iterator[Tally]:
         logged_disk.own_mounts()
         image, mount = folder / "image", folder / "mount"
         mount.mkdir(exist_ok=True)
-        for number, scenario in enumerate(SCENARIOS.values()):
+        for number, scenario in enumerate(scenarios):
             logged_disk.format_image(image, kind)
             with mounted(image, mount):
                 place, known = settle(make_inputs(mount / "inputs"), mount / "run", scenario)
                 place.reset()
             tally = Tally("cuts", name, scenario.name)
-            share = -(-count // len(SCENARIOS) // len(DISKS))
+            share = -(-count // len(scenarios) // len(DISKS))
             while tally.runs < share:
                 drawn = random.Random(f"{seed} {number} {tally.runs}")
                 _cut(place, known, image, options, min(CUTS_A_RUN, share - tally.runs), drawn, tally)

@@ -29,41 +29,45 @@ import powercuts
 import runs
 import shared
 from measure import machine
-from scenarios import SCENARIOS, make_inputs
+from scenarios import SCENARIOS, Scenario, make_inputs
 from verdicts import HarnessError, Tally, settle
 
 COLUMNS = ("nothing", "earlier", "new", "broken", "kept elsewhere")
 
 
+def _scenarios(options: argparse.Namespace) -> list[Scenario]:
+    return [SCENARIOS[name] for name in options.scenarios]
+
+
 def killed(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     """Random kills, shared out over the scenarios, then one at every call that changes files."""
     inputs = make_inputs(folder / "inputs")
-    for number, scenario in enumerate(SCENARIOS.values()):
+    for number, scenario in enumerate(_scenarios(options)):
         place, known = settle(inputs, folder / f"{number}", scenario)
-        yield kills.at_random(place, known, -(-options.kills // len(SCENARIOS)), options.seed)
+        yield kills.at_random(place, known, -(-options.kills // len(options.scenarios)), options.seed)
         if not kills.why_not():
             yield kills.at_every_call(place, known, errors=False)
 
 
-def failed(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
+def failed(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     """An error of the system at every call that changes files."""
     if why := kills.why_not():
         yield Tally("faults", "errors", note=f"not run: {why}")
         return
     inputs = make_inputs(folder / "inputs")
-    for number, scenario in enumerate(SCENARIOS.values()):
+    for number, scenario in enumerate(_scenarios(options)):
         place, known = settle(inputs, folder / f"{number}", scenario)
         yield kills.at_every_call(place, known, errors=True)
 
 
 def cut(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     """Power cuts at random writes, on every file system that can be made here."""
-    yield from powercuts.power_cuts(folder, options.power_cuts, options.seed)
+    yield from powercuts.power_cuts(folder, _scenarios(options), options.power_cuts, options.seed)
 
 
-def filled(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
+def filled(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     """Disks with room for 0, 5, 10 ... 95 percent of an output."""
-    yield from disks.too_small(folder)
+    yield from disks.too_small(folder, _scenarios(options))
 
 
 def continued(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
@@ -71,9 +75,9 @@ def continued(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     yield from runs.stopped(folder, options.kills // 10, options.seed)
 
 
-def accompanied(folder: Path, _: argparse.Namespace) -> Iterator[Tally]:
+def accompanied(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     """Folders that others use, too."""
-    yield from shared.in_company(folder)
+    yield from shared.in_company(folder, _scenarios(options))
 
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Tally]]] = {
@@ -137,6 +141,10 @@ def table(tallies: list[Tally]) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts (default: all)")
+    parser.add_argument(
+        "--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME",
+        help=f"these merges (default: all): {'; '.join(SCENARIOS)}",
+    )  # fmt: skip
     parser.add_argument("--kills", type=int, default=400, help="kills at random moments (default 400)")
     parser.add_argument("--power-cuts", type=int, default=1000, help="power cuts at random writes (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")

@@ -6,13 +6,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from children import TRACEBACK, Child, run
-from scenarios import SCENARIOS, Known, Place, contents, make_inputs
+from scenarios import Known, Place, Scenario, contents, make_inputs
 from verdicts import Tally, forced, next_run, settle
 
 _UMASKS: Final = (0o000, 0o002, 0o007, 0o022, 0o027, 0o077)
@@ -20,11 +20,11 @@ _GROUP: Final = 54321
 _TIMES: Final = 50
 
 
-def in_company(folder: Path) -> Iterator[Tally]:
-    """Each kind of company, for a plain merge and one that replaces an output."""
+def in_company(folder: Path, scenarios: Sequence[Scenario]) -> Iterator[Tally]:
+    """Each kind of company, for each scenario."""
     inputs = make_inputs(folder / "inputs")
-    for number, name in enumerate(("merge", "merge, forced", "torch", "adapter, llava")):
-        place, known = settle(inputs, folder / f"{number}", SCENARIOS[name])
+    for number, scenario in enumerate(scenarios):
+        place, known = settle(inputs, folder / f"{number}", scenario)
         yield _modes(place, known)
         yield _strangers(place, known)
         yield _together(place, known)
