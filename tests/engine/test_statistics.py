@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from polymerge.engine import statistics as selection
+from polymerge.engine.merge import merge
 from polymerge.engine.statistics import exact_cutoffs
 from polymerge.methods.kernels import keep_largest
+from polymerge.methods.table import METHODS
+from running import checkpoint
 
 
 class Blocks:
@@ -119,3 +124,19 @@ def test_nan_is_refused():
     x = np.full((1, 100), np.nan, np.float32)
     with pytest.raises(ValueError, match="NaN"):
         exact_cutoffs(Blocks(x, [50, 50]), [50], map)
+
+
+@pytest.mark.parametrize("method", [row.name for row in METHODS.values() if row.entrywise and row.models in (None, 2)])
+def test_models_without_a_number_are_merged(method: str, tmp_path: Path) -> None:
+    """Tensors that have no elements have no norms, cutoffs or angles either."""
+    tensors = {"model.layers.0.mlp.up_proj.weight": torch.zeros(0, 4)}
+    base, one, two = (checkpoint(tmp_path / name, tensors) for name in ("base", "one", "two"))
+    recipe = {"merge_method": method, "models": [str(one), str(two)]}
+    row = METHODS[method]
+    if row.on == "deltas":
+        recipe["base_model"] = str(base)
+    recipe["parameters"] = {one.name: 0.5 for one in row.parameters if one.default is None and not one.optional}
+    out = merge(recipe, tmp_path / "out", check=False).folder
+    assert {name: tuple(held.shape) for name, held in load_file(out / "model.safetensors").items()} == {
+        "model.layers.0.mlp.up_proj.weight": (0, 4)
+    }

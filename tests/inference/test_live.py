@@ -34,6 +34,16 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "dare_ties": {"density": 0.5},
     "slerp": {"t": 0.3},
     "metagpt": {},
+    "nuslerp": {},
+    "multislerp": {},
+    "karcher": {},
+    "model_stock": {"filter_wise": True},
+    "breadcrumbs": {"density": 0.5, "gamma": 0.1},
+    "breadcrumbs_ties": {"density": 0.5, "gamma": 0.1},
+    "sce": {"select_topk": 0.5},
+    "nearswap": {"t": 0.001},
+    "ram": {},
+    "ramplus_tl": {},
 }
 
 
@@ -53,13 +63,17 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def recipe(models: dict[str, str], method: str, weight: float = 0.4, **more: Any) -> dict[str, Any]:
     parameters = {**PARAMETERS[method], **more.pop("parameters", {})}
     said = {"weight": weight} if METHODS[method].parameter("weight") else {}
+    merged = [models["vlm"], models["other"]][2 - (METHODS[method].models or 2) :]
     return {
         "merge_method": method,
         "template": models["vlm"],
         "base_model": models["base"],
         "models": [
-            {"model": models["vlm"], "parameters": {name: 1 - value for name, value in said.items()}},
-            {"model": models["other"], "parameters": said},
+            {
+                "model": model,
+                "parameters": {name: 1 - value if model == models["vlm"] else value for name, value in said.items()},
+            }
+            for model in merged
         ],
         "parameters": parameters,
         **more,

@@ -79,6 +79,46 @@ def test_what_is_not_a_plan_as_it_was_written_is_refused(change: dict[str, Any],
     assert not (written.parent / "out").exists()
 
 
+ODD: list[tuple[str, Any]] = [
+    ("template", 7), ("template", "0"), ("models", [0, 5]), ("places", [0]), ("base", 9), ("seed", -1), ("recipe", {}),
+    ("beside", {"config": None}), ("settings", []), ("settings.0.method", "none"), ("settings.0.parameters", {}),
+    ("settings.0.parameters.weight", [0.5]), ("settings.0.parameters.weight", 0.5), ("inputs.0", 3),
+    ("inputs.0.path", 1.5), ("inputs.0.opened", {}), ("left_out", [{"input": 3, "name": "x", "reason": ""}]),
+    ("steps.0.shape", [-1, 2]), ("steps.0.shape", [[]]), ("steps.0.dtype", ["BF16"]), ("steps.0.dtype", "F4x"),
+    ("steps.0.fate", "tied"), ("steps.0.fate", "copied"), ("steps.0.pieces", 5), ("steps.0.lora", 2),
+    ("steps.0.pieces.0.rows", [[0, 1]]), ("steps.0.pieces.0.reads", ["x"]), ("steps.0.pieces.0.setting", 4),
+    ("steps.0.pieces.0.inputs", [0, 8]), ("steps.0.pieces.0.base", "x"), ("steps.0.name", "model.norm.weight"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("member", "value"), ODD)
+def test_a_plan_whose_members_mean_nothing_is_refused(member: str, value: Any, written: Path) -> None:
+    data = json.loads(written.read_text())
+    del data["hash"]
+    *path, last = [int(key) if key.isdigit() else key for key in member.split(".")]
+    holder = data
+    for key in path:
+        holder = holder[key]
+    holder[last] = value
+    with pytest.raises(PolymergeError, match="is not a valid plan"):
+        polymerge.plan(data)
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [("absent", "there is no such tensor"), ({"rows": [3, 90], "of": "lm_head.weight"}, "no rows 3 to 90"),
+     ("model.norm.weight", "elements are wanted")],
+)  # fmt: skip
+def test_what_a_plan_reads_has_to_be_there(read: Any, said: str, written: Path) -> None:
+    data = json.loads(written.read_text())
+    del data["hash"]
+    (step,) = (step for step in data["steps"] if step["name"] == "lm_head.weight")
+    step["pieces"][0]["reads"][1] = read
+    with pytest.raises(PolymergeError, match=f"step 'lm_head.weight' of the plan does not fit its inputs: .*{said}"):
+        polymerge.merge(data, written.parent / "out", check=False)
+    assert not (written.parent / "out").exists()
+
+
 def test_a_recipe_in_json_is_a_recipe(tmp_path: Path) -> None:
     recipe = linear(*two_llamas(tmp_path))
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))

@@ -469,3 +469,16 @@ def test_the_command_says_what_it_made(runs: list[Path], tmp_path: Path) -> None
 def test_the_title_names_the_models_and_the_method(tmp_path: Path) -> None:
     merged = small_merge(tmp_path)
     assert collect([merged])["title"] == "vlm and math, merged by ties"
+
+
+def test_records_that_lack_what_a_chart_needs(tmp_path: Path) -> None:
+    file = write(tmp_path / "search.json", search(chosen=None))
+    with pytest.raises(Refused, match=r"search\.json: chosen is missing"):
+        collect([file])
+    told = knockout()
+    del told["cells"][0]["difference"]["interval"], told["cells"][1]["model"]["interval"]
+    assert collect([write(tmp_path / "knockout.json", told)])["knockouts"][0]["charts"]
+    for number in (1e301, float("nan"), -float("inf")):
+        told["cells"][0]["model"]["drop"] = number
+        with pytest.raises(Refused, match=r"not a finite number at cells\[0\]\.model\.drop"):
+            collect([write(tmp_path / "knockout.json", told)])

@@ -23,9 +23,6 @@ from polymerge.errors import PolymergeError
 
 __all__ = ["main"]
 
-BUG: Final = 70
-"""Exit status of an error that polymerge should have foreseen (EX_SOFTWARE of sysexits.h)."""
-
 _ANSWERS: Final = "the answers so far are kept: the same command goes on"
 _LEFT: Final = dict.fromkeys(("search", "evaluate", "knockout", "ablate"), _ANSWERS) | {
     "demo": "what is made so far is kept"
@@ -72,12 +69,9 @@ def _told(error: BaseException, command: str) -> int:
             message = f"{command}: memory is full. Take fewer threads or workers, or a smaller batch"
         case _:
             system = f"polymerge {version('polymerge')}, Python {platform.python_version()}, {platform.system()}"
-            message, status = (
-                (
-                    f"{command} failed, and that is a mistake in polymerge: {type(error).__name__}: {said}\n"
-                    f"Please report it, with the command and what `polymerge --debug {command} ...` prints ({system})"
-                ),
-                BUG,
+            message = (
+                f"{command} failed, and that is a mistake in polymerge: {type(error).__name__}: {said}\n"
+                f"Please report it, with the command and what `polymerge --debug {command} ...` prints ({system})"
             )
     say(f"polymerge: {message}")
     return status
@@ -106,10 +100,7 @@ for command in (
 
 
 def main() -> NoReturn:
-    """Run the command line.
-
-    Exit status 2 for a bad recipe or command line, 1 for anything else that fails, 70 for a mistake in polymerge.
-    """
+    """Run the command line; exit status 2 for a bad recipe or command line, 1 for anything else that fails."""
     open_streams()
     heed_signals()
     try:

@@ -80,7 +80,9 @@ class PieceBlocks:
     ) -> None:
         reads = [*piece.reads, *([piece.base] if piece.base is not None else [])]
         self._runs = [extents(expr, held) for expr, held in zip(reads, entries, strict=False)]
-        self._updates = [Updates(expr, held, self._load) for expr, held in zip(reads, entries, strict=False)]
+        self._updates = [
+            Updates(expr, held, self._load, self._kept) for expr, held in zip(reads, entries, strict=False)
+        ]
         self._beginnings = [begins(run.count for run in runs) for runs in self._runs]
         self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
         self._has_base = piece.base is not None
@@ -144,6 +146,10 @@ class PieceBlocks:
             raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Repair the {whose}")
         return out.reshape(entry.shape)
 
+    def _kept(self, entry: TensorInfo) -> Array:
+        """Load a factor that holds those of all experts, or have it from the expert before."""
+        return self._files.kept((entry.file, entry.start, self.precision), lambda: self._load(entry))
+
     def _scale(self, out: Array, scales: Scales) -> bool:
         """Multiply float32 elements by their scales, which are kept; return whether all of them are finite."""
         key = scales.stored.file, scales.stored.start
@@ -205,9 +211,9 @@ class Update:
 class Updates:
     """The adapters' updates to the elements of one expression; factors are read when first needed."""
 
-    def __init__(self, expr: Expr, entries: Mapping[str, TensorInfo], load: Load) -> None:
+    def __init__(self, expr: Expr, entries: Mapping[str, TensorInfo], load: Load, kept: Load | None = None) -> None:
         self._updates = tuple(_updates(expr, entries))
-        self._load, self._lock = load, threading.Lock()
+        self._load, self._kept, self._lock = load, kept or load, threading.Lock()
         self._factors: dict[int, tuple[Array, Array]] = {}
 
     def __bool__(self) -> bool:
@@ -227,12 +233,13 @@ class Updates:
         with self._lock:
             if number not in self._factors:
                 update = self._updates[number]
-                b = self._load(update.b)
+                load = self._load if update.expert is None else self._kept
+                b = load(update.b)
                 if update.a is None:
                     column = b.reshape(-1, 1)
                     self._factors[number] = column, column[:1] * 0 + 1
                 else:
-                    a = self._load(update.a)
+                    a = load(update.a)
                     if update.expert is not None:
                         a, b = kernels.of_expert(a, b, *update.expert)
                     flip = (kernels.transposed(a), kernels.transposed(b)) if update.transposed else (b, a)

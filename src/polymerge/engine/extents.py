@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
@@ -44,6 +45,9 @@ __all__ = ["Extent", "Files", "Scales", "TransposedWriter", "begins", "clip", "e
 
 _SPARSE: Final = 8
 """A read may fetch up to this many times the wanted bytes; beyond that, many small reads are cheaper."""
+
+_KEPT: Final = 6
+"""Factors that are kept from one expert to the next: of two adapters, or of two parameters of one, and a few more."""
 
 _COMPARED: Final = 1 << 20
 """Elements compared at a time."""
@@ -227,6 +231,7 @@ class Files:
     def __init__(self, memory: Mapping[Path, memoryview] | None = None) -> None:
         self._memory = memory or {}
         self._descriptors: dict[Path, int] = {}
+        self._held: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
 
@@ -243,6 +248,19 @@ class Files:
             part = buffer[: entry.nbytes - start]
             self.read(entry.file, entry.start + start, part.data)
             yield part
+
+    def kept(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """What `load` returns, from the last few calls if it was among them; two threads may both load it."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        value = load()
+        with self._lock:
+            self._held[key] = value
+            while len(self._held) > _KEPT:
+                self._held.popitem(last=False)
+        return value
 
     def numbers(self, tensor: TensorInfo) -> tuple[NDArray[Any], NDArray[Any], bool]:
         """A whole tensor: its bytes, its float32 numbers in its shape, and whether all are finite; raises as `read`."""

@@ -224,7 +224,9 @@ def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     if step.lora is None:
         if setting.row.on == "factors" or setting.parameters.keys() != {one.name for one in setting.row.parameters}:
             yield f"{setting.method} with these parameters is for adapters"
-        if (setting.row.on == "deltas") != (piece.base is not None and plan.base is not None) and not plan.of_adapters:
+        has_base = piece.base is not None
+        unfit = (setting.row.on == "deltas") != has_base and not plan.of_adapters
+        if unfit or (has_base and plan.base is None):
             yield f"{setting.method} and a base do not fit"
     elif not setting.row.takes_adapters or "rank" not in setting.parameters:
         yield f"{setting.method} with these parameters is for checkpoints"

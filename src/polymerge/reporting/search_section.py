@@ -84,7 +84,11 @@ def _faults(record: Search) -> Iterator[str]:
         point = _point(value)
         if len(point) != len(record.names) or not all(isinstance(one, str | int | float) for one in point):
             yield f"values[{place}] is no value of {', '.join(record.names)}"
-    needed = [*(_COMPARED if record.differences is not None else ()), *(_SCORED if record.scores is not None else ())]
+    needed = [
+        "chosen",
+        *(_COMPARED if record.differences is not None else ()),
+        *(_SCORED if record.scores is not None else ()),
+    ]
     yield from (f"{name} is missing" for name in needed if getattr(record, name) is None)
     for name, beside in (("differences", record.candidates), ("scores", record.values)):
         found = getattr(record, name)

@@ -246,13 +246,13 @@ def gram_of(x: AnyBlock) -> NDArray[np.float64]:
 
 
 def of_expert(a: AnyBlock, b: AnyBlock, expert: int, experts: int) -> tuple[AnyBlock, AnyBlock]:
-    """The factors of one of several updates [rank, in] and [out, rank], contiguous in memory.
+    """Copies of the factors of one of several updates, [rank, in] and [out, rank].
 
     a   [experts * rank, in], one expert after the other
     b   [out, rank * experts], all experts of one rank side by side
     """
-    own = b.reshape(len(b), -1, experts)[:, :, expert]
-    return a.reshape(experts, -1, a.shape[1])[expert], transposed(own.T)
+    own_a, own_b = a.reshape(experts, -1, a.shape[1])[expert], b.reshape(len(b), -1, experts)[:, :, expert]
+    return own_a.copy() if isinstance(own_a, np.ndarray) else own_a.clone(), transposed(own_b.T)
 
 
 def transposed(x: AnyBlock) -> AnyBlock:
