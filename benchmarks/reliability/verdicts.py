@@ -82,7 +82,9 @@ def judge(place: Place, known: Known, ended: Ended | None, tally: Tally, at: str
     wrong: list[str] = []
     if ended is not None and ended.status > 0:
         tally.outcomes["kept elsewhere"] += place.keeps(ended.said, known)
-    allowed = only or (("earlier", "new") if known.earlier is not None else ("nothing", "new"))
+    # with an earlier output only between two renames, where names cannot be exchanged
+    between = ("nothing",) if known.earlier is None or place.scenario.prepare else ()
+    allowed = only or (*between, "new", *(("earlier",) if known.earlier is not None else ()))
     if stands not in allowed:
         wrong.append(f"under the name: {stands}")
     if ended is not None and ended.status == 0 and stands != "new":
@@ -102,13 +104,15 @@ def _denies(said: str) -> bool:
 
 
 def next_run(place: Place, known: Known) -> list[str]:
-    """Run the command as if nothing had happened, without force where the name is free; what was wrong with that."""
+    """Run the command as if nothing had happened, and with force where an output is in the way; what was wrong."""
     wrong, prepare = [], place.scenario.prepare
     before = known.stands(place.out)
     ended = run(place.words(), prepare)
-    if before != "nothing":
-        if ended.status == 0 or known.stands(place.out) != before:
-            wrong.append(f"next run without force: status {ended.status}, {known.stands(place.out)} after {before}")
+    if before != "nothing" or known.earlier is not None:
+        # an earlier output that had been moved aside is put back, and then is in the way like any other
+        due = "earlier" if before == "nothing" else before
+        if (stands := known.stands(place.out)) != due or ended.status == 0:
+            wrong.append(f"next run without force: status {ended.status}, {stands} after {before}")
         ended = run(place.words("--force"), prepare)
     if ended.status:
         wrong.append(f"next run: status {ended.status}: {ended.said.strip()[-300:]}")
