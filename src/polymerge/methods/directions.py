@@ -228,7 +228,7 @@ def _sphere_weights(gram: Gram, weights: list[float], eps: float) -> list[float]
     length = _length(share, cosines)
     if not norms.any():
         return [0.0] * len(weights)
-    if length < eps:
+    if length <= eps:
         raise RecipeError(
             "multislerp: the directions of the models cancel each other out, and their mean has none. Give them other "
             "weights"
@@ -236,7 +236,7 @@ def _sphere_weights(gram: Gram, weights: list[float], eps: float) -> list[float]
     mean = share / length
     tangent = share - math.fsum(share * _along(cosines, mean)) * mean
     angle = _length(tangent, cosines)
-    turned = mean if angle < eps else math.cos(angle) * mean + math.sin(angle) / angle * tangent
+    turned = mean if angle <= eps else math.cos(angle) * mean + math.sin(angle) / angle * tangent
     size = math.fsum(np.asarray(weights) * norms)
     return [size * float(part) / float(norm) if norm else 0.0 for part, norm in zip(turned, norms, strict=True)]
 
