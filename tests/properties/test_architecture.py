@@ -20,7 +20,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FLOORS = {
     "errors": 0, "dtypes": 0, "themes": 0,
-    "durable": 1,
+    "durable": 1, "paths": 1,
     "charts": 2, "tables": 2,
     "checkpoints": 2, "methods": 2,
     "families": 3,

@@ -13,9 +13,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from polymerge.analysis.signs import Sums, added
 from polymerge.analysis.spectrum import Spectrum, shared_share
-from polymerge.checkpoints.paths import given_path
 from polymerge.durable import write_file
 from polymerge.families.rules import PARTS, text_layer, without_branch
+from polymerge.paths import given_path
 from polymerge.tables import Table
 
 __all__ = [

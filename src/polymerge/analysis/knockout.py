@@ -24,10 +24,10 @@ from polymerge.analysis.task_scores import (
     installed_version,
 )
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, refuse, refuse_if_gathered
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run, identity_of_inputs
+from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.tables import Table
 

@@ -34,11 +34,11 @@ from polymerge.analysis.task_scores import (
 )
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_gathered
 from polymerge.families.rules import text_layer
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import identity_of_inputs
+from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.plan import IGNORED

@@ -19,10 +19,10 @@ from polymerge.checkpoints.files import disagreements, missing, read_config, rea
 from polymerge.checkpoints.hub import companions, missing_remote, remote_of
 from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
 from polymerge.checkpoints.names import unwrapped
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
+from polymerge.paths import exists, given_path
 
 __all__ = [
     "ADAPTER",

@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from polymerge.checkpoints.discovery import COMPANIONS, LAYOUTS
 from polymerge.checkpoints.hub_api import Remote, hub_errors, listing, no_room, own_cache, unreachable
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.durable import rename_new, sync, sync_tree, writing
 from polymerge.errors import CheckpointError, OutputError, PolymergeError, RecipeError, did_you_mean
+from polymerge.paths import exists, given_path
 
 __all__ = [
     "companions",

@@ -11,7 +11,6 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from polymerge.checkpoints.paths import because
 from polymerge.cli.analyze import ablate, knockout, overlap
 from polymerge.cli.evaluate import compare, evaluate, score
 from polymerge.cli.inspect import families, inspect, methods
@@ -20,6 +19,7 @@ from polymerge.cli.report import demo, report
 from polymerge.cli.search import search
 from polymerge.cli.streams import heed_signals, open_streams, say, unprinted
 from polymerge.errors import PolymergeError
+from polymerge.paths import because
 
 __all__ = ["main"]
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.cli.flags import FlagCommand
 from polymerge.cli.option_types import FINITE, JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
@@ -32,6 +31,7 @@ from polymerge.cli.shared_options import (
 from polymerge.cli.streams import show
 from polymerge.durable import write_file
 from polymerge.errors import RecipeError, Refused, collecting, refuse
+from polymerge.paths import exists, given_path
 
 __all__ = ["ablate", "knockout", "overlap"]
 

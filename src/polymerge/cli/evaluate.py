@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand
 from polymerge.cli.option_types import PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, FORCE_RUN, SCORER, generation_of, generation_options, run_folder
 from polymerge.cli.streams import say, show
 from polymerge.errors import RecipeError
+from polymerge.paths import given_path
 
 if TYPE_CHECKING:
     from polymerge.evaluation.results import Results

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand, findings_with_flags
 from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
@@ -18,6 +17,7 @@ from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options,
 from polymerge.cli.streams import say, show
 from polymerge.durable import write_file
 from polymerge.errors import RecipeError, collecting, human_size, refuse
+from polymerge.paths import given_path
 
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from polymerge.checkpoints.paths import because, given_path
 from polymerge.errors import PolymergeError
+from polymerge.paths import because, given_path
 
 __all__ = ["FINITE", "JSON_FILE", "NUMBERS", "PATH", "SETTING", "SIZE", "argument", "gathered", "option"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.cli.flags import FlagCommand
 from polymerge.cli.option_types import PATH, argument, option
 from polymerge.cli.streams import show
 from polymerge.errors import MissingExtraError, human_size
+from polymerge.paths import given_path
 
 __all__ = ["demo", "report"]
 

@@ -10,8 +10,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.paths import exists, given_path
 
 if TYPE_CHECKING:
     from polymerge.tuning.knobs import Knob, Value

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from polymerge.checkpoints.identity import file_digest, stamps_of
 from polymerge.checkpoints.output import output_folder
-from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.writer import Write, parse_size
@@ -29,6 +28,7 @@ from polymerge.engine.provenance import RECORD, command_line, found_out, provena
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
 from polymerge.errors import OutputError, RecipeError, human_size
+from polymerge.paths import given_path
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe

@@ -18,7 +18,6 @@ from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
-from polymerge.checkpoints.paths import given_path
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
@@ -28,6 +27,7 @@ from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype, splits
 from polymerge.families.expressions import names_read
 from polymerge.families.resolve import map_names
+from polymerge.paths import given_path
 
 __all__ = ["Finding", "Verification", "verify"]
 

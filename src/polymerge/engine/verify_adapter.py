@@ -11,10 +11,10 @@ from polymerge.checkpoints.adapter import Adapter, open_adapter
 from polymerge.checkpoints.files import class_names, read_config
 from polymerge.checkpoints.hub import split_revision
 from polymerge.checkpoints.loading import model_class, named_class, needs_code, quiet
-from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.engine.findings import Finding, Verification, finite
 from polymerge.errors import PolymergeError
+from polymerge.paths import given_path
 
 __all__ = ["verify_adapter"]
 

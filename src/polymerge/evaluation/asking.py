@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.evaluation.mm_mergebench.annotations import answers_in, question_items, read_truth
 from polymerge.evaluation.mm_mergebench.questions import Question, image_root, questions_of, task_folder
@@ -24,6 +23,7 @@ from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
 from polymerge.inference.worker import AnswerSettings, Worker
 from polymerge.inference.worker_pool import Call, WorkerPool
+from polymerge.paths import given_path
 from polymerge.planning import Plan
 
 __all__ = ["AskedTask", "Failures", "QuestionFile", "ask", "read_tasks"]

@@ -10,11 +10,11 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.evaluation.gains import RESAMPLES, SEED, Gain, Samples, interval
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.results import Results, TaskResult, read_results
+from polymerge.paths import given_path
 from polymerge.tables import Table
 
 __all__ = ["Column", "Comparison", "compare", "compare_files"]

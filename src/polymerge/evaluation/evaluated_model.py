@@ -10,8 +10,8 @@ from typing import Any
 from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate, pinned, remote_of
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import RecipeError
+from polymerge.paths import exists, given_path
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.folding import fold_recipe
 

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.paths import given_path
 from polymerge.durable import write_file
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.evaluation.asking import AskedTask, Failures, QuestionFile, ask, read_tasks
@@ -21,6 +20,7 @@ from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.results import FILE, Results, TaskResult, task_result
 from polymerge.inference.generation import Generation
 from polymerge.inference.run_folder import Run, alone_in, open_run
+from polymerge.paths import given_path
 
 __all__ = ["ERRORS", "evaluate"]
 

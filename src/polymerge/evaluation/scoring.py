@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import collecting
 from polymerge.evaluation.mm_mergebench.annotations import Truth, answers_in, question_items, read_truth, truth_of
 from polymerge.evaluation.mm_mergebench.published import Published, as_published
@@ -35,6 +34,7 @@ from polymerge.evaluation.scorers.caption_metrics import (
     has_java,
     plain_tokens,
 )
+from polymerge.paths import given_path
 
 __all__ = ["TaskScore", "score_predictions", "score_questions"]
 

@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import MissingExtraError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.inference.images import StoredImage
 from polymerge.inference.prompt_records import ALIASES, Names, Prompt, prompt_of
+from polymerge.paths import given_path
 
 __all__ = ["is_dataset", "open_dataset", "read_rows"]
 

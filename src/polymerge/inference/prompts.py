@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from polymerge.checkpoints.bounds import lines_of, open_regular
-from polymerge.checkpoints.paths import given_path
 from polymerge.durable import make_folder
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse, refuse_if_any
 from polymerge.inference.datasets import is_dataset, open_dataset, read_rows
 from polymerge.inference.images import ImageSource, StoredImage, encode_png, verify_image, write_png
 from polymerge.inference.json_lines import json_lines, json_list
 from polymerge.inference.prompt_records import Names, Prompt, names_from, prompt_of, refuse_unknown
+from polymerge.paths import given_path
 
 __all__ = ["Prompt", "PromptSource", "check_images", "draw_prompts", "materialise", "read_prompts", "sample"]
 

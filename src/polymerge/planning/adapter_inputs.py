@@ -12,7 +12,6 @@ from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.folder import adapter_alone
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.pairs import Pair
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
 from polymerge.families import FAMILIES, family_of
@@ -20,6 +19,7 @@ from polymerge.families.expressions import Concat, shape_of
 from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
+from polymerge.paths import exists, given_path
 from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import Model, tensors_digest

@@ -16,12 +16,12 @@ from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.pairs import Pair
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of, shape_of
 from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, text_layer
+from polymerge.paths import exists, given_path
 from polymerge.planning.model import EMBEDDING, HEAD, Model
 
 __all__ = [

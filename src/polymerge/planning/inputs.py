@@ -14,7 +14,6 @@ from polymerge.checkpoints.discovery import LAYOUTS
 from polymerge.checkpoints.folder import ADAPTER, open_joined, renamed, split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.names import is_lora, unwrapped, wrappers_in
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import (
     CheckpointError,
     RecipeError,
@@ -31,6 +30,7 @@ from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import NameMap, map_names
 from polymerge.families.rules import Family
 from polymerge.methods.table import METHODS
+from polymerge.paths import given_path
 from polymerge.planning.folding import folded
 from polymerge.planning.model import EMBEDDING, HEAD, Model, Ties, own_name, stored_in
 from polymerge.recipe.recipe import ModelEntry, Recipe

@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeGuard, get_args
 
-from polymerge.checkpoints.paths import because, given_path
 from polymerge.dtypes import NAMES
 from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse, shown
 from polymerge.families.rules import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
+from polymerge.paths import because, given_path
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
 from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
 from polymerge.recipe.yaml_values import read_yaml

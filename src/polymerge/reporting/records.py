@@ -14,8 +14,8 @@ from msgspec import Meta
 
 from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import checked, parse_json, read_text
-from polymerge.checkpoints.paths import given_path
 from polymerge.errors import PolymergeError, RecipeError, refuse
+from polymerge.paths import given_path
 
 __all__ = ["AGAIN", "KINDS", "Count", "Ends", "Kind", "Number", "Source", "read_sources"]
 

@@ -14,9 +14,9 @@ from typing import Any, Final, Protocol
 
 from polymerge.charts import need_charts
 from polymerge.checkpoints.bounds import open_regular
-from polymerge.checkpoints.paths import given_path
 from polymerge.durable import write_file
 from polymerge.errors import OutputError, RecipeError, collecting, refuse
+from polymerge.paths import given_path
 from polymerge.reporting.advice import advise
 from polymerge.reporting.knockout_section import ablation_section, knockout_section
 from polymerge.reporting.merge_section import merge_section

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.durable import make_folder
@@ -20,6 +19,7 @@ from polymerge.errors import OutputError, RecipeError, collecting, refuse, refus
 from polymerge.evaluation.harness.logs import read_logs
 from polymerge.inference.prompts import sample
 from polymerge.inference.run_folder import SETTINGS, Run, read_settings
+from polymerge.paths import given_path
 from polymerge.recipe.parsing import parse_recipe
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.criterion import CRITERIA, Judging, judge

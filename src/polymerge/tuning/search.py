@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.paths import given_path
 from polymerge.checkpoints.target import check_target
 from polymerge.engine.merge import merge
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
@@ -21,6 +20,7 @@ from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, identity_of_prompts, open_run
 from polymerge.inference.worker_pool import WorkerPool
+from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import Recipe, recipe_dict

@@ -17,7 +17,6 @@ from typing import Any
 
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.json_objects import read_json
-from polymerge.checkpoints.paths import exists, given_path
 from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError, OutputError, RecipeError, collecting, refuse
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
@@ -27,6 +26,7 @@ from polymerge.evaluation.harness.registered_classes import wrapper_of
 from polymerge.evaluation.results import FILE, Results, TaskResult
 from polymerge.families.registry import claimed
 from polymerge.inference.run_folder import open_run
+from polymerge.paths import exists, given_path
 
 __all__ = ["ToolJob", "plan_tool", "run_tool"]
 

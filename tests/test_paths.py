@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polymerge.checkpoints.paths import because, exists, given_path
 from polymerge.errors import RecipeError
+from polymerge.paths import because, exists, given_path
 
 
 def test_a_path_that_may_be_made_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
