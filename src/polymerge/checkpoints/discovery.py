@@ -290,11 +290,18 @@ def _two_kinds(folder: Path, models: list[str], factors: list[str]) -> RecipeErr
     )
 
 
+_NAME_MOST: Final = 255  # bytes, on every filesystem
+_PATH_MOST: Final = 2048
+
+
 def is_plain(name: str) -> bool:
-    """Return whether a file name is a relative path that stays below its folder."""
+    """Return whether a file name is a relative path that stays below its folder, and that a file can have."""
     parts = name.split("/")
+    lengths = [len(part.encode("utf-8", "replace")) for part in parts]
     return (
         not PureWindowsPath(name).anchor  # a drive, a share or a leading slash
         and not any(part in ("", ".", "..") for part in parts)
+        and max(lengths) <= _NAME_MOST
+        and sum(lengths) <= _PATH_MOST
         and not any(character in "\\\0" or "\ud800" <= character <= "\udfff" for character in name)
     )

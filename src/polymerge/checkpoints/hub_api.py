@@ -98,6 +98,10 @@ class _Sibling(msgspec.Struct):
     blob: str | None = None
 
 
+def _ascii(text: str | None) -> str | None:
+    return text if text is not None and text.isascii() else None  # a hash of git is hexadecimal
+
+
 @lru_cache(maxsize=256)
 def listing(repository: str, commit: str) -> Mapping[str, Listed]:
     """The relevant files of a commit with their sizes and hashes; requested once and cached."""
@@ -122,7 +126,7 @@ def listing(repository: str, commit: str) -> Mapping[str, Listed]:
     where = f"{repository}: the hub's list of its files"
     files = checked(said, list[_Sibling], where, then="Try again, or another endpoint.")
     found = {
-        file.name: Listed(file.size, file.sha256 if re.match(_SHA256, file.sha256 or "") else None, file.blob)
+        file.name: Listed(file.size, file.sha256 if re.match(_SHA256, file.sha256 or "") else None, _ascii(file.blob))
         for file in files
         if _matters(file.name)
     }

@@ -153,7 +153,8 @@ def _has_sizes(step: Step) -> bool:
     """Whether a step's dtypes and sizes are such that what it stores can be told."""
     sizes = step.shape if step.lora is None else (*step.shape, step.lora.rank)
     dtypes = (step.dtype, step.source_dtype, *(step.lora.dtypes if step.lora else ()))
-    return all(size >= 0 for size in sizes) and all(dtype in BITS for dtype in dtypes)
+    known = all(size >= 0 for size in sizes) and all(dtype in BITS for dtype in dtypes)
+    return known and (step.lora is None or len(step.shape) == 2)
 
 
 def _faults_of(plan: Plan, step: Step, names: Mapping[str, int]) -> Iterator[str]:
