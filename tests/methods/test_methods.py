@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from literal_methods import elected, largest
 from paths import GOLDEN
+from polymerge.engine.statistics import STATISTICS
 from polymerge.errors import RecipeError
 from polymerge.methods.dare import dare_linear, dare_ties
 from polymerge.methods.directions import arc_weights, slerp
@@ -46,8 +48,9 @@ def arguments(name, models, density=0.5):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_tensors_give_the_bits_of_arrays(row, dtype):
-    x = numbers(1, 2, 5000, dtype)
-    function, chosen = method_function(row), arguments(row.name, 2)
+    models = row.models or 2
+    x = numbers(1, models, 5000, dtype)
+    function, chosen = method_function(row), arguments(row.name, models)
     mine, theirs = function(x.copy(), **chosen), function(torch.from_numpy(x.copy()), **chosen)
     assert mine.dtype == dtype
     assert mine.tobytes() == on_host(theirs).tobytes()
@@ -56,18 +59,22 @@ def test_tensors_give_the_bits_of_arrays(row, dtype):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("block", [1, 7, 1000, 4999])
 def test_blocks_give_the_bits_of_the_whole(row, block):
-    x = numbers(2, 2, 5000)
+    models = row.models or 2
+    x = numbers(2, models, 5000)
     if block == 1:
         x = x[:, :40].copy()
     n = x.shape[1]
-    function, chosen = method_function(row), arguments(row.name, 2)
+    function, chosen = method_function(row), arguments(row.name, models)
     whole = function(x.copy(), **chosen)
-    if row.statistic == "cutoff":
-        chosen["cutoff"] = find_cutoffs(x, kept(chosen["density"], 2, n))
     if row.statistic == "gram":
         wide = x.astype(np.float64)
         chosen["gram"] = wide @ wide.T
         whole = function(x.copy(), **chosen)
+    elif row.statistic is not None:
+        source = SimpleNamespace(sizes=[n], read=lambda _: x.copy())
+        said = {p.name: (p.default,) * models if p.each else p.default for p in row.parameters}
+        said |= {name: (value,) * models if name == "density" else value for name, value in chosen.items()}
+        chosen[row.statistic] = STATISTICS[row.statistic].compute(source, said, map)
     parts = []
     for start in range(0, n, block):
         place = {"start": start} if row.random else {}
