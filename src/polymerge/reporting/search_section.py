@@ -15,6 +15,9 @@ from polymerge.tuning.curve_plot import search_charts
 __all__ = ["search_section"]
 
 
+_Difference = Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0)]
+
+
 class Search(Struct, kw_only=True):
     """The members of search.json that the page shows; a search has differences, scores, or both."""
 
@@ -25,7 +28,7 @@ class Search(Struct, kw_only=True):
     chosen_by: str
     prompts: Count | None = None
     seed: Number | None = None
-    differences: list[Number] | None = None
+    differences: Annotated[list[_Difference], Meta(min_length=1)] | None = None
     criterion: str | None = None
     compare: str | None = None
     smooth: Count | None = None
@@ -80,10 +83,12 @@ def search_section(source: Source) -> dict[str, Any]:
 
 
 def _faults(record: Search) -> Iterator[str]:
-    for place, value in enumerate(record.values):
+    said = {f"values[{place}]": value for place, value in enumerate(record.values)}
+    said |= {name: value for name in ("chosen", "best") if (value := getattr(record, name)) is not None}
+    for name, value in said.items():
         point = _point(value)
         if len(point) != len(record.names) or not all(isinstance(one, str | int | float) for one in point):
-            yield f"values[{place}] is no value of {', '.join(record.names)}"
+            yield f"{name} is no value of {', '.join(record.names)}"
     needed = [
         "chosen",
         *(_COMPARED if record.differences is not None else ()),
