@@ -103,8 +103,15 @@ def _filled(place: Place, folder: Path, room: int, prepare: Prepare | None) -> E
     filler = folder / "filler"
     with filler.open("wb") as file:
         logged_disk.sync(folder)  # what is not yet allocated would take room later
-        if (taken := shutil.disk_usage(folder).free - room) > 0:
-            os.posix_fallocate(file.fileno(), 0, taken)
+        taken = shutil.disk_usage(folder).free - room
+        while taken > 0:
+            try:
+                os.posix_fallocate(file.fileno(), 0, taken)
+                break
+            except OSError as error:  # where the file's blocks are listed takes room, too
+                if error.errno != errno.ENOSPC:
+                    raise
+                taken -= _BLOCK
     ended = run(place.words(*forced(place.scenario)), prepare)
     filler.unlink()
     return ended

@@ -142,7 +142,7 @@ def _read_meanwhile(place: Place, known: Known) -> Tally:
         while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             looks += 1
             try:
-                (place.out / "config.json").stat()
+                (place.out / "README.md").stat()
             except OSError as error:
                 tally.wrong[f"{place.scenario.name}: a reader finds nothing: {error.strerror}"] += 1
         ended = child.wait()
