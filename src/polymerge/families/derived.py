@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,10 @@ from typing import Any, Final
 
 import msgspec
 
+from polymerge.checkpoints.bounds import INDEX_BYTES, read_bounded
 from polymerge.checkpoints.hub_api import own_cache
+from polymerge.durable import make_folder, write_file
+from polymerge.errors import OutputError
 from polymerge.families.blueprint import Blueprint, Landing, NotBuiltError, blueprint
 from polymerge.families.expressions import Shape
 from polymerge.families.resolve import Split, Stack
@@ -74,7 +76,7 @@ def derive(config: Mapping[str, Any], shapes: Mapping[str, Shape], splits: Mappi
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()
     note = own_cache("families") / f"{digest}.json"
     with suppress(OSError, msgspec.DecodeError):  # not derived yet, or nothing that we have written
-        kept = msgspec.json.decode(note.read_bytes(), type=Derivation)
+        kept = msgspec.json.decode(read_bounded(note, INDEX_BYTES), type=Derivation)
         if kept.family is None or kept.family.explains(shapes):
             return kept
     try:
@@ -85,11 +87,9 @@ def derive(config: Mapping[str, Any], shapes: Mapping[str, Shape], splits: Mappi
         found = Derivation(why=str(error))
         if not error.lasting:
             return found
-    with suppress(OSError):  # a cache that cannot be written is slower, not wrong
-        note.parent.mkdir(parents=True, exist_ok=True)
-        fresh = note.with_name(f".{note.name}.{os.getpid()}")
-        fresh.write_bytes(msgspec.json.encode(found))
-        fresh.replace(note)
+    with suppress(OutputError):  # a cache that cannot be written is slower, not wrong
+        make_folder(note.parent)
+        write_file(note, msgspec.json.encode(found))
     return found
 
 
