@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
+from polymerge.checkpoints.bounds import file_kind
 from polymerge.checkpoints.discovery import COMPANIONS, of_training
 from polymerge.checkpoints.hub import missing_remote, remote_of
 from polymerge.errors import CheckpointError, refuse, refuse_if_any
@@ -85,7 +85,7 @@ def unfit(path: Path, folder: Path) -> CheckpointError | None:
             )
         if not path.is_dir():
             if not path.is_file():
-                kind = _kind(path.stat().st_mode)
+                kind = file_kind(path.stat().st_mode)
                 return CheckpointError(f"{path}: is {kind} and no file, so it cannot be copied. Remove it.")
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     except OSError as error:
@@ -116,12 +116,6 @@ def _leads_out(link: Path, folder: Path) -> bool:
             among_shared = end.is_relative_to(shared) and _SHARED_BLOB.fullmatch(end.relative_to(shared).as_posix())
             return end.parent != repository / "blobs" and not among_shared
     return True
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISFIFO(mode):
-        return "a named pipe"
-    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def copy_files(files: Mapping[str, Path], folder: Path) -> None:

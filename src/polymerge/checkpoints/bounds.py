@@ -40,6 +40,7 @@ __all__ = [
     "TABLE_CELLS",
     "TENSORS",
     "TOKENIZER_BYTES",
+    "file_kind",
     "lines_of",
     "open_descriptor",
     "open_regular",
@@ -131,9 +132,13 @@ def open_descriptor(file: str | os.PathLike[str], flags: int = os.O_RDONLY) -> i
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        kind = next((name for is_one, name in _KINDS if is_one(mode)), "something else")
-        raise OSError(errno.EINVAL, f"it is {kind}, no regular file")
+        raise OSError(errno.EINVAL, f"it is {file_kind(mode)}, no regular file")
     return descriptor
+
+
+def file_kind(mode: int) -> str:
+    """What has this mode, and is neither a regular file nor a folder: `a named pipe`."""
+    return next((name for is_one, name in _KINDS if is_one(mode)), "something else")
 
 
 def read_bounded(file: Path, most: int) -> bytes:

@@ -113,11 +113,11 @@ def _selected(source: Source, said: Mapping[str, Any], run_all: RunAll) -> Selec
         deltas = source.read(index)
         if least > 0:
             kernels.keep_scored(deltas, kernels.variances(deltas)[0], least)
-        return kernels.dots(deltas)
+        return [kernels.dots(deltas[model : model + 1]).reshape(-1) for model in range(len(deltas))]
 
-    cells = [cell for block in run_all(squares, indices) for cell in block]
     total = sum(source.sizes)
-    return Selected(least, [fsum(cell[model, model] for cell in cells) / total for model in range(len(cells[0]))])
+    of_models = zip(*run_all(squares, indices), strict=True)
+    return Selected(least, [fsum(cell for cells in blocks for cell in cells) / total for blocks in of_models])
 
 
 class _Scores:
