@@ -10,7 +10,8 @@ import yaml
 from paths import ROOT
 from polymerge import read_recipe
 from polymerge.families import FAMILIES
-from polymerge.methods.table import ADAPTERS, METHODS, Parameter
+from polymerge.methods.method import Parameter
+from polymerge.methods.table import ADAPTERS, METHODS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -13,7 +13,8 @@ from polymerge.engine.statistics import STATISTICS
 from polymerge.errors import RecipeError
 from polymerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from polymerge.methods.consensus import nearswap, ram, ramplus_tl, sce
-from polymerge.methods.table import METHODS, Method, method_function
+from polymerge.methods.method import Method, method_function
+from polymerge.methods.table import METHODS
 
 Floats = NDArray[np.float32]
 EVERY = ("breadcrumbs", "breadcrumbs_ties", "sce", "nearswap", "ram", "ramplus_tl")

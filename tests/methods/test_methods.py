@@ -19,8 +19,9 @@ from polymerge.errors import RecipeError
 from polymerge.methods.dare import dare_linear, dare_ties
 from polymerge.methods.directions import arc_weights, slerp
 from polymerge.methods.kernels import encode, find_cutoffs, on_host
+from polymerge.methods.method import method_function
 from polymerge.methods.sums import linear, task_arithmetic
-from polymerge.methods.table import METHODS, method_function
+from polymerge.methods.table import METHODS
 from polymerge.methods.ties import kept, ties
 
 VECTORS = json.loads((GOLDEN / "vectors.json").read_text())

@@ -20,7 +20,8 @@ from polymerge.inference.live import LiveModel
 from polymerge.methods import table
 from polymerge.methods.kernels import Block, weighted_sum
 from polymerge.methods.lora import Factors, stack, truncate
-from polymerge.methods.table import METHODS, SHARED, Method, Parameter, method_function
+from polymerge.methods.method import Method, Parameter, method_function
+from polymerge.methods.table import METHODS, SHARED
 from running import cli, merged, raw, same_weights
 from tiny import build, perturbed
 

@@ -16,7 +16,7 @@ from polymerge.cli.streams import show
 from polymerge.errors import collecting, human_size
 
 if TYPE_CHECKING:
-    from polymerge.methods.table import Parameter
+    from polymerge.methods.method import Parameter
     from polymerge.planning.compare import AdapterPortrait, Joint, Portrait
 
 __all__ = ["families", "inspect", "methods"]

@@ -25,7 +25,8 @@ from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
-from polymerge.methods.table import METHODS, SHARED, method_function
+from polymerge.methods.method import method_function
+from polymerge.methods.table import METHODS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
 from polymerge.recipe.parameters import Setting

@@ -19,7 +19,8 @@ from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
 from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
-from polymerge.methods.table import METHODS, SHARED, method_function
+from polymerge.methods.method import method_function
+from polymerge.methods.table import METHODS, SHARED
 from polymerge.methods.weights import shares
 from polymerge.planning import Plan, Step
 from polymerge.planning.plan import PREFIX

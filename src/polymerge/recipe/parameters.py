@@ -11,7 +11,8 @@ from numbers import Real
 from typing import Any, Final, TypeAlias
 
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, shown
-from polymerge.methods.table import ADAPTERS, METHODS, Method, Parameter
+from polymerge.methods.method import Method, Parameter
+from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.methods.weights import cancel
 
 __all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters", "written_setting"]

@@ -10,7 +10,8 @@ from itertools import combinations
 from typing import Any
 
 from polymerge.errors import RecipeError, did_you_mean
-from polymerge.methods.table import METHODS, Parameter
+from polymerge.methods.method import Parameter
+from polymerge.methods.table import METHODS
 from polymerge.recipe.recipe import Override, Recipe
 
 __all__ = ["Axis", "Knob", "Roles", "Value", "axis_of", "turn"]

@@ -1,0 +1,128 @@
+"""The row of a merge method: what recipe, plan and executor ask of it, so that no code tests for its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+__all__ = ["Method", "Parameter", "method_function"]
+
+Value = float | bool | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter that a recipe can set for a method.
+
+    kind      number, count (a whole number from 1), flag (true or false) or choice
+    default   None if the recipe must set it, or if an optional parameter has no default
+    low, high the closed range of a number
+    choices   the accepted words of a choice
+    each      one value per model (a recipe may set it per model), else one for the merge
+    optional  whether it may be omitted or null, with a meaning of its own
+    between   a position from 0 to 1 between two models: counted from base_model if that is one of them, and the second
+              one's share if the recipe sets weights instead
+    """
+
+    name: str
+    kind: Literal["number", "count", "flag", "choice"]
+    default: Value | None = None
+    low: float = float("-inf")
+    high: float = float("inf")
+    choices: tuple[str, ...] = ()
+    each: bool = False
+    optional: bool = False
+    between: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: all properties of a method, so that no code tests for its name.
+
+    on           the function's input: the models' weights, their deltas from the base, or the factors of adapters
+    source       the paper
+    function     module:name of the function, imported only when a merge runs
+    parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
+                 and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
+    statistic    the statistic that the function needs beyond its block:
+                 cutoff and band (exact magnitude thresholds), gram (dot products of whole tensors), overlap (counts
+                 of changed entries) or selected (a threshold of variance, and squares)
+    span         the scope of a gram: each tensor, or everything merged
+    random       whether it draws random numbers, and so needs a key per model
+    models       the number of models that it takes, None for any number
+    scales       whether the function applies `scale` itself
+    additive     whether it is a weighted sum, and so gives the same result in any space
+    needs_rank   whether the function takes the rank of the output (methods on factors)
+    adds_ranks   whether the output's default rank is the sum of the adapters' ranks; else it is
+                 the largest of them (methods on factors)
+    equal_ranks  whether it only merges adapters of equal rank
+    takes_base   whether a method on weights works on deltas, like those that always do, if the recipe has a base_model
+    fewest       the smallest number of models that it takes
+    by_row       the flag, and its value, with which it compares row with row: it is then given blocks of whole rows and
+                 their `width` instead of a gram
+    not_offered  a combination of values that mergekit knows and we do not, and what to do instead
+    """
+
+    name: str
+    title: str
+    source: str
+    on: Literal["weights", "deltas", "factors", "nothing"]
+    function: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    statistic: Literal["cutoff", "gram", "band", "overlap", "selected"] | None = None
+    span: Literal["tensor", "model"] = "tensor"
+    random: bool = False
+    models: int | None = None
+    scales: bool = False
+    additive: bool = False
+    needs_rank: bool = False
+    adds_ranks: bool = False
+    equal_ranks: bool = False
+    takes_base: bool = False
+    fewest: int = 1
+    by_row: tuple[str, bool] | None = None
+    not_offered: tuple[Mapping[str, Value], str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.statistic == "cutoff" and not self.parameter("density"):
+            raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
+        if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
+            raise ValueError(f"{self.name}: only methods on factors know of ranks")
+
+    @property
+    def copies(self) -> bool:
+        """Whether it merges nothing and keeps the template's tensor."""
+        return self.on == "nothing"
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether it works on deltas from a base_model, if the recipe has one."""
+        return self.on == "deltas" or self.takes_base
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether it works on blocks of any numbers: weights, or coordinates of adapters."""
+        return self.on in ("weights", "deltas")
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether it has a parameter that is a position between two models."""
+        return any(parameter.between for parameter in self.parameters)
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether it also merges adapters: not with dot products of full tensors, nor with a fixed number of models."""
+        return self.statistic != "gram" and self.models is None
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The parameter of this name, or None."""
+        return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+
+def method_function(row: Method) -> Callable[..., Any]:
+    """Import and return the function of a row."""
+    module, _, name = row.function.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
