@@ -49,6 +49,7 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
         "recipe": dict(plan.recipe),
         "plan_hash": plan.hash,
         "seed": plan.seed,
+        **({"vocabulary": plan.to_json()["vocabulary"]} if plan.vocabulary is not None else {}),
         "inputs": [
             {
                 "label": entry.label,

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from polymerge.errors import human_size
-from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Scaled, Stacked, names_read
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Mean, Read, Rows, Scaled, Stacked, names_read
 from polymerge.families.rules import text_layer
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
@@ -20,6 +20,7 @@ from polymerge.planning.text_words import (
     plain,
     ranges,
     setting_words,
+    vocabulary_words,
 )
 
 __all__ = ["describe"]
@@ -63,6 +64,7 @@ def _inputs(plan: Plan) -> Iterator[str]:
         )
         yield from (f"    {name}: {became}" for name, became in entry.files.items())
     yield from beside_words(plan.beside)
+    yield from vocabulary_words(plan.vocabulary)
 
 
 def _settings(plan: Plan) -> Iterator[str]:
@@ -157,6 +159,8 @@ def expression(expr: Expr) -> str:
             return f"cat({expression(of[0])}, ..., {expression(of[-1])}: {len(of)} blocks)"
         case Concat(of):
             return f"cat({', '.join(map(expression, of))})"
+        case Mean(of):
+            return f"mean({', '.join(map(expression, of))})"
         case Stacked(Read(name), transposed):
             return f"{name}{'.T' if transposed else ''}"
         case Stacked(of, transposed):

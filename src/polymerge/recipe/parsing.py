@@ -16,13 +16,14 @@ from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.paths import because, given_path
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
 from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
+from polymerge.recipe.tokenizers import TOKENIZER_FIELDS, chat_template_of, tokenizer_source_of
 from polymerge.recipe.yaml_values import read_yaml
 
 __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches", "ignore", "overflow", "missing",
+    "dtype", "seed", "branches", "ignore", "overflow", "missing", *TOKENIZER_FIELDS,
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -32,9 +33,6 @@ _IGNORE: Final = "ignore has to be a list of globs on stored tensor names"
 _MERGEKIT: Final[Mapping[str, str]] = {
     "slices": "Layers are always taken in place; use overrides with layers to treat some of them differently",
     "modules": "Use parts and overrides",
-    "tokenizer_source": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
-    "tokenizer": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
-    "chat_template": "The output has the template's chat template",
     "out_dtype": "Use dtype",
 }
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
@@ -117,6 +115,8 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
         missing=_word(data, "missing", get_args(Missing)),
         overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
+        tokenizer_source=tokenizer_source_of(data),
+        chat_template=chat_template_of(data, None if isinstance(source, Mapping) else given_path(source).parent),
         unread=frozenset(unread),
         read=True,
     )

@@ -45,6 +45,8 @@ class Recipe:
     """A merge as the user requested it, field by field as in the recipe file.
 
     overflow globs on canonical names of tensors in which numbers may become infinite
+    tokenizer_source   base, union, or the model whose tokenizer the output has, with all tokens filled in
+    chat_template      auto, or the template itself
     read     whether it was read from a file or a mapping, and so checked; else it is checked when it is planned
     unread   fields that were refused on reading, for which follow-up errors are suppressed
     """
@@ -64,6 +66,8 @@ class Recipe:
     ignore: tuple[str, ...] = ()
     missing: Missing = "error"
     overflow: tuple[str, ...] = ()
+    tokenizer_source: str | None = None
+    chat_template: str | None = None
     read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
@@ -71,7 +75,7 @@ class Recipe:
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data in the form it is read from; fields with default values are omitted."""
     data: dict[str, Any] = {"merge_method": recipe.merge_method}
-    for name in ("template", "base_model", "dtype"):
+    for name in ("template", "base_model", "tokenizer_source", "chat_template", "dtype"):
         if getattr(recipe, name) is not None:
             data[name] = getattr(recipe, name)
     # of a recipe made in Python an entry may be a mere path, which reading it again makes right
