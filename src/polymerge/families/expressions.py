@@ -262,7 +262,9 @@ def expr_from_json(value: object) -> Expr:
         case {"rows": [int(start), int(stop)], "of": of, **rest} if not rest:
             return Rows(expr_from_json(of), start, stop)
         case {"concat": [_, *_] as blocks, **rest} if not rest:
-            return Concat(tuple(expr_from_json(block) for block in blocks))
+            return Concat(tuple(map(expr_from_json, blocks)))
+        case {"mean": [_, _, *_] as several, **rest} if not rest:
+            return Mean(tuple(map(expr_from_json, several)))
         case {"stacked": (str() | {"scaled": _}) as of, "transposed": bool(flip), **rest} if not rest:
             whole = expr_from_json(of)
             assert isinstance(whole, Read | Scaled)
