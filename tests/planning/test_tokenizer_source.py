@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import polymerge
-from adapters_made import PEFT_WARNINGS
+from adapters_made import PEFT_WARNINGS, adapter, llama
+from hub_standin import empty_cache
 from layouts import load, same_bits
 from polymerge.errors import Refused
 from polymerge.planning.text import describe
-from running import cli, recipe_file, weights
+from running import cli, fold, recipe_file, weights
 from vocabularies import EMBEDDING, HEAD, filled_in, listed, tokenizer_in, with_vocabulary
 
 pytestmark = PEFT_WARNINGS
@@ -168,10 +169,8 @@ def test_tokens_follow_the_template_s_those_of_vocabularies_first(tmp_path: Path
     record = json.loads((out.folder / "polymerge.json").read_text())["vocabulary"]
     assert [one["content"] for one in record["added"]] == ["x", "y", "<new>", "<end>", "<last>"]
     assert record["lenders"] == {"theirs": 3, "third": 2}
-    assert (
-        "Vocabulary: tokenizer_source union: the tokenizer of ours, 8 rows; 5 tokens added (3 of theirs, 2 of third)"
-        in ((out.folder / "README.md").read_text())
-    )
+    card = (out.folder / "README.md").read_text()
+    assert "the tokenizer of ours, 8 rows; 5 tokens added (3 of theirs, 2 of third)" in card
 
 
 def test_the_files_are_those_of_the_model_that_is_named(tmp_path: Path) -> None:
@@ -211,6 +210,83 @@ def test_a_written_plan_makes_the_same(four: list[Path], tmp_path: Path) -> None
               "0.5,0.5,0.5", "--tokenizer-source", "union", "-o", tmp_path / "again", "--no-verify")  # fmt: skip
     assert ran.status == 0, ran.err
     assert weights(tmp_path / "again") == weights(tmp_path / "one")
+
+
+# --- models with adapters, models on the hub
+
+
+def test_rows_that_an_adapter_changes_are_lent_as_it_changes_them(tmp_path: Path) -> None:
+    """Alone and in a mean: as if the adapter had been folded in before."""
+    tokens = [f"w{place}" for place in range(20)]
+    llama(0).save_pretrained(tmp_path / "base")
+    models = [folded_into(tmp_path, tokens)]
+    for seed, own in enumerate((tokens[:17], [*tokens[3:], "x"]), 1):
+        other = llama(seed)
+        other.resize_token_embeddings(len(own), mean_resizing=False)
+        other.save_pretrained(tmp_path / str(seed))
+        say_tokens(tmp_path / str(seed), own)
+        models.append(tmp_path / str(seed))
+    out, before = (
+        run(listed(*folders, weights=(0.5, 0.3, 0.2), tokenizer_source="union"), tmp_path / name, block=11)
+        for name, folders in (("out", [f"{tmp_path / 'base'}+{tmp_path / 'lora'}", *models[1:]]), ("before", models))
+    )
+    assert out.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.allclose(out[name], tensor, rtol=0, atol=1e-5), name
+    assert len(out[EMBEDDING]) == 21
+    assert not torch.allclose(out[EMBEDDING][18], load(tmp_path / "base")[EMBEDDING][18], atol=1e-2)
+
+
+def folded_into(folder: Path, tokens: Sequence[str]) -> Path:
+    adapter(folder / "lora", 5, target_modules=["embed_tokens", "q_proj"])
+    say_tokens(folder / "base", tokens)
+    return fold(folder / "base", folder / "lora", folder / "folded", "--no-verify")
+
+
+def say_tokens(folder: Path, tokens: Sequence[str]) -> None:
+    vocabulary = {"model": {"vocab": {token: place for place, token in enumerate(tokens)}}}
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", ["union", "a/theirs"])
+def test_tokenizers_on_the_hub_are_fetched(
+    source: str, four: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (four[1] / "generation_config.json").write_text(json.dumps({"top_k": 3}))
+    (four[1] / "chat_template.jinja").write_text("{{ theirs }}")
+    here = {"a/theirs": str(four[1])}.get(source, source)
+    expected = polymerge.merge(listed(*four[:3], tokenizer_source=here), tmp_path / "here", check=False).folder
+    with empty_cache(monkeypatch, tmp_path) as server:
+        for folder in four[:3]:
+            server.publish(f"a/{folder.name}", folder)
+        recipe = {
+            "merge_method": "linear", "tokenizer_source": source, "parameters": {"weight": 0.5},
+            "models": [f"a/{folder.name}" for folder in four[:3]],
+        }  # fmt: skip
+        out = polymerge.merge(recipe, tmp_path / "out", check=False).folder
+    for file in expected.iterdir():
+        if file.name not in ("polymerge.json", "README.md"):
+            assert (out / file.name).read_bytes() == file.read_bytes(), file.name
+    assert {file.name for file in out.iterdir()} == {file.name for file in expected.iterdir()}
+
+
+def test_verify_finds_an_added_token_with_another_number(tmp_path: Path) -> None:
+    """Which transformers would give it if a file that it reads first did not have the token."""
+    ours = with_vocabulary(tmp_path / "ours", 1, OURS, tokenizer_class="x")
+    theirs = with_vocabulary(tmp_path / "theirs", 2, THEIRS)
+    out = polymerge.merge(listed(ours, theirs, tokenizer_source="union"), tmp_path / "out", check=False).folder
+    said = json.loads((out / "tokenizer.json").read_text())
+    said["model"]["unk_token"] = "<unk>"
+    (out / "tokenizer.json").write_text(json.dumps({"version": "1.0", **said}))
+    (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    found = {one.check: one for one in polymerge.verify(out).findings}
+    assert found["processor"].passed, found["processor"].detail
+    (last,) = (one for one in said["added_tokens"] if one["content"] == "e")
+    last["content"] = "other"
+    (out / "tokenizer.json").write_text(json.dumps({"version": "1.0", **said}))
+    found = {one.check: one for one in polymerge.verify(out).findings}
+    assert not found["processor"].passed
+    assert "added token 'e' has the number" in found["processor"].detail
 
 
 # --- what cannot be right

@@ -66,7 +66,7 @@ def filled_in(
     return [torch.stack(own) for own in rows]
 
 
-def listed(*models: Path, weights: Sequence[float] = (), **more: Any) -> dict[str, Any]:
+def listed(*models: Path | str, weights: Sequence[float] = (), **more: Any) -> dict[str, Any]:
     """A recipe, linear if nothing else is said."""
     shares = weights or [0.5] * len(models)
     entries = [

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from polymerge.checkpoints.files import read_config
-from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tokenizer import AddedToken, read_added
 from polymerge.errors import PolymergeError, RecipeError, refuse
@@ -274,7 +273,7 @@ def _config(model: Model, file: str) -> Mapping[str, Any]:
     if file == _CONFIGS[0]:
         return model.checkpoint.config
     path = model.checkpoint.folder / file
-    if missing_remote(path) is not None:
+    if path.is_symlink():  # one that the hub has
         fetched(path)
     return read_config(path)
 

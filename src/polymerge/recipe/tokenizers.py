@@ -27,7 +27,7 @@ _PARTS_OF_TOKENIZER: Final = {
 }
 """What mergekit's `tokenizer` can hold beside `source`, and what to do instead."""
 
-_NAMED_TEMPLATES: Final = ("alpaca", "chatml", "exaone", "llama3", "mistral", "phi3", "phi4", "vicuna")
+_NAMED_TEMPLATES: Final = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 
 
 def tokenizer_source_of(data: Mapping[str, Any]) -> str | None:
