@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from low_rank import adapters, dense
 from polymerge.errors import RecipeError
 from polymerge.methods.lora import Factors, truncate
-from polymerge.methods.tsv import tsv
+from polymerge.methods.tsv import tsv, tsv_of_deltas
+from spectral import away, deltas_of
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 999)
@@ -105,3 +106,61 @@ def test_errors():
         tsv([], [], 4)
     with pytest.raises(RecipeError, match="that of adapter 0"):
         tsv([pairs[0], *adapters(0, out=7, ranks=(2,))], 1.0, 4)
+
+
+def literal_of_deltas(deltas, weight, count):
+    lefts, values, rights = [], [], []
+    for delta, number in zip(deltas, weight, strict=True):
+        u, s, v = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
+        lefts += list(u.T[:count])
+        values += list(number * s[:count])
+        rights += list(v[:count])
+    nearest = []
+    for vectors in (lefts, rights):
+        p, _, q = np.linalg.svd(np.array(vectors).T, full_matrices=False)
+        nearest.append(p @ q)
+    return nearest[0] @ np.diag(values) @ nearest[1].T
+
+
+@few
+@given(
+    seeds,
+    st.sampled_from([(13, 9), (9, 13), (8, 8)]),
+    st.lists(st.sampled_from([-1.0, 0.5, 2.0]), min_size=3, max_size=3),
+)
+def test_on_deltas_it_is_the_paper_s(seed, shape, weight):
+    deltas = deltas_of(seed, 3, *shape)
+    wanted = literal_of_deltas(deltas, weight, min(shape) // 3)
+    for dtype in (np.float32, np.float64):
+        assert away(tsv_of_deltas(deltas.astype(dtype), weight), wanted) < 1e-5
+    wanted = literal_of_deltas(deltas, weight, 2)
+    assert away(tsv_of_deltas(deltas.copy(), weight, 2.5 / min(shape)), wanted) < 1e-5
+    assert away(tsv_of_deltas(deltas.copy(), weight, ranks=[2, 2, 2]), wanted) < 1e-5
+
+
+@few
+@given(seeds, st.permutations(range(3)))
+def test_on_deltas_order_does_not_matter(seed, order):
+    deltas, weight = deltas_of(seed), [0.5, 1.0, -2.0]
+    assert away(tsv_of_deltas(deltas[order], [weight[i] for i in order]), tsv_of_deltas(deltas.copy(), weight)) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7)])
+def test_on_deltas_one_model_is_itself(shape):
+    deltas = deltas_of(1, 1, *shape)
+    assert away(tsv_of_deltas(deltas.copy()), deltas[0]) < 1e-6
+
+
+def test_on_deltas_equal_models_are_one_and_blank_ones_push_nobody_aside():
+    (delta,) = deltas_of(2, 1, 12, 9, rank=3)
+    blank = np.zeros_like(delta)
+    assert away(tsv_of_deltas(np.stack([delta] * 3)), delta) < 1e-5
+    assert away(tsv_of_deltas(np.stack([delta] * 3), [1.0, 0.5, 0.0]), 0.75 * delta) < 1e-5
+    assert away(tsv_of_deltas(np.stack([delta, blank]), share=0.5), delta) < 1e-5
+    assert not tsv_of_deltas(np.stack([blank, blank])).any()
+
+
+def test_more_models_than_components_keep_none_unless_a_share_is_said():
+    deltas = deltas_of(3, 5, 4, 3)
+    assert not tsv_of_deltas(deltas.copy()).any()
+    assert np.isfinite(tsv_of_deltas(deltas.copy(), share=1.0)).all()
