@@ -7,8 +7,8 @@ add up in float64. Singular vectors have no sign of their own: what is returned 
 Float32 matrices are decomposed by the eigenvectors of the Gram matrix in float64, which squares the condition. This
 costs a tenth of an SVD, and less accuracy than rounding the matrix to float32 did: where s is a singular value and s1
 the largest, its vectors turn by up to about eps64 s1^2 / (2 s gap) here and eps32 s1 / gap there, so the first is the
-smaller down to s = 2^-23 s1. Below that they are noise in both, and count as zero. Float64 matrices (small ones: the
-cores of adapters) are decomposed by SVD.
+smaller down to s = 2^-23 s1. Below that they are noise in both, and count as zero. Small float64 matrices, such as the
+cores of adapters, are decomposed by SVD.
 """
 
 from __future__ import annotations
@@ -19,13 +19,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.methods.lora import Wide
+from polymerge.methods.lora import EXACT, Wide
 
-__all__ = ["Components", "Matrix", "add_up", "components", "gram_of_columns", "multiply", "polar_roots", "tall"]
+__all__ = [
+    "NOTHING",
+    "Components",
+    "Matrix",
+    "add_up",
+    "components",
+    "dots_of_columns",
+    "eigen",
+    "gram_of_columns",
+    "multiply",
+    "polar_roots",
+    "square_of",
+    "tall",
+]
 
 Matrix = NDArray[Any]
 """Float32 or float64, [m, n] with m >= n, perhaps a transposed view."""
 
+NOTHING = 2.0**-23
+"""Singular values up to this share of the largest are rounding of float32."""
 ROWS = 1 << 20
 """Entries of a matrix that are widened to float64 at a time."""
 
@@ -51,27 +66,27 @@ def tall(deltas: Matrix) -> Matrix:
     return deltas if deltas.shape[-2] >= deltas.shape[-1] else deltas.swapaxes(-1, -2)
 
 
-def components(matrix: Matrix, most: int | None = None) -> Components:
+def components(matrix: Matrix, most: int | None = None, least: float = 0.0) -> Components:
     """The `most` largest components of a matrix, without those that are zero up to rounding.
 
     Zero is what does not exceed 2^-23 of the largest singular value, or the rounding of a Gram matrix if that is more.
 
     matrix   [m, n], finite
     most     default: all
+    least    singular values up to this one are zero as well, for a matrix that is the difference of larger ones
     returns  at most `most` components, none for a matrix of zeros
     """
-    if matrix.dtype == np.float64:
+    if matrix.dtype == np.float64 and matrix.shape[1] <= EXACT:
         _, s, right = np.linalg.svd(matrix, full_matrices=False)
-        v, least = right.T, 2.0**-23
+        v, least = right.T, max(least, NOTHING * s[0])
     else:
-        s, v = _descending(gram_of_columns([matrix]))
-        least = _least(len(s))
-    count = int(np.count_nonzero(s > s[:1] * least))
+        s, v = eigen(gram_of_columns([matrix]))
+    count = int(np.count_nonzero(s > least))
     count = count if most is None else min(most, count)
     return Components(s[:count], np.ascontiguousarray(v[:, :count]))
 
 
-def gram_of_columns(matrices: Sequence[Matrix]) -> Wide:
+def gram_of_columns(matrices: Matrix | Sequence[Matrix]) -> Wide:
     """The dot products, in float64, of all columns of matrices [m, k_t] side by side."""
     size = sum(matrix.shape[1] for matrix in matrices)
     total: Wide = np.zeros((size, size))
@@ -81,13 +96,28 @@ def gram_of_columns(matrices: Sequence[Matrix]) -> Wide:
     return total
 
 
-def multiply(matrices: Sequence[Matrix], right: Wide, out: Matrix) -> None:
+def dots_of_columns(matrices: Matrix | Sequence[Matrix], others: Matrix | Sequence[Matrix]) -> Wide:
+    """The dot products, in float64, of columns with columns: of matrices [m, k_t] and others [m, l_t] side by side."""
+    total: Wide = np.zeros((sum(x.shape[1] for x in matrices), sum(x.shape[1] for x in others)))
+    for rows in _blocks([*matrices, *others]):
+        total += _wide(matrices, rows).T @ _wide(others, rows)
+    return total
+
+
+def square_of(matrix: Matrix) -> float:
+    """The squared Frobenius norm, in float64."""
+    return float(sum(np.square(matrix[rows], dtype=np.float64).sum() for rows in _blocks([matrix])))
+
+
+def multiply(matrices: Matrix | Sequence[Matrix], right: Wide, out: Matrix, plus: Matrix | None = None) -> None:
     """Multiply matrices [m, k_t], side by side, by `right` [sum of k_t, n], into `out` [m, n], rounded once.
 
-    `out` may share its memory with the matrices, row by row.
+    plus  [m, n]  is added
+    out   may share its memory with any of the others, row by row
     """
     for rows in _blocks([*matrices, out]):
-        out[rows] = _wide(matrices, rows) @ right
+        block = _wide(matrices, rows) @ right
+        out[rows] = block if plus is None else block + plus[rows]
 
 
 def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[float] | None = None) -> None:
@@ -107,11 +137,15 @@ def polar_roots(gram: Wide) -> tuple[Wide, Wide]:
     orthonormal columns (P Q^T for P C Q^T). Where columns depend on each other up to rounding, what they lack stays
     zero, where an SVD has arbitrary vectors.
     """
+    s, q = eigen(gram)
+    return (q * s) @ q.T, (q / s) @ q.T
+
+
+def eigen(gram: Wide) -> tuple[Wide, Wide]:
+    """The roots of the eigenvalues of a Gram matrix, largest first, and the eigenvectors, without those of zero."""
     s, q = _descending(gram)
-    keep = s > s[:1] * _least(len(s))
-    inverse = np.divide(1.0, s, out=np.zeros_like(s), where=keep)
-    s = np.where(keep, s, 0.0)
-    return (q * s) @ q.T, (q * inverse) @ q.T
+    count = int(np.count_nonzero(s > s[:1] * _least(len(s))))
+    return s[:count], q[:, :count]
 
 
 def _descending(gram: Wide) -> tuple[Wide, Wide]:
@@ -122,14 +156,14 @@ def _descending(gram: Wide) -> tuple[Wide, Wide]:
 
 def _least(size: int) -> float:
     """Singular values of a Gram matrix up to this share of the largest are rounding."""
-    return max(2.0**-23, float(np.sqrt(size * np.finfo(np.float64).eps)))
+    return max(NOTHING, float(np.sqrt(size * np.finfo(np.float64).eps)))
 
 
-def _wide(matrices: Sequence[Matrix], rows: slice) -> Wide:
+def _wide(matrices: Matrix | Sequence[Matrix], rows: slice) -> Wide:
     return np.concatenate([matrix[rows] for matrix in matrices], axis=1, dtype=np.float64)
 
 
-def _blocks(matrices: Sequence[Matrix]) -> Iterator[slice]:
+def _blocks(matrices: Matrix | Sequence[Matrix]) -> Iterator[slice]:
     width = max(1, *(matrix.shape[1] for matrix in matrices))
     rows = max(1, ROWS // width)
     for start in range(0, len(matrices[0]), rows):
