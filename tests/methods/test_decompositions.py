@@ -11,8 +11,9 @@ from polymerge.methods.decompositions import (
     add_up,
     components,
     gram_of_columns,
+    inverse_root,
     multiply,
-    polar_roots,
+    orthogonal,
     tall,
 )
 
@@ -72,12 +73,13 @@ def test_what_is_rounding_counts_as_zero():
 def test_the_polar_factor_is_that_of_an_svd(seed, n, copies):
     columns = np.random.default_rng(seed).standard_normal((12, n))
     columns = np.concatenate([columns, columns[:, :copies]], axis=1)
-    root, inverse = polar_roots(columns.T @ columns)
-    p, s, q = np.linalg.svd(columns, full_matrices=False)
+    inverse = inverse_root(columns.T @ columns)
+    p, _, q = np.linalg.svd(columns, full_matrices=False)
     rank = min(12, n)
     np.testing.assert_allclose(columns @ inverse, p[:, :rank] @ q[:rank], atol=1e-6)
-    np.testing.assert_allclose(root, (q.T * s) @ q, atol=1e-6)
-    np.testing.assert_allclose(root @ root, columns.T @ columns, atol=1e-6)
+    parts = [columns[:, :1], columns[:, 1:]]
+    np.testing.assert_allclose(orthogonal(parts), columns @ inverse, atol=1e-12)
+    assert not parts
 
 
 def test_products_do_not_depend_on_layout_and_may_be_in_place():

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from polymerge.errors import RecipeError
-from polymerge.methods.decompositions import Matrix, components, gram_of_columns, multiply, polar_roots, tall
+from polymerge.methods.decompositions import Matrix, components, eigen, gram_of_columns, multiply, tall
 from polymerge.methods.lora import Wide
 
 __all__ = ["Smoothing", "dc_merge"]
@@ -62,20 +62,31 @@ def dc_merge(
         rights.append(found.v)
         values.append(_smoothed(found.s, smoothing, rho))
     right = np.concatenate(rights, axis=1)
-    (of_left, to_left), (of_right, to_right) = (polar_roots(gram) for gram in (gram_of_columns(lefts), right.T @ right))
+    rights.clear()
+    of_left, to_left = _roots(gram_of_columns(lefts))
+    of_right, to_right = _roots(right.T @ right)
+    right = right @ to_right
     ends = np.cumsum([0, *(len(s) for s in values)])
     places = [slice(start, stop) for start, stop in pairwise(ends)]
     voters: list[list[Wide]] = [[] for _ in places]
     for s, own in zip(values, places, strict=True):
-        middle = _largest((of_left[:, own] * s) @ of_right[:, own].T, max(1, int(keep * size**2)))
+        middle = (of_left[:, own] * s) @ of_right[:, own].T
+        least = _cutoff(middle, max(1, int(keep * size**2)))
         for at, voter in zip(places, voters, strict=True):
-            voter.append(middle[at, at])
+            block = middle[at, at]
+            voter.append(np.where(np.abs(block) >= least, block, 0.0))
     joined = np.zeros_like(of_left)
     for at, voter in zip(places, voters, strict=True):
         joined[at, at] = _elected(np.stack(voter))
-    multiply(lefts, to_left @ joined @ (right @ to_right).T, stack[0])
+    multiply(lefts, to_left @ joined @ right.T, stack[0])
     merged: Matrix = deltas[0]
     return merged
+
+
+def _roots(gram: Wide) -> tuple[Wide, Wide]:
+    """The square root of a Gram matrix and its inverse, without the directions that are zero up to rounding."""
+    s, q = eigen(gram)
+    return (q * s) @ q.T, (q / s) @ q.T
 
 
 def _smoothed(s: Wide, smoothing: Smoothing, rho: float) -> Wide:
@@ -86,13 +97,13 @@ def _smoothed(s: Wide, smoothing: Smoothing, rho: float) -> Wide:
     return smooth
 
 
-def _largest(matrix: Wide, count: int) -> Wide:
-    """The `count` entries of largest magnitude, and all that equal the least of them up to rounding; zero elsewhere."""
+def _cutoff(matrix: Wide, count: int) -> float:
+    """The magnitude of the `count`-th largest entry, or a little less."""
     if count >= matrix.size:
-        return matrix
-    sizes = np.abs(matrix)
-    cutoff = np.partition(sizes, -count, axis=None)[-count]
-    return np.where(sizes >= cutoff * (1 - SAME), matrix, 0.0)
+        return 0.0
+    sizes = np.abs(matrix.reshape(-1), dtype=np.float32, casting="same_kind")
+    sizes.partition(-count)
+    return float(sizes[-count]) * (1 - SAME)
 
 
 def _elected(blocks: Wide) -> Wide:

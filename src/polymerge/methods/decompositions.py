@@ -1,8 +1,9 @@
 """Singular values and vectors of deltas, and what follows of them, for methods that need whole matrices.
 
 The matrices are long and float32, so all that is formed beside them has the size of their smaller side: a Gram matrix,
-its eigenvectors, and the matrix `right` that a method multiplies a delta with. Products take some rows at a time and
-add up in float64. Singular vectors have no sign of their own: what is returned is to be used such that theirs cancels.
+its eigenvectors (while they are computed, five matrices of that size in float64), and the matrix `right` that a method
+multiplies a delta with. Products take some rows at a time and add up in float64. Singular vectors have no sign of their
+own: what is returned is to be used such that theirs cancels.
 
 Float32 matrices are decomposed by the eigenvectors of the Gram matrix in float64, which squares the condition. This
 costs a tenth of an SVD, and less accuracy than rounding the matrix to float32 did: where s is a singular value and s1
@@ -30,8 +31,9 @@ __all__ = [
     "dots_of_columns",
     "eigen",
     "gram_of_columns",
+    "inverse_root",
     "multiply",
-    "polar_roots",
+    "orthogonal",
     "square_of",
     "tall",
 ]
@@ -130,15 +132,24 @@ def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[fl
         out[rows] = total
 
 
-def polar_roots(gram: Wide) -> tuple[Wide, Wide]:
-    """The square root of a Gram matrix and the inverse of it, both symmetric.
+def inverse_root(gram: Wide) -> Wide:
+    """The inverse of the square root of a Gram matrix, symmetric.
 
-    The inverse, right of the columns that the Gram matrix is of, gives their polar factor: the nearest matrix with
-    orthonormal columns (P Q^T for P C Q^T). Where columns depend on each other up to rounding, what they lack stays
-    zero, where an SVD has arbitrary vectors.
+    Right of the columns that the Gram matrix is of, it gives their polar factor: the nearest matrix with orthonormal
+    columns (P Q^T for P C Q^T). Where columns depend on each other up to rounding, what they lack stays zero, where an
+    SVD has arbitrary vectors.
     """
     s, q = eigen(gram)
-    return (q * s) @ q.T, (q / s) @ q.T
+    inverse: Wide = (q / s) @ q.T
+    return inverse
+
+
+def orthogonal(columns: list[Wide]) -> Wide:
+    """The nearest matrix with orthonormal columns to columns side by side, which are taken out of the list."""
+    joined = np.concatenate(columns, axis=1)
+    columns.clear()
+    nearest: Wide = joined @ inverse_root(joined.T @ joined)
+    return nearest
 
 
 def eigen(gram: Wide) -> tuple[Wide, Wide]:

@@ -12,8 +12,9 @@ from polymerge.methods.decompositions import (
     components,
     dots_of_columns,
     gram_of_columns,
+    inverse_root,
     multiply,
-    polar_roots,
+    orthogonal,
     square_of,
     tall,
 )
@@ -66,7 +67,7 @@ def iso_cts(deltas: Matrix, common_space_fraction: float = 0.8) -> Matrix:
     count = len(shared.s)
     multiply([common], shared.to_left, common[:, :count])
     common = common[:, :count]
-    lefts, rights, strengths = [], [shared.v], [shared.s]
+    lefts, rights, strengths = [common], [shared.v], [shared.s]
     for matrix in stack:
         rounding = 4 * NOTHING * float(np.sqrt(square_of(matrix)))
         if stack is deltas:
@@ -79,10 +80,8 @@ def iso_cts(deltas: Matrix, common_space_fraction: float = 0.8) -> Matrix:
         lefts.append(left)
         rights.append(found.v)
         strengths.append(found.s)
-    lefts.insert(0, common)
-    right = np.concatenate(rights, axis=1)
-    of_left, of_right = (polar_roots(gram)[1] for gram in (gram_of_columns(lefts), right.T @ right))
-    mean = np.concatenate(strengths).sum() / size
-    multiply(lefts, mean * of_left @ (right @ of_right).T, stack[0])
+    right = orthogonal(rights)
+    right *= np.concatenate(strengths).sum() / size
+    multiply(lefts, inverse_root(gram_of_columns(lefts)) @ right.T, stack[0])
     merged: Matrix = deltas[0]
     return merged

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polymerge.methods.decompositions import Matrix, components, gram_of_columns, multiply, polar_roots, tall
+from polymerge.methods.decompositions import (
+    Matrix,
+    components,
+    gram_of_columns,
+    inverse_root,
+    multiply,
+    orthogonal,
+    tall,
+)
 from polymerge.methods.lora import Decomposition, Factors, Wide, check_rank, check_shapes, decompose, narrow
 from polymerge.methods.weights import PerModel, per_model
 
@@ -73,7 +81,7 @@ def tsv_of_deltas(
     stack = tall(deltas)
     size = stack.shape[-1]
     most = [size // len(deltas) if share is None else int(share * size)] * len(deltas) if ranks is None else ranks
-    lefts, rights, values = [], [], []
+    lefts, rights, values = [], list[Wide](), []
     for matrix, number, count in zip(stack, weights, most, strict=True):
         found = components(matrix, count if number else 0)
         left = matrix[:, : len(found.s)]
@@ -81,9 +89,8 @@ def tsv_of_deltas(
         lefts.append(left)
         rights.append(found.v)
         values.append(number * found.s)
-    right = np.concatenate(rights, axis=1)
-    of_left, of_right = (polar_roots(gram)[1] for gram in (gram_of_columns(lefts), right.T @ right))
-    multiply(lefts, (of_left * np.concatenate(values)) @ (right @ of_right).T, stack[0])
+    right = orthogonal(rights)
+    multiply(lefts, (inverse_root(gram_of_columns(lefts)) * np.concatenate(values)) @ right.T, stack[0])
     merged: Matrix = deltas[0]
     return merged
 

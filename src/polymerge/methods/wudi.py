@@ -55,31 +55,28 @@ def optmerge(deltas: Matrix, *, ranks: Sequence[int] | None = None) -> Matrix:
     """
     stack = tall(deltas)
     models, _, size = stack.shape
-    start = np.empty_like(stack[0])
-    add_up(stack, start, [1 / models] * models)
-    norms = [np.sqrt(square_of(matrix)) or 1.0 for matrix in stack]
-    found = [components(matrix, most) for matrix, most in zip(stack, ranks or [size // models] * models, strict=True)]
-    parts = [matrix[:, : len(one.s)] for matrix, one in zip(stack, found, strict=True)]
-    if stack is deltas:
-        rights = np.concatenate([one.v * (one.s / norm) for one, norm in zip(found, norms, strict=True)], axis=1)
-        minimum, stay = _progress(rights.T @ rights)
-        for matrix, one, norm, part in zip(stack, found, norms, parts, strict=True):
-            multiply([matrix], one.v * (one.s / norm), part)
-        # the rows of the blocks that a T_t is multiplied with: S V^T / |D_t| times the basis
-        dots = [
-            (one.s / norm)[:, None] * (one.v.T @ rights) @ minimum @ rights.T
-            for one, norm in zip(found, norms, strict=True)
-        ]
-        multiply([start, *parts], np.concatenate([-rights @ stay @ rights.T, *dots]), stack[0], plus=start)
-    else:
-        lefts = np.concatenate([one.v * (one.s**2 / norm) for one, norm in zip(found, norms, strict=True)], axis=1)
-        for matrix, one, norm, part in zip(stack, found, norms, parts, strict=True):
-            multiply([matrix], one.v / norm, part)
-        gram = gram_of_columns(parts)
-        minimum, stay = _progress(gram)
-        there = lefts @ gram @ minimum - dots_of_columns([start], parts) @ stay
-        multiply(parts, there.T, stack[0], plus=start)
+    x = np.empty_like(stack[0])
+    add_up(stack, x, [1 / models] * models)
+    parts, smalls = [], []
+    for matrix, most in zip(stack, ranks or [size // models] * models, strict=True):
+        norm = np.sqrt(square_of(matrix)) or 1.0
+        found = components(matrix, most)
+        part = matrix[:, : len(found.s)]
+        # of the basis B = [V S / |D_t|] and the other side, U S^2 / |D_t|, one is long
+        multiply([matrix], found.v * (found.s / norm) if stack is deltas else found.v / norm, part)
+        parts.append(part)
+        smalls.append(found.v * ((found.s if stack is deltas else found.s**2) / norm))
+    small = np.concatenate(smalls, axis=1)
+    smalls.clear()
+    gram = small.T @ small if stack is deltas else gram_of_columns(parts)
+    minimum, stay = _progress(gram)
     merged: Matrix = deltas[0]
+    if stack is deltas:
+        multiply([x], small @ -stay @ small.T, x, plus=x)
+        multiply(parts, gram @ minimum @ small.T, merged, plus=x)
+    else:
+        there = small @ gram @ minimum - dots_of_columns([x], parts) @ stay
+        multiply(parts, there.T, stack[0], plus=x)
     return merged
 
 
