@@ -100,8 +100,10 @@ class PieceBlocks:
 
         raises CheckpointError if a value is not finite.
         """
-        start = index * self._block
-        count = self.sizes[index]
+        return self.read_at(index * self._block, self.sizes[index])
+
+    def read_at(self, start: int, count: int) -> Block:
+        """Read `count` elements from `start` on; otherwise as `read`."""
         if self._as_bits:
             return self._read_bits(start, count)
         rows = self._workspace.values(len(self._runs), count, self.precision)
@@ -112,6 +114,14 @@ class PieceBlocks:
             return Block(rows, None, start)
         base = rows[-1]
         return Block(kernels.subtract(rows[:-1], base), base, start)
+
+    def empty(self, rows: int, count: int) -> Array:
+        """An uninitialised array [rows, count] of the precision of blocks, on their device."""
+        return self._workspace.device.empty((rows, count), self.precision)
+
+    def numbers(self, values: Array) -> Array:
+        """An array with these values in the precision of blocks, on their device."""
+        return self._workspace.device.numbers(values, self.precision)
 
     def _read_bits(self, start: int, count: int) -> Block:
         """Read a block of BF16 numbers as raw bits."""

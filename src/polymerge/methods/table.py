@@ -1,13 +1,14 @@
 """The merge methods as data: the properties that recipe and plan use, without importing the functions.
 
-To add a method, write its function and add a row here. The function is called with a block of numbers first, which
-it may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with `pairs`,
-the factors of adapters, for `on="factors"`. The row's parameters follow by name, without those of
-`SHARED`; then, by keyword, what the row requires: `cutoff` or `gram` (`statistic`), `width` (`by_row`), `keys` and
-`start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the
-executor scales and adds to the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the
-operations in `methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the
-README's table of methods needs a row, too.
+To add a method, write its function and add a row here. The function is called with a block of numbers first, which it
+may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with whole
+matrices, `deltas` [model, m, n], for `on="matrices"`; or with `pairs`, the factors of adapters, for `on="factors"`. The
+row's parameters follow by name, without those of `SHARED`; then, by keyword, what the row requires: `cutoff` or `gram`
+(`statistic`), `width` (`by_row`), `keys` and `start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged
+weights, or the merged delta, which the executor scales and adds to the base; of matrices [m, n], which may lie in the
+memory of `deltas`. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the operations in
+`methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the README's table
+of methods needs a row, too.
 """
 
 from __future__ import annotations
