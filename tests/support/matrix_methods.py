@@ -4,7 +4,7 @@ made equal to the largest one's half. It cannot be had from parts of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,14 @@ ROW = Method(
 )
 
 
+CALLED: list[Callable[[tuple[int, ...]], None]] = []
+"""Called with the shape of the deltas at the beginning of each call of `levelled`."""
+
+
 def levelled(deltas: Any, weight: Sequence[float], share: float = 0.5) -> Any:
     """Weighted sum U S V^T of `deltas` [model, m, n] -> share * max(S) U V^T, of the directions that it has."""
+    for function in CALLED:
+        function(tuple(deltas.shape))
     total = sum(float(number) * np.asarray(delta, np.float64) for number, delta in zip(weight, deltas, strict=True))
     u, s, v = np.linalg.svd(total, full_matrices=False)
     count = int(np.count_nonzero(s > s[0] * 1e-6))

@@ -17,8 +17,9 @@ from polymerge.dtypes import byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, TransposedWriter, extents
+from polymerge.engine.finished import Finished
 from polymerge.engine.lora_modules import ModuleMerger
-from polymerge.engine.matrix_merger import merge_matrix
+from polymerge.engine.matrix_merger import MatrixMerger, files_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, silent
@@ -71,6 +72,7 @@ class Execution:
     entries, device, threads, block   as in `execute`
     again    whether more plans will follow, so that caching tensor locations pays off
     memory   the content of input files that exist only in memory
+    finished matrices that an earlier run of the plan has written
     """
 
     def __init__(
@@ -82,9 +84,10 @@ class Execution:
         block: int = BLOCK,
         again: bool = False,
         memory: Mapping[Path, memoryview] | None = None,
+        finished: Finished | None = None,
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
-        self.pool = Pool(threads)
+        self.pool, self.finished = Pool(threads), finished
         self.workspace = Workspace(device)
         self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
@@ -274,13 +277,11 @@ class Execution:
         blocks = self._laid_out(step, piece, size)
         origin = replace(piece, reads=(piece.base,), inputs=(self.plan.base,), base=None)
         base, rows = self._laid_out(step, origin, size), self.rounded.rows(step, piece)
+        files = files_of(self.plan, piece, self.entries)
+        merger = MatrixMerger(step, piece, setting, matrices, blocks, base, rows, size, files, self.finished)
         for number in range(matrices.count):
-            self.pool.submit_large(
-                matrices.rows * matrices.columns * rows.width,
-                matrices.room,
-                merge_matrix,
-                setting, number, matrices, blocks, base, rows.put, size,
-            )  # fmt: skip
+            written = matrices.rows * matrices.columns * rows.width
+            self.pool.submit_large(written, matrices.room, merger.run, number)
 
     def _places(self, piece: Piece) -> Sequence[int]:
         """The indices in the recipe of the models that a piece is merged from."""

@@ -49,23 +49,36 @@ class RoundedRows:
         self._row_size = byte_count(step.dtype, step.row_shape)
         self._beginnings = begins(stop - start for start, stop in piece.rows)
 
-    def put(self, start: int, result: Any) -> None:
-        """Round merged numbers [n] once and write them, from element `start` on; from any thread."""
-        to, step, device = self._to, self._step, self._to.workspace.device
-        raw = to.workspace.raw("write", result.shape[0] * self.width)
+    @property
+    def workspace(self) -> Workspace:
+        """Where its buffers are."""
+        return self._to.workspace
+
+    def put(self, start: int, result: Any) -> memoryview:
+        """Round merged numbers [n] once and write them, from element `start` on; from any thread.
+
+        returns their bytes, which are valid until this thread's next call
+        """
+        device = self.workspace.device
+        raw = self.workspace.raw("write", result.shape[0] * self.width)
         encoded = device.beside(raw)
-        finite = kernels.encode(result, step.dtype, encoded)
+        finite = kernels.encode(result, self._step.dtype, encoded)
         device.download(encoded, raw)
-        view, done = device.view(raw), 0
+        view = device.view(raw)
         if not finite:
-            to.overflow.count(self._piece.canonical, step.name, step.dtype, view)
-        rows, row_size = self._piece.rows, self._row_size
+            self._to.overflow.count(self._piece.canonical, self._step.name, self._step.dtype, view)
+        self.write(start, view)
+        return view
+
+    def write(self, start: int, view: memoryview) -> None:
+        """Write the bytes of elements, from element `start` on; from any thread."""
+        rows, row_size, done = self._piece.rows, self._row_size, 0
         for first, last in _within(rows, self._beginnings, row_size, start * self.width, len(view)):
             part = view[done : done + last - first]
-            if step.transposed:
-                to.transposed.put(step, first // row_size, part)
+            if self._step.transposed:
+                self._to.transposed.put(self._step, first // row_size, part)
             else:
-                to.write(step.name, part, first)
+                self._to.write(self._step.name, part, first)
             done += last - first
 
 
