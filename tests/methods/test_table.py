@@ -29,6 +29,8 @@ pytestmark = PEFT_WARNINGS
 
 
 BLOCKS = {"deltas": "deltas", "matrices": "deltas", "weights": "models", "factors": "pairs"}
+UNSAID = {"stepwise", "share", "ranks"}
+"""Keywords that no row asks for: what only plans say, and what only callers from Python may."""
 FUNCTIONS = [(row, False) for row in METHODS.values() if not row.copies]
 FUNCTIONS += [(row, True) for row in METHODS.values() if row.of_factors]
 
@@ -38,15 +40,15 @@ def test_a_row_and_its_function_agree(row: Method, of_factors: bool) -> None:
     function = inspect.signature(method_function(row, of_factors=of_factors)).parameters
     block, *others = function
     assert block == BLOCKS["factors" if of_factors else row.on]
-    told = [name for name in others if function[name].kind is inspect.Parameter.KEYWORD_ONLY or name == "rank"]
+    by_keyword = [name for name in others if function[name].kind is inspect.Parameter.KEYWORD_ONLY]
     own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
-    assert [name for name in others if name not in told] == [parameter.name for parameter in own]
+    assert [name for name in others if name not in by_keyword] == [parameter.name for parameter in own]
     wanted = [row.statistic] if row.statistic else []
     wanted += ["width"] if row.by_row else []
     wanted += ["keys", "start"] if row.random else []
     wanted += ["rank"] if row.needs_rank and (of_factors or row.on == "factors") else []
     wanted += ["ranks"] if row.takes_ranks and not of_factors else []
-    assert [name for name in told if name != "stepwise"] == wanted  # which plans say, and recipes cannot
+    assert [name for name in by_keyword if name in wanted or name not in UNSAID] == wanted
     for parameter in own:
         default = function[parameter.name].default
         needed = parameter.default is None and not parameter.optional

@@ -16,6 +16,7 @@ from polymerge.errors import RecipeError
 from polymerge.methods.weights import per_model
 
 __all__ = [
+    "EXACT",
     "Cores",
     "Decomposition",
     "Factors",
