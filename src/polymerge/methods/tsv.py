@@ -21,7 +21,7 @@ from polymerge.methods.weights import PerModel, per_model
 __all__ = ["tsv", "tsv_of_deltas"]
 
 
-def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
+def tsv(pairs: Sequence[Factors], weight: PerModel = 1.0, *, rank: int) -> Factors:
     """Sum the largest singular directions of each adapter, orthogonalised across the adapters.
 
     Gargiulo et al. 2025, arXiv:2412.00081 (CVPR 2025), TSV-Merge: of T updates U_i S_i V_i^T each keeps its largest
@@ -59,7 +59,7 @@ def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
 
 
 def tsv_of_deltas(
-    deltas: Matrix, weight: PerModel = 1.0, share: float | None = None, *, ranks: Sequence[int] | None = None
+    deltas: Matrix, weight: PerModel = 1.0, *, share: float | None = None, ranks: Sequence[int] | None = None
 ) -> Matrix:
     """Sum the largest singular directions of each delta, orthogonalised across the models.
 
