@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from polymerge.checkpoints.hub import companions, missing_remote
 from polymerge.checkpoints.tokenizer import TOKENIZER
@@ -24,8 +24,19 @@ __all__ = ["Taken", "Vocabularies", "outside", "runs", "vocabulary_notes"]
 _SHOWN: Final = 2
 """Number of mismatched rows that a warning shows."""
 
-_Origin: TypeAlias = tuple[tuple[Model, int], ...]
-"""Where a row comes from: the row of one model, or those of several whose mean it is."""
+
+@dataclass
+class _Block:
+    """Rows that come from rows of one model, `count` from its start on, or are the mean of such rows of several."""
+
+    models: tuple[Model, ...]
+    starts: tuple[int, ...]
+    count: int = 1
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The row that would come next in each model."""
+        return tuple(start + self.count for start in self.starts)
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Vocabularies:
         self._chosen = chosen if chosen is not None and not chosen.agrees else None
         self._inputs, self._base = inputs, base
         self.filled: dict[str, dict[str, int]] = {}
+        self._known: dict[Hashable, tuple[Ranges, dict[Model, list[_Block]]]] = {}
         # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
         self._by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
         self._unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
@@ -112,22 +124,10 @@ class Vocabularies:
 
         As in mergekit those are the base's, else the mean of all that have the token.
         """
-        held = {model: self._tokens.places(model, count) for model, count in zip(readers, counts, strict=True)}
-        origins: dict[Model, list[_Origin]] = {model: [] for model in held}
-        rows: list[int] = []
-        for token, row in sorted(chosen.places(total).items(), key=lambda one: one[1]):
-            having = [model for model in held if token in held[model]]
-            if not having:
-                continue
-            lenders = [self._base] if self._base is not None and self._base in having else having
-            lent = tuple((model, held[model][token]) for model in lenders)
-            rows.append(row)
-            for model, found in origins.items():
-                found.append(((model, held[model][token]),) if token in held[model] else lent)
-        merged, keeper = runs(rows), chosen.keeper
-        rest, reasons = outside(merged, total), []
-        held_there = keeper.find(canonical)
-        own = keeper.shape(held_there)[0] if held_there is not None else 0
+        merged, lent = self._lent(chosen, total, readers, counts)
+        rest, keeper, reasons = outside(merged, total), chosen.keeper, []
+        found = keeper.find(canonical)
+        own = keeper.shape(found)[0] if found is not None else 0
         if rest and rest[-1][1] > own:
             refuse(
                 RecipeError(
@@ -137,24 +137,46 @@ class Vocabularies:
             )
         if rest:
             reasons.append(_kept(rest, "template" if keeper is self._template else f"'{keeper.label}'"))
-        filled = {model.label: _counted(model, found) for model, found in origins.items()}
-        for label, lenders_of in filled.items():
-            reasons += [f"{count} rows of '{label}' are {whose}" for whose, count in lenders_of.items()]
+        filled = {model.label: _counted(model, blocks) for model, blocks in lent.items()}
+        for label, lenders in filled.items():
+            reasons += [f"{count} rows of '{label}' are {whose}" for whose, count in lenders.items()]
         if canonical == EMBEDDING or not self.filled:
-            self.filled = {label: found for label, found in filled.items() if found}
-        by_model = {model: self._lent(model, canonical, found) for model, found in origins.items() if found}
-        return Taken(merged, tuple(by_model[model] for model in readers if by_model), rest, keeper, "; ".join(reasons))
+            self.filled = {label: lenders for label, lenders in filled.items() if lenders}
+        reads = {model: self._expr(model, canonical, blocks) for model, blocks in lent.items() if blocks}
+        return Taken(merged, tuple(reads[model] for model in readers if reads), rest, keeper, "; ".join(reasons))
 
-    def _lent(self, reader: Model, canonical: str, origins: Sequence[_Origin]) -> Expr:
+    def _lent(
+        self, chosen: OutputVocabulary, total: int, readers: Sequence[Model], counts: Sequence[int]
+    ) -> tuple[Ranges, dict[Model, list[_Block]]]:
+        """The rows of the output whose token a reader has, and for each reader the blocks that they are read from."""
+        key = (total, tuple(readers), tuple(counts))
+        if key in self._known:
+            return self._known[key]
+        held = {model: self._tokens.places(model, count) for model, count in zip(readers, counts, strict=True)}
+        lent: dict[Model, list[_Block]] = {model: [] for model in held}
+        rows: list[int] = []
+        for token, row in sorted(chosen.places(total).items(), key=lambda one: one[1]):
+            having = {model: places[token] for model, places in held.items() if token in places}
+            if not having:
+                continue
+            rows.append(row)
+            base = having.get(self._base) if self._base is not None else None
+            lenders = having if base is None or self._base is None else {self._base: base}
+            for model, blocks in lent.items():
+                _extend(blocks, {model: having[model]} if model in having else lenders)
+        self._known[key] = runs(rows), lent
+        return self._known[key]
+
+    def _expr(self, reader: Model, canonical: str, blocks: Sequence[_Block]) -> Expr:
         """The expression for rows of a reader, some of which are another's, or the mean of others'."""
-        blocks: list[Expr] = []
-        for models, starts, count in _blocks(origins):
+        found: list[Expr] = []
+        for block in blocks:
             parts = []
-            for model, start in zip(models, starts, strict=True):
-                own = _own_rows(model, canonical, ((start, start + count),))
+            for model, start in zip(block.models, block.starts, strict=True):
+                own = _own_rows(model, canonical, ((start, start + block.count),))
                 parts.append(own if model is reader else of_input(own, self._inputs.index(model)))
-            blocks.append(parts[0] if len(parts) == 1 else Mean(tuple(parts)))
-        return blocks[0] if len(blocks) == 1 else Concat(tuple(blocks))
+            found.append(parts[0] if len(parts) == 1 else Mean(tuple(parts)))
+        return found[0] if len(found) == 1 else Concat(tuple(found))
 
     def note(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> None:
         """Record a merged tensor for `warnings`: vocabulary rows are joined by index unless joined by token."""
@@ -239,30 +261,22 @@ def _own_rows(model: Model, canonical: str, rows: Ranges) -> Expr:
     return expr if rows == ((0, shape[0] if shape else 1),) else rows_of(expr, rows)
 
 
-def _blocks(origins: Iterable[_Origin]) -> Iterator[tuple[tuple[Model, ...], tuple[int, ...], int]]:
-    """Rows of the same models that follow each other in each: the models, the first row of each, and how many."""
-    models: tuple[Model, ...] = ()
-    starts: tuple[int, ...] = ()
-    count = 0
-    for origin in origins:
-        those, rows = tuple(model for model, _ in origin), tuple(row for _, row in origin)
-        if count and those == models and rows == tuple(start + count for start in starts):
-            count += 1
-            continue
-        if count:
-            yield models, starts, count
-        models, starts, count = those, rows, 1
-    if count:
-        yield models, starts, count
+def _extend(blocks: list[_Block], origin: Mapping[Model, int]) -> None:
+    """Add one row, which is this one of a model, or the mean of these of several."""
+    last, models, rows = blocks[-1] if blocks else None, tuple(origin), tuple(origin.values())
+    if last is not None and last.models == models and last.ends == rows:
+        last.count += 1
+    else:
+        blocks.append(_Block(models, rows))
 
 
-def _counted(reader: Model, origins: Iterable[_Origin]) -> dict[str, int]:
+def _counted(reader: Model, blocks: Iterable[_Block]) -> dict[str, int]:
     """How many rows of a reader others lend, by the words for these."""
     lent: dict[str, int] = defaultdict(int)
-    for models, _, count in _blocks(origins):
-        if models != (reader,):
-            labels = " and ".join(f"'{model.label}'" for model in models)
-            lent[f"the mean of {labels}" if models[1:] else f"of {labels}"] += count
+    for block in blocks:
+        if block.models != (reader,):
+            labels = " and ".join(f"'{model.label}'" for model in block.models)
+            lent[f"the mean of {labels}" if block.models[1:] else f"of {labels}"] += block.count
     return dict(lent)
 
 
