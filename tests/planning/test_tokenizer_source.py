@@ -111,7 +111,7 @@ def test_a_mean_of_three_is_shown(four: list[Path]) -> None:
     plan = polymerge.plan(listed(*four[:3], tokenizer_source="union"))
     said = describe(plan)
     assert "rows that ours lacks: 1 the mean of 'theirs' and 'third', 1 of 'third'" in said
-    assert "mean(@1/lm_head.weight[2:3], @2/lm_head.weight[2:3])" in said
+    assert "mean(theirs:lm_head.weight[2:3], third:lm_head.weight[2:3])" in said
 
 
 def test_a_tied_head_is_the_embedding_of_a_lender(tmp_path: Path) -> None:
@@ -169,6 +169,8 @@ def test_tokens_follow_the_template_s_those_of_vocabularies_first(tmp_path: Path
     record = json.loads((out.folder / "polymerge.json").read_text())["vocabulary"]
     assert [one["content"] for one in record["added"]] == ["x", "y", "<new>", "<end>", "<last>"]
     assert record["lenders"] == {"theirs": 3, "third": 2}
+    (warning,) = out.plan.warnings
+    assert "2 of the 5 added are tokens of another tokenizer's own vocabulary ('x', 'y')" in warning
     card = (out.folder / "README.md").read_text()
     assert "the tokenizer of ours, 8 rows; 5 tokens added (3 of theirs, 2 of third)" in card
 

@@ -23,11 +23,12 @@ from polymerge.families.expressions import (
     Stacked,
 )
 
-__all__ = ["across", "lender", "of_input"]
+__all__ = ["LENT_BY", "across", "lender", "of_input"]
 
 V = TypeVar("V")
 
-_LENT: Final = re.compile(r"@(\d{1,6})/(.+)", re.DOTALL)
+LENT_BY: Final = re.compile(r"@(\d{1,6})/")
+"""What the name of a lent tensor begins with."""
 
 
 def of_input(expr: Expr, place: int) -> Expr:
@@ -59,8 +60,8 @@ def of_input(expr: Expr, place: int) -> Expr:
 
 def lender(name: str, place: int) -> tuple[int, str]:
     """The input that has a tensor which input `place` reads by this name, and the tensor's name there."""
-    found = _LENT.fullmatch(name)
-    return (place, name) if found is None else (int(found[1]), found[2])
+    found = LENT_BY.match(name)
+    return (place, name) if found is None else (int(found[1]), name[found.end() :])
 
 
 def across(tables: Sequence[Mapping[str, V]]) -> list[Mapping[str, V]]:

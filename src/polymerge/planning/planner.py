@@ -162,6 +162,7 @@ class _Planner:
         inputs = self.inputs
         by_key = {choice.key: choice.setting for choice in self.choices}
         draws = any(METHODS[setting.method].random for setting in by_key.values())
+        self.warnings += [] if self.chosen is None else self.chosen.warnings()
         chat_template, chat_label, unsaid = chosen_chat_template(self.recipe, self.models)
         self.warnings += unsaid
         beside, silent = told_beside(self.recipe, self.models, self.keeper, chat_label)

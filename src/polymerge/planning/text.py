@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from polymerge.errors import human_size
 from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Mean, Read, Rows, Scaled, Stacked, names_read
+from polymerge.families.lent import LENT_BY
 from polymerge.families.rules import text_layer
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
@@ -131,7 +133,8 @@ def _reads(plan: Plan, step: Step, place: int, exprs: Sequence[Expr]) -> str:
     its_own = place == plan.template or entry.kind == "adapter"
     if its_own and all(names_read(expr) == (step.name,) for expr in exprs):
         return entry.label
-    return f"{entry.label} {expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))}"
+    read = expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))
+    return f"{entry.label} {re.sub(LENT_BY, lambda found: plan.inputs[int(found[1])].label + ':', read)}"
 
 
 def _labels(plan: Plan, places: Iterable[int]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.prefetch import fetched
+from polymerge.checkpoints.tensor_info import listed
 from polymerge.checkpoints.tokenizer import AddedToken, read_added
 from polymerge.errors import PolymergeError, RecipeError, refuse
 from polymerge.paths import given_path
@@ -69,6 +70,17 @@ class OutputVocabulary:
         Where all vocabularies agree, a language model's do not replace those of a multimodal template.
         """
         return self.keeper is not template and not (self.agrees and template.multimodal and not self.keeper.multimodal)
+
+    def warnings(self) -> Iterator[str]:
+        """A sentence on added tokens that the other tokenizer makes by its own rules, which the output's lacks."""
+        words = [token.content for token, _ in self.added if token.normalized and not token.special]
+        if words:
+            are = "are tokens" if words[1:] else "is a token"
+            yield (
+                f"tokenizer_source: union: {len(words)} of the {len(self.added)} added {are} of another tokenizer's "
+                f"own vocabulary ({listed(words)}). As in mergekit they are found in a text as they stand, before it "
+                "is split: no merge makes them"
+            )
 
     def recorded(self, filled: Mapping[str, Mapping[str, int]]) -> Vocabulary:
         """The plan's record; `filled` has the rows that each model is lent, by whose they are."""
