@@ -246,3 +246,14 @@ def unmatched(
                 f"recipe: {choice.where}: layers {choice.layers[0]}-{choice.layers[1]}, but template "
                 f"'{template.label}' has {has}"
             )
+
+
+def unmatched_filters(choices: Sequence[Choice], template: Model) -> Iterator[str]:
+    """A sentence on each filter that is part of no tensor's name: mergekit, too, lets its value count for nothing."""
+    for choice in choices:
+        for part in choice.schedule.filters if choice.schedule else ():
+            if not any(part in name for name in template.layout):
+                yield (
+                    f"filter '{part}' is part of no tensor's name in template '{template.label}', such as "
+                    f"{next(iter(template.layout), 'none')}, so its value counts for nothing"
+                )

@@ -22,7 +22,7 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     anew.
 
     The plans of a coefficient sweep differ only in their settings, unless something
-    other than parameters differs, a value is refused, or a shared setting becomes two.
+    other than parameters differs, a value is refused or changes by depth, or a shared setting becomes two.
     """
     if plan.of_adapters or len(plan.models) != len(recipe.models):
         return None
@@ -36,9 +36,9 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
         was, now = (Context().run(_choices, one, base) for one in (before, recipe))
     except PolymergeError:
         return None
-    if _pattern(was) != _pattern(now):
+    if _pattern(was) != _pattern(now) or any(choice.schedule is not None for choice in now):
         return None
-    settings = {choice.key: choice.setting for choice in now}
+    settings = {choice.setting.key: choice.setting for choice in now}
     return replace(plan, recipe=recipe_dict(recipe), settings=tuple(settings.values()))
 
 
@@ -57,10 +57,10 @@ def _choices(recipe: Recipe, base: Sequence[int]) -> list[Choice]:
 
 def _pattern(choices: Sequence[Choice]) -> list[tuple[object, ...]]:
     """Which choices share a setting, their methods, their scopes, and the notes that they cause."""
-    keys = list(dict.fromkeys(choice.key for choice in choices))
+    keys = list(dict.fromkeys(choice.setting.key for choice in choices))
     noted = [(drops_at_random(one.setting), measures_tensors(one.setting)) for one in choices]
     return [
-        (keys.index(one.key), one.setting.method, one.layers, one.match, note)
+        (keys.index(one.setting.key), one.setting.method, one.layers, one.match, note)
         for one, note in zip(choices, noted, strict=True)
     ]
 
