@@ -10,7 +10,7 @@ import pytest
 from polymerge.errors import Refused, collecting
 from polymerge.methods.table import METHODS
 from polymerge.recipe.overrides import Choice, choices_of
-from polymerge.recipe.parameters import Setting, read_parameters
+from polymerge.recipe.parameters import Setting, read_parameters, without_effect
 from polymerge.recipe.parsing import parse_recipe
 
 LABELS = ("one", "two")
@@ -216,7 +216,8 @@ def test_slerp_takes_t_or_weights(said: tuple[Any, ...], t: float) -> None:
             ({"t": 0}, None, None, {"weight": [1, 2, 3]}),
             "overrides[0]: weight has to be a number, got '3 values for 2 models'",
         ),
-        (({"t": 0, "density": 1},), "recipe: parameters: slerp has no parameter 'density'."),
+        (({"t": 0, "trim": "model"},), "recipe: parameters: slerp has no parameter 'trim'."),
+        (({"t": 0}, None, None, {"density": 1}), "recipe: overrides[0]: slerp has no parameter 'density'."),
         (
             (None, {"t": 0}, {"t": 1}),
             "models[0] 'one', models[1] 'two': t is a single value for the merge, which merge",
@@ -272,7 +273,7 @@ def test_slerp_takes_two_models() -> None:
         (({"normalize": 2},), "recipe: parameters: normalize of ties cannot be '2'."),
         (({"trim": False},), "recipe: parameters: trim of ties cannot be 'False'."),
         (({"rescale": False},), "recipe: parameters: ties has no parameter 'rescale'. Did you mean 'scale'?"),
-        ((None, {"t": 0.5}), "models[0] 'one': ties has no parameter 't'."),
+        ((None, {"floor": 0.5}), "models[0] 'one': ties has no parameter 'floor'."),
         ((None, None, None, {"t": 0.5}), "recipe: overrides[0]: ties has no parameter 't'."),
         (({"density": [0.1, 2]},), "recipe: parameters: density of ties has to be from 0 to 1, got 2"),
         (({"density": []},), "recipe: parameters: density: is an empty list"),
@@ -303,6 +304,12 @@ def test_a_flag_may_be_a_number_as_in_recipes_of_mergekit(value: float, meant: b
     assert setting("ties", {"normalize": value} | weight)["normalize"] == ("weight" if meant else "none")
 
 
+@pytest.mark.parametrize(("value", "meant"), [("true", True), ("False", False)])
+def test_a_flag_may_be_a_text(value: str, meant: bool) -> None:
+    assert setting("linear", {"normalize": value, "weight": 1})["normalize"] is meant
+    assert setting("ties", {"normalize": value, "weight": 1})["normalize"] == ("weight" if meant else "none")
+
+
 @pytest.mark.parametrize("value", ["yes", 2, 0.5])
 def test_a_flag_is_true_or_false(value: Any) -> None:
     assert problem("linear", {"normalize": value}) == (
@@ -320,6 +327,21 @@ def test_a_missing_weight_is_said_of_its_model(method: str) -> None:
     assert problems == [f"models[1] 'two': {method} needs `weight`, which the recipe does not set"]
     _, problems = resolved(method)
     assert len(problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [("linear", "density", 0.5), ("linear", "scale", 2), ("slerp", "normalize", True), ("ties", "t", 0.5),
+     ("task_arithmetic", "density", [0.1, 0.9]), ("model_stock", "weight", 0.5), ("karcher", "t", 1)],
+)  # fmt: skip
+def test_what_mergekit_ignores_beside_a_method_has_no_effect(method: str, name: str, value: Any) -> None:
+    weight = {"weight": 1} if METHODS[method].parameter("weight") or method == "slerp" else {}
+    plain, problems = resolved(method, None, weight, weight)
+    assert problems == []
+    assert resolved(method, {name: value}, weight, weight) == (plain, [])
+    if name != "scale":
+        assert resolved(method, None, weight | {name: value}, weight | {name: value}) == (plain, [])
+    assert without_effect(METHODS[method], {name: value, "int8_mask": True, **weight}) == [name]
 
 
 def test_metagpt_finds_its_weights_and_takes_none() -> None:
@@ -404,8 +426,8 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
         ({"parameters": {"wieght": 0.5}}, "no method has a parameter 'wieght'. Did you mean 'weight'?"),
         ({"paramaters": {"weight": 0.5}}, "unknown field 'paramaters' is not supported. Did you mean 'parameters'?"),
         ({"parameters": 3}, "recipe: parameters: has to be a mapping of names to values, got '3'"),
-        ({"parameters": {"weight": 1}, "models": None, "slices": []}, "mergekit's field 'slices' is not supported."),
-        ({"parameters": {"weight": 1}, "models": None, "modules": {}}, "mergekit's field 'modules' is not supported."),
+        ({"parameters": {"weight": 1}, "models": None, "slices": []}, "slices has to be a list of at least one entry"),
+        ({"parameters": {"weight": 1}, "models": None, "modules": {}}, "modules has to be a mapping of names to what"),
         ({"models": None, "model": ["one"]}, "recipe: unknown field 'model' is not supported. Did you mean 'models'?"),
         ({"models": None, "parameters": {"weight": 1}}, "recipe: models has to be a list of at least one entry"),
         ({"merge_method": "slerp", "models": ["one", 3], "parameters": {"t": 0}}, "models[1]: needs `model: FOLDER`"),

@@ -63,6 +63,7 @@ class Method:
     by_row       the flag, and its value, with which it compares row with row: it is then given blocks of whole rows and
                  their `width` instead of a gram
     not_offered  a combination of values that mergekit knows and we do not, and what to do instead
+    only_here    whether mergekit has no such method, so that no recipe can have parameters that it ignores
     """
 
     name: str
@@ -84,6 +85,7 @@ class Method:
     fewest: int = 1
     by_row: tuple[str, bool] | None = None
     not_offered: tuple[Mapping[str, Value], str] | None = None
+    only_here: bool = False
 
     def __post_init__(self) -> None:
         if self.statistic == "cutoff" and not self.parameter("density"):

@@ -239,6 +239,13 @@ def unmatched(
             f"recipe: {where}: '{glob}' matches no tensor; globs are matched against entire canonical names"
             f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
         )
+    has_layers = template.tower.layers or template.depth
+    if recipe.layers not in (None, has_layers):
+        yield RecipeError(
+            f"recipe: layers: it counts on {recipe.layers} layers, and template '{template.label}' has {has_layers}. "
+            "Layers stay in place here: none can be dropped or added"
+        )
+        return
     for choice in choices:
         if choice.layers and choice.layers[1] >= template.depth:
             has = f"layers 0-{template.depth - 1}" if template.depth else "no text layers"

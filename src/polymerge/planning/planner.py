@@ -113,7 +113,7 @@ class _Planner:
         self.base = models.base if any(choice.setting.on_deltas for choice in choices) else None
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
-        self.warnings: list[str] = []
+        self.warnings = list(recipe.notes)
         plain = [choice.setting for choice in choices if choice.schedule is None and not choice.setting.row.copies]
         self.settings = {setting.key: setting for setting in plain}
         self.depth = self.template.tower.layers or self.template.depth

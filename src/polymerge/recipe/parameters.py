@@ -24,12 +24,22 @@ __all__ = [
     "read_parameters",
     "resolve",
     "unread_parameters",
+    "without_effect",
     "written_setting",
 ]
 
 _SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
 MEANINGLESS: Final = frozenset({"int8_mask"})
 """mergekit parameters that are accepted without effect."""
+
+_IGNORED: Final = frozenset(
+    ("alpha", "density", "eps", "epsilon", "filter_wise", "gamma", "max_iter", "normalize", "normalize_weights",
+     "nuslerp_flatten", "nuslerp_row_wise", "r", "scale", "select_topk", "t", "tol", "weight")
+)  # fmt: skip
+"""mergekit parameters that it ignores beside methods that do not have them here."""
+
+_WORDS: Final[Mapping[str, bool]] = {"true": True, "false": False}
+"""Flags as texts, which some recipes of mergekit's have."""
 
 UNREAD: Final = object()
 """Placeholder for a refused value, which suppresses follow-up errors."""
@@ -234,8 +244,19 @@ def resolve(
                     "here. Set it in the recipe's own parameters, or remove it"
                 )
             )
-    _refuse_unused(row, [layers[-1], *own], {*beside, *(parameter.name for parameter in more)})
+    _refuse_unused(
+        row,
+        [layers[-1], *own],
+        {*beside, *(one.name for one in more)},
+        quietly=not (said.overrides or more or row.only_here),
+    )
     return setting
+
+
+def without_effect(row: Method, given: Mapping[str, Any]) -> list[str]:
+    """The parameters of a recipe or a model that its method does not have, and which mergekit ignores, too."""
+    own = {parameter.name for parameter in row.parameters} | ({"weight"} if row.interpolates else set())
+    return [name for name in given if name not in own and name in _IGNORED]
 
 
 def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> Setting:
@@ -275,7 +296,7 @@ def check_value(row: Method, parameter: Parameter, said: tuple[str, Any] | None)
         return parameter.default
     where, value = said
     # numbers stand for flags in many of mergekit's recipes and cards
-    flag = bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+    flag = bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else _WORDS.get(str(value).lower())
     match parameter.kind:
         case "flag":
             if flag is not None:
@@ -345,8 +366,8 @@ def _between(row: Method, parameter: Parameter, said: _Said, base: Collection[in
     return 0.0
 
 
-def _refuse_unused(row: Method, said: Sequence[Layer], more: Collection[str]) -> None:
-    """Refuse parameters that the method does not have."""
+def _refuse_unused(row: Method, said: Sequence[Layer], more: Collection[str], *, quietly: bool) -> None:
+    """Refuse parameters that the method does not have; `quietly` not those that mergekit ignores, which plans note."""
     if row.copies:
         return
     allowed = {parameter.name for parameter in row.parameters} | MEANINGLESS | set(more)
@@ -355,7 +376,7 @@ def _refuse_unused(row: Method, said: Sequence[Layer], more: Collection[str]) ->
         allowed.add("weight")
     for where, given in said:
         for name in given:
-            if given[name] is UNREAD or name in allowed:
+            if given[name] is UNREAD or name in allowed or (quietly and name in _IGNORED):
                 continue
             if name in adapters:
                 refuse(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))
