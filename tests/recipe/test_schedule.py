@@ -102,4 +102,4 @@ def test_one_setting_for_equal_values() -> None:
     (choice,) = chosen("linear", None, {"weight": [{"filter": "mlp", "value": [0.5, 1]}, {"value": 1}]}, {"weight": 1})
     found = [choice.at(f"text.layers.4.{rest}", f"model.{rest}", DEPTH) for rest in ("mlp.up", "mlp.down", "norm")]
     assert found[0] is found[1]
-    assert found[0].key == found[2].key
+    assert found[0] == found[2]

@@ -28,13 +28,14 @@ from polymerge.planning.fit import (
     unmatched_filters,
 )
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
+from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
 from polymerge.planning.output_dtypes import stored_dtypes
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.planning.written_plan import written_plan
-from polymerge.recipe.overrides import Choice, choices_of, matches
+from polymerge.recipe.overrides import Choice, choices_of, key_of, matches, rest_of, settings_of
 from polymerge.recipe.parameters import Setting
 from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
@@ -114,8 +115,7 @@ class _Planner:
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings = list(recipe.notes)
-        plain = [choice.setting for choice in choices if choice.schedule is None and not choice.setting.row.copies]
-        self.settings = {setting.key: setting for setting in plain}
+        self.settings = settings_of(choices, len(models.merged))
         self.depth = self.template.tower.layers or self.template.depth
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
@@ -335,8 +335,10 @@ class _Planner:
         self.vocabularies.note(canonical, total, readers, counts)
         base = exprs.pop() if setting.on_deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
-        self.settings.setdefault(setting.key, setting)
-        number = list(self.settings).index(setting.key)
+        if setting.row.on == "matrices" and not is_matrix(canonical, self.template.shape(canonical)):
+            setting = rest_of(setting, len(readers) - (base is not None))
+        self.settings.setdefault(key_of(setting), setting)
+        number = [*self.settings].index(key_of(setting))
         merged = Piece(canonical, rows, number, tuple(exprs), base, twin=twin)
         pieces = [merged] if rows else []
         if rest:

@@ -15,7 +15,10 @@ from polymerge.recipe.parameters import UNREAD, Layer, Setting, resolve
 from polymerge.recipe.recipe import ModelEntry, Recipe
 from polymerge.recipe.schedule import Schedule, schedule_of
 
-__all__ = ["Choice", "choices_of", "choices_of_adapters", "matches"]
+__all__ = ["Choice", "choices_of", "choices_of_adapters", "key_of", "matches", "rest_of", "settings_of"]
+
+Key = tuple[str, tuple[tuple[str, object], ...]]
+"""What equal settings are recognised by."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Choice:
     match: str | None = None
     schedule: Schedule | None = field(default=None, compare=False)
     own: tuple[int, ...] | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> Key:
+        """A key by which equal settings are recognised."""
+        return key_of(self.setting)
 
     def covers(self, canonical: str) -> bool:
         """Return whether a tensor of this canonical name gets this setting."""
@@ -58,6 +66,34 @@ class Choice:
     def of(self, places: Sequence[int]) -> Choice:
         """The choice restricted to some models, by index."""
         return Choice(self.setting.of(places), self.where, self.layers, self.match, self.schedule, tuple(places))
+
+
+def key_of(setting: Setting) -> Key:
+    """A key by which equal settings are recognised."""
+    return setting.method, tuple(sorted(setting.parameters.items()))
+
+
+def rest_of(setting: Setting, models: int) -> Setting:
+    """How a merge by a method on matrices treats a tensor that is none: the mean of the deltas, each times its weight.
+
+    models  their number
+    """
+    weight = setting.parameters.get("weight", (1.0,) * models)
+    shares = tuple(number / models for number in weight)
+    scale = setting.parameters.get("scale", 1.0)
+    return Setting("task_arithmetic", {"weight": shares, "normalize": False, "scale": scale}, setting.on_base)
+
+
+def settings_of(choices: Sequence[Choice], models: int) -> dict[Key, Setting]:
+    """The distinct settings that merge something, then those for what is no matrix where a method works on these; but
+    for settings that change by depth, which follow from where they are used.
+
+    models  their number
+    """
+    plain = [choice for choice in choices if choice.schedule is None and not choice.setting.row.copies]
+    own = {choice.key: choice.setting for choice in plain}
+    rests = [rest_of(setting, models) for setting in own.values() if setting.row.on == "matrices"]
+    return own | {key_of(rest): rest for rest in rests if key_of(rest) not in own}
 
 
 def matches(canonical: str, glob: str) -> bool:
@@ -95,7 +131,7 @@ def choices_of(
             refuse(RecipeError(f"{method} takes {wanted}{beside}, the recipe has {count}"))
         if row.on == "factors":
             refuse(RecipeError(f"{method} merges adapters (folders with adapter_config.json), not checkpoints"))
-        if row.on == "deltas" and recipe.base_model is None and "base_model" not in recipe.unread:
+        if row.needs_base and recipe.base_model is None and "base_model" not in recipe.unread:
             refuse(RecipeError(f"{method} works on deltas and needs base_model, their common ancestor"))
     return choices
 
@@ -116,7 +152,7 @@ def choices_of_adapters(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
         if not row.takes_adapters:
             refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
         more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
-        if row.on == "factors" and any("space" in given for given in (layers[-1][1], *per_model)):
+        if not row.entrywise and not row.copies and any("space" in given for given in (layers[-1][1], *per_model)):
             refuse(RecipeError(f"recipe: {asked.where}: {method} merges factors in its own way and takes no space"))
         resolving = partial(resolve, method, more=more, beside=beside)
         choice = _choice(resolving, method, layers, per_model, labels, asked)

@@ -55,14 +55,9 @@ class Setting:
     """Whether the recipe has a base_model, for methods that then work on deltas."""
 
     @property
-    def key(self) -> tuple[str, tuple[tuple[str, object], ...]]:
-        """A key by which equal settings are recognised."""
-        return self.method, tuple(sorted(self.parameters.items()))
-
-    @property
     def on_deltas(self) -> bool:
         """Whether it merges deltas from the base rather than weights."""
-        return self.row.on == "deltas" or (self.row.takes_base and self.on_base)
+        return self.row.needs_base or (self.row.takes_base and self.on_base)
 
     @property
     def by_row(self) -> bool:
