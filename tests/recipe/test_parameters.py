@@ -30,6 +30,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "slerp": {"t": 0.25},
     "nuslerp": {"weight": (0.75, 0.25), "nuslerp_flatten": True, "nuslerp_row_wise": False},
     "multislerp": {"weight": (0.75, 0.25), "normalize_weights": True, "eps": 1e-8},
+    "tsv": {"weight": (0.75, 0.25), "scale": 1.0},
     "copy": {},
 }  # fmt: skip
 
