@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polymerge.analysis.layerwise import layerwise
     from polymerge.analysis.overlap import overlap
     from polymerge.analysis.replacements import Replacement
+    from polymerge.engine.extract import extract
     from polymerge.engine.merge import Merged, fold, merge
     from polymerge.engine.verify import Verification, verify
     from polymerge.errors import PolymergeError
@@ -67,6 +68,7 @@ __all__ = [
     "Verification",
     "compare",
     "evaluate",
+    "extract",
     "fold",
     "inspect",
     "knockout",
@@ -100,6 +102,7 @@ _HOMES = {
     "Verification": "engine.verify",
     "compare": "evaluation.comparison:compare_files",
     "evaluate": "evaluation.evaluating",
+    "extract": "engine.extract",
     "fold": "engine.merge",
     "inspect": "planning.compare",
     "knockout": "analysis.knockout",
