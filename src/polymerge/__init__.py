@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from polymerge.reporting.reports import report
     from polymerge.tuning.criterion import Judging
     from polymerge.tuning.knobs import Knob
-    from polymerge.tuning.search import SearchOptions, search
+    from polymerge.tuning.search import search
+    from polymerge.tuning.search_options import SearchOptions
     from polymerge.tuning.trials import Scoring
 
 __all__ = [
@@ -98,7 +99,7 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "Replacement": "analysis.replacements",
     "Scoring": "tuning.trials",
-    "SearchOptions": "tuning.search",
+    "SearchOptions": "tuning.search_options",
     "Verification": "engine.verify",
     "compare": "evaluation.comparison:compare_files",
     "evaluate": "evaluation.evaluating",
