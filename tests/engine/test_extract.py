@@ -373,7 +373,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     tuned = perturbed(base, tmp_path / "tuned", seed=3)
     out, program = tmp_path / "adapter", Path(sys.executable).with_name("polymerge")
     words = ["extract", tuned, "--base", base, "--rank", 4, "-o", out]
-    work = tmp_path / ".adapter.polymerge-partial" / "new"
+    work = tmp_path / ".adapter.polymerge-partial"
     killed_in_the_middle([program, *words], (work / "factors").exists)
     assert not out.exists()
     assert work.exists()

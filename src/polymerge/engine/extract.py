@@ -39,7 +39,7 @@ from polymerge.tables import Table
 __all__ = ["Extracted", "Missed", "carry_out", "extract"]
 
 _SCRATCH = "factors"
-"""Name of the file in which factors wait until all ranks are known."""
+"""Name of the file beside the output in which factors wait until all ranks are known."""
 
 Progress = Callable[[int, int], None]
 
@@ -172,7 +172,7 @@ def carry_out(
     # factors of ranks that the values decide lie there twice until their layout is known
     room = roomy_folder(target, force, 2 * widest + whole, prefetch.size)
     with room as folder, prefetch, digests_of(files, prefetch) as digests, prefetch.wanted():
-        scratch = folder / _SCRATCH
+        scratch = folder.parent / _SCRATCH
         with Differences(plan, scratch, code) as differences:
             found = _measured(plan, differences, threads, prefetch, advance)
             modules = {one.module: found[one.name] for one in plan.low_rank if found[one.name].rank}
