@@ -70,6 +70,7 @@ class Method:
                  host for it
     decomposes   how many matrices of a tensor's shape a method on matrices decomposes: for each model, and beside them
     not_offered  a combination of values that mergekit knows and we do not, and what to do instead
+    only_here    whether mergekit has no such method, so that no recipe can have parameters that it ignores
     """
 
     name: str
@@ -95,6 +96,7 @@ class Method:
     takes_tensors: bool = False
     decomposes: tuple[int, int] = (0, 0)
     not_offered: tuple[Mapping[str, Value], str] | None = None
+    only_here: bool = False
 
     def __post_init__(self) -> None:
         if self.statistic == "cutoff" and not self.parameter("density"):

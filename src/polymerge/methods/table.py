@@ -242,6 +242,7 @@ _ROWS: Final = (
         parameters=(SCALE,),
         statistic="gram",
         span="model",
+        only_here=True,
     ),
     Method(
         "robustmerge",
