@@ -32,6 +32,7 @@ def problems(fields: dict[str, Any]) -> list[str]:
         ({"tokenizer": {"source": "base"}}, "base"),
         ({"tokenizer": {"source": "some/model", "tokens": None}}, "some/model"),
         ({"tokenizer": {}}, "union"),
+        ({"tokenizer_source": {"model": {"path": "some/model", "revision": "v1"}}}, "some/model@v1"),
         ({"tokenizer": None, "tokenizer_source": None}, None),
         ({"tokenizer_source": "base", "vocab": "template"}, "base"),
     ],

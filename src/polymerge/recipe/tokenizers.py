@@ -10,6 +10,8 @@ from typing import Any, Final
 from polymerge.checkpoints.bounds import RECIPE_BYTES
 from polymerge.checkpoints.json_objects import read_text
 from polymerge.errors import PolymergeError, RecipeError, refuse, shown
+from polymerge.paths import given_path
+from polymerge.recipe.mergekit_forms import source_of
 
 __all__ = ["TOKENIZER_FIELDS", "chat_template_of", "tokenizer_source_of"]
 
@@ -47,7 +49,7 @@ def tokenizer_source_of(data: Mapping[str, Any]) -> str | None:
         value, where = inside.get("source", "union"), "recipe: tokenizer: source"
     if value is None:
         return None
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
+    if (source := source_of(value, where)) is None:
         refuse(RecipeError(f"{where} has to be base, union or one of the models, got '{shown(value)}'"))
         return None
     if data.get("vocab") not in (None, "template"):
@@ -57,7 +59,7 @@ def tokenizer_source_of(data: Mapping[str, Any]) -> str | None:
                 "them"
             )
         )
-    return os.fspath(value)
+    return source
 
 
 def _problems_of(tokenizer: object) -> Iterator[RecipeError]:
@@ -91,8 +93,12 @@ def chat_template_of(data: Mapping[str, Any], folder: Path | None) -> str | None
     if "{" in text or "\n" in text:
         where = "recipe: chat_template"
     else:
-        file = (folder or Path()) / Path(text).expanduser()
-        if not file.is_file() and text in _NAMED_TEMPLATES:
+        try:
+            file = (folder or Path()) / given_path(text)
+        except RecipeError as error:
+            refuse(error)
+            return None
+        if text in _NAMED_TEMPLATES and not file.is_file():
             refuse(
                 RecipeError(
                     f"recipe: chat_template: mergekit's named template '{text}' is not supported: it knows nothing but "
