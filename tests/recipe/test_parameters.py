@@ -278,7 +278,7 @@ def test_slerp_takes_two_models() -> None:
         (({"density": {"value": 1}},), "recipe: parameters: density: has to be a single value, got {'value': 1}"),
         (({"density": None},), "recipe: parameters: density: has to be a single value, got None"),
         (({"densty": 1},), "recipe: parameters: no method has a parameter 'densty'. Did you mean 'density'?"),
-        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, compose, density, "),
+        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, common_space_fraction, compose, "),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_with_its_place(said: tuple[Any, ...], message: str) -> None:
