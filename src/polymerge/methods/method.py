@@ -68,7 +68,8 @@ class Method:
                  their `width` instead of a gram
     takes_tensors  whether a function of matrices takes torch tensors, too; else what lies on a GPU is brought to the
                  host for it
-    decomposes   how many matrices of a tensor's shape a method on matrices decomposes: for each model, and beside them
+    decomposes   how many decompositions of a matrix a method on matrices takes: for each model, and beside them
+    decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
     not_offered  a combination of values that mergekit knows and we do not, and what to do instead
     """
 
@@ -94,6 +95,7 @@ class Method:
     by_row: tuple[str, bool] | None = None
     takes_tensors: bool = False
     decomposes: tuple[int, int] = (0, 0)
+    decomposes_inputs: bool = False
     not_offered: tuple[Mapping[str, Value], str] | None = None
 
     def __post_init__(self) -> None:
