@@ -63,9 +63,8 @@ def dc_merge(
         values.append(_smoothed(found.s, smoothing, rho))
     right = np.concatenate(rights, axis=1)
     rights.clear()
-    of_left, to_left = _roots(gram_of_columns(lefts))
-    of_right, to_right = _roots(right.T @ right)
-    right = right @ to_right
+    of_right, right = _root(right.T @ right, right)
+    of_left, to_left = _root(gram_of_columns(lefts))
     ends = np.cumsum([0, *(len(s) for s in values)])
     places = [slice(start, stop) for start, stop in pairwise(ends)]
     voters: list[list[Wide]] = [[] for _ in places]
@@ -75,7 +74,8 @@ def dc_merge(
         for at, voter in zip(places, voters, strict=True):
             block = middle[at, at]
             voter.append(np.where(np.abs(block) >= least, block, 0.0))
-    joined = np.zeros_like(of_left)
+    del of_left, of_right
+    joined = np.zeros_like(to_left)
     for at, voter in zip(places, voters, strict=True):
         joined[at, at] = _elected(np.stack(voter))
     multiply(lefts, to_left @ joined @ right.T, stack[0])
@@ -83,10 +83,10 @@ def dc_merge(
     return merged
 
 
-def _roots(gram: Wide) -> tuple[Wide, Wide]:
-    """The square root of a Gram matrix and its inverse, without the directions that are zero up to rounding."""
+def _root(gram: Wide, columns: Wide | None = None) -> tuple[Wide, Wide]:
+    """The square root of a Gram matrix, and its inverse, or columns times the inverse, without directions of zero."""
     s, q = eigen(gram)
-    return (q * s) @ q.T, (q / s) @ q.T
+    return (q * s) @ q.T, (q / s if columns is None else columns @ (q / s)) @ q.T
 
 
 def _smoothed(s: Wide, smoothing: Smoothing, rho: float) -> Wide:

@@ -68,22 +68,21 @@ def optmerge(deltas: Matrix, *, ranks: Sequence[int] | None = None) -> Matrix:
         smalls.append(found.v * ((found.s if stack is deltas else found.s**2) / norm))
     small = np.concatenate(smalls, axis=1)
     smalls.clear()
-    gram = small.T @ small if stack is deltas else gram_of_columns(parts)
-    minimum, stay = _progress(gram)
     merged: Matrix = deltas[0]
     if stack is deltas:
-        multiply([x], small @ -stay @ small.T, x, plus=x)
-        multiply(parts, gram @ minimum @ small.T, merged, plus=x)
+        way = _way(small.T @ small) @ small.T
+        multiply([x], -small @ way, x, plus=x)
+        multiply(parts, way, merged, plus=x)
     else:
-        there = small @ gram @ minimum - dots_of_columns([x], parts) @ stay
-        multiply(parts, there.T, stack[0], plus=x)
+        way = (small - dots_of_columns([x], parts)) @ _way(gram_of_columns(parts))
+        multiply(parts, way.T, stack[0], plus=x)
     return merged
 
 
-def _progress(gram: Wide) -> tuple[Wide, Wide]:
-    """For a basis B of this Gram matrix: what is between G B and B^T, and X0 B and B^T, where the way made is summed.
+def _way(gram: Wide) -> Wide:
+    """What lies between (L - X0 B) and B^T in X - X0, for the basis B, L = [U S^2 / |D_t|] and the Gram matrix of B.
 
-    With B = Q sqrt(l) W^T the way is (G Q / l - X0 Q) (1 - f(l)) Q^T.
+    With B = Q sqrt(l) W^T, X - X0 = (G Q / l - X0 Q) (1 - f(l)) Q^T, and G = L B^T.
     """
     roots, w = eigen(gram)
     eigenvalues = roots**2
@@ -91,8 +90,8 @@ def _progress(gram: Wide) -> tuple[Wide, Wide]:
     for _ in range(STEPS):
         speed = MOMENTUM * speed + 2 * eigenvalues * left
         left = left - RATE * speed
-    way = (1 - left) / eigenvalues
-    return (w * (way / eigenvalues)) @ w.T, (w * way) @ w.T
+    way: Wide = (w * ((1 - left) / eigenvalues)) @ w.T
+    return way
 
 
 def swudi(deltas: Matrix, init: Init = "sum", share: float = 0.65) -> Matrix:
