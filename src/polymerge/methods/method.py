@@ -70,6 +70,7 @@ class Method:
                  host for it
     decomposes   how many decompositions of a matrix a method on matrices takes: for each model, and beside them
     decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
+    rest         what a method on matrices takes of a tensor that is none: the mean of the deltas, or the first model's
     not_offered  a combination of values that mergekit knows and we do not, and what to do instead
     """
 
@@ -96,6 +97,7 @@ class Method:
     takes_tensors: bool = False
     decomposes: tuple[int, int] = (0, 0)
     decomposes_inputs: bool = False
+    rest: Literal["mean", "first"] = "mean"
     not_offered: tuple[Mapping[str, Value], str] | None = None
 
     def __post_init__(self) -> None:
@@ -138,8 +140,10 @@ class Method:
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether it also merges adapters: not with dot products of full tensors, nor with a fixed number of models."""
-        return self.statistic != "gram" and self.models is None
+        """Whether it also merges adapters: not with dot products of full tensors, a fixed number of models, or a `rank`
+        of its own, which is that of the output.
+        """
+        return self.statistic != "gram" and self.models is None and self.parameter("rank") is None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name, or None."""
