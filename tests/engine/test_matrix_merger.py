@@ -120,7 +120,7 @@ def test_how_experts_lie_does_not_matter(tmp_path: Path) -> None:
             as_live(tuned)
         said = asked(base, (vlm, tuned), template=str(vlm), exclude=["*.layers.0.mlp.experts.1.*"])
         plan = polymerge.plan(said)
-        found = [matrices for _, piece, matrices in decomposed(plan) if ".experts." in piece.canonical]
+        found = [matrices for piece, matrices in decomposed(plan) if ".experts." in piece.canonical]
         assert {(one.count, one.rows, one.columns, one.models) for one in found} == {(1, 24, 32, 2), (1, 32, 24, 2)}
         assert len(found) == 9
         for block in (1 << 19, 100):
@@ -165,7 +165,7 @@ def test_each_expert_is_a_matrix_and_a_kernel_is_none(tmp_path: Path) -> None:
     wide = "blocks.0.wide"
     deltas = np.stack([(model[wide] - before[wide]).numpy() for model in after])
     assert torch.equal(out[wide], before[wide] + torch.from_numpy(levelled(deltas, (1.0, 0.5))))
-    sizes = {piece.canonical: matrices.size for _, piece, matrices in decomposed(polymerge.plan(said))}
+    sizes = {piece.canonical: matrices.size for piece, matrices in decomposed(polymerge.plan(said))}
     assert sizes == {"blocks.0.experts.up": 4, "blocks.0.wide": 8, "blocks.0.weight": 4}
 
 
