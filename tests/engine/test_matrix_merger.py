@@ -21,6 +21,8 @@ from polymerge.engine.device import Torch
 from polymerge.engine.pool import Pool
 from polymerge.errors import CheckpointError, RecipeError, Refused
 from polymerge.inference.live import LiveModel
+from polymerge.methods.method import method_function
+from polymerge.methods.table import METHODS
 from polymerge.planning.matrix_costs import decomposed
 from running import checkpoint, cli, merged, raw, recipe_file, same_weights
 from tiny import as_2024, as_live, build, load, perturbed, related_llm
@@ -107,6 +109,29 @@ def test_torch_gives_the_device_the_same_numbers(
     monkeypatch.setattr("polymerge.engine.merge.open_device", lambda _: Torch("cpu"))
     polymerge.merge(plan, tmp_path / "torch", check=False, block=1000)
     assert raw(tmp_path / "torch") == raw(tmp_path / "here")
+
+
+@pytest.mark.parametrize("method", ["iso_c", "tsv"])
+def test_a_device_decomposes_what_it_can(
+    method: str, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *tuned = map(str, models)
+    plan = polymerge.plan({"merge_method": method, "base_model": base, "models": [{"model": one} for one in tuned]})
+    here = load(polymerge.merge(plan, tmp_path / "here", check=False).folder)
+    monkeypatch.setattr("polymerge.engine.merge.open_device", lambda _: Torch("cpu"))
+    seen: list[type] = []
+    function = method_function(METHODS[method])
+
+    def called(deltas: Any, **given: Any) -> Any:
+        seen.append(type(deltas))
+        return function(deltas, **given)
+
+    monkeypatch.setattr("polymerge.engine.matrix_merger.method_function", lambda _: called)
+    there = load(polymerge.merge(plan, tmp_path / "there", check=False).folder)
+    assert set(seen) == {Tensor}
+    for name, tensor in here.items():  # nearly all to the bit: a last digit of bfloat16 may be rounded the other way
+        assert (there[name] != tensor).float().mean() < 0.01, name
+        assert torch.allclose(there[name].float(), tensor.float(), rtol=2**-7, atol=1e-6)
 
 
 def test_how_experts_lie_does_not_matter(tmp_path: Path) -> None:
