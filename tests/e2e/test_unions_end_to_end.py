@@ -177,7 +177,8 @@ def test_a_union_keeps_what_a_vlm_sees_by(family: str, tmp_path: Path) -> None:
     image = new["<image>"]
     assert torch.allclose(merged[image], theirs[image], rtol=0, atol=1e-6), "the only one that has it lends it"
     assert generate(out).shape[-1] == rows
-    with polymerge.live(recipe) as live:
+    with polymerge.live(listed(vlm, llm, weights=(0.2, 0.8), tokenizer_source="union", parts=["text"])) as live:
+        live.set(plan)  # as a search goes from one weight to the next
         same_weights(live.model, load_model(out))
         assert AutoProcessor.from_pretrained(live.processor_folder).tokenizer.get_vocab() == new
 

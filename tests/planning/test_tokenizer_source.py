@@ -16,6 +16,7 @@ import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, llama
 from hub_standin import empty_cache
 from layouts import load, same_bits
+from polymerge.engine.device import Torch
 from polymerge.errors import Refused
 from polymerge.planning.text import describe
 from running import cli, fold, recipe_file, weights
@@ -50,7 +51,7 @@ def union(*several: Sequence[str]) -> tuple[str, ...]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("source", ["base", "union", 1, 2])
 def test_a_linear_merge_fills_in_the_mean_of_those_that_have_a_token(
-    source: str | int, dtype: str, four: list[Path], tmp_path: Path
+    source: str | int, dtype: str, four: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, shares = four[:3], (0.5, 0.3, 0.2)
     chosen = str(models[source]) if isinstance(source, int) else source
@@ -72,6 +73,9 @@ def test_a_linear_merge_fills_in_the_mean_of_those_that_have_a_token(
     assert written == {token: place for place, token in enumerate(tokens)}
     other = run(listed(*models, weights=shares, tokenizer_source=chosen, dtype=dtype), tmp_path / "b", threads=3)
     assert all(same_bits(out[name], other[name]) for name in out), "whatever blocks and threads"
+    monkeypatch.setattr("polymerge.engine.merge.open_device", lambda _: Torch("cpu"))
+    other = run(listed(*models, weights=shares, tokenizer_source=chosen, dtype=dtype), tmp_path / "c", block=11)
+    assert all(same_bits(out[name], other[name]) for name in out), "by torch as well"
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
