@@ -154,6 +154,11 @@ def _carry_out(
         return
     from polymerge.engine.merge import merge as run
 
+    for stage in made.stages:
+        for line in note_lines(
+            [f"stage '{stage.name}': {warning}" for warning in stage.warnings], _paint_for(sys.stderr)
+        ):
+            say(line)
     for line in note_lines(made.warnings, _paint_for(sys.stderr)):
         say(line)
     with progress_bar(what) as progress:

@@ -37,20 +37,12 @@ def describe(plan: Plan, *, full: bool = False, paint: Paint = plain) -> str:
     """Format the plan as text, warnings first, grouped by kind of tensor (`full`: one line per tensor); `paint` styles
     fates.
     """
-    return "\n".join(
-        [
-            *note_lines(plan.warnings, paint),
-            *([""] if plan.warnings else []),
-            *_inputs(plan),
-            "",
-            *_settings(plan),
-            "",
-            *_fates(plan, full, paint),
-            *_left_out(plan, full, paint),
-            "",
-            *_totals(plan, paint),
-        ]
-    )
+    lines = [*note_lines(plan.warnings, paint), *([""] if plan.warnings else []), *_inputs(plan), "", *_settings(plan)]
+    lines += ["", *_fates(plan, full, paint), *_left_out(plan, full, paint), "", *_totals(plan, paint)]
+    stages = [
+        line for stage in plan.stages for line in (f"--- stage {stage.name}", describe(stage, full=full, paint=paint))
+    ]
+    return "\n".join([*stages, *(["--- output"] if stages else []), *lines])
 
 
 def _inputs(plan: Plan) -> Iterator[str]:
@@ -204,6 +196,9 @@ def _totals(plan: Plan, paint: Paint) -> Iterator[str]:
     elif dense := [step for step, _, setting in plan.merged_pieces() if step.lora and is_dense(setting)]:
         most = max(step.shape[0] * step.shape[1] * 4 for step in dense)
         yield f"memory: up to {human_size(most)} a thread: the method needs the whole update of a module"
+    if plan.stages:
+        size = human_size(sum(stage.size for stage in plan.stages))
+        yield f"stages: {len(plan.stages)}, whose outputs take {size} on the disk until the output is complete"
     yield f"hash: {plan.hash}"
 
 
