@@ -133,7 +133,7 @@ def _one(data: Mapping[str, Any]) -> Recipe:
     notes: tuple[str, ...] = ()
     if any(data.get(name) is not None for name in FORMS):
         if (found := rewritten(data, method)) is None:
-            unread |= {"models", "parameters", "overrides"}
+            unread |= {"models"} - set(data)
         else:
             data, notes = found
     dtype, more = _dtypes(data)
@@ -156,7 +156,7 @@ def _one(data: Mapping[str, Any]) -> Recipe:
         parameters=parameters,
         parts=_parts(data.get("parts")),
         exclude=_globs(data.get("exclude"), "recipe: exclude has to be a list of globs on canonical names"),
-        overrides=() if "overrides" in unread else _overrides(data.get("overrides"), judged=known),
+        overrides=_overrides(data.get("overrides"), judged=known),
         vocab=_word(data, "vocab", get_args(Vocab)),
         dtype=dtype,
         seed=_seed(data.get("seed", 42)),
