@@ -24,7 +24,7 @@ from polymerge.errors import (
 from polymerge.families.rules import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.paths import because, given_path
-from polymerge.recipe.mergekit_forms import FORMS, rewritten, source_of
+from polymerge.recipe.mergekit_forms import FORMS, in_place, rewritten, source_of
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
 from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
 from polymerge.recipe.stages import in_order, stages_in
@@ -119,6 +119,7 @@ def _whole(data: object) -> Recipe:
 
 def _one(data: Mapping[str, Any]) -> Recipe:
     """Read a recipe without stages."""
+    data = in_place(data)
     meant: set[str] = set(_FIELDS if data is _NOTHING else ())
     for name in data:
         if name not in _FIELDS:
