@@ -74,12 +74,16 @@ def key_of(setting: Setting) -> Key:
 
 
 def rest_of(setting: Setting, models: int) -> Setting:
-    """How a merge by a method on matrices treats a tensor that is none: the mean of the deltas, each times its weight.
+    """How a merge by a method on matrices treats a tensor that is none: it takes the mean of the deltas, each times its
+    weight, or the first model's delta.
 
     models  their number
     """
     weight = setting.parameters.get("weight", (1.0,) * models)
-    shares = tuple(number / models for number in weight)
+    if setting.row.rest == "first":
+        shares = (weight[0], *(0.0 for _ in weight[1:]))
+    else:
+        shares = tuple(number / models for number in weight)
     scale = setting.parameters.get("scale", 1.0)
     return Setting("task_arithmetic", {"weight": shares, "normalize": False, "scale": scale}, setting.on_base)
 
