@@ -147,7 +147,7 @@ def test_what_cannot_be_scheduled_is_said_first(tmp_path: Path) -> None:
     graded["models"][0]["parameters"]["weight"] = [0.9, 0.8]
     with pytest.raises(PolymergeError, match=r"its weight is \[0.9, 0.8\], and a schedule is of numbers"):
         refuse_unfit_for_schedules(graded)
-    with pytest.raises(PolymergeError, match="has no polymerge.json with the recipe"):
+    with pytest.raises(PolymergeError, match=r"has no polymerge\.json with the recipe"):
         refuse_unfit_for_schedules(None, BASE, ["see", "reason"])
     with pytest.raises(PolymergeError, match="'see' is the only task"):
         refuse_unfit_for_schedules(linear(0.9, 0.1), VLM, ["see"])
