@@ -295,6 +295,30 @@ def test_verify_finds_an_added_token_with_another_number(tmp_path: Path) -> None
     assert "added token 'e' has the number" in found["processor"].detail
 
 
+# --- stages
+
+
+@pytest.mark.parametrize("source", ["union", "base", "half"])
+def test_the_last_of_several_stages_can_choose(source: str, four: list[Path], tmp_path: Path) -> None:
+    half = listed(four[1], four[2], vocab="by-token") | {"name": "half"}
+    last = {**listed(four[0], "half"), "tokenizer_source": source}
+    out = run({"stages": [half, last]}, tmp_path / "out")
+    polymerge.merge(half, tmp_path / "half", check=False)
+    chosen = str(tmp_path / "half") if source == "half" else source
+    expected = run(listed(four[0], tmp_path / "half", tokenizer_source=chosen), tmp_path / "expected")
+    assert out.keys() == expected.keys()
+    assert all(same_bits(out[name], expected[name]) for name in out)
+    assert tokenizer_in(tmp_path / "out") == tokenizer_in(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("field", [{"tokenizer_source": "union"}, {"chat_template": "{{ messages }}"}])
+def test_stages_before_the_last_have_their_template_s_tokenizer(field: dict[str, str], four: list[Path]) -> None:
+    half = listed(four[1], four[2], **field) | {"name": "half"}
+    assert "only the last stage can choose tokenizer_source and chat_template" in refusal(
+        {"stages": [half, listed(four[0], "half", vocab="by-token")]}
+    )
+
+
 # --- what cannot be right
 
 

@@ -76,10 +76,10 @@ def _problems_of(tokenizer: object) -> Iterator[RecipeError]:
             yield RecipeError(f"recipe: tokenizer: unknown field '{shown(name)}'. It holds `source`.")
 
 
-def chat_template_of(data: Mapping[str, Any], folder: Path | None) -> str | None:
+def chat_template_of(data: Mapping[str, Any], folder: Path) -> str | None:
     """The chat template of a recipe: `auto`, or the template itself, which it may name a file of.
 
-    folder   of the recipe, which such a file is looked for in; None for a recipe that is no file
+    folder   which such a file is looked for in: that of the recipe
     """
     value = data.get("chat_template")
     if value is None or value == "auto":
@@ -94,7 +94,7 @@ def chat_template_of(data: Mapping[str, Any], folder: Path | None) -> str | None
         where = "recipe: chat_template"
     else:
         try:
-            file = (folder or Path()) / given_path(text)
+            file = folder / given_path(text)
         except RecipeError as error:
             refuse(error)
             return None
