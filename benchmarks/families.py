@@ -30,7 +30,7 @@ import yaml
 
 from familycases import PUBLISHED, TEXT_TYPES, TYPES, Case, cases_as_published, cases_of_type
 from familypage import to_markdown
-from familytools import ASKED_FOR, Tool, Tools, servers
+from familytools import ASKED_FOR, SEEDS, Mergekit, Tool, Tools, polymerge
 from familyverdicts import Verdict, judge, shortened
 from measure import RunError
 
@@ -115,7 +115,8 @@ def main() -> None:
     runs = report["runs"]
     if options.json and options.json.exists():
         runs |= json.loads(options.json.read_text(encoding="utf-8"))["runs"]
-    tools = servers(options.mergekit)
+    peers = {seed: Mergekit(options.mergekit, seed) for seed in SEEDS} if options.mergekit else {}
+    tools: Tools = {"polymerge": {0: polymerge}, **({"mergekit": peers} if peers else {})}
     with ThreadPoolExecutor(options.jobs) as pool:
         for kind in _kinds(options.only):
             if kind not in runs:
@@ -123,8 +124,8 @@ def main() -> None:
                     runs[kind] = [asdict(one) for one in judged(cases(kind, Path(scratch)), tools, pool)]
                 if options.json:
                     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for server in (server for seeds in tools.values() for server in seeds.values()):
-        server.end()
+    for peer in peers.values():
+        peer.end()
     found = [Verdict(**one) for kind in _kinds(options.only) for one in runs[kind]]
     page = to_markdown(report["command"], about, found)
     if options.markdown:
