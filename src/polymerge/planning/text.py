@@ -81,7 +81,7 @@ def _settings(plan: Plan) -> Iterator[str]:
         if inside and len(plan.settings) > _FEW_SETTINGS:
             held += f", in layer{'s' if len(layers) > 1 else ''} {ranges(sorted(layers))}"
         what = "modules" if own and own[0][0].lora else "tensors"
-        rest = rest_of(setting, len(places)) if setting.row.on == "matrices" else setting
+        rest = rest_of(setting, len(places)) if setting.whole else setting
         others = f"; others: [{plan.settings.index(rest)}]" if rest in plan.settings and rest is not setting else ""
         yield f"[{number}] {setting_words(setting, _labels(plan, places))}: {len(own)} {what}{held}{others}"
 
