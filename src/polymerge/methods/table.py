@@ -291,6 +291,7 @@ _ROWS: Final = (
         of_factors="polymerge.methods.tsv:tsv",
         parameters=(ONE, Parameter("share", "number", low=0.0, high=1.0, optional=True), SCALE),
         needs_rank=True,
+        takes_tensors=True,
         decomposes=(1, 2),
     ),
     Method(
@@ -301,6 +302,7 @@ _ROWS: Final = (
         function="polymerge.methods.isotropic:iso_c",
         parameters=(SCALE,),
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(0, 1),
         not_offered=EQUALLY_STRONG,
     ),
@@ -312,6 +314,7 @@ _ROWS: Final = (
         function="polymerge.methods.isotropic:iso_cts",
         parameters=(Parameter("common_space_fraction", "number", 0.8, low=0.0, high=1.0), SCALE),
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(1, 3),
         not_offered=EQUALLY_STRONG,
     ),
@@ -324,6 +327,7 @@ _ROWS: Final = (
         parameters=(SCALE,),
         takes_ranks=True,
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(1, 1),
     ),
     Method(
