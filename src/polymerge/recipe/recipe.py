@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Branches", "Missing", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict"]
+import yaml
+
+__all__ = ["Branches", "Missing", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict", "recipe_text"]
 
 Vocab = Literal["template", "overlap", "by-token"]
 Branches = Literal["fill", "retain"]
@@ -97,6 +99,22 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     if recipe.missing != "error":
         data["missing"] = recipe.missing
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as the YAML that it is read from; lists of numbers are on one line."""
+    return yaml.dump(recipe_dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists of numbers on one line, and all else in blocks."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+        plain = all(isinstance(one, int | float) for one in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain or flow_style)
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
 
 
 def _model_dict(entry: ModelEntry) -> dict[str, Any]:
