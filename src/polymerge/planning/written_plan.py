@@ -133,6 +133,11 @@ def _faults(plan: Plan) -> Iterator[str]:
     if not plan.models or len(plan.places) != len(plan.models) or not all(place in inputs for place in places):
         yield "it has other inputs than its template, models and base say"
         return
+    names_of_stages = [stage.name for stage in plan.stages]
+    if not all(names_of_stages) or len(set(names_of_stages)) < len(names_of_stages):
+        yield "its stages have names of their own"
+    if any(stage.stages or stage.of_adapters for stage in plan.stages):
+        yield "its stages are merges of checkpoints"
     if min(plan.seed, *plan.places) < 0:
         yield "its seed and places are counted from 0"
     if plan.beside and not {"config", "tokenizer", "chat_template", "why"} <= plan.beside.keys():

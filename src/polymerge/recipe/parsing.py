@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from polymerge.checkpoints.discovery import is_plain
 from polymerge.dtypes import NAMES
 from polymerge.errors import (
     PolymergeError,
@@ -337,9 +338,9 @@ def _dtype(name: str, value: object) -> str | None:
 
 
 def _name(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip() and "/" not in value):
+    if value is None or (isinstance(value, str) and is_plain(value) and not set("/+@") & set(value)):
         return value
-    refuse(RecipeError(f"recipe: name has to be a text without slashes, got '{shown(value)}'"))
+    refuse(RecipeError(f"recipe: name has to be one that a folder can have, without + and @, got '{shown(value)}'"))
     return None
 
 
