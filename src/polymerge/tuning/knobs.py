@@ -306,6 +306,9 @@ def _override(recipe: Recipe, where: Scope, values: Mapping[Axis, Value]) -> Ove
             general = recipe.parameters.get(name)
             each = parameters.setdefault(name, [model.parameters.get(name, general) for model in recipe.models])
             each[axis.model] = value
+            if where[0] is not None and any(isinstance(one, list) for one in each):
+                raise RecipeError(f"vary {axis.name}: {name} of another model changes from layer to layer, which it "
+                                  "would do within these layers alone. Say overrides with numbers")  # fmt: skip
     for axis in values:
         if axis.template is not None:
             parameters["weight"][axis.template] = _complement(parameters["weight"], axis)
