@@ -255,28 +255,26 @@ class Model:
                 f"{self.family.name}, and are read as such"
             )
         if self.fp8.scaled:
-            yield from self._remarks_on_fp8()
+            yield self._remark_on_fp8()
         elif (method := quantization_method(self.checkpoint.config)) is not None:
             yield (
                 f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
                 "that setting is outdated and is ignored"
             )
+        for reason in dict.fromkeys(self.fp8.dropped.values()):
+            names = [name for name, why in self.fp8.dropped.items() if why == reason]
+            yield f"'{self.label}': {listed(names)} {'are' if names[1:] else 'is'} left out: {reason}"
         if any(map(is_lora, self.stored)):
             yield f"'{self.label}' has LoRA factors among its tensors, which are merged as ordinary tensors"
 
-    def _remarks_on_fp8(self) -> Iterator[str]:
-        dtypes, count = (
-            " and ".join(sorted({self.entries[name].dtype for name in self.fp8.scaled})),
-            len(self.fp8.scaled),
-        )
-        yield (
+    def _remark_on_fp8(self) -> str:
+        dtypes = " and ".join(sorted({self.entries[name].dtype for name in self.fp8.scaled}))
+        count = len(self.fp8.scaled)
+        return (
             f"'{self.label}': {count} of its tensors {'are' if count > 1 else 'is'} quantized ({dtypes}, a scale for "
             f"each {self.fp8.kind}), and read as numbers, each times its scale in float32; what was cut off at the "
             "largest number of fp8 stays so"
         )
-        for reason in dict.fromkeys(self.fp8.dropped.values()):
-            names = [name for name, why in self.fp8.dropped.items() if why == reason]
-            yield f"'{self.label}': {listed(names)} {'are' if names[1:] else 'is'} left out: {reason}"
 
     def summary(self) -> Input:
         """The plan's record of this input."""
