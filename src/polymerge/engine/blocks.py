@@ -241,6 +241,7 @@ class Updates:
                     self._factors[number] = column, column[:1] * 0 + 1
                 else:
                     a = load(update.a)
+                    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)  # those of a convolution have more dimensions
                     if update.expert is not None:
                         a, b = kernels.of_expert(a, b, *update.expert)
                     flip = (kernels.transposed(a), kernels.transposed(b)) if update.transposed else (b, a)
