@@ -22,7 +22,7 @@ from polymerge.methods.table import METHODS
 from polymerge.paths import exists, given_path
 from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of
 from polymerge.planning.inputs import open_each
-from polymerge.planning.model import Model, tensors_digest
+from polymerge.planning.model import Model, digests_beside, headers_digest, settings_digest
 from polymerge.planning.plan import Input, LeftOut
 from polymerge.recipe.recipe import Recipe
 
@@ -268,12 +268,15 @@ def summaries(opened: Opened) -> list[Input]:
             family=reading.family.name,
             tensors=len(adapter.entries),
             size=sum(entry.nbytes for entry in adapter.entries),
-            headers=tensors_digest(adapter.entries),
+            headers=headers_digest(checkpoint),
+            settings=settings_digest(checkpoint),
+            beside=digests_beside(checkpoint),
             files=dict(adapter.became),
             kind="adapter",
-            opened=adapter_alone(adapter),
+            opened=checkpoint,
         )
         for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
+        for checkpoint in (adapter_alone(adapter),)
     ]
 
 

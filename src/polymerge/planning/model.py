@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.beside import text_digests
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.names import is_lora
 from polymerge.checkpoints.tensor_info import listed
@@ -27,11 +29,12 @@ __all__ = [
     "VOCABULARY",
     "Model",
     "Ties",
+    "digests_beside",
     "headers_digest",
     "own_name",
     "part_of",
+    "settings_digest",
     "stored_in",
-    "tensors_digest",
 ]
 
 HEAD = "text.lm_head.weight"
@@ -287,6 +290,8 @@ class Model:
             tensors=len(self.entries),
             size=sum(entry.nbytes for entry in self.entries.values()),
             headers=headers_digest(self.checkpoint),
+            settings=settings_digest(self.checkpoint),
+            beside=digests_beside(self.checkpoint),
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
             opened=self.checkpoint,
@@ -302,15 +307,26 @@ def stored_in(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
 
 def headers_digest(checkpoint: Checkpoint) -> str:
     """sha256 over the names, dtypes, shapes and order of a checkpoint's tensors."""
-    return tensors_digest(checkpoint.entries.values())
-
-
-def tensors_digest(entries: Iterable[TensorInfo]) -> str:
-    """sha256 over the names, dtypes, shapes and order of tensors."""
     digest = hashlib.sha256()
-    for entry in entries:
+    for entry in checkpoint.entries.values():
         digest.update(f"{entry.name}\0{entry.dtype}\0{entry.shape}\n".encode())
     return digest.hexdigest()
+
+
+def settings_digest(checkpoint: Checkpoint) -> str:
+    """sha256 over the configs of a checkpoint and of its adapter, however they are written."""
+    adapter = checkpoint.adapter
+    said = [checkpoint.config, *([adapter.config, adapter.model_config] if adapter else [])]
+    text = json.dumps([dict(config) for config in said], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digests_beside(checkpoint: Checkpoint) -> dict[str, str]:
+    """The sha256 of the files of text beside the weights of a checkpoint and of its adapter: see `Input.beside`."""
+    found = text_digests(checkpoint.folder)
+    if checkpoint.adapter is not None and checkpoint.adapter.folder != checkpoint.folder:
+        found |= {f"+{name}": digest for name, digest in text_digests(checkpoint.adapter.folder).items()}
+    return found
 
 
 def part_of(canonical: str) -> str:
