@@ -41,9 +41,12 @@ class Parameter:
 class Method:
     """One row of the table: all properties of a method, so that no code tests for its name.
 
-    on           the function's input: the models' weights, their deltas from the base, or the factors of adapters
+    on           the function's input: the models' weights, their deltas from the base, whole matrices of deltas, or the
+                 factors of adapters
     source       the paper
     function     module:name of the function, imported only when a merge runs
+    of_factors   module:name of the form that a method on matrices has for the factors of adapters; without one, its
+                 function is given their cores
     parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
                  and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
     statistic    the statistic that the function needs beyond its block:
@@ -54,22 +57,29 @@ class Method:
     models       the number of models that it takes, None for any number
     scales       whether the function applies `scale` itself
     additive     whether it is a weighted sum, and so gives the same result in any space
-    needs_rank   whether the function takes the rank of the output (methods on factors)
-    adds_ranks   whether the output's default rank is the sum of the adapters' ranks; else it is
-                 the largest of them (methods on factors)
+    needs_rank   whether the function of factors takes the rank of the output
+    takes_ranks  whether a function of matrices takes the adapters' own ranks where it is given their cores
+    adds_ranks   whether the default rank of a merged adapter is the sum of the adapters' ranks; else it is
+                 the largest of them (methods on factors, or on matrices)
     equal_ranks  whether it only merges adapters of equal rank
     takes_base   whether a method on weights works on deltas, like those that always do, if the recipe has a base_model
     fewest       the smallest number of models that it takes
     by_row       the flag, and its value, with which it compares row with row: it is then given blocks of whole rows and
                  their `width` instead of a gram
+    takes_tensors  whether a function of matrices takes torch tensors, too; else what lies on a GPU is brought to the
+                 host for it
+    decomposes   how many decompositions of a matrix a method on matrices takes: for each model, and beside them
+    decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
+    rest         what a method on matrices takes of a tensor that is none: the mean of the deltas, or the first model's
     not_offered  a combination of values that mergekit knows and we do not, and what to do instead
     """
 
     name: str
     title: str
     source: str
-    on: Literal["weights", "deltas", "factors", "nothing"]
+    on: Literal["weights", "deltas", "matrices", "factors", "nothing"]
     function: str = ""
+    of_factors: str = ""
     parameters: tuple[Parameter, ...] = ()
     statistic: Literal["cutoff", "gram", "band", "overlap", "selected"] | None = None
     span: Literal["tensor", "model"] = "tensor"
@@ -78,18 +88,30 @@ class Method:
     scales: bool = False
     additive: bool = False
     needs_rank: bool = False
+    takes_ranks: bool = False
     adds_ranks: bool = False
     equal_ranks: bool = False
     takes_base: bool = False
     fewest: int = 1
     by_row: tuple[str, bool] | None = None
+    takes_tensors: bool = False
+    decomposes: tuple[int, int] = (0, 0)
+    decomposes_inputs: bool = False
+    rest: Literal["mean", "first"] = "mean"
     not_offered: tuple[Mapping[str, Value], str] | None = None
 
     def __post_init__(self) -> None:
         if self.statistic == "cutoff" and not self.parameter("density"):
             raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
-        if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
+        whole, of_factors = self.on == "matrices", self.on == "factors" or self.of_factors
+        if (self.needs_rank or self.equal_ranks) and not of_factors:
             raise ValueError(f"{self.name}: only methods on factors know of ranks")
+        if self.adds_ranks and not (whole or of_factors):
+            raise ValueError(f"{self.name}: only methods on factors or matrices add ranks")
+        if not whole and (self.of_factors or self.takes_ranks or self.takes_tensors or self.decomposes != (0, 0)):
+            raise ValueError(f"{self.name}: says of itself what only methods on matrices have")
+        if whole and (self.statistic or self.random or self.by_row):
+            raise ValueError(f"{self.name}: a function of whole matrices needs nothing beside them")
 
     @property
     def copies(self) -> bool:
@@ -97,9 +119,14 @@ class Method:
         return self.on == "nothing"
 
     @property
+    def needs_base(self) -> bool:
+        """Whether it works on deltas from a base_model, which a recipe for checkpoints then has to have."""
+        return self.on in ("deltas", "matrices")
+
+    @property
     def reads_base(self) -> bool:
         """Whether it works on deltas from a base_model, if the recipe has one."""
-        return self.on == "deltas" or self.takes_base
+        return self.needs_base or self.takes_base
 
     @property
     def entrywise(self) -> bool:
@@ -113,16 +140,18 @@ class Method:
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether it also merges adapters: not with dot products of full tensors, nor with a fixed number of models."""
-        return self.statistic != "gram" and self.models is None
+        """Whether it also merges adapters: not with dot products of full tensors, a fixed number of models, or a `rank`
+        of its own, which is that of the output.
+        """
+        return self.statistic != "gram" and self.models is None and self.parameter("rank") is None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name, or None."""
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
 
-def method_function(row: Method) -> Callable[..., Any]:
-    """Import and return the function of a row."""
-    module, _, name = row.function.partition(":")
+def method_function(row: Method, *, of_factors: bool = False) -> Callable[..., Any]:
+    """Import and return the function of a row; of one on matrices, perhaps the form that it has for factors."""
+    module, _, name = (row.of_factors if of_factors else row.function).partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function

@@ -1,13 +1,14 @@
 """The merge methods as data: the properties that recipe and plan use, without importing the functions.
 
-To add a method, write its function and add a row here. The function is called with a block of numbers first, which
-it may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with `pairs`,
-the factors of adapters, for `on="factors"`. The row's parameters follow by name, without those of
-`SHARED`; then, by keyword, what the row requires: `cutoff` or `gram` (`statistic`), `width` (`by_row`), `keys` and
-`start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the
-executor scales and adds to the base. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the
-operations in `methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the
-README's table of methods needs a row, too.
+To add a method, write its function and add a row here. The function is called with a block of numbers first, which it
+may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with whole
+matrices, `deltas` [model, m, n], for `on="matrices"`; or with `pairs`, the factors of adapters, for `on="factors"`. The
+row's parameters follow by name, without those of `SHARED`; then, by keyword, what the row requires: `cutoff` or `gram`
+(`statistic`), `width` (`by_row`), `keys` and `start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged
+weights, or the merged delta, which the executor scales and adds to the base; of matrices [m, n], which may lie in the
+memory of `deltas`. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the operations in
+`methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the README's table
+of methods needs a row, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from polymerge.methods.method import Method, Parameter
 __all__ = ["ADAPTERS", "METHODS", "SHARED"]
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
+ONE: Final = Parameter("weight", "number", 1.0, each=True)
+"""The weight of methods whose papers have none."""
 DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=True)
 GAMMA: Final = Parameter("gamma", "number", 0.01, low=0.0, high=0.49, each=True)
 EPSILON: Final = Parameter("epsilon", "number", 1e-5, low=0.0)
@@ -28,6 +31,7 @@ SCALE: Final = Parameter("scale", "number", 1.0)
 ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
 AGREE: Final = ("weight", "count", "none")
 """The divisor of the sum in methods that elect signs; each default is mergekit's."""
+INIT: Final = Parameter("init", "choice", "sum", choices=("sum", "mean", "zero"))
 RESCALE: Final = Parameter("rescale", "flag", True)
 
 SHARED: Final = frozenset({"scale", "trim"})
@@ -275,12 +279,103 @@ _ROWS: Final = (
     ),
     Method(
         "tsv",
-        "the largest singular vectors of each adapter, made orthogonal to the others'",
+        "the largest singular vectors of each delta, made orthogonal to the other models'",
         "TSV-Merge (Gargiulo et al. 2025)",
-        on="factors",
-        function="polymerge.methods.tsv:tsv",
-        parameters=(WEIGHT, SCALE),
+        on="matrices",
+        function="polymerge.methods.tsv:tsv_of_deltas",
+        of_factors="polymerge.methods.tsv:tsv",
+        parameters=(ONE, Parameter("share", "number", low=0.0, high=1.0, optional=True), SCALE),
         needs_rank=True,
+        decomposes=(1, 2),
+    ),
+    Method(
+        "iso_c",
+        "the sum of the deltas, with all of its directions made equally strong",
+        "Isotropic merging (Marczak et al. 2025), section 4.1",
+        on="matrices",
+        function="polymerge.methods.isotropic:iso_c",
+        parameters=(SCALE,),
+        adds_ranks=True,
+        decomposes=(0, 1),
+    ),
+    Method(
+        "iso_cts",
+        "what the deltas have in common and what is each one's own, all directions equally strong",
+        "Isotropic merging (Marczak et al. 2025), section 4.2",
+        on="matrices",
+        function="polymerge.methods.isotropic:iso_cts",
+        parameters=(Parameter("common_space_fraction", "number", 0.8, low=0.0, high=1.0), SCALE),
+        adds_ranks=True,
+        decomposes=(1, 3),
+    ),
+    Method(
+        "optmerge",
+        "go from the mean of the deltas towards what interferes least with the largest components of each",
+        "OptMerge (ICLR 2026), in closed form",
+        on="matrices",
+        function="polymerge.methods.wudi:optmerge",
+        parameters=(SCALE,),
+        takes_ranks=True,
+        adds_ranks=True,
+        decomposes=(1, 1),
+    ),
+    Method(
+        "swudi",
+        "go from the sum of the deltas towards what interferes least with each, along the main directions",
+        "SWUDI (2026), by the authors of OptMerge",
+        on="matrices",
+        function="polymerge.methods.wudi:swudi",
+        parameters=(INIT, Parameter("share", "number", 0.65, low=0.0, high=1.0), SCALE),
+        adds_ranks=True,
+        decomposes=(0, 1),
+        decomposes_inputs=True,
+    ),
+    Method(
+        "aswudi",
+        "like swudi, along as many directions as the spectrum tells",
+        "ASWUDI (2026), by the authors of OptMerge",
+        on="matrices",
+        function="polymerge.methods.wudi:aswudi",
+        parameters=(
+            INIT,
+            Parameter("rank_rule", "choice", "participation_sqrt", choices=("participation_sqrt", "gavish_donoho")),
+            SCALE,
+        ),
+        adds_ranks=True,
+        decomposes=(0, 1),
+        decomposes_inputs=True,
+    ),
+    Method(
+        "dc_merge",
+        "each delta's largest components between common bases, where few entries stay and signs are elected",
+        "DC-Merge (CVPR 2026)",
+        on="matrices",
+        function="polymerge.methods.dc_merge:dc_merge",
+        parameters=(
+            Parameter("keep", "number", 0.001, low=0.0, high=1.0),
+            Parameter("smoothing", "choice", choices=("none", "avg", "linear"), optional=True),
+            Parameter("rho", "number", 5.0, low=1.0),
+            SCALE,
+        ),
+        takes_ranks=True,
+        adds_ranks=True,
+        decomposes=(1, 2),
+    ),
+    Method(
+        "ip_merge",
+        "the first model's delta, and of the others' what lies along its directions",
+        "IP-Merging (arXiv:2510.14387)",
+        on="matrices",
+        function="polymerge.methods.ip_merge:ip_merge",
+        parameters=(
+            ONE,
+            Parameter("rank", "count", 1024),
+            Parameter("threshold", "number", 0.4, low=0.0, high=1.0),
+            SCALE,
+        ),
+        fewest=2,
+        rest="first",
+        decomposes=(1, 0),
     ),
     Method("copy", "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
 )
