@@ -72,6 +72,7 @@ class Method:
     decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
     rest         what a method on matrices takes of a tensor that is none: the mean of the deltas, or the first model's
     not_offered  a combination of values that mergekit knows and we do not, and what to do instead
+    only_here    whether mergekit has no such method, so that no recipe can have parameters that it ignores
     """
 
     name: str
@@ -99,6 +100,7 @@ class Method:
     decomposes_inputs: bool = False
     rest: Literal["mean", "first"] = "mean"
     not_offered: tuple[Mapping[str, Value], str] | None = None
+    only_here: bool = False
 
     def __post_init__(self) -> None:
         if self.statistic == "cutoff" and not self.parameter("density"):

@@ -243,6 +243,7 @@ _ROWS: Final = (
         parameters=(SCALE,),
         statistic="gram",
         span="model",
+        only_here=True,
     ),
     Method(
         "robustmerge",
