@@ -34,6 +34,7 @@ class Case:
     own       parameters that only polymerge has
     mergekit  parameters that only mergekit has; None where it cannot do this merge
     near      share of the entries in which the outputs have to agree, see `Likeness`
+    long      whether it takes minutes, so that it is only run where it is named
     """
 
     method: str
@@ -43,6 +44,7 @@ class Case:
     own: Mapping[str, Any] = field(default_factory=dict)
     mergekit: Mapping[str, Any] | None = field(default_factory=dict)
     near: float = 1.0
+    long: bool = False
 
     def agrees(self, likeness: Likeness) -> bool:
         """Whether the two tools have done the same work."""
@@ -79,6 +81,8 @@ CASES = {
     "ties, trim: model": Case("ties", each=TRIMMED, own={"trim": "model"}, mergekit=None),
     "dare_linear": Case("dare_linear", each=TRIMMED, mergekit={"normalize": False}, near=0.5),
     "dare_ties": Case("dare_ties", each=TRIMMED, shared={"normalize": True}, near=0.5),  # other numbers are drawn
+    "iso_c": Case("iso_c", mergekit=None, long=True),
+    "tsv": Case("tsv", each=WEIGHTS, mergekit=None, long=True),
 }
 """What is timed, by the name that it has on the command line and in the table."""
 

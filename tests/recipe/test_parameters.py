@@ -30,7 +30,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "slerp": {"t": 0.25},
     "nuslerp": {"weight": (0.75, 0.25), "nuslerp_flatten": True, "nuslerp_row_wise": False},
     "multislerp": {"weight": (0.75, 0.25), "normalize_weights": True, "eps": 1e-8},
-    "tsv": {"weight": (0.75, 0.25), "scale": 1.0},
+    "tsv": {"weight": (0.75, 0.25), "share": None, "scale": 1.0},
+    "ip_merge": {"weight": (0.75, 0.25), "rank": 1024, "threshold": 0.4, "scale": 1.0},
     "copy": {},
 }  # fmt: skip
 
@@ -290,7 +291,7 @@ def test_slerp_takes_two_models() -> None:
         (({"density": [0.1, 1], "trim": "model"},), "density: trim: model takes one threshold over a whole model"),
         (({"density": None},), "recipe: parameters: density: has to be a single value, got None"),
         (({"densty": 1},), "recipe: parameters: no method has a parameter 'densty'. Did you mean 'density'?"),
-        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, compose, density, "),
+        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, "),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_with_its_place(said: tuple[Any, ...], message: str) -> None:

@@ -287,6 +287,7 @@ _ROWS: Final = (
         of_factors="polymerge.methods.tsv:tsv",
         parameters=(ONE, Parameter("share", "number", low=0.0, high=1.0, optional=True), SCALE),
         needs_rank=True,
+        takes_tensors=True,
         decomposes=(1, 2),
     ),
     Method(
@@ -297,6 +298,7 @@ _ROWS: Final = (
         function="polymerge.methods.isotropic:iso_c",
         parameters=(SCALE,),
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(0, 1),
     ),
     Method(
@@ -307,6 +309,7 @@ _ROWS: Final = (
         function="polymerge.methods.isotropic:iso_cts",
         parameters=(Parameter("common_space_fraction", "number", 0.8, low=0.0, high=1.0), SCALE),
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(1, 3),
     ),
     Method(
@@ -318,6 +321,7 @@ _ROWS: Final = (
         parameters=(SCALE,),
         takes_ranks=True,
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(1, 1),
     ),
     Method(
