@@ -117,6 +117,21 @@ def test_a_tensor_that_is_not_merged_has_to_have_numbers_too(dtype: str, code: i
     assert written(linear(other, one, template=str(other), exclude=["text.layers.*"]), tmp_path / "out")
 
 
+def test_a_checkpoint_whose_cache_alone_is_quantized_is_merged_without_its_scales(tmp_path: Path) -> None:
+    one, other = model(tmp_path / "one", 1), model(tmp_path / "other", 2)
+    wanted = written(linear(one, other), tmp_path / "wanted")
+    scales = {f"model.layers.0.self_attn.{name}_proj.{name}_scale": torch.tensor([0.5]) for name in "kv"}
+    checkpoint(one, numbers(one) | scales)
+    said = {"quantization_config": {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}}
+    (one / "config.json").write_text(json.dumps({"model_type": "llama"} | said), encoding="utf-8")
+    (one / "hf_quant_config.json").write_text("{}", encoding="utf-8")
+    found = written(linear(one, other), tmp_path / "out")
+    assert set(found) == set(SHAPES)
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8")) == {"model_type": "llama"}
+    assert not (tmp_path / "out" / "hf_quant_config.json").exists()
+
+
 @pytest.mark.parametrize("role", ["template", "source", "base"])
 def test_scales_may_lie_in_another_shard_than_their_weight(role: str, tmp_path: Path) -> None:
     folders = {name: model(tmp_path / name, seed) for seed, name in enumerate(("template", "source", "base"))}

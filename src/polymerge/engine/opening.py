@@ -19,6 +19,7 @@ from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.dtypes import FP8
 from polymerge.errors import CheckpointError, refuse, refuse_if_any
+from polymerge.families import quantization_method
 from polymerge.families.expressions import Read, Shape, names_read, shape_of
 from polymerge.planning import Input, Plan, Step
 from polymerge.planning.companions import files_taken
@@ -144,7 +145,7 @@ def beside_output(plan: Plan, template: Checkpoint) -> dict[str, Path]:
     if plan.of_adapters:
         return companion_files(template.folder, deep=False)
     taken = files_taken(template, plan.companions)
-    if any(step.source_dtype in FP8 for step in plan.steps):
+    if quantization_method(template.config) is not None or any(step.source_dtype in FP8 for step in plan.steps):
         taken.pop(_OF_MODELOPT, None)
     return taken
 
