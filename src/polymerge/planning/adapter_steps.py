@@ -126,7 +126,7 @@ class AdapterSteps:
             )
             return None
         shapes = {pair.shape[:: -1 if swapped[place] else 1]: place for place, pair in pairs.items()}
-        if len(shapes) > 1 or len({(pair.embedding, pair.transposed, pair.experts) for pair in pairs.values()}) > 1:
+        if len(shapes) > 1 or len({(pair.embedding, pair.experts) for pair in pairs.values()}) > 1:
             listed = ", ".join(f"'{labels[place]}' is {list(shape)}" for shape, place in shapes.items())
             refuse(RecipeError(f"{key}: {listed} (out, in). These adapters have different bases"))
             return None
