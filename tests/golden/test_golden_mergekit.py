@@ -55,6 +55,9 @@ IN_FLOAT32 = ("karcher", "model_stock", "model_stock-filter", "multislerp", "nus
 """Recipes whose merge changes some tensors by so little that mergekit's own float32 is what they differ by: it rounds
 angles, and the weighted models (not their deltas) before it adds them. One unit in the last place is allowed beside."""
 
+TAKES_NOTHING_OF_SOME = "arcee_fusion"
+"""The method of which no entry of a small tensor need be far enough above the others."""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -79,7 +82,7 @@ def recipe_of(name: str, place: Path) -> dict[str, Any]:
 
 
 def test_the_cases_are_there() -> None:
-    assert len(TAKEN) == 31
+    assert len(TAKEN) == 34
     assert len(EVERY) == 43
 
 
@@ -93,7 +96,7 @@ def test_it_gives_what_mergekit_gives(name: str, place: Path, tmp_path: Path) ->
     assert ours.keys() == theirs.keys()
     for tensor, values in theirs.items():
         change = float(np.linalg.norm(values - start[tensor]))
-        assert change > 0
+        assert change > 0 or name == TAKES_NOTHING_OF_SOME
         assert ours[tensor].dtype == values.dtype
         rounding = 2.0**-23 * float(np.linalg.norm(values)) if name in IN_FLOAT32 else 0.0
         assert np.linalg.norm(ours[tensor] - values) <= 1e-5 * change + rounding, tensor

@@ -37,6 +37,7 @@ def test_a_row_and_its_function_agree(row: Method) -> None:
     own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
     assert [name for name in others if name not in told] == [parameter.name for parameter in own]
     wanted = [row.statistic] if row.statistic else []
+    wanted += ["base"] if row.sees_base else []
     wanted += ["width"] if row.by_row else []
     wanted += ["keys", "start"] if row.random else []
     wanted += ["rank"] if row.needs_rank else []
@@ -58,6 +59,7 @@ def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
     [
         ({"parameters": (), "statistic": "cutoff"}, "a cutoff follows from a `density`"),
         ({"needs_rank": True}, "only methods on factors know of ranks"),
+        ({"sees_base": True}, "only methods on the deltas of a number of checkpoints see their base"),
     ],
 )
 def test_a_row_that_cannot_work_is_refused_where_it_is_written(change: dict[str, Any], message: str) -> None:

@@ -227,32 +227,35 @@ class Execution:
         if not blocks.count:
             return
         arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
+        if setting.by_row:
+            arguments["width"] = width
+        if row.random:
+            arguments["keys"] = tuple(draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical))
         if (known := self.model_cutoffs.get(piece.setting or 0)) is not None:
             arguments["cutoff"] = known
         elif row.statistic is not None and row.statistic in STATISTICS:
             found = STATISTICS[row.statistic]
-            said = {name: setting.parameters[name] for name in found.reads}
+            said = {name: arguments[name] for name in found.reads}
             source = Deltas([self._blocks(step, piece, self._cells) if found.in_cells else blocks])
             arguments[row.statistic] = self._once(
                 (row.statistic, *said.values(), self._of(step, piece)),
                 lambda: found.compute(source, said, self.pool.run_all),
             )
-        elif setting.by_row:
-            arguments["width"] = width
-        elif row.statistic == "gram":
+        elif row.statistic == "gram" and not setting.by_row:
             known_gram = self.model_grams.get(piece.setting or 0)
             if known_gram is None:
                 whole = self._blocks(step, piece, self._cells)
                 known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))
             arguments["gram"] = known_gram
-        if row.random:
-            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical)
         function = method_function(row)
         scale = float(setting.parameters.get("scale", 1.0))
 
         def merged(block: Block) -> Any:
-            start = {"start": block.start} if row.random else {}
-            result = function(block.models, **arguments, **start)
+            more = {"start": block.start} if row.random else {}
+            if row.sees_base:
+                assert block.base is not None
+                more["base"] = kernels.weighted_sum(block.base.reshape(1, -1), [1.0])
+            result = function(block.models, **arguments, **more)
             return result if block.base is None else kernels.add_scaled(block.base, result, scale)
 
         self._write_blocks(step, piece, blocks, merged)

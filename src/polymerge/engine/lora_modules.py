@@ -164,16 +164,15 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
         merged = function(pairs, **given, **({"rank": rank} if row.needs_rank else {}))
         return _cut(_scaled(merged, scale), rank)
 
-    def join(rows: NDArray[Any], name: str, **more: Any) -> NDArray[Any]:
-        drawn = {"keys": keys(name)} if row.random else {}
-        result: NDArray[Any] = function(rows, **given, **drawn, **more)
-        return result
+    def told(name: str, width: int) -> dict[str, Any]:
+        return ({"keys": keys(name)} if row.random else {}) | ({"width": width} if setting.by_row else {})
 
     space = setting.parameters["space"]
     if space != "delta":
         inside = enter(space, pairs)
         joined = [
-            join(stacked.reshape(len(pairs), -1).copy(), str(place)) * np.float32(scale)
+            function(stacked.reshape(len(pairs), -1).copy(), **given, **told(str(place), stacked.shape[-1]))
+            * np.float32(scale)
             for place, stacked in enumerate(inside.coordinates)
         ]
         merged = inside.leave([one.reshape(of.shape[1:]) for one, of in zip(joined, inside.coordinates, strict=True)])
@@ -181,14 +180,14 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
     if row.additive:
         return _cut(_scaled(stack(pairs, model_weights(setting, len(pairs))), scale), rank)
     updates = _Updates(pairs)
-    known: dict[str, Any] = {}
+    dense = np.empty((len(pairs[0].b), pairs[0].a.shape[1]), np.float32)
+    given |= told("", dense.shape[1])
     if row.statistic is not None:
         found = STATISTICS[row.statistic]
-        known[row.statistic] = found.compute(updates, setting.parameters, lambda look, indices: map(look, indices))
-    dense = np.empty((len(pairs[0].b), pairs[0].a.shape[1]), np.float32)
+        given[row.statistic] = found.compute(updates, given, lambda look, indices: map(look, indices))
     for index, start in enumerate(range(0, len(dense), updates.rows)):
         at = {"start": start * dense.shape[1]} if row.random else {}
-        block = join(updates.read(index), "", **known, **at).reshape(-1, dense.shape[1])
+        block = function(updates.read(index), **given, **at).reshape(-1, dense.shape[1])
         np.multiply(block, np.float32(scale), out=dense[start : start + updates.rows])
     return of_dense(dense, rank)
 

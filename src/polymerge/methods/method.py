@@ -48,7 +48,8 @@ class Method:
                  and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
     statistic    the statistic that the function needs beyond its block:
                  cutoff and band (exact magnitude thresholds), gram (dot products of whole tensors), overlap (counts
-                 of changed entries) or selected (a threshold of variance, and squares)
+                 of changed entries), selected (a threshold of variance, and squares), rescaling (L1 norms of what
+                 draws keep) or importance (a threshold)
     span         the scope of a gram: each tensor, or everything merged
     random       whether it draws random numbers, and so needs a key per model
     models       the number of models that it takes, None for any number
@@ -60,9 +61,10 @@ class Method:
     equal_ranks  whether it only merges adapters of equal rank
     takes_base   whether a method on weights works on deltas, like those that always do, if the recipe has a base_model
     fewest       the smallest number of models that it takes
-    by_row       the flag, and its value, with which it compares row with row: it is then given blocks of whole rows and
-                 their `width` instead of a gram
-    not_offered  a combination of values that mergekit knows and we do not, and what to do instead
+    by_row       whether it compares row with row, or the flag and its value with which it does: it is then given blocks
+                 of whole rows and their `width`, and no gram
+    sees_base    whether the function takes the base's numbers
+    refuses      returns what is wrong with values that are each in range, and what to do instead, or None
     """
 
     name: str
@@ -71,7 +73,7 @@ class Method:
     on: Literal["weights", "deltas", "factors", "nothing"]
     function: str = ""
     parameters: tuple[Parameter, ...] = ()
-    statistic: Literal["cutoff", "gram", "band", "overlap", "selected"] | None = None
+    statistic: Literal["cutoff", "gram", "band", "overlap", "selected", "rescaling", "importance"] | None = None
     span: Literal["tensor", "model"] = "tensor"
     random: bool = False
     models: int | None = None
@@ -82,14 +84,17 @@ class Method:
     equal_ranks: bool = False
     takes_base: bool = False
     fewest: int = 1
-    by_row: tuple[str, bool] | None = None
-    not_offered: tuple[Mapping[str, Value], str] | None = None
+    by_row: tuple[str, bool] | bool = False
+    sees_base: bool = False
+    refuses: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def __post_init__(self) -> None:
         if self.statistic == "cutoff" and not self.parameter("density"):
             raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
         if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
             raise ValueError(f"{self.name}: only methods on factors know of ranks")
+        if self.sees_base and (self.on != "deltas" or self.models is None):
+            raise ValueError(f"{self.name}: only methods on the deltas of a number of checkpoints see their base")
 
     @property
     def copies(self) -> bool:

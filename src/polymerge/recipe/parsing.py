@@ -39,9 +39,7 @@ _MERGEKIT: Final[Mapping[str, str]] = {
 }
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
-_MERGEKIT_METHODS: Final = (
-    "arcee_fusion", "della", "della_linear", "passthrough",
-)  # fmt: skip
+_MERGEKIT_METHODS: Final = ("passthrough",)
 """mergekit's other methods, with parameters that are unknown here."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
