@@ -20,7 +20,7 @@ from polymerge.inference.live import LiveModel
 from polymerge.methods import table
 from polymerge.methods.kernels import Block, weighted_sum
 from polymerge.methods.lora import Factors, stack, truncate
-from polymerge.methods.method import Method, Parameter, method_function
+from polymerge.methods.method import Method, Parameter, keywords_of, method_function
 from polymerge.methods.table import METHODS, SHARED
 from running import cli, merged, raw, same_weights
 from tiny import build, perturbed
@@ -36,12 +36,7 @@ def test_a_row_and_its_function_agree(row: Method) -> None:
     told = [name for name in others if function[name].kind is inspect.Parameter.KEYWORD_ONLY or name == "rank"]
     own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
     assert [name for name in others if name not in told] == [parameter.name for parameter in own]
-    wanted = [row.statistic] if row.statistic else []
-    wanted += ["base"] if row.sees_base else []
-    wanted += ["width"] if row.by_row else []
-    wanted += ["keys", "start"] if row.random else []
-    wanted += ["rank"] if row.needs_rank else []
-    assert [name for name in told if name != "stepwise"] == wanted  # which plans say, and recipes cannot
+    assert [name for name in told if name != "stepwise"] == keywords_of(row)  # which plans say, and recipes cannot
     for parameter in own:
         default = function[parameter.name].default
         needed = parameter.default is None and not parameter.optional
@@ -57,7 +52,10 @@ def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parameters": (), "statistic": "cutoff"}, "a cutoff follows from a `density`"),
+        ({"parameters": (), "statistic": "cutoff"}, "cutoff follows from `density`, and it has no such parameter"),
+        ({"statistic": "rescaling"}, "rescaling follows from `epsilon`"),
+        ({"statistic": "cutof"}, "statistic cannot be 'cutof', only None, cutoff, gram"),
+        ({"on": "delta"}, "on cannot be 'delta', only weights, deltas"),
         ({"needs_rank": True}, "only methods on factors know of ranks"),
         ({"sees_base": True}, "only methods on the deltas of a number of checkpoints see their base"),
     ],

@@ -152,7 +152,7 @@ def test_a_recipe_is_read_back_as_it_was_written(recipe: Recipe) -> None:
         ({"tokenizer": {}}, "recipe: mergekit's field 'tokenizer' is not supported. The output always has"),
         ({"chat_template": "auto"}, "recipe: mergekit's field 'chat_template' is not supported. The output has"),
         ({"out_dtype": "float16"}, "recipe: mergekit's field 'out_dtype' is not supported. Use dtype."),
-        ({"merge_method": None}, "recipe: merge_method is missing. Known: arcee_fusion, breadcrumbs, breadcrumbs_ties, cat, copy"),
+        ({"merge_method": None}, "recipe: merge_method is missing. Known: arcee_fusion, breadcrumbs, breadcrumbs_t"),
         ({"merge_method": "tie"}, "recipe: merge_method: there is no method 'tie'. Did you mean 'ties'?"),
         ({"merge_method": ["ties"]}, "recipe: merge_method: there is no method '['ties']'."),
         ({"models": None}, "recipe: models has to be a list of at least one entry `- model: FOLDER`"),

@@ -25,7 +25,7 @@ from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
-from polymerge.methods.method import method_function
+from polymerge.methods.method import READS, method_function
 from polymerge.methods.table import METHODS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
@@ -235,7 +235,7 @@ class Execution:
             arguments["cutoff"] = known
         elif row.statistic is not None and row.statistic in STATISTICS:
             found = STATISTICS[row.statistic]
-            said = {name: arguments[name] for name in found.reads}
+            said = {name: arguments[name] for name in READS[row.statistic]}
             source = Deltas([self._blocks(step, piece, self._cells) if found.in_cells else blocks])
             arguments[row.statistic] = self._once(
                 (row.statistic, *said.values(), self._of(step, piece)),

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_info
 from polymerge.checkpoints.hub import pinned
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms
+from polymerge.methods.own import place_of
 from polymerge.planning import Input, Plan, Step
 
 __all__ = ["PLAN_VERSION", "RECORD", "command_line", "found_out", "plan_table", "provenance", "roles"]
@@ -49,6 +50,7 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
         "recipe": dict(plan.recipe),
         "plan_hash": plan.hash,
         "seed": plan.seed,
+        **({"methods": _methods(plan)} if plan.methods else {}),
         "inputs": [
             {
                 "label": entry.label,
@@ -69,6 +71,14 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
     }
     text = json.dumps(record, indent=2, ensure_ascii=False)
     return f"{text.removesuffix('}').rstrip()},\n{_one_row_a_line(plan_table(plan))}\n}}\n"
+
+
+def _methods(plan: Plan) -> dict[str, Any]:
+    """The user's own methods: what the code is known by, and where it was."""
+    return {
+        name: {"origin": origin, **({"file": file} if (file := place_of(name)) else {})}
+        for name, origin in plan.methods.items()
+    }
 
 
 def plan_table(plan: Plan) -> dict[str, Any]:

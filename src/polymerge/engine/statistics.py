@@ -81,12 +81,10 @@ class Deltas:
 class Statistic(NamedTuple):
     """How to compute what a method needs beyond its block, from all blocks of a tensor.
 
-    reads     what it depends on: parameters, and `keys` and `width`, as the method is given them
-    compute   from the blocks, these by name, and what maps over blocks
+    compute   from the blocks, what it depends on by name (`polymerge.methods.method.READS`), and what maps over blocks
     in_cells  whether blocks have to start at multiples of `CELL`, over which sums are taken
     """
 
-    reads: tuple[str, ...]
     compute: Callable[[Any, Mapping[str, Any], RunAll], Any]
     in_cells: bool = False
 
@@ -173,12 +171,12 @@ class _Scores:
 
 
 STATISTICS: Final[Mapping[str, Statistic]] = {
-    "cutoff": Statistic(("density",), _cutoff),
-    "band": Statistic(("density", "gamma"), _band),
-    "overlap": Statistic(("epsilon",), _overlap),
-    "selected": Statistic(("select_topk",), _selected, in_cells=True),
-    "rescaling": Statistic(("density", "epsilon", "rescale", "keys", "width"), _rescaling),
-    "importance": Statistic(("width",), _importance),
+    "cutoff": Statistic(_cutoff),
+    "band": Statistic(_band),
+    "overlap": Statistic(_overlap),
+    "selected": Statistic(_selected, in_cells=True),
+    "rescaling": Statistic(_rescaling),
+    "importance": Statistic(_importance),
 }
 """By the keyword that a method takes it under; `gram`, which may be of more than a tensor, is computed by `gram`."""
 

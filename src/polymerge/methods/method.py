@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
-__all__ = ["Method", "Parameter", "method_function"]
+__all__ = ["READS", "Method", "Parameter", "keywords_of", "method_function"]
 
 Value = float | bool | str
+On = Literal["weights", "deltas", "factors", "nothing"]
+
+READS: Final[Mapping[str, tuple[str, ...]]] = {
+    "cutoff": ("density",),
+    "gram": (),
+    "band": ("density", "gamma"),
+    "overlap": ("epsilon",),
+    "selected": ("select_topk",),
+    "rescaling": ("density", "epsilon", "rescale", "keys", "width"),
+    "importance": ("width",),
+}
+"""The statistics that a row can ask for, and what each follows from beside the numbers: parameters of the row, and what
+else its function is given.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,10 +57,10 @@ class Method:
 
     on           the function's input: the models' weights, their deltas from the base, or the factors of adapters
     source       the paper
-    function     module:name of the function, imported only when a merge runs
+    function     module:name of the function, imported only when a merge runs; of one's own method, the function
     parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
                  and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
-    statistic    the statistic that the function needs beyond its block:
+    statistic    the statistic that the function needs beyond its block, one of `READS`:
                  cutoff and band (exact magnitude thresholds), gram (dot products of whole tensors), overlap (counts
                  of changed entries), selected (a threshold of variance, and squares), rescaling (L1 norms of what
                  draws keep) or importance (a threshold)
@@ -70,10 +84,10 @@ class Method:
     name: str
     title: str
     source: str
-    on: Literal["weights", "deltas", "factors", "nothing"]
-    function: str = ""
+    on: On
+    function: str | Callable[..., Any] = ""
     parameters: tuple[Parameter, ...] = ()
-    statistic: Literal["cutoff", "gram", "band", "overlap", "selected", "rescaling", "importance"] | None = None
+    statistic: str | None = None
     span: Literal["tensor", "model"] = "tensor"
     random: bool = False
     models: int | None = None
@@ -89,8 +103,15 @@ class Method:
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def __post_init__(self) -> None:
-        if self.statistic == "cutoff" and not self.parameter("density"):
-            raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
+        for name, words in (("on", get_args(On)), ("statistic", (None, *READS)), ("span", ("tensor", "model"))):
+            if (value := getattr(self, name)) not in words:
+                raise ValueError(f"{self.name}: {name} cannot be '{value}', only {', '.join(map(str, words))}")
+        known = {*(parameter.name for parameter in self.parameters), *keywords_of(self)}
+        for name in READS.get(self.statistic or "", ()):
+            if name not in known:
+                raise ValueError(f"{self.name}: {self.statistic} follows from `{name}`, and it has no such parameter")
+        if self.statistic == "importance" and self.on != "deltas":
+            raise ValueError(f"{self.name}: only deltas have an importance")
         if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
             raise ValueError(f"{self.name}: only methods on factors know of ranks")
         if self.sees_base and (self.on != "deltas" or self.models is None):
@@ -126,8 +147,20 @@ class Method:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
 
+def keywords_of(row: Method) -> list[str]:
+    """What a row's function is given by keyword, beside the row's parameters, in the order that functions have it."""
+    asked: list[str | None] = [row.statistic]
+    asked += ["base"] if row.sees_base else []
+    asked += ["width"] if row.by_row else []
+    asked += ["keys", "start"] if row.random else []
+    asked += ["rank"] if row.needs_rank else []
+    return [name for name in asked if name is not None]
+
+
 def method_function(row: Method) -> Callable[..., Any]:
     """Import and return the function of a row."""
+    if not isinstance(row.function, str):
+        return row.function
     module, _, name = row.function.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function

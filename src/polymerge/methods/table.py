@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from polymerge.methods.method import Method, Parameter
 
-__all__ = ["ADAPTERS", "METHODS", "SHARED", "out_of_range"]
+__all__ = ["ADAPTERS", "METHODS", "SHARED", "out_of_range", "register"]
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
 DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=True)
@@ -351,7 +351,16 @@ _ROWS: Final = (
 
 _TABLE: Final = {row.name: row for row in _ROWS}
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(_TABLE)
-"""Every merge method by name."""
+"""Every merge method by name; those of the user's own as well, once they are registered."""
+
+
+def register(name: str, row: Method | None) -> None:
+    """Add a method of the user's own to `METHODS`, which `polymerge.methods.own` has checked; None takes one away."""
+    if row is None:
+        del _TABLE[name]
+    else:
+        _TABLE[name] = row
+
 
 ADAPTERS: Final = (
     Parameter("space", "choice", "delta", choices=("delta", "factors", "knots", "core")),

@@ -248,6 +248,7 @@ class Plan(Table):
     unties     whether the template's config ties head and embedding and the output's must not
     layout     the layout of the output on disk
     config     for an adapter, the output's adapter_config.json
+    methods    the user's own methods that it merges with, each with what its code is known by
     """
 
     recipe: Mapping[str, Any]
@@ -266,6 +267,7 @@ class Plan(Table):
     unties: bool = False
     layout: Layout = "checkpoint"
     config: Mapping[str, Any] | None = None
+    methods: Mapping[str, str] = field(default_factory=dict)
     version: int = field(default=FORMAT)
 
     @property
@@ -280,6 +282,8 @@ class Plan(Table):
         del data["recipe"], data["warnings"], data["beside"], data["companions"], data["layout"]
         if self.config is None:
             del data["config"]
+        if not self.methods:
+            del data["methods"]
         for entry in data["inputs"]:
             for place in ("label", "source", "path", "adapter", "files", "wrappers", "kind"):
                 del entry[place]

@@ -23,6 +23,7 @@ from polymerge.checkpoints.json_objects import checked, parse_json
 from polymerge.dtypes import BITS, FP8, MERGEABLE
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 from polymerge.families.expressions import Expr, LowRank, Scaled, Stacked, expr_from_json
+from polymerge.methods.own import check_methods
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting, written_setting
 from polymerge.recipe.parsing import parse_recipe
@@ -53,9 +54,11 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
         return None
     if data["version"] != FORMAT:
         raise RecipeError(f"{where} has format {data['version']}, this polymerge reads {FORMAT}: plan again")
+    said = checked(data.get("methods", {}), dict[str, str], f"{where}: methods", error=RecipeError, then=_AGAIN)
+    check_methods(said, where)
     try:
         with collecting(needed=True):
-            plan = _plan({name: value for name, value in data.items() if name != "hash"})
+            plan = _plan({"methods": {}, **{name: value for name, value in data.items() if name != "hash"}})
     except PolymergeError as error:
         wrong = [RecipeError(f"{where} is not a valid plan: {problem}") for problem in error.problems]
         raise (wrong[0] if len(wrong) == 1 else Refused(wrong)) from None

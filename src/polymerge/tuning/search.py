@@ -20,6 +20,7 @@ from polymerge.inference.generation import Batches, Generation, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, identity_of_prompts, open_run
 from polymerge.inference.worker_pool import WorkerPool
+from polymerge.methods.own import MethodFiles, add_methods
 from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.recipe.parsing import as_recipe
@@ -46,6 +47,7 @@ class SearchOptions:
     keep_template_weight  keep the template's weight from the recipe; otherwise it is 1 minus all the others'
     judging, scoring      how answers are judged without labels, and with labels
     write                 a folder for the merge with the chosen value
+    methods               Python files with methods of the user's own, as for `plan`
     force                 discard an earlier run with other settings; replace an existing `write`
     """
 
@@ -55,6 +57,7 @@ class SearchOptions:
     scoring: Scoring | None = None
     generation: Generation = field(default_factory=Generation)
     write: str | os.PathLike[str] | None = None
+    methods: MethodFiles = ()
     force: bool = False
 
     @property
@@ -139,12 +142,14 @@ class PlannedSearch:
 
     def _settings(self) -> dict[str, Any]:
         """The settings that all candidates' answers depend on, other than the varied values."""
+        plan = next(iter(self.plans.values()))
         unsaid = self.space.turned(self.recipe, tuple(axis.neutral for axis in self.space.axes))
         return {
             "recipe": recipe_dict(unsaid),
             "vary": [axis.name for axis in self.space.axes],
             "keep_template_weight": self.options.keep_template_weight,
-            "inputs": identity_of_inputs(next(iter(self.plans.values()))),
+            "inputs": identity_of_inputs(plan),
+            **({"methods": dict(plan.methods)} if plan.methods else {}),
             "prompts": identity_of_prompts(self.drawn),
             **self.options.generation.settings,
         }
@@ -227,6 +232,7 @@ def plan_search(
     raises Refused with every problem.
     """
     options = options or SearchOptions()
+    add_methods(options.methods)
     source = prompts if isinstance(prompts, PromptSource) else PromptSource(prompts)
     drawn: list[Prompt] = []
     points: list[Point] = []
