@@ -7,8 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import pytest
 from openpyxl import Workbook
 
 from mergebench_made import VLM, adapter, results_of, write
-from polymerge.errors import Refused, collecting
 from polymerge.evaluation.harness import lmms_eval as lmmseval
 from polymerge.evaluation.harness import vlmevalkit
-from polymerge.evaluation.harness.registered_classes import DATASETS, WRAPPERS
+from polymerge.evaluation.harness.registered_classes import DATASETS, WRAPPERS, wrapper_of
 from polymerge.families.registry import FAMILIES
 from running import cli
 
@@ -30,6 +28,11 @@ def checkpoint(folder: Path, architecture: str) -> Path:
     folder.mkdir(parents=True)
     write(folder / "config.json", {"architectures": [architecture]})
     return folder
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found
 
 
 def environment(folder: Path, script: str) -> Path:
@@ -68,11 +71,12 @@ def test_the_command_of_lmms_eval(tmp_path: Path) -> None:
     ran = cli(*told, "--", "--limit", "5")
     assert ran.status == 0, ran.err
     words = shlex.split(ran.out.strip("()\n"))
-    assert words[:4] == ["cd", "$(mktemp -d)", "&&", "PYTHONSAFEPATH=1"]
-    assert words[5:] == [
+    assert words[:5] == ["cd", "$(mktemp -d)", "&&", "PYTHONSAFEPATH=1", "LMMS_EVAL_USE_CACHE=False"]
+    assert words[6:] == [
         "-m", "lmms_eval", "--model", "llava_hf", "--force_simple", "--model_args",
         f"pretrained={VLM},device_map=cpu", "--tasks", "mme,ok_vqa", "--batch_size", "1", "--device", "cpu",
-        "--log_samples", "--output_path", str(run / "lmms-eval"), "--limit", "5",
+        "--gen_kwargs", "temperature=0", "--log_samples", "--output_path", str(run / "tasks" / "lmms-eval"),
+        "--limit", "5",
     ]  # fmt: skip
     assert not run.exists()
 
@@ -100,8 +104,9 @@ def test_each_family_has_its_wrapper(architecture: str, model: str, arguments: s
 
 
 def test_the_table_names_families_that_are_there() -> None:
-    assert set(WRAPPERS) <= set(FAMILIES)
-    assert all(one.lmms or one.kit for one in WRAPPERS.values())
+    without_a_table = {"qwen3_5", "gemma4"}
+    assert {one.family for one in WRAPPERS} - set(FAMILIES) == without_a_table
+    assert all(one.lmms or one.kit for one in WRAPPERS)
 
 
 def test_the_command_and_the_config_of_vlmevalkit(tmp_path: Path) -> None:
@@ -115,17 +120,15 @@ def test_the_command_and_the_config_of_vlmevalkit(tmp_path: Path) -> None:
         "--print-command",
     )  # fmt: skip
     assert ran.status == 0, ran.err
-    made, link, *text, last = ran.out.splitlines()
-    # Qwen2VLChat takes a checkpoint for Qwen2.5 by its path
-    place = run / "models" / "2.5"
-    assert shlex.split(link) == ["ln", "-sfn", str(folder), str(place)]
+    made, *text, last = ran.out.splitlines()
     assert shlex.split(made)[:2] == ["mkdir", "-p"]
     assert shlex.split(last)[1:] == [
-        str(kit / "run.py"), "--config", str(run / "vlmevalkit.json"), "--work-dir", str(run / "vlmevalkit"), "--reuse",
+        str(kit / "run.py"), "--config", str(run / "vlmevalkit.json"),
+        "--work-dir", str(run / "tasks" / "vlmevalkit"),
     ]  # fmt: skip
     config = json.loads("\n".join(text[1:-1]))
     assert config == {
-        "model": {"merged-1": {"class": "Qwen2VLChat", "model_path": str(place)}},
+        "model": {"merged-1": {"class": "Qwen2VLChat", "model_path": str(folder), "do_sample": False}},
         "data": {
             "MathVista_MINI": {"class": "MathVista", "dataset": "MathVista_MINI"},
             "Own": {"class": "OwnDataset", "dataset": "Own"},
@@ -135,15 +138,44 @@ def test_the_command_and_the_config_of_vlmevalkit(tmp_path: Path) -> None:
 
 
 def test_a_path_that_would_be_misread(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "alpha-2.5", "Qwen2VLForConditionalGeneration")
-    row = WRAPPERS["qwen2_vl"]
+    folder = checkpoint(tmp_path / "omni-alpha", "Qwen3VLForConditionalGeneration")
+    row = wrapper_of(config_of(folder), "vlmevalkit")
     assert vlmevalkit.place(row, folder, tmp_path / "run") == tmp_path / "run" / "model"
     assert vlmevalkit.place(row, tmp_path / "alpha", tmp_path / "run") == tmp_path / "alpha"
     ran = cli(
-        "evaluate", folder, "--with", "vlmevalkit", "--tasks", "MME", "-o", tmp_path / "run-2.5", "--print-command"
+        "evaluate", folder, "--with", "vlmevalkit", "--tasks", "MME", "-o", tmp_path / "run-omni", "--print-command"
     )  # fmt: skip
     assert ran.status == 2
-    assert "must have none of omni, 2.5, 2_5, qwen25. Name another folder with -o" in ran.err
+    assert "must have none of omni. Name another folder with -o" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("config", "lmms", "kit"),
+    [
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "llava", "LLaVA"),
+        ({"architectures": ["LlavaQwenForCausalLM"]}, "llava_onevision", "LLaVA_OneVision"),
+        ({"architectures": ["MiniCPMV"], "version": 2.6}, "minicpm_v", "MiniCPM_V_2_6"),
+        ({"architectures": ["MiniCPMV"], "version": "2.5"}, "minicpm_v", "MiniCPM_Llama3_V"),
+        ({"architectures": ["MiniCPMV"]}, "minicpm_v", "MiniCPM_V"),
+        ({"architectures": ["CogVLMForCausalLM"]}, "cogvlm2", "CogVlm"),
+        ({"architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm"}, None, "SmolVLM2"),
+        ({"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5"}, "qwen3_5", None),
+    ],
+)
+def test_the_rows_of_a_family_with_several_layouts(config: dict[str, Any], lmms: str | None, kit: str | None) -> None:
+    if lmms is not None:
+        assert wrapper_of(config, "lmms-eval").lmms == lmms
+    if kit is not None:
+        assert wrapper_of(config, "vlmevalkit").kit == kit
+
+
+def test_the_name_that_the_code_of_llava_reads_its_kind_off(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "llava" / "merged", "LlavaLlamaForCausalLM")
+    row = wrapper_of(config_of(folder), "lmms-eval")
+    links = tmp_path / "run"
+    assert lmmseval.place(row, folder, links) == vlmevalkit.place(row, folder, links) == links / "llava-merged"
+    named = tmp_path / "my-LLaVA"
+    assert lmmseval.place(row, named, links) == vlmevalkit.place(row, named, links) == named
 
 
 @pytest.mark.parametrize(
@@ -212,14 +244,14 @@ def test_the_tool_is_run_shown_and_read(tmp_path: Path) -> None:
     assert cli("compare", run).status == 0
     ran = cli(*told, "--name", "mine", "--", "--limit", "3")
     assert ran.status == 2
-    assert "holds results of another model or command" in ran.err
+    assert "holds an evaluation with other settings: command was" in ran.err
 
 
 def test_requests_that_failed_are_counted(tmp_path: Path) -> None:
     rows = [dict(one) for one in ROWS]
     rows[1]["filtered_resps"] = ["[LMMS_EVAL_REQUEST_FAILED after 3 retries] timeout"]
     lmms_output(tmp_path / "lmms", {"vqa": EXACT}, {"vqa": rows})
-    task = lmmseval.read(tmp_path / "lmms", ["vqa"], set())["vqa"]
+    task = lmmseval.read(tmp_path / "lmms", ["vqa"], set())[0]["vqa"]
     assert (task.score, task.failed, task.total) == (75.0, 1, 4)
     said = "1 of the answers is a message of a failed request, and is scored as if the model had said it"
     assert task.notes == (said,)
@@ -228,7 +260,7 @@ def test_requests_that_failed_are_counted(tmp_path: Path) -> None:
     (kit / "m_OWN_acc.csv").write_text('"split","Overall"\n"none","0.5"\n', encoding="utf-8")
     table = "index\tprediction\thit\n1\tA\t1\n2\tFailed to obtain answer via API. \t0\n"
     (kit / "m_OWN_openai_result.tsv").write_text(table, encoding="utf-8")
-    task = vlmevalkit.read(kit, "m", ["OWN"], set())["OWN"]
+    task = vlmevalkit.read(kit, "m", ["OWN"], set(), kit / "log")[0]["OWN"]
     assert (task.score, task.failed, task.total, task.notes) == (50.0, 1, 2, (said,))
 
 
@@ -250,16 +282,9 @@ def test_a_tool_that_fails(script: str, told: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def gathered(read: Callable[[], Mapping[str, Any]]) -> tuple[Mapping[str, Any], list[str]]:
-    """What is read, and everything that was refused on the way."""
-    found: Mapping[str, Any] = {}
-    with suppress(Refused), collecting() as problems:
-        found = read()
-    return found, [str(problem) for problem in problems]
-
-
 def read_lmms(folder: Path, *tasks: str) -> tuple[Mapping[str, Any], list[str]]:
-    return gathered(lambda: lmmseval.read(folder, tasks, set()))
+    found, problems = lmmseval.read(folder, tasks, set())
+    return found, [str(problem) for problem in problems]
 
 
 def test_a_score_that_is_no_mean_of_its_documents_stays_as_it_is(tmp_path: Path) -> None:
@@ -281,8 +306,9 @@ def test_the_newest_results_and_the_tasks_that_were_asked_for(tmp_path: Path) ->
     write(tmp_path / "w__m" / "20240101_000000_results.json", {"results": {"vqa": {"exact_match,none": 0.1}}})
     found, problems = read_lmms(tmp_path, "vqa")
     assert (list(found), found["vqa"].score, problems) == (["vqa"], 75.0, [])
-    found, _ = read_lmms(tmp_path, "unknown_name")
+    found, problems = read_lmms(tmp_path, "vqa", "unknown_name")
     assert list(found) == ["vqa", "b"]
+    assert ["not one number is there for unknown_name" in problem for problem in problems] == [True]
     assert (found["b"].score, found["b"].unit) == (1.0, "points")
 
 
@@ -320,8 +346,8 @@ def sheet(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_kit(folder: Path, *names: str) -> tuple[Mapping[str, Any], str]:
-    found, problems = gathered(lambda: vlmevalkit.read(folder, "mine", names, set()))
-    return found, "\n".join(problems)
+    found, problems = vlmevalkit.read(folder, "mine", names, set(), folder / "log")
+    return found, "\n".join(map(str, problems))
 
 
 @pytest.fixture
@@ -378,28 +404,101 @@ def test_what_vlmevalkit_did_not_write_or_wrote_broken(work: Path) -> None:
     assert "mine_ChartQA_TEST_acc.csv: holds no number" in problems
 
 
-def test_vlmevalkit_is_run_in_its_clone(tmp_path: Path) -> None:
-    kit = tmp_path / "kit"
-    kit.mkdir()
-    (kit / "run.py").write_text(
-        "import json, pathlib, sys\n"
-        "config = json.load(open(sys.argv[sys.argv.index('--config') + 1]))\n"
-        "name, = config['model']\n"
-        "out = pathlib.Path(sys.argv[sys.argv.index('--work-dir') + 1]) / name / 'T20261125_Gabcdef12'\n"
-        "out.mkdir(parents=True)\n"
-        "assert pathlib.Path('run.py').exists()\n"
-        "assert pathlib.Path(config['model'][name]['model_path'], 'config.json').exists()\n"
-        '(out / f\'{name}_MMStar_acc.csv\').write_text(\'"split","Overall"\\n"none","0.5"\\n\')\n'
-    )
-    folder = checkpoint(tmp_path / "merged", "Qwen2_5_VLForConditionalGeneration")
-    ran = cli(
-        "evaluate", folder, "--with", "vlmevalkit", "--tasks", "MMStar", "-o", tmp_path / "run", "--kit", kit,
-        "--environment", sys.executable,
-    )  # fmt: skip
+KIT = """
+import json, pathlib, sys
+config = json.load(open(sys.argv[sys.argv.index("--config") + 1]))
+(name, about), = config["model"].items()
+work = pathlib.Path(sys.argv[sys.argv.index("--work-dir") + 1]) / name / "T20261125_Gabcdef12"
+work.mkdir(parents=True, exist_ok=True)
+assert pathlib.Path("run.py").exists()
+print("OPENAI API is not working properly, will use exact matching for evaluation" if "judge" in config["data"] else "")
+answers = work / "answers"
+if not (answers.exists() and "--reuse" in sys.argv):
+    answers.write_text((pathlib.Path(about["model_path"]) / "score").read_text())
+for data in config["data"]:
+    if data != "broken" or "--reuse" in sys.argv:
+        (work / f"{name}_{data}_acc.csv").write_text(f'"split","Overall"\\n"none","{answers.read_text()}"\\n')
+"""
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    folder = tmp_path / "kit"
+    folder.mkdir()
+    (folder / "run.py").write_text(KIT, encoding="utf-8")
+    return folder
+
+
+def model_with(folder: Path, score: str) -> Path:
+    """A checkpoint that the stand-in for VLMEvalKit gives a score to."""
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint(folder, "Qwen2_5_VLForConditionalGeneration")
+    (folder / "score").write_text(score, encoding="utf-8")
+    return folder
+
+
+def by_kit(model: Path, kit: Path, *words: str, tasks: str = "one=C") -> Any:
+    told = ("--with", "vlmevalkit", "--tasks", tasks, "-o", kit.parent / "run", "--kit", kit)
+    return cli("evaluate", model, *told, "--environment", sys.executable, *words)
+
+
+def test_vlmevalkit_is_run_in_its_clone(tmp_path: Path, kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a relative path to the clone, which the tool is started in
+    ran = by_kit(model_with(tmp_path / "merged", "0.5"), kit, "--kit", "kit", tasks="MMStar")
     assert ran.status == 0, ran.err
     task = results_of(tmp_path / "run")["tasks"]["MMStar"]
     assert (task["score"], task["unit"]) == (50.0, "%")
-    assert (tmp_path / "run" / "models" / "2.5").resolve() == folder
+
+
+def test_another_model_at_the_same_path_gets_its_own_score(tmp_path: Path, kit: Path) -> None:
+    run, model = tmp_path / "run", tmp_path / "merged"
+    assert by_kit(model_with(model, "0.5"), kit).status == 0
+    model_with(model, "0.75")
+    ran = by_kit(model, kit)
+    assert ran.status == 2
+    assert "holds an evaluation with other settings: model.files was" in ran.err
+    assert results_of(run)["tasks"]["one"]["score"] == 50.0
+    ran = by_kit(model, kit, "--force")
+    assert ran.status == 0, ran.err
+    assert results_of(run)["tasks"]["one"]["score"] == 75.0
+    (kit / "run.py").unlink()
+    (kit / "run.py").write_text("raise SystemExit('started again')", encoding="utf-8")
+    ran = by_kit(model, kit)  # a finished run is read again
+    assert (ran.status, results_of(run)["tasks"]["one"]["score"]) == (0, 75.0)
+    assert "the run has ended, and is read again" in ran.err
+
+
+def test_answers_are_taken_over_within_one_unfinished_run_alone(tmp_path: Path, kit: Path) -> None:
+    model = model_with(tmp_path / "merged", "0.5")
+    ran = by_kit(model, kit, tasks="one=C,broken=C")
+    assert ran.status == 1
+    assert "50.00" in ran.out
+    assert "missing: " in ran.err
+    assert "wrote no score of broken" in ran.err
+    found = results_of(tmp_path / "run")
+    assert (list(found["tasks"]), found["tasks"]["one"]["score"]) == (["one"], 50.0)
+    assert "wrote no score of broken" in found["settings"]["missing"][0]
+    assert cli("compare", tmp_path / "run").status == 0
+    ran = by_kit(model, kit, tasks="one=C,broken=C")
+    assert ran.status == 0, ran.err
+    found = results_of(tmp_path / "run")
+    assert [found["tasks"][name]["score"] for name in ("one", "broken")] == [50.0, 50.0]
+    assert "missing" not in found["settings"]
+
+
+def test_a_judge_that_was_replaced_is_said(tmp_path: Path, kit: Path) -> None:
+    ran = by_kit(model_with(tmp_path / "merged", "0.5"), kit, tasks="judge=C")
+    assert ran.status == 0, ran.err
+    (note,) = results_of(tmp_path / "run")["tasks"]["judge"]["notes"]
+    assert note.startswith("a judge could not be reached, and exact matching took its place")
+    assert note in ran.out
+
+
+def test_a_cache_that_knows_models_by_their_paths_is_refused(tmp_path: Path) -> None:
+    told = ("evaluate", VLM, "--with", "lmms-eval", "--tasks", "mme", "-o", tmp_path / "run", "--print-command")
+    ran = cli(*told, "--", "--use_cache", "somewhere")
+    assert ran.status == 2
+    assert "lmms-eval tells models apart by their paths. Leave its cache out" in ran.err
 
 
 def test_classes_of_data_sets_are_names() -> None:
@@ -434,7 +533,7 @@ def test_a_tool_finds_no_modules_where_the_user_stands(tmp_path: Path, monkeypat
     done = cli("evaluate", ".", "--with", "lmms-eval", "--tasks", "vqa", "-o", run, "--", "--include_path=./tasks")
     assert done.status == 0, done.err
     assert not ran.exists()
-    seen = json.loads((run / "lmms-eval" / "seen.json").read_text(encoding="utf-8"))
+    seen = json.loads((run / "tasks" / "lmms-eval" / "seen.json").read_text(encoding="utf-8"))
     assert (seen["place"], seen["held"]) == (str(run / "work-1"), [])
     assert f"--include_path={here / 'tasks'}" in seen["arguments"]
     assert str(tools) in seen["path"]

@@ -28,15 +28,23 @@ from tiny import build, perturbed
 pytestmark = PEFT_WARNINGS
 
 
-@pytest.mark.parametrize("row", [row for row in METHODS.values() if not row.copies], ids=lambda row: row.name)
-def test_a_row_and_its_function_agree(row: Method) -> None:
-    function = inspect.signature(method_function(row)).parameters
+BLOCKS = {"deltas": "deltas", "matrices": "deltas", "weights": "models", "factors": "pairs"}
+UNSAID = {"stepwise", "share", "ranks"}
+"""Keywords that no row asks for: what only plans say, and what only callers from Python may."""
+FUNCTIONS = [(row, False) for row in METHODS.values() if not row.copies]
+FUNCTIONS += [(row, True) for row in METHODS.values() if row.of_factors]
+
+
+@pytest.mark.parametrize(("row", "of_factors"), FUNCTIONS, ids=lambda one: getattr(one, "name", one))
+def test_a_row_and_its_function_agree(row: Method, of_factors: bool) -> None:
+    function = inspect.signature(method_function(row, of_factors=of_factors)).parameters
     block, *others = function
-    assert block == {"deltas": "deltas", "weights": "models", "factors": "pairs"}[row.on]
-    told = [name for name in others if function[name].kind is inspect.Parameter.KEYWORD_ONLY or name == "rank"]
+    assert block == BLOCKS["factors" if of_factors else row.on]
+    by_keyword = [name for name in others if function[name].kind is inspect.Parameter.KEYWORD_ONLY]
     own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
-    assert [name for name in others if name not in told] == [parameter.name for parameter in own]
-    assert [name for name in told if name != "stepwise"] == keywords_of(row)  # which plans say, and recipes cannot
+    assert [name for name in others if name not in by_keyword] == [parameter.name for parameter in own]
+    wanted = keywords_of(row, of_factors=of_factors)
+    assert [name for name in by_keyword if name in wanted or name not in UNSAID] == wanted
     for parameter in own:
         default = function[parameter.name].default
         needed = parameter.default is None and not parameter.optional
@@ -46,7 +54,9 @@ def test_a_row_and_its_function_agree(row: Method) -> None:
 
 def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
     for row in METHODS.values():
-        assert ("scale" in {parameter.name for parameter in row.parameters}) == (row.on in ("deltas", "factors"))
+        assert ("scale" in {parameter.name for parameter in row.parameters}) == (
+            row.on in ("deltas", "matrices", "factors")
+        )
 
 
 @pytest.mark.parametrize(
@@ -58,6 +68,9 @@ def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
         ({"on": "delta"}, "on cannot be 'delta', only weights, deltas"),
         ({"needs_rank": True}, "only methods on factors know of ranks"),
         ({"sees_base": True}, "only methods on the deltas of a number of checkpoints see their base"),
+        ({"adds_ranks": True}, "only methods on factors or matrices add ranks"),
+        ({"decomposes": (1, 2)}, "says of itself what only methods on matrices have"),
+        ({"on": "matrices"}, "a function of whole matrices needs nothing beside them"),
     ],
 )
 def test_a_row_that_cannot_work_is_refused_where_it_is_written(change: dict[str, Any], message: str) -> None:

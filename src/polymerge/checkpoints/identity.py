@@ -17,7 +17,17 @@ from polymerge.checkpoints.hub_api import own_cache
 from polymerge.durable import make_folder, write_file
 from polymerge.errors import CheckpointError, OutputError
 
-__all__ = ["Stamp", "Stamps", "changed_since", "content_digest", "file_digest", "sha256_of", "stamp_of", "stamps_of"]
+__all__ = [
+    "YOUNG",
+    "Stamp",
+    "Stamps",
+    "changed_since",
+    "content_digest",
+    "file_digest",
+    "sha256_of",
+    "stamp_of",
+    "stamps_of",
+]
 
 
 class Stamp(NamedTuple):
@@ -34,8 +44,10 @@ class Stamp(NamedTuple):
 Stamps: TypeAlias = Mapping[Path, "Stamp | None"]
 """The stamps of files when they were first read; None for what is still on the hub."""
 
-_CLOCK: Final = 2 * 10**9
-"""Nanoseconds that the coarsest clock of a filesystem, that of FAT, cannot tell apart."""
+YOUNG: Final = 2 * 10**9
+"""Nanoseconds that the coarsest clock of a filesystem, that of FAT, cannot tell apart: a younger file may be written to
+and keep its stamp.
+"""
 
 _CHUNK: Final = 1 << 22
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -64,7 +76,7 @@ def file_digest(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
     for changed in changed_since({path: stamp}):
         raise changed
-    if stamp is None or now - max(stamp.modified, stamp.changed) < _CLOCK:
+    if stamp is None or now - max(stamp.modified, stamp.changed) < YOUNG:
         return digest
     with suppress(OutputError):  # a cache that cannot be written is slower, not wrong
         make_folder(note.parent)

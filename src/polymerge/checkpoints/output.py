@@ -5,6 +5,8 @@ All that a run makes until then lies in one folder, `.NAME.polymerge-partial`, w
     lock  held by the run that writes, and what shows that the folder is one of these
     new   the output; once the two have been exchanged, the earlier one that it replaces
     old   the earlier output between two renames, where the system cannot exchange names
+    run   of a merge that may take hours: what its result follows from, by which a later run knows that it may go on
+    finished   a journal that such a merge keeps of what it has written to `new`
 
 Whenever a run is killed, an earlier output or the new one is whole under the name, or nothing is and the earlier one is
 whole in `old`.
@@ -17,28 +19,32 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Final
 
-from polymerge.durable import exchange, reason_of, rename_new, sync, sync_tree, writing
+from polymerge.durable import exchange, reason_of, rename_new, sync, sync_tree, write_file, writing
 from polymerge.errors import OutputError
 
-__all__ = ["Place", "exists", "output_folder"]
+__all__ = ["Place", "exists", "journal_of", "output_folder"]
 
+_RUN, _FINISHED = "run", "finished"
 _LISTED: Final = 3
 """How many of the files that are left a message names."""
 
 
 @contextmanager
-def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+def output_folder(out: Path, *, force: bool = False, run: str = "") -> Iterator[Path]:
     """A folder to write an output to; it gets its name if the block succeeds, and is removed otherwise.
 
     What a killed run left is removed first, and an output that it had moved aside gets its name back. An earlier
     output, which only `force` allows to replace, keeps its name until the new one is on the disk.
+
+    run  what the result follows from, for one that may go on where it was killed or interrupted: the folder then has
+         in it what that run wrote, and beside it the journal (`journal_of`), if that run said the same
 
     raises OutputError if there is an output already, another run is writing it, or the system refuses something, such
     as a full disk. If only the name cannot be given, the finished output is kept under another, which the message says.
@@ -54,18 +60,24 @@ def output_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         with writing(out):
             place.put_back()
-            if left := place.emptied():
+            kept = () if not run or place.said() != run else place.kept
+            if left := place.emptied(kept):
                 raise OutputError(f"{out}: a killed run left what cannot be removed: {left}. Remove it by hand")
             pinned = place.pinned()
         try:
             if pinned is not None and not force:
                 raise exists(out)
             with writing(out):
-                place.new.mkdir()
+                place.new.mkdir(exist_ok=bool(kept))
+                if run and not kept:
+                    write_file(place.work / _RUN, run)
             yield place.new
+            place.forget()
             sync_tree(place.new)
             place.give_name(pinned)
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and place.goes_on():
+                raise KeyboardInterrupt(f"what is finished is kept in {place.work}: the same merge goes on") from error
             if failed := place.failure(error, pinned):
                 raise failed from error
             raise
@@ -221,6 +233,30 @@ class Place:
                 f"{self.out}: the finished output could not get this name: {error.strerror or error}. It is in {kept}"
             )
 
+    @property
+    def kept(self) -> tuple[Path, ...]:
+        """What a run that goes on needs of the one before it."""
+        return self.new, self.work / _RUN, self.work / _FINISHED
+
+    def said(self) -> str | None:
+        """What the result of a killed run follows from, if that run can be gone on with."""
+        new, run, finished = self.kept
+        if not (_is_plain(run) and _is_plain(finished) and new.is_dir() and not new.is_symlink()):
+            return None
+        return run.read_text(encoding="utf-8", errors="replace")
+
+    def goes_on(self) -> bool:
+        """Return whether a later run can go on from here."""
+        with suppress(OSError):
+            return self.said() is not None
+        return False
+
+    def forget(self) -> None:
+        """Let no later run go on from here: what is in `new` is about to be an output, or an earlier one."""
+        if os.path.lexists(self.work / _RUN):
+            (self.work / _RUN).unlink()
+            sync(self.work)
+
     def put_back(self) -> None:
         """Give an output that was moved aside its name back, if there is nothing under it."""
         if os.path.lexists(self._old) and not os.path.lexists(self.target):
@@ -238,10 +274,10 @@ class Place:
             return OutputError(f"{self.out}: not completed, and nothing of it was left: {_words(error)}")
         return None
 
-    def emptied(self) -> str:
-        """Remove all in the work folder but the lock; returns which files are left, and why, or nothing."""
-        gone, reasons = self.work / "gone", []
-        for path in (*(path for path in self.work.iterdir() if path not in (self._lock, self._old)), self._old):
+    def emptied(self, kept: Collection[Path] = ()) -> str:
+        """Remove all in the work folder but the lock, and what is kept; returns which files are left, and why."""
+        gone, reasons, staying = self.work / "gone", [], {self._lock, self._old, *kept}
+        for path in (*(path for path in self.work.iterdir() if path not in staying), self._old):
             try:
                 if path == self._old:
                     if not os.path.lexists(path):
@@ -253,6 +289,8 @@ class Place:
                 reasons.append(error.strerror or str(error))
                 if path != self._old:
                     shutil.rmtree(path, ignore_errors=True)
+        if kept:
+            return reasons[0] if reasons else ""
         files, folders = [], []
         for inside, deeper, names in os.walk(self.work):
             files += [Path(inside, name) for name in names]
@@ -262,6 +300,11 @@ class Place:
             f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
         )
         return f"{listed} ({reasons[0]})" if left and reasons else listed
+
+
+def journal_of(folder: Path) -> Path:
+    """The journal of what is finished in a folder that `output_folder` has given."""
+    return folder.with_name(_FINISHED)
 
 
 def exists(out: Path) -> OutputError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class Shards:
     def create(self, folder: Path) -> Iterator[Write]:
         """Create every file at full size with its header; yields the function that writes bytes of tensors.
 
+        Files of the same names, from a run that was killed, are written into, and what they hold stays until then.
+
         raises OutputError if the disk has no room.
         """
         descriptors: list[int] = []
@@ -67,10 +70,13 @@ class Shards:
             while done < len(view):
                 done += os.pwrite(descriptors[place.shard], view[done:], place.start + start + done)
 
+        for path in folder.iterdir():
+            if path.name not in self.names:  # of the run that was killed
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         try:
             try:
                 for name, header, size in zip(self.names, self.headers, self.sizes, strict=True):
-                    descriptors.append(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+                    descriptors.append(os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
                     if hasattr(os, "posix_fallocate"):
                         os.posix_fallocate(descriptors[-1], 0, size)
                     else:  # macOS

@@ -59,7 +59,7 @@ def _told(error: BaseException, command: str) -> int:
         case PolymergeError():
             message, status = str(error), error.exit_status
         case KeyboardInterrupt() | click.Abort():
-            message = f"interrupted; {_LEFT.get(command, 'no half-written output stands under its name')}"
+            message = f"interrupted; {said or _LEFT.get(command, 'no half-written output stands under its name')}"
         case BrokenPipeError(filename=str()):  # nobody reads standard output any more: `polymerge methods | head`
             return status
         case OSError():

@@ -105,7 +105,12 @@ def _by_tool(
         job.asked.fetch()  # what is printed can be run
         show(job.printed())
         return
-    _report(run_tool(job, show=lambda text: say(text, end="")), out, as_json)
+    ended = run_tool(job, show=lambda text: say(text, end=""))
+    _report(ended.results, out, as_json)
+    for problem in ended.missing:
+        say(f"missing: {problem}")
+    if ended.missing:
+        click.get_current_context().exit(1)
 
 
 def _report(results: Results, out: str, as_json: bool) -> None:

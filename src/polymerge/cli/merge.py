@@ -191,6 +191,8 @@ def _report(merged: Merged, as_json: bool) -> None:
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if plan.of_adapters else "tensors"
     show(f"{merged.folder}: {merged_count} {what} merged, {others}, {human_size(plan.size)}")
+    if merged.resumed:
+        show(f"  went on where it was stopped: {merged.resumed} matrices were finished")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)

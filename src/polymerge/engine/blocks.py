@@ -84,7 +84,7 @@ class PieceBlocks:
             Updates(expr, held, self._load, self._kept) for expr, held in zip(reads, entries, strict=False)
         ]
         self._beginnings = [begins(run.count for run in runs) for runs in self._runs]
-        self._labels, self._files, self._workspace, self._block = labels, files, workspace, block
+        self._labels, self.files, self._workspace, self._block = labels, files, workspace, block
         self._has_base = piece.base is not None
         self.name = piece.canonical
         self.precision = "F64" if wide else "F32"
@@ -100,8 +100,10 @@ class PieceBlocks:
 
         raises CheckpointError if a value is not finite.
         """
-        start = index * self._block
-        count = self.sizes[index]
+        return self.read_at(index * self._block, self.sizes[index])
+
+    def read_at(self, start: int, count: int) -> Block:
+        """Read `count` elements from `start` on; otherwise as `read`."""
         if self._as_bits:
             return self._read_bits(start, count)
         rows = self._workspace.values(len(self._runs), count, self.precision)
@@ -113,6 +115,14 @@ class PieceBlocks:
         base = rows[-1]
         return Block(kernels.subtract(rows[:-1], base), base, start)
 
+    def empty(self, rows: int, count: int) -> Array:
+        """An uninitialised array [rows, count] of the precision of blocks, on their device."""
+        return self._workspace.device.empty((rows, count), self.precision)
+
+    def numbers(self, values: Array) -> Array:
+        """An array with these values in the precision of blocks, on their device."""
+        return self._workspace.device.numbers(values, self.precision)
+
     def _read_bits(self, start: int, count: int) -> Block:
         """Read a block of BF16 numbers as raw bits."""
         size = 2 * count
@@ -121,7 +131,7 @@ class PieceBlocks:
         for place, runs in enumerate(self._runs):
             done = 0
             for run in clip(runs, start, start + count, self._beginnings[place]):
-                self._files.fill(run, raw[place, done : done + 2 * run.count].data)
+                self.files.fill(run, raw[place, done : done + 2 * run.count].data)
                 if not kernels.finite(rows[place, done // 2 : done // 2 + run.count]):
                     raise self._not_finite(run.file, place, start, count)
                 done += 2 * run.count
@@ -141,14 +151,14 @@ class PieceBlocks:
         count = prod(entry.shape)
         out = self._workspace.device.empty((count,), precision or self.precision)
         raw = self._workspace.device.host_bytes(entry.nbytes)
-        self._files.read(entry.file, entry.start, self._workspace.device.view(raw))
+        self.files.read(entry.file, entry.start, self._workspace.device.view(raw))
         if not kernels.decode(self._workspace.device.upload(raw), entry.dtype, out):
             raise CheckpointError(f"{entry.file}: {entry.name} holds NaN or infinity. Repair the {whose}")
         return out.reshape(entry.shape)
 
     def _kept(self, entry: TensorInfo) -> Array:
         """Load a factor that holds those of all experts, or have it from the expert before."""
-        return self._files.kept((entry.file, entry.start, self.precision), lambda: self._load(entry))
+        return self.files.kept((entry.file, entry.start, self.precision), lambda: self._load(entry))
 
     def _scale(self, out: Array, scales: Scales) -> bool:
         """Multiply float32 elements by their scales, which are kept; return whether all of them are finite."""
@@ -165,7 +175,7 @@ class PieceBlocks:
         for run in clip(runs, start, start + count, self._beginnings[place]):
             size = run.count * BITS[run.dtype] // 8
             raw = self._workspace.raw("read", size)
-            self._files.fill(run, self._workspace.device.view(raw))
+            self.files.fill(run, self._workspace.device.view(raw))
             target = out[done : done + run.count]
             widen = run.scales is not None and self.precision == "F64"  # the product is one of float32 all the same
             numbers = self._workspace.values(1, run.count, "F32")[0] if widen else target

@@ -45,6 +45,10 @@ class Device:
     def download(self, encoded: Array, raw: Array) -> None:
         """Copy a device buffer into its host buffer, and wait until the copy is complete."""
 
+    def numbers(self, values: Array, precision: str) -> Array:
+        """An array of F32 or F64 on the device, contiguous, with these values: themselves where they are that."""
+        return np.ascontiguousarray(values, np.float64 if precision == "F64" else np.float32)
+
 
 class Torch(Device):
     """A torch device: page-locked host buffers, blocks on the device."""
@@ -82,6 +86,11 @@ class Torch(Device):
     def download(self, encoded: Array, raw: Array) -> None:
         """Copy the bytes to the host, waiting for the kernels queued before."""
         raw.copy_(encoded)
+
+    def numbers(self, values: Array, precision: str) -> Array:
+        """An array of F32 or F64 on the device, of values on the host or there."""
+        dtype = self._torch.float64 if precision == "F64" else self._torch.float32
+        return self._torch.as_tensor(values, dtype=dtype, device=self._device).contiguous()
 
 
 def open_device(name: str) -> Device:

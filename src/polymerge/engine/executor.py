@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from math import ceil, prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,14 +13,17 @@ from threadpoolctl import threadpool_limits
 
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
-from polymerge.dtypes import BITS, byte_count
+from polymerge.dtypes import byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
-from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
+from polymerge.engine.extents import Extent, Files, TransposedWriter, extents
+from polymerge.engine.finished import Finished
 from polymerge.engine.lora_modules import ModuleMerger
+from polymerge.engine.matrix_merger import MatrixMerger, files_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, silent
+from polymerge.engine.rounded_rows import RoundedWriter
 from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
@@ -29,6 +32,7 @@ from polymerge.methods.method import READS, method_function
 from polymerge.methods.table import METHODS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
+from polymerge.planning.matrix_costs import matrices_of, room_for_matrices
 from polymerge.recipe.parameters import Setting
 
 __all__ = ["Execution", "execute"]
@@ -68,6 +72,7 @@ class Execution:
     entries, device, threads, block   as in `execute`
     again    whether more plans will follow, so that caching tensor locations pays off
     memory   the content of input files that exist only in memory
+    finished matrices that an earlier run of the plan has written
     """
 
     def __init__(
@@ -79,9 +84,10 @@ class Execution:
         block: int = BLOCK,
         again: bool = False,
         memory: Mapping[Path, memoryview] | None = None,
+        finished: Finished | None = None,
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
-        self.pool = Pool(threads)
+        self.pool, self.finished = Pool(threads), finished
         self.workspace = Workspace(device)
         self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
@@ -103,6 +109,7 @@ class Execution:
         self.pool.advance = advance or silent
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
         self.overflow = Overflow(plan)
+        self.rounded = RoundedWriter(self.workspace, write, self.transposed_out, self.overflow)
         modules = ModuleMerger(plan, self.entries, self.files, write, self.overflow)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
@@ -117,8 +124,10 @@ class Execution:
                 self._cut_whole_models(number, setting)
             elif METHODS[setting.method].span == "model":
                 self._measure_whole_models(number)
-        # a module is computed on one thread, whose linear algebra has no threads of its own
-        with threadpool_limits(1) if any(step.lora for step in plan.steps) else nullcontext():
+        # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
+        whole = any(step.lora for step in plan.steps) or any(one.row.on == "matrices" for one in plan.settings)
+        self.pool.room = room_for_matrices(plan)
+        with threadpool_limits(1) if whole else nullcontext():
             for step in plan.steps:
                 if step.lora is not None:
                     self.pool.submit(step.size, modules.run, step, long=True)
@@ -222,6 +231,9 @@ class Execution:
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
+        if row.on == "matrices":
+            self._merge_matrices(step, piece, setting)
+            return
         width = prod(step.row_shape) if step.row_shape else sum(stop - start for start, stop in piece.rows)
         blocks = self._blocks(step, piece, max(self.block // max(width, 1), 1) * width if setting.by_row else None)
         if not blocks.count:
@@ -260,6 +272,20 @@ class Execution:
 
         self._write_blocks(step, piece, blocks, merged)
 
+    def _merge_matrices(self, step: Step, piece: Piece, setting: Setting) -> None:
+        """Queue every matrix of a piece, each for one thread, as many at once as there is memory for."""
+        assert piece.base is not None
+        assert self.plan.base is not None
+        matrices, size = matrices_of(step, piece), self._size(step, piece)
+        blocks = self._laid_out(step, piece, size)
+        origin = replace(piece, reads=(piece.base,), inputs=(self.plan.base,), base=None)
+        base, rows = self._laid_out(step, origin, size), self.rounded.rows(step, piece)
+        files = files_of(self.plan, piece, self.entries)
+        merger = MatrixMerger(step, piece, setting, matrices, blocks, base, rows, size, files, self.finished)
+        for number in range(matrices.count):
+            written = matrices.rows * matrices.columns * rows.width
+            self.pool.submit_large(written, matrices.room, merger.run, number)
+
     def _places(self, piece: Piece) -> Sequence[int]:
         """The indices in the recipe of the models that a piece is merged from."""
         place_of = dict(zip(self.plan.models, self.plan.places, strict=True))
@@ -276,30 +302,14 @@ class Execution:
 
     def _write_blocks(self, step: Step, piece: Piece, blocks: PieceBlocks, compute: Callable[[Block], Any]) -> None:
         """Queue every block of a piece: read, compute, round once, write."""
-        width = BITS[step.dtype] // 8
-        row_size = byte_count(step.dtype, step.row_shape)
-        beginnings = begins(stop - start for start, stop in piece.rows)
+        rows = self.rounded.rows(step, piece)
 
         def write_block(index: int) -> None:
             block = blocks.read(index)
-            result = compute(block)
-            raw = self.workspace.raw("write", blocks.sizes[index] * width)
-            encoded = self.device.beside(raw)
-            finite = kernels.encode(result, step.dtype, encoded)
-            self.device.download(encoded, raw)
-            view, done = self.device.view(raw), 0
-            if not finite:
-                self.overflow.count(piece.canonical, step.name, step.dtype, view)
-            for start, stop in _within(piece.rows, beginnings, row_size, block.start * width, len(view)):
-                part = view[done : done + stop - start]
-                if step.transposed:
-                    self.transposed_out.put(step, start // row_size, part)
-                else:
-                    self.write(step.name, part, start)
-                done += stop - start
+            rows.put(block.start, compute(block))
 
         for index, size in enumerate(blocks.sizes):
-            self.pool.submit(size * width, write_block, index)
+            self.pool.submit(size * rows.width, write_block, index)
 
     def _copy_rows(self, step: Step, rows: Ranges) -> None:
         """Copy rows of a template tensor unchanged."""
@@ -330,17 +340,6 @@ class Execution:
         for start in range(first, last, COPY_BLOCK):
             stop = min(start + COPY_BLOCK, last)
             self.pool.submit(stop - start, copy_block, start, stop)
-
-
-def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
-    """Map `size` bytes from byte `start` of stacked rows to their positions in the tensor."""
-    for place in range(bisect_right(beginnings, start // row_size) - 1, len(rows)):
-        (first, last), position = rows[place], beginnings[place] * row_size
-        if position >= start + size:
-            return
-        begin, end = max(start, position), min(start + size, position + (last - first) * row_size)
-        if begin < end:
-            yield first * row_size + begin - position, first * row_size + end - position
 
 
 def is_wide(step: Step) -> bool:

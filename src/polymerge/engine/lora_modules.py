@@ -18,7 +18,7 @@ from polymerge.engine.statistics import STATISTICS, Source, draw_keys
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
-from polymerge.methods.lora import Factors, enter, of_dense, pad, stack, truncate
+from polymerge.methods.lora import Factors, cores_of, enter, of_dense, pad, stack, truncate
 from polymerge.methods.method import method_function
 from polymerge.methods.table import METHODS, SHARED
 from polymerge.methods.weights import shares
@@ -157,10 +157,14 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
     row = METHODS[setting.method]
     given = {name: value for name, value in setting.parameters.items() if row.parameter(name) and name not in SHARED}
     scale = float(setting.parameters.get("scale", 1.0))
-    function = method_function(row)
+    if row.on == "matrices" and not row.of_factors:
+        cores = cores_of(pairs)
+        more = {"ranks": [pair.rank for pair in pairs]} if row.takes_ranks else {}
+        return _cut(_scaled(cores.leave(method_function(row)(cores.deltas, **given, **more)), scale), rank)
+    function = method_function(row, of_factors=bool(row.of_factors))
     if row.scales:
         given["scale"], scale = scale, 1.0
-    if row.on == "factors":
+    if row.on == "factors" or row.of_factors:
         merged = function(pairs, **given, **({"rank": rank} if row.needs_rank else {}))
         return _cut(_scaled(merged, scale), rank)
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polymerge.checkpoints.identity import file_digest, stamps_of
-from polymerge.checkpoints.output import output_folder
+from polymerge.checkpoints.output import journal_of, output_folder
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.writer import Write, parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
+from polymerge.engine.finished import Finished, what_decides
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
 from polymerge.engine.opening import beside_output, beside_template, files_read, opened_inputs, refuse_changes
@@ -48,6 +49,7 @@ class Merged(Table):
     norms    for adapters: the norm of the merged update relative to theirs
     deltas   for methods on deltas: each model's sampled distance from the base, by its label
     warnings warnings that only the values could give rise to
+    resumed  the number of matrices that a run which was killed had finished, and that were taken from it
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class Merged(Table):
     norms: UpdateNorms | None = None
     deltas: Mapping[str, DeltaNorm] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    resumed: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the folder, how many tensors have each fate, its size, and whether the check passed."""
@@ -137,11 +140,13 @@ def merge(
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], advance)
     total += prefetch.size
-    room = _folder(target, force, writer.room, prefetch.size)
+    run = what_decides(plan, writer.shards, machine.name)
+    room = _folder(target, force, writer.room, prefetch.size, run)
     with room as folder, prefetch, _digests(files, prefetch) as digests, prefetch.wanted():
         with writer.shards.create(folder) as write:
             threads = max(1, threads or default_threads())
-            running = Execution(entries, device=machine, threads=threads, block=block)
+            finished = Finished(journal_of(folder), folder, writer.shards) if run else None
+            running = Execution(entries, device=machine, threads=threads, block=block, finished=finished)
             modules = execute(running, prefetch, plan, write, advance)
         prefetch.finish()
         norms = update_norms(modules, plan.settings)
@@ -171,7 +176,8 @@ def merge(
             raise OutputError(f"{target}: the merged output did not pass its check and was removed: {failed}")
     if verification is not None:
         verification = replace(verification, folder=target)
-    return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings)
+    taken = finished.taken if finished else 0
+    return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings, taken)
 
 
 def fold(
@@ -221,15 +227,17 @@ def _digest(file: Path, prefetch: Prefetch) -> str:
 
 
 @contextmanager
-def _folder(out: Path, force: bool, size: int, to_come: int) -> Iterator[Path]:
+def _folder(out: Path, force: bool, size: int, to_come: int, run: str) -> Iterator[Path]:
     """The folder to write an output to, which gets its name if the block succeeds.
 
     size     of the output, in bytes
     to_come  bytes of downloads
+    run      as for `output_folder`
 
     raises OutputError if the disk lacks room for it, including downloads that go to the same disk.
     """
-    with output_folder(out, force=force) as folder:
+    with output_folder(out, force=force, run=run) as folder:
+        size -= min(size, sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file()))
         free, beside = shutil.disk_usage(folder).free, to_come if to_come and fetches_to(folder) else 0
         if size + beside > free:
             more = f" and {human_size(beside)} for what is fetched to the same disk" if beside else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
 __all__ = ["Pool", "silent"]
@@ -15,14 +15,19 @@ T = TypeVar("T")
 
 
 class Pool:
-    """Threads with a bounded queue, so that memory does not grow with the plan."""
+    """Threads with a bounded queue, so that memory does not grow with the plan.
+
+    room  bytes of memory that large calls may take at once
+    """
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "polymerge")
+        self.room = 0
+        self._large: dict[Future[Any], tuple[int, int]] = {}
         self._waiting: deque[tuple[Future[Any], int]] = deque()
         self._gathered: list[tuple[Callable[..., object], tuple[object, ...]]] = []
         self._size = 0
-        self._most = 4 * threads
+        self._threads, self._most = threads, 4 * threads
         self.advance: Callable[[int], None] = silent
 
     def submit(self, size: int, function: Callable[..., object], *arguments: object, long: bool = False) -> None:
@@ -36,6 +41,12 @@ class Pool:
         self._size += size
         if self._size >= ERRAND or long:
             self._hand_over()
+
+    def submit_large(self, size: int, room: int, function: Callable[..., object], *arguments: object) -> None:
+        """Queue a call that takes `room` bytes of memory, once that much is left, or no other large one is running."""
+        while self._large and (len(self._large) >= self._threads or self._taken() + room > self.room):
+            self._finish_large()
+        self._large[self._executor.submit(function, *arguments)] = size, room
 
     def run_all(self, function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
         """Call a function for every index, in any order and on any thread; return the results in index order."""
@@ -53,6 +64,8 @@ class Pool:
             self._hand_over()
         while self._waiting:
             self._finish_one()
+        while self._large:
+            self._finish_large()
 
     def close(self) -> None:
         """Drop calls that have not started, and wait for the others."""
@@ -68,6 +81,16 @@ class Pool:
         future, size = self._waiting.popleft()
         future.result()
         self.advance(size)
+
+    def _taken(self) -> int:
+        return sum(room for _, room in self._large.values())
+
+    def _finish_large(self) -> None:
+        done, _ = wait(self._large, return_when=FIRST_COMPLETED)
+        for future in done:
+            size, _ = self._large.pop(future)
+            future.result()
+            self.advance(size)
 
 
 def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]) -> None:

@@ -231,7 +231,7 @@ def open_run(
         try:
             _refuse_others(folder, asked, what)
         except PolymergeError:
-            if any(folder.glob(f"{parts}/*/answers.jsonl")):
+            if any(path.is_file() for path in (folder / parts).rglob("*")):
                 if not force:
                     raise
                 _drop(folder, parts, outcome)

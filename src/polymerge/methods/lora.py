@@ -16,6 +16,8 @@ from polymerge.errors import RecipeError
 from polymerge.methods.weights import per_model
 
 __all__ = [
+    "EXACT",
+    "Cores",
     "Decomposition",
     "Factors",
     "Space",
@@ -23,6 +25,7 @@ __all__ = [
     "Wide",
     "check_rank",
     "check_shapes",
+    "cores_of",
     "decompose",
     "dot",
     "enter",
@@ -312,7 +315,41 @@ def _knots(b: Sequence[Wide], a: Sequence[Wide]) -> Space:
 
 
 def _core(b: Sequence[Wide], a: Sequence[Wide]) -> Space:
+    cores = _cores(b, a)
+    return Space((narrow(cores.deltas),), cores.left, cores.right)
+
+
+class Cores(NamedTuple):
+    """Updates as small matrices between two bases, whose columns and rows are orthonormal, all in float64.
+
+    What is computed from singular values and vectors of the updates is the same between the bases as it is outside.
+
+    deltas  [model, k, k']
+    left    [out, k]
+    right   [k', in]
+    """
+
+    deltas: Wide
+    left: Wide
+    right: Wide
+
+    def leave(self, merged: Wide) -> Factors:
+        """A merged core [k, k'] as an update, in float32."""
+        return Factors(narrow(self.left @ merged), narrow(self.right))
+
+
+def cores_of(pairs: Sequence[Factors]) -> Cores:
+    """The updates as "core" of `enter` has them, in float64.
+
+    pairs    [model]  updates of one shape [out, in], finite
+    raises   RecipeError where there are no pairs, or shapes differ
+    """
+    check_shapes(pairs)
+    return _cores([pair.b.astype(np.float64) for pair in pairs], [pair.a.astype(np.float64) for pair in pairs])
+
+
+def _cores(b: Sequence[Wide], a: Sequence[Wide]) -> Cores:
     left = _directions(np.concatenate(b, axis=1)).u
     right = _directions(np.concatenate(a).T).u
-    cores = [narrow((left.T @ x) @ (y @ right)) for x, y in zip(b, a, strict=True)]
-    return Space((np.stack(cores),), left, np.ascontiguousarray(right.T))
+    deltas = np.stack([(left.T @ x) @ (y @ right) for x, y in zip(b, a, strict=True)])
+    return Cores(deltas, left, np.ascontiguousarray(right.T))

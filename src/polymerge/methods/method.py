@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 __all__ = ["READS", "Method", "Parameter", "keywords_of", "method_function"]
 
 Value = float | bool | str
-On = Literal["weights", "deltas", "factors", "nothing"]
+On = Literal["weights", "deltas", "matrices", "factors", "nothing"]
 
 READS: Final[Mapping[str, tuple[str, ...]]] = {
     "cutoff": ("density",),
@@ -55,9 +55,12 @@ class Parameter:
 class Method:
     """One row of the table: all properties of a method, so that no code tests for its name.
 
-    on           the function's input: the models' weights, their deltas from the base, or the factors of adapters
+    on           the function's input: the models' weights, their deltas from the base, whole matrices of deltas, or the
+                 factors of adapters
     source       the paper
     function     module:name of the function, imported only when a merge runs; of one's own method, the function
+    of_factors   module:name of the form that a method on matrices has for the factors of adapters, or the function;
+                 without one, its function is given their cores
     parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
                  and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
     statistic    the statistic that the function needs beyond its block, one of `READS`:
@@ -69,15 +72,19 @@ class Method:
     models       the number of models that it takes, None for any number
     scales       whether the function applies `scale` itself
     additive     whether it is a weighted sum, and so gives the same result in any space
-    needs_rank   whether the function takes the rank of the output (methods on factors)
-    adds_ranks   whether the output's default rank is the sum of the adapters' ranks; else it is
-                 the largest of them (methods on factors)
+    needs_rank   whether the function of factors takes the rank of the output
+    takes_ranks  whether a function of matrices takes the adapters' own ranks where it is given their cores
+    adds_ranks   whether the default rank of a merged adapter is the sum of the adapters' ranks; else it is
+                 the largest of them (methods on factors, or on matrices)
     equal_ranks  whether it only merges adapters of equal rank
     takes_base   whether a method on weights works on deltas, like those that always do, if the recipe has a base_model
     fewest       the smallest number of models that it takes
     by_row       whether it compares row with row, or the flag and its value with which it does: it is then given blocks
                  of whole rows and their `width`, and no gram
     sees_base    whether the function takes the base's numbers
+    takes_tensors  whether a function of matrices takes torch tensors, too; else what lies on a GPU is brought to the
+                 host for it
+    decomposes   how many matrices of a tensor's shape a method on matrices decomposes: for each model, and beside them
     refuses      returns what is wrong with values that are each in range, and what to do instead, or None
     """
 
@@ -86,6 +93,7 @@ class Method:
     source: str
     on: On
     function: str | Callable[..., Any] = ""
+    of_factors: str | Callable[..., Any] = ""
     parameters: tuple[Parameter, ...] = ()
     statistic: str | None = None
     span: Literal["tensor", "model"] = "tensor"
@@ -94,12 +102,15 @@ class Method:
     scales: bool = False
     additive: bool = False
     needs_rank: bool = False
+    takes_ranks: bool = False
     adds_ranks: bool = False
     equal_ranks: bool = False
     takes_base: bool = False
     fewest: int = 1
     by_row: tuple[str, bool] | bool = False
     sees_base: bool = False
+    takes_tensors: bool = False
+    decomposes: tuple[int, int] = (0, 0)
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def __post_init__(self) -> None:
@@ -112,10 +123,17 @@ class Method:
                 raise ValueError(f"{self.name}: {self.statistic} follows from `{name}`, and it has no such parameter")
         if self.statistic == "importance" and self.on != "deltas":
             raise ValueError(f"{self.name}: only deltas have an importance")
-        if self.on != "factors" and (self.needs_rank or self.adds_ranks or self.equal_ranks):
-            raise ValueError(f"{self.name}: only methods on factors know of ranks")
         if self.sees_base and (self.on != "deltas" or self.models is None):
             raise ValueError(f"{self.name}: only methods on the deltas of a number of checkpoints see their base")
+        whole, of_factors = self.on == "matrices", self.on == "factors" or self.of_factors
+        if (self.needs_rank or self.equal_ranks) and not of_factors:
+            raise ValueError(f"{self.name}: only methods on factors know of ranks")
+        if self.adds_ranks and not (whole or of_factors):
+            raise ValueError(f"{self.name}: only methods on factors or matrices add ranks")
+        if not whole and (self.of_factors or self.takes_ranks or self.takes_tensors or self.decomposes != (0, 0)):
+            raise ValueError(f"{self.name}: says of itself what only methods on matrices have")
+        if whole and (self.statistic or self.random or self.by_row):
+            raise ValueError(f"{self.name}: a function of whole matrices needs nothing beside them")
 
     @property
     def copies(self) -> bool:
@@ -123,9 +141,14 @@ class Method:
         return self.on == "nothing"
 
     @property
+    def needs_base(self) -> bool:
+        """Whether it works on deltas from a base_model, which a recipe for checkpoints then has to have."""
+        return self.on in ("deltas", "matrices")
+
+    @property
     def reads_base(self) -> bool:
         """Whether it works on deltas from a base_model, if the recipe has one."""
-        return self.on == "deltas" or self.takes_base
+        return self.needs_base or self.takes_base
 
     @property
     def entrywise(self) -> bool:
@@ -147,20 +170,22 @@ class Method:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
 
-def keywords_of(row: Method) -> list[str]:
-    """What a row's function is given by keyword, beside the row's parameters, in the order that functions have it."""
+def keywords_of(row: Method, *, of_factors: bool = False) -> list[str]:
+    """What a row's function, or its form for factors, is given by keyword beside parameters, in its order."""
     asked: list[str | None] = [row.statistic]
     asked += ["base"] if row.sees_base else []
     asked += ["width"] if row.by_row else []
     asked += ["keys", "start"] if row.random else []
-    asked += ["rank"] if row.needs_rank else []
+    asked += ["rank"] if row.needs_rank and (of_factors or row.on == "factors") else []
+    asked += ["ranks"] if row.takes_ranks and not of_factors else []
     return [name for name in asked if name is not None]
 
 
-def method_function(row: Method) -> Callable[..., Any]:
-    """Import and return the function of a row."""
-    if not isinstance(row.function, str):
-        return row.function
-    module, _, name = row.function.partition(":")
+def method_function(row: Method, *, of_factors: bool = False) -> Callable[..., Any]:
+    """Import and return the function of a row; of one on matrices, perhaps the form that it has for factors."""
+    named = row.of_factors if of_factors else row.function
+    if not isinstance(named, str):
+        return named
+    module, _, name = named.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function

@@ -1,13 +1,14 @@
 """The merge methods as data: the properties that recipe and plan use, without importing the functions.
 
-To add a method, write its function and add a row here. The function is called with a block of numbers first, which
-it may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with `pairs`,
-the factors of adapters, for `on="factors"`. The row's parameters follow by name, without those of
-`SHARED`; then, by keyword, what the row requires: the statistic by its name (`statistic`), the base's numbers
-(`sees_base`), `width` (`by_row`), `keys` and `start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged
-weights, or the merged delta, which the executor scales and adds to the base. Blocks are numpy arrays, or, on a GPU,
-torch tensors: functions composed of the operations in `methods.kernels` give equal bits in both.
-`tests/methods/test_table.py` checks rows and functions; the README's table of methods needs a row, too.
+To add a method, write its function and add a row here. The function is called with a block of numbers first, which it
+may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with whole
+matrices, `deltas` [model, m, n], for `on="matrices"`; or with `pairs`, the factors of adapters, for `on="factors"`. The
+row's parameters follow by name, without those of `SHARED`; then, by keyword, what the row requires: the statistic by
+its name (`statistic`), the base's numbers (`sees_base`), `width` (`by_row`), `keys` and `start` (`random`), and `rank`
+(`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the executor scales and adds to the base;
+of matrices [m, n], which may lie in the memory of `deltas`. Blocks are numpy arrays, or, on a GPU, torch tensors:
+functions composed of the operations in `methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks
+rows and functions; the README's table of methods and that of docs/methods.md need a row, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from polymerge.methods.method import Method, Parameter
 __all__ = ["ADAPTERS", "METHODS", "SHARED", "out_of_range", "register"]
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
+ONE: Final = Parameter("weight", "number", 1.0, each=True)
+"""The weight of methods whose papers have none."""
 DENSITY: Final = Parameter("density", "number", 1.0, low=0.0, high=1.0, each=True)
 GAMMA: Final = Parameter("gamma", "number", 0.01, low=0.0, high=0.49, each=True)
 EPSILON: Final = Parameter("epsilon", "number", 1e-5, low=0.0)
@@ -339,12 +342,24 @@ _ROWS: Final = (
     ),
     Method(
         "tsv",
-        "the largest singular vectors of each adapter, made orthogonal to the others'",
+        "the largest singular vectors of each delta, made orthogonal to the other models'",
         "TSV-Merge (Gargiulo et al. 2025)",
-        on="factors",
-        function="polymerge.methods.tsv:tsv",
-        parameters=(WEIGHT, SCALE),
+        on="matrices",
+        function="polymerge.methods.tsv:tsv_of_deltas",
+        of_factors="polymerge.methods.tsv:tsv",
+        parameters=(ONE, SCALE),
         needs_rank=True,
+        decomposes=(1, 2),
+    ),
+    Method(
+        "iso_c",
+        "the sum of the deltas, with all of its directions made equally strong",
+        "Isotropic merging (Marczak et al. 2025), section 4.1",
+        on="matrices",
+        function="polymerge.methods.isotropic:iso_c",
+        parameters=(SCALE,),
+        adds_ranks=True,
+        decomposes=(0, 1),
     ),
     Method("copy", "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
 )

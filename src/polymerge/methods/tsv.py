@@ -6,13 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from polymerge.methods.decompositions import (
+    Matrix,
+    components,
+    gram_of_columns,
+    inverse_root,
+    multiply,
+    orthogonal,
+    tall,
+)
 from polymerge.methods.lora import Decomposition, Factors, Wide, check_rank, check_shapes, decompose, narrow
 from polymerge.methods.weights import PerModel, per_model
 
-__all__ = ["tsv"]
+__all__ = ["tsv", "tsv_of_deltas"]
 
 
-def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
+def tsv(pairs: Sequence[Factors], weight: PerModel = 1.0, *, rank: int) -> Factors:
     """Sum the largest singular directions of each adapter, orthogonalised across the adapters.
 
     Gargiulo et al. 2025, arXiv:2412.00081 (CVPR 2025), TSV-Merge: of T updates U_i S_i V_i^T each keeps its largest
@@ -47,6 +56,43 @@ def tsv(pairs: Sequence[Factors], weight: PerModel, rank: int) -> Factors:
     s = np.concatenate(values)
     roots = np.sqrt(np.abs(s))
     return Factors(narrow(_orthonormal(left) * (np.sign(s) * roots)), narrow((_orthonormal(right) * roots).T))
+
+
+def tsv_of_deltas(
+    deltas: Matrix, weight: PerModel = 1.0, *, share: float | None = None, ranks: Sequence[int] | None = None
+) -> Matrix:
+    """Sum the largest singular directions of each delta, orthogonalised across the models.
+
+    Gargiulo et al. 2025, arXiv:2412.00081 (CVPR 2025), TSV-Merge: of T deltas U_i S_i V_i^T each keeps its largest
+    components, an equal share; side by side they form U, S and V; U and V are replaced by the nearest matrices with
+    orthonormal columns, and U_perp S V_perp^T is the merged delta. Where this differs: the paper has no weights, here
+    they multiply the singular values. Singular values of zero and models of weight zero take no part, and where U or V
+    is not of full rank, as with equal models, what it lacks stays zero, where the paper has arbitrary vectors: equal
+    models then give one model's part times the mean of the weights.
+
+    deltas   [model, m, n]  float32 or float64, finite; overwritten
+    weight   [model]        each model's coefficient, of either sign; it does not change the directions
+    share    of the min(m, n) components that each model keeps, `int(share * min(m, n))`; default: 1 / T
+    ranks    [model]        components that each model keeps, in place of a share
+    returns  [m, n]         the merged delta, in the memory of the first one; for one model of weight 1 its delta
+    raises   RecipeError where `weight` is not one number per model
+    """
+    weights = per_model(weight, len(deltas), "weight")
+    stack = tall(deltas)
+    size = stack.shape[-1]
+    most = [size // len(deltas) if share is None else int(share * size)] * len(deltas) if ranks is None else ranks
+    lefts, rights, values = [], list[Wide](), []
+    for matrix, number, count in zip(stack, weights, most, strict=True):
+        found = components(matrix, count if number else 0)
+        left = matrix[:, : len(found.s)]
+        multiply([matrix], found.to_left, left)
+        lefts.append(left)
+        rights.append(found.v)
+        values.append(number * found.s)
+    right = orthogonal(rights)
+    multiply(lefts, (inverse_root(gram_of_columns(lefts)) * np.concatenate(values)) @ right.T, stack[0])
+    merged: Matrix = deltas[0]
+    return merged
 
 
 def _orthonormal(x: Wide) -> Wide:

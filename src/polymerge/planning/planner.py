@@ -21,13 +21,14 @@ from polymerge.planning.companions import adapter_companions, files_left_out, to
 from polymerge.planning.compatibility import config_warnings, merged_routers, other_lineages
 from polymerge.planning.fit import Misfits, common_parts, joinable, misnamed, needed_all_the_same, unmatched
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
+from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
 from polymerge.planning.output_dtypes import stored_dtypes
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.planning.written_plan import written_plan
-from polymerge.recipe.overrides import Choice, choices_of, matches
+from polymerge.recipe.overrides import Choice, choices_of, key_of, matches, rest_of, settings_of
 from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
 
@@ -110,7 +111,7 @@ class _Planner:
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
         self.warnings: list[str] = []
-        self.settings = list(dict.fromkeys(choice.key for choice in choices if not choice.setting.row.copies))
+        self.settings = settings_of(choices, len(models.merged))
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         # of a template in fp8, the rest of which is what its config says
@@ -161,7 +162,7 @@ class _Planner:
             places=self.models.own if draws else tuple(range(len(self.models.own))),
             base=None if self.base is None else inputs.index(self.base),
             seed=self.recipe.seed,
-            settings=tuple(by_key[key] for key in self.settings),
+            settings=tuple(self.settings.values()),
             steps=steps,
             left_out=self.unused.left_out(inputs, self.models.merged, self.base, steps),
             warnings=tuple(dict.fromkeys((*self.warnings, *told))),
@@ -328,7 +329,10 @@ class _Planner:
         deltas = choice.setting.on_deltas
         base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
-        merged = Piece(canonical, rows, self.settings.index(choice.key), tuple(exprs), base, twin=twin)
+        key = choice.key
+        if choice.setting.row.on == "matrices" and not is_matrix(canonical, self.template.shape(canonical)):
+            key = key_of(rest_of(choice.setting, len(readers) - (base is not None)))
+        merged = Piece(canonical, rows, [*self.settings].index(key), tuple(exprs), base, twin=twin)
         pieces = [merged] if rows else []
         if rest:
             pieces.append(self._kept(canonical, rest, rest))

@@ -21,6 +21,7 @@ from polymerge.planning.text_words import (
     ranges,
     setting_words,
 )
+from polymerge.recipe.overrides import rest_of
 
 __all__ = ["describe"]
 
@@ -72,7 +73,9 @@ def _settings(plan: Plan) -> Iterator[str]:
         stored = len(dict.fromkeys(step.name for step, _ in own))
         held = f", in {stored} that are stored" if stored < len(own) else ""
         what = "modules" if own and own[0][0].lora else "tensors"
-        yield f"[{number}] {setting_words(setting, _labels(plan, places))}: {len(own)} {what}{held}"
+        rest = rest_of(setting, len(places)) if setting.row.on == "matrices" else setting
+        others = f"; others: [{plan.settings.index(rest)}]" if rest in plan.settings and rest is not setting else ""
+        yield f"[{number}] {setting_words(setting, _labels(plan, places))}: {len(own)} {what}{held}{others}"
 
 
 def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:

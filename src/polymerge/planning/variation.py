@@ -11,7 +11,7 @@ from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import labels_of, sources_of
 from polymerge.planning.plan import Plan
 from polymerge.planning.unused import drops_at_random, measures_tensors
-from polymerge.recipe.overrides import Choice, choices_of
+from polymerge.recipe.overrides import Choice, choices_of, key_of, rest_of, settings_of
 from polymerge.recipe.recipe import Recipe, recipe_dict
 
 __all__ = ["varied"]
@@ -36,9 +36,9 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
         was, now = (Context().run(_choices, one, base) for one in (before, recipe))
     except PolymergeError:
         return None
-    if _pattern(was) != _pattern(now):
+    if _pattern(was, len(plan.models)) != _pattern(now, len(plan.models)):
         return None
-    settings = {choice.key: choice.setting for choice in now}
+    settings = settings_of(now, len(plan.models))
     return replace(plan, recipe=recipe_dict(recipe), settings=tuple(settings.values()))
 
 
@@ -55,13 +55,14 @@ def _choices(recipe: Recipe, base: Sequence[int]) -> list[Choice]:
     return [one for one in choices_of(recipe, labels, recipe.models, base) if not one.setting.row.copies]
 
 
-def _pattern(choices: Sequence[Choice]) -> list[tuple[object, ...]]:
+def _pattern(choices: Sequence[Choice], models: int) -> list[tuple[object, ...]]:
     """Which choices share a setting, their methods, their scopes, and the notes that they cause."""
-    keys = list(dict.fromkeys(choice.key for choice in choices))
+    keys = list(settings_of(choices, models))
     noted = [(drops_at_random(one.setting), measures_tensors(one.setting)) for one in choices]
+    rests = [rest_of(one.setting, models) if one.setting.row.on == "matrices" else one.setting for one in choices]
     return [
-        (keys.index(one.key), one.setting.method, one.layers, one.match, note)
-        for one, note in zip(choices, noted, strict=True)
+        (keys.index(one.key), keys.index(key_of(rest)), one.setting.method, one.layers, one.match, note)
+        for one, rest, note in zip(choices, rests, noted, strict=True)
     ]
 
 

@@ -24,6 +24,7 @@ from polymerge.dtypes import BITS, FP8, MERGEABLE
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 from polymerge.families.expressions import Expr, LowRank, Scaled, Stacked, expr_from_json
 from polymerge.methods.own import check_methods
+from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting, written_setting
 from polymerge.recipe.parsing import parse_recipe
@@ -202,6 +203,11 @@ def _rows(step: Step) -> int:
     return step.shape[0] if step.shape else 1
 
 
+def _shape(step: Step, piece: Piece) -> tuple[int, ...]:
+    """The shape of a piece's rows."""
+    return (sum(stop - start for start, stop in piece.rows), *step.row_shape)
+
+
 def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     places = piece.inputs or (plan.models if piece.setting is not None else (plan.template,))
     if not all(place in range(len(plan.inputs)) for place in places):
@@ -228,8 +234,10 @@ def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     if step.lora is None:
         if setting.row.on == "factors" or setting.parameters.keys() != {one.name for one in setting.row.parameters}:
             yield f"{setting.method} with these parameters is for adapters"
+        if setting.row.on == "matrices" and not is_matrix(piece.canonical, _shape(step, piece)):
+            yield f"{setting.method} is for matrices"
         has_base = piece.base is not None
-        unfit = (setting.row.on == "deltas") != has_base and not plan.of_adapters
+        unfit = setting.row.needs_base != has_base and not plan.of_adapters
         if unfit or (has_base and plan.base is None):
             yield f"{setting.method} and a base do not fit"
     elif not setting.row.takes_adapters or "rank" not in setting.parameters:

@@ -13,7 +13,10 @@ from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.recipe.parameters import UNREAD, Setting, resolve
 from polymerge.recipe.recipe import ModelEntry, Override, Recipe
 
-__all__ = ["Choice", "choices_of", "choices_of_adapters", "matches"]
+__all__ = ["Choice", "choices_of", "choices_of_adapters", "key_of", "matches", "rest_of", "settings_of"]
+
+Key = tuple[str, tuple[tuple[str, object], ...]]
+"""What equal settings are recognised by."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Choice:
     match: str | None = None
 
     @property
-    def key(self) -> tuple[str, tuple[tuple[str, object], ...]]:
+    def key(self) -> Key:
         """A key by which equal settings are recognised."""
-        return self.setting.method, tuple(sorted(self.setting.parameters.items()))
+        return key_of(self.setting)
 
     def covers(self, canonical: str) -> bool:
         """Return whether a tensor of this canonical name gets this setting."""
@@ -37,6 +40,32 @@ class Choice:
             if layer is None or not self.layers[0] <= layer <= self.layers[1]:
                 return False
         return self.match is None or matches(canonical, self.match)
+
+
+def key_of(setting: Setting) -> Key:
+    """A key by which equal settings are recognised."""
+    return setting.method, tuple(sorted(setting.parameters.items()))
+
+
+def rest_of(setting: Setting, models: int) -> Setting:
+    """How a merge by a method on matrices treats a tensor that is none: the mean of the deltas, each times its weight.
+
+    models  their number
+    """
+    weight = setting.parameters.get("weight", (1.0,) * models)
+    shares = tuple(number / models for number in weight)
+    scale = setting.parameters.get("scale", 1.0)
+    return Setting("task_arithmetic", {"weight": shares, "normalize": False, "scale": scale}, setting.on_base)
+
+
+def settings_of(choices: Sequence[Choice], models: int) -> dict[Key, Setting]:
+    """The distinct settings that merge something, then those for what is no matrix where a method works on these.
+
+    models  their number
+    """
+    own = {choice.key: choice.setting for choice in choices if not choice.setting.row.copies}
+    rests = [rest_of(setting, models) for setting in own.values() if setting.row.on == "matrices"]
+    return own | {key_of(rest): rest for rest in rests if key_of(rest) not in own}
 
 
 def matches(canonical: str, glob: str) -> bool:
@@ -78,7 +107,7 @@ def choices_of(
             refuse(RecipeError(f"{method} takes {wanted}{beside}, the recipe has {count}"))
         if row.on == "factors":
             refuse(RecipeError(f"{method} merges adapters (folders with adapter_config.json), not checkpoints"))
-        if row.on == "deltas" and recipe.base_model is None and "base_model" not in recipe.unread:
+        if row.needs_base and recipe.base_model is None and "base_model" not in recipe.unread:
             refuse(RecipeError(f"{method} works on deltas and needs base_model, their common ancestor"))
     return choices
 
@@ -99,7 +128,7 @@ def choices_of_adapters(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
         if not row.takes_adapters:
             refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
         more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
-        if row.on == "factors" and any("space" in given for given in (layers[-1][1], *per_model)):
+        if not row.entrywise and not row.copies and any("space" in given for given in (layers[-1][1], *per_model)):
             refuse(RecipeError(f"recipe: {where}: {method} merges factors in its own way and takes no space"))
         setting = resolve(method, layers, per_model, labels, more, beside)
         if setting.parameters.get("trim") == "model":

@@ -37,7 +37,7 @@ class Setting:
     @property
     def on_deltas(self) -> bool:
         """Whether it merges deltas from the base rather than weights."""
-        return self.row.on == "deltas" or (self.row.takes_base and self.on_base)
+        return self.row.needs_base or (self.row.takes_base and self.on_base)
 
     @property
     def by_row(self) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 
 from polymerge.checkpoints.bounds import RECORDS_BYTES
 from polymerge.checkpoints.json_objects import read_json
-from polymerge.errors import OutputError, PolymergeError, RecipeError, refuse
+from polymerge.errors import OutputError, PolymergeError, RecipeError
 from polymerge.evaluation.harness.registered_classes import Wrapper
 from polymerge.evaluation.harness.rows import AGAIN, Complaints, Documents, Row, documents, json_lines, kept
 from polymerge.evaluation.predictions import failures_note, is_failure
@@ -40,17 +40,23 @@ class _Results(msgspec.Struct):
 
     results: dict[str, dict[str, Any]]
     samples: dict[str, dict[str, Any]] = msgspec.field(name="n-samples", default_factory=dict)
+    groups: dict[str, list[str]] = msgspec.field(name="group_subtasks", default_factory=dict)
 
 
-def place(folder: Path, links: Path) -> Path:
-    """A path to the checkpoint that can be one of lmms-eval's arguments: its own, or a link to it.
+def place(row: Wrapper, folder: Path, links: Path) -> Path:
+    """A path to the checkpoint that can be one of lmms-eval's arguments and has what the model's code reads off it: its
+    own, or a link to it.
 
     raises RecipeError if that of the link cannot be one, either.
     """
-    link = links / (_ENDS_AN_ARGUMENT.sub("-", folder.name).strip() or "model")
-    found = link if _ENDS_AN_ARGUMENT.search(str(folder)) or str(folder) != str(folder).strip() else folder
+    name = _ENDS_AN_ARGUMENT.sub("-", folder.name).strip() or "model"
+    if row.named not in name.lower():
+        name = f"{row.named}-{name}"
+    found = folder if folder.name == name and str(folder) == str(folder).strip() else links / name
     if _ENDS_AN_ARGUMENT.search(str(found)):
-        raise RecipeError(f"{link}: for lmms-eval a path ends at a comma or an equals sign. Name another `out`")
+        found = links / name
+    if _ENDS_AN_ARGUMENT.search(str(found)):
+        raise RecipeError(f"{found}: for lmms-eval a path ends at a comma or an equals sign. Name another `out`")
     return found
 
 
@@ -66,38 +72,43 @@ def command(
     return (
         "-m", "lmms_eval", "--model", row.lmms, *(["--force_simple"] if row.simple else []),
         "--model_args", ",".join(arguments), "--tasks", ",".join(tasks), "--batch_size", str(batch_size),
-        "--device", device, "--log_samples", "--output_path", str(out), *(["--trust_remote_code"] if trusted else []),
+        "--device", device, "--gen_kwargs", "temperature=0", "--log_samples",
+        "--output_path", str(out), *(["--trust_remote_code"] if trusted else []),
     )  # fmt: skip
 
 
-def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
-    """Read the results of the newest run below a folder, by task; missing or broken files are refused.
+def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> tuple[dict[str, TaskResult], list[PolymergeError]]:
+    """Read the results of the newest run below a folder, by task, and what is wrong with missing or broken files.
 
-    tasks   as requested; lmms-eval's tasks of these names, or else all that it has numbers for
+    tasks   as requested: lmms-eval's tasks of these names, or all that it has numbers for if one is a group of others
     before  files that existed before it ran
     """
     found = [path for path in folder.rglob("*_results.json") if path not in before and _RESULTS.fullmatch(path.name)]
     if not found:
-        refuse(OutputError(f"{folder}: lmms-eval wrote no results"))
-        return {}
+        return {}, [OutputError(f"{folder}: lmms-eval wrote no results")]
     file = max(found, key=lambda path: path.name)
     try:
         said = read_json(file, _Results, unique_keys=False, most=RECORDS_BYTES, error=OutputError, then=_RUN)
     except PolymergeError as error:
-        refuse(error)
-        return {}
-    named = [task for task in tasks if task in said.results] or list(said.results)
+        return {}, [error]
     stamp = file.name.removesuffix("_results.json")
     results: dict[str, TaskResult] = {}
-    for task in named:
+    wrong: list[PolymergeError] = []
+    for task in tasks if set(tasks) <= set(said.results) else said.results:
         metrics = _metrics(said.results[task])
         count = said.samples.get(task, {}).get("effective")
+        samples = file.with_name(f"{stamp}_samples_{task}.jsonl")
         if metrics:
-            samples = file.with_name(f"{stamp}_samples_{task}.jsonl")
-            results[task] = _task(metrics, samples, count if isinstance(count, int) else 0)
-    if not results:
-        refuse(OutputError(f"{file}: not one number is there for {', '.join(named) or 'any task'}"))
-    return results
+            try:
+                results[task] = _task(metrics, samples, count if isinstance(count, int) else 0)
+            except PolymergeError as error:
+                wrong += error.problems
+    numbered = [name for name, value in said.results.items() if _metrics(value)]
+    for task in tasks:
+        # the numbers of a group can be those of its tasks alone
+        if not any(name.startswith(task) or name in said.groups.get(task, ()) for name in numbered):
+            wrong.append(OutputError(f"{file}: not one number is there for {task}"))
+    return results, wrong
 
 
 def _metrics(value: Mapping[str, Any]) -> dict[str, float]:

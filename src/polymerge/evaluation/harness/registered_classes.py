@@ -1,72 +1,91 @@
-"""The classes in lmms-eval and VLMEvalKit for each family, from lmms-eval 0.7.3 and VLMEvalKit of 2025."""
+"""The classes in lmms-eval and VLMEvalKit for each family, from lmms-eval 0.7.3 and VLMEvalKit of August 2026."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from polymerge.errors import RecipeError
+from polymerge.families.registry import GENERIC, claimed
 
 __all__ = ["DATASETS", "WRAPPERS", "Wrapper", "wrapper_of"]
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A family's row.
+    """The classes that run checkpoints of a family, or of one layout of it.
 
+    family      a family of the table, or the model type of a config that no table claims
+    when        members of config.json, and the value that each must have or, if it is a list, hold
     lmms        lmms-eval's model name; empty if it has none
     lmms_path   the name of its argument for the folder
     placed      whether it accepts device_map
     simple      whether force_simple is needed: the other variant has its own chat template
     kit         VLMEvalKit's class, which takes the folder as model_path; empty if it has none
-    kit_more    its additional arguments
-    path_has    VLMEvalKit dispatches on the path: it must contain one of these words, ignoring case
+    kit_more    its additional arguments, with those without which it samples
+    named       the folder's own name must contain this, ignoring case: the model's code reads its kind off it
+    path_has    VLMEvalKit dispatches on the path: it must contain this, ignoring case
     path_lacks  and none of these
     """
 
     family: str
     lmms: str = ""
     kit: str = ""
+    when: Mapping[str, object] = field(default_factory=dict)
     lmms_path: str = "pretrained"
     placed: bool = True
     simple: bool = False
     kit_more: Mapping[str, object] = field(default_factory=dict)
-    path_has: tuple[str, ...] = ()
+    named: str = ""
+    path_has: str = ""
     path_lacks: tuple[str, ...] = ()
 
+    def fits(self, config: Mapping[str, object]) -> bool:
+        """Whether a checkpoint of the family has the layout that the row is for."""
+        return all(
+            value in found if isinstance(found := config.get(name), list) else str(found) == str(value)
+            for name, value in self.when.items()
+        )
 
-_QWEN_2_5 = ("2.5", "2_5", "qwen25")
 
-WRAPPERS: Mapping[str, Wrapper] = {
-    row.family: row
-    for row in (
-        Wrapper("llava", "llava_hf", simple=True),
-        Wrapper("llava_next", "llava_hf", "LLaVA_Next", simple=True, path_lacks=("34b", "interleave")),
-        Wrapper("llava_onevision", "llava_hf", "LLaVA_OneVision_HF", simple=True),
-        Wrapper("llava_original", "llava", "LLaVA", path_has=("llava",)),
-        Wrapper("qwen2_vl", "qwen2_vl", "Qwen2VLChat", path_lacks=("omni", *_QWEN_2_5)),
-        Wrapper("qwen2_5_vl", "qwen2_5_vl", "Qwen2VLChat", path_has=_QWEN_2_5, path_lacks=("omni",)),
-        Wrapper("qwen2_5_omni", "qwen2_5_omni", "Qwen2VLChat", path_has=("omni",)),
-        Wrapper("qwen3_vl", "qwen3_vl", "Qwen3VLChat"),
-        Wrapper("qwen3_vl_moe", "qwen3_vl", "Qwen3VLChat"),
-        Wrapper("qwen2_audio", "qwen2_audio"),
-        Wrapper("internvl", "internvl_hf"),
-        Wrapper("internvl_chat", "internvl2", "InternVLChat", kit_more={"version": "V2.0"}, path_has=("internvl",)),
-        Wrapper("gemma3", "gemma3", "Gemma3"),
-        Wrapper("paligemma", "", "PaliGemma"),
-        Wrapper("mistral3", "mistral3_vl"),
-        Wrapper("mllama", "llama_vision", "llama_vision"),
-        Wrapper("idefics2", "idefics2", "IDEFICS2"),
-        Wrapper("idefics3", "", "IDEFICS2", path_has=("idefics3",)),
-        Wrapper("minicpm_v", "minicpm_v", placed=False),
-        Wrapper("phi3_v", "phi3v", "Phi3Vision", lmms_path="model_id_name", placed=False),
-        Wrapper("cogvlm", "", "CogVlm", path_has=("cogvlm",)),
-        Wrapper("mplug_owl2", "", "mPLUG_Owl2", path_has=("mplug_owl2", "mplug-owl2")),
-        Wrapper("cambrian", "", "Cambrian", path_has=("cambrian",)),
-        Wrapper("deepseek_vl_original", "", "DeepSeekVL"),
-        Wrapper("molmo", "", "molmo"),
-    )
-}
+_GREEDY: Final = {"do_sample": False}
+_ONEVISION: Final = {"architectures": "LlavaQwenForCausalLM"}
+
+WRAPPERS: Final[tuple[Wrapper, ...]] = (
+    Wrapper("llava", "llava_hf", simple=True),
+    Wrapper("llava_next", "llava_hf", "LLaVA_Next", simple=True, path_lacks=("34b", "interleave")),
+    Wrapper("llava_onevision", "llava_hf", "LLaVA_OneVision_HF", simple=True),
+    Wrapper("llava_original", "llava_onevision", "LLaVA_OneVision", _ONEVISION, named="llava", path_lacks=("video",)),
+    Wrapper("llava_original", "llava", "LLaVA", named="llava"),
+    Wrapper("qwen2_vl", "qwen2_vl", "Qwen2VLChat", kit_more=_GREEDY),
+    Wrapper("qwen2_5_vl", "qwen2_5_vl", "Qwen2VLChat", kit_more=_GREEDY),
+    Wrapper("qwen2_5_omni", "qwen2_5_omni", "Qwen2VLChat", kit_more=_GREEDY),
+    Wrapper("qwen3_vl", "qwen3_vl", "Qwen3VLChat", kit_more=_GREEDY, path_lacks=("omni",)),
+    Wrapper("qwen3_vl_moe", "qwen3_vl", "Qwen3VLChat", kit_more=_GREEDY, path_lacks=("omni",)),
+    Wrapper("qwen3_5", "qwen3_5"),
+    Wrapper("qwen2_audio", "qwen2_audio"),
+    Wrapper("internvl", "internvl_hf"),
+    Wrapper("internvl_chat", "internvl2", "InternVLChat", kit_more={"version": "V2.0"}, path_has="internvl"),
+    Wrapper("gemma3", "gemma3", "Gemma3"),
+    Wrapper("gemma4", "gemma4", "Gemma4"),
+    Wrapper("paligemma", "", "PaliGemma"),
+    Wrapper("mistral3", "mistral3_vl"),
+    Wrapper("mllama", "llama_vision", "llama_vision", path_lacks=("instruct", "cot")),
+    Wrapper("idefics2", "idefics2", "IDEFICS2", kit_more=_GREEDY),
+    Wrapper("idefics3", "", "SmolVLM2", {"model_type": "smolvlm"}),
+    Wrapper("idefics3", "", "SmolVLM", kit_more=_GREEDY),
+    Wrapper("minicpm_v", "minicpm_v", "MiniCPM_V_2_6", {"version": 2.6}, placed=False),
+    Wrapper("minicpm_v", "minicpm_v", "MiniCPM_Llama3_V", {"version": 2.5}, placed=False),
+    Wrapper("minicpm_v", "minicpm_v", "MiniCPM_V", placed=False),
+    Wrapper("phi3_v", "phi3v", "Phi3Vision", lmms_path="model_id_name", placed=False),
+    Wrapper("cogvlm", "cogvlm2", "CogVlm", placed=False, kit_more=_GREEDY),
+    Wrapper("mplug_owl2", "", "mPLUG_Owl2", named="mplug_owl2"),
+    Wrapper("cambrian", "", "Cambrian", named="cambrian"),
+    Wrapper("deepseek_vl_original", "", "DeepSeekVL"),
+    Wrapper("molmo", "", "molmo"),
+)
+"""The first row that fits counts."""
 
 _MCQ, _YES_NO, _VQA = "ImageMCQDataset", "ImageYORNDataset", "ImageVQADataset"
 
@@ -111,16 +130,18 @@ DATASETS: Mapping[str, str] = {
 """VLMEvalKit's class for a data set, which its config file has to name; `NAME=CLASS` sets it for any other one."""
 
 
-def wrapper_of(family: str, tool: str) -> Wrapper:
-    """Look up a family's row.
+def wrapper_of(config: Mapping[str, object], tool: str) -> Wrapper:
+    """Look up the row of a checkpoint by its config.json.
 
     raises RecipeError if the tool has no class for it.
     """
-    row = WRAPPERS.get(family)
-    known = [row.family for row in WRAPPERS.values() if (row.lmms if tool == "lmms-eval" else row.kit)]
-    if row is None or row.family not in known:
+    rows = [row for row in WRAPPERS if (row.lmms if tool == "lmms-eval" else row.kit)]
+    table = claimed(config)
+    family = str(config.get("model_type")) if table is GENERIC else table.name
+    found = next((row for row in rows if row.family == family and row.fits(config)), None)
+    if found is None:
         raise RecipeError(
             f"{tool} has no model that is known to run checkpoints of the family {family}. It has one for "
-            f"{', '.join(sorted(known))}"
+            f"{', '.join(sorted({row.family for row in rows}))}"
         )
-    return row
+    return found

@@ -7,31 +7,36 @@ import importlib.util
 import itertools
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.durable import write_file
-from polymerge.errors import MissingExtraError, OutputError, RecipeError, collecting, refuse
+from polymerge.errors import MissingExtraError, OutputError, PolymergeError, RecipeError, Refused
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
 from polymerge.evaluation.harness import lmms_eval as lmmseval
 from polymerge.evaluation.harness import vlmevalkit
 from polymerge.evaluation.harness.registered_classes import wrapper_of
 from polymerge.evaluation.results import FILE, Results, TaskResult
-from polymerge.families.registry import claimed
-from polymerge.inference.run_folder import open_run
+from polymerge.inference.run_folder import Run, alone_in, open_run
 from polymerge.paths import exists, given_path
 
-__all__ = ["ToolJob", "plan_tool", "run_tool"]
+__all__ = ["Ended", "ToolJob", "plan_tool", "run_tool"]
 
-_SAFE = "PYTHONSAFEPATH"
-"""With it Python does not look for modules in the current folder; before 3.11 an empty one has to do."""
+_ALONE: Final[Mapping[str, str]] = {"PYTHONSAFEPATH": "1", "LMMS_EVAL_USE_CACHE": "False"}
+"""With the first, Python does not look for modules in the current folder; before 3.11 an empty one has to do. Without
+the second, lmms-eval before 0.7 takes answers of whatever model lay at the same path.
+"""
+
+_TASKS: Final = "tasks"
+_MISSING: Final = "missing"
 
 _MODULES = {"lmms-eval": "lmms_eval", "vlmevalkit": "vlmeval"}
 
@@ -41,9 +46,10 @@ class ToolJob:
     """A tool's command, ready to run.
 
     run      the folder of the run
+    reuse    what makes the command take answers that an unfinished run of it has left
     files    to be written first
     links    to be created first, each with its target: a folder name that the tool understands
-    read     reads the tool's results, given the files that existed before it ran
+    read     reads the tool's results by task, and says what is missing, given the files that existed before it ran
     """
 
     tool: str
@@ -51,8 +57,9 @@ class ToolJob:
     run: Path
     asked: EvaluatedModel
     tasks: tuple[str, ...]
-    read: Callable[[set[Path]], dict[str, TaskResult]]
+    read: Callable[[set[Path]], tuple[dict[str, TaskResult], list[PolymergeError]]]
     force: bool = False
+    reuse: tuple[str, ...] = ()
     files: Mapping[Path, str] = field(default_factory=dict)
     links: Mapping[Path, Path] = field(default_factory=dict)
 
@@ -64,7 +71,8 @@ class ToolJob:
         lines += [f"cat > {shlex.quote(str(file))} <<'END'\n{text}END" for file, text in self.files.items()]
         command = shlex.join(self.command)
         if self.place is None:
-            command = f'(cd "$(mktemp -d)" && {_SAFE}=1 {command})'
+            said = " ".join(f"{name}={value}" for name, value in _ALONE.items())
+            command = f'(cd "$(mktemp -d)" && {said} {command})'
         return "\n".join([*lines, command])
 
     @property
@@ -105,13 +113,14 @@ def plan_tool(
         raise RecipeError("tasks: names none")
     if kit is not None and tool != "vlmevalkit":
         raise RecipeError(f"kit says nothing to {tool}")
-    family = claimed(read_config(asked.folder / "config.json")).name
-    row = wrapper_of(family, tool)
+    row = wrapper_of(read_config(asked.folder / "config.json"), tool)
     python = _python(environment)
     run = given_path(out).absolute()
+    folder = run / _TASKS / tool
     if tool == "lmms-eval":
-        folder = run / "lmms-eval"
-        place = lmmseval.place(asked.folder, run / "models")
+        if any(word.lstrip("-").partition("=")[0] == "use_cache" for word in more):
+            raise RecipeError("use_cache: lmms-eval tells models apart by their paths. Leave its cache out")
+        place = lmmseval.place(row, asked.folder, run / "models")
         command = lmmseval.command(row, place, tasks, folder, device, batch_size or 1, trust_remote_code)
         return ToolJob(
             tool, (python, *command, *map(_absolute, more)), run, asked, tuple(tasks),
@@ -120,7 +129,6 @@ def plan_tool(
         )  # fmt: skip
     if batch_size is not None:
         raise RecipeError("batch_size: VLMEvalKit asks one question at a time. Leave it out")
-    folder = run / "vlmevalkit"
     place, label = vlmevalkit.place(row, asked.folder, run / "models"), vlmevalkit.label(asked.name)
     config = run / "vlmevalkit.json"
     script = str(given_path(kit).absolute() / "run.py") if kit is not None else "run.py"
@@ -129,57 +137,79 @@ def plan_tool(
     names = vlmevalkit.datasets(tasks)
     return ToolJob(
         tool, (python, script, *vlmevalkit.command(config, folder), *map(_absolute, more)), run, asked, tuple(names),
-        lambda before: vlmevalkit.read(folder / label, label, list(names), before), force,
-        {config: vlmevalkit.config(row, label, place, names)},
+        lambda before: vlmevalkit.read(folder / label, label, list(names), before, run / f"{tool}.log"), force,
+        (vlmevalkit.REUSE,), {config: vlmevalkit.config(row, label, place, names)},
         {} if place == asked.folder else {place: asked.folder},
     )  # fmt: skip
 
 
-def run_tool(job: ToolJob, show: Callable[[str], None]) -> Results:
+class Ended(NamedTuple):
+    """What a tool's run came to: its results, and why others are missing."""
+
+    results: Results
+    missing: list[PolymergeError]
+
+
+def run_tool(job: ToolJob, show: Callable[[str], None]) -> Ended:
     """Run the command, show its output as it is printed, and write its results as RUN/results.json.
 
-    raises OutputError if the tool fails or writes no results, MissingExtraError if it is not installed.
+    Scores of some tasks are kept where those of others are missing. Then the next run of the same command goes on with
+    the tool's own files; a run that has all is not made again, but its files are read again.
+
+    raises OutputError if the tool fails or writes no results at all, MissingExtraError if it is not installed,
+    RecipeError if the folder holds results of another model or command, unless `force`.
     """
     _check_installed(job)
     settings = {"kind": f"evaluation by {job.tool}", "model": job.asked.identity(), "command": list(job.command)}
-    _refuse_others(job, settings)
+    run = open_run(job.run, settings, force=job.force, what="an evaluation", parts=_TASKS, outcome=(FILE,))
     job.asked.fetch()
-    run = open_run(job.run, settings, force=job.force, what="an evaluation", parts="tasks")
+    with alone_in(run):
+        return _run_alone(job, run, show)
+
+
+def _run_alone(job: ToolJob, run: Run, show: Callable[[str], None]) -> Ended:
+    folder = run.part(job.tool)
+    log = run.folder / f"{job.tool}.log"
+    if job.force:
+        shutil.rmtree(folder)
+        (run.folder / FILE).unlink(missing_ok=True)
+    elif _has_all(run.folder / FILE):
+        show(f"{run.folder}: the run has ended, and is read again\n")
+        return _read(job, run, log, set())
+    before = {path for path in folder.rglob("*") if path.is_file()}
     for link, target in job.links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(target)
     for file, text in job.files.items():
         write_file(file, text)
-    before = {path for path in job.run.rglob("*") if path.is_file()}
-    log = job.run / f"{job.tool}.log"
-    place = job.place or _empty(job.run)
-    status = _stream(job.command, log, show, place)
+    place = job.place or _empty(run.folder)
+    # only what this very run has left may be taken: its settings say of which model and command that is
+    status = _stream((*job.command, *(job.reuse if before else ())), log, show, place)
     if job.place is None:
         with suppress(OSError):  # it has written something there
             place.rmdir()
+    return _read(job, run, log, before, status)
+
+
+def _has_all(file: Path) -> bool:
+    """Whether a run has written results, and none was missing."""
+    return file.is_file() and not read_json(file, dict[str, Any]).get("settings", {}).get(_MISSING)
+
+
+def _read(job: ToolJob, run: Run, log: Path, before: set[Path], status: int = 0) -> Ended:
+    """Read what the tool wrote, and write the run's results; raises OutputError or Refused if there are none."""
+    tasks, missing = job.read(before)
     if status != 0:
-        raise OutputError(f"{job.tool} ended with exit status {status}. What it said is above and in {log}")
-    tasks: dict[str, TaskResult] = {}
-    with collecting() as wrong:
-        tasks = job.read(before)
-        if wrong:
-            refuse(OutputError(f"{job.tool}: what it said is above and in {log}"))
-    results = Results(job.tool, job.asked.described(), tasks, {"command": list(job.command[1:])})
+        missing = [OutputError(f"{job.tool} ended with exit status {status}. What it said is above and in {log}")]
+    if not tasks:
+        if status == 0:
+            missing.append(OutputError(f"{job.tool}: what it said is above and in {log}"))
+        raise Refused(missing)
+    settings = {"command": list(job.command[1:])} | ({_MISSING: [str(one) for one in missing]} if missing else {})
+    results = Results(job.tool, job.asked.described(), tasks, settings)
     run.write_json(FILE, results.to_json())
-    return results
-
-
-def _refuse_others(job: ToolJob, settings: Mapping[str, Any]) -> None:
-    """Refuse to overwrite the results of another command."""
-    file = job.run / "run.json"
-    if not (job.run / FILE).is_file() or job.force:
-        return
-    had = read_json(file, dict[str, Any]) if file.is_file() else None
-    if had != settings:
-        raise RecipeError(
-            f"{job.run}: holds results of another model or command. Name another folder, or say `force` to replace them"
-        )
+    return Ended(results, missing)
 
 
 def _python(environment: str | None) -> str:
@@ -224,7 +254,7 @@ def _environment(kit: bool) -> dict[str, str]:
     """
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # noqa: PTH100
     found = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    return found if kit else {**found, _SAFE: "1"}
+    return found if kit else {**found, **_ALONE}
 
 
 def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], place: Path) -> int:

@@ -17,9 +17,11 @@ from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from polymerge.checkpoints.bounds import RECORDS_BYTES, read_bounded
 from polymerge.checkpoints.json_objects import read_json, read_text
-from polymerge.errors import OutputError, PolymergeError, RecipeError, did_you_mean, refuse, refuse_if_any
+from polymerge.errors import OutputError, PolymergeError, RecipeError, did_you_mean, refuse_if_any
 from polymerge.evaluation.harness.registered_classes import DATASETS, Wrapper
 from polymerge.evaluation.harness.rows import (
     AGAIN,
@@ -37,7 +39,7 @@ from polymerge.evaluation.harness.rows import (
 from polymerge.evaluation.predictions import failures_note, is_failure
 from polymerge.evaluation.results import TaskResult
 
-__all__ = ["command", "config", "datasets", "label", "place", "read", "read_answers", "read_rows"]
+__all__ = ["REUSE", "command", "config", "datasets", "label", "place", "read", "read_answers", "read_rows"]
 
 _ROWS = ("overall", "none", "validation", "val", "dev", "test", "average")
 """Rows of a score table, most likely published one first; the first that exists is used."""
@@ -45,14 +47,21 @@ _ROWS = ("overall", "none", "validation", "val", "dev", "test", "average")
 _COLUMNS = ("Overall", "acc", "Relative Score (main)", "aAcc", "accuracy", "Final Score Norm", "Final Score", "score")
 """Columns, in the same way."""
 
+REUSE = "--reuse"
+
 _RUN = "Run VLMEvalKit again."
+_WITHOUT_A_JUDGE = b"will use exact matching"
+_UNJUDGED = (
+    "a judge could not be reached, and exact matching took its place; the log does not say for which data set, so this "
+    "score may be another than a judge's"
+)
 _ID, _ANSWER = "index", "prediction"
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def command(config_file: Path, out: Path) -> tuple[str, ...]:
-    """Arguments of run.py; answers of an earlier run of the same command are reused."""
-    return "--config", str(config_file), "--work-dir", str(out), "--reuse"
+    """Arguments of run.py, which begins anew; with `REUSE` it takes the answers that it finds."""
+    return "--config", str(config_file), "--work-dir", str(out)
 
 
 def label(name: str) -> str:
@@ -61,26 +70,24 @@ def label(name: str) -> str:
 
 
 def place(row: Wrapper, folder: Path, links: Path) -> Path:
-    """Return a path to the checkpoint from which VLMEvalKit recognises its family: its own, or a link to it.
+    """Return a path to the checkpoint that is read as what it is: its own, or a link to it.
 
     raises RecipeError if the path of the link would be misread, too.
     """
-    if _understood(row, folder):
-        return folder
-    link = links / (row.path_has[0] if row.path_has else "model")
-    if not _understood(row, link):
+    word = row.named or row.path_has
+    names = [f"{word}-{folder.name}" if word else folder.name, word or "model"]
+    found = next((path for path in (folder, *(links / name for name in names)) if _understood(row, path)), None)
+    if found is None:
         raise RecipeError(
-            f"VLMEvalKit reads the family off the path, and {link} must have none of {', '.join(row.path_lacks)}. "
-            "Name another folder with -o"
+            f"VLMEvalKit reads the family off the path, and {links / names[1]} must have none of "
+            f"{', '.join(row.path_lacks)}. Name another folder with -o"
         )
-    return link
+    return found
 
 
 def _understood(row: Wrapper, path: Path) -> bool:
     text = str(path).lower()
-    return (not row.path_has or any(word in text for word in row.path_has)) and not any(
-        word in text for word in row.path_lacks
-    )
+    return row.named in path.name.lower() and row.path_has in text and not any(word in text for word in row.path_lacks)
 
 
 def datasets(tasks: Sequence[str]) -> dict[str, str]:
@@ -109,12 +116,17 @@ def config(row: Wrapper, model: str, folder: Path, names: Mapping[str, str]) -> 
     return json.dumps(value, indent=1) + "\n"
 
 
-def read(folder: Path, model: str, names: Sequence[str], before: set[Path]) -> dict[str, TaskResult]:
-    """Read the results below a model's folder, by data set; data sets without results are refused.
+def read(
+    folder: Path, model: str, names: Sequence[str], before: set[Path], log: Path
+) -> tuple[dict[str, TaskResult], list[PolymergeError]]:
+    """Read the results below a model's folder, by data set, and say of which there are none.
 
     before  files that existed before it ran; they count if it reused them
+    log     what it printed: whether a judge could not be reached stands nowhere else
     """
     results: dict[str, TaskResult] = {}
+    wrong: list[PolymergeError] = []
+    note = (_UNJUDGED,) if log.is_file() and _says(log, _WITHOUT_A_JUDGE) else ()
     for name in names:
         stem = f"{model}_{name}"
         longer = [f"{model}_{other}" for other in names if other.startswith(f"{name}_")]
@@ -128,14 +140,19 @@ def read(folder: Path, model: str, names: Sequence[str], before: set[Path]) -> d
         scores = [path for path in files if re.search(r"(_acc|_score|_rating)\.(csv|json)$", path.name)]
         if not scores:
             there = ", ".join(sorted({path.name for path in files})) or "nothing"
-            refuse(OutputError(f"{folder}: VLMEvalKit wrote no score of {name}; it wrote {there}"))
+            wrong.append(OutputError(f"{folder}: VLMEvalKit wrote no score of {name}; it wrote {there}"))
             continue
         try:
-            metrics = _metrics(scores[0])
-            results[name] = _task(metrics, scores[0], *_hits(files))
+            result = _task(_metrics(scores[0]), scores[0], *_hits(files))
+            results[name] = msgspec.structs.replace(result, notes=(*result.notes, *note))
         except PolymergeError as error:
-            refuse(error)
-    return results
+            wrong += error.problems
+    return results, wrong
+
+
+def _says(log: Path, words: bytes) -> bool:
+    with log.open("rb") as lines:
+        return any(words in line for line in lines)
 
 
 def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float], failed: int) -> TaskResult:

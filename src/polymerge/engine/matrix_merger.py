@@ -1,0 +1,149 @@
+"""Merge whole matrices: the deltas are read block by block, merged by one call, and written block by block."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polymerge.checkpoints import TensorInfo
+from polymerge.dtypes import byte_count
+from polymerge.engine.blocks import PieceBlocks
+from polymerge.engine.extents import begins, clip, extents
+from polymerge.engine.finished import Finished, state_of
+from polymerge.engine.rounded_rows import RoundedRows
+from polymerge.errors import CheckpointError
+from polymerge.families.expressions import names_read
+from polymerge.methods import kernels
+from polymerge.methods.method import method_function
+from polymerge.methods.table import SHARED
+from polymerge.planning import Piece, Plan, Step
+from polymerge.planning.matrix_costs import Matrices
+from polymerge.recipe.parameters import Setting
+
+__all__ = ["MatrixMerger", "files_of"]
+
+
+@dataclass(frozen=True)
+class MatrixMerger:
+    """Merges the matrices of one piece, each on one thread.
+
+    blocks    the models' elements, less the base's
+    base      the base's elements, which are read again once the deltas are merged: so they take no memory until then
+    rows      where merged elements are written
+    size      elements to read and write at a time
+    inputs    the files that the piece is read from
+    finished  what an earlier run has written, and where to note what this one has
+    """
+
+    step: Step
+    piece: Piece
+    setting: Setting
+    matrices: Matrices
+    blocks: PieceBlocks
+    base: PieceBlocks
+    rows: RoundedRows
+    size: int
+    inputs: Sequence[Path]
+    finished: Finished | None
+
+    def run(self, number: int) -> None:
+        """Merge matrix `number` of the piece, unless it is finished.
+
+        raises CheckpointError if an input is not finite, or the matrix cannot be decomposed.
+        """
+        if self.finished is None:
+            self._merge(number)
+            return
+        name, before = (self.step.name, self.piece.canonical, number), state_of(self.inputs)
+        digest = self.finished.digest(name, before) if before else None
+        if digest is not None and self._holds(number, digest):
+            self.finished.take()
+            return
+        digest = self._merge(number)
+        if before and before == state_of(self.inputs):
+            self.finished.note(name, digest, before)
+
+    def _parts(self, number: int) -> Iterator[tuple[int, int]]:
+        """The elements of a matrix, as parts of the piece that are read and written at a time."""
+        count = self.matrices.rows * self.matrices.columns
+        for first in range(number * count, (number + 1) * count, self.size):
+            yield first, min(first + self.size, (number + 1) * count)
+
+    def _merge(self, number: int) -> str:
+        """Merge and write a matrix; returns the sha256 of its bytes."""
+        held, row = self.matrices, self.setting.row
+        start = number * held.rows * held.columns
+        deltas = self.blocks.empty(held.models, held.rows * held.columns)
+        for first, last in self._parts(number):
+            deltas[:, first - start : last - start] = self.blocks.read_at(first, last - first).models
+        deltas = deltas.reshape(held.models, held.rows, held.columns)
+        found = self._merged(deltas if row.takes_tensors else kernels.on_host(deltas))
+        merged = self.blocks.numbers(found).reshape(-1)
+        scale = float(self.setting.parameters.get("scale", 1.0))
+        digest = hashlib.sha256()
+        for first, last in self._parts(number):
+            (origin,) = self.base.read_at(first, last - first).models
+            digest.update(self.rows.put(first, kernels.add_scaled(origin, merged[first - start : last - start], scale)))
+        return digest.hexdigest()
+
+    def _merged(self, deltas: Any) -> Any:
+        """Call the method's function on deltas [model, m, n], and check the shape of what it returns."""
+        setting, row, shape = self.setting, self.setting.row, tuple(deltas.shape[1:])
+        given = {name: value for name, value in setting.parameters.items() if row.parameter(name)}
+        try:
+            merged = method_function(row)(deltas, **{name: given[name] for name in given if name not in SHARED})
+        except (np.linalg.LinAlgError, RuntimeError) as error:  # torch's own is a RuntimeError
+            if not type(error).__name__.endswith("LinAlgError"):
+                raise
+            raise CheckpointError(
+                f"{self.blocks.name}: {row.name} cannot decompose this matrix: {error}. Name it in exclude, or give it "
+                "another method"
+            ) from error
+        if tuple(merged.shape) != shape:
+            raise ValueError(f"{row.name}: its function returned {list(merged.shape)} for deltas of {list(shape)}")
+        return merged
+
+    def _holds(self, number: int, digest: str) -> bool:
+        """Return whether the output holds bytes of this sha256 as the matrix, and have them written where they are not
+        written one by one.
+        """
+        found = hashlib.sha256()
+        for first, last in self._parts(number):
+            found.update(self._written(first, last))
+        if found.hexdigest() != digest:
+            return False
+        if self.step.transposed:  # whose matrices are written once all of their rows are there
+            for first, last in self._parts(number):
+                self.rows.write(first, self._written(first, last))
+        return True
+
+    def _written(self, first: int, last: int) -> memoryview:
+        """The bytes of elements of the piece as they are in the output; valid until this thread's next call."""
+        runs, beginnings = self._runs
+        workspace, done = self.rows.workspace, 0
+        view = workspace.device.view(workspace.raw("write", (last - first) * self.rows.width))
+        for run in clip(runs, first, last, beginnings):
+            size = byte_count(run.dtype, (run.count,))
+            self.blocks.files.fill(run, view[done : done + size])
+            done += size
+        return view
+
+    @cached_property
+    def _runs(self) -> tuple[Any, list[int]]:
+        assert self.finished is not None
+        runs = extents(self.step.rows(self.piece.rows), {self.step.name: self.finished.stored(self.step)})
+        return runs, begins(run.count for run in runs)
+
+
+def files_of(plan: Plan, piece: Piece, entries: Sequence[Mapping[str, TensorInfo]]) -> list[Path]:
+    """The files that a merged piece is read from."""
+    reads = [*zip(piece.inputs or plan.models, piece.reads, strict=True)]
+    if piece.base is not None and plan.base is not None:
+        reads.append((plan.base, piece.base))
+    return list(dict.fromkeys(entries[place][name].file for place, expr in reads for name in names_read(expr)))

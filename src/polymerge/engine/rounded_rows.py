@@ -1,0 +1,93 @@
+"""Round merged numbers, once, to the dtype of their tensor, and write them to its rows."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from polymerge.checkpoints.writer import Write
+from polymerge.dtypes import BITS, byte_count
+from polymerge.engine.blocks import Workspace
+from polymerge.engine.extents import TransposedWriter, begins
+from polymerge.engine.overflow import Overflow
+from polymerge.families.expressions import Ranges
+from polymerge.methods import kernels
+from polymerge.planning import Piece, Step
+
+__all__ = ["RoundedRows", "RoundedWriter"]
+
+
+@dataclass(frozen=True)
+class RoundedWriter:
+    """What all tensors of a merge are written with.
+
+    transposed  takes the rows of matrices that the output stores transposed
+    overflow    counts what does not fit its dtype
+    """
+
+    workspace: Workspace
+    write: Write
+    transposed: TransposedWriter
+    overflow: Overflow
+
+    def rows(self, step: Step, piece: Piece) -> RoundedRows:
+        """The rows of one piece."""
+        return RoundedRows(self, step, piece)
+
+
+class RoundedRows:
+    """The rows of a piece, as one stretch of elements.
+
+    width  bytes of an element in the output
+    """
+
+    def __init__(self, to: RoundedWriter, step: Step, piece: Piece) -> None:
+        self._to, self._step, self._piece = to, step, piece
+        self.width = BITS[step.dtype] // 8
+        self._row_size = byte_count(step.dtype, step.row_shape)
+        self._beginnings = begins(stop - start for start, stop in piece.rows)
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where its buffers are."""
+        return self._to.workspace
+
+    def put(self, start: int, result: Any) -> memoryview:
+        """Round merged numbers [n] once and write them, from element `start` on; from any thread.
+
+        returns their bytes, which are valid until this thread's next call
+        """
+        device = self.workspace.device
+        raw = self.workspace.raw("write", result.shape[0] * self.width)
+        encoded = device.beside(raw)
+        finite = kernels.encode(result, self._step.dtype, encoded)
+        device.download(encoded, raw)
+        view = device.view(raw)
+        if not finite:
+            self._to.overflow.count(self._piece.canonical, self._step.name, self._step.dtype, view)
+        self.write(start, view)
+        return view
+
+    def write(self, start: int, view: memoryview) -> None:
+        """Write the bytes of elements, from element `start` on; from any thread."""
+        rows, row_size, done = self._piece.rows, self._row_size, 0
+        for first, last in _within(rows, self._beginnings, row_size, start * self.width, len(view)):
+            part = view[done : done + last - first]
+            if self._step.transposed:
+                self._to.transposed.put(self._step, first // row_size, part)
+            else:
+                self._to.write(self._step.name, part, first)
+            done += last - first
+
+
+def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Map `size` bytes from byte `start` of stacked rows to their positions in the tensor."""
+    for place in range(bisect_right(beginnings, start // row_size) - 1, len(rows)):
+        (first, last), position = rows[place], beginnings[place] * row_size
+        if position >= start + size:
+            return
+        begin, end = max(start, position), min(start + size, position + (last - first) * row_size)
+        if begin < end:
+            yield first * row_size + begin - position, first * row_size + end - position

@@ -1,0 +1,181 @@
+"""Singular values and vectors of deltas, and what follows of them, for methods that need whole matrices.
+
+The matrices are long and float32, so all that is formed beside them has the size of their smaller side: a Gram matrix,
+its eigenvectors (while they are computed, five matrices of that size in float64), and the matrix `right` that a method
+multiplies a delta with. Products take some rows at a time and add up in float64. Singular vectors have no sign of their
+own: what is returned is to be used such that theirs cancels.
+
+Float32 matrices are decomposed by the eigenvectors of the Gram matrix in float64, which squares the condition. This
+costs a tenth of an SVD, and less accuracy than rounding the matrix to float32 did: where s is a singular value and s1
+the largest, its vectors turn by up to about eps64 s1^2 / (2 s gap) here and eps32 s1 / gap there, so the first is the
+smaller down to s = 2^-23 s1. Below that they are noise in both, and count as zero. Small float64 matrices, such as the
+cores of adapters, are decomposed by SVD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.methods.lora import EXACT, Wide
+
+__all__ = [
+    "NOTHING",
+    "Components",
+    "Matrix",
+    "add_up",
+    "components",
+    "dots_of_columns",
+    "eigen",
+    "gram_of_columns",
+    "inverse_root",
+    "multiply",
+    "orthogonal",
+    "square_of",
+    "tall",
+]
+
+Matrix = NDArray[Any]
+"""Float32 or float64, [m, n] with m >= n, perhaps a transposed view."""
+
+NOTHING = 2.0**-23
+"""Singular values up to this share of the largest are rounding of float32."""
+ROWS = 1 << 20
+"""Entries of a matrix that are widened to float64 at a time."""
+
+
+class Components(NamedTuple):
+    """The largest components of a matrix [m, n]: `s` [k] descending, right vectors `v` [n, k]; both float64.
+
+    The left vectors are the matrix times `v / s`.
+    """
+
+    s: Wide
+    v: Wide
+
+    @property
+    def to_left(self) -> Wide:
+        """What a matrix is multiplied with to get its left singular vectors."""
+        scaled: Wide = self.v / self.s
+        return scaled
+
+
+def tall(deltas: Matrix) -> Matrix:
+    """A view of matrices [..., m, n] whose last axis is the shorter one."""
+    return deltas if deltas.shape[-2] >= deltas.shape[-1] else deltas.swapaxes(-1, -2)
+
+
+def components(matrix: Matrix, most: int | None = None, least: float = 0.0) -> Components:
+    """The `most` largest components of a matrix, without those that are zero up to rounding.
+
+    Zero is what does not exceed 2^-23 of the largest singular value, or the rounding of a Gram matrix if that is more.
+
+    matrix   [m, n], finite
+    most     default: all
+    least    singular values up to this one are zero as well, for a matrix that is the difference of larger ones
+    returns  at most `most` components, none for a matrix of zeros
+    """
+    if matrix.dtype == np.float64 and matrix.shape[1] <= EXACT:
+        _, s, right = np.linalg.svd(matrix, full_matrices=False)
+        v, least = right.T, max(least, NOTHING * s[0])
+    else:
+        s, v = eigen(gram_of_columns([matrix]))
+    count = int(np.count_nonzero(s > least))
+    count = count if most is None else min(most, count)
+    return Components(s[:count], np.ascontiguousarray(v[:, :count]))
+
+
+def gram_of_columns(matrices: Matrix | Sequence[Matrix]) -> Wide:
+    """The dot products, in float64, of all columns of matrices [m, k_t] side by side."""
+    size = sum(matrix.shape[1] for matrix in matrices)
+    total: Wide = np.zeros((size, size))
+    for rows in _blocks(matrices):
+        block = _wide(matrices, rows)
+        total += block.T @ block
+    return total
+
+
+def dots_of_columns(matrices: Matrix | Sequence[Matrix], others: Matrix | Sequence[Matrix]) -> Wide:
+    """The dot products, in float64, of columns with columns: of matrices [m, k_t] and others [m, l_t] side by side."""
+    total: Wide = np.zeros((sum(x.shape[1] for x in matrices), sum(x.shape[1] for x in others)))
+    for rows in _blocks([*matrices, *others]):
+        total += _wide(matrices, rows).T @ _wide(others, rows)
+    return total
+
+
+def square_of(matrix: Matrix) -> float:
+    """The squared Frobenius norm, in float64."""
+    return float(sum(np.square(matrix[rows], dtype=np.float64).sum() for rows in _blocks([matrix])))
+
+
+def multiply(matrices: Matrix | Sequence[Matrix], right: Wide, out: Matrix, plus: Matrix | None = None) -> None:
+    """Multiply matrices [m, k_t], side by side, by `right` [sum of k_t, n], into `out` [m, n], rounded once.
+
+    plus  [m, n]  is added
+    out   may share its memory with any of the others, row by row
+    """
+    for rows in _blocks([*matrices, out]):
+        block = _wide(matrices, rows) @ right
+        out[rows] = block if plus is None else block + plus[rows]
+
+
+def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[float] | None = None) -> None:
+    """Sum matrices of one shape, each times its weight, in float64, into `out`, which may be one of them."""
+    weights = [1.0] * len(matrices) if weight is None else weight
+    for rows in _blocks([out]):
+        total = np.zeros(out[rows].shape)
+        for matrix, number in zip(matrices, weights, strict=True):
+            total += number * matrix[rows]
+        out[rows] = total
+
+
+def inverse_root(gram: Wide) -> Wide:
+    """The inverse of the square root of a Gram matrix, symmetric.
+
+    Right of the columns that the Gram matrix is of, it gives their polar factor: the nearest matrix with orthonormal
+    columns (P Q^T for P C Q^T). Where columns depend on each other up to rounding, what they lack stays zero, where an
+    SVD has arbitrary vectors.
+    """
+    s, q = eigen(gram)
+    inverse: Wide = (q / s) @ q.T
+    return inverse
+
+
+def orthogonal(columns: list[Wide]) -> Wide:
+    """The nearest matrix with orthonormal columns to columns side by side, which are taken out of the list."""
+    joined = np.concatenate(columns, axis=1)
+    columns.clear()
+    nearest: Wide = joined @ inverse_root(joined.T @ joined)
+    return nearest
+
+
+def eigen(gram: Wide) -> tuple[Wide, Wide]:
+    """The roots of the eigenvalues of a Gram matrix, largest first, and the eigenvectors, without those of zero."""
+    s, q = _descending(gram)
+    count = int(np.count_nonzero(s > s[:1] * _least(len(s))))
+    return s[:count], q[:, :count]
+
+
+def _descending(gram: Wide) -> tuple[Wide, Wide]:
+    """Roots of the eigenvalues, largest first, and the eigenvectors."""
+    squares, q = np.linalg.eigh(gram)
+    return np.sqrt(np.maximum(squares[::-1], 0.0)), q[:, ::-1]
+
+
+def _least(size: int) -> float:
+    """Singular values of a Gram matrix up to this share of the largest are rounding."""
+    return max(NOTHING, float(np.sqrt(size * np.finfo(np.float64).eps)))
+
+
+def _wide(matrices: Matrix | Sequence[Matrix], rows: slice) -> Wide:
+    return np.concatenate([matrix[rows] for matrix in matrices], axis=1, dtype=np.float64)
+
+
+def _blocks(matrices: Matrix | Sequence[Matrix]) -> Iterator[slice]:
+    width = max(1, *(matrix.shape[1] for matrix in matrices))
+    rows = max(1, ROWS // width)
+    for start in range(0, len(matrices[0]), rows):
+        yield slice(start, start + rows)

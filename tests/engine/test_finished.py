@@ -1,0 +1,188 @@
+"""What a killed merge of whole matrices has finished is not computed again, and comes out bit for bit the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import matrix_methods
+import polymerge
+from matrix_methods import ROW, known
+from paths import SUPPORT
+from polymerge.checkpoints.identity import YOUNG
+from polymerge.engine import finished
+from polymerge.engine.merge import Merged
+from polymerge.errors import CheckpointError
+from running import leftovers, raw
+from tiny import as_2024, build, perturbed
+
+CALLS: list[tuple[int, ...]] = []
+
+
+def interrupt(_: tuple[int, ...]) -> None:
+    if len(CALLS) == 6:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def method(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The calls of the method's function are in CALLS; files may be as young as those of a test are."""
+    CALLS.clear()
+    monkeypatch.setattr(matrix_methods, "CALLED", [CALLS.append])
+    monkeypatch.setattr(finished, "YOUNG", 0)
+    with known(ROW):
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A base and two fine-tunes of it, old enough for their stamps to tell what is written to them."""
+    folder = tmp_path_factory.mktemp("models")
+    base = build("llama", folder / "base")
+    return [base, *(perturbed(base, folder / f"tuned{seed}", seed=seed) for seed in (1, 2))]
+
+
+def asked(models: list[Path], **more: Any) -> dict[str, Any]:
+    base, *tuned = map(str, models)
+    return {"merge_method": "levelled", "base_model": base, "models": [{"model": one} for one in tuned], **more}
+
+
+def killed(recipe: dict[str, Any], out: Path, calls: int, threads: int = 1) -> Path:
+    """Kill a merge at one of its matrices; returns the folder that it leaves behind."""
+    file = out.with_name("recipe.json")
+    file.write_text(json.dumps(recipe))
+    command = [sys.executable, str(SUPPORT / "killed_merge.py"), str(file), str(out), str(calls), str(threads)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 9, ran.stderr
+    assert not out.exists()
+    return out.with_name(f".{out.name}.polymerge-partial")
+
+
+def merge(recipe: dict[str, Any], out: Path, **more: Any) -> Merged:
+    return polymerge.merge(recipe, out, check=False, **more)
+
+
+@pytest.mark.parametrize(("calls", "threads"), [(1, 1), (2, 1), (9, 1), (14, 1), (9, 3)])
+def test_a_killed_merge_goes_on(calls: int, threads: int, models: list[Path], tmp_path: Path) -> None:
+    whole = raw(merge(asked(models), tmp_path / "whole").folder)
+    assert len(CALLS) == 14
+    CALLS.clear()
+    killed(asked(models), tmp_path / "out", calls, threads)
+    done = merge(asked(models), tmp_path / "out")
+    assert raw(done.folder) == whole
+    assert done.resumed == 14 - len(CALLS)
+    assert done.resumed == calls - 1 if threads == 1 else done.resumed <= calls - 1
+    assert leftovers(tmp_path) == []
+    assert sorted(path.name for path in done.folder.iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+
+
+def test_it_is_killed_twice_and_goes_on_all_the_same(models: list[Path], tmp_path: Path) -> None:
+    for calls in (4, 6):
+        killed(asked(models), tmp_path / "out", calls)
+    done = merge(asked(models), tmp_path / "out")
+    assert (done.resumed, len(CALLS)) == (3 + 5, 6)
+    assert raw(done.folder) == raw(merge(asked(models), tmp_path / "whole").folder)
+
+
+def test_other_settings_take_nothing(models: list[Path], tmp_path: Path) -> None:
+    killed(asked(models), tmp_path / "out", 9)
+    done = merge(asked(models, parameters={"scale": 0.5}), tmp_path / "out")
+    assert (done.resumed, len(CALLS)) == (0, 14)
+    assert leftovers(tmp_path) == []
+    killed(asked(models), tmp_path / "again", 9)
+    assert merge(asked(models), tmp_path / "again", shard_size="20KB").resumed == 0
+    killed(asked(models), tmp_path / "another", 9)
+    linear = {**asked(models), "merge_method": "task_arithmetic", "parameters": {"weight": 0.5}}
+    assert merge(linear, tmp_path / "another").resumed == 0
+    assert leftovers(tmp_path) == []
+
+
+def test_another_content_of_an_input_takes_nothing_of_it(models: list[Path], tmp_path: Path) -> None:
+    own = [perturbed(model, tmp_path / model.name, seed=7) for model in models]
+    killed(asked(own), tmp_path / "out", 9)
+    file = own[1] / "model.safetensors"
+    stamp = file.stat()
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name] * 2
+    with file.open("r+b") as stream:  # the same file, of the same size and time
+        save_file(tensors, tmp_path / "changed", metadata={"format": "pt"})
+        stream.write((tmp_path / "changed").read_bytes())
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    done = merge(asked(own), tmp_path / "out")
+    assert (done.resumed, len(CALLS)) == (0, 14)
+    assert raw(done.folder) == raw(merge(asked(own), tmp_path / "whole").folder)
+
+
+def test_what_a_power_cut_kept_from_the_disk_is_computed_again(models: list[Path], tmp_path: Path) -> None:
+    work = killed(asked(models), tmp_path / "out", 9)
+    journal = (work / "finished").read_bytes()
+    assert journal.count(b"\n") == 8
+    (work / "finished").write_bytes(journal[:-10])
+    data = (work / "new/model.safetensors").read_bytes()
+    tensors = load_file(work / "new/model.safetensors")
+    first, second = (json.loads(line)[0] for line in journal.splitlines()[1:3])
+    tensors[first][0, 0] += 1
+    zeros = torch.zeros_like(tensors[second])
+    save_file({**tensors, second: zeros}, work / "new/model.safetensors", metadata={"format": "pt"})
+    assert len((work / "new/model.safetensors").read_bytes()) == len(data)
+    done = merge(asked(models), tmp_path / "out")
+    assert (done.resumed, len(CALLS)) == (5, 9)
+    assert raw(done.folder) == raw(merge(asked(models), tmp_path / "whole").folder)
+
+
+def test_files_too_young_for_their_stamps_are_not_noted(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(asked(models), tmp_path / "out", 9)
+    monkeypatch.setattr(finished, "YOUNG", 10**18)
+    assert merge(asked(models), tmp_path / "out").resumed == 0
+    assert YOUNG == 2 * 10**9
+
+
+def test_matrices_of_experts_that_lie_transposed_go_on(tmp_path: Path) -> None:
+    base = as_2024(build("qwen3_vl_moe", tmp_path / "base"))
+    own = [base, *(perturbed(base, tmp_path / f"{seed}", seed=seed) for seed in (1, 2))]
+    whole = merge(asked(own), tmp_path / "whole").folder
+    total = len(CALLS)
+    for calls in range(2, total, 5):
+        CALLS.clear()
+        killed(asked(own), tmp_path / f"out{calls}", calls)
+        done = merge(asked(own), tmp_path / f"out{calls}")
+        assert raw(done.folder) == raw(whole)
+        assert done.resumed == total - len(CALLS) > 0 or calls == 2
+
+
+def test_an_interrupted_merge_says_that_it_goes_on(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix_methods, "CALLED", [CALLS.append, interrupt])
+        with pytest.raises(KeyboardInterrupt, match=r"kept in .*\.out\.polymerge-partial: the same merge goes on"):
+            merge(asked(models), tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()
+    CALLS.clear()
+    done = merge(asked(models), tmp_path / "out")
+    assert done.resumed == 5
+    assert len(CALLS) == 9
+
+
+def test_an_error_leaves_nothing(models: list[Path], tmp_path: Path) -> None:
+    own = [models[0], models[1], perturbed(models[2], tmp_path / "spoilt", seed=3)]
+    tensors = load_file(own[2] / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, own[2] / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        merge(asked(own), tmp_path / "out")
+    assert leftovers(tmp_path) == []
