@@ -42,19 +42,20 @@ def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def _exp(x: Tensor) -> Tensor:
-    power = (x * divergence.LOG2E + 0.5).floor_().clamp_(min=1 - len(divergence.POWERS))
-    rest = (x - power * divergence.LN2_HIGH) - power * divergence.LN2_LOW
+    x = x.clamp(min=-divergence.MOST)
+    power = x * divergence.LOG2E + divergence.ROUNDING
+    whole = power - divergence.ROUNDING
+    rest = (x - whole * divergence.LN2_HIGH) - whole * divergence.LN2_LOW
     total = torch.full_like(x, divergence.EXP[0])
     for factor in divergence.EXP[1:]:
         total = total * rest + factor
-    powers = torch.from_numpy(divergence.POWERS).to(x.device)
-    return (total * powers[power.to(torch.int64) + len(powers) - 1]).masked_fill_(x < divergence.LEAST, 0)
+    return total * ((power.view(torch.int64) + 1023) << 52).view(torch.float64)
 
 
 def _log(x: Tensor) -> Tensor:
     bits = x.view(torch.int64)
     power = ((bits >> 52) - 1023).to(torch.float64)
-    part = ((bits & ((1 << 52) - 1)) | (1023 << 52)).view(torch.float64)
+    part = ((bits & divergence.FRACTION) | divergence.UNIT).view(torch.float64)
     high = part > divergence.SQRT2
     part, power = torch.where(high, part * 0.5, part), torch.where(high, power + 1.0, power)
     s = (part - 1.0) / (part + 1.0)

@@ -106,6 +106,7 @@ def _keep_ranked(
     lines, width = ordered.shape
     words = np.empty(width + 8, np.uint32)
     never, always = math.floor(low + step * (2 * width - 2)), math.floor(low)
+    a_rank = 0.5 / step if step >= 1.0 else 0.0
     for line in range(lines):
         entries, magnitudes = row[line * width : (line + 1) * width], ordered[line]
         first = start + np.uint64(line * width)
@@ -116,8 +117,12 @@ def _keep_ranked(
             kept = word < always
             if always <= word < never:  # only here it matters which rank the entry has
                 size = abs(entries[i])
-                twice = np.searchsorted(magnitudes, size) + np.searchsorted(magnitudes, size, side="right") - 1
-                kept = word < math.floor(low + step * twice)
+                about = np.int64((word - low) * a_rank)  # the rank from which the word is below the limit
+                if a_rank > 0.0 and size > magnitudes[min(about + 3, width - 1)]:
+                    kept = True
+                elif a_rank == 0.0 or size >= magnitudes[max(about - 3, 0)]:
+                    twice = np.searchsorted(magnitudes, size) + np.searchsorted(magnitudes, size, side="right") - 1
+                    kept = word < math.floor(low + step * twice)
             entries[i] = entries[i] * factor if kept else zero
 
 
