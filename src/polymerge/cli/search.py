@@ -165,7 +165,8 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
         show(json.dumps(found.outcome, indent=1))
         return
     show(describe_search(found))
-    show(f"{found.folder}: every answer, search.json and the plot")
+    plot = " and the plot" if any(found.folder.glob("search.[ps]*g")) else ""
+    show(f"{found.folder}: every answer, search.json{plot}")
     if write is not None:
         show(f"{write}: merged with the chosen value")
 
