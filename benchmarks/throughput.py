@@ -5,6 +5,7 @@
 Two models (one where the method takes one) and, for methods on deltas, their differences: a matrix of 4096 columns in
 float32, in blocks as a merge has them, on one thread; statistics are included. Time is that of the processor, not of
 the clock. What a merge takes besides is reading and writing, of which `passes` says how often each number is read.
+Methods on adapters merge two adapters of rank 16 of every matrix of Qwen2-7B.
 """
 
 from __future__ import annotations
@@ -12,18 +13,26 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from polymerge.engine.lora_modules import merge_pairs
 from polymerge.engine.statistics import STATISTICS, gram
 from polymerge.methods import kernels
+from polymerge.methods.lora import Factors
 from polymerge.methods.method import READS, Method, method_function
 from polymerge.methods.table import METHODS, SHARED
+from polymerge.recipe.parameters import Setting
 
 WIDTH, BLOCK = 4096, 1 << 19
 PARAMETERS = 7.6e9
+LAYERS, RANK = 28, 16
+MODULES = [(18944, 3584)] * 2 + [(3584, 18944)] + [(3584, 3584)] * 2 + [(512, 3584)] * 2
+"""The matrices of a layer of Qwen2-7B, and the rank of adapters of it."""
 SAID = {"weight": (0.6, 0.4), "density": (0.4, 0.4), "t": 0.4, "select_topk": 0.2}
 
 
@@ -98,11 +107,38 @@ def lines(blocks: int) -> Iterator[str]:
         yield f"| `{row.name}` | {each * 1e9:.1f} | {each * PARAMETERS / 60:.1f} | {held.numbers / base.size:.1f} |"
 
 
+def adapter_lines() -> Iterator[str]:
+    """A row of the table for each method on the factors of adapters, or on matrices that it makes of them."""
+    draws = np.random.default_rng(0)
+    modules = [
+        [
+            Factors(*(draws.normal(size=shape).astype(np.float32) for shape in ((out, RANK), (RANK, width))))
+            for _ in "ab"
+        ]
+        for out, width in MODULES
+    ]
+    yield "\n| method | core seconds for two adapters |\n|---|---|"
+    for row in METHODS.values():
+        if row.on not in ("factors", "matrices"):
+            continue
+        said = {one.name: (one.default or 1.0,) * 2 if one.each else one.default for one in row.parameters}
+        setting = Setting(row.name, said)
+        taken = []
+        for _ in range(2):
+            start = time.process_time()
+            for pairs in modules:
+                merge_pairs(setting, pairs, RANK * 2 if row.adds_ranks else RANK, lambda _: (11, 22))
+            taken.append(time.process_time() - start)
+        yield f"| `{row.name}` | {min(taken) * LAYERS:.1f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=32, help="blocks of 524288 numbers (default 32)")
-    for line in lines(parser.parse_args().blocks):
-        print(line, flush=True)
+    blocks = parser.parse_args().blocks
+    with threadpool_limits(1):
+        for line in chain(lines(blocks), adapter_lines()):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import polymerge
 from polymerge.errors import PolymergeError, RecipeError, Refused
@@ -18,6 +19,7 @@ from polymerge.methods.own import MethodsFile, add_methods, find_method, install
 from polymerge.methods.table import METHODS
 from running import checkpoint, cli, merged, raw, recipe_file, small_llama
 from search_made import done, outcome, prompts_file, recipe, refused, words
+from tiny import load
 
 HALVED = """
 from polymerge import Method, Parameter
@@ -78,6 +80,30 @@ def test_a_file_of_methods_merges_by_command_line_and_in_python(models: list[str
     assert "methods" not in json.loads((tmp_path / "same" / "polymerge.json").read_text())
     said = cli("plan", recipe_file(wanted, tmp_path / "recipe.yaml"), "--methods", file)
     assert said.status == 0, said.err
+
+
+def test_a_function_of_whole_matrices_is_given_them(models: list[str], tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        """
+from polymerge import Method, Parameter
+
+def mean_of_matrices(deltas):
+    assert deltas.shape == (2, 9, 6)
+    return deltas.mean(axis=0)
+
+MEAN = Method("mean_of_matrices", "a mean", "nowhere", "matrices", mean_of_matrices, decomposes=(0, 1),
+              parameters=(Parameter("scale", "number", 1.0),))
+""",
+    )
+    wanted = asked(models, "mean_of_matrices", 1)
+    for entry in wanted["models"]:
+        del entry["parameters"]
+    out = polymerge.merge(wanted, tmp_path / "out", methods=file, check=False).folder
+    mean = polymerge.merge(asked(models, "task_arithmetic", 0.5), tmp_path / "mean", check=False).folder
+    ours, theirs = load(out), load(mean)
+    for name, held in theirs.items():
+        assert torch.allclose(ours[name].float(), held.float(), atol=2e-2), name
 
 
 def test_polymerge_methods_lists_a_file_s(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
         ({"on": "delta"}, "on cannot be 'delta', only weights, deltas"),
         ({"needs_rank": True}, "only methods on factors know of ranks"),
         ({"sees_base": True}, "only methods on the deltas of a number of checkpoints see their base"),
+        ({"scales": True}, "only methods on factors apply `scale` themselves"),
         ({"adds_ranks": True}, "only methods on factors or matrices add ranks"),
         ({"decomposes": (1, 2)}, "says of itself what only methods on matrices have"),
         ({"on": "matrices"}, "a function of whole matrices needs nothing beside them"),

@@ -128,6 +128,8 @@ class Method:
         whole, of_factors = self.on == "matrices", self.on == "factors" or self.of_factors
         if (self.needs_rank or self.equal_ranks) and not of_factors:
             raise ValueError(f"{self.name}: only methods on factors know of ranks")
+        if self.scales and not of_factors:
+            raise ValueError(f"{self.name}: only methods on factors apply `scale` themselves")
         if self.adds_ranks and not (whole or of_factors):
             raise ValueError(f"{self.name}: only methods on factors or matrices add ranks")
         if not whole and (self.of_factors or self.takes_ranks or self.takes_tensors or self.decomposes != (0, 0)):

@@ -119,7 +119,7 @@ def _keep_ranked(
                 size = abs(entries[i])
                 about = np.int64((word - low) * a_rank)  # the rank from which the word is below the limit
                 if a_rank > 0.0 and size > magnitudes[min(about + 3, width - 1)]:
-                    kept = True
+                    kept = word < never
                 elif a_rank == 0.0 or size >= magnitudes[max(about - 3, 0)]:
                     twice = np.searchsorted(magnitudes, size) + np.searchsorted(magnitudes, size, side="right") - 1
                     kept = word < math.floor(low + step * twice)
