@@ -16,7 +16,7 @@ from measure import RunError
 Tool = Callable[..., tuple[int, str]]
 """Merges: recipe, place of the output, options -> exit status and what was printed."""
 
-Tools = Mapping[str, Mapping[int | None, Tool]]
+Tools = Mapping[str, Mapping[int, Tool]]
 """By name, a tool under each of its hash seeds."""
 
 SEEDS = (0, 1, 2)
@@ -27,7 +27,9 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 SERVER = """
 import importlib.metadata, json, os, sys, traceback
-(entry,) = importlib.metadata.entry_points(group="console_scripts", name="mergekit-yaml")
+import torch, transformers
+name = sys.argv[1]
+(entry,) = importlib.metadata.entry_points(group="console_scripts", name=name)
 main = entry.load()
 for line in sys.stdin:
     words, log = json.loads(line)
@@ -35,7 +37,7 @@ for line in sys.stdin:
     if not child:
         os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 1)
         os.dup2(1, 2)
-        sys.argv, status = ["mergekit-yaml", *words], 1
+        sys.argv, status = [name, *words], 1
         try:
             status = main() or 0
         except SystemExit as end:
@@ -46,43 +48,47 @@ for line in sys.stdin:
         os._exit(status if isinstance(status, int) else 1)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Runs the command `mergekit-yaml` in forks of a process that has imported it: imports take longer than tiny merges."""
+"""Runs a command in forks of a process that has imported it: imports take longer than tiny merges."""
 
 
-class Mergekit:
-    """mergekit's command under one hash seed, one merge at a time."""
+class Server:
+    """A command under one hash seed, one merge at a time; `{recipe}` and `{out}` in it stand for both."""
 
-    def __init__(self, environment: Path, seed: int) -> None:
-        self._free = Lock()
-        self._code = tempfile.TemporaryDirectory()  # where it copies the code that it runs
-        command = [str(environment / "bin" / "python"), "-c", SERVER]
-        said = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": str(seed), "HF_MODULES_CACHE": self._code.name}
+    def __init__(self, python: Path, command: str, seed: int) -> None:
+        (self._name, *self._words), self._free = command.split(), Lock()
+        self._own = tempfile.TemporaryDirectory()  # what it keeps, and where it copies the code that it runs
+        said = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": str(seed), "HF_MODULES_CACHE": self._own.name,
+                "XDG_CACHE_HOME": self._own.name}  # fmt: skip
         self._server = subprocess.Popen(
-            command, env=said, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+            [str(python), "-c", SERVER, self._name],
+            env=said, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
 
     def __call__(self, recipe: Path, out: Path, *options: str) -> tuple[int, str]:
         """Merge: exit status and what was printed."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         log = recipe.with_suffix(".log")
+        words = [word.format(recipe=recipe, out=out) for word in self._words]
         with self._free:
-            print(json.dumps([[str(recipe), str(out), *options], str(log)]), file=self._server.stdin, flush=True)
+            print(json.dumps([[*words, *options], str(log)]), file=self._server.stdin, flush=True)
             status = self._server.stdout.readline()
         if not status:
-            raise RunError("mergekit's environment has no command mergekit-yaml that can be run")
+            raise RunError(f"its environment has no command {self._name} that can be run")
         return int(status), log.read_text(encoding="utf-8", errors="replace")
 
     def end(self) -> None:
         """End its process."""
         self._server.kill()
         self._server.wait()
-        self._code.cleanup()
+        self._own.cleanup()
 
 
-def polymerge(recipe: Path, out: Path, *options: str) -> tuple[int, str]:
-    """Merge with polymerge: exit status and what was printed."""
-    program = Path(sys.executable).with_name("polymerge")
-    command = [str(program), "merge", str(recipe), "-o", str(out), "--no-verify", *options]
-    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr + done.stdout
+def servers(mergekit: Path | None) -> dict[str, dict[int, Server]]:
+    """polymerge as it is installed beside this Python, and mergekit in its environment, if there is one."""
+    merge = "polymerge merge {recipe} -o {out} --no-verify"
+    found = {"polymerge": {0: Server(Path(sys.executable), merge, 0)}}
+    if mergekit is not None:
+        python = mergekit / "bin" / "python"
+        found["mergekit"] = {seed: Server(python, "mergekit-yaml {recipe} {out}", seed) for seed in SEEDS}
+    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from familycases import Case, loaded, tiny
+from familycases import Case, tiny
 from familytools import ASKED_FOR
 
 NEAR = 1e-5
@@ -25,10 +25,11 @@ class Verdict:
     pair: str
     tool: str
     options: str
-    hash_seed: int | None
+    hash_seed: int
     status: int
     right: bool
     text: str
+    runs: str
 
 
 def judge(case: Case, status: int, printed: str, out: Path) -> tuple[bool, str]:
@@ -42,7 +43,7 @@ def judge(case: Case, status: int, printed: str, out: Path) -> tuple[bool, str]:
         held, wanted = (len(tiny.load(one)) for one in (out, case.template))
         return False, f"exit 0, says that it is a {kinds[0]}, and has {held} tensors where the template has {wanted}"
     try:
-        found, faults = loaded(out, case.template)
+        found, faults, model = case.opens(out)
     except Exception as error:  # whatever it is that transformers makes of a broken folder
         return False, f"exit 0, does not load: {shortened(f'{type(error).__name__}: {error}')}"
     missing = faults.get("missing", set()) | (case.expected.keys() - found.keys())
@@ -62,6 +63,11 @@ def judge(case: Case, status: int, printed: str, out: Path) -> tuple[bool, str]:
         words.append(f"{len(wrong) - len(still)} tensors with other values")
     if rounded:
         words.append(f"{len(rounded)} tensors that were to be kept are rounded")
+    if not words and case.answers is not None:
+        try:
+            case.answers(model)
+        except AssertionError:
+            words.append("answers otherwise")
     if words:
         return False, f"exit 0, {'; '.join(words)}"
     return True, f"right: {len(case.merged)} merged, {len(case.expected) - len(case.merged)} kept"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polymerge.analysis.layerwise import layerwise
     from polymerge.analysis.overlap import overlap
     from polymerge.analysis.replacements import Replacement
+    from polymerge.engine.extract import extract
     from polymerge.engine.merge import Merged, fold, merge
     from polymerge.engine.verify import Verification, verify
     from polymerge.errors import PolymergeError
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from polymerge.reporting.reports import report
     from polymerge.tuning.criterion import Judging
     from polymerge.tuning.knobs import Knob
-    from polymerge.tuning.search import SearchOptions, search
+    from polymerge.tuning.search import search
+    from polymerge.tuning.search_options import SearchOptions
     from polymerge.tuning.trials import Scoring
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "Verification",
     "compare",
     "evaluate",
+    "extract",
     "fold",
     "inspect",
     "knockout",
@@ -101,10 +104,11 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "Replacement": "analysis.replacements",
     "Scoring": "tuning.trials",
-    "SearchOptions": "tuning.search",
+    "SearchOptions": "tuning.search_options",
     "Verification": "engine.verify",
     "compare": "evaluation.comparison:compare_files",
     "evaluate": "evaluation.evaluating",
+    "extract": "engine.extract",
     "fold": "engine.merge",
     "inspect": "planning.compare",
     "knockout": "analysis.knockout",

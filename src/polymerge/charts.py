@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -83,6 +83,7 @@ def line_chart(
     about: str = "",
     marks: Mapping[str, Any] | None = None,
     zero: bool = True,
+    loose: Collection[str] = (),
 ) -> alt.LayerChart:
     """Curves over numbers or names, with a band if a series has intervals.
 
@@ -91,6 +92,7 @@ def line_chart(
     series  by name
     marks   values of x to mark, by label
     zero    whether the y axis includes 0
+    loose   series whose dots are not joined
     """
     import altair as alt
 
@@ -113,7 +115,9 @@ def line_chart(
     base = alt.Chart().encode(x=across, **colour)
     value = alt.Y("value:Q", title=y, scale=alt.Scale(zero=zero))
     dot = base.mark_point(filled=True, opacity=1, size=8 if len(places) > _MANY else 40)
-    layers = [base.mark_line().encode(y=value, **dash), dot.transform_filter(_KNOWN).encode(y=value)]
+    joined = [name for name in series if name not in loose]
+    line = base.transform_filter(alt.FieldOneOfPredicate(field="series", oneOf=joined)) if loose else base
+    layers = [line.mark_line().encode(y=value, **dash), dot.transform_filter(_KNOWN).encode(y=value)]
     if any(one.banded for one in series.values()):
         band = base.mark_area(opacity=0.14).transform_filter(_BANDED)
         layers.insert(0, band.encode(y=alt.Y("low:Q", title=y), y2=alt.Y2("high:Q")))

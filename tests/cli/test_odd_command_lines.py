@@ -60,6 +60,7 @@ USUAL: dict[str, list[list[str]]] = {
     "merge": [["recipe.yaml", "-o", "run", "--no-verify"], [*FLAGS, "-o", "run", "--no-verify"]],
     "inspect": [["one", "other"]],
     "fold": [["one", "-o", "run"]],
+    "extract": [["one", "--base", "other", "--rank", "2", "-o", "run", "--no-verify"]],
     "verify": [["gone"]],
     "search": [["recipe.yaml", "--prompts", "prompts.jsonl", "-o", "run"]],
     "evaluate": [["one", "--tasks", "prompts.jsonl:exact", "-o", "run"]],

@@ -1,6 +1,6 @@
 """A sample of the families without a table: merged with a fine-tune and with the language model that they grew from.
 
-`benchmarks/families.py --derived` walks over all of them.
+`benchmarks/families.py` walks over all of them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import polymerge
 import tiny_derived
-from derived_walk import pairs
-from tiny_derived import open_strictly
+from derived_walk import opened, pairs
 
 SAMPLE = ("qwen3_5", "qwen3_5_moe", "gemma4", "glm4v", "minicpmv4_6", "lfm2_vl", "kimi_k25", "llama4", "blip-2",
           "cohere2_vision", "granite_speech", "ovis2")  # fmt: skip
@@ -25,10 +25,11 @@ REFUSED = {("kimi_k25", "VLM + VLM in memory's names")}
 @pytest.mark.parametrize("kind", SAMPLE)
 def test_a_family_without_a_table_is_merged_to_the_last_tensor(kind: str, tmp_path: Path) -> None:
     named = tiny_derived.multimodal_types()[kind]
-    found = [(name, run) for name, run in pairs(kind, named, tmp_path) if (kind, name) not in REFUSED]
-    for _, run in found:
-        run()
-    assert found[0][0] == "VLM + VLM"
+    found = [pair for pair in pairs(kind, named, tmp_path) if (kind, pair.name) not in REFUSED]
+    for number, pair in enumerate(found):
+        assert pair.question is not None
+        pair.check(tmp_path / f"out{number}")
+    assert found[0].name == "VLM + VLM"
     assert len(found) + sum(kind == one for one, _ in REFUSED) == 3
 
 
@@ -37,9 +38,9 @@ def test_a_table_s_text_tower_and_a_derived_one_are_joined(kind: str, text: str,
     """The decoder is of another lineage than those that the table lists."""
     named = tiny_derived.multimodal_types()[kind]
     config = tiny_derived.tiny_config(kind, text=text)
-    found = dict(pairs(kind, named, tmp_path, config))
-    assert list(found)[2] == f"VLM + {text}"
-    found[f"VLM + {text}"]()
+    *_, found = pairs(kind, named, tmp_path, config)
+    assert found.name == f"VLM + {text}"
+    found.check(tmp_path / "out")
 
 
 def test_what_transformers_does_not_load_is_the_template_s(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_what_transformers_does_not_load_is_the_template_s(tmp_path: Path) -> No
     )
     assert {(left.name, left.reason) for left in plan.left_out} == {("mtp.fc.weight", why), ("mtp.head.weight", why)}
     polymerge.merge(recipe, tmp_path / "out")
-    ours, theirs = (open_strictly(folder, named) for folder in (one, two))
-    made = open_strictly(tmp_path / "out", named)
+    loaded = getattr(transformers, named)
+    ours, theirs, made = (opened(loaded, folder).state_dict() for folder in (one, two, tmp_path / "out"))
     assert all(torch.allclose(tensor, 0.5 * ours[name] + 0.5 * theirs[name]) for name, tensor in made.items())
     assert load_file(tmp_path / "out" / "model.safetensors")["mtp.fc.weight"].eq(2.5).all()

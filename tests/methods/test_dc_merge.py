@@ -9,46 +9,11 @@ from hypothesis import strategies as st
 
 from polymerge.errors import RecipeError
 from polymerge.methods.dc_merge import dc_merge
-from spectral import away, deltas_of
+from spectral import away, deltas_of, literal_dc_merge
 
 few = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 999)
 shapes = st.sampled_from([(13, 9), (9, 13), (10, 10)])
-
-
-def smoothed(s, smoothing, rho):
-    if smoothing == "none":
-        return s
-    if smoothing == "avg":
-        return np.full(len(s), s.mean())
-    falling = np.linspace(min(rho, s[0] / s[-1]), 1, len(s))
-    return falling / falling.sum() * s.sum()
-
-
-def literal(deltas, keep, smoothing="none", rho=5.0, kept=None):
-    deltas = deltas.astype(np.float64)
-    models, p = len(deltas), min(deltas.shape[1:])
-    kept = kept or p // models
-    parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
-    common = []
-    for vectors in ([u[:, :kept] for u, _, _ in parts], [v[:kept].T for _, _, v in parts]):
-        a, _, b = np.linalg.svd(np.concatenate(vectors, axis=1), full_matrices=False)
-        common.append(a @ b)
-    u, v = common
-    cores = []
-    for left, s, right in parts:
-        core = u.T @ left[:, :kept] @ np.diag(smoothed(s[:kept], smoothing, rho)) @ right[:kept] @ v
-        count = max(1, int(keep * p * p))
-        least = np.sort(np.abs(core), axis=None)[max(core.size - count, 0)]
-        cores.append(np.where(np.abs(core) >= least * (1 - 1e-6), core, 0))
-    merged = np.zeros_like(cores[0])
-    for i, j in np.ndindex(*merged.shape):
-        if i // kept != j // kept:
-            continue
-        total = sum(core[i, j] for core in cores)
-        agree = [core[i, j] for core in cores if core[i, j] * total > 0]
-        merged[i, j] = np.mean(agree) if agree else 0
-    return u @ merged @ v.T
 
 
 @few
@@ -58,14 +23,14 @@ def test_it_is_the_released_one(seed, models, shape, keep, smoothing):
         deltas = deltas_of(seed, models, *shape, dtype=dtype)
         merged = dc_merge(deltas.copy(), keep, smoothing, 3.0)
         assert (merged.dtype, merged.shape) == (dtype, shape)
-        assert away(merged, literal(deltas, keep, smoothing, 3.0)) < 2e-5
+        assert away(merged, literal_dc_merge(deltas, keep, smoothing, 3.0)) < 2e-5
 
 
 @few
 @given(seeds, shapes)
 def test_of_as_many_components_as_are_said(seed, shape):
     deltas = deltas_of(seed, 3, *shape)
-    assert away(dc_merge(deltas.copy(), 0.1, ranks=[2] * 3), literal(deltas, 0.1, kept=2)) < 2e-5
+    assert away(dc_merge(deltas.copy(), 0.1, "none", ranks=[2] * 3), literal_dc_merge(deltas, 0.1, kept=2)) < 2e-5
 
 
 @few

@@ -9,27 +9,11 @@ from hypothesis import strategies as st
 
 from polymerge.errors import RecipeError
 from polymerge.methods.ip_merge import ip_merge
-from spectral import away, deltas_of
+from spectral import away, deltas_of, literal_ip_merge
 
 few = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 999)
 shapes = st.sampled_from([(13, 9), (9, 13), (10, 10)])
-
-
-def literal(deltas, weight, rank, threshold):
-    deltas = deltas.astype(np.float64)
-    _, s1, v1 = (x[..., :rank] if place < 2 else x[:rank] for place, x in enumerate(np.linalg.svd(deltas[0], False)))
-    merged = weight[0] * deltas[0]
-    for number, delta in zip(weight[1:], deltas[1:], strict=True):
-        u, s, v = np.linalg.svd(delta, full_matrices=False)
-        u, s, v = u[:, :rank], s[:rank], v[:rank]
-        cosines = [abs(a @ b) for a, b in zip(v1, v, strict=True)]
-        if max(cosines) < threshold:
-            continue
-        w = np.exp(32 * np.array(cosines))
-        q = (w / w.sum())[:, None] * v1
-        merged = merged + number * s1.sum() / s.sum() * (u * s) @ v @ q.T @ q
-    return merged
 
 
 @few
@@ -40,7 +24,7 @@ def test_it_is_the_released_one_but_for_signs(seed, models, shape, rank, thresho
         deltas = deltas_of(seed, models, *shape, dtype=dtype)
         merged = ip_merge(deltas.copy(), weight, rank, threshold)
         assert (merged.dtype, merged.shape) == (dtype, shape)
-        assert away(merged, literal(deltas, weight, rank, threshold)) < 1e-5
+        assert away(merged, literal_ip_merge(deltas, weight, rank, threshold)) < 1e-5
 
 
 def test_one_model_is_itself():

@@ -9,41 +9,12 @@ from hypothesis import strategies as st
 
 from polymerge.errors import RecipeError
 from polymerge.methods.isotropic import iso_c, iso_cts
-from spectral import away, deltas_of
+from spectral import away, deltas_of, literal_iso_c, literal_iso_cts
 
 few = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 999)
 sizes = st.integers(1, 11)
 dtypes = st.sampled_from([np.float32, np.float64])
-
-
-def literal_iso_c(deltas):
-    """The paper's lines: one SVD of the sum, each singular value its mean."""
-    u, s, v = np.linalg.svd(deltas.astype(np.float64).sum(axis=0), full_matrices=False)
-    return s.mean() * u @ v
-
-
-def literal_iso_cts(deltas, fraction):
-    """The released lines: the sum's directions, then each model's own, all made orthogonal."""
-    deltas = deltas.astype(np.float64)
-    models, m, n = deltas.shape
-    p = min(m, n)
-    common = int(p * fraction)
-    own = round((p - common) / models)
-    common = p - own * models
-    u, s, v = np.linalg.svd(deltas.sum(axis=0), full_matrices=False)
-    u, s, v = u[:, :common], s[:common], v[:common]
-    lefts, rights, strengths = [], [], []
-    for delta in deltas:
-        left, values, right = np.linalg.svd(delta - u @ u.T @ delta, full_matrices=False)
-        lefts.append(left[:, :own])
-        rights.append(right[:own])
-        strengths.append(values[:own])
-    nearest = []
-    for vectors in (np.concatenate([*lefts, u], axis=1), np.concatenate([*rights, v]).T):
-        a, _, b = np.linalg.svd(vectors, full_matrices=False)
-        nearest.append(a @ b)
-    return np.concatenate([*strengths, s]).mean() * nearest[0] @ nearest[1].T
 
 
 @few

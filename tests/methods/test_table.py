@@ -29,8 +29,8 @@ pytestmark = PEFT_WARNINGS
 
 
 BLOCKS = {"deltas": "deltas", "matrices": "deltas", "weights": "models", "factors": "pairs"}
-UNSAID = {"stepwise", "share", "ranks"}
-"""Keywords that no row asks for: what only plans say, and what only callers from Python may."""
+UNSAID = {"stepwise"}
+"""Keywords that no row asks for: what only plans say."""
 FUNCTIONS = [(row, False) for row in METHODS.values() if not row.copies]
 FUNCTIONS += [(row, True) for row in METHODS.values() if row.of_factors]
 

@@ -11,7 +11,7 @@ from low_rank import adapters, dense
 from polymerge.errors import RecipeError
 from polymerge.methods.lora import Factors, truncate
 from polymerge.methods.tsv import tsv, tsv_of_deltas
-from spectral import away, deltas_of
+from spectral import away, deltas_of, literal_tsv
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 999)
@@ -108,20 +108,6 @@ def test_errors():
         tsv([pairs[0], *adapters(0, out=7, ranks=(2,))], 1.0, rank=4)
 
 
-def literal_of_deltas(deltas, weight, count):
-    lefts, values, rights = [], [], []
-    for delta, number in zip(deltas, weight, strict=True):
-        u, s, v = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
-        lefts += list(u.T[:count])
-        values += list(number * s[:count])
-        rights += list(v[:count])
-    nearest = []
-    for vectors in (lefts, rights):
-        p, _, q = np.linalg.svd(np.array(vectors).T, full_matrices=False)
-        nearest.append(p @ q)
-    return nearest[0] @ np.diag(values) @ nearest[1].T
-
-
 @few
 @given(
     seeds,
@@ -130,12 +116,11 @@ def literal_of_deltas(deltas, weight, count):
 )
 def test_on_deltas_it_is_the_paper_s(seed, shape, weight):
     deltas = deltas_of(seed, 3, *shape)
-    wanted = literal_of_deltas(deltas, weight, min(shape) // 3)
+    wanted = literal_tsv(deltas, weight, min(shape) // 3)
     for dtype in (np.float32, np.float64):
         assert away(tsv_of_deltas(deltas.astype(dtype), weight), wanted) < 1e-5
-    wanted = literal_of_deltas(deltas, weight, 2)
+    wanted = literal_tsv(deltas, weight, 2)
     assert away(tsv_of_deltas(deltas.copy(), weight, share=2.5 / min(shape)), wanted) < 1e-5
-    assert away(tsv_of_deltas(deltas.copy(), weight, ranks=[2, 2, 2]), wanted) < 1e-5
 
 
 @few

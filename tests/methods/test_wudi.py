@@ -9,53 +9,13 @@ from hypothesis import strategies as st
 
 from polymerge.errors import RecipeError
 from polymerge.methods.wudi import aswudi, optmerge, swudi
-from spectral import away, deltas_of
+from spectral import away, deltas_of, flow, literal_closed, literal_optmerge, participation
 
 few = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 999)
 shapes = st.sampled_from([(13, 9), (9, 13), (10, 10), (3, 14), (14, 2)])
 dtypes = st.sampled_from([np.float32, np.float64])
 ALL = pytest.mark.parametrize("method", [optmerge, swudi, aswudi])
-
-
-def literal_optmerge(deltas, kept):
-    """300 steps of gradient descent with momentum, from the mean."""
-    deltas = deltas.astype(np.float64)
-    x, speed = deltas.mean(axis=0), 0.0
-    parts = []
-    for delta in deltas:
-        u, s, v = np.linalg.svd(delta, full_matrices=False)
-        part = (u[:, :kept] * s[:kept]) @ v[:kept]
-        parts.append((part, (v[:kept].T * s[:kept] ** 2) @ v[:kept] / np.square(delta).sum()))
-    for _ in range(300):
-        gradient = sum(2 * (x - part) @ seen for part, seen in parts)
-        speed = 0.9 * speed + gradient
-        x = x - 1e-4 * speed
-    return x
-
-
-def literal_closed(deltas, init, way):
-    """X0 - X0 Q f Q^T + G Q f / l Q^T, with all n eigenvectors."""
-    deltas = deltas.astype(np.float64)
-    n = deltas.shape[-1]
-    squares = [np.square(delta).sum() for delta in deltas]
-    c = sum(delta.T @ delta / square for delta, square in zip(deltas, squares, strict=True))
-    g = sum(delta @ delta.T @ delta / square for delta, square in zip(deltas, squares, strict=True))
-    start = {"sum": deltas.sum(axis=0), "mean": deltas.mean(axis=0), "zero": 0 * deltas[0]}[init]
-    found, q = np.linalg.eigh(c)
-    found, q = np.maximum(found[::-1], 1e-8), q[:, ::-1]
-    f = way(found)
-    assert f.shape == (n,)
-    return start - (start @ q * f) @ q.T + (g @ q * (f / found)) @ q.T
-
-
-def flow(found, share):
-    return np.where(np.arange(len(found)) < np.ceil(share * len(found)), 1 - np.exp(-300 * found), 0)
-
-
-def participation(found):
-    roots = np.sqrt(found)
-    return np.where(np.arange(len(found)) < np.ceil(roots.sum() ** 2 / found.sum()), 1.0, 0.0)
 
 
 @few

@@ -10,7 +10,7 @@ import pytest
 from polymerge.errors import Refused, collecting
 from polymerge.methods.table import METHODS
 from polymerge.recipe.overrides import Choice, choices_of
-from polymerge.recipe.parameters import Setting, read_parameters
+from polymerge.recipe.parameters import Setting, read_parameters, without_effect
 from polymerge.recipe.parsing import parse_recipe
 
 LABELS = ("one", "two")
@@ -34,6 +34,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "slerp": {"t": 0.25},
     "nuslerp": {"weight": (0.75, 0.25), "nuslerp_flatten": True, "nuslerp_row_wise": False},
     "multislerp": {"weight": (0.75, 0.25), "normalize_weights": True, "eps": 1e-8},
+    "tsv": {"weight": (0.75, 0.25), "share": None, "scale": 1.0},
+    "ip_merge": {"weight": (0.75, 0.25), "rank": 1024, "threshold": 0.4, "scale": 1.0},
     "copy": {},
 }  # fmt: skip
 
@@ -220,7 +222,8 @@ def test_slerp_takes_t_or_weights(said: tuple[Any, ...], t: float) -> None:
             ({"t": 0}, None, None, {"weight": [1, 2, 3]}),
             "overrides[0]: weight has to be a number, got '3 values for 2 models'",
         ),
-        (({"t": 0, "density": 1},), "recipe: parameters: slerp has no parameter 'density'."),
+        (({"t": 0, "trim": "model"},), "recipe: parameters: slerp has no parameter 'trim'."),
+        (({"t": 0}, None, None, {"density": 1}), "recipe: overrides[0]: slerp has no parameter 'density'."),
         (
             (None, {"t": 0}, {"t": 1}),
             "models[0] 'one', models[1] 'two': t is a single value for the merge, which merge",
@@ -267,7 +270,8 @@ def test_slerp_takes_two_models() -> None:
         ((None, {"weight": float("nan")}), "models[0] 'one': weight has to be a number, got 'nan'"),
         ((None, None, {"weight": float("inf")}), "models[1] 'two': weight has to be a number, got 'inf'"),
         (({"scale": "big"},), "recipe: parameters: scale has to be a number, got 'big'"),
-        ((None, None, None, {"scale": [1, 2]}), "recipe: overrides[0]: scale has to be a number, got '[1, 2]'"),
+        ((None, None, None, {"scale": [[1, 2]]}), "overrides[0]: scale: has to be a list of numbers, got '[1, 2]'"),
+        ((None, None, None, {"density": [0.5, [1, 3]]}), "overrides[0]: density of ties has to be from 0 to 1, got 3"),
         ((None, None, None, {"weight": [1]}), "overrides[0]: weight has to be a number, got '1 values for 2 models'"),
         ((None, None, None, {"weight": [1, "x"]}), "recipe: overrides[0]: weight has to be a number, got 'x'"),
         (({"elect": "majority"},), "elect of ties cannot be 'majority'. Known: unweighted, weighted."),
@@ -275,14 +279,23 @@ def test_slerp_takes_two_models() -> None:
         (({"normalize": 2},), "recipe: parameters: normalize of ties cannot be '2'."),
         (({"trim": False},), "recipe: parameters: trim of ties cannot be 'False'."),
         (({"rescale": False},), "recipe: parameters: ties has no parameter 'rescale'. Did you mean 'scale'?"),
-        ((None, {"t": 0.5}), "models[0] 'one': ties has no parameter 't'."),
+        ((None, {"floor": 0.5}), "models[0] 'one': ties has no parameter 'floor'."),
         ((None, None, None, {"t": 0.5}), "recipe: overrides[0]: ties has no parameter 't'."),
-        (({"density": [0.1, 0.2]},), "recipe: parameters: density: values that change from layer to layer are not "),
-        ((None, {"density": [1, 0]}), "recipe: models[0]: parameters: density: values that change from layer to layer"),
-        (({"density": {"value": 1}},), "recipe: parameters: density: has to be a single value, got {'value': 1}"),
+        (({"density": [0.1, 2]},), "recipe: parameters: density of ties has to be from 0 to 1, got 2"),
+        (({"density": []},), "recipe: parameters: density: is an empty list"),
+        ((None, {"density": [1, "x"]}), "models[0]: parameters: density: has to be a list of numbers, got 'x'"),
+        (({"density": [0.1, {"value": 1}]},), "recipe: parameters: density: mixes plain values and conditions"),
+        (({"density": {"filter": "mlp"}},), "recipe: parameters: density: has a condition without value"),
+        (({"density": {"filters": "mlp", "value": 1}},), "in a condition. Did you mean 'filter'?"),
+        (({"density": {"filter": 3, "value": 1}},), "has a filter that is no part of a tensor's name: '3'"),
+        (({"density": {"value": [{"value": 1}]}},), "recipe: parameters: density: has conditions inside a condition"),
+        (({"density": {"value": 2}},), "recipe: parameters: density of ties has to be from 0 to 1, got 2"),
+        (({"normalize": ["x", 1]},), "recipe: parameters: normalize: has to be a list of numbers, got 'x'"),
+        (({"normalize": [0, 1]},), "recipe: parameters: normalize: is a word, which cannot change gradually from "),
+        (({"density": [0.1, 1], "trim": "model"},), "density: trim: model takes one threshold over a whole model"),
         (({"density": None},), "recipe: parameters: density: has to be a single value, got None"),
         (({"densty": 1},), "recipe: parameters: no method has a parameter 'densty'. Did you mean 'density'?"),
-        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, compose, density, "),
+        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, common_space_fraction, compose, "),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_with_its_place(said: tuple[Any, ...], message: str) -> None:
@@ -295,6 +308,12 @@ def test_a_flag_may_be_a_number_as_in_recipes_of_mergekit(value: float, meant: b
     assert setting("linear", {"normalize": value} | weight)["normalize"] is meant
     assert setting("dare_linear", {"rescale": value} | weight)["rescale"] is meant
     assert setting("ties", {"normalize": value} | weight)["normalize"] == ("weight" if meant else "none")
+
+
+@pytest.mark.parametrize(("value", "meant"), [("true", True), ("False", False)])
+def test_a_flag_may_be_a_text(value: str, meant: bool) -> None:
+    assert setting("linear", {"normalize": value, "weight": 1})["normalize"] is meant
+    assert setting("ties", {"normalize": value, "weight": 1})["normalize"] == ("weight" if meant else "none")
 
 
 @pytest.mark.parametrize("value", ["yes", 2, 0.5])
@@ -314,6 +333,21 @@ def test_a_missing_weight_is_said_of_its_model(method: str) -> None:
     assert problems == [f"models[1] 'two': {method} needs `weight`, which the recipe does not set"]
     _, problems = resolved(method)
     assert len(problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [("linear", "density", 0.5), ("linear", "scale", 2), ("slerp", "normalize", True), ("ties", "t", 0.5),
+     ("task_arithmetic", "density", [0.1, 0.9]), ("model_stock", "weight", 0.5), ("karcher", "t", 1)],
+)  # fmt: skip
+def test_what_mergekit_ignores_beside_a_method_has_no_effect(method: str, name: str, value: Any) -> None:
+    weight = {"weight": 1} if METHODS[method].parameter("weight") or method == "slerp" else {}
+    plain, problems = resolved(method, None, weight, weight)
+    assert problems == []
+    assert resolved(method, {name: value}, weight, weight) == (plain, [])
+    if name != "scale":
+        assert resolved(method, None, weight | {name: value}, weight | {name: value}) == (plain, [])
+    assert without_effect(METHODS[method], {name: value, "int8_mask": True, **weight}) == [name]
 
 
 def test_metagpt_finds_its_weights_and_takes_none() -> None:
@@ -393,13 +427,13 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"merge_method": "slerp", "parameters": {"t": [0, 0.5, 1]}}, "parameters: t: values that change from layer"),
-        ({"merge_method": "slerp", "parameters": {"t": {"value": 0.5}}}, "parameters: t: has to be a single value"),
+        ({"merge_method": "slerp", "parameters": {"t": [0, 0.5, 2]}}, "t of slerp has to be from 0 to 1, got 2"),
+        ({"merge_method": "slerp", "parameters": {"t": {"valu": 0.5}}}, "parameters: t: has an unknown field 'valu'"),
         ({"parameters": {"wieght": 0.5}}, "no method has a parameter 'wieght'. Did you mean 'weight'?"),
         ({"paramaters": {"weight": 0.5}}, "unknown field 'paramaters' is not supported. Did you mean 'parameters'?"),
         ({"parameters": 3}, "recipe: parameters: has to be a mapping of names to values, got '3'"),
-        ({"parameters": {"weight": 1}, "models": None, "slices": []}, "mergekit's field 'slices' is not supported."),
-        ({"parameters": {"weight": 1}, "models": None, "modules": {}}, "mergekit's field 'modules' is not supported."),
+        ({"parameters": {"weight": 1}, "models": None, "slices": []}, "slices has to be a list of at least one entry"),
+        ({"parameters": {"weight": 1}, "models": None, "modules": {}}, "modules has to be a mapping of names to what"),
         ({"models": None, "model": ["one"]}, "recipe: unknown field 'model' is not supported. Did you mean 'models'?"),
         ({"models": None, "parameters": {"weight": 1}}, "recipe: models has to be a list of at least one entry"),
         ({"merge_method": "slerp", "models": ["one", 3], "parameters": {"t": 0}}, "models[1]: needs `model: FOLDER`"),
@@ -412,9 +446,9 @@ def test_an_average_beside_a_base_that_it_does_not_list_is_refused_where_mergeki
         ({"merge_method": "quux", "parameters": {"gamma": 1}}, "merge_method: there is no method 'quux'. Known: "),
         ({"models": [{"model": "one", "weight": 1}]}, "models[0]: unknown field 'weight'. Known: family, "),
         ({"models": [{"model": "one", "parameter": {"weight": 1}}]}, "'parameter'. Did you mean 'parameters'?"),
-        ({"models": [{"model": "one", "parameters": {"weight": [1, 2]}}]}, "models[0]: parameters: weight: values "),
+        ({"models": [{"model": "one", "parameters": {"weight": ["x"]}}]}, "models[0]: parameters: weight: has "),
         ({"parameters": {"weight": 1}, "overrides": [{"layer": 0, "merge_method": "copy"}]}, "unknown field 'layer'"),
-        ({"parameters": {"weight": [1, 0], "normalize": True}}, "recipe: parameters: weight: values that change"),
+        ({"parameters": {"weight": [1, "x"], "normalize": True}}, "recipe: parameters: weight: has to be a list"),
     ],
 )  # fmt: skip
 def test_what_follows_from_a_mistake_is_no_mistake_of_its_own(recipe: dict[str, Any], message: str) -> None:

@@ -1,9 +1,11 @@
-"""Merge tiny checkpoints of a model type that has no table, and hold the result against a literal merge in memory."""
+"""Pairs of tiny checkpoints of any model type, merged and held against a literal merge in memory."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny_derived
+from derived_runs import Question, question_for
 from polymerge import merge
 
 WEIGHTS = (0.7, 0.3)
@@ -28,31 +31,65 @@ RELATIVES = {
 State = dict[str, Tensor]
 
 
-def pairs(kind: str, class_name: str, folder: Path, config: Any = None) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The pairs that a model type can be merged in, each with a function that merges it and fails if it is wrong."""
+@dataclass(frozen=True)
+class Pair:
+    """Two checkpoints, and what has to come out of their merge.
+
+    model     the template's, in memory
+    expected  the tensors of the merge by their names in memory
+    question  what the model is asked; None if it takes no input that was tried
+    """
+
+    name: str
+    template: Path
+    other: Path
+    model: Any
+    expected: Mapping[str, Tensor]
+    question: Question | None
+
+    def check(self, out: Path) -> None:
+        """Merge; fails unless every tensor and the answer are those of the literal merge."""
+        models = [{"model": str(one), "parameters": {"weight": weight}}
+                  for one, weight in zip((self.template, self.other), WEIGHTS, strict=True)]  # fmt: skip
+        merge({"merge_method": "linear", "models": models, "dtype": "float32"}, out)
+        made = opened(type(self.model), out)
+        compare(made.state_dict(), self.expected)
+        self.check_answer(made)
+
+    def check_answer(self, made: Any) -> None:
+        """Fails unless a model answers as the literal merge does."""
+        if self.question is not None:
+            assert torch.allclose(self.question.answered_by(made), self._answer, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+    @cached_property
+    def _answer(self) -> Tensor:
+        assert self.question is not None
+        literal = copy.deepcopy(self.model)
+        literal.load_state_dict(self.expected)
+        return self.question.answered_by(literal)
+
+
+def pairs(kind: str, class_name: str, folder: Path, config: Any = None) -> Iterator[Pair]:
+    """The pairs that a model type can be merged in: a fine-tune, the same with other names, a language model."""
     config = config or tiny_derived.tiny_config(kind)
     named = getattr(transformers, class_name)
     vlm = tiny_derived.build(config, folder / "vlm", seed=1, class_name=class_name)
     tuned = tiny_derived.build(config, folder / "tuned", seed=2, class_name=class_name)
     ours, theirs = opened(named, vlm), opened(named, tuned)
+    question = question_for(ours)
+    both = averaged(ours.state_dict(), theirs.state_dict())
+    what = "VLM" if is_multimodal(config) else "LLM"
+    yield Pair(f"{what} + {what}", vlm, tuned, ours, both, question)
+    live = in_memory(theirs, tuned, folder / "live")
+    yield Pair(f"{what} + {what} in memory's names", vlm, live, ours, both, question)
+    if (text := partner(config)) is not None:
+        other = tiny_derived.build(text, folder / "llm", seed=3)
+        llm = opened(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], other)
+        yield Pair(f"VLM + {text.model_type}", vlm, other, ours, joined(ours, llm), question)
 
-    def whole(other: Path, out: str) -> None:
-        made = merged(vlm, other, folder / out)
-        compare(tiny_derived.open_strictly(made, class_name), averaged(ours.state_dict(), theirs.state_dict()))
 
-    yield "VLM + VLM", lambda: whole(tuned, "out")
-    yield "VLM + VLM in memory's names", lambda: whole(in_memory(theirs, tuned, folder / "live"), "out2")
-    text = partner(config)
-    if text is None:
-        return
-    llm_folder = tiny_derived.build(text, folder / "llm", seed=3)
-    llm = opened(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], llm_folder)
-
-    def tower() -> None:
-        made = merged(vlm, llm_folder, folder / "out3", parts=["text"])
-        compare(tiny_derived.open_strictly(made, class_name), joined(ours, llm))
-
-    yield f"VLM + {text.model_type}", tower
+def is_multimodal(config: Any) -> bool:
+    return config.model_type in tiny_derived.multimodal_types()
 
 
 def partner(config: Any) -> Any | None:
@@ -72,10 +109,20 @@ def partner(config: Any) -> Any | None:
 
 
 def opened(named: Any, folder: Path) -> Any:
-    """The model in a checkpoint; fails where transformers does not load what it wrote."""
-    model, report = named.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not any(report.values()), f"transformers does not load its own checkpoint: {report}"
-    return model.eval()
+    """The model in a checkpoint; fails unless every tensor on disk has its place, and every place its tensor."""
+    model, report = loaded(named, folder)
+    assert not any(report.values()), f"{folder.name} is not loaded as it is: {report}"
+    return model
+
+
+def loaded(named: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model in a checkpoint, and the names that its class found to be wrong, by how."""
+    # not the class's own `from_pretrained`, which may know nothing of reports
+    load: Any = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    model, report = load(named, folder, dtype=torch.float32, output_loading_info=True)
+    if hasattr(model, "load_speakers"):
+        model.load_speakers(folder / "spk_dict.pt")
+    return model.eval(), report
 
 
 def in_memory(model: Any, like: Path, folder: Path) -> Path:
@@ -89,13 +136,6 @@ def in_memory(model: Any, like: Path, folder: Path) -> Path:
     return folder
 
 
-def merged(vlm: Path, other: Path, out: Path, **more: Any) -> Path:
-    models = [{"model": str(one), "parameters": {"weight": weight}}
-              for one, weight in zip((vlm, other), WEIGHTS, strict=True)]  # fmt: skip
-    merge({"merge_method": "linear", "template": str(vlm), "models": models, "vocab": "overlap", **more}, out)
-    return out
-
-
 def averaged(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> State:
     first, second = WEIGHTS
     return {
@@ -107,13 +147,14 @@ def averaged(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> State:
 def joined(vlm: Any, llm: Any) -> State:
     """The tensors of a multimodal model whose decoder and head are merged with those of a language model."""
     model = copy.deepcopy(vlm)
-    decoder = model.get_decoder()
-    head = model.get_output_embeddings() or decoder.get_output_embeddings()
+    thinker = getattr(model, "thinker", model)  # what speaks around it has decoders of its own
+    decoder = thinker.get_decoder()
+    head = thinker.get_output_embeddings() or decoder.get_output_embeddings()
     while decoder.get_decoder() is not decoder and any(one is head for one in decoder.modules()):
         decoder = decoder.get_decoder()
     decoder.load_state_dict(averaged(decoder.state_dict(), llm.get_decoder().state_dict()))
     inside = any(one is head for one in decoder.modules())
-    if head is not None and not inside and head.weight is not model.get_input_embeddings().weight:
+    if head is not None and not inside and head.weight is not thinker.get_input_embeddings().weight:
         head.load_state_dict(averaged(head.state_dict(), llm.get_output_embeddings().state_dict()))
     return dict(model.state_dict())
 

@@ -13,6 +13,7 @@ import click
 
 from polymerge.cli.analyze import ablate, knockout, overlap
 from polymerge.cli.evaluate import compare, evaluate, score
+from polymerge.cli.extracting import extract
 from polymerge.cli.inspect import families, inspect, methods
 from polymerge.cli.merge import fold, merge, plan, verify
 from polymerge.cli.report import demo, report
@@ -93,8 +94,8 @@ def polymerge(debug: bool) -> None:
 
 
 for command in (
-    inspect, plan, merge, fold, verify, search, evaluate, score, compare, overlap, knockout, ablate, report, methods,
-    families, demo,
+    inspect, plan, merge, fold, extract, verify, search, evaluate, score, compare, overlap, knockout, ablate, report,
+    methods, families, demo,
 ):  # fmt: skip
     polymerge.add_command(command)
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +23,7 @@ from polymerge.cli.shared_options import (
     generation_of,
     generation_options,
     given,
+    named_file,
     recipe_of,
     recipe_options,
     run_folder,
@@ -31,7 +31,7 @@ from polymerge.cli.shared_options import (
 from polymerge.cli.streams import show
 from polymerge.durable import write_file
 from polymerge.errors import RecipeError, Refused, collecting, refuse
-from polymerge.paths import exists, given_path
+from polymerge.paths import given_path
 
 __all__ = ["ablate", "knockout", "overlap"]
 
@@ -239,7 +239,7 @@ def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> Iterator[dict[s
         told = f"they are {', '.join(sorted(scorers))}" if scorers else "say --scorer NAME"
         problems.append(RecipeError(f"--scorer: one for all tasks: {told}"))
     for text in (*prompts, *(file for file, _, _ in said if file)):
-        name, file = _named(text)
+        name, file = named_file(text)
         if name in tasks:
             problems.append(RecipeError(f"--prompts {text}: there is a task '{name}' already. Say NAME={file}"))
         tasks[name] = file
@@ -247,13 +247,3 @@ def _tasks(prompts: tuple[str, ...], options: dict[str, Any]) -> Iterator[dict[s
     with collecting() if problems else nullcontext():
         refuse(*problems)
         yield tasks
-
-
-def _named(text: str) -> tuple[str, str]:
-    """Split [NAME=]FILE into the name of a task and its file; an existing path is a FILE, whatever characters it
-    has.
-    """
-    name, equals, file = text.partition("=")
-    if equals and not exists(text):
-        return name, file
-    return Path(text.partition("@")[0]).stem, text

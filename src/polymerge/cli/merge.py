@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from polymerge.planning import Plan
     from polymerge.planning.text_words import Paint
 
-__all__ = ["fold", "merge", "plan", "verify"]
+__all__ = ["fold", "merge", "paint_for", "plan", "verify"]
 
 
 _COLOURS = {
@@ -59,7 +59,7 @@ def plan(json_file: str | None, full: bool, **options: Any) -> None:
             show(text, end="")
             return
         write_file(given_path(json_file), text)
-    show(describe(made, full=full, paint=_paint_for(sys.stdout)))
+    show(describe(made, full=full, paint=paint_for(sys.stdout)))
 
 
 @click.command(cls=FlagCommand)
@@ -150,15 +150,15 @@ def _carry_out(
                 open_device(options["device"])
         made = make_plan(recipe())
     if dry_run or out is None:
-        show(json.dumps(_as_json(made)) if as_json else describe(made, paint=_paint_for(sys.stdout)))
+        show(json.dumps(_as_json(made)) if as_json else describe(made, paint=paint_for(sys.stdout)))
         return
     from polymerge.engine.merge import merge as run
 
-    for line in note_lines(made.warnings, _paint_for(sys.stderr)):
+    for line in note_lines(made.warnings, paint_for(sys.stderr)):
         say(line)
     with progress_bar(what) as progress:
         merged = run(made, out, check=check, progress=progress, **options)
-    for line in note_lines(merged.warnings, _paint_for(sys.stderr)):
+    for line in note_lines(merged.warnings, paint_for(sys.stderr)):
         say(line)
     _report(merged, as_json)
 
@@ -167,7 +167,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
     return {**plan.to_json(), "hash": plan.hash}
 
 
-def _paint_for(stream: TextIO) -> Paint:
+def paint_for(stream: TextIO) -> Paint:
     """The styles of a plan's words: colours on a terminal, unless NO_COLOR is set."""
     from polymerge.planning.text_words import plain
 

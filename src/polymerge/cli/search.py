@@ -17,9 +17,9 @@ from polymerge.cli.shared_options import (
     AS_JSON,
     SAMPLE_SEED,
     SAMPLES,
-    SCORER,
     generation_of,
     generation_options,
+    named_file,
     recipe_of,
     recipe_options,
     run_folder,
@@ -36,6 +36,7 @@ __all__ = ["search"]
 _FOR_LOGS = {"task", "value_pattern", "keep"}
 _FOR_PROMPTS = {
     "question", "split", "fields", "image_folder", "values", "scorer", "choose_by", "sampler", "trials", "storage",
+    "quick", "population",
     "device", "model_dtype", "max_new_tokens", "batch_size", "workers", "torch_threads", "ray", "trust_remote_code",
 }  # fmt: skip
 _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
@@ -44,7 +45,8 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 @click.command(cls=FlagCommand)
 @recipe_options(without=("dtype",))
 @option(
-    "--prompts", metavar="FILE", help="Ask these prompts: JSON lines, LLaVA questions, an image folder, or a dataset."
+    "--prompts", metavar="[NAME=]FILE", multiple=True,
+    help="Ask these prompts: JSON lines, LLaVA questions, an image folder, or a dataset. Several are tasks.",
 )  # fmt: skip
 @option("--question", help="Ask this question about each image of a folder.")
 @option("--split", help="Take this split of a dataset.")
@@ -71,14 +73,21 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 )  # fmt: skip
 @option("--embedding-model", metavar="MODEL", help="Embed answers with this sentence-transformers model.")
 @option("--smooth", type=int, default=0, show_default=True, help="Average over this many candidates on either side.")
-@SCORER
+@option("--scorer", metavar="NAME", help="Score answers by NAME: exact, vqa, cider, ...; or by TASK=NAME,...")
 @option(
-    "--choose-by", type=click.Choice(["score", "criterion"]), help="With --scorer, choose by this; default: score."
+    "--choose-by", type=click.Choice(["score", "criterion", "ideal", "worst", "mean"]),
+    help="With --scorer, choose by this; default: score. Of several tasks' front: ideal (nearest to the best of each; "
+    "the default), worst (best in its worst task) or mean.",
 )  # fmt: skip
 @option(
     "--sampler", default="grid", show_default=True,
-    help="Try every value (grid), or those of Optuna's random, tpe, cmaes, gp or nsgaii.",
+    help="Try every value (grid), or those of Optuna's random, tpe, cmaes, gp or nsga2.",
 )  # fmt: skip
+@option(
+    "--quick", type=int, metavar="N",
+    help="With several tasks: ask each candidate N prompts of each, and all of them only those on the front.",
+)  # fmt: skip
+@option("--population", type=int, help="Trials of a generation of nsga2; default: 10 with several tasks.")
 @option("--trials", type=int, default=20, show_default=True, help="Number of values that the sampler tries.")
 @option("--storage", metavar="URL", help="Keep trials in this Optuna storage; default: a journal in RUN.")
 @option(
@@ -100,7 +109,7 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 @AS_JSON
 @click.pass_context
 def search(
-    context: click.Context, /, prompts: str | None, from_logs: tuple[str, ...], as_json: bool, **options: Any
+    context: click.Context, /, prompts: tuple[str, ...], from_logs: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
     """Choose a merge coefficient by the merged models' own answers, without labels and without writing checkpoints.
 
@@ -108,12 +117,12 @@ def search(
     """
     said = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     problems = _out_of_place(said, options)
-    if (prompts is None) == (not from_logs):
+    if bool(prompts) == bool(from_logs):
         raise Refused([RecipeError("say where answers come from: --prompts FILE, or --from-logs DIR"), *problems])
     if from_logs:
         _from_logs(from_logs, as_json, options, problems)
     else:
-        _generate(str(prompts), as_json, options, problems)
+        _generate(prompts, as_json, options, problems)
 
 
 def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeError]:
@@ -124,14 +133,14 @@ def _out_of_place(said: set[str], options: Mapping[str, Any]) -> list[PolymergeE
         (_FOR_PROMPTS if "from_logs" in said else set(), "is for --prompts"),
         (set() if options["compare"] == "embedding" else {"embedding_model"}, "is for --compare embedding"),
         (set() if options["sampler"] != "grid" else {"trials", "storage"}, "is for a --sampler other than grid"),
-        (set() if options["scorer"] else {"choose_by", "sampler"}, "needs --scorer"),
+        (set() if options["scorer"] else {"choose_by", "sampler", "quick", "population"}, "needs --scorer"),
     ):
         written = [_WRITTEN.get(name, name).replace("_", "-") for name in sorted(names & said)]
         problems += [RecipeError(f"--{name} {reason}") for name in written]
     return problems
 
 
-def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
+def _generate(prompts: tuple[str, ...], as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:
     from polymerge.checkpoints.hub import one_commit
     from polymerge.inference.prompts import PromptSource
     from polymerge.tuning.outcome import describe_search
@@ -140,8 +149,15 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
 
     out, write = options.pop("out"), options.pop("write")
     scorer, choose_by = options.pop("scorer"), options.pop("choose_by")
-    own = {name: options.pop(name) for name in ("sampler", "trials", "storage")}
-    scoring = Scoring(scorer, choose=choose_by != "criterion", **own) if scorer is not None else None
+    own = {name: options.pop(name) for name in ("sampler", "trials", "storage", "quick", "population")}
+    several, scoring = len(prompts) > 1, None
+    if scorer is not None:
+        own |= {"choose": choose_by != "criterion", "rule": choose_by if several and choose_by else "ideal"}
+        scoring = Scoring(_scorers(scorer) if several else scorer, **own)
+    elif several:
+        problems.append(RecipeError("--prompts: several tasks are scored with labels: say --scorer"))
+    if not several and choose_by in ("ideal", "worst", "mean"):
+        problems.append(RecipeError(f"--choose-by {choose_by}: is for several tasks: say --prompts for each"))
     how = {name: options.pop(name) for name in ("keep_template_weight", "force")}
     generation, judging = generation_of(options), _judging(options)
     with one_commit():
@@ -149,16 +165,20 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
             refuse(*problems)
             if out is None:
                 refuse(RecipeError("say -o RUN: the folder of the search"))
-            source = PromptSource(
-                prompts, samples=options.pop("samples"), seed=options.pop("sample_seed"),
-                question=options.pop("question"), split=options.pop("split"), fields=_fields(options.pop("fields")),
-                image_folder=options.pop("image_folder"),
-            )  # fmt: skip
+            how_read = {
+                "samples": options.pop("samples"), "seed": options.pop("sample_seed"),
+                "question": options.pop("question"), "split": options.pop("split"),
+                "fields": _fields(options.pop("fields")), "image_folder": options.pop("image_folder"),
+            }  # fmt: skip
+            named = [named_file(text) for text in prompts] if several else [("", prompts[0])]
+            sources = {name: PromptSource(file, **how_read) for name, file in named}
+            if len(sources) < len(named):
+                refuse(RecipeError("--prompts: two tasks have one name. Say NAME=FILE"))
             knobs = parse_knobs(options.pop("vary"), options.pop("values"))
             wanted = SearchOptions(
                 vary=knobs, judging=judging, scoring=scoring, generation=generation, write=write, **how
             )  # fmt: skip
-            planned = plan_search(_recipe(options), source, out or "", wanted)
+            planned = plan_search(_recipe(options), sources, out or "", wanted)
         with progress_bar("answers", unit="") as progress:
             found = planned.run(progress)
     if as_json:
@@ -169,6 +189,14 @@ def _generate(prompts: str, as_json: bool, options: dict[str, Any], problems: li
     show(f"{found.folder}: every answer, search.json{plot}")
     if write is not None:
         show(f"{write}: merged with the chosen value")
+
+
+def _scorers(said: str) -> str | dict[str, str]:
+    """One scorer for all tasks, or one for each, from TASK=NAME,TASK=NAME."""
+    if "=" not in said:
+        return said
+    pairs = [text.partition("=") for text in said.split(",")]
+    return {task.strip(): name.strip() for task, _, name in pairs}
 
 
 def _from_logs(said: tuple[str, ...], as_json: bool, options: dict[str, Any], problems: list[PolymergeError]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from polymerge.cli.option_types import NUMBERS, PATH, SETTING, SIZE, argument, option
 from polymerge.errors import RecipeError, refuse
+from polymerge.paths import exists
 
 if TYPE_CHECKING:
     from polymerge.inference.generation import Generation
@@ -26,6 +28,7 @@ __all__ = [
     "generation_of",
     "generation_options",
     "given",
+    "named_file",
     "output_options",
     "recipe_of",
     "recipe_options",
@@ -238,3 +241,13 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         "seed": found["seed"],
     }
     return {name: value for name, value in data.items() if value not in (None, [], {})}
+
+
+def named_file(text: str) -> tuple[str, str]:
+    """Split [NAME=]FILE into the name of a task and its file; an existing path is a FILE, whatever characters it
+    has.
+    """
+    name, equals, file = text.partition("=")
+    if equals and not exists(text):
+        return name, file
+    return Path(text.partition("@")[0]).stem, text

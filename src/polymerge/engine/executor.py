@@ -113,9 +113,10 @@ class Execution:
         modules = ModuleMerger(plan, self.entries, self.files, write, self.overflow)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
-            piece.setting
+            number
             for step, piece, setting in plan.merged_pieces()
             if is_wide(step) and setting.parameters.get("trim") == "model"
+            for number in self._measured_with(piece.setting or 0)
         }
         self.model_grams: dict[int, Any] = {}
         self.model_cutoffs: dict[int, list[float]] = {}
@@ -178,7 +179,7 @@ class Execution:
         return PieceBlocks(piece, labels, entries, self.files, self.workspace, block, wide)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
-        """Compute one cutoff per model over everything that a setting merges."""
+        """Compute one cutoff per model over everything that a setting, and those like it, merge."""
         merged, density = self._merged_by(number).values(), setting.parameters["density"]
         self.model_cutoffs[number] = self._once(
             ("cutoffs", density, *(self._of(*one) for one in merged)),
@@ -187,10 +188,21 @@ class Execution:
             ),
         )
 
+    def _measured_with(self, number: int) -> frozenset[int]:
+        """The settings that have a statistic over the whole model in common with one: all that differ from it in no
+        more than the models' weights and the scale.
+        """
+        known = [
+            (one.method, {name: value for name, value in one.parameters.items() if name not in ("weight", "scale")})
+            for one in self.plan.settings
+        ]
+        return frozenset(place for place, one in enumerate(known) if one == known[number])
+
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """The pieces that a setting merges, by canonical name; duplicates count once."""
+        """The pieces that a setting and those like it merge, by canonical name; duplicates count once."""
+        alike = self._measured_with(number)
         found = {
-            piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting == number
+            piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting in alike
         }
         return {
             name: (step, piece)
@@ -203,7 +215,7 @@ class Execution:
         return self._once(key, lambda: repeats(self.plan, piece, twin, self.entries, self.files))
 
     def _measure_whole_models(self, number: int) -> None:
-        """Compute the models' dot products over everything that a setting merges."""
+        """Compute the models' dot products over everything that a setting, and those like it, merge."""
         merged = self._merged_by(number).values()
 
         def measure() -> Any:

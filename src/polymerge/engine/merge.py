@@ -37,7 +37,7 @@ from polymerge.planning.folding import fold_recipe
 from polymerge.recipe.recipe import Recipe
 from polymerge.tables import Table
 
-__all__ = ["Merged", "fold", "merge"]
+__all__ = ["Merged", "digests_of", "fold", "merge", "roomy_folder"]
 
 Progress = Callable[[int, int], None]
 
@@ -141,8 +141,8 @@ def merge(
     prefetch = Prefetch([*beside_template(plan), *files], advance)
     total += prefetch.size
     run = what_decides(plan, writer.shards, machine.name)
-    room = _folder(target, force, writer.room, prefetch.size, run)
-    with room as folder, prefetch, _digests(files, prefetch) as digests, prefetch.wanted():
+    room = roomy_folder(target, force, writer.room, prefetch.size, run)
+    with room as folder, prefetch, digests_of(files, prefetch) as digests, prefetch.wanted():
         with writer.shards.create(folder) as write:
             threads = max(1, threads or default_threads())
             finished = Finished(journal_of(folder), folder, writer.shards) if run else None
@@ -211,7 +211,7 @@ def execute(
 
 
 @contextmanager
-def _digests(files: Sequence[Path], prefetch: Prefetch) -> Iterator[dict[Path, Future[str]]]:
+def digests_of(files: Sequence[Path], prefetch: Prefetch) -> Iterator[dict[Path, Future[str]]]:
     """Compute the digests of files during the merge; those not yet started are dropped if it fails."""
     clerk = ThreadPoolExecutor(1, "polymerge-digest")
     try:
@@ -227,7 +227,7 @@ def _digest(file: Path, prefetch: Prefetch) -> str:
 
 
 @contextmanager
-def _folder(out: Path, force: bool, size: int, to_come: int, run: str) -> Iterator[Path]:
+def roomy_folder(out: Path, force: bool, size: int, to_come: int, run: str = "") -> Iterator[Path]:
     """The folder to write an output to, which gets its name if the block succeeds.
 
     size     of the output, in bytes

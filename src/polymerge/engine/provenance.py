@@ -21,7 +21,7 @@ from polymerge.engine.norms import UpdateNorms
 from polymerge.methods.own import place_of
 from polymerge.planning import Input, Plan, Step
 
-__all__ = ["PLAN_VERSION", "RECORD", "command_line", "found_out", "plan_table", "provenance", "roles"]
+__all__ = ["PLAN_VERSION", "RECORD", "command_line", "found_out", "plan_table", "provenance", "record", "roles"]
 
 RECORD = "polymerge.json"
 """Name of the provenance file in an output folder."""
@@ -43,14 +43,35 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
     command   the command line, or the call, that made the output
     output    what was written
     """
-    record = {
+    made: dict[str, Any] = {"recipe": dict(plan.recipe), "plan_hash": plan.hash, "seed": plan.seed}
+    made |= {"methods": _methods(plan)} if plan.methods else {}
+    inputs = [(entry, roles(plan, place)) for place, entry in enumerate(plan.inputs)]
+    decomposed = any(step.lora and step.fate == "merged" for step in plan.steps)
+    found = record(made, inputs, digests, command, output, blas=decomposed)
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    return f"{text.removesuffix('}').rstrip()},\n{_one_row_a_line(plan_table(plan))}\n}}\n"
+
+
+def record(
+    made: Mapping[str, Any],
+    inputs: Sequence[tuple[Input, list[str]]],
+    digests: Mapping[str, str],
+    command: Sequence[str],
+    output: Mapping[str, Any],
+    *,
+    blas: bool,
+) -> dict[str, Any]:
+    """What polymerge.json says of any output.
+
+    made    what was asked for: of a merge the recipe, the plan's hash and the seed
+    inputs  each with its roles
+    blas    whether the libraries for linear algebra decide the last bits of the output
+    """
+    return {
         "polymerge": importlib.metadata.version("polymerge"),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
-        "recipe": dict(plan.recipe),
-        "plan_hash": plan.hash,
-        "seed": plan.seed,
-        **({"methods": _methods(plan)} if plan.methods else {}),
+        **made,
         "inputs": [
             {
                 "label": entry.label,
@@ -60,17 +81,15 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
                 **({"wrappers": list(entry.wrappers)} if entry.wrappers else {}),
                 **({"pinned": commits} if (commits := _pinned(entry)) else {}),
                 "family": entry.family,
-                "role": roles(plan, place),
+                "role": role,
                 "sha256": {name: digest for name, digest in sorted(digests.items()) if _within(name, entry)},
             }
-            for place, entry in enumerate(plan.inputs)
+            for entry, role in inputs
         ],
         "output": dict(output),
         "versions": {"python": platform.python_version(), **_versions()},
-        **({"blas": _blas()} if any(step.lora and step.fate == "merged" for step in plan.steps) else {}),
+        **({"blas": _blas()} if blas else {}),
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    return f"{text.removesuffix('}').rstrip()},\n{_one_row_a_line(plan_table(plan))}\n}}\n"
 
 
 def _methods(plan: Plan) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class Blueprint:
     optional   those that need not be stored: tied ones, and buffers
     integers   buffers of whole numbers, which are never merged
     sizes      of the text tower, as the class has them where config.json says nothing
+    linear     weights of its linear layers -> whether a layer keeps its columns as rows (GPT-2's Conv1D)
     """
 
     name: str
@@ -81,6 +82,7 @@ class Blueprint:
     optional: frozenset[str]
     integers: frozenset[str]
     sizes: Mapping[str, int]
+    linear: Mapping[str, bool]
     ties: bool
     prefix: str
     _renamings: list[Any] = field(repr=False)
@@ -238,8 +240,23 @@ def _described(model: Any) -> dict[str, Any]:
         "optional": frozenset(optional & state.keys()),
         "integers": frozenset(name for name, tensor in state.items() if not tensor.dtype.is_floating_point),
         "sizes": {key: value for key, value in sizes.items() if type(value) is int},
+        "linear": _linear(model),
         "ties": bool(getattr(model.config, "tie_word_embeddings", False)),
         "prefix": model.base_model_prefix,
+    }
+
+
+def _linear(model: Any) -> dict[str, bool]:
+    """The weights of the layers that an adapter can be put on, and whether they lie transposed."""
+    from torch import nn
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+    from transformers.pytorch_utils import Conv1D
+
+    return {
+        f"{name}.weight": isinstance(module, Conv1D)
+        for name, module in model.named_modules()
+        # torch's own attention reads the weight of such a layer and never calls it
+        if isinstance(module, nn.Linear | Conv1D) and not isinstance(module, NonDynamicallyQuantizableLinear)
     }
 
 

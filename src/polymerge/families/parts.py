@@ -29,7 +29,9 @@ class Parts:
         self.paths = {id(module): path for path, module in self.modules.items()}
         self.multimodal = model.config.get_text_config() is not model.config
         self.outer = self._asked("get_decoder") or self._by_text_config()
-        self.head = self._asked("get_output_embeddings") or self._asked("get_output_embeddings", at=self.outer) or ""
+        around = [path for path, _ in self._models() if _under(self.outer, path)]
+        heads = (self._asked("get_output_embeddings", at=path) for path in (*around, self.outer))
+        self.head = next((path for path in heads if path), "")
         self.decoder = self.outer
         while self.head.startswith(f"{self.decoder}.") and (inner := self._inside(self.decoder)):
             self.decoder = inner

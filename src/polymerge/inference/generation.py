@@ -86,14 +86,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class Batches:
-    """Prompts in fixed batches: the last bits of a model's numbers depend on the rest of the batch."""
+    """Prompts in fixed batches: the last bits of a model's numbers depend on the rest of the batch.
+
+    first  number of prompts that are in batches of their own, as if they had been asked alone
+    """
 
     prompts: tuple[Prompt, ...]
     size: int
     batches: tuple[Batch, ...] = field(init=False)
+    first: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "batches", tuple(batches(self.prompts, self.size)))
+        parts = (self.prompts[: self.first], self.prompts[self.first :])
+        object.__setattr__(self, "batches", tuple(batch for part in parts for batch in batches(part, self.size)))
 
 
 def generate(

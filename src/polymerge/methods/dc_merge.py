@@ -23,7 +23,7 @@ Smoothing = Literal["none", "avg", "linear"]
 def dc_merge(
     deltas: Matrix,
     keep: float = 0.001,
-    smoothing: Smoothing = "none",
+    smoothing: Smoothing | None = None,
     rho: float = 5.0,
     *,
     ranks: Sequence[int] | None = None,
@@ -42,13 +42,16 @@ def dc_merge(
     deltas     [model, m, n]  float32 or float64, finite; overwritten
     keep       share of min(m, n)^2 entries, in [0, 1]
     smoothing  of each model's singular values, whose sum stays: none, avg (all equal), or linear (falling evenly, the
-               first `rho` times the last, or as many times as it was if that is less)
+               first `rho` times the last, or as many times as it was if that is less); default: avg of adapters' cores,
+               which come with `ranks`, as in the paper's code, else none
     ranks      [model]        components of each model, in place of min(m, n) // T
     returns    [m, n]         the merged delta, in the memory of the first one
     raises     RecipeError where `keep` or `rho` is out of range, or `smoothing` another word
     """
     if not 0 <= keep <= 1 or rho < 1:
         raise RecipeError(f"keep, rho: {keep} is not in [0, 1], or {rho} is not at least 1")
+    if smoothing is None:
+        smoothing = "none" if ranks is None else "avg"
     if smoothing not in get_args(Smoothing):
         raise RecipeError(f"smoothing: '{smoothing}' is not one of {', '.join(get_args(Smoothing))}")
     stack = tall(deltas)

@@ -33,6 +33,7 @@ __all__ = [
     "of_dense",
     "pad",
     "signed",
+    "sketched",
     "stack",
     "truncate",
 ]
@@ -191,7 +192,7 @@ def of_dense(matrix: NDArray[np.float32], rank: int) -> tuple[Factors, float]:
     if min(matrix.shape) <= max(EXACT, 2 * wanted):
         parts = signed(*np.linalg.svd(matrix.astype(np.float64), full_matrices=False))
         return parts.factors(rank), _share(np.linalg.norm(parts.s[rank:]), np.linalg.norm(parts.s))
-    parts = _sketched(matrix, wanted)
+    parts = sketched(matrix, wanted)
     weighted, kept = parts.u[:, :rank] * parts.s[:rank], parts.v[:rank]
     lost = whole = 0.0
     for at in _blocks(matrix):
@@ -201,7 +202,7 @@ def of_dense(matrix: NDArray[np.float32], rank: int) -> tuple[Factors, float]:
     return parts.factors(rank), _share(np.sqrt(lost), np.sqrt(whole))
 
 
-def _sketched(matrix: NDArray[np.float32], wanted: int) -> Decomposition:
+def sketched(matrix: NDArray[np.float32], wanted: int) -> Decomposition:
     """Approximate the `wanted` largest components; the matrix is converted to float64 a block of rows at a time."""
     columns = matrix.shape[1]
     draws = np.frombuffer(np.random.RandomState(0).bytes(columns * wanted // 8 + 1), np.uint8)  # a frozen stream

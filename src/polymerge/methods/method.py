@@ -84,8 +84,11 @@ class Method:
     sees_base    whether the function takes the base's numbers
     takes_tensors  whether a function of matrices takes torch tensors, too; else what lies on a GPU is brought to the
                  host for it
-    decomposes   how many matrices of a tensor's shape a method on matrices decomposes: for each model, and beside them
+    decomposes   how many decompositions of a matrix a method on matrices takes: for each model, and beside them
+    decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
+    rest         what a method on matrices takes of a tensor that is none: the mean of the deltas, or the first model's
     refuses      returns what is wrong with values that are each in range, and what to do instead, or None
+    only_here    whether mergekit has no such method, so that no recipe can have parameters that it ignores
     """
 
     name: str
@@ -111,7 +114,10 @@ class Method:
     sees_base: bool = False
     takes_tensors: bool = False
     decomposes: tuple[int, int] = (0, 0)
+    decomposes_inputs: bool = False
+    rest: Literal["mean", "first"] = "mean"
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
+    only_here: bool = False
 
     def __post_init__(self) -> None:
         for name, words in (("on", get_args(On)), ("statistic", (None, *READS)), ("span", ("tensor", "model"))):
@@ -164,8 +170,10 @@ class Method:
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether it also merges adapters: not with dot products of full tensors, nor with a fixed number of models."""
-        return self.statistic != "gram" and self.models is None
+        """Whether it also merges adapters: not with dot products of full tensors, a fixed number of models, or a `rank`
+        of its own, which is that of the output.
+        """
+        return self.statistic != "gram" and self.models is None and self.parameter("rank") is None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of this name, or None."""

@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Final, TypeAlias
@@ -87,7 +87,7 @@ class MethodsFile:
             register(name, None)
             del _OWN[name]
         for row in rows:
-            register(row.name, row)
+            register(row.name, replace(row, only_here=True))
             _OWN[row.name] = self
 
     def _rows(self) -> list[Method]:
@@ -141,9 +141,9 @@ def find_method(name: str) -> Method | None:
     if not isinstance(row, Method) or row.name != name:
         raise RecipeError(f"{where}: has to be the row of a method '{name}' (a polymerge.Method), and is {shown(row)}")
     _refuse_faults(row, where)
-    register(name, row)
+    register(name, replace(row, only_here=True))
     _OWN[name] = entry
-    return row
+    return METHODS[name]
 
 
 def origins(names: Iterable[str]) -> dict[str, str]:

@@ -32,6 +32,7 @@ ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "un
 AGREE: Final = ("weight", "count", "none")
 """The divisor of the sum in methods that elect signs; each default is mergekit's."""
 SPREAD: Final = Parameter("epsilon", "number", 0.15, low=0.0, high=0.5, each=True)
+INIT: Final = Parameter("init", "choice", "sum", choices=("sum", "mean", "zero"))
 RESCALE: Final = Parameter("rescale", "flag", True)
 
 SHARED: Final = frozenset({"scale", "trim"})
@@ -306,6 +307,7 @@ _ROWS: Final = (
         parameters=(SCALE,),
         statistic="gram",
         span="model",
+        only_here=True,
     ),
     Method(
         "robustmerge",
@@ -347,7 +349,7 @@ _ROWS: Final = (
         on="matrices",
         function="polymerge.methods.tsv:tsv_of_deltas",
         of_factors="polymerge.methods.tsv:tsv",
-        parameters=(ONE, SCALE),
+        parameters=(ONE, Parameter("share", "number", low=0.0, high=1.0, optional=True), SCALE),
         needs_rank=True,
         decomposes=(1, 2),
     ),
@@ -360,6 +362,85 @@ _ROWS: Final = (
         parameters=(SCALE,),
         adds_ranks=True,
         decomposes=(0, 1),
+    ),
+    Method(
+        "iso_cts",
+        "what the deltas have in common and what is each one's own, all directions equally strong",
+        "Isotropic merging (Marczak et al. 2025), section 4.2",
+        on="matrices",
+        function="polymerge.methods.isotropic:iso_cts",
+        parameters=(Parameter("common_space_fraction", "number", 0.8, low=0.0, high=1.0), SCALE),
+        adds_ranks=True,
+        decomposes=(1, 3),
+    ),
+    Method(
+        "optmerge",
+        "go from the mean of the deltas towards what interferes least with the largest components of each",
+        "OptMerge (ICLR 2026), in closed form",
+        on="matrices",
+        function="polymerge.methods.wudi:optmerge",
+        parameters=(SCALE,),
+        takes_ranks=True,
+        adds_ranks=True,
+        decomposes=(1, 1),
+    ),
+    Method(
+        "swudi",
+        "go from the sum of the deltas towards what interferes least with each, along the main directions",
+        "SWUDI (2026), by the authors of OptMerge",
+        on="matrices",
+        function="polymerge.methods.wudi:swudi",
+        parameters=(INIT, Parameter("share", "number", 0.65, low=0.0, high=1.0), SCALE),
+        adds_ranks=True,
+        decomposes=(0, 1),
+        decomposes_inputs=True,
+    ),
+    Method(
+        "aswudi",
+        "like swudi, along as many directions as the spectrum tells",
+        "ASWUDI (2026), by the authors of OptMerge",
+        on="matrices",
+        function="polymerge.methods.wudi:aswudi",
+        parameters=(
+            INIT,
+            Parameter("rank_rule", "choice", "participation_sqrt", choices=("participation_sqrt", "gavish_donoho")),
+            SCALE,
+        ),
+        adds_ranks=True,
+        decomposes=(0, 1),
+        decomposes_inputs=True,
+    ),
+    Method(
+        "dc_merge",
+        "each delta's largest components between common bases, where few entries stay and signs are elected",
+        "DC-Merge (CVPR 2026)",
+        on="matrices",
+        function="polymerge.methods.dc_merge:dc_merge",
+        parameters=(
+            Parameter("keep", "number", 0.001, low=0.0, high=1.0),
+            Parameter("smoothing", "choice", choices=("none", "avg", "linear"), optional=True),
+            Parameter("rho", "number", 5.0, low=1.0),
+            SCALE,
+        ),
+        takes_ranks=True,
+        adds_ranks=True,
+        decomposes=(1, 2),
+    ),
+    Method(
+        "ip_merge",
+        "the first model's delta, and of the others' what lies along its directions",
+        "IP-Merging (arXiv:2510.14387)",
+        on="matrices",
+        function="polymerge.methods.ip_merge:ip_merge",
+        parameters=(
+            ONE,
+            Parameter("rank", "count", 1024),
+            Parameter("threshold", "number", 0.4, low=0.0, high=1.0),
+            SCALE,
+        ),
+        fewest=2,
+        rest="first",
+        decomposes=(1, 0),
     ),
     Method("copy", "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
 )

@@ -21,7 +21,7 @@ from polymerge.methods.weights import PerModel, per_model
 __all__ = ["tsv", "tsv_of_deltas"]
 
 
-def tsv(pairs: Sequence[Factors], weight: PerModel = 1.0, *, rank: int) -> Factors:
+def tsv(pairs: Sequence[Factors], weight: PerModel = 1.0, share: float | None = None, *, rank: int) -> Factors:
     """Sum the largest singular directions of each adapter, orthogonalised across the adapters.
 
     Gargiulo et al. 2025, arXiv:2412.00081 (CVPR 2025), TSV-Merge: of T updates U_i S_i V_i^T each keeps its largest
@@ -35,18 +35,19 @@ def tsv(pairs: Sequence[Factors], weight: PerModel = 1.0, *, rank: int) -> Facto
 
     pairs    [model]  updates of one shape [out, in], of any ranks
     weight   [model]  each model's coefficient, of either sign; it does not change the directions
-    rank     at least 1; every model keeps its max(1, rank // T) largest components
-    returns  factors of rank T * max(1, rank // T), or less where models have less; for one model of weight 1 its update
+    share    of the wanted rank, which every model keeps, one component at least; default: 1 / T
+    rank     at least 1
+    returns  factors of as many components as all models keep; for one model of weight 1 its update
     raises   RecipeError where shapes differ, `weight` is not one number per model, or `rank` is below 1
     """
     check_rank(rank)
     check_shapes(pairs)
     weights = per_model(weight, len(pairs), "weight")
-    share = max(1, rank // len(pairs))
+    most = max(1, rank // len(pairs) if share is None else int(share * rank))
     lefts, values, rights = [], [], []
     for pair, number in zip(pairs, weights, strict=True):
         parts = decompose(pair)
-        count = min(share, parts.determined) if number else 0
+        count = min(most, parts.determined) if number else 0
         lefts.append(parts.u[:, :count])
         values.append(number * parts.s[:count])
         rights.append(parts.v[:count].T)
@@ -58,9 +59,7 @@ def tsv(pairs: Sequence[Factors], weight: PerModel = 1.0, *, rank: int) -> Facto
     return Factors(narrow(_orthonormal(left) * (np.sign(s) * roots)), narrow((_orthonormal(right) * roots).T))
 
 
-def tsv_of_deltas(
-    deltas: Matrix, weight: PerModel = 1.0, *, share: float | None = None, ranks: Sequence[int] | None = None
-) -> Matrix:
+def tsv_of_deltas(deltas: Matrix, weight: PerModel = 1.0, share: float | None = None) -> Matrix:
     """Sum the largest singular directions of each delta, orthogonalised across the models.
 
     Gargiulo et al. 2025, arXiv:2412.00081 (CVPR 2025), TSV-Merge: of T deltas U_i S_i V_i^T each keeps its largest
@@ -73,17 +72,16 @@ def tsv_of_deltas(
     deltas   [model, m, n]  float32 or float64, finite; overwritten
     weight   [model]        each model's coefficient, of either sign; it does not change the directions
     share    of the min(m, n) components that each model keeps, `int(share * min(m, n))`; default: 1 / T
-    ranks    [model]        components that each model keeps, in place of a share
     returns  [m, n]         the merged delta, in the memory of the first one; for one model of weight 1 its delta
     raises   RecipeError where `weight` is not one number per model
     """
     weights = per_model(weight, len(deltas), "weight")
     stack = tall(deltas)
     size = stack.shape[-1]
-    most = [size // len(deltas) if share is None else int(share * size)] * len(deltas) if ranks is None else ranks
+    most = size // len(deltas) if share is None else int(share * size)
     lefts, rights, values = [], list[Wide](), []
-    for matrix, number, count in zip(stack, weights, most, strict=True):
-        found = components(matrix, count if number else 0)
+    for matrix, number in zip(stack, weights, strict=True):
+        found = components(matrix, most if number else 0)
         left = matrix[:, : len(found.s)]
         multiply([matrix], found.to_left, left)
         lefts.append(left)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any, Final, TypeAlias
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
@@ -113,8 +114,12 @@ class Parameters:
 
     def reading(self, adapter: Adapter) -> Reading:
         """The reading that locates most of an adapter's parameters; ties go to the most trusted one."""
-        trusted = (self.base.family, *named_family(adapter))
-        return _best(trusted, adapter.parameters, lambda name, reading: self.place(name, reading) is not None)
+        return self.reading_of(adapter.parameters, named_family(adapter))
+
+    def reading_of(self, names: Collection[str], trusted: Sequence[Family] = ()) -> Reading:
+        """The reading that locates most of these parameters, by the base's own family or one that is `trusted`."""
+        families = (self.base.family, *trusted)
+        return _best(families, names, lambda name, reading: self.place(name, reading) is not None)
 
     def place(self, parameter: str, reading: Reading) -> Place | None:
         """Locate a parameter, or return None; in a two-branch model a name without a branch means the text tokens'
@@ -149,6 +154,14 @@ class Parameters:
         ]
         whole = not found.pop() and all(len(place) == len(held) for place in found)
         return tuple(found) if whole else None
+
+    def of_experts(self, held: Sequence[str]) -> Iterator[Block]:
+        """The blocks of canonical names with `{e}` in them, expert by expert, as far as there are any."""
+        for expert in count():
+            found = [self.blocks.get(name.replace("{e}", str(expert))) for name in held]
+            if None in found:
+                return
+            yield from (block for block in found if block is not None)
 
 
 def named_family(adapter: Adapter) -> tuple[Family, ...]:

@@ -26,6 +26,7 @@ from polymerge.planning.module_steps import (
 )
 from polymerge.planning.peft_config import alpha_of
 from polymerge.planning.plan import PREFIX, LeftOut, Lora, Piece, Step
+from polymerge.recipe.depth import first_value
 from polymerge.recipe.overrides import Choice, matches
 from polymerge.recipe.parameters import Setting, resolve
 from polymerge.recipe.recipe import Recipe
@@ -68,6 +69,9 @@ class AdapterSteps:
             for pair in self._opened.adapters[place].pairs.values():
                 held[self._opened.module(place, pair.module)][place] = pair
         self._check_globs(held)
+        self._depth = max((layer + 1 for key in held if (layer := text_layer(f"{key}.weight")) is not None), default=0)
+        if self._base is not None:  # whose layers may be more than those that the adapters change
+            self._depth = self._base.tower.layers or self._base.depth
         self._swapped = self._ways(held)
         steps = [step for key, pairs in held.items() if (step := self._module(key, dict(sorted(pairs.items()))))]
         self._check_overlap(held)
@@ -130,7 +134,7 @@ class AdapterSteps:
         if len(pairs) < len(labels):
             having = ", ".join(labels[place] for place in pairs)
             reason = f"only {len(pairs)} of {len(labels)} adapters have it: {having}"
-        setting = choice.setting.of(list(pairs))
+        setting = choice.at(name, first.module, self._depth).of(list(pairs))
         if reason and setting.divides_by_nothing:
             refuse(divides_by_nothing(key, reason))
             return None
@@ -195,6 +199,13 @@ class AdapterSteps:
                 refuse(RecipeError(f"recipe: {where}: '{glob}' matches no {kind} by its canonical name{found}{hint}"))
         layers = {layer for key in held if (layer := text_layer(f"{key}.weight")) is not None}
         for choice in self._choices:
+            if choice.schedule is not None and choice.schedule.graded and not layers:
+                refuse(
+                    RecipeError(
+                        f"recipe: {choice.where}: numbers that change from layer to layer, and the names of the "
+                        "adapters' modules are of no known family. Say base_model, a local folder, or give one number"
+                    )
+                )
             first, last = choice.layers or (0, 0)
             if choice.layers and not any(first <= layer <= last for layer in layers):
                 has = "" if layers else ", whose names are of no known family; then say base_model, a local folder"
@@ -253,7 +264,7 @@ class AdapterSteps:
             return Setting("linear", {"weight": (1.0,) * len(labels), "normalize": True})
         known = {parameter.name for parameter in row.parameters}
         said, *own = (
-            {name: value for name, value in given.items() if name in known}
+            {name: first_value(value) for name, value in given.items() if name in known}
             for given in (self._recipe.parameters, *(entry.parameters for entry in self._recipe.models))
         )
         return resolve(extra, [("recipe: parameters", said)], own, labels)

@@ -15,13 +15,15 @@ from typing import Any, Final
 from polymerge.checkpoints import Checkpoint
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.beside import companion_files, unfit
+from polymerge.checkpoints.bounds import TOKENIZER_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG
-from polymerge.checkpoints.files import check_file, read_config, reading
+from polymerge.checkpoints.files import check_file, class_names, read_config, reading
 from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, refuse
 from polymerge.planning.inputs import Models
+from polymerge.planning.model import Model
 from polymerge.planning.plan import Companions
 from polymerge.recipe.recipe import Recipe
 
@@ -31,6 +33,7 @@ __all__ = [
     "files_left_out",
     "files_taken",
     "has_tokenizer",
+    "of_tuned",
     "tokenizer_folder",
     "told_beside",
 ]
@@ -135,6 +138,32 @@ def files_taken(template: Checkpoint, companions: Sequence[Companions]) -> dict[
             if missing_remote(path) is None:
                 check_file(path)
     return {**companion_files(template.folder, {*replaced, *from_adapter}), **from_adapter}
+
+
+def of_tuned(tuned: Model, base: Model) -> dict[str, Path]:
+    """The files of a fine-tune that go with its adapter, by their names: tokenizer, chat template and the like, each
+    as a set where the base's has other bytes. Empty where the two are models of different classes.
+
+    Refuses what cannot be copied.
+    """
+    if base.family.name != tuned.family.name or class_names(base.checkpoint.config) != class_names(
+        tuned.checkpoint.config
+    ):
+        return {}
+    beside = tuned.checkpoint.adapter
+    own = beside.folder if beside is not None else tuned.checkpoint.folder
+    here, there = _names(own), _names(base.checkpoint.folder)
+    found: dict[str, Path] = {}
+    for patterns in (_TOKENIZER, _TEMPLATE, _PROCESSOR, _GENERATION):
+        files = _matching(here, patterns)
+        if patterns == _TOKENIZER and not has_tokenizer(own):
+            continue
+        if files != _matching(there, patterns) or any(
+            _content(own / name) != _content(base.checkpoint.folder / name) for name in files
+        ):
+            found |= {name: own / name for name in files}
+    refuse(*filter(None, (unfit(path, own) for path in found.values())))
+    return found
 
 
 def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], list[str]]:
@@ -259,6 +288,13 @@ def _names(folder: Path) -> list[str]:
 
 def _matching(names: Collection[str], patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+
+
+def _content(file: Path) -> bytes:
+    """The bytes of a file, which is downloaded if it is on the hub."""
+    if file.is_symlink():
+        fetched(file)
+    return read_bounded(file, TOKENIZER_BYTES)
 
 
 def _object(file: Path) -> Mapping[str, Any]:

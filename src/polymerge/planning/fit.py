@@ -239,6 +239,13 @@ def unmatched(
             f"recipe: {where}: '{glob}' matches no tensor; globs are matched against entire canonical names"
             f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
         )
+    has_layers = template.tower.layers or template.depth
+    if recipe.layers not in (None, has_layers):
+        yield RecipeError(
+            f"recipe: layers: it counts on {recipe.layers} layers, and template '{template.label}' has {has_layers}. "
+            "Layers stay in place here: none can be dropped or added"
+        )
+        return
     for choice in choices:
         if choice.layers and choice.layers[1] >= template.depth:
             has = f"layers 0-{template.depth - 1}" if template.depth else "no text layers"
@@ -246,3 +253,14 @@ def unmatched(
                 f"recipe: {choice.where}: layers {choice.layers[0]}-{choice.layers[1]}, but template "
                 f"'{template.label}' has {has}"
             )
+
+
+def unmatched_filters(choices: Sequence[Choice], template: Model) -> Iterator[str]:
+    """A sentence on each filter that is part of no tensor's name: mergekit, too, lets its value count for nothing."""
+    for choice in choices:
+        for part in choice.schedule.filters if choice.schedule else ():
+            if not any(part in name for name in template.layout):
+                yield (
+                    f"filter '{part}' is part of no tensor's name in template '{template.label}', such as "
+                    f"{next(iter(template.layout), 'none')}, so its value counts for nothing"
+                )

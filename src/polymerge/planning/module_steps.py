@@ -85,8 +85,9 @@ def is_identity(setting: Setting) -> bool:
         return False
     (weight,) = said["weight"]
     (density,) = said.get("density", (1.0,))
+    whole = density == 1 and said.get("share") in (None, 1)
     normalized = said.get("normalize") in (True, "weight") and weight > 0
-    return (weight == 1 or normalized) and density == 1 and said.get("scale", 1.0) == 1
+    return (weight == 1 or normalized) and whole and said.get("scale", 1.0) == 1
 
 
 def swapped_in(

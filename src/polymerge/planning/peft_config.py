@@ -15,7 +15,7 @@ from polymerge.dtypes import dtype_code, dtype_name, holding, holds
 from polymerge.errors import RecipeError
 from polymerge.planning.plan import Lora, Step
 
-__all__ = ["alpha_of", "base_said", "foreign_names", "output_config"]
+__all__ = ["alpha_of", "base_said", "foreign_names", "output_config", "ranks_and_alphas"]
 
 
 def alpha_of(scaling: float, rank: int) -> float | None:
@@ -46,7 +46,7 @@ def output_config(
         config |= {"target_parameters": parameters} if parameters or "target_parameters" in config else {}
         config |= {"layers_to_transform": None, "layers_pattern": None}
     if factors and {module: (lora.rank, lora.scaling) for module, lora in factors.items()} != own:
-        config |= _ranks(factors)
+        config |= ranks_and_alphas(factors)
     if any(lora.bias for lora in factors.values()):
         config["lora_bias"] = True
     loaded = dtype_code(str(config.get("lora_dtype")))  # what ms-swift loads factors in; PEFT has none of it
@@ -100,7 +100,7 @@ def _holds(module: str, full: Sequence[Step]) -> bool:
     return any(f".{module}." in f".{step.name}" for step in full)
 
 
-def _ranks(factors: Mapping[str, Lora]) -> dict[str, Any]:
+def ranks_and_alphas(factors: Mapping[str, Lora]) -> dict[str, Any]:
     """The most common rank and alpha, and patterns for the others."""
     # where no alpha gives a copied module's scaling exactly, the nearest does, one rounding off
     exact = {module: alpha_of(lora.scaling, lora.rank) for module, lora in factors.items()}

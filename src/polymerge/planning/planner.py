@@ -19,7 +19,15 @@ from polymerge.methods.table import METHODS
 from polymerge.planning.adapters import names_adapters, plan_adapters
 from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
 from polymerge.planning.compatibility import config_warnings, merged_routers, other_lineages
-from polymerge.planning.fit import Misfits, common_parts, joinable, misnamed, needed_all_the_same, unmatched
+from polymerge.planning.fit import (
+    Misfits,
+    common_parts,
+    joinable,
+    misnamed,
+    needed_all_the_same,
+    unmatched,
+    unmatched_filters,
+)
 from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
@@ -29,6 +37,7 @@ from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.planning.written_plan import written_plan
 from polymerge.recipe.overrides import Choice, choices_of, key_of, matches, rest_of, settings_of
+from polymerge.recipe.parameters import Setting
 from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
 
@@ -80,7 +89,7 @@ def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> Plan 
     if not models.merged:
         refuse(RecipeError("recipe: models lists only the base"))
         return None
-    choices = [replace(choice, setting=choice.setting.of(models.own)) for choice in choices]
+    choices = [choice.of(models.own) for choice in choices]
     return _Planner(recipe, models, choices).plan()
 
 
@@ -110,8 +119,9 @@ class _Planner:
         self.base = models.base if any(choice.setting.on_deltas for choice in choices) else None
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
         self.misfits = Misfits()
-        self.warnings: list[str] = []
+        self.warnings = list(recipe.notes)
         self.settings = settings_of(choices, len(models.merged))
+        self.depth = self.template.tower.layers or self.template.depth
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         # of a template in fp8, the rest of which is what its config says
@@ -124,6 +134,7 @@ class _Planner:
             if model is not self.template:
                 joinable(self.template, model, self.parts, self.misfits)
         refuse(*unmatched(self.recipe, self.choices, self.template, self.readers))
+        self.warnings += unmatched_filters(self.choices, self.template)
         refuse(*misnamed(self.template))
         refuse(*needed_all_the_same(self.template, self.readers))
         comparable = all(model.generic == self.template.generic for model in self.readers)
@@ -149,11 +160,11 @@ class _Planner:
         config = self.template.checkpoint.config
         self.warnings += stored_dtypes(steps, config, self.dtype is not None).warnings(config, self.template.label)
         inputs = tuple(dict.fromkeys((self.template, *self.readers)))
-        by_key = {choice.key: choice.setting for choice in self.choices}
-        draws = any(METHODS[setting.method].random for setting in by_key.values())
+        settings = tuple(self.settings.values())
+        draws = any(METHODS[setting.method].random for setting in settings)
         beside, silent = told_beside(self.recipe, self.models)
         self.warnings += silent
-        told = notes(self.recipe, self.models, self.base, by_key.values(), steps, inputs)
+        told = notes(self.recipe, self.models, self.base, settings, steps, inputs)
         return Plan(
             recipe=recipe_dict(self.recipe),
             inputs=tuple(model.summary() for model in inputs),
@@ -162,7 +173,7 @@ class _Planner:
             places=self.models.own if draws else tuple(range(len(self.models.own))),
             base=None if self.base is None else inputs.index(self.base),
             seed=self.recipe.seed,
-            settings=tuple(self.settings.values()),
+            settings=settings,
             steps=steps,
             left_out=self.unused.left_out(inputs, self.models.merged, self.base, steps),
             warnings=tuple(dict.fromkeys((*self.warnings, *told))),
@@ -220,7 +231,7 @@ class _Planner:
             return step("copied", self.template.family.why_unmerged(name))
         if not blocks:
             return step("copied", "no rule explains its name")  # a problem already, said by the mapping
-        made = [self._block(block, rows or whole) for block, rows in blocks]
+        made = [self._block(name, block, rows or whole) for block, rows in blocks]
         pieces = tuple(piece for found, _ in made for piece in found)
         reason = "; ".join(dict.fromkeys(reason for _, reason in made if reason))
         if all(piece.setting is None for piece in pieces):
@@ -241,8 +252,8 @@ class _Planner:
         canonical = EMBEDDING if self.template.layout[name][0][0] == HEAD else HEAD
         return next(own for own, held in self.template.layout.items() if held == ((canonical, ()),))
 
-    def _block(self, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
-        """The pieces of one canonical tensor of the template, and the reason if it is not merged."""
+    def _block(self, stored: str, canonical: str, rows: Ranges) -> tuple[list[Piece], str]:
+        """The pieces of one canonical tensor in a stored one of the template, and the reason if it is not merged."""
         choice = next(choice for choice in self.choices if choice.covers(canonical))
         readers = self.readers if choice.setting.on_deltas else self.models.merged
         reason = self._why_copied(canonical, choice) or self._why_missing(canonical, readers)
@@ -250,7 +261,8 @@ class _Planner:
             reason = "does not fit"  # a problem, said by the misfits
         pieces: list[Piece] = []
         if not reason:
-            pieces, reason = self._pieces(canonical, rows, choice, readers)
+            setting = choice.at(canonical, stored, self.depth)
+            pieces, reason = self._pieces(canonical, rows, setting, readers)
         if not pieces:
             self.unused.kept[canonical] = reason
             return [self._kept(canonical, rows)], reason
@@ -308,7 +320,7 @@ class _Planner:
         return fits
 
     def _pieces(
-        self, canonical: str, rows: Ranges, choice: Choice, readers: Sequence[Model]
+        self, canonical: str, rows: Ranges, setting: Setting, readers: Sequence[Model]
     ) -> tuple[list[Piece], str]:
         """The pieces of a merged tensor; empty, with the reason, if the vocabularies forbid it."""
         names = [model.find(canonical) or canonical for model in readers]
@@ -326,13 +338,13 @@ class _Planner:
                 for expr, part, count in zip(exprs, taken.theirs, counts, strict=True)
             ]
         self.vocabularies.note(canonical, total, readers, counts)
-        deltas = choice.setting.on_deltas
-        base = exprs.pop() if deltas and self.base is not None else None  # without one it is refused already
+        base = exprs.pop() if setting.on_deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
-        key = choice.key
-        if choice.setting.row.on == "matrices" and not is_matrix(canonical, self.template.shape(canonical)):
-            key = key_of(rest_of(choice.setting, len(readers) - (base is not None)))
-        merged = Piece(canonical, rows, [*self.settings].index(key), tuple(exprs), base, twin=twin)
+        if setting.row.on == "matrices" and not is_matrix(canonical, self.template.shape(canonical)):
+            setting = rest_of(setting, len(readers) - (base is not None))
+        self.settings.setdefault(key_of(setting), setting)
+        number = [*self.settings].index(key_of(setting))
+        merged = Piece(canonical, rows, number, tuple(exprs), base, twin=twin)
         pieces = [merged] if rows else []
         if rest:
             pieces.append(self._kept(canonical, rest, rest))

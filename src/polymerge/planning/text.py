@@ -29,6 +29,9 @@ __all__ = ["describe"]
 _SHOWN = 12
 """Maximum number of blocks of one tensor on a line."""
 
+_FEW_SETTINGS = 3
+"""Number of settings up to which each has lines of its own; with a setting for each layer there would be too many."""
+
 
 def describe(plan: Plan, *, full: bool = False, paint: Paint = plain) -> str:
     """Format the plan as text, warnings first, grouped by kind of tensor (`full`: one line per tensor); `paint` styles
@@ -72,6 +75,10 @@ def _settings(plan: Plan) -> Iterator[str]:
         places = next((piece.inputs for _, piece in own), ()) or plan.models
         stored = len(dict.fromkeys(step.name for step, _ in own))
         held = f", in {stored} that are stored" if stored < len(own) else ""
+        layers = {layer for _, piece in own if (layer := text_layer(piece.canonical)) is not None}
+        inside = bool(layers) and all(text_layer(piece.canonical) is not None for _, piece in own)
+        if inside and len(plan.settings) > _FEW_SETTINGS:
+            held += f", in layer{'s' if len(layers) > 1 else ''} {ranges(sorted(layers))}"
         what = "modules" if own and own[0][0].lora else "tensors"
         rest = rest_of(setting, len(places)) if setting.row.on == "matrices" else setting
         others = f"; others: [{plan.settings.index(rest)}]" if rest in plan.settings and rest is not setting else ""
@@ -85,7 +92,7 @@ def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
         if steps:
             yield f"{paint(fate, fate)}: {_counted(plan, steps)}, {human_size(sum(step.size for step in steps))}"
         if full:
-            yield from (f"  {_line(plan, step)}" for step in steps)
+            yield from (f"  {_line(plan, step, _settings_of(step))}" for step in steps)
         elif fate in ("merged", "folded"):
             yield from _merged(plan, steps)
         else:
@@ -93,19 +100,26 @@ def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
 
 
 def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
-    """Merged tensors, with those that differ only in their layer on one line."""
+    """Merged tensors, with those that differ only in their layer on one line; in their setting too, if it has many."""
     kinds: dict[str, list[Step]] = defaultdict(list)
+    many = len(plan.settings) > _FEW_SETTINGS
     for step in steps:
-        kinds[layer_pattern(_line(plan, step))].append(step)
+        kinds[layer_pattern(_line(plan, step, "*" if many else _settings_of(step)))].append(step)
     for line, alike in kinds.items():
+        if many:
+            numbers = {piece.setting for step in alike for piece in step.pieces if piece.setting is not None}
+            line = line.replace(" [*]", f" [{ranges(sorted(numbers))}]")
         layers = sorted(layer for step in alike if (layer := text_layer(step.canonical)) is not None)
         yield f"  {line}{f', i = {ranges(layers)}' if layers else _times(len(alike))}"
 
 
-def _line(plan: Plan, step: Step) -> str:
+def _settings_of(step: Step) -> str:
+    return ",".join(dict.fromkeys(str(piece.setting) for piece in step.pieces if piece.setting is not None))
+
+
+def _line(plan: Plan, step: Step, settings: str) -> str:
     """One tensor or module: `name [setting] <- sources (remarks)`."""
     merged = [piece for piece in step.pieces if piece.setting is not None]
-    settings = ",".join(dict.fromkeys(str(piece.setting) for piece in merged))
     how = f" [{settings}]" if merged else ""
     if step.lora is not None:
         places = step.pieces[0].inputs

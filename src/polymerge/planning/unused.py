@@ -16,7 +16,7 @@ from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
 from polymerge.planning.plan import IGNORED, LeftOut, Piece, Step
 from polymerge.planning.vocabulary import vocabulary_notes
 from polymerge.recipe.overrides import matches
-from polymerge.recipe.parameters import Setting
+from polymerge.recipe.parameters import Setting, without_effect
 from polymerge.recipe.recipe import Recipe
 
 __all__ = ["UnusedTensors", "drops_at_random", "left_out_of_files", "measures_tensors", "notes", "partly_kept"]
@@ -151,6 +151,10 @@ def notes(
     said += [override.parameters for override in recipe.overrides]
     if any("int8_mask" in parameters for parameters in said):
         found.append("int8_mask has no effect")
+    general = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
+    row = METHODS[recipe.merge_method]
+    if unused := dict.fromkeys(name for given in general for name in without_effect(row, given)):
+        found.append(f"{row.name} has no parameter {listed(list(unused))}, which has no effect, as in mergekit")
     merged = dict.fromkeys(models.merged)
     own = [model for model in merged if HEAD in model.tensors and not model.ties_head]
     if models.template.ties_head and own:

@@ -22,7 +22,7 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     anew.
 
     The plans of a coefficient sweep differ only in their settings, unless something
-    other than parameters differs, a value is refused, or a shared setting becomes two.
+    other than parameters differs, a value is refused or changes by depth, or a shared setting becomes two.
     """
     if plan.of_adapters or len(plan.models) != len(recipe.models):
         return None
@@ -35,6 +35,8 @@ def varied(plan: Plan, before: Recipe, recipe: Recipe) -> Plan | None:
     try:  # in a context of its own, in which what is wrong is raised and not gathered: `make_plan` will say it
         was, now = (Context().run(_choices, one, base) for one in (before, recipe))
     except PolymergeError:
+        return None
+    if any(choice.schedule is not None for choice in now):
         return None
     if _pattern(was, len(plan.models)) != _pattern(now, len(plan.models)):
         return None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from polymerge.errors import RecipeError, refuse
 from polymerge.families.rules import text_layer, without_branch
 from polymerge.methods.table import ADAPTERS, METHODS
-from polymerge.recipe.parameters import UNREAD, Setting, resolve
-from polymerge.recipe.recipe import ModelEntry, Override, Recipe
+from polymerge.recipe.parameters import UNREAD, Layer, Setting, resolve
+from polymerge.recipe.recipe import ModelEntry, Recipe
+from polymerge.recipe.schedule import Schedule, schedule_of
 
 __all__ = ["Choice", "choices_of", "choices_of_adapters", "key_of", "matches", "rest_of", "settings_of"]
 
@@ -21,12 +23,19 @@ Key = tuple[str, tuple[tuple[str, object], ...]]
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting and its scope: the tensors of some text layers, those that a glob matches, or all."""
+    """A setting and its scope: the tensors of some text layers, those that a glob matches, or all.
+
+    setting   of all tensors in its scope, unless it has a schedule: then of what is in no layer
+    schedule  gives the settings of others, if its numbers change by depth
+    own       the indices of the models whose values count; None for all
+    """
 
     setting: Setting
     where: str
     layers: tuple[int, int] | None = None
     match: str | None = None
+    schedule: Schedule | None = field(default=None, compare=False)
+    own: tuple[int, ...] | None = field(default=None, compare=False)
 
     @property
     def key(self) -> Key:
@@ -41,6 +50,23 @@ class Choice:
                 return False
         return self.match is None or matches(canonical, self.match)
 
+    def at(self, canonical: str, stored: str, depth: int) -> Setting:
+        """The setting of a tensor that it covers.
+
+        stored  its name in the template, which filters are parts of
+        depth   the number of layers of the text tower
+
+        refuses what cannot be resolved there.
+        """
+        if self.schedule is None:
+            return self.setting
+        setting = self.schedule.at(text_layer(canonical), stored, depth)
+        return setting if self.own is None else setting.of(self.own)
+
+    def of(self, places: Sequence[int]) -> Choice:
+        """The choice restricted to some models, by index."""
+        return Choice(self.setting.of(places), self.where, self.layers, self.match, self.schedule, tuple(places))
+
 
 def key_of(setting: Setting) -> Key:
     """A key by which equal settings are recognised."""
@@ -48,22 +74,28 @@ def key_of(setting: Setting) -> Key:
 
 
 def rest_of(setting: Setting, models: int) -> Setting:
-    """How a merge by a method on matrices treats a tensor that is none: the mean of the deltas, each times its weight.
+    """How a merge by a method on matrices treats a tensor that is none: it takes the mean of the deltas, each times its
+    weight, or the first model's delta.
 
     models  their number
     """
     weight = setting.parameters.get("weight", (1.0,) * models)
-    shares = tuple(number / models for number in weight)
+    if setting.row.rest == "first":
+        shares = (weight[0], *(0.0 for _ in weight[1:]))
+    else:
+        shares = tuple(number / models for number in weight)
     scale = setting.parameters.get("scale", 1.0)
     return Setting("task_arithmetic", {"weight": shares, "normalize": False, "scale": scale}, setting.on_base)
 
 
 def settings_of(choices: Sequence[Choice], models: int) -> dict[Key, Setting]:
-    """The distinct settings that merge something, then those for what is no matrix where a method works on these.
+    """The distinct settings that merge something, then those for what is no matrix where a method works on these; but
+    for settings that change by depth, which follow from where they are used.
 
     models  their number
     """
-    own = {choice.key: choice.setting for choice in choices if not choice.setting.row.copies}
+    plain = [choice for choice in choices if choice.schedule is None and not choice.setting.row.copies]
+    own = {choice.key: choice.setting for choice in plain}
     rests = [rest_of(setting, models) for setting in own.values() if setting.row.on == "matrices"]
     return own | {key_of(rest): rest for rest in rests if key_of(rest) not in own}
 
@@ -86,14 +118,10 @@ def choices_of(
     refuses (`polymerge.errors.refuse`) what cannot be resolved.
     """
     per_model = [entry.parameters for entry in entries]
+    on_base = recipe.base_model is not None
     choices = [
-        Choice(
-            resolve(method, layers, per_model, labels, base=base, on_base=recipe.base_model is not None),
-            where,
-            override.layers,
-            override.match,
-        )
-        for method, where, layers, override in _asked(recipe)
+        _choice(partial(resolve, method, base=base, on_base=on_base), method, layers, per_model, labels, asked)
+        for method, layers, asked in _asked(recipe)
     ]
     settings = {choice.setting.method: choice.setting for choice in choices}
     _refuse_unlisted(recipe, settings, base)
@@ -123,28 +151,52 @@ def choices_of_adapters(recipe: Recipe, labels: Sequence[str]) -> list[Choice]:
     extra = METHODS.get(str(recipe.parameters.get("extra")))
     beside = {"space", *(parameter.name for parameter in (extra.parameters if extra else ()))}
     choices = []
-    for method, where, layers, override in _asked(recipe):
+    for method, layers, asked in _asked(recipe):
         row = METHODS[method]
         if not row.takes_adapters:
             refuse(RecipeError(f"{method} works on checkpoints, not on adapters"))
         more = tuple(one for one in ADAPTERS if one.name != "space" or row.entrywise)
         if not row.entrywise and not row.copies and any("space" in given for given in (layers[-1][1], *per_model)):
-            refuse(RecipeError(f"recipe: {where}: {method} merges factors in its own way and takes no space"))
-        setting = resolve(method, layers, per_model, labels, more, beside)
-        if setting.parameters.get("trim") == "model":
+            refuse(RecipeError(f"recipe: {asked.where}: {method} merges factors in its own way and takes no space"))
+        resolving = partial(resolve, method, more=more, beside=beside)
+        choice = _choice(resolving, method, layers, per_model, labels, asked)
+        if choice.setting.parameters.get("trim") == "model":
             refuse(RecipeError(f"{method}: trim: model is for checkpoints; adapters are trimmed per module"))
-        choices.append(Choice(setting, where, override.layers, override.match))
+        choices.append(choice)
     return choices
 
 
-def _asked(recipe: Recipe) -> Iterator[tuple[str, str, list[tuple[str, Mapping[str, Any]]], Override]]:
-    """For each override and then the recipe: the method, where it is set, its parameters, and the override."""
+@dataclass(frozen=True)
+class _Asked:
+    """Where in a recipe a setting is asked for, and its scope."""
+
+    where: str
+    layers: tuple[int, int] | None = None
+    match: str | None = None
+
+
+def _choice(
+    resolving: Callable[..., Setting],
+    method: str,
+    layers: Sequence[Layer],
+    per_model: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    asked: _Asked,
+) -> Choice:
+    resolving = partial(resolving, labels=labels)
+    schedule = schedule_of(resolving, METHODS[method], layers, per_model, asked.layers, labels)
+    setting = resolving(layers, per_model) if schedule is None else schedule.outside()
+    return Choice(setting, asked.where, asked.layers, asked.match, schedule)
+
+
+def _asked(recipe: Recipe) -> Iterator[tuple[str, list[Layer], _Asked]]:
+    """For each override and then the recipe: the method, its parameters, and where it is set for what."""
     general = ("recipe: parameters", recipe.parameters)
     for place, override in enumerate(recipe.overrides):
         where = f"overrides[{place}]"
         layers = [general, (f"recipe: {where}", override.parameters)]
-        yield override.merge_method or recipe.merge_method, where, layers, override
-    yield recipe.merge_method, "merge_method", [general], Override()
+        yield override.merge_method or recipe.merge_method, layers, _Asked(where, override.layers, override.match)
+    yield recipe.merge_method, [general], _Asked("merge_method")
 
 
 def _refuse_unlisted(recipe: Recipe, methods: Collection[str], base: Collection[int]) -> None:

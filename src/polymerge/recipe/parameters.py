@@ -7,19 +7,39 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
-from numbers import Real
 from typing import Any, Final, TypeAlias
 
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, shown
 from polymerge.methods.method import Method, Parameter
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.methods.weights import cancel
+from polymerge.recipe.depth import NOTHING, plain_value, unfit
 
-__all__ = ["MEANINGLESS", "UNREAD", "Setting", "read_parameters", "resolve", "unread_parameters", "written_setting"]
+__all__ = [
+    "MEANINGLESS",
+    "UNREAD",
+    "Layer",
+    "Setting",
+    "check_value",
+    "read_parameters",
+    "resolve",
+    "unread_parameters",
+    "without_effect",
+    "written_setting",
+]
 
 _SPELLINGS: Final[Mapping[str, str]] = {"lambda": "scale"}
 MEANINGLESS: Final = frozenset({"int8_mask"})
 """mergekit parameters that are accepted without effect."""
+
+_IGNORED: Final = frozenset(
+    ("alpha", "density", "eps", "epsilon", "filter_wise", "gamma", "max_iter", "normalize", "normalize_weights",
+     "nuslerp_flatten", "nuslerp_row_wise", "r", "scale", "select_topk", "t", "tol", "weight")
+)  # fmt: skip
+"""mergekit parameters that it ignores beside methods that do not have them here."""
+
+_WORDS: Final[Mapping[str, bool]] = {"true": True, "false": False}
+"""Flags as texts, which some recipes of mergekit's have."""
 
 UNREAD: Final = object()
 """Placeholder for a refused value, which suppresses follow-up errors."""
@@ -79,9 +99,9 @@ class Setting:
 def read_parameters(value: object, where: str, *, lists: bool = False, judged: bool = True) -> dict[str, Any]:
     """Read the parameters of a recipe and check their names; values are checked by `resolve`, once the method is known.
 
-    lists   whether a list (one value per model) is accepted in place of a number
+    lists   whether a list of numbers may be one value per model, as in overrides
     judged  whether to refuse unknown names; false if the method itself is unknown
-    returns the values by name, `UNREAD` for refused ones
+    returns the values by name, `UNREAD` for refused ones; those that change by depth as lists (see `recipe.depth`)
     """
     if value is None:
         return {}
@@ -91,7 +111,6 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
     known = _known()
     result: dict[str, Any] = {}
     meant: list[str] = []
-    changing: list[str] = []
     for written, given in value.items():
         name = _SPELLINGS.get(written, written)
         if name in result:
@@ -102,17 +121,14 @@ def read_parameters(value: object, where: str, *, lists: bool = False, judged: b
                     RecipeError(f"{where}: no method has a parameter '{shown(name)}'.{did_you_mean(str(name), known)}")
                 )
                 meant += get_close_matches(str(name), known, n=1)
-        elif isinstance(given, list | tuple) and not lists:
-            changing.append(str(written))
-            result[name] = UNREAD
-        elif isinstance(given, Mapping) or (given is None and not (name in known and known[name].optional)):
+        elif given is None and not (name in known and known[name].optional):
             refuse(RecipeError(f"{where}: {name}: has to be a single value, got {given}"))
             result[name] = UNREAD
         else:
-            result[name] = _plain(given)
-    if changing:
-        refuse(RecipeError(f"{where}: {', '.join(changing)}: values that change from layer to layer are not supported; "
-                           "give one number, and overrides for other layers"))  # fmt: skip
+            result[name] = plain_value(given)
+            if isinstance(result[name], list) and (why := unfit(result[name], by_model=lists)):
+                refuse(RecipeError(f"{where}: {name}: {why}"))
+                result[name] = UNREAD
     return dict.fromkeys(meant, UNREAD) | result
 
 
@@ -127,16 +143,7 @@ def _known() -> dict[str, Parameter]:
     return {one.name: one for one in sorted(every, key=lambda one: one.optional)}
 
 
-def _plain(given: Any) -> Any:
-    """Convert a value to what YAML would give: numpy numbers become Python's, tuples become lists."""
-    if isinstance(given, list | tuple):
-        return [_plain(value) for value in given]
-    if isinstance(given, Real) and not isinstance(given, bool | int | float):
-        return float(given)
-    return given
-
-
-_Layer: TypeAlias = tuple[str, Mapping[str, Any]]
+Layer: TypeAlias = tuple[str, Mapping[str, Any]]
 """The location of parameters in a recipe, and the parameters."""
 
 
@@ -144,9 +151,9 @@ _Layer: TypeAlias = tuple[str, Mapping[str, Any]]
 class _Said:
     """The values given for one setting: a model's take precedence over the recipe's, an override's over both."""
 
-    recipe: _Layer
-    overrides: Sequence[_Layer]
-    models: Sequence[_Layer]
+    recipe: Layer
+    overrides: Sequence[Layer]
+    models: Sequence[Layer]
 
     def of_all(self, name: str) -> tuple[str, Any] | None:
         """The value of a parameter shared by all models, and where it is set."""
@@ -161,7 +168,8 @@ class _Said:
                 value = given[name]
                 if isinstance(value, list):
                     value = value[place] if len(value) == count else f"{len(value)} values for {count} models"
-                return where, value
+                if value is not NOTHING:
+                    return where, value
         own, given = self.models[place]
         if name in given:
             return own, given[name]
@@ -172,7 +180,7 @@ class _Said:
 
 def resolve(
     method: str,
-    layers: Sequence[_Layer],
+    layers: Sequence[Layer],
     per_model: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
     more: Sequence[Parameter] = (),
@@ -208,13 +216,13 @@ def resolve(
                 values[name] = tuple(
                     float(parameter.default or 0.0)
                     if place in no_delta
-                    else _value(row, parameter, said.of_model(name, place))
+                    else check_value(row, parameter, said.of_model(name, place))
                     for place in range(len(models))
                 )
             elif parameter.between:
                 values[name] = _between(row, parameter, said, base)
             else:
-                values[name] = _value(row, parameter, said.of_all(name))
+                values[name] = check_value(row, parameter, said.of_all(name))
     setting = Setting(method, values, on_base)
     if not found and row.refuses is not None and (problem := row.refuses(values)) is not None:
         refuse(RecipeError(f"{layers[-1][0]}: {method}: {problem}"))
@@ -232,8 +240,19 @@ def resolve(
                     "here. Set it in the recipe's own parameters, or remove it"
                 )
             )
-    _refuse_unused(row, [layers[-1], *own], {*beside, *(parameter.name for parameter in more)})
+    _refuse_unused(
+        row,
+        [layers[-1], *own],
+        {*beside, *(one.name for one in more)},
+        quietly=not (said.overrides or more or row.only_here),
+    )
     return setting
+
+
+def without_effect(row: Method, given: Mapping[str, Any]) -> list[str]:
+    """The parameters of a recipe or a model that its method does not have, and which mergekit ignores, too."""
+    own = {parameter.name for parameter in row.parameters} | ({"weight"} if row.interpolates else set())
+    return [name for name in given if name not in own and name in _IGNORED]
 
 
 def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> Setting:
@@ -253,13 +272,13 @@ def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> S
             if known[name].each != isinstance(value, list | tuple):
                 refuse(RecipeError(f"{where}: {name} of {method} cannot be {value}. Plan again"))
             elif known[name].each:
-                values[name] = tuple(_value(row, known[name], (where, one)) for one in value)
+                values[name] = tuple(check_value(row, known[name], (where, one)) for one in value)
             else:
-                values[name] = _value(row, known[name], (where, value))
+                values[name] = check_value(row, known[name], (where, value))
     return Setting(method, values)
 
 
-def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> Any:
+def check_value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> Any:
     """Check a value's kind and range; a refused value is replaced by the default or any other."""
     if said is not None and said[1] is UNREAD:
         return parameter.default or 0.0
@@ -273,7 +292,7 @@ def _value(row: Method, parameter: Parameter, said: tuple[str, Any] | None) -> A
         return parameter.default
     where, value = said
     # numbers stand for flags in many of mergekit's recipes and cards
-    flag = bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+    flag = bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else _WORDS.get(str(value).lower())
     match parameter.kind:
         case "flag":
             if flag is not None:
@@ -321,7 +340,7 @@ def _between(row: Method, parameter: Parameter, said: _Said, base: Collection[in
     name = parameter.name
     if not any("weight" in given and name not in given for _, given in said.overrides):
         if (asked := said.of_all(name)) is not None:
-            place = float(_value(row, parameter, asked))
+            place = float(check_value(row, parameter, asked))
             return float(1 - Decimal(repr(place))) if 1 in base and 0 not in base else place
         if any(name in given for _, given in said.models):
             return 0.0  # said of a model, which is refused for itself
@@ -343,8 +362,8 @@ def _between(row: Method, parameter: Parameter, said: _Said, base: Collection[in
     return 0.0
 
 
-def _refuse_unused(row: Method, said: Sequence[_Layer], more: Collection[str]) -> None:
-    """Refuse parameters that the method does not have."""
+def _refuse_unused(row: Method, said: Sequence[Layer], more: Collection[str], *, quietly: bool) -> None:
+    """Refuse parameters that the method does not have; `quietly` not those that mergekit ignores, which plans note."""
     if row.copies:
         return
     allowed = {parameter.name for parameter in row.parameters} | MEANINGLESS | set(more)
@@ -353,7 +372,7 @@ def _refuse_unused(row: Method, said: Sequence[_Layer], more: Collection[str]) -
         allowed.add("weight")
     for where, given in said:
         for name in given:
-            if given[name] is UNREAD or name in allowed:
+            if given[name] is UNREAD or name in allowed or (quietly and name in _IGNORED):
                 continue
             if name in adapters:
                 refuse(RecipeError(f"{where}: {name} is for adapters, and these models are checkpoints"))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, TypeGuard, get_args
+from typing import Any, Final, get_args
 
 from polymerge.dtypes import NAMES
 from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse, shown
@@ -15,6 +15,7 @@ from polymerge.families.rules import PARTS
 from polymerge.methods.own import find_method, installed
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.paths import because, given_path
+from polymerge.recipe.mergekit_forms import FORMS, rewritten, source_of
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
 from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
 from polymerge.recipe.yaml_values import read_yaml
@@ -23,7 +24,7 @@ __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "seed", "branches", "ignore", "overflow", "missing",
+    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", *FORMS,
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -31,12 +32,9 @@ _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
 _IGNORE: Final = "ignore has to be a list of globs on stored tensor names"
 
 _MERGEKIT: Final[Mapping[str, str]] = {
-    "slices": "Layers are always taken in place; use overrides with layers to treat some of them differently",
-    "modules": "Use parts and overrides",
     "tokenizer_source": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
     "tokenizer": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
     "chat_template": "The output has the template's chat template",
-    "out_dtype": "Use dtype",
 }
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
@@ -48,9 +46,6 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 
 _UNKNOWN: Final = "copy"
 """Placeholder for an unknown method: it requires nothing, so that no follow-up errors arise."""
-
-_IN_PLACE_OF: Final = {"slices": "models", "modules": "models"}
-"""mergekit's aliases of fields."""
 
 
 def read_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> Recipe:
@@ -84,11 +79,18 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
             hint = f" {_MERGEKIT[name]}." if name in _MERGEKIT else did_you_mean(str(name), _FIELDS)
             kind = "mergekit's field" if name in _MERGEKIT else "unknown field"
             refuse(RecipeError(f"recipe: {kind} '{shown(name)}' is not supported.{hint}"))
-            meant |= {_IN_PLACE_OF[name]} if name in _IN_PLACE_OF else set(get_close_matches(str(name), _FIELDS, n=1))
+            meant |= set(get_close_matches(str(name), _FIELDS, n=1))
     unread = meant - set(data)
     method, known = _UNKNOWN, False
     if "merge_method" not in unread:
         method, known = _method(data.get("merge_method"), "recipe: merge_method")
+    notes: tuple[str, ...] = ()
+    if any(data.get(name) is not None for name in FORMS):
+        if (found := rewritten(data, method)) is None:
+            unread |= {"models", "parameters", "overrides"}
+        else:
+            data, notes = found
+    dtype, more = _dtypes(data)
     models: tuple[ModelEntry, ...] = ()
     if "models" not in unread:
         models, complete = _models(data.get("models"), judged=known)
@@ -108,14 +110,17 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         parameters=parameters,
         parts=_parts(data.get("parts")),
         exclude=_globs(data.get("exclude"), "recipe: exclude has to be a list of globs on canonical names"),
-        overrides=_overrides(data.get("overrides"), judged=known),
+        overrides=() if "overrides" in unread else _overrides(data.get("overrides"), judged=known),
         vocab=_word(data, "vocab", get_args(Vocab)),
-        dtype=_dtype(data.get("dtype")),
+        dtype=dtype,
         seed=_seed(data.get("seed", 42)),
         branches=_word(data, "branches", get_args(Branches)),
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
         missing=_word(data, "missing", get_args(Missing)),
         overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
+        name=_name(data.get("name")),
+        layers=_count(data.get("layers")),
+        notes=(*notes, *more),
         unread=frozenset(unread),
         read=True,
     )
@@ -175,7 +180,8 @@ def _models(value: object, *, judged: bool) -> tuple[tuple[ModelEntry, ...], boo
         where = f"recipe: models[{place}]"
         if isinstance(item, str | os.PathLike):
             item = {"model": item}
-        if not isinstance(item, Mapping) or not _names_a_place(item.get("model")):
+        model = source_of(item.get("model"), where) if isinstance(item, Mapping) else None
+        if model is None:
             refuse(RecipeError(f"{where}: needs `model: FOLDER`, got {_kind(item)}"))
             continue
         meant = _unknown(item, _MODEL_FIELDS, where)
@@ -185,7 +191,7 @@ def _models(value: object, *, judged: bool) -> tuple[tuple[ModelEntry, ...], boo
             family = None
         parameters = read_parameters(item.get("parameters"), f"{where}: parameters", judged=judged)
         ignore = _globs(item.get("ignore"), f"{where}: {_IGNORE}")
-        entries.append(ModelEntry(os.fspath(item["model"]), {**meant, **parameters}, family, ignore))
+        entries.append(ModelEntry(model, {**meant, **parameters}, family, ignore))
     return tuple(entries), len(entries) == len(value)
 
 
@@ -263,10 +269,33 @@ def _word(data: Mapping[str, Any], name: str, words: tuple[str, ...]) -> Any:
     return words[0]
 
 
-def _dtype(value: object) -> str | None:
+def _dtypes(data: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The dtype of the output, and notes: mergekit's `out_dtype` where the recipe has it, else `dtype`."""
+    dtype, out = (_dtype(name, data.get(name)) for name in ("dtype", "out_dtype"))
+    if out is None or dtype in (None, out):
+        return out or dtype, ()
+    rounded = "" if dtype == "float32" else f", where mergekit first rounds the models to {dtype}"
+    return out, (f"the output is {out}, by out_dtype; the arithmetic is float32 whatever dtype says{rounded}",)
+
+
+def _dtype(name: str, value: object) -> str | None:
     if value is None or (isinstance(value, str) and value in NAMES):
         return value
-    refuse(RecipeError(f"recipe: dtype: cannot merge to '{shown(value)}'.{did_you_mean(str(value), NAMES)}"))
+    refuse(RecipeError(f"recipe: {name}: cannot merge to '{shown(value)}'.{did_you_mean(str(value), NAMES)}"))
+    return None
+
+
+def _name(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value.strip() and "/" not in value):
+        return value
+    refuse(RecipeError(f"recipe: name has to be a text without slashes, got '{shown(value)}'"))
+    return None
+
+
+def _count(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    refuse(RecipeError(f"recipe: layers has to be the number of the text tower's layers, got '{shown(value)}'"))
     return None
 
 
@@ -279,16 +308,10 @@ def _seed(value: object) -> int:
 
 def _text(data: Mapping[str, Any], name: str) -> str | None:
     value = data.get(name)
-    if value is None:
-        return None
-    if _names_a_place(value):
-        return os.fspath(value)
+    if value is None or (source := source_of(value, f"recipe: {name}")) is not None:
+        return None if value is None else source
     refuse(RecipeError(f"recipe: {name} has to be a folder or a hub id, got {_kind(value)}"))
     return None
-
-
-def _names_a_place(value: object) -> TypeGuard[str | os.PathLike[str]]:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and bool(value.strip()))
 
 
 def _unknown(item: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:

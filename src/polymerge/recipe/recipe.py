@@ -45,6 +45,9 @@ class Recipe:
     """A merge as the user requested it, field by field as in the recipe file.
 
     overflow globs on canonical names of tensors in which numbers may become infinite
+    name     by which later stages name its output
+    layers   the number of layers that the text tower has to have, if the recipe counts on it
+    notes    what is to be told of how it was read
     read     whether it was read from a file or a mapping, and so checked; else it is checked when it is planned
     unread   fields that were refused on reading, for which follow-up errors are suppressed
     """
@@ -64,6 +67,9 @@ class Recipe:
     ignore: tuple[str, ...] = ()
     missing: Missing = "error"
     overflow: tuple[str, ...] = ()
+    name: str | None = None
+    layers: int | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
     read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
@@ -71,7 +77,7 @@ class Recipe:
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data in the form it is read from; fields with default values are omitted."""
     data: dict[str, Any] = {"merge_method": recipe.merge_method}
-    for name in ("template", "base_model", "dtype"):
+    for name in ("name", "template", "base_model", "dtype", "layers"):
         if getattr(recipe, name) is not None:
             data[name] = getattr(recipe, name)
     # of a recipe made in Python an entry may be a mere path, which reading it again makes right

@@ -107,7 +107,7 @@ def _from_search(search: Section) -> Iterator[Suggestion]:
     if by_criterion:
         yield from _edge(search, search["candidates"], "of those that could be chosen", "the least change")
         yield from _close(search)
-    elif len(search["vary"]) == 1 and "sampler" not in search:
+    elif len(search["vary"]) == 1 and "sampler" not in search and "tasks" not in search:
         yield from _edge(search, [point[0] for point in search["points"]], "of the grid", "the best score")
     if search.get("scores"):
         yield from _labels(search, search["scores"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import combinations, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from polymerge.charts import Series, draw, heat_map, line_chart
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     import altair as alt
 
 __all__ = ["draw_search", "search_charts"]
+
+_MOST: Final = 6
+"""Pairs of tasks that are drawn."""
 
 
 def search_charts(outcome: Mapping[str, Any]) -> list[alt.LayerChart]:
@@ -21,6 +25,8 @@ def search_charts(outcome: Mapping[str, Any]) -> list[alt.LayerChart]:
     """
     vary = [outcome["vary"]] if isinstance(outcome["vary"], str) else outcome["vary"]
     scores = outcome.get("scores")
+    if "front" in outcome:
+        return list(_fronts(outcome))
     if len(vary) == 1 and "sampler" not in outcome:
         return _curves(outcome, vary[0])
     if not scores:
@@ -58,6 +64,29 @@ def _curves(outcome: Mapping[str, Any], name: str) -> list[alt.LayerChart]:
         score, series = f"score ({outcome['scorer']}, %)", {"score": Series(outcome["scores"])}
         charts.append(line_chart("Score by labels", (name, values), score, series, marks=marks, zero=False))
     return charts
+
+
+def _fronts(outcome: Mapping[str, Any]) -> Iterator[alt.LayerChart]:
+    """The scores of every two tasks: of the front, joined, and of what was tried."""
+    tasks, front = outcome["tasks"], outcome["front"]
+    asked = f" ({outcome['quick']} prompts)" if "quick" in outcome else ""
+    chosen = next(one for one in front if one["value"] == outcome["chosen"])
+    for across, down in islice(combinations(tasks, 2), _MOST):
+        on = sorted((one["scores"][across], one["scores"][down]) for one in front)
+        tried = sorted(set(zip(tasks[across]["scores"], tasks[down]["scores"], strict=True)))
+        if not asked:
+            tried = [one for one in tried if one not in on]
+        none: list[float | None] = [None]
+        series = {
+            f"front{asked and ' (all prompts)'}": Series([*(y for _, y in on), *none * len(tried)]),
+            f"tried{asked}": Series([*none * len(on), *(y for _, y in tried)]),
+        }
+        names = [f"{name} ({tasks[name]['scorer']}, %)" for name in (across, down)]
+        yield line_chart(
+            f"{down} against {across}", (names[0], [x for x, _ in (*on, *tried)]), names[1], series,
+            marks={"chosen": chosen["scores"][across]}, zero=False, loose=[f"tried{asked}"],
+            about="of the values on the front none is as good on every task and better on one",
+        )  # fmt: skip
 
 
 def _only(value: Any) -> Any:

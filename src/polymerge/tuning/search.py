@@ -6,70 +6,44 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.checkpoints.target import check_target
+from polymerge.durable import make_folder
 from polymerge.engine.merge import merge
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
-from polymerge.inference.generation import Batches, Generation, generate
+from polymerge.errors import collecting, refuse
+from polymerge.inference.generation import Batches, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, identity_of_prompts, open_run
-from polymerge.inference.worker_pool import WorkerPool
-from polymerge.methods.own import MethodFiles, add_methods
+from polymerge.methods.own import add_methods
 from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import Recipe, recipe_dict
-from polymerge.tuning.criterion import CRITERIA, Judging, judge
+from polymerge.tuning.criterion import judge
 from polymerge.tuning.curve_plot import draw_search
-from polymerge.tuning.knobs import Knob
+from polymerge.tuning.objectives import Objective, Scorekeeper, front_outcome, quick_first
 from polymerge.tuning.outcome import SearchResult
+from polymerge.tuning.search_options import SearchOptions, refuse_misfits, refuse_unfit
 from polymerge.tuning.space import Point, Space, candidate_name, make_space, plan_candidates, refuse_idle
-from polymerge.tuning.trials import SAMPLERS, Scoring, check_labels, run_trials, score
+from polymerge.tuning.trials import POPULATION, Trial, run_trials, score
 
 __all__ = ["PlannedSearch", "SearchOptions", "plan_search", "search"]
 
 _OUTCOME = ("search.json", "search.png", "search.svg", "optuna.journal", "optuna.journal.lock")
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """Options of a search.
-
-    vary                  one parameter, or any number with scoring; by default the second model's weight from 0 to 0.6
-    keep_template_weight  keep the template's weight from the recipe; otherwise it is 1 minus all the others'
-    judging, scoring      how answers are judged without labels, and with labels
-    write                 a folder for the merge with the chosen value
-    methods               Python files with methods of the user's own, as for `plan`
-    force                 discard an earlier run with other settings; replace an existing `write`
-    """
-
-    vary: Sequence[Knob] = ()
-    keep_template_weight: bool = False
-    judging: Judging = field(default_factory=Judging)
-    scoring: Scoring | None = None
-    generation: Generation = field(default_factory=Generation)
-    write: str | os.PathLike[str] | None = None
-    methods: MethodFiles = ()
-    force: bool = False
-
-    @property
-    def sampled(self) -> bool:
-        """Whether a sampler draws the points; otherwise they form a grid."""
-        return self.scoring is not None and self.scoring.sampler != "grid"
+Prompts = PromptSource | str | os.PathLike[str]
 
 
 @one_commit()
 def search(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
-    prompts: PromptSource | str | os.PathLike[str],
+    prompts: Prompts | Mapping[str, Prompts],
     out: str | os.PathLike[str],
     options: SearchOptions | None = None,
     progress: Progress | None = None,
@@ -81,7 +55,9 @@ def search(
     gets the weights of each, the same bits as `merge` would write.
 
     recipe    a file, mapping or `Recipe`; its values of varied parameters are ignored
-    prompts   a file or dataset of prompts, of which 100 are drawn, or a `PromptSource` for more control
+    prompts   a file or dataset of prompts, of which 100 are drawn, or a `PromptSource` for more control; or several, by
+              the name of their task: then `scoring` gives each candidate a score on each, and the outcome is their
+              Pareto front
     out       the folder of the run; an interrupted run is resumed, a finished one is judged again
     progress  called with the number of answers done, and the total
 
@@ -95,7 +71,7 @@ def search(
 class PlannedSearch:
     """A validated search, from `plan_search`.
 
-    drawn   the prompts
+    sources, drawn  the prompts of each task, whose name is empty if there is only one
     points  of a grid; empty if a sampler draws them
     plans   of the candidates, by name; with a sampler those of single values, as a check that they can be planned
     out     the folder of the run
@@ -103,8 +79,8 @@ class PlannedSearch:
 
     recipe: Recipe
     space: Space
-    source: PromptSource
-    drawn: Sequence[Prompt]
+    sources: Mapping[str, PromptSource]
+    drawn: Mapping[str, Sequence[Prompt]]
     points: Sequence[Point]
     plans: Mapping[str, Plan]
     out: Path
@@ -113,25 +89,30 @@ class PlannedSearch:
     def run(self, progress: Progress | None = None) -> SearchResult:
         """Generate, judge, write the outcome, and merge with the chosen value on request."""
         options, settings, axes = self.options, self._settings(), self.space.axes
+        source = next(iter(self.sources.values()))
         run = open_run(self.out, settings, force=options.force, what="a search", outcome=_OUTCOME)
         with alone_in(run), options.generation.worker_pool(next(iter(self.plans.values()))) as pool:
-            asked = Batches(run.keep_prompts(self.drawn), options.generation.batch_size)
-            if self.points:
-                answers = generate(run, self.plans, asked, pool, progress)
-                outcome, chosen = self._judged(asked.prompts, answers)
+            objectives = self._objectives(run)
+            budget = len(self.points) or (options.scoring.trials if options.scoring else 0)
+            keeper = Scorekeeper(run, pool, objectives, budget, progress)
+            if self.several:
+                outcome, chosen = self._fronted(keeper, settings, run.folder)
+            elif self.points:
+                answers = generate(run, self.plans, objectives[0].whole, pool, progress)
+                outcome, chosen = self._judged(objectives[0].whole.prompts, answers)
             else:
-                outcome, chosen = self._sampled(run, asked, pool, settings, progress)
+                outcome, chosen = self._sampled(keeper, settings, run.folder)
             about = {
                 "polymerge": importlib.metadata.version("polymerge"),
                 "vary": [axis.name for axis in axes] if len(axes) > 1 else axes[0].name,
                 **outcome,
-                "prompts": len(self.drawn),
-                "samples": self.source.samples,
-                "seed": self.source.seed,
+                "prompts": sum(map(len, self.drawn.values())),
+                "samples": source.samples,
+                "seed": source.seed,
                 "settings": settings,
             }
             run.write_json("search.json", about)
-            if len(axes) == 1 and axes[0].numeric and self.points:
+            if self.several or (len(axes) == 1 and axes[0].numeric and self.points):
                 draw_search(about, run.folder / "search")
         turned = self.space.turned(self.recipe, chosen)
         if options.write is not None:
@@ -140,9 +121,33 @@ class PlannedSearch:
             merge(plan, options.write, force=options.force, device=options.generation.device)
         return SearchResult(about, run.folder, turned)
 
+    @property
+    def several(self) -> bool:
+        """Whether candidates are scored on several tasks."""
+        return len(self.drawn) > 1
+
+    def _objectives(self, run: Run) -> list[Objective]:
+        """The tasks, whose prompts are stored in the run."""
+        size, found = self.options.generation.batch_size, []
+        for name, prompts in self.drawn.items():
+            place = Run(make_folder(run.folder / "tasks" / name)) if name else run
+            quick = self._quick if name else None
+            kept = place.keep_prompts(quick_first(prompts, quick, self.sources[name].seed))
+            first = min(quick or len(kept), len(kept))
+            scorer = self.options.scoring.of(name) if self.options.scoring else ""
+            found.append(Objective(name, scorer, Batches(kept, size, first=first), Batches(kept[:first], size)))
+        return found
+
+    @property
+    def _quick(self) -> int | None:
+        """Number of prompts of each task that all candidates are asked, None for all of them."""
+        quick = self.options.scoring.quick if self.options.scoring else None
+        return quick if quick is not None and any(quick < len(one) for one in self.drawn.values()) else None
+
     def _settings(self) -> dict[str, Any]:
         """The settings that all candidates' answers depend on, other than the varied values."""
         plan = next(iter(self.plans.values()))
+        prompts = {name: identity_of_prompts(drawn) for name, drawn in self.drawn.items()}
         unsaid = self.space.turned(self.recipe, tuple(axis.neutral for axis in self.space.axes))
         return {
             "recipe": recipe_dict(unsaid),
@@ -150,7 +155,8 @@ class PlannedSearch:
             "keep_template_weight": self.options.keep_template_weight,
             "inputs": identity_of_inputs(plan),
             **({"methods": dict(plan.methods)} if plan.methods else {}),
-            "prompts": identity_of_prompts(self.drawn),
+            "prompts": prompts if self.several else prompts[""],
+            **({"quick": self._quick} if self._quick is not None else {}),
             **self.options.generation.settings,
         }
 
@@ -170,60 +176,98 @@ class PlannedSearch:
             chosen = (choice.chosen,)
         outcome["chosen_by"] = judging.criterion
         if scoring is not None:
-            scores = [score(scoring.scorer, prompts, one) for one in given]
+            scores = [score(scoring.of(""), prompts, one) for one in given]
             best = points[max(range(len(points)), key=lambda place: scores[place])]
-            outcome |= {"scorer": scoring.scorer, "scores": scores, "best": _value(best)}
+            outcome |= {"scorer": scoring.of(""), "scores": scores, "best": _value(best)}
             if scoring.choose:
-                chosen, outcome["chosen_by"] = best, scoring.scorer
+                chosen, outcome["chosen_by"] = best, scoring.of("")
         assert chosen is not None
         outcome |= {"chosen": _value(chosen), "plans": [plan.hash for plan in self.plans.values()]}
         return outcome, chosen
 
-    def _sampled(
-        self,
-        run: Run,
-        asked: Batches,
-        pool: WorkerPool,
-        settings: Mapping[str, Any],
-        progress: Progress | None,
-    ) -> tuple[dict[str, Any], Point]:
+    def _plans_of(self, points: Iterable[Point]) -> dict[str, Plan]:
+        """The plans of some candidates by name, those of a grid as they were planned."""
+        named = {candidate_name(self.space, point): point for point in points}
+        made = plan_candidates(self.recipe, self.space, [named[name] for name in named if name not in self.plans])
+        return {name: self.plans.get(name) or made[name] for name in named}
+
+    def _sampled(self, keeper: Scorekeeper, settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], Point]:
         """Let a sampler draw points one after another; returns the outcome, and the best point."""
-        scoring, size, finished = self.options.scoring, len(asked.prompts), 0
-        assert scoring is not None
-
-        def objective(point: Point) -> float:
-            nonlocal finished
-            before = finished * size
-
-            def tell(done: int, _: int) -> None:
-                if progress is not None:
-                    progress(before + done, scoring.trials * size)
-
-            answers = generate(run, plan_candidates(self.recipe, self.space, [point]), asked, pool, tell)
-            finished += 1
-            return score(scoring.scorer, asked.prompts, next(iter(answers.values())))
-
-        # scores of another search in the same storage say nothing here
-        spans, values = ([getattr(axis, name) for axis in self.space.axes] for name in ("span", "values"))
-        told = [settings, scoring.scorer, scoring.sampler, self.source.seed, spans, values]
-        name = f"polymerge-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}"
-        trials = run_trials(self.space, scoring, objective, name=name, folder=run.folder, seed=self.source.seed)
-        best = max(trials, key=lambda trial: trial[1])
+        trials, scorer = self._tried(keeper, settings, folder), keeper.objectives[0].scorer
+        best, _ = max(trials, key=lambda trial: trial[1])
+        assert self.options.scoring is not None
         return {
             "values": [_value(point) for point, _ in trials],
-            "scores": [value for _, value in trials],
-            "scorer": scoring.scorer,
-            "sampler": scoring.sampler,
+            "scores": [value for _, (value,) in trials],
+            "scorer": scorer,
+            "sampler": self.options.scoring.sampler,
             "trials": len(trials),
-            "chosen_by": scoring.scorer,
-            "best": _value(best[0]),
-            "chosen": _value(best[0]),
-        }, best[0]
+            "chosen_by": scorer,
+            "best": _value(best),
+            "chosen": _value(best),
+        }, best
+
+    def _fronted(self, keeper: Scorekeeper, settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], Point]:
+        """Score candidates on every task; returns the outcome with their Pareto front, and the point chosen from it."""
+        scoring, names = self.options.scoring, [one.name for one in keeper.objectives]
+        assert scoring is not None
+        if self.points:
+            tried = [*zip(self.points, keeper.scores(self._plans_of(self.points)), strict=True)]
+        else:
+            tried = self._tried(keeper, settings, folder)
+
+        def again(points: Sequence[Point]) -> list[tuple[float, ...]]:
+            return keeper.scores(self._plans_of(points), whole=True)
+
+        front, chosen = front_outcome(dict(tried), names, scoring.rule, None if self._quick is None else again)
+        columns = zip(*(scores for _, scores in tried), strict=True)
+        return {
+            "values": [_value(point) for point, _ in tried],
+            "tasks": {
+                one.name: {"scorer": one.scorer, "prompts": len(one.whole.prompts), "scores": list(column)}
+                for one, column in zip(keeper.objectives, columns, strict=True)
+            },
+            **({} if self._quick is None else {"quick": self._quick}),
+            "front": [{**one, "value": _value(one["value"])} for one in front],
+            "sampler": scoring.sampler,
+            "trials": len(tried),
+            **({"population": self._population} if self._population else {}),
+            "chosen_by": scoring.rule,
+            "chosen": _value(chosen),
+        }, chosen
+
+    @property
+    def _population(self) -> int | None:
+        """Trials of a generation of NSGA-II; None for Optuna's default, and for other samplers."""
+        scoring = self.options.scoring
+        if scoring is None or not scoring.sampler.startswith("nsga"):
+            return None
+        return scoring.population or (POPULATION if self.several else None)
+
+    def _tried(self, keeper: Scorekeeper, settings: Mapping[str, Any], folder: Path) -> list[Trial]:
+        """The trials of a sampler, each point with its scores."""
+        scoring, seed = self.options.scoring, next(iter(self.sources.values())).seed
+        assert scoring is not None
+        # scores of another search in the same storage say nothing here
+        spans, values = ([getattr(axis, name) for axis in self.space.axes] for name in ("span", "values"))
+        scorers = {one.name: one.scorer for one in keeper.objectives}
+        told = [settings, scorers if self.several else scorers[""], scoring.sampler, seed, spans, values]
+        told += [self._population] if self._population else []
+        name = f"polymerge-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}"
+        return run_trials(
+            self.space,
+            replace(scoring, population=self._population),
+            lambda point: keeper.scores(self._plans_of([point]))[0],
+            name=name,
+            folder=folder,
+            seed=seed,
+            tasks=len(keeper.objectives),
+        )
 
 
 def plan_search(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
-    prompts: PromptSource | str | os.PathLike[str],
+    prompts: Prompts | Mapping[str, Prompts],
     out: str | os.PathLike[str],
     options: SearchOptions | None = None,
 ) -> PlannedSearch:
@@ -233,19 +277,22 @@ def plan_search(
     """
     options = options or SearchOptions()
     add_methods(options.methods)
-    source = prompts if isinstance(prompts, PromptSource) else PromptSource(prompts)
-    drawn: list[Prompt] = []
+    said = prompts if isinstance(prompts, Mapping) else {"": prompts}
+    said = dict(said) if len(said) != 1 else {"": next(iter(said.values()))}
+    sources = {name: one if isinstance(one, PromptSource) else PromptSource(one) for name, one in said.items()}
+    drawn: dict[str, list[Prompt]] = {}
     points: list[Point] = []
     plans: dict[str, Plan] = {}
     space, read = Space(), None
     with collecting(needed=True) as wrong:
-        _refuse_unfit(given_path(out), options)
+        refuse_unfit(given_path(out), options)
         with collecting():
             read = as_recipe(recipe)
             space = make_space(read, options.vary, keep_template_weight=options.keep_template_weight)
-        drawn = draw_prompts(source)
+        for name, source in sources.items():
+            drawn[name] = draw_prompts(source)
         refuse(*options.generation.problems(), *options.judging.problems())
-        _refuse_misfits(space, options, drawn)
+        refuse_misfits(space, options, drawn)
         if read is not None and read.models and space.axes:
             if wrong:
                 plan_candidates(read, space, [space.sweeps()[0][0]])  # what else is wrong
@@ -254,64 +301,7 @@ def plan_search(
                 points = [] if options.sampled else space.points()
                 plans = plan_candidates(read, space, points or chain.from_iterable(space.sweeps()))
     assert read is not None
-    return PlannedSearch(read, space, source, drawn, points, plans, given_path(out), options)
-
-
-def _refuse_unfit(out: Path, options: SearchOptions) -> None:
-    """Refuse at the start what would fail at the end."""
-    if options.write is None:
-        return
-    run, target = out.resolve(), given_path(options.write).resolve()
-    if run == target or run in target.parents or target in run.parents:
-        refuse(RecipeError(f"write {options.write}: the folder of the search, {out}, is or holds it, or is in it"))
-        return
-    with collecting():
-        check_target(given_path(options.write), (), options.force)
-
-
-def _refuse_misfits(space: Space, options: SearchOptions, drawn: Sequence[Prompt]) -> None:
-    """Refuse parts of a search that do not fit together."""
-    scoring, judging = options.scoring, options.judging
-    if scoring is None or not scoring.choose:
-        _refuse_without_labels(space, judging)
-    if scoring is None:
-        return
-    if scoring.sampler == "grid":
-        if any(axis.span is not None for axis in space.axes):
-            refuse(RecipeError("vary: a grid needs a step in each range, such as 0:0.6:0.1"))
-    elif scoring.sampler not in SAMPLERS:
-        hint = did_you_mean(scoring.sampler, ("grid", *SAMPLERS))
-        refuse(RecipeError(f"sampler: there is no '{scoring.sampler}'.{hint}"))
-    elif options.generation.workers > 1:
-        refuse(
-            RecipeError("workers: a sampler learns from each trial before it draws the next; several are for a grid")
-        )
-    if scoring.trials < 1:
-        refuse(RecipeError(f"trials: {scoring.trials} are none"))
-    if not scoring.choose and scoring.sampler != "grid":
-        refuse(RecipeError("choose_by criterion: compares neighbours, so it needs a grid for `sampler`"))
-    if drawn:
-        with collecting():
-            check_labels(scoring.scorer, drawn)
-
-
-def _refuse_without_labels(space: Space, judging: Judging) -> None:
-    """Refuse a space that comparing neighbours cannot choose in."""
-    with collecting() as wrong:
-        if len(space.axes) > 1:
-            refuse(RecipeError("vary: without labels one parameter is varied; several need `scorer`"))
-        if any(axis.span is not None for axis in space.axes):
-            refuse(RecipeError("values: a range needs a step, such as 0:0.6:0.1"))
-        if not all(axis.numeric for axis in space.axes):
-            refuse(RecipeError("vary: without labels a number is varied, for its neighbours are compared"))
-        least = CRITERIA[judging.criterion].least if judging.criterion in CRITERIA else 0
-        if not wrong and space.axes and len(space.points()) < least:
-            refuse(
-                RecipeError(
-                    f"values: criterion {judging.criterion} compares neighbours and needs {least} values, got "
-                    f"{len(space.points())}"
-                )
-            )
+    return PlannedSearch(read, space, sources, drawn, points, plans, given_path(out), options)
 
 
 def _value(point: Point) -> Any:

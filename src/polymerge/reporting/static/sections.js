@@ -188,6 +188,7 @@ function searchMore(search) {
   const said = [];
   if (search.minima && search.minima.length > 1) said.push(`; as small a difference at ${point(search.minima)}`);
   if (search.best && point(search.best) !== point(search.chosen)) said.push(`; best by labels: ${point(search.best)}`);
+  if (search.tasks) said.push(`; of the Pareto front of ${plural(search.points.length, "tried value")}${search.quick ? `, found on ${search.quick} prompts of each task and scored on all` : ""}`);
   if (search.prompts) said.push(`. ${plural(search.prompts, "prompt")}${search.seed === null ? "" : `, drawn with seed ${search.seed}`}.`);
   return said.join("");
 }
@@ -196,11 +197,12 @@ function searchTable(search) {
   const columns = [
     ...search.vary.map((name, place) => ({ label: name, get: (row) => row.point[place], number: typeof search.points[0][place] === "number" })),
     search.differences ? { label: "difference", get: (row) => row.difference, number: true } : null,
+    ...Object.entries(search.tasks || {}).map(([name, scorer], place) => ({ label: `${name} (${scorer}, %)`, get: (row) => row.scores[place], number: true })),
     search.scores ? { label: `score (${search.scorer}, %)`, get: (row) => row.score, number: true } : null,
     { label: "chosen", get: (row) => (row.chosen ? "chosen" : ""), show: (row) => (row.chosen ? tag("chosen", "chosen") : null) },
   ].filter(Boolean);
   if ("sampler" in search) columns.unshift({ label: "trial", get: (row) => row.trial, number: true });
-  return table(search.rows, columns, { caption: `Values of ${search.label}`, filter: search.rows.length > 30 });
+  return table(search.rows, columns, { caption: `${search.tasks ? "Pareto front" : "Values"} of ${search.label}`, filter: search.rows.length > 30 });
 }
 
 // --- scores

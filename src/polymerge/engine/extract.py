@@ -1,0 +1,355 @@
+"""Extract a LoRA from a fine-tune: its difference from the base, one matrix at a time, as two factors for PEFT."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from polymerge.checkpoints.beside import copy_files
+from polymerge.checkpoints.identity import stamps_of
+from polymerge.checkpoints.prefetch import Prefetch
+from polymerge.checkpoints.target import check_target
+from polymerge.checkpoints.writer import lay_out
+from polymerge.dtypes import byte_count, dtype_code
+from polymerge.engine.differences import Differences, Found
+from polymerge.engine.merge import digests_of, roomy_folder
+from polymerge.engine.opening import refuse_changes, with_stamps
+from polymerge.engine.pool import Pool
+from polymerge.engine.provenance import RECORD, command_line, record
+from polymerge.engine.verify import Verification, verify
+from polymerge.errors import CheckpointError, OutputError
+from polymerge.families.expressions import names_read
+from polymerge.paths import given_path
+from polymerge.planning.companions import of_tuned
+from polymerge.planning.estimate import default_threads
+from polymerge.planning.extraction import Difference, Extraction, Wanted, plan_extraction
+from polymerge.planning.model import EMBEDDING
+from polymerge.planning.peft_config import base_said, ranks_and_alphas
+from polymerge.planning.plan import PREFIX, Lora
+from polymerge.tables import Table
+
+__all__ = ["Extracted", "Missed", "carry_out", "extract"]
+
+_SCRATCH = "factors"
+"""Name of the file beside the output in which factors wait until all ranks are known."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A difference that an adapter does not hold: its Frobenius norm, and what its tensor is."""
+
+    norm: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Extracted(Table):
+    """The result of `extract`.
+
+    modules   each module of the adapter, by its name
+    left_out  what differs and is not in the adapter, by canonical name
+    saved     parameters that it keeps in full
+    """
+
+    folder: Path
+    modules: Mapping[str, Found]
+    left_out: Mapping[str, Missed] = field(repr=False)
+    saved: tuple[str, ...]
+    verification: Verification | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """The relative error of all modules together, in the Frobenius norm: what their ranks leave out."""
+        whole = sum(one.energy for one in self.modules.values())
+        return sqrt(sum(one.lost for one in self.modules.values()) / whole) if whole else 0.0
+
+    @property
+    def held(self) -> float:
+        """The share of the squared norm of the whole difference that is in tensors which the adapter changes."""
+        inside = sum(one.energy for one in self.modules.values())
+        outside = sum(one.norm**2 for one in self.left_out.values())
+        return inside / (inside + outside)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each module: its rank, the norm of its difference, and the share of it that the rank leaves out."""
+        return [
+            {"module": name, "rank": one.rank, "norm": one.norm, "error": one.error}
+            for name, one in self.modules.items()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON data, with the total and what is left out."""
+        return {
+            "error": self.error,
+            "modules": {name: one.to_json() for name, one in self.modules.items()},
+            "saved": list(self.saved),
+            "left_out": {name: vars(one) for name, one in self.left_out.items()},
+            "share_of_difference": self.held,
+        }
+
+
+def extract(
+    tuned: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str],
+    rank: int | None = None,
+    energy: float | None = None,
+    ignore: Sequence[str] = (),
+    force: bool = False,
+    threads: int | None = None,
+    check: bool = True,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+    command: Sequence[str] | None = None,
+    **wanted: Any,
+) -> Extracted:
+    """Extract a LoRA adapter from a fine-tune and its base: each module's difference, truncated by SVD.
+
+    Eckart and Young 1936: no adapter of these ranks is closer to the fine-tune in the Frobenius norm. `fold` of the
+    adapter into the base gives the fine-tune back as far as its ranks allow.
+
+    tuned, base  checkpoints as in a recipe; tensor names may be of other generations
+    out          the adapter's folder, which appears only once it is complete and checked
+    rank         of every module (at most its shorter side)
+    energy       instead: each module gets the smallest rank that holds this share of its difference's squared norm
+    ignore       globs on stored names that are left out of both
+    wanted       the other fields of `planning.extraction.Wanted`: max_rank, parts, match, exclude, save, dtype
+    threads      matrices decomposed at once, each on one core; by default one per processor, up to 8
+    force, check, trust_remote_code, progress   as for `merge`
+
+    raises Refused with every problem found before anything is written, CheckpointError if values are NaN or infinite,
+    or nothing differs; OutputError if the output cannot be written or fails its check.
+    """
+    made = plan_extraction(tuned, base, Wanted(rank=rank, energy=energy, **wanted), ignore)
+    how: dict[str, Any] = {"force": force, "threads": threads, "check": check, "trust_remote_code": trust_remote_code}
+    return carry_out(made, out, **how, progress=progress, command=command)
+
+
+def carry_out(
+    plan: Extraction,
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    check: bool = True,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+    command: Sequence[str] | None = None,
+) -> Extracted:
+    """Carry out a planned extraction; arguments and errors as in `extract`."""
+    target, inputs = given_path(out), (plan.tuned.checkpoint, plan.base.checkpoint)
+    code = str(dtype_code(plan.wanted.dtype))
+    beside = of_tuned(plan.tuned, plan.base)
+    stamps = stamps_of(beside.values())
+    check_target(target, (one.folder for one in inputs), force)
+    most = {one.name: min(plan.wanted.most, *one.shape) for one in plan.low_rank}
+    widest = sum(byte_count(code, (most[one.name], sum(one.shape))) for one in plan.low_rank)
+    whole = sum(byte_count(one.dtype, one.shape) for one in plan.differences if one.fate == "whole")
+    total, done, one_at_a_time = sum(byte_count(one.dtype, one.shape) for one in plan.differences), 0, threading.Lock()
+
+    def advance(count: int) -> None:
+        nonlocal done
+        with one_at_a_time:
+            done += count
+            if progress is not None:
+                progress(done, total)
+
+    files = _files(plan)
+    prefetch = Prefetch([*beside.values(), *files], advance)
+    total += prefetch.size
+    # factors of ranks that the values decide lie there twice until their layout is known
+    room = roomy_folder(target, force, 2 * widest + whole, prefetch.size)
+    with room as folder, prefetch, digests_of(files, prefetch) as digests, prefetch.wanted():
+        scratch = folder.parent / _SCRATCH
+        with Differences(plan, scratch, code) as differences:
+            found = _measured(plan, differences, threads, prefetch, advance)
+            modules = {one.module: found[one.name] for one in plan.low_rank if found[one.name].rank}
+            saved = _saved(plan, found, modules)
+            _refuse_nothing(plan, found, modules)
+            sizes = _write(plan, folder, differences, modules, saved, code)
+        scratch.unlink()
+        prefetch.finish()
+        # what is new is told apart from what training left once all of it is here
+        copy_files(beside, folder)
+        (folder / "adapter_config.json").write_text(json.dumps(_config(plan, modules, saved), indent=2) + "\n")
+        refuse_changes(
+            [with_stamps(one) for one in inputs],
+            stamps,
+            {file: stamp for file, (stamp, _) in prefetch.delivered.items()},
+        )
+        left_out = {
+            one.canonical: Missed(found[one.name].norm, one.why)
+            for one in plan.differences
+            if one.fate == "left out" and found[one.name].energy
+        }
+        result = Extracted(target, modules, left_out, tuple(one.name for one in saved), None, plan.warnings)
+        digest_of = {str(file): digest.result() for file, digest in digests.items()}
+        said = record(
+            {"extract": _settings(plan)},
+            [(plan.tuned.summary(), ["tuned"]), (plan.base.summary(), ["base"])],
+            digest_of, command or command_line(), {"files": sizes, **result.to_json()}, blas=True,
+        )  # fmt: skip
+        (folder / RECORD).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(plan, target.resolve().name, result), encoding="utf-8")
+        verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
+        if verification is not None and not verification.passed:
+            failed = "; ".join(f"{one.check}: {one.detail}" for one in verification.findings if one.passed is False)
+            raise OutputError(f"{target}: the adapter did not pass its check and was removed: {failed}")
+    if verification is not None:
+        verification = replace(verification, folder=target)
+    return replace(result, verification=verification)
+
+
+def _files(plan: Extraction) -> list[Path]:
+    """The weight files that are read, each once, in the order in which they are needed."""
+    reads = [
+        model.entries[name].file
+        for one in plan.differences
+        for model, expr in ((plan.tuned, one.tuned), (plan.base, one.base))
+        for name in names_read(expr)
+    ]
+    return list(dict.fromkeys(reads))
+
+
+def _measured(
+    plan: Extraction,
+    differences: Differences,
+    threads: int | None,
+    prefetch: Prefetch,
+    advance: Callable[[int], None],
+) -> dict[str, Found]:
+    """Decompose or measure every difference; a matrix on one thread, whose linear algebra has no threads of its own."""
+    found: dict[str, Found] = {}
+
+    def run(one: Difference) -> None:
+        found[one.name] = differences.decomposed(one) if one.fate == "low rank" else differences.measured(one)
+
+    pool = Pool(max(1, threads or default_threads()))
+    pool.advance = advance
+    try:
+        with prefetch.wanted(), threadpool_limits(1):
+            for one in plan.differences:
+                pool.submit(byte_count(one.dtype, one.shape), run, one, long=True)
+            pool.finish()
+    finally:
+        pool.close()
+    return found
+
+
+def _saved(plan: Extraction, found: Mapping[str, Found], modules: Mapping[str, Found]) -> list[Difference]:
+    """The tensors to keep in full: those that differ, and the others of their modules, which PEFT saves with them."""
+    whole = [one for one in plan.differences if one.fate == "whole"]
+    changed = {one.module for one in whole if found[one.name].energy}
+    return [one for one in whole if (found[one.name].energy if one.module in modules else one.module in changed)]
+
+
+def _refuse_nothing(plan: Extraction, found: Mapping[str, Found], modules: Mapping[str, Found]) -> None:
+    """Raise CheckpointError where no module differs, with what does instead."""
+    if modules:
+        return
+    one, other = plan.tuned, plan.base
+    others = [name.canonical for name in plan.differences if found[name.name].energy]
+    instead = f". What differs: {', '.join(others[:3])}{', ...' if others[3:] else ''}" if others else ""
+    raise CheckpointError(
+        f"{one.path}: '{one.label}' does not differ from its base '{other.label}' in any of the {len(plan.low_rank)} "
+        f"linear layers that are asked for{instead}. An adapter without a module cannot be loaded: name other `parts`, "
+        "or another base"
+    )
+
+
+def _write(
+    plan: Extraction,
+    folder: Path,
+    differences: Differences,
+    modules: Mapping[str, Found],
+    saved: Sequence[Difference],
+    code: str,
+) -> dict[str, int]:
+    """Write the factors and the tensors kept in full in one file for PEFT; return its size by name."""
+    tensors: list[tuple[str, str, tuple[int, ...]]] = []
+    low_rank = [one for one in plan.low_rank if one.module in modules]
+    for one in low_rank:
+        rank, (out, width) = modules[one.module].rank, one.shape[:: -1 if one.transposed else 1]
+        tensors.append((f"{PREFIX}{one.module}.lora_A.weight", code, (rank, width)))
+        tensors.append((f"{PREFIX}{one.module}.lora_B.weight", code, (out, rank)))
+    names = {one.name: [_name_in_file(one, modules)] for one in saved}
+    for one in saved:
+        if plan.tied and one.canonical == EMBEDDING:
+            names[one.name].append(f"{PREFIX}{plan.tied}")  # PEFT looks for a tied head beside its embedding
+    tensors += [(name, one.dtype, one.shape) for one in saved for name in names[one.name]]
+    shards = lay_out(tensors, 1 << 62, "adapter_model")
+    with shards.create(folder) as write:
+        for one in low_rank:
+            a, b = differences.factors(one)
+            write(f"{PREFIX}{one.module}.lora_A.weight", memoryview(a), 0)
+            write(f"{PREFIX}{one.module}.lora_B.weight", memoryview(b), 0)
+        for one in saved:
+            for start, raw in differences.whole(one):
+                for name in names[one.name]:
+                    write(name, memoryview(raw), start)
+    return dict(zip(shards.names, shards.sizes, strict=True))
+
+
+def _name_in_file(one: Difference, modules: Mapping[str, Found]) -> str:
+    """The name of a full weight in PEFT's file: under `base_layer` if its module has factors."""
+    end = one.name.rpartition(".")[2]
+    return f"{PREFIX}{one.module}.base_layer.{end}" if one.module in modules else f"{PREFIX}{one.name}"
+
+
+def _config(plan: Extraction, modules: Mapping[str, Found], saved: Sequence[Difference]) -> dict[str, Any]:
+    """The adapter_config.json."""
+    code = str(dtype_code(plan.wanted.dtype))
+    loras = {name: Lora(one.rank, 1.0, (code, code)) for name, one in modules.items()}
+    turned = [one.transposed for one in plan.low_rank if one.module in modules]
+    kept = sorted({one.module for one in saved} - set(modules))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if plan.named_by.endswith("ForCausalLM") else None,
+        **base_said(plan.base.checkpoint.source, {}),
+        **ranks_and_alphas(loras),
+        "target_modules": plan.target_modules(list(modules)),
+        "modules_to_save": kept or None,
+        "bias": "lora_only" if any(one.module in modules for one in saved) else "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": all(turned),
+        "ensure_weight_tying": bool(plan.tied) and any(one.canonical == EMBEDDING for one in saved),
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _settings(plan: Extraction) -> dict[str, Any]:
+    """What was asked for, as recorded."""
+    said = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(plan.wanted).items()}
+    if plan.wanted.energy is None:
+        del said["max_rank"]
+    return {name: value for name, value in said.items() if value not in (None, [])}
+
+
+def _card(plan: Extraction, name: str, found: Extracted) -> str:
+    """The README.md of the adapter."""
+    ranks = sorted({one.rank for one in found.modules.values()})
+    said = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
+    base = plan.base.checkpoint.source
+    front = ["---", *([f"base_model: {base}"] if plan.base.checkpoint.source.count("/") == 1 else [])]
+    lines = [
+        *front, "library_name: peft", "tags:", "- lora", "- polymerge", "---", "", f"# {name}", "",
+        f"A LoRA adapter extracted with polymerge from {plan.tuned.checkpoint.source}: its difference from {base}, "
+        "truncated by SVD.", "",
+        f"{len(found.modules)} modules of rank {said}; {found.error:.1%} of their differences' norm is left out"
+        + (f", and what differs in {len(found.left_out)} other tensors." if found.left_out else "."), "",
+        f"`{RECORD}` holds the error of each module, the digests of both models and the versions used.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""The largest components of a dense matrix as two factors: as many as are wanted, or as hold a share of its energy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymerge.errors import RecipeError
+from polymerge.methods.lora import BLOCK, EXACT, SPARE, Factors, check_rank, signed, sketched
+
+__all__ = ["energy_of", "leading", "residual"]
+
+
+def leading(matrix: NDArray[np.float32], most: int, energy: float | None = None) -> Factors:
+    """Approximate a matrix by its largest singular components.
+
+    Eckart and Young 1936: no factors of that rank are closer in the Frobenius norm. By a full SVD in float64 if the
+    shorter side is at most 512 or `most` is too high to save work; else by subspace iteration (`lora.sketched`), whose
+    error is optimal to many digits if the singular values decay, and about a thousandth larger for noise.
+
+    matrix   [out, in], finite
+    most     the rank, at least 1; with `energy` the highest one
+    energy   in (0, 1]: take the smallest rank whose squared singular values are that share of all of them
+    returns  `b` [out, r] and `a` [r, in], float32, both with the roots of the singular values; r is at most the
+             shorter side, and 0 for a matrix of zeros if `energy` is said
+    raises   RecipeError where `most` is below 1 or `energy` is no share
+    """
+    check_rank(most)
+    if energy is not None and not 0 < energy <= 1:
+        raise RecipeError(f"energy: {energy} is no share between 0 and 1")
+    most = min(most, *matrix.shape)
+    wanted = 2 * most + SPARE
+    if min(matrix.shape) <= max(EXACT, 2 * wanted):
+        parts = signed(*np.linalg.svd(matrix.astype(np.float64), full_matrices=False))
+    else:
+        parts = sketched(matrix, wanted)
+    rank = most
+    if energy is not None:
+        held, whole = np.cumsum(np.square(parts.s[:most])), energy_of(matrix)
+        # all of the energy is what float64 can tell from all of it
+        enough = np.flatnonzero(held >= energy * whole * (1 - 4 * np.finfo(np.float64).eps * len(parts.s)))
+        rank = (int(enough[0]) + 1 if len(enough) else most) if whole else 0
+    return parts.factors(rank)
+
+
+def energy_of(matrix: NDArray[np.float32]) -> float:
+    """The sum of the squares of all entries, in float64: that of all squared singular values."""
+    return sum(float(np.square(rows).sum()) for _, rows in _widened(matrix))
+
+
+def residual(matrix: NDArray[np.float32], factors: Factors) -> float:
+    """The squared Frobenius norm of what factors leave of a matrix, in float64.
+
+    matrix   [out, in]; widened a block of rows at a time
+    factors  as they are stored, `b` [out, r] and `a` [r, in], with r of 0 or more
+    """
+    above = factors.a.astype(np.float64)
+    return sum(float(np.square(rows - factors.b[at].astype(np.float64) @ above).sum()) for at, rows in _widened(matrix))
+
+
+def _widened(matrix: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[Any]]]:
+    for start in range(0, len(matrix), BLOCK):
+        at = slice(start, start + BLOCK)
+        yield at, matrix[at].astype(np.float64)
