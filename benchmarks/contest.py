@@ -34,6 +34,7 @@ class Case:
     own       parameters that only polymerge has
     mergekit  parameters that only mergekit has; None where it cannot do this merge
     near      share of the entries in which the outputs have to agree, see `Likeness`
+    long      whether it takes minutes, so that it is only run where it is named
     """
 
     method: str
@@ -43,6 +44,7 @@ class Case:
     own: Mapping[str, Any] = field(default_factory=dict)
     mergekit: Mapping[str, Any] | None = field(default_factory=dict)
     near: float = 1.0
+    long: bool = False
 
     def agrees(self, likeness: Likeness) -> bool:
         """Whether the two tools have done the same work."""
@@ -93,6 +95,8 @@ CASES = {
     "karcher": Case("karcher", deltas=False, near=0.99),
     "model_stock": Case("model_stock", near=0.99),
     "metagpt": Case("metagpt", mergekit=None),
+    "iso_c": Case("iso_c", mergekit=None, long=True),
+    "tsv": Case("tsv", each=WEIGHTS, mergekit=None, long=True),
 }
 """What is timed, by the name that it has on the command line and in the table."""
 

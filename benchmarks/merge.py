@@ -92,9 +92,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = Path(__file__).parent / "data"
     parser.add_argument("--size", choices=SHAPES, default="1.2B", help="parameters (default 1.2B)")
-    parser.add_argument(
-        "--methods", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES)
-    )
+    short = [name for name, case in CASES.items() if not case.long]
+    spectral = ", ".join(name for name in CASES if name not in short)
+    told = f"{', '.join(short)} (default); or {spectral}, which decompose matrices, and take minutes"
+    parser.add_argument("--methods", nargs="+", choices=CASES, default=short, metavar="NAME", help=told)
     parser.add_argument("--runs", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
         "--mergekit", type=Path, metavar="ENVIRONMENT", help="the virtual environment that mergekit is in"

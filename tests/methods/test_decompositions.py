@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,9 @@ from polymerge.methods.decompositions import (
     orthogonal,
     tall,
 )
+from polymerge.methods.method import method_function
+from polymerge.methods.table import METHODS
+from running import loaded_by
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 999)
@@ -102,3 +106,29 @@ def test_sums_are_rounded_once():
     assert small.tolist() == [[2.0**24 + 2]] * 2
     add_up([small, big], big, [1.0, -1.0])
     assert big.tolist() == [[2.0]] * 2
+
+
+# --- on a device
+
+
+@pytest.mark.parametrize("row", [row for row in METHODS.values() if row.takes_tensors], ids=lambda row: row.name)
+@pytest.mark.parametrize("shape", [(3, 17, 8), (3, 8, 17), (2, 9, 9), (3, 40, 600), (2, 600, 530)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_torch_tensors_are_merged_alike(row, shape, dtype):
+    deltas = np.random.default_rng(7).standard_normal(shape).astype(dtype)
+    deltas[0, 0] = 0
+    function = method_function(row)
+    weight = {"weight": [1.0, 0.5, -1.0][: shape[0]]} if row.parameter("weight") else {}
+    wanted = function(deltas.copy(), **weight)
+    tensors = torch.from_numpy(deltas.copy())
+    merged = function(tensors, **weight)
+    assert isinstance(merged, torch.Tensor)
+    assert merged.dtype == tensors.dtype
+    assert merged.data_ptr() == tensors.data_ptr()  # in their memory: nothing large was made beside
+    assert np.linalg.norm(merged.numpy() - wanted) < 1e-6 * np.linalg.norm(wanted)
+    assert not function(torch.zeros(shape), **weight).any()
+
+
+def test_numpy_alone_needs_no_torch():
+    code = "import numpy; from polymerge.methods.isotropic import iso_c; iso_c(numpy.ones((2, 3, 4)))"
+    assert "torch" not in loaded_by(code)

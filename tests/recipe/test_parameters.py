@@ -295,7 +295,7 @@ def test_slerp_takes_two_models() -> None:
         (({"density": [0.1, 1], "trim": "model"},), "density: trim: model takes one threshold over a whole model"),
         (({"density": None},), "recipe: parameters: density: has to be a single value, got None"),
         (({"densty": 1},), "recipe: parameters: no method has a parameter 'densty'. Did you mean 'density'?"),
-        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, common_space_fraction, "),
+        (({1: 1},), "recipe: parameters: no method has a parameter '1'. Known: alpha, "),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_with_its_place(said: tuple[Any, ...], message: str) -> None:

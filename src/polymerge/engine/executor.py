@@ -288,7 +288,7 @@ class Execution:
         """Queue every matrix of a piece, each for one thread, as many at once as there is memory for."""
         assert piece.base is not None
         assert self.plan.base is not None
-        matrices, size = matrices_of(step, piece), self._size(step, piece)
+        matrices, size = matrices_of(step, piece, setting.row), self._size(step, piece)
         blocks = self._laid_out(step, piece, size)
         origin = replace(piece, reads=(piece.base,), inputs=(self.plan.base,), base=None)
         base, rows = self._laid_out(step, origin, size), self.rounded.rows(step, piece)

@@ -97,7 +97,7 @@ def what_decides(plan: Plan, shards: Shards, device: str) -> str:
 
     returns  a text, which is empty where no method works on matrices
     """
-    if not any(True for _ in decomposed(plan)):
+    if not any(decomposed(plan)):
         return ""
     rows = {setting.method: setting.row for setting in plan.settings if setting.row.on == "matrices"}
     packages = ("polymerge", "numpy", *(("torch",) if device != "cpu" else ()))

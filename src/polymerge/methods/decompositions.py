@@ -32,14 +32,16 @@ __all__ = [
     "eigen",
     "gram_of_columns",
     "inverse_root",
+    "joined",
     "multiply",
     "orthogonal",
     "square_of",
     "tall",
+    "unfilled",
 ]
 
 Matrix = NDArray[Any]
-"""Float32 or float64, [m, n] with m >= n, perhaps a transposed view."""
+"""Float32 or float64, [m, n] with m >= n, perhaps a transposed view; a numpy array or, on a GPU, a torch tensor."""
 
 NOTHING = 2.0**-23
 """Singular values up to this share of the largest are rounding of float32."""
@@ -78,37 +80,38 @@ def components(matrix: Matrix, most: int | None = None, least: float = 0.0) -> C
     least    singular values up to this one are zero as well, for a matrix that is the difference of larger ones
     returns  at most `most` components, none for a matrix of zeros
     """
-    if matrix.dtype == np.float64 and matrix.shape[1] <= EXACT:
-        _, s, right = np.linalg.svd(matrix, full_matrices=False)
-        v, least = right.T, max(least, NOTHING * s[0])
+    if matrix.dtype.itemsize == 8 and matrix.shape[1] <= EXACT:
+        _, s, right = _library(matrix).linalg.svd(matrix, full_matrices=False)
+        v, least = right.T, max(least, NOTHING * float(s[0]))
     else:
         s, v = eigen(gram_of_columns([matrix]))
-    count = int(np.count_nonzero(s > least))
+    count = int((s > least).sum())
     count = count if most is None else min(most, count)
-    return Components(s[:count], np.ascontiguousarray(v[:, :count]))
+    kept = v[:, :count]
+    return Components(s[:count], np.ascontiguousarray(kept) if isinstance(kept, np.ndarray) else kept.contiguous())
 
 
 def gram_of_columns(matrices: Matrix | Sequence[Matrix]) -> Wide:
     """The dot products, in float64, of all columns of matrices [m, k_t] side by side."""
-    size = sum(matrix.shape[1] for matrix in matrices)
-    total: Wide = np.zeros((size, size))
-    for rows in _blocks(matrices):
-        block = _wide(matrices, rows)
-        total += block.T @ block
-    return total
+    blocks = (_wide(matrices, rows) for rows in _blocks(matrices))
+    return _total(block.T @ block for block in blocks)
 
 
 def dots_of_columns(matrices: Matrix | Sequence[Matrix], others: Matrix | Sequence[Matrix]) -> Wide:
     """The dot products, in float64, of columns with columns: of matrices [m, k_t] and others [m, l_t] side by side."""
-    total: Wide = np.zeros((sum(x.shape[1] for x in matrices), sum(x.shape[1] for x in others)))
-    for rows in _blocks([*matrices, *others]):
-        total += _wide(matrices, rows).T @ _wide(others, rows)
+    return _total(_wide(matrices, rows).T @ _wide(others, rows) for rows in _blocks([*matrices, *others]))
+
+
+def _total(parts: Iterator[Wide]) -> Wide:
+    total = next(parts)
+    for part in parts:
+        total += part
     return total
 
 
 def square_of(matrix: Matrix) -> float:
     """The squared Frobenius norm, in float64."""
-    return float(sum(np.square(matrix[rows], dtype=np.float64).sum() for rows in _blocks([matrix])))
+    return float(sum((_wide([matrix], rows) ** 2).sum() for rows in _blocks([matrix])))
 
 
 def multiply(matrices: Matrix | Sequence[Matrix], right: Wide, out: Matrix, plus: Matrix | None = None) -> None:
@@ -126,10 +129,7 @@ def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[fl
     """Sum matrices of one shape, each times its weight, in float64, into `out`, which may be one of them."""
     weights = [1.0] * len(matrices) if weight is None else weight
     for rows in _blocks([out]):
-        total = np.zeros(out[rows].shape)
-        for matrix, number in zip(matrices, weights, strict=True):
-            total += number * matrix[rows]
-        out[rows] = total
+        out[rows] = _total(number * _wide([x], rows) for x, number in zip(matrices, weights, strict=True))
 
 
 def inverse_root(gram: Wide) -> Wide:
@@ -146,23 +146,36 @@ def inverse_root(gram: Wide) -> Wide:
 
 def orthogonal(columns: list[Wide]) -> Wide:
     """The nearest matrix with orthonormal columns to columns side by side, which are taken out of the list."""
-    joined = np.concatenate(columns, axis=1)
+    every = joined(columns, 1)
     columns.clear()
-    nearest: Wide = joined @ inverse_root(joined.T @ joined)
+    nearest: Wide = every @ inverse_root(every.T @ every)
     return nearest
 
 
 def eigen(gram: Wide) -> tuple[Wide, Wide]:
     """The roots of the eigenvalues of a Gram matrix, largest first, and the eigenvectors, without those of zero."""
     s, q = _descending(gram)
-    count = int(np.count_nonzero(s > s[:1] * _least(len(s))))
+    count = int((s > s[:1] * _least(len(s))).sum())
     return s[:count], q[:, :count]
+
+
+def joined(parts: Sequence[Wide], axis: int = 0) -> Wide:
+    """Arrays one after the other along an axis."""
+    together: Wide = _library(parts[0]).concatenate(tuple(parts), axis)
+    return together
+
+
+def unfilled(like: Matrix) -> Matrix:
+    """An array of the shape and kind of another one, uninitialised."""
+    array: Matrix = _library(like).empty_like(like)
+    return array
 
 
 def _descending(gram: Wide) -> tuple[Wide, Wide]:
     """Roots of the eigenvalues, largest first, and the eigenvectors."""
-    squares, q = np.linalg.eigh(gram)
-    return np.sqrt(np.maximum(squares[::-1], 0.0)), q[:, ::-1]
+    library = _library(gram)
+    squares, q = library.linalg.eigh(gram)
+    return library.sqrt(library.clip(library.flip(squares, (0,)), 0.0, None)), library.flip(q, (1,))
 
 
 def _least(size: int) -> float:
@@ -171,7 +184,19 @@ def _least(size: int) -> float:
 
 
 def _wide(matrices: Matrix | Sequence[Matrix], rows: slice) -> Wide:
-    return np.concatenate([matrix[rows] for matrix in matrices], axis=1, dtype=np.float64)
+    parts: list[Any] = [matrix[rows] for matrix in matrices]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis=1, dtype=np.float64)
+    return joined([part.double() for part in parts], 1)
+
+
+def _library(x: Matrix) -> Any:
+    """Numpy, or torch for its tensors: the calls here have one name in both."""
+    if isinstance(x, np.ndarray):
+        return np
+    import torch
+
+    return torch
 
 
 def _blocks(matrices: Matrix | Sequence[Matrix]) -> Iterator[slice]:

@@ -13,10 +13,12 @@ from polymerge.methods.decompositions import (
     dots_of_columns,
     gram_of_columns,
     inverse_root,
+    joined,
     multiply,
     orthogonal,
     square_of,
     tall,
+    unfilled,
 )
 
 __all__ = ["iso_c", "iso_cts"]
@@ -61,7 +63,7 @@ def iso_cts(deltas: Matrix, common_space_fraction: float = 0.8) -> Matrix:
     models, _, size = stack.shape
     rest = size - int(common_space_fraction * size)
     own = min(round(rest / models), size // models)
-    common = np.empty_like(stack[0])
+    common = unfilled(stack[0])
     add_up(stack, common)
     shared = components(common, size - models * own)
     count = len(shared.s)
@@ -81,7 +83,7 @@ def iso_cts(deltas: Matrix, common_space_fraction: float = 0.8) -> Matrix:
         rights.append(found.v)
         strengths.append(found.s)
     right = orthogonal(rights)
-    right *= np.concatenate(strengths).sum() / size
+    right *= joined(strengths).sum() / size
     multiply(lefts, inverse_root(gram_of_columns(lefts)) @ right.T, stack[0])
     merged: Matrix = deltas[0]
     return merged

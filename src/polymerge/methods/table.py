@@ -351,6 +351,7 @@ _ROWS: Final = (
         of_factors="polymerge.methods.tsv:tsv",
         parameters=(ONE, Parameter("share", "number", low=0.0, high=1.0, optional=True), SCALE),
         needs_rank=True,
+        takes_tensors=True,
         decomposes=(1, 2),
     ),
     Method(
@@ -361,6 +362,7 @@ _ROWS: Final = (
         function="polymerge.methods.isotropic:iso_c",
         parameters=(SCALE,),
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(0, 1),
     ),
     Method(
@@ -371,6 +373,7 @@ _ROWS: Final = (
         function="polymerge.methods.isotropic:iso_cts",
         parameters=(Parameter("common_space_fraction", "number", 0.8, low=0.0, high=1.0), SCALE),
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(1, 3),
     ),
     Method(
@@ -382,6 +385,7 @@ _ROWS: Final = (
         parameters=(SCALE,),
         takes_ranks=True,
         adds_ranks=True,
+        takes_tensors=True,
         decomposes=(1, 1),
     ),
     Method(

@@ -11,6 +11,7 @@ from polymerge.methods.decompositions import (
     components,
     gram_of_columns,
     inverse_root,
+    joined,
     multiply,
     orthogonal,
     tall,
@@ -88,7 +89,7 @@ def tsv_of_deltas(deltas: Matrix, weight: PerModel = 1.0, share: float | None = 
         rights.append(found.v)
         values.append(number * found.s)
     right = orthogonal(rights)
-    multiply(lefts, (inverse_root(gram_of_columns(lefts)) * np.concatenate(values)) @ right.T, stack[0])
+    multiply(lefts, (inverse_root(gram_of_columns(lefts)) * joined(values)) @ right.T, stack[0])
     merged: Matrix = deltas[0]
     return merged
 

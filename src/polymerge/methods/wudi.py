@@ -21,9 +21,11 @@ from polymerge.methods.decompositions import (
     dots_of_columns,
     eigen,
     gram_of_columns,
+    joined,
     multiply,
     square_of,
     tall,
+    unfilled,
 )
 from polymerge.methods.lora import Wide
 
@@ -55,7 +57,7 @@ def optmerge(deltas: Matrix, *, ranks: Sequence[int] | None = None) -> Matrix:
     """
     stack = tall(deltas)
     models, _, size = stack.shape
-    x = np.empty_like(stack[0])
+    x = unfilled(stack[0])
     add_up(stack, x, [1 / models] * models)
     parts, smalls = [], []
     for matrix, most in zip(stack, ranks or [size // models] * models, strict=True):
@@ -66,7 +68,7 @@ def optmerge(deltas: Matrix, *, ranks: Sequence[int] | None = None) -> Matrix:
         multiply([matrix], found.v * (found.s / norm) if stack is deltas else found.v / norm, part)
         parts.append(part)
         smalls.append(found.v * ((found.s if stack is deltas else found.s**2) / norm))
-    small = np.concatenate(smalls, axis=1)
+    small = joined(smalls, 1)
     smalls.clear()
     merged: Matrix = deltas[0]
     if stack is deltas:
@@ -86,7 +88,7 @@ def _way(gram: Wide) -> Wide:
     """
     roots, w = eigen(gram)
     eigenvalues = roots**2
-    left, speed = np.ones_like(roots), np.zeros_like(roots)
+    left, speed = 0 * roots + 1, 0 * roots
     for _ in range(STEPS):
         speed = MOMENTUM * speed + 2 * eigenvalues * left
         left = left - RATE * speed

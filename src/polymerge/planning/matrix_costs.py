@@ -10,32 +10,57 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
+from polymerge.errors import human_size
+from polymerge.methods.method import Method
 from polymerge.planning.model import VOCABULARY
 from polymerge.planning.plan import Piece, Plan, Step
 
-__all__ = ["Matrices", "decomposed", "is_matrix", "matrices_of", "room_for_matrices"]
+__all__ = ["Matrices", "cost_words", "decomposed", "is_matrix", "matrices_of", "room_for_matrices"]
 
 _EXPERTS: Final = "experts"
 """What a tensor of three dimensions has in its name where it holds a matrix per expert, and no kernel."""
 
-_COPIES: Final = 4
-"""Matrices in memory beside those of the models: what the papers' steps have at once."""
+_BESIDE, _SQUARES = 1, 6
+"""What is in memory beside the models' deltas: matrices of their size, and ones of the decomposed side, in float64."""
+
+_PRODUCT, _EIGENVECTORS = 4 / 70e9, 2.6e-10
+"""Seconds of one core for a decomposition, times q p^2 and p^3, where p is the decomposed side of a matrix and q the
+other: measured for p of 512 to 2048 with OpenBLAS on a core that does 70e9 operations a second in float64.
+"""
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """The matrices of a piece: `count` of them, each [rows, columns], of `models` models; `size` bytes a number."""
+    """The matrices of a piece: `count` of them, each [rows, columns], of `models` models; `size` bytes a number.
+
+    row  the method that merges them
+    """
 
     count: int
     rows: int
     columns: int
     models: int
     size: int
+    row: Method
+
+    @property
+    def side(self) -> int:
+        """The side of what is decomposed: the smaller one, or that of the inputs."""
+        if self.row.decomposes_inputs:
+            return min(self.columns, self.models * self.rows)
+        return min(self.rows, self.columns)
 
     @property
     def room(self) -> int:
         """Bytes of memory in which one of them is merged."""
-        return (self.models + _COPIES) * self.rows * self.columns * self.size
+        return (self.models + _BESIDE) * self.rows * self.columns * self.size + _SQUARES * 8 * self.side**2
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that a core takes for all of them, by the number of decompositions, to a factor of two or so."""
+        p, q = self.side, max(self.rows, self.columns)
+        for_each, beside = self.row.decomposes
+        return self.count * (for_each * self.models + beside) * (_PRODUCT * q * p**2 + _EIGENVECTORS * p**3)
 
 
 def is_matrix(canonical: str, shape: tuple[int, ...]) -> bool:
@@ -49,35 +74,53 @@ def is_matrix(canonical: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and _EXPERTS in canonical.split("."))
 
 
-def matrices_of(step: Step, piece: Piece) -> Matrices:
+def matrices_of(step: Step, piece: Piece, row: Method) -> Matrices:
     """The matrices of a piece that a method on matrices merges."""
     rows = sum(stop - start for start, stop in piece.rows)
     models, size = len(piece.reads), 8 if "F64" in (step.dtype, step.source_dtype) else 4
     if len(step.row_shape) == 1:
-        return Matrices(1, rows, step.row_shape[0], models, size)
+        return Matrices(1, rows, step.row_shape[0], models, size, row)
     height, width = step.row_shape
-    return Matrices(rows, height, width, models, size)
+    return Matrices(rows, height, width, models, size, row)
 
 
-def decomposed(plan: Plan) -> Iterator[tuple[Step, Piece, Matrices]]:
+def decomposed(plan: Plan) -> Iterator[tuple[Piece, Matrices]]:
     """Every piece of a plan that a method on matrices merges; not modules of adapters, whose cores are small."""
     for step, piece, setting in plan.merged_pieces():
         if setting.row.on == "matrices" and step.lora is None:
-            yield step, piece, matrices_of(step, piece)
+            yield piece, matrices_of(step, piece, setting.row)
+
+
+def cost_words(plan: Plan) -> str:
+    """What the matrices of a plan cost, as text; empty if there are none."""
+    found = [matrices for _, matrices in decomposed(plan)]
+    if not found:
+        return ""
+    seconds, largest = sum(matrices.seconds for matrices in found), max(matrices.room for matrices in found)
+    time = next(
+        f"{seconds / length:.2g} core {name}{'s' if f'{seconds / length:.2g}' != '1' else ''}"
+        for length, name in ((3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
+        if seconds >= length or length == 1
+    )
+    count = sum(matrices.count for matrices in found)
+    several = f", up to {human_size(_most_room(plan))} for several at once" if count > 1 else ""
+    return f"{count} {'matrices' if count > 1 else 'matrix'}, about {time}; memory: {human_size(largest)}{several}"
 
 
 def room_for_matrices(plan: Plan) -> int:
-    """Bytes of memory that the matrices which are merged at once may take; 0 where no method works on matrices.
+    """Bytes of memory that matrices which are merged at once may take together; 0 where no method works on matrices.
 
-    That is what the largest stored tensor would take if it were one, as embeddings are not, but no more than half of
-    the memory that is free now; and what the largest matrix takes in any case.
+    No more than half of what is free now, but at least what the largest matrix takes.
     """
-    needed = [(matrices.room, matrices.models) for _, _, matrices in decomposed(plan)]
-    if not needed:
-        return 0
-    models = max(models for _, models in needed)
-    largest = max(prod(step.shape[-2:]) for step in plan.steps if len(step.shape) > 1)
-    return max(max(room for room, _ in needed), min((models + _COPIES) * largest * 4, _free_memory() // 2))
+    largest = max((matrices.room for _, matrices in decomposed(plan)), default=0)
+    return max(largest, min(_most_room(plan), _free_memory() // 2)) if largest else 0
+
+
+def _most_room(plan: Plan) -> int:
+    """T + 4 times the largest tensor in float32, such as an embedding, or what one matrix takes if that is more."""
+    found = [matrices for _, matrices in decomposed(plan)]
+    tensor = 4 * max(prod(step.shape[-2:]) for step in plan.steps if len(step.shape) > 1)
+    return max(*(one.room for one in found), (max(one.models for one in found) + 4) * tensor)
 
 
 def _free_memory() -> int:

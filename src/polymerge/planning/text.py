@@ -10,6 +10,7 @@ from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read,
 from polymerge.families.rules import text_layer
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
+from polymerge.planning.matrix_costs import cost_words
 from polymerge.planning.module_steps import is_dense
 from polymerge.planning.plan import FATES, Plan, Step
 from polymerge.planning.text_words import (
@@ -199,7 +200,9 @@ def _totals(plan: Plan, paint: Paint) -> Iterator[str]:
     counts = plan.counts()
     fates = ", ".join(f"{count} {paint(fate, fate)}" for fate, count in counts.items() if count)
     yield f"output: {_counted(plan, plan.steps)} ({fates}), {human_size(plan.size)}"
-    if not plan.of_adapters:
+    if cost := cost_words(plan):
+        yield f"cost: {cost}"
+    elif not plan.of_adapters:
         yield f"memory: about {human_size(memory_estimate(plan))} beside the interpreter, whatever the models' size"
     elif dense := [step for step, _, setting in plan.merged_pieces() if step.lora and is_dense(setting)]:
         most = max(step.shape[0] * step.shape[1] * 4 for step in dense)
