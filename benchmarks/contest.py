@@ -132,5 +132,8 @@ def compare(models: Path, ours: list[Floats], theirs: list[Floats]) -> Likeness:
     return Likeness(near / count, changes[0] / changes[1])
 
 
-def _wide(bits: NDArray[np.uint16]) -> Floats:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _wide(held: NDArray[np.uint16] | Floats) -> Floats:
+    """Numbers as float32: BF16 from its bits, others as they are (mergekit writes some merges in float32)."""
+    if held.dtype != np.uint16:
+        return held.astype(np.float32)
+    return (held.astype(np.uint32) << 16).view(np.float32)
