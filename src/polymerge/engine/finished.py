@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any
 
 from threadpoolctl import threadpool_info
 
@@ -125,5 +125,7 @@ def what_decides(plan: Plan, shards: Shards, device: str) -> str:
 
 def _source(function: Callable[..., Any]) -> str:
     """The sha256 of the file that a function is written in: one of the user's own may change between two runs."""
-    file: Final = inspect.getsourcefile(function)
+    file = None
+    with suppress(TypeError):  # one that is compiled
+        file = inspect.getsourcefile(function)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

@@ -51,7 +51,7 @@ Layout: TypeAlias = Literal["checkpoint", "peft", "llava"]
 PREFIX: Final = "base_model.model."
 """Prefix of every parameter name in PEFT's files."""
 
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,8 @@ class Plan(Table):
     layout     the layout of the output on disk
     config     for an adapter, the output's adapter_config.json
     methods    the user's own methods that it merges with, each with what its code is known by
+    stages     the plans of the merges before this one, in order; inputs of theirs and of this one that are such
+               outputs have the stage's name as their source, and no path
     """
 
     recipe: Mapping[str, Any]
@@ -268,6 +270,7 @@ class Plan(Table):
     layout: Layout = "checkpoint"
     config: Mapping[str, Any] | None = None
     methods: Mapping[str, str] = field(default_factory=dict)
+    stages: tuple[Plan, ...] = ()
     version: int = field(default=FORMAT)
 
     @property
@@ -284,6 +287,9 @@ class Plan(Table):
             del data["config"]
         if not self.methods:
             del data["methods"]
+        stages = data.pop("stages")
+        if stages:
+            data["stages"] = [stage.hash for stage in self.stages]
         for entry in data["inputs"]:
             for place in ("label", "source", "path", "adapter", "files", "wrappers", "kind"):
                 del entry[place]
@@ -296,6 +302,11 @@ class Plan(Table):
             elif not step["lora"]["experts"]:
                 del step["lora"]["experts"], step["lora"]["wrapped"]
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The name by which later stages name its output; empty for a merge by itself."""
+        return str(self.recipe.get("name") or "")
 
     @property
     def changes(self) -> bool:

@@ -55,11 +55,13 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
         return None
     if data["version"] != FORMAT:
         raise RecipeError(f"{where} has format {data['version']}, this polymerge reads {FORMAT}: plan again")
-    said = checked(data.get("methods", {}), dict[str, str], f"{where}: methods", error=RecipeError, then=_AGAIN)
-    check_methods(said, where)
+    stages = data.get("stages")
+    for one in (data, *(stages if isinstance(stages, list) else ())):
+        own = one.get("methods", {}) if isinstance(one, Mapping) else {}
+        check_methods(checked(own, dict[str, str], f"{where}: methods", error=RecipeError, then=_AGAIN), where)
     try:
         with collecting(needed=True):
-            plan = _plan({"methods": {}, **{name: value for name, value in data.items() if name != "hash"}})
+            plan = _plan({name: value for name, value in data.items() if name != "hash"})
     except PolymergeError as error:
         wrong = [RecipeError(f"{where} is not a valid plan: {problem}") for problem in error.problems]
         raise (wrong[0] if len(wrong) == 1 else Refused(wrong)) from None
@@ -69,7 +71,7 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
 
 
 def _plan(data: Mapping[str, Any]) -> Plan:
-    lists = {name: data.get(name) for name in ("inputs", "settings", "steps", "left_out", "companions")}
+    lists = {name: data.get(name) for name in ("inputs", "settings", "steps", "left_out", "companions", "stages")}
     entries = checked(lists, dict[str, list[dict[str, Any]]], "plan", error=RecipeError, then=_AGAIN)
     settings = [(f"settings[{place}]", one) for place, one in enumerate(entries["settings"])]
     made = {
@@ -78,8 +80,9 @@ def _plan(data: Mapping[str, Any]) -> Plan:
         "steps": tuple(_step(one, f"steps[{place}]") for place, one in enumerate(entries["steps"])),
         "left_out": tuple(_made(LeftOut, one, "left_out") for one in entries["left_out"]),
         "companions": tuple(_made(Companions, one, "companions") for one in entries["companions"]),
+        "stages": tuple(map(_plan, entries["stages"])),
     }
-    plan = _made(Plan, data, "plan", **made)
+    plan = _made(Plan, {"methods": {}, **data}, "plan", **made)
     parse_recipe(plan.recipe)
     if plan.config is not None:
         read_lora_config(plan.config, f"its {CONFIG}")
