@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, TransposedWriter, extents
 from polymerge.engine.finished import Finished
 from polymerge.engine.lora_modules import ModuleMerger
-from polymerge.engine.matrix_merger import MatrixMerger, files_of
+from polymerge.engine.matrix_merger import KeptDeltas, MatrixMerger, files_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, silent
@@ -32,7 +33,7 @@ from polymerge.methods.method import method_function
 from polymerge.methods.table import METHODS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
-from polymerge.planning.matrix_costs import matrices_of, room_for_matrices
+from polymerge.planning.matrix_costs import free_memory, matrices_of, room_for_matrices
 from polymerge.recipe.parameters import Setting
 
 __all__ = ["Execution", "execute"]
@@ -88,6 +89,7 @@ class Execution:
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
         self.pool, self.finished = Pool(threads), finished
+        self.kept = KeptDeltas(free_memory() // 2 if again else 0)
         self.workspace = Workspace(device)
         self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
@@ -127,7 +129,8 @@ class Execution:
                 self._measure_whole_models(number)
         # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
         whole = any(step.lora for step in plan.steps) or any(one.row.on == "matrices" for one in plan.settings)
-        self.pool.room = room_for_matrices(plan)
+        self.pool.room = min(room_for_matrices(plan), self.device.free or sys.maxsize)
+        self.kept.begin()
         with threadpool_limits(1) if whole else nullcontext():
             for step in plan.steps:
                 if step.lora is not None:
@@ -290,7 +293,8 @@ class Execution:
         origin = replace(piece, reads=(piece.base,), inputs=(self.plan.base,), base=None)
         base, rows = self._laid_out(step, origin, size), self.rounded.rows(step, piece)
         files = files_of(self.plan, piece, self.entries)
-        merger = MatrixMerger(step, piece, setting, matrices, blocks, base, rows, size, files, self.finished)
+        known = self.finished, self.kept, self._of(step, piece)
+        merger = MatrixMerger(step, piece, setting, matrices, blocks, base, rows, size, files, *known)
         for number in range(matrices.count):
             written = matrices.rows * matrices.columns * rows.width
             self.pool.submit_large(written, matrices.room, merger.run, number)
