@@ -155,7 +155,8 @@ def _carry_out(
         return
     from polymerge.engine.merge import merge as run
 
-    for line in note_lines(made.warnings, paint_for(sys.stderr)):
+    told = [f"stage '{stage.name}': {warning}" for stage in made.stages for warning in stage.warnings]
+    for line in note_lines((*told, *made.warnings), paint_for(sys.stderr)):
         say(line)
     if cost := cost_words(made):
         say(f"cost: {cost}")

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
-from polymerge.planning.inputs import labels_of, sources_of
+from polymerge.planning.inputs import labels_of
 from polymerge.planning.plan import Plan
 from polymerge.planning.unused import drops_at_random, measures_tensors
 from polymerge.recipe.overrides import Choice, choices_of, key_of, rest_of, settings_of
 from polymerge.recipe.recipe import Recipe, recipe_dict
+from polymerge.recipe.stages import sources_of
 
 __all__ = ["varied"]
 

@@ -66,7 +66,7 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
 
 
 def _plan(data: Mapping[str, Any]) -> Plan:
-    lists = {name: data.get(name) for name in ("inputs", "settings", "steps", "left_out", "companions")}
+    lists = {name: data.get(name) for name in ("inputs", "settings", "steps", "left_out", "companions", "stages")}
     entries = checked(lists, dict[str, list[dict[str, Any]]], "plan", error=RecipeError, then=_AGAIN)
     settings = [(f"settings[{place}]", one) for place, one in enumerate(entries["settings"])]
     made = {
@@ -75,6 +75,7 @@ def _plan(data: Mapping[str, Any]) -> Plan:
         "steps": tuple(_step(one, f"steps[{place}]") for place, one in enumerate(entries["steps"])),
         "left_out": tuple(_made(LeftOut, one, "left_out") for one in entries["left_out"]),
         "companions": tuple(_made(Companions, one, "companions") for one in entries["companions"]),
+        "stages": tuple(map(_plan, entries["stages"])),
     }
     plan = _made(Plan, data, "plan", **made)
     parse_recipe(plan.recipe)
