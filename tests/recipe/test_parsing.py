@@ -144,7 +144,7 @@ def test_a_recipe_is_read_back_as_it_was_written(recipe: Recipe) -> None:
     ("fields", "message"),
     [
         ({"model": []}, "recipe: unknown field 'model' is not supported. Did you mean 'models'?"),
-        ({"wieghts": 1}, "recipe: unknown field 'wieghts' is not supported. Known: base_model, branches, dtype, "),
+        ({"wieghts": 1}, "recipe: unknown field 'wieghts' is not supported. Known: base_model, branches, calibrate, "),
         ({3: 1}, "recipe: unknown field '3' is not supported."),
         ({"slices": []}, "recipe: models and slices cannot stand side by side; say one of them"),
         ({"modules": {}}, "recipe: models and modules cannot stand side by side; say one of them"),

@@ -21,8 +21,8 @@ from polymerge.engine.rounded_rows import RoundedRows
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import names_read
 from polymerge.methods import kernels
+from polymerge.methods.calibration import svc
 from polymerge.methods.method import method_function
-from polymerge.methods.table import SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.matrix_costs import Matrices
 from polymerge.recipe.parameters import Setting
@@ -64,6 +64,7 @@ class KeptDeltas:
 class MatrixMerger:
     """Merges the matrices of one piece, each on one thread.
 
+    given     the arguments of the method's function beside the deltas
     blocks    the models' elements, less the base's
     base      the base's elements, which are read again once the deltas are merged: so they take no memory until then
     rows      where merged elements are written
@@ -77,6 +78,7 @@ class MatrixMerger:
     step: Step
     piece: Piece
     setting: Setting
+    given: Mapping[str, Any]
     matrices: Matrices
     blocks: PieceBlocks
     base: PieceBlocks
@@ -112,10 +114,8 @@ class MatrixMerger:
 
     def _merge(self, number: int) -> str:
         """Merge and write a matrix; returns the sha256 of its bytes."""
-        said = tuple((name, value) for name, value in self.setting.parameters.items() if name not in SHARED)
-        key = self.setting.method, said, self.source, number
-        merged = self.kept.of(key, lambda: self._whole(number))
         start = number * self.matrices.rows * self.matrices.columns
+        merged = self._kept(number) if self.setting.row.on == "matrices" else self._whole(number)
         scale = float(self.setting.parameters.get("scale", 1.0))
         digest = hashlib.sha256()
         for first, last in self._parts(number):
@@ -123,23 +123,44 @@ class MatrixMerger:
             digest.update(self.rows.put(first, kernels.add_scaled(origin, merged[first - start : last - start], scale)))
         return digest.hexdigest()
 
+    def _kept(self, number: int) -> Any:
+        """What `_whole` returns, perhaps from an earlier plan, which may have had another scale."""
+        said = tuple((name, value) for name, value in self.setting.parameters.items() if name != "scale")
+        return self.kept.of((self.setting.method, said, self.source, number), lambda: self._whole(number))
+
     def _whole(self, number: int) -> Any:
-        """Read the deltas of a matrix and merge them: [m n]."""
-        held, row = self.matrices, self.setting.row
-        start = number * held.rows * held.columns
-        deltas = self.blocks.empty(held.models, held.rows * held.columns)
+        """Read and merge a matrix; returns the merged delta [m n]."""
+        return self.blocks.numbers(self._merged(number)).reshape(-1)
+
+    def _read(self, number: int, deltas: Any) -> Any:
+        """Read the deltas of a matrix into `deltas` [model, m n]; returns them as [model, m, n], on the host if the
+        method needs them there.
+        """
+        start = number * self.matrices.rows * self.matrices.columns
         for first, last in self._parts(number):
             deltas[:, first - start : last - start] = self.blocks.read_at(first, last - first).models
-        deltas = deltas.reshape(held.models, held.rows, held.columns)
-        found = self._merged(deltas if row.takes_tensors else kernels.on_host(deltas))
-        return self.blocks.numbers(found).reshape(-1)
+        shaped = deltas.reshape(self.matrices.models, self.matrices.rows, self.matrices.columns)
+        return shaped if self.setting.row.takes_tensors else kernels.on_host(shaped)
 
-    def _merged(self, deltas: Any) -> Any:
-        """Call the method's function on deltas [model, m, n], and check the shape of what it returns."""
-        setting, row, shape = self.setting, self.setting.row, tuple(deltas.shape[1:])
-        given = {name: value for name, value in setting.parameters.items() if row.parameter(name)}
+    def _merged(self, number: int) -> Any:
+        """The merged delta [m, n] of a matrix, calibrated if the recipe asks for it."""
+        size = self.matrices.rows * self.matrices.columns
+        deltas = self.blocks.empty(self.matrices.models, size)
+        read = self._read(number, deltas)
+        shape, row = tuple(read.shape[1:]), self.setting.row
         try:
-            merged = method_function(row)(deltas, **{name: given[name] for name in given if name not in SHARED})
+            if row.on == "matrices":
+                merged = method_function(row)(read, **self.given)
+            else:
+                more = {"start": number * size} if row.random else {}
+                merged = method_function(row)(read.reshape(self.matrices.models, size), **self.given, **more)
+                merged = merged.reshape(shape)
+            if tuple(merged.shape) != shape:
+                raise ValueError(f"{row.name}: its function returned {list(merged.shape)} for deltas of {list(shape)}")
+            if self.setting.calibration is None:
+                return merged
+            merged = np.array(kernels.on_host(merged))  # it may lie in the memory of the deltas, which are read again
+            return svc(merged, kernels.on_host(self._read(number, deltas)), self.setting.calibration)
         except (np.linalg.LinAlgError, RuntimeError) as error:  # torch's own is a RuntimeError
             if not type(error).__name__.endswith("LinAlgError"):
                 raise
@@ -147,9 +168,6 @@ class MatrixMerger:
                 f"{self.blocks.name}: {row.name} cannot decompose this matrix: {error}. Name it in exclude, or give it "
                 "another method"
             ) from error
-        if tuple(merged.shape) != shape:
-            raise ValueError(f"{row.name}: its function returned {list(merged.shape)} for deltas of {list(shape)}")
-        return merged
 
     def _holds(self, number: int, digest: str) -> bool:
         """Return whether the output holds bytes of this sha256 as the matrix, and have them written where they are not

@@ -23,6 +23,7 @@ from polymerge.checkpoints.json_objects import checked, parse_json
 from polymerge.dtypes import BITS, FP8, MERGEABLE
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 from polymerge.families.expressions import Expr, LowRank, Scaled, Stacked, expr_from_json
+from polymerge.methods.table import MODIFIERS
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting, written_setting
@@ -230,9 +231,10 @@ def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     if setting.row.models not in (None, len(places)):
         yield f"{setting.method} takes {setting.row.models} models"
     if step.lora is None:
-        if setting.row.on == "factors" or setting.parameters.keys() != {one.name for one in setting.row.parameters}:
+        more = setting.parameters.keys() - {one.name for one in setting.row.parameters}
+        if setting.row.on == "factors" or not more <= {one.name for one in MODIFIERS}:
             yield f"{setting.method} with these parameters is for adapters"
-        if setting.row.on == "matrices" and not is_matrix(piece.canonical, _shape(step, piece)):
+        if setting.whole and not is_matrix(piece.canonical, _shape(step, piece)):
             yield f"{setting.method} is for matrices"
         has_base = piece.base is not None
         unfit = setting.row.needs_base != has_base and not plan.of_adapters
