@@ -24,7 +24,6 @@ from literal_methods import drawn, elected, largest, on_the_arc
 from paths import GOLDEN
 from polymerge.errors import Refused
 from polymerge.families.rules import text_layer
-from polymerge.methods.table import METHODS
 from polymerge.recipe.parsing import read_recipe
 
 MERGEKIT = GOLDEN / "mergekit"
@@ -306,19 +305,6 @@ def recipe_of(kind: str, place: Path) -> dict[str, Any]:
     return moved
 
 
-def waits(recipe: dict[str, Any]) -> str:
-    """The field or method that polymerge does not have, and then refuses by name; empty if there is none."""
-    if recipe["merge_method"] not in METHODS and recipe["merge_method"] != "passthrough":
-        return recipe["merge_method"]
-    for field in ("tokenizer_source", "tokenizer", "chat_template"):
-        if field in recipe:
-            try:
-                read_recipe({"merge_method": "linear", "models": ["a", "b"], field: recipe[field]})
-            except Refused:
-                return field
-    return ""
-
-
 def test_there_are_49_of_them() -> None:
     assert len(KINDS) == 49
 
@@ -326,10 +312,6 @@ def test_there_are_49_of_them() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OTHER_DEPTH])
 def test_it_gives_what_is_said(kind: str, place: Path, tmp_path: Path) -> None:
     recipe, expected = recipe_of(kind, place), KINDS[kind][1]
-    if lacking := waits(recipe):
-        with pytest.raises(Refused, match=f"'{lacking}' is not supported"):
-            polymerge.merge(recipe, tmp_path / "out", check=False)
-        return
     polymerge.merge(recipe, tmp_path / "out", check=False)
     ours = load_file(tmp_path / "out/model.safetensors")
     values = {model: load_file(place / model / "model.safetensors") for model in MODELS}

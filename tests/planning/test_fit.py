@@ -266,11 +266,11 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     two = llm(tmp_path / "two", keys=8, without=["model.norm.weight"])
     models = [str(template), {"model": str(one), "parameters": {"weight": "x"}}, str(two)]
     found = refusal({
-        "merge_method": "tise", "models": models, "exclude": ["nothing.*"], "seed": -1, "tokenizer_source": "union",
+        "merge_method": "tise", "models": models, "exclude": ["nothing.*"], "seed": -1, "tokenizer": {"tokens": {}},
         "overrides": [{"layers": "0-9", "parameters": {"density": 2}}],
     })  # fmt: skip
     for said in (
-        "there is no method 'tise'", "'tokenizer_source' is not supported", "seed has to be an integer",
+        "there is no method 'tise'", "'tokens' is not supported", "seed has to be an integer",
         "depth: 'one' has 3", "explains tensor 'strange.weight'", "{i}.self_attn.k_proj.weight (2 tensors): 'two'",
         "text.norm.weight: template 'vlm' has it, 'two' does not", "'nothing.*' matches no tensor",
         "weight has to be a number, got 'x'", "density of ties has to be from 0 to 1",

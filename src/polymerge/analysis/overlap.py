@@ -20,7 +20,7 @@ from polymerge.checkpoints import Checkpoint
 from polymerge.engine.blocks import Workspace
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import fetch, opened_inputs, refuse_changes, with_stamps
+from polymerge.engine.opening import entries_of, fetch, opened_inputs, refuse_changes, with_stamps
 from polymerge.engine.statistics import RunAll
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
@@ -106,7 +106,7 @@ def _inputs(plan: Plan) -> list[Checkpoint]:
 def _deltas(plan: Plan, inputs: Sequence[Checkpoint], files: Files, block: int) -> list[DeltaTensor]:
     """Every tensor that the plan merges; nothing is read yet."""
     workspace = Workspace(open_device("cpu"))
-    entries = [one.entries for one in inputs]
+    entries = entries_of(inputs)
     return [*update_deltas(plan, entries, block), *stored_deltas(plan, entries, files, workspace, block)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -10,7 +11,7 @@ import msgspec
 from polymerge.checkpoints.bounds import TOKENIZER_BYTES, read_bounded
 from polymerge.errors import CheckpointError, MissingExtraError
 
-__all__ = ["TOKENIZER", "read_tokens"]
+__all__ = ["TOKENIZER", "AddedToken", "read_added", "read_tokens"]
 
 T = TypeVar("T")
 
@@ -18,9 +19,20 @@ TOKENIZER: Final = ("tokenizer.json", "vocab.json", "tokenizer.model", "added_to
 """Files that map rows to tokens; one of the first three is needed."""
 
 
-class _AddedToken(msgspec.Struct):
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside those of the tokenizer's own model: it is found in a text literally, before that is split.
+
+    special, single_word, lstrip, rstrip, normalized   as in the library tokenizers
+    """
+
     id: int
     content: str
+    special: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
 
 
 class _Model(msgspec.Struct):
@@ -32,17 +44,19 @@ class _Fast(msgspec.Struct):
     """tokenizer.json."""
 
     model: _Model
-    added_tokens: list[_AddedToken] = []
+    added_tokens: list[AddedToken] = []
 
 
-class _Content(msgspec.Struct):
-    content: str
+class _Added(msgspec.Struct):
+    """tokenizer.json, of which only the added tokens are wanted."""
+
+    added_tokens: list[AddedToken] = []
 
 
 class _Slow(msgspec.Struct):
     """tokenizer_config.json."""
 
-    added_tokens_decoder: dict[int, _Content] = {}
+    added_tokens_decoder: dict[int, dict[str, Any]] = {}
 
 
 def read_tokens(folder: Path) -> dict[int, str]:
@@ -71,12 +85,32 @@ def read_tokens(folder: Path) -> dict[int, str]:
             f"{folder}: no tokenizer.json, vocab.json or tokenizer.model, so it is unknown which token a row of the "
             "embedding stands for. Add the tokenizer, or use vocab: template"
         )
+    return tokens | {added.id: added.content for added in _added_beside(folder)}
+
+
+def read_added(folder: Path) -> list[AddedToken]:
+    """Read the added tokens of a checkpoint's tokenizer, by the same files as `read_tokens`, in the order of their ids.
+
+    raises CheckpointError if they cannot be read.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return sorted(_load(folder / "tokenizer.json", _Added).added_tokens, key=lambda added: added.id)
+    return _added_beside(folder)
+
+
+def _added_beside(folder: Path) -> list[AddedToken]:
+    """The added tokens of a tokenizer without tokenizer.json; what tokenizer_config.json says of one prevails."""
+    found: dict[int, AddedToken] = {}
     if (folder / "added_tokens.json").is_file():
-        tokens |= _by_id(_load(folder / "added_tokens.json", dict[str, int]))
-    if (folder / "tokenizer_config.json").is_file():
-        added = _load(folder / "tokenizer_config.json", _Slow).added_tokens_decoder
-        tokens |= {number: token.content for number, token in added.items()}
-    return tokens
+        listed = _load(folder / "added_tokens.json", dict[str, int])
+        found = {number: AddedToken(number, token) for token, number in listed.items()}
+    if (file := folder / "tokenizer_config.json").is_file():
+        for number, said in _load(file, _Slow).added_tokens_decoder.items():
+            try:
+                found[number] = msgspec.convert({**said, "id": number}, AddedToken)
+            except msgspec.ValidationError as error:
+                raise _unreadable(file, error) from None
+    return [found[number] for number in sorted(found)]
 
 
 def _by_id(vocabulary: dict[str, int]) -> dict[int, str]:

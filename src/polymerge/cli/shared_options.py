@@ -92,6 +92,13 @@ _IN_RECIPE = {
     "vocab": option(
         "--vocab", metavar="HOW", help="Treat differing vocabularies by template, overlap (shared rows) or by-token."
     ),
+    "tokenizer_source": option(
+        "--tokenizer-source", metavar="SOURCE",
+        help="Take the tokenizer of base, of a MODEL, or the union of all, and fill in rows that a model lacks.",
+    ),
+    "chat_template": option(
+        "--chat-template", metavar="TEMPLATE", help="Write this chat template: auto, a file, or Jinja text."
+    ),
     "dtype": option("--dtype", metavar="DTYPE", help="Write merged tensors in this dtype."),
     "seed": option("--seed", type=int, help="Seed of methods that draw random numbers."),
 }  # fmt: skip
@@ -237,6 +244,8 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         "ignore": list(found["ignore"] or ()),
         "overflow": list(found["overflow"] or ()),
         "vocab": found["vocab"],
+        "tokenizer_source": found["tokenizer_source"],
+        "chat_template": found["chat_template"],
         "dtype": found["dtype"],
         "seed": found["seed"],
     }

@@ -17,7 +17,7 @@ from polymerge.dtypes import BITS
 from polymerge.engine.device import Device
 from polymerge.engine.extents import Extent, Files, Scales, begins, clip, extents, same_numbers, shape_in
 from polymerge.errors import CheckpointError
-from polymerge.families.expressions import Adapted, Concat, Expr, Rows
+from polymerge.families.expressions import Adapted, Concat, Expr, Mean, Rows
 from polymerge.methods import kernels
 from polymerge.planning import Piece, Plan
 
@@ -89,7 +89,7 @@ class PieceBlocks:
         self.name = piece.canonical
         self.precision = "F64" if wide else "F32"
         # rows of BF16 are handed on as they lie on disk: compiled kernels widen them while they read
-        bits = {run.dtype for runs in self._runs for run in runs} == {"BF16"}
+        bits = {"mean" if run.others else run.dtype for runs in self._runs for run in runs} == {"BF16"}
         self._as_bits = bits and not wide and workspace.device.takes_bits and not any(self._updates)
         self.count = sum(run.count for run in self._runs[0])
         self.sizes = [min(block, self.count - start) for start in range(0, self.count, block)]
@@ -174,18 +174,26 @@ class PieceBlocks:
     def _fill(self, out: Array, runs: tuple[Extent, ...], start: int, count: int, place: int) -> None:
         done = 0
         for run in clip(runs, start, start + count, self._beginnings[place]):
-            size = run.count * BITS[run.dtype] // 8
-            raw = self._workspace.raw("read", size)
-            self.files.fill(run, self._workspace.device.view(raw))
             target = out[done : done + run.count]
-            widen = run.scales is not None and self.precision == "F64"  # the product is one of float32 all the same
-            numbers = self._workspace.values(1, run.count, "F32")[0] if widen else target
-            finite = kernels.decode(self._workspace.device.upload(raw), run.dtype, numbers)
-            if not finite or (run.scales is not None and not self._scale(numbers, run.scales)):
-                raise self._not_finite(run.file, place, start, count)
-            if widen:
-                target[:] = numbers
+            self._decode(target, run, place, start, count)
+            for other in run.others:
+                more = self._workspace.device.empty((run.count,), self.precision)
+                self._decode(more, other, place, start, count)
+                target += more
+            if run.others:
+                target /= 1 + len(run.others)
             done += run.count
+
+    def _decode(self, target: Array, run: Extent, place: int, start: int, count: int) -> None:
+        raw = self._workspace.raw("read", run.count * BITS[run.dtype] // 8)
+        self.files.fill(run, self._workspace.device.view(raw))
+        widen = run.scales is not None and self.precision == "F64"  # the product is one of float32 all the same
+        numbers = self._workspace.values(1, run.count, "F32")[0] if widen else target
+        finite = kernels.decode(self._workspace.device.upload(raw), run.dtype, numbers)
+        if not finite or (run.scales is not None and not self._scale(numbers, run.scales)):
+            raise self._not_finite(run.file, place, start, count)
+        if widen:
+            target[:] = numbers
 
 
 def repeats(plan: Plan, piece: Piece, twin: Piece, entries: Sequence[Mapping[str, TensorInfo]], files: Files) -> bool:
@@ -280,3 +288,7 @@ def _updates(expr: Expr, entries: Mapping[str, TensorInfo], shift: int = 0) -> I
             for block in of:
                 yield from _updates(block, entries, shift)
                 shift += prod(shape_in(block, entries))
+        case Mean(of):
+            for summand in of:
+                for update in _updates(summand, entries, shift):
+                    yield replace(update, scale=update.scale / len(of))

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from polymerge.families.expressions import (
     Concat,
     Expr,
     LowRank,
+    Mean,
     Read,
     Rows,
     Scaled,
@@ -88,6 +89,7 @@ class Extent:
 
     transposed   the matrix, if the elements are rows of one that is stored transposed; it begins at `offset`
     scales       what they are to be multiplied by, if anything
+    others       as many elements each, of which and these the mean is meant
     """
 
     file: Path
@@ -96,6 +98,7 @@ class Extent:
     count: int
     transposed: Transposed | None = None
     scales: Scales | None = None
+    others: tuple[Extent, ...] = ()
 
 
 def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]:
@@ -111,6 +114,8 @@ def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]
             return tuple(clip(extents(of, entries), start * width, stop * width))
         case Concat(of):
             return tuple(extent for block in of for extent in extents(block, entries))
+        case Mean(of):
+            return tuple(_side_by_side([extents(one, entries) for one in of]))
         case Scaled():
             return tuple(_of_matrices(expr, entries, 0, prod(shape_in(expr, entries)[:-1])))
         case Stacked(of, transposed) if transposed or isinstance(of, Scaled):
@@ -119,6 +124,13 @@ def extents(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[Extent, ...]
             return extents(of, entries)
         case LowRank():
             return ()
+
+
+def _side_by_side(several: Sequence[tuple[Extent, ...]]) -> Iterator[Extent]:
+    """The extents of several expressions of one shape, cut at the ends of each."""
+    for start, stop in pairwise(sorted({edge for runs in several for edge in begins(run.count for run in runs)})):
+        first, *others = (part for runs in several for part in clip(runs, start, stop))
+        yield replace(first, others=tuple(others))
 
 
 def _of_matrices(view: Stacked | Scaled, entries: Mapping[str, TensorInfo], start: int, stop: int) -> Iterator[Extent]:
@@ -172,14 +184,18 @@ def clip(runs: Sequence[Extent], start: int, stop: int, beginnings: Sequence[int
             return
         first, last = max(start, position), min(stop, position + run.count)
         if first < last:
-            skipped = first - position
-            scales = run.scales and replace(run.scales, skipped=run.scales.skipped + skipped)
-            if run.transposed is None:
-                offset = run.offset + skipped * BITS[run.dtype] // 8
-                yield Extent(run.file, offset, run.dtype, last - first, scales=scales)
-            else:
-                transposed = replace(run.transposed, skipped=run.transposed.skipped + skipped)
-                yield replace(run, count=last - first, transposed=transposed, scales=scales)
+            yield _part(run, first - position, last - first)
+
+
+def _part(run: Extent, skipped: int, count: int) -> Extent:
+    """The `count` elements of a run that come after its first `skipped` ones."""
+    scales = run.scales and replace(run.scales, skipped=run.scales.skipped + skipped)
+    others = tuple(_part(other, skipped, count) for other in run.others)
+    if run.transposed is None:
+        offset = run.offset + skipped * BITS[run.dtype] // 8
+        return Extent(run.file, offset, run.dtype, count, scales=scales, others=others)
+    transposed = replace(run.transposed, skipped=run.transposed.skipped + skipped)
+    return replace(run, count=count, transposed=transposed, scales=scales, others=others)
 
 
 def shape_in(expr: Expr, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
@@ -196,7 +212,7 @@ def same_numbers(one: Expr, other: Expr, entries: Mapping[str, TensorInfo], file
         return True
     if _computed(one) or _computed(other):
         return False
-    left, right = extents(one, entries), extents(other, entries)
+    left, right = ([part for run in extents(expr, entries) for part in (run, *run.others)] for expr in (one, other))
     if [(run.dtype, run.count) for run in left] != [(run.dtype, run.count) for run in right]:
         return False
     for ours, theirs in zip(left, right, strict=True):
@@ -218,7 +234,7 @@ def _computed(expr: Expr) -> bool:
             return True
         case Rows(of) | Stacked(of):
             return _computed(of)
-        case Concat(of):
+        case Concat(of) | Mean(of):
             return any(map(_computed, of))
         case Read():
             return False

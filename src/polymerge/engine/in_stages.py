@@ -94,6 +94,7 @@ def _renamed(recipe: Recipe, made: Mapping[str, Path]) -> Recipe:
         models=tuple(replace(entry, model=moved(entry.model)) for entry in recipe.models),
         template=None if recipe.template is None else moved(recipe.template),
         base_model=None if recipe.base_model is None else moved(recipe.base_model),
+        tokenizer_source=None if recipe.tokenizer_source is None else moved(recipe.tokenizer_source),
         stages=(),
     )
 

@@ -24,7 +24,14 @@ from polymerge.engine.finished import Finished, what_decides
 from polymerge.engine.in_stages import in_stages
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
-from polymerge.engine.opening import beside_output, beside_template, files_read, opened_inputs, refuse_changes
+from polymerge.engine.opening import (
+    beside_output,
+    beside_template,
+    entries_of,
+    files_read,
+    opened_inputs,
+    refuse_changes,
+)
 from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
@@ -152,7 +159,7 @@ def merge(
             if progress is not None:
                 progress(done, total)
 
-    entries = [checkpoint.entries for checkpoint in inputs]
+    entries = entries_of(inputs)
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], advance)
     total += prefetch.size

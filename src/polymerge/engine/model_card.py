@@ -13,6 +13,7 @@ from polymerge.checkpoints.folder import split_source
 from polymerge.engine.provenance import RECORD, roles
 from polymerge.methods.table import METHODS
 from polymerge.planning import Plan
+from polymerge.planning.text_words import vocabulary_words
 
 __all__ = ["model_card"]
 
@@ -64,7 +65,8 @@ def _of_checkpoint(plan: Plan, config: Mapping[str, Any]) -> tuple[dict[str, Any
     if len(dtypes) > 1:
         held = ", ".join(f"{count} are {dtype}" for dtype, count in dtypes.most_common())
         line += f" They are stored in several dtypes: {held}."
-    return front, [line]
+    chosen = [f"Vocabulary: {words.partition(': ')[2]}." for words in vocabulary_words(plan.vocabulary)]
+    return front, [line, *(["", *chosen] if chosen else [])]
 
 
 def _of_adapter(plan: Plan, lost: Mapping[str, float]) -> tuple[dict[str, Any], list[str]]:

@@ -21,6 +21,7 @@ from polymerge.dtypes import FP8
 from polymerge.errors import CheckpointError, RecipeError, refuse, refuse_if_any
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Read, Shape, names_read, shape_of
+from polymerge.families.lent import across
 from polymerge.planning import Input, Plan, Step
 from polymerge.planning.companions import files_taken
 from polymerge.planning.model import digests_beside, headers_digest, settings_digest
@@ -28,6 +29,7 @@ from polymerge.planning.model import digests_beside, headers_digest, settings_di
 __all__ = [
     "beside_output",
     "beside_template",
+    "entries_of",
     "fetch",
     "files_read",
     "opened",
@@ -79,13 +81,18 @@ def opened_inputs(plan: Plan) -> list[Checkpoint]:
         raise RecipeError("stages: their outputs are not there yet. Merge them into a folder first, and name that")
     found = [opened(recorded) for recorded in plan.inputs]
     if any(recorded.opened is None for recorded in plan.inputs):
-        refuse_if_any(_unreadable(plan, [checkpoint.entries for checkpoint in found]))
+        refuse_if_any(_unreadable(plan, entries_of(found)))
     return found
+
+
+def entries_of(inputs: Sequence[Checkpoint]) -> list[Mapping[str, TensorInfo]]:
+    """For each of a plan's inputs, the location of its tensors and of those that others lend to it."""
+    return across([checkpoint.entries for checkpoint in inputs])
 
 
 def _unreadable(plan: Plan, entries: Sequence[Mapping[str, TensorInfo]]) -> Iterator[CheckpointError]:
     """Errors for the steps that do not fit the tensors of the inputs."""
-    shapes = [{name: entry.shape for name, entry in held.items()} for held in entries]
+    shapes = across([{name: entry.shape for name, entry in held.items()} for held in entries])
     for entry in plan.left_out:
         if entry.name not in entries[entry.input]:
             yield CheckpointError(f"{plan.inputs[entry.input].path}: the plan leaves out '{entry.name}'. Plan again")
@@ -129,7 +136,7 @@ def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, mer
 
     raises CheckpointError or RecipeError if something cannot be downloaded.
     """
-    stored = [one.entries for one in opened_inputs(plan)]
+    stored = entries_of(opened_inputs(plan))
     files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
     fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
 

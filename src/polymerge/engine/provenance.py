@@ -45,6 +45,7 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
     """
     made: dict[str, Any] = {"recipe": dict(plan.recipe), "plan_hash": plan.hash, "seed": plan.seed}
     made |= {"methods": _methods(plan)} if plan.methods else {}
+    made |= {"vocabulary": plan.to_json()["vocabulary"]} if plan.vocabulary is not None else {}
     inputs = [(entry, roles(plan, place)) for place, entry in enumerate(plan.inputs)]
     decomposed = any(step.lora and step.fate == "merged" for step in plan.steps)
     found = record(made, inputs, digests, command, output, blas=decomposed)

@@ -247,4 +247,20 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
         if foreign := _without_class(checkpoint.config):
             return Finding("processor", None, f"{foreign}, and {loader.__name__} cannot load what it reads with")
         return Finding("processor", False, f"{loader.__name__}: {detail}")
+    if wrong := _misnumbered(checkpoint, getattr(loaded, "tokenizer", loaded)):
+        return Finding("processor", False, f"{type(loaded).__name__}: {wrong}")
     return Finding("processor", True, type(loaded).__name__)
+
+
+def _misnumbered(checkpoint: Checkpoint, tokenizer: Any) -> str:
+    """Which added token of polymerge.json's has another number in the loaded tokenizer; empty if none has."""
+    record = checkpoint.folder / "polymerge.json"
+    try:
+        said = read_json(record, dict[str, Any], most=RECORDS_BYTES) if record.is_file() else {}
+        added = [(one["content"], one["id"]) for one in (said.get("vocabulary") or {}).get("added", ())]
+    except (PolymergeError, KeyError, TypeError, AttributeError) as error:
+        return f"{record.name} cannot be read: {type(error).__name__}: {error}"
+    for token, number in added:
+        if (found := tokenizer.convert_tokens_to_ids(token)) != number:
+            return f"added token '{token}' has the number {found}, its row is {number}"
+    return ""

@@ -24,6 +24,7 @@ from polymerge.checkpoints.writer import Shards, lay_out
 from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
+from polymerge.engine.tokenizer_files import write_chosen
 from polymerge.errors import MissingExtraError, collecting
 from polymerge.planning import Plan
 from polymerge.planning.output_dtypes import Stored, output_config, stored_dtypes
@@ -89,6 +90,7 @@ class _CheckpointWriter:
         copy_files(beside, folder)
         if self._template.config:
             _write_config(self._plan, self._template, self._stored, folder / "config.json")
+        write_chosen(self._plan, folder)
         if self._as_torch:
             from polymerge.checkpoints.writer import as_torch_files  # needs torch, which a merge does not
 

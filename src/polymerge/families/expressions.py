@@ -2,7 +2,8 @@
 
 Different layouts are joined by blocks of rows (`Rows`, `Concat`), the matrices in a tensor of three dimensions are read
 one below the other (`Stacked`), a tensor in fp8 is multiplied by its scales (`Scaled`), a checkpoint with an adapter
-has tensors of the two together (`Adapted`), and an adapter alone has the factors of its updates (`LowRank`).
+has tensors of the two together (`Adapted`), and an adapter alone has the factors of its updates (`LowRank`). Rows that
+a checkpoint lacks are another's (`families.lent`), or the mean of several others' (`Mean`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = [
     "Concat",
     "Expr",
     "LowRank",
+    "Mean",
     "Ranges",
     "Read",
     "Rows",
@@ -66,6 +68,13 @@ class Rows:
 @dataclass(frozen=True)
 class Concat:
     """Several expressions stacked along dim 0, as in a fused tensor."""
+
+    of: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of several expressions of one shape, element by element: their sum in this order, divided."""
 
     of: tuple[Expr, ...]
 
@@ -120,7 +129,7 @@ class LowRank:
     swapped: bool = False
 
 
-Expr: TypeAlias = Read | Scaled | Rows | Concat | Stacked | Adapted | LowRank
+Expr: TypeAlias = Read | Scaled | Rows | Concat | Mean | Stacked | Adapted | LowRank
 Shape: TypeAlias = tuple[int, ...]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 """Blocks of rows, each as (start, stop)."""
@@ -144,6 +153,8 @@ def replace_reads(expr: Expr, change: Callable[[str], Expr]) -> Expr:
             return Rows(replace_reads(of, change), start, stop)
         case Concat(of):
             return Concat(tuple(replace_reads(block, change) for block in of))
+        case Mean(of):
+            return Mean(tuple(replace_reads(one, change) for one in of))
         case Stacked(_, transposed):
             changed = change(expr.name)
             return Stacked(changed, transposed) if isinstance(changed, Read | Scaled) else changed
@@ -162,7 +173,7 @@ def names_read(expr: Expr) -> tuple[str, ...]:
             return (name, by)
         case Rows(of) | Stacked(of):
             return names_read(of)
-        case Concat(of):
+        case Concat(of) | Mean(of):
             return tuple(dict.fromkeys(name for block in of for name in names_read(block)))
         case Adapted(of, a, b):
             return (*names_read(of), *((a, b) if a is not None else (b,)))
@@ -188,6 +199,11 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
                 listed = ", ".join(str(list(block)) for block in blocks)
                 raise CheckpointError(f"{', '.join(names_read(expr))}: shapes {listed} do not stack along dim 0")
             return (sum(block[0] for block in blocks), *blocks[0][1:])
+        case Mean(of):
+            (one_shape, *others) = {shape_of(one, shapes) for one in of}
+            if others:
+                raise CheckpointError(f"{', '.join(names_read(expr))}: are not of one shape, so they have no mean")
+            return one_shape
         case Stacked(of, transposed):
             whole = shape_of(of, shapes)
             if len(whole) != 3:
@@ -224,6 +240,8 @@ def expr_to_json(expr: Expr) -> object:
             return {"rows": [start, stop], "of": expr_to_json(of)}
         case Concat(of):
             return {"concat": [expr_to_json(block) for block in of]}
+        case Mean(of):
+            return {"mean": [expr_to_json(one) for one in of]}
         case Stacked(of, transposed):
             return {"stacked": expr_to_json(of), "transposed": transposed}
         case Adapted(of, a, b, scale, transposed, expert):
@@ -246,7 +264,9 @@ def expr_from_json(value: object) -> Expr:
         case {"rows": [int(start), int(stop)], "of": of, **rest} if not rest:
             return Rows(expr_from_json(of), start, stop)
         case {"concat": [_, *_] as blocks, **rest} if not rest:
-            return Concat(tuple(expr_from_json(block) for block in blocks))
+            return Concat(tuple(map(expr_from_json, blocks)))
+        case {"mean": [_, _, *_] as several, **rest} if not rest:
+            return Mean(tuple(map(expr_from_json, several)))
         case {"stacked": (str() | {"scaled": _}) as of, "transposed": bool(flip), **rest} if not rest:
             whole = expr_from_json(of)
             assert isinstance(whole, Read | Scaled)
@@ -283,6 +303,6 @@ def expr_from_json(value: object) -> Expr:
             return LowRank(a, b, scale, None, experts, swapped)
         case _:
             raise RecipeError(
-                f"not a read expression: {value!r:.200}. It is a name, {{scaled}}, {{rows, of}}, {{concat}}, "
+                f"not a read expression: {value!r:.200}. It is a name, {{scaled}}, {{rows, of}}, {{concat}}, {{mean}}, "
                 "{stacked}, {adapted} or {low_rank}."
             )

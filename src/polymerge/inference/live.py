@@ -26,7 +26,16 @@ from polymerge.dtypes import FP8, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.extents import Files
-from polymerge.engine.opening import beside_output, fetch, opened, opened_inputs, refuse_changes, with_stamps
+from polymerge.engine.opening import (
+    beside_output,
+    entries_of,
+    fetch,
+    opened,
+    opened_inputs,
+    refuse_changes,
+    with_stamps,
+)
+from polymerge.engine.tokenizer_files import chooses_files, write_chosen
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
@@ -91,6 +100,11 @@ class LiveModel:
                 f"{self.folder}: with its adapter it is another model ({brought[0]} is of that), and transformers "
                 "cannot load what no folder holds. Fold the adapter first, and name the folder"
             )
+        if first.vocabulary is not None and first.vocabulary.ids:
+            raise CheckpointError(
+                f"{self.folder}: with the tokenizer of '{first.vocabulary.tokenizer}' its config has to name other "
+                "tokens, which a loaded model cannot be given. Merge it into a folder"
+            )
         ignored = [left.name for left in first.left_out if left.input == first.template and left.reason == IGNORED]
         if why := _unloadable(recorded.wrappers, {} if scales else template.config):
             raise CheckpointError(
@@ -124,12 +138,13 @@ class LiveModel:
         self._execution: Execution | None = None
 
     def _processor_folder(self, plan: Plan) -> Path:
-        """The folder to load the processor from: the template's, or a copy with its adapter's files."""
-        if not plan.companions:
+        """The folder to load the processor from: the template's, or a copy with the files that a plan has instead."""
+        if not plan.companions and not chooses_files(plan):
             return self.folder
         folder = Path(mkdtemp(prefix="polymerge-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         copy_files(beside_output(plan, opened(plan.inputs[plan.template])), folder)
+        write_chosen(plan, folder)
         return folder
 
     def set(self, plan: Plan) -> None:
@@ -195,7 +210,7 @@ class LiveModel:
         if self._execution is None or inputs != self._inputs:
             self.close()
             self._opened = [with_stamps(opened(entry)) for entry in inputs]
-            entries = [one.entries for one in self._opened]
+            entries = entries_of(self._opened)
             self._execution = Execution(
                 entries, device=self._device, threads=self._threads, again=True, memory=self._memory
             )

@@ -19,6 +19,7 @@ from polymerge.checkpoints.bounds import TOKENIZER_BYTES, read_bounded
 from polymerge.checkpoints.discovery import CONFIG
 from polymerge.checkpoints.files import check_file, class_names, read_config, reading
 from polymerge.checkpoints.hub import missing_remote
+from polymerge.checkpoints.json_objects import read_text
 from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.errors import PolymergeError, refuse
@@ -29,11 +30,13 @@ from polymerge.recipe.recipe import Recipe
 
 __all__ = [
     "adapter_companions",
+    "chat_template_of",
     "files_beside",
     "files_left_out",
     "files_taken",
     "has_tokenizer",
     "of_tuned",
+    "tokenizer_companions",
     "tokenizer_folder",
     "told_beside",
 ]
@@ -127,17 +130,38 @@ def files_taken(template: Checkpoint, companions: Sequence[Companions]) -> dict[
         return {}
     # with adapter_config.json in it, transformers would look for an adapter in the output
     replaced = {CONFIG, *(name for taken in companions for name in (*taken.dropped, *taken.files))}
-    from_adapter = {name: Path(taken.folder) / name for taken in companions for name in taken.files}
+    elsewhere = {name: Path(taken.folder) for taken in companions for name in taken.files}
     if template.brought and template.adapter is not None:
-        from_adapter["config.json"] = template.adapter.folder / "config.json"
-    for path in from_adapter.values():
-        assert template.adapter is not None
-        with reading(path):
-            if (error := unfit(path, template.adapter.folder)) is not None:
+        elsewhere["config.json"] = template.adapter.folder
+    for name, folder in elsewhere.items():
+        with reading(folder / name):
+            if (error := unfit(folder / name, folder)) is not None:
                 raise error
-            if missing_remote(path) is None:
-                check_file(path)
-    return {**companion_files(template.folder, {*replaced, *from_adapter}), **from_adapter}
+            if missing_remote(folder / name) is None:
+                check_file(folder / name)
+    taken_from = {name: folder / name for name, folder in elsewhere.items()}
+    return {**companion_files(template.folder, {*replaced, *taken_from}), **taken_from}
+
+
+def tokenizer_companions(template: Model, keeper: Model, taken: Sequence[Companions]) -> tuple[Companions, ...]:
+    """The files of another model's tokenizer, and its chat template unless the template is multimodal and it is not.
+
+    taken   files of the template's adapter, of which its tokenizer is left out
+
+    Refuses, as `files_taken` does, what cannot be copied.
+    """
+    own, folder, why = template.checkpoint, tokenizer_folder(keeper.checkpoint), "chosen by tokenizer_source"
+    there, here = _names(own.folder), _names(folder)
+    kinds: list[tuple[str, tuple[str, ...]]] = [("tokenizer", _TOKENIZER)]
+    if keeper.multimodal or not template.multimodal:
+        kinds.append(("chat template", _TEMPLATE))
+    found = [one for one in taken if one.kind not in [kind for kind, _ in kinds]]
+    for kind, patterns in kinds:
+        files = _matching(here, patterns)
+        dropped = tuple(sorted(set(_matching(there, patterns)) - set(files)))
+        found.append(Companions(kind, str(folder), files, dropped, why))
+    files_taken(own, found)
+    return tuple(found)
 
 
 def of_tuned(tuned: Model, base: Model) -> dict[str, Path]:
@@ -166,9 +190,14 @@ def of_tuned(tuned: Model, base: Model) -> dict[str, Path]:
     return found
 
 
-def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], list[str]]:
+def told_beside(
+    recipe: Recipe, models: Models, keeper: Model, chat_template: str | None
+) -> tuple[dict[str, str | None], list[str]]:
     """The sources of the output's config, tokenizer and chat template, and a warning if models would lose a chat
     template.
+
+    keeper         the model whose tokenizer the output has
+    chat_template  whose the chat template is that the recipe chooses; None if it chooses none
     """
     template = models.template
     if recipe.template is not None:
@@ -191,6 +220,11 @@ def told_beside(recipe: Recipe, models: Models) -> tuple[dict[str, str | None], 
             }
             beside |= {kind: adapter.folder.name for kind, folder in folders.items() if folder == adapter.folder}
             beside |= {kind: None for kind, folder in folders.items() if folder is None}
+        if keeper is not template:
+            beside["tokenizer"] = keeper.label
+            if keeper.multimodal or not template.multimodal:
+                beside["chat_template"] = keeper.label if chat_template_folder(keeper.checkpoint) else None
+        beside["chat_template"] = chat_template or beside["chat_template"]
         alike = [model for model in dict.fromkeys(models.merged) if model.multimodal == template.multimodal]
         silenced = [] if beside["chat_template"] else [one for one in alike if chat_template_folder(one.checkpoint)]
     except PolymergeError as error:
@@ -244,6 +278,27 @@ def chat_template_in(folder: Path, others: Sequence[str] = _MAY_HOLD_CHAT_TEMPLA
     if any(_listed(folder / name) for name in _CHAT_TEMPLATE):
         return True
     return any(_object(folder / name).get("chat_template") for name in others)
+
+
+def chat_template_of(checkpoint: Checkpoint) -> str | None:
+    """A checkpoint's chat template, of several the one called default; None without one.
+
+    raises CheckpointError if it cannot be read or cannot be downloaded.
+    """
+    folder = chat_template_folder(checkpoint)
+    if folder is None:
+        return None
+    if _listed(file := folder / _CHAT_TEMPLATE[0]):
+        fetched(file)
+        return read_text(file)
+    for name in (_CHAT_TEMPLATE[1], *_MAY_HOLD_CHAT_TEMPLATE):
+        held = _object(folder / name).get("chat_template")
+        if isinstance(held, list):
+            named = {one.get("name"): one.get("template") for one in held if isinstance(one, Mapping)}
+            held = named.get("default")
+        if isinstance(held, str) and held:
+            return held
+    return None
 
 
 def _listed(file: Path) -> bool:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from polymerge.checkpoints import Checkpoint
+from polymerge.checkpoints.tokenizer import AddedToken
 from polymerge.dtypes import byte_count
 from polymerge.families.expressions import (
     Adapted,
     Concat,
     Expr,
+    Mean,
     Ranges,
     Read,
     Rows,
@@ -40,7 +42,7 @@ __all__ = [
     "Piece",
     "Plan",
 ]
-__all__ += ["Step"]
+__all__ += ["Step", "Vocabulary"]
 
 Fate = Literal["merged", "folded", "dequantized", "copied", "tied"]
 FATES: Final[tuple[Fate, ...]] = get_args(Fate)
@@ -236,6 +238,30 @@ class Companions:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """The vocabulary of an output whose recipe says `tokenizer_source`.
+
+    source    as in the recipe
+    tokenizer the label of the model whose tokenizer the output has
+    agrees    whether all models have one vocabulary, so that nothing changes
+    rows      of the output's embedding
+    added     tokens that are added to that tokenizer
+    lenders   how many of them each model has brought, by its label
+    filled    for each model that lacks tokens, by its label, how many rows of the embedding it is lent, and whose
+    ids       for files of the output's config, the keys for numbers of tokens that differ from the template's
+    """
+
+    source: str
+    tokenizer: str
+    agrees: bool
+    rows: int
+    added: tuple[AddedToken, ...]
+    lenders: Mapping[str, int]
+    filled: Mapping[str, Mapping[str, int]]
+    ids: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Plan(Table):
     """What `merge` will do: the fate of every tensor.
 
@@ -249,6 +275,8 @@ class Plan(Table):
     warnings   notes that do not prevent the merge
     beside     the sources of the files beside the weights: see `planning.companions.files_beside`
     companions files beside the weights that come from the template's adapter
+    vocabulary  the output's, if the recipe chooses it
+    chat_template  the output's, if the recipe chooses it
     unties     whether the template's config ties head and embedding and the output's must not
     layout     the layout of the output on disk
     config     for an adapter, the output's adapter_config.json
@@ -270,6 +298,8 @@ class Plan(Table):
     warnings: tuple[str, ...] = ()
     beside: Mapping[str, str | None] = field(default_factory=dict)
     companions: tuple[Companions, ...] = ()
+    vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
     unties: bool = False
     layout: Layout = "checkpoint"
     config: Mapping[str, Any] | None = None
@@ -287,6 +317,7 @@ class Plan(Table):
         """sha256 of what the merge computes: the same on any machine and wherever the inputs are stored."""
         data = self.to_json()
         del data["recipe"], data["warnings"], data["beside"], data["companions"], data["layout"]
+        del data["vocabulary"], data["chat_template"]
         if self.config is None:
             del data["config"]
         if not self.methods:
@@ -364,7 +395,7 @@ def _transposed(expr: Expr | None) -> bool:
     match expr:
         case Stacked(_, transposed):
             return transposed
-        case Concat(of):
+        case Concat(of) | Mean(of):
             return any(map(_transposed, of))
         case Rows(of) | Adapted(of):
             return _transposed(of)

@@ -18,7 +18,8 @@ from polymerge.families.rules import PARTS, counterpart, without_branch
 from polymerge.methods.own import MethodFiles, add_methods, check_methods, origins
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapters import names_adapters, plan_adapters
-from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
+from polymerge.planning.chat_template import chosen_chat_template
+from polymerge.planning.companions import adapter_companions, files_left_out, tokenizer_companions, told_beside
 from polymerge.planning.compatibility import config_warnings, merged_routers, other_lineages
 from polymerge.planning.fit import (
     Misfits,
@@ -35,6 +36,8 @@ from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_nam
 from polymerge.planning.output_dtypes import stored_dtypes
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.stage_plans import plan_stages
+from polymerge.planning.tokenizer_source import output_vocabulary
+from polymerge.planning.tokens import Tokens
 from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.planning.written_plan import written_plan
@@ -82,6 +85,13 @@ def _planned(opened: Mapping[str, Checkpoint], recipe: Recipe, stages: Mapping[s
     """
     of_adapters = not opened and names_adapters(recipe)
     with collecting() as problems:
+        if of_adapters and (recipe.tokenizer_source is not None or recipe.chat_template is not None):
+            refuse(
+                RecipeError(
+                    "recipe: tokenizer_source and chat_template are for checkpoints, and these models are adapters: "
+                    "leave them out, or merge BASE+ADAPTER"
+                )
+            )
         plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, {**opened, **stages})
         if plan is not None and not (problems or plan.of_adapters or plan.changes):
             refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
@@ -132,6 +142,7 @@ class _Planner:
         self.template = models.template
         self.base = models.base if any(choice.setting.on_deltas for choice in choices) else None
         self.readers = models.merged if self.base is None else (*models.merged, self.base)
+        self.inputs = tuple(dict.fromkeys((self.template, *self.readers)))
         self.misfits = Misfits()
         self.warnings = list(recipe.notes)
         self.settings = settings_of(choices, len(models.merged))
@@ -140,7 +151,12 @@ class _Planner:
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         # of a template in fp8, the rest of which is what its config says
         self.plain = "F16" if config_dtype(self.template.checkpoint.config) == "F16" else "BF16"
-        self.vocabularies = Vocabularies(self.template, recipe.vocab)
+        tokens = Tokens()
+        self.chosen = output_vocabulary(recipe, models, self.readers, tokens)
+        self.keeper = (
+            self.chosen.keeper if self.chosen is not None and self.chosen.brings(self.template) else self.template
+        )
+        self.vocabularies = Vocabularies(recipe.vocab, tokens, self.chosen, self.inputs, models.base)
         self.unused = UnusedTensors(self.template, self.parts)
 
     def plan(self) -> Plan:
@@ -158,7 +174,7 @@ class _Planner:
         if comparable:
             self._note_extras()
             self._note_differences(steps)
-        for model in dict.fromkeys((self.template, *self.readers)):
+        for model in self.inputs:
             self.warnings += files_left_out(model.label, model.checkpoint.folder, model.checkpoint.adapter)
         companions = self._companions()
         refuse(*self.misfits.problems(self.template.label))
@@ -173,10 +189,13 @@ class _Planner:
             )
         config = self.template.checkpoint.config
         self.warnings += stored_dtypes(steps, config, self.dtype is not None).warnings(config, self.template.label)
-        inputs = tuple(dict.fromkeys((self.template, *self.readers)))
+        inputs = self.inputs
         settings = tuple(self.settings.values())
         draws = any(METHODS[setting.method].random for setting in settings)
-        beside, silent = told_beside(self.recipe, self.models)
+        self.warnings += [] if self.chosen is None else self.chosen.warnings()
+        chat_template, chat_label, unsaid = chosen_chat_template(self.recipe, self.models)
+        self.warnings += unsaid
+        beside, silent = told_beside(self.recipe, self.models, self.keeper, chat_label)
         self.warnings += silent
         told = notes(self.recipe, self.models, self.base, settings, steps, inputs)
         return Plan(
@@ -193,6 +212,8 @@ class _Planner:
             warnings=tuple(dict.fromkeys((*self.warnings, *told))),
             beside=beside,
             companions=companions,
+            vocabulary=None if self.chosen is None else self.chosen.recorded(self.vocabularies.filled),
+            chat_template=chat_template,
             unties=self.template.parted,
         )
 
@@ -201,6 +222,8 @@ class _Planner:
         with collecting():
             companions, said = adapter_companions(self.template.checkpoint)
             self.warnings += said
+            if self.keeper is not self.template:
+                companions = tokenizer_companions(self.template, self.keeper, companions)
             return companions
         return ()
 
@@ -231,6 +254,8 @@ class _Planner:
             blocks = tuple((EMBEDDING if block == HEAD else block, rows) for block, rows in blocks)
         canonical = blocks[0][0] if blocks else name
         shape = self.template.shape(canonical) if canonical in VOCABULARY and len(blocks) == 1 else entry.shape
+        if shape:
+            shape = (self.vocabularies.rows(canonical, shape[0]), *shape[1:])
         whole = ((0, shape[0] if shape else 1),)
         kept = self.dtype or self.plain if name in self.template.fp8.scaled else entry.dtype
 
@@ -278,6 +303,14 @@ class _Planner:
             setting = choice.at(canonical, stored, self.depth)
             pieces, reason = self._pieces(canonical, rows, setting, readers)
         if not pieces:
+            if self.vocabularies.changes(canonical) and reason != "does not fit":
+                refuse(
+                    RecipeError(
+                        f"tokenizer_source: {self.recipe.tokenizer_source}: the output has other tokens than "
+                        f"'{self.template.label}', whose {canonical} would be kept ({reason}). Merge it, or leave out "
+                        "tokenizer_source"
+                    )
+                )
             self.unused.kept[canonical] = reason
             return [self._kept(canonical, rows)], reason
         return pieces, reason
@@ -339,6 +372,7 @@ class _Planner:
         """The pieces of a merged tensor; empty, with the reason, if the vocabularies forbid it."""
         names = [model.find(canonical) or canonical for model in readers]
         exprs = [model.tensors[name] for model, name in zip(readers, names, strict=True)]
+        keeper = self.template
         counts = [(model.shape(name) or (1,))[0] for model, name in zip(readers, names, strict=True)]
         total, reason = rows[-1][1], ""
         rest: Ranges = ()
@@ -346,11 +380,8 @@ class _Planner:
             taken = self.vocabularies.taken(canonical, total, readers, counts)
             if taken is None:
                 return [], "vocabularies differ"
-            rows, rest, reason = taken.rows, taken.rest, taken.reason
-            exprs = [
-                expr if part == ((0, count),) else rows_of(expr, part)
-                for expr, part, count in zip(exprs, taken.theirs, counts, strict=True)
-            ]
+            rows, rest, keeper, reason = taken.rows, taken.rest, taken.keeper, taken.reason
+            exprs = list(taken.reads)
         self.vocabularies.note(canonical, total, readers, counts)
         base = exprs.pop() if setting.on_deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
@@ -360,8 +391,11 @@ class _Planner:
         number = [*self.settings].index(key_of(setting))
         merged = Piece(canonical, rows, number, tuple(exprs), base, twin=twin)
         pieces = [merged] if rows else []
-        if rest:
+        if rest and keeper is self.template:
             pieces.append(self._kept(canonical, rest, rest))
+        elif rest:
+            own = rows_of(keeper.tensors[keeper.find(canonical) or canonical], rest)
+            pieces.append(Piece(canonical, rest, reads=(own,), inputs=(self.inputs.index(keeper),)))
         return (pieces, reason) if rows else ([], "no token is in every vocabulary")
 
     def _note_differences(self, steps: Sequence[Step]) -> None:

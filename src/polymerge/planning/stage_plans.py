@@ -36,6 +36,15 @@ def plan_stages(recipe: Recipe, planning: Callable[[Recipe, Mapping[str, Checkpo
         except PolymergeError as error:
             refuse(*(RecipeError(f"stage '{stage.name}': {problem}") for problem in error.problems))
             return None
+        if plan.chat_template is not None or (plan.vocabulary is not None and not plan.vocabulary.agrees):
+            refuse(
+                RecipeError(
+                    f"stage '{stage.name}': what it makes is read again with its template's tokenizer, so only the "
+                    "last stage can choose tokenizer_source and chat_template. Say them there, or merge the stages one "
+                    "by one"
+                )
+            )
+            return None
         plans.append(_without_paths(plan, known))
         known[plan.name] = _written_by(plan)
     last = planning(recipe, known)

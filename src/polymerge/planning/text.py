@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from polymerge.errors import human_size
-from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Read, Rows, Scaled, Stacked, names_read
+from polymerge.families.expressions import Adapted, Concat, Expr, LowRank, Mean, Read, Rows, Scaled, Stacked, names_read
+from polymerge.families.lent import LENT_BY
 from polymerge.families.rules import text_layer
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
@@ -21,6 +23,7 @@ from polymerge.planning.text_words import (
     plain,
     ranges,
     setting_words,
+    vocabulary_words,
 )
 from polymerge.recipe.overrides import rest_of
 
@@ -61,6 +64,7 @@ def _inputs(plan: Plan) -> Iterator[str]:
         )
         yield from (f"    {name}: {became}" for name, became in entry.files.items())
     yield from beside_words(plan.beside)
+    yield from vocabulary_words(plan.vocabulary)
 
 
 def _settings(plan: Plan, full: bool) -> Iterator[str]:
@@ -159,7 +163,8 @@ def _reads(plan: Plan, step: Step, place: int, exprs: Sequence[Expr]) -> str:
     its_own = place == plan.template or entry.kind == "adapter"
     if its_own and all(names_read(expr) == (step.name,) for expr in exprs):
         return entry.label
-    return f"{entry.label} {expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))}"
+    read = expression(exprs[0] if len(exprs) == 1 else Concat(tuple(exprs)))
+    return f"{entry.label} {re.sub(LENT_BY, lambda found: plan.inputs[int(found[1])].label + ':', read)}"
 
 
 def _labels(plan: Plan, places: Iterable[int]) -> list[str]:
@@ -190,6 +195,8 @@ def expression(expr: Expr) -> str:
             return f"cat({expression(of[0])}, ..., {expression(of[-1])}: {len(of)} blocks)"
         case Concat(of):
             return f"cat({', '.join(map(expression, of))})"
+        case Mean(of):
+            return f"mean({', '.join(map(expression, of))})"
         case Stacked(Read(name), transposed):
             return f"{name}{'.T' if transposed else ''}"
         case Stacked(of, transposed):

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from polymerge.planning.plan import Vocabulary
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["Paint", "beside_words", "by_reason", "note_lines", "plain", "ranges", "setting_words"]
+__all__ = ["Paint", "beside_words", "by_reason", "note_lines", "plain", "ranges", "setting_words", "vocabulary_words"]
 
 Paint = Callable[[str, str], str]
 """A function that styles text, given its kind (a fate or `note`) and the text."""
@@ -39,6 +40,26 @@ def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:
     yield f"  output: {taken or 'no files beside the weights'} ({beside['why']})" + (
         f"; no {', no '.join(lacking)}" if taken and lacking else ""
     )
+
+
+def vocabulary_words(chosen: Vocabulary | None) -> Iterator[str]:
+    """A line on the vocabulary of an output; none unless the recipe chooses it."""
+    if chosen is None:
+        return
+    words = [f"tokenizer_source {chosen.source}: "]
+    if chosen.agrees:
+        words[0] += "all models have one vocabulary"
+    else:
+        words[0] += f"the tokenizer of {chosen.tokenizer}, {chosen.rows} rows"
+    if chosen.added:
+        brought = ", ".join(f"{count} of {label}" for label, count in chosen.lenders.items())
+        words.append(f"{len(chosen.added)} token{'s' if chosen.added[1:] else ''} added ({brought})")
+    for label, lent in chosen.filled.items():
+        whose = ", ".join(f"{count} {words_for}" for words_for, count in lent.items())
+        words.append(f"rows that {label} lacks: {whose}")
+    for file, ids in chosen.ids.items():
+        words.append(f"{', '.join(ids)} in {file} as there")
+    yield f"  vocabulary: {'; '.join(words)}"
 
 
 def setting_words(setting: Setting, labels: Sequence[str], others: Sequence[Setting] = ()) -> str:

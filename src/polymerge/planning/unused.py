@@ -10,6 +10,7 @@ from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Expr, names_read
+from polymerge.families.lent import lender
 from polymerge.methods.table import METHODS
 from polymerge.planning.inputs import Models
 from polymerge.planning.model import EMBEDDING, HEAD, Model, part_of
@@ -45,7 +46,8 @@ class UnusedTensors:
         used = {(inputs.index(self.template), step.name) for step in steps}
         for step in steps:
             for piece in step.pieces:
-                used.update((place, own) for place, expr in _reads(piece, places, own_base) for own in names_read(expr))
+                reads = _reads(piece, places, own_base)
+                used.update(lender(own, place) for place, expr in reads for own in names_read(expr))
         left_out: list[LeftOut] = []
         for place, model in enumerate(inputs):
             kept = {model.find(canonical): why for canonical, why in reversed(self.kept.items())}

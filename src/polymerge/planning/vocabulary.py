@@ -3,64 +3,102 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.bounds import TOKENIZER_BYTES, read_bounded
-from polymerge.checkpoints.hub import companions, listed_alike, missing_remote
-from polymerge.checkpoints.prefetch import fetched
-from polymerge.checkpoints.tokenizer import TOKENIZER, read_tokens
-from polymerge.errors import PolymergeError, refuse
+from polymerge.checkpoints.hub import companions, missing_remote
+from polymerge.checkpoints.tokenizer import TOKENIZER
+from polymerge.errors import PolymergeError, RecipeError, refuse
 from polymerge.families import text_tower
-from polymerge.families.expressions import Ranges
+from polymerge.families.expressions import Concat, Expr, Mean, Ranges, rows_of
+from polymerge.families.lent import of_input
 from polymerge.planning.companions import tokenizer_folder
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model
+from polymerge.planning.tokenizer_source import OutputVocabulary
+from polymerge.planning.tokens import Tokens, says_tokens, tokens_in
 from polymerge.recipe.recipe import Vocab
 
 __all__ = ["Taken", "Vocabularies", "outside", "runs", "vocabulary_notes"]
 
-_VOCABULARIES: Final = TOKENIZER[:3]
-
 _SHOWN: Final = 2
 """Number of mismatched rows that a warning shows."""
+
+
+@dataclass
+class _Block:
+    """Rows that come from rows of one model, `count` from its start on, or are the mean of such rows of several."""
+
+    models: tuple[Model, ...]
+    starts: tuple[int, ...]
+    count: int = 1
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The row that would come next in each model."""
+        return tuple(start + self.count for start in self.starts)
 
 
 @dataclass(frozen=True)
 class Taken:
     """The rows of a vocabulary that are merged.
 
-    rows     rows of the template's tensor
-    theirs   each reader's rows that are merged into them, in the same order
-    rest     rows of the template's tensor that stay unchanged
-    reason   the plan's reason for rows left out on either side
+    rows     rows of the output's tensor
+    reads    the expression for each reader's rows that are merged into them, in the same order
+    rest     rows of the output's tensor that stay as `keeper` has them
+    reason   the plan's reason for rows left out on either side, and for those that another model lends
     """
 
     rows: Ranges
-    theirs: tuple[Ranges, ...]
+    reads: tuple[Expr, ...]
     rest: Ranges
+    keeper: Model
     reason: str
 
 
 class Vocabularies:
-    """Matches vocabulary rows and collects warnings; each tokenizer is read at most once.
+    """Matches vocabulary rows and collects warnings.
 
-    vocab   as in the recipe: template, overlap or by-token
+    vocab    as in the recipe: template, overlap or by-token
+    chosen   the vocabulary that the recipe chooses for the output by tokenizer_source, if it does
+    inputs   every model that the plan reads, in the plan's order
+    base     the one whose rows those lack that another model has, of several that have them
     """
 
-    def __init__(self, template: Model, vocab: Vocab) -> None:
-        self._template, self._vocab = template, vocab
-        self._tokens: dict[Model, Mapping[int, str] | PolymergeError] = {}
+    def __init__(
+        self,
+        vocab: Vocab,
+        tokens: Tokens,
+        chosen: OutputVocabulary | None,
+        inputs: Sequence[Model],
+        base: Model | None,
+    ) -> None:
+        self._template, self._vocab, self._tokens = inputs[0], vocab, tokens
+        self._chosen = chosen if chosen is not None and not chosen.agrees else None
+        self._inputs, self._base = inputs, base
+        self.filled: dict[str, dict[str, int]] = {}
+        self._known: dict[Hashable, tuple[Ranges, dict[Model, list[_Block]]]] = {}
         # what is merged row by row, or kept since rows do not agree: names of tensors by model and number of rows
         self._by_number: dict[tuple[Model, int], list[str]] = defaultdict(list)
         self._unequal: dict[tuple[Model, int, int], list[str]] = defaultdict(list)
 
+    def rows(self, canonical: str, total: int) -> int:
+        """The rows of the output's tensor, of which the template's has `total`."""
+        if self._chosen is None or canonical not in VOCABULARY:
+            return total
+        return self._chosen.rows(canonical, total)
+
+    def changes(self, canonical: str) -> bool:
+        """Return whether the template's rows of a tensor are not those of the output, so that it cannot be kept."""
+        return self._chosen is not None and canonical in VOCABULARY and self._chosen.changes
+
     def taken(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> Taken | None:
         """The merged rows of a vocabulary tensor; None if the vocabularies differ and it is kept.
 
-        total, counts   rows of the template's tensor, and of each reader's
+        total, counts   rows of the output's tensor, and of each reader's
         """
+        if self._chosen is not None:
+            return self._filled_in(self._chosen, canonical, total, readers, counts)
         if self._vocab == "by-token":
             rows, *theirs = self._joined(total, readers, counts)
         elif set(counts) == {total} or self._vocab == "overlap":
@@ -71,17 +109,78 @@ class Vocabularies:
             self._unequal[other, count, total].append(canonical)
             return None
         rest = outside(rows, total)
-        kept = ", ".join(f"{start} to {stop}" for start, stop in rest[:3]) + (", ..." if len(rest) > 3 else "")
-        reasons = [f"rows {kept} are the template's"] if rest else []
+        reasons = [_kept(rest, "template")] if rest else []
         for model, part, count in zip(readers, theirs, counts, strict=True):
             unread = count - sum(stop - start for start, stop in part)
             if unread and model is not self._template:
                 reasons.append(f"{unread} of the {count} rows of '{model.label}' are not read")
-        return Taken(rows, tuple(theirs), rest, "; ".join(dict.fromkeys(reasons)))
+        reads = tuple(_own_rows(model, canonical, part) for model, part in zip(readers, theirs, strict=True))
+        return Taken(rows, reads, rest, self._template, "; ".join(dict.fromkeys(reasons)))
+
+    def _filled_in(
+        self, chosen: OutputVocabulary, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]
+    ) -> Taken:
+        """Every row of the output whose token a reader has, with rows of others for the readers that lack it.
+
+        As in mergekit those are the base's, else the mean of all that have the token.
+        """
+        merged, lent = self._lent(chosen, total, readers, counts)
+        rest, keeper, reasons = outside(merged, total), chosen.keeper, []
+        found = keeper.find(canonical)
+        own = keeper.shape(found)[0] if found is not None else 0
+        if rest and rest[-1][1] > own:
+            refuse(
+                RecipeError(
+                    f"tokenizer_source: {chosen.source}: {canonical} has {total} rows in the output, and no model has "
+                    f"a row for number {rest[-1][1] - 1}: '{keeper.label}' has {own}"
+                )
+            )
+        if rest:
+            reasons.append(_kept(rest, "template" if keeper is self._template else f"'{keeper.label}'"))
+        filled = {model.label: _counted(model, blocks) for model, blocks in lent.items()}
+        for label, lenders in filled.items():
+            reasons += [f"{count} rows of '{label}' are {whose}" for whose, count in lenders.items()]
+        if canonical == EMBEDDING or not self.filled:
+            self.filled = {label: lenders for label, lenders in filled.items() if lenders}
+        reads = {model: self._expr(model, canonical, blocks) for model, blocks in lent.items() if blocks}
+        return Taken(merged, tuple(reads[model] for model in readers if reads), rest, keeper, "; ".join(reasons))
+
+    def _lent(
+        self, chosen: OutputVocabulary, total: int, readers: Sequence[Model], counts: Sequence[int]
+    ) -> tuple[Ranges, dict[Model, list[_Block]]]:
+        """The rows of the output whose token a reader has, and for each reader the blocks that they are read from."""
+        key = (total, tuple(readers), tuple(counts))
+        if key in self._known:
+            return self._known[key]
+        held = {model: self._tokens.places(model, count) for model, count in zip(readers, counts, strict=True)}
+        lent: dict[Model, list[_Block]] = {model: [] for model in held}
+        rows: list[int] = []
+        for token, row in sorted(chosen.places(total).items(), key=lambda one: one[1]):
+            having = {model: places[token] for model, places in held.items() if token in places}
+            if not having:
+                continue
+            rows.append(row)
+            base = having.get(self._base) if self._base is not None else None
+            lenders = having if base is None or self._base is None else {self._base: base}
+            for model, blocks in lent.items():
+                _extend(blocks, {model: having[model]} if model in having else lenders)
+        self._known[key] = runs(rows), lent
+        return self._known[key]
+
+    def _expr(self, reader: Model, canonical: str, blocks: Sequence[_Block]) -> Expr:
+        """The expression for rows of a reader, some of which are another's, or the mean of others'."""
+        found: list[Expr] = []
+        for block in blocks:
+            parts = []
+            for model, start in zip(block.models, block.starts, strict=True):
+                own = _own_rows(model, canonical, ((start, start + block.count),))
+                parts.append(own if model is reader else of_input(own, self._inputs.index(model)))
+            found.append(parts[0] if len(parts) == 1 else Mean(tuple(parts)))
+        return found[0] if len(found) == 1 else Concat(tuple(found))
 
     def note(self, canonical: str, total: int, readers: Sequence[Model], counts: Sequence[int]) -> None:
         """Record a merged tensor for `warnings`: vocabulary rows are joined by index unless joined by token."""
-        if self._vocab == "by-token" or not self._is_vocabulary(canonical):
+        if self._vocab == "by-token" or self._chosen is not None or not self._is_vocabulary(canonical):
             return
         for model in readers:
             if model is not self._template:
@@ -110,10 +209,10 @@ class Vocabularies:
 
     def _joined(self, total: int, readers: Sequence[Model], counts: Sequence[int]) -> list[Ranges]:
         """The template's rows whose token every reader has, in order, and each reader's rows for these tokens."""
-        theirs = [self._places(model, count) for model, count in zip(readers, counts, strict=True)]
+        theirs = [self._tokens.places(model, count) for model, count in zip(readers, counts, strict=True)]
         joined = sorted(
             (number, *(known[token] for known in theirs))
-            for token, number in self._places(self._template, total).items()
+            for token, number in self._tokens.places(self._template, total).items()
             if all(token in known for known in theirs)
         )
         columns = zip(*joined, strict=True) if joined else [()] * (len(readers) + 1)
@@ -129,9 +228,9 @@ class Vocabularies:
         for model in models:
             try:
                 folders = [tokenizer_folder(one.checkpoint) for one in (self._template, model)]
-                if not all(map(_says_tokens, folders)) or self._same_file(model):
+                if not all(map(says_tokens, folders)) or self._tokens.same_file(self._template, model):
                     continue
-                ours, theirs = self._read(self._template), self._read(model)
+                ours, theirs = self._tokens.read(self._template), self._tokens.read(model)
             except PolymergeError as error:
                 yield (
                     f"{merged}, and whether they stand for the same tokens in '{model.label}' was not compared: {error}"
@@ -154,53 +253,37 @@ class Vocabularies:
                 "their token, or name these tensors in exclude"
             )
 
-    def _places(self, model: Model, total: int) -> dict[str, int]:
-        """The first of `total` rows for each token."""
-        found = sorted(self._of(model).items(), reverse=True)
-        return {token: number for number, token in found if number < total}
 
-    def _of(self, model: Model) -> Mapping[int, str]:
-        """A model's tokens by row; empty if they cannot be read, which is refused."""
-        try:
-            return self._read(model)
-        except PolymergeError as error:
-            refuse(error)
-            return {}
-
-    def _read(self, model: Model) -> Mapping[int, str]:
-        if model not in self._tokens:
-            try:
-                self._tokens[model] = _tokens_in(tokenizer_folder(model.checkpoint))
-            except PolymergeError as error:
-                self._tokens[model] = error
-        found = self._tokens[model]
-        if isinstance(found, PolymergeError):
-            raise found
-        return found
-
-    def _same_file(self, model: Model) -> bool:
-        """Return whether a model's tokenizer.json equals the template's byte for byte, so that neither need be read."""
-        ours, theirs = (tokenizer_folder(one.checkpoint) / TOKENIZER[0] for one in (self._template, model))
-        try:
-            if listed_alike(ours, theirs):
-                return True
-            if ours.stat().st_size != theirs.stat().st_size:
-                return False
-            return read_bounded(ours, TOKENIZER_BYTES) == read_bounded(theirs, TOKENIZER_BYTES)
-        except OSError:
-            return False  # one has none, or what is wrong with it is said when it is read
+def _own_rows(model: Model, canonical: str, rows: Ranges) -> Expr:
+    """The expression for rows of a model's tensor; for all of them that of the tensor."""
+    name = model.find(canonical) or canonical
+    expr, shape = model.tensors[name], model.shape(name)
+    return expr if rows == ((0, shape[0] if shape else 1),) else rows_of(expr, rows)
 
 
-def _says_tokens(folder: Path) -> bool:
-    """Return whether a folder has a file that maps rows to tokens, locally or still on the hub."""
-    return any((folder / name).is_file() or (folder / name).is_symlink() for name in _VOCABULARIES)
+def _extend(blocks: list[_Block], origin: Mapping[Model, int]) -> None:
+    """Add one row, which is this one of a model, or the mean of these of several."""
+    last, models, rows = blocks[-1] if blocks else None, tuple(origin), tuple(origin.values())
+    if last is not None and last.models == models and last.ends == rows:
+        last.count += 1
+    else:
+        blocks.append(_Block(models, rows))
 
 
-def _tokens_in(folder: Path) -> Mapping[int, str]:
-    """The token of each row, from the files of a folder, downloaded if they are on the hub."""
-    for file in companions(folder, TOKENIZER):
-        fetched(file)
-    return read_tokens(folder)
+def _counted(reader: Model, blocks: Iterable[_Block]) -> dict[str, int]:
+    """How many rows of a reader others lend, by the words for these."""
+    lent: dict[str, int] = defaultdict(int)
+    for block in blocks:
+        if block.models != (reader,):
+            labels = " and ".join(f"'{model.label}'" for model in block.models)
+            lent[f"the mean of {labels}" if block.models[1:] else f"of {labels}"] += block.count
+    return dict(lent)
+
+
+def _kept(rest: Ranges, whose: str) -> str:
+    """The reason for rows that are not merged."""
+    kept = ", ".join(f"{start} to {stop}" for start, stop in rest[:3]) + (", ..." if len(rest) > 3 else "")
+    return f"rows {kept} are " + ("the template's" if whose == "template" else f"of {whose}")
 
 
 def _token(token: str | None) -> str:
@@ -246,10 +329,10 @@ def vocabulary_notes(model: Model) -> Iterator[str]:
     files = companions(folder, TOKENIZER)
     if before == rows and (folder == model.checkpoint.folder or any(map(missing_remote, files))):
         return  # a tokenizer on the hub takes megabytes, which no mere doubt is worth
-    if not _says_tokens(folder):
+    if not says_tokens(folder):
         return
     try:
-        last = max(_tokens_in(folder), default=-1)
+        last = max(tokens_in(folder), default=-1)
     except PolymergeError as error:
         yield f"'{model.label}': whether its tokens fit its rows is not checked: {error}"
         return

@@ -30,6 +30,7 @@ from polymerge.recipe.mergekit_forms import FORMS, in_place, rewritten, source_o
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
 from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
 from polymerge.recipe.stages import in_order, stages_in
+from polymerge.recipe.tokenizers import TOKENIZER_FIELDS, chat_template_of, tokenizer_source_of
 from polymerge.recipe.yaml_values import read_documents
 
 __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
@@ -37,18 +38,12 @@ __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
     "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", "calibrate", *FORMS,
+    *TOKENIZER_FIELDS,
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
 
 _IGNORE: Final = "ignore has to be a list of globs on stored tensor names"
-
-_MERGEKIT: Final[Mapping[str, str]] = {
-    "tokenizer_source": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
-    "tokenizer": "The output always has the template's tokenizer; vocab says what happens to the embeddings",
-    "chat_template": "The output has the template's chat template",
-}
-"""Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
 _MERGEKIT_METHODS: Final = ("passthrough",)
 """mergekit's other methods, with parameters that are unknown here."""
@@ -84,48 +79,48 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
     raises RecipeError if there is no such file, or it is not YAML.
     """
+    folder = Path() if isinstance(source, Mapping) else given_path(source).parent
     stages = stages_in(source) if isinstance(source, Mapping) else _load(given_path(source))
     if len(stages) == 1:
         if not isinstance(stages[0], Mapping):
             raise RecipeError(f"recipe: stages: has to be a list of mappings of fields, got {_kind(stages[0])}")
-        return _one(stages[0])
-    found = [_stage(stage, place) for place, stage in enumerate(stages)]
+        return _one(stages[0], folder)
+    found = [_stage(stage, place, folder) for place, stage in enumerate(stages)]
     read = [stage for stage in found if stage is not None]
     if len(read) < len(found):
         refuse_if_gathered()
     return in_order(read)
 
 
-def _stage(data: object, place: int) -> Recipe | None:
+def _stage(data: object, place: int, folder: Path) -> Recipe | None:
     """One of several stages; None if something in it is wrong, which is refused with its name."""
     name = data.get("name") if isinstance(data, Mapping) else None
     where = f"stage {place + 1}" if name is None else f"stage '{shown(name)}'"
     try:  # in a context of its own, so that what is wrong comes here
-        return Context().run(_whole, data)
+        return Context().run(_whole, data, folder)
     except PolymergeError as error:
         refuse(*(RecipeError(f"{where}: {problem}") for problem in error.problems))
     return None
 
 
-def _whole(data: object) -> Recipe:
+def _whole(data: object, folder: Path) -> Recipe:
     with collecting(needed=True):
         if not isinstance(data, Mapping):
             raise RecipeError(f"has to be a mapping of fields, got {_kind(data)}")
         if "stages" in data:
             raise RecipeError("stages inside a stage. List them one after the other")
-        return _one(data)
+        return _one(data, folder)
     raise AssertionError("what was refused is raised at the end of the block")
 
 
-def _one(data: Mapping[str, Any]) -> Recipe:
-    """Read a recipe without stages."""
+def _one(data: Mapping[str, Any], folder: Path) -> Recipe:
+    """Read a recipe without stages; files that it names are looked for in `folder`."""
     data = in_place(data)
     meant: set[str] = set(_FIELDS if data is _NOTHING else ())
     for name in data:
         if name not in _FIELDS:
-            hint = f" {_MERGEKIT[name]}." if name in _MERGEKIT else did_you_mean(str(name), _FIELDS)
-            kind = "mergekit's field" if name in _MERGEKIT else "unknown field"
-            refuse(RecipeError(f"recipe: {kind} '{shown(name)}' is not supported.{hint}"))
+            hint = did_you_mean(str(name), _FIELDS)
+            refuse(RecipeError(f"recipe: unknown field '{shown(name)}' is not supported.{hint}"))
             meant |= set(get_close_matches(str(name), _FIELDS, n=1))
     unread = meant - set(data)
     method, known = _UNKNOWN, False
@@ -165,6 +160,8 @@ def _one(data: Mapping[str, Any]) -> Recipe:
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
         missing=_word(data, "missing", get_args(Missing)),
         overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
+        tokenizer_source=tokenizer_source_of(data),
+        chat_template=chat_template_of(data, folder),
         name=_name(data.get("name")),
         layers=_count(data.get("layers")),
         notes=(*notes, *more),

@@ -47,6 +47,8 @@ class Recipe:
     """A merge as the user requested it, field by field as in the recipe file.
 
     overflow globs on canonical names of tensors in which numbers may become infinite
+    tokenizer_source   base, union, or the model whose tokenizer the output has, with all tokens filled in
+    chat_template      auto, or the template itself
     name     by which later stages name its output
     layers   the number of layers that the text tower has to have, if the recipe counts on it
     stages   the merges before this one whose outputs it names, in order
@@ -70,6 +72,8 @@ class Recipe:
     ignore: tuple[str, ...] = ()
     missing: Missing = "error"
     overflow: tuple[str, ...] = ()
+    tokenizer_source: str | None = None
+    chat_template: str | None = None
     name: str | None = None
     layers: int | None = None
     stages: tuple[Recipe, ...] = ()
@@ -82,7 +86,7 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data in the form it is read from; fields with default values are omitted."""
     data: dict[str, Any] = {"stages": [recipe_dict(stage) for stage in recipe.stages]} if recipe.stages else {}
     data["merge_method"] = recipe.merge_method
-    for name in ("name", "template", "base_model", "dtype", "layers"):
+    for name in ("name", "template", "base_model", "tokenizer_source", "chat_template", "dtype", "layers"):
         if getattr(recipe, name) is not None:
             data[name] = getattr(recipe, name)
     # of a recipe made in Python an entry may be a mere path, which reading it again makes right
