@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import ceil, floor, fsum, inf, sqrt
 from threading import Lock
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
@@ -20,10 +21,11 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.engine.blocks import PieceBlocks
+from polymerge.engine.blocks import Block, PieceBlocks
 from polymerge.methods import kernels
 from polymerge.methods.breadcrumbs import Band, ranks
-from polymerge.methods.consensus import Selected
+from polymerge.methods.consensus import Selected, importances, outlying, quartiles
+from polymerge.methods.della import norms, rescaling_of, spread
 from polymerge.methods.kernels import find_cutoffs, on_host
 from polymerge.methods.kernels.cpu.trimming import count_around, count_bins
 from polymerge.methods.ties import kept
@@ -68,20 +70,22 @@ class Deltas:
 
     def read(self, index: int) -> Any:
         """The deltas of a block."""
+        return self.read_block(index).models
+
+    def read_block(self, index: int) -> Block:
+        """The deltas of a block, with the base's numbers."""
         piece, own = self._places[index]
-        return piece.read(own).models
+        return piece.read(own)
 
 
 class Statistic(NamedTuple):
     """How to compute what a method needs beyond its block, from all blocks of a tensor.
 
-    reads     the parameters that it depends on
-    compute   from the blocks, these parameters by name, and what maps over blocks
+    compute   from the blocks, what it depends on by name (`polymerge.methods.method.READS`), and what maps over blocks
     in_cells  whether blocks have to start at multiples of `CELL`, over which sums are taken
     """
 
-    reads: tuple[str, ...]
-    compute: Callable[[Source, Mapping[str, Any], RunAll], Any]
+    compute: Callable[[Any, Mapping[str, Any], RunAll], Any]
     in_cells: bool = False
 
 
@@ -91,8 +95,9 @@ def _cutoff(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[fl
 
 def _band(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[Band]:
     wanted = ranks(said["density"], said["gamma"], len(said["density"]), sum(source.sizes))
-    lows = exact_cutoffs(source, [one.last for one in wanted], run_all)
-    highs = exact_cutoffs(source, [one.first for one in wanted], run_all)
+    ends = [*(one.last for one in wanted), *(one.first for one in wanted)]
+    found = exact_cutoffs(source, ends, run_all, 2 * [*range(len(wanted))])
+    lows, highs = found[: len(wanted)], found[len(wanted) :]
     return [one.band(low, high) for one, low, high in zip(wanted, lows, highs, strict=True)]
 
 
@@ -120,6 +125,41 @@ def _selected(source: Source, said: Mapping[str, Any], run_all: RunAll) -> Selec
     return Selected(least, [fsum(cell for cells in blocks for cell in cells) / total for blocks in of_models])
 
 
+def _rescaling(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[float]:
+    keys, width = said["keys"], said["width"]
+    means, away = spread(said["density"], said["epsilon"], len(keys))
+    if not said["rescale"] or min(means) == 1:
+        return [1.0] * len(keys)
+    starts = list(accumulate(source.sizes, initial=0))
+    return rescaling_of(
+        run_all(
+            lambda index: norms(source.read(index), width, keys, starts[index], means, away), range(len(source.sizes))
+        )
+    )
+
+
+def _importance(source: Deltas, said: Mapping[str, Any], run_all: RunAll) -> float:
+    scores, places = _Importances(source, said["width"]), quartiles(sum(source.sizes))
+    if scores.count <= SAMPLED:
+        blocks = run_all(lambda index: on_host(scores.read(index))[0].copy(), range(len(source.sizes)))
+        ordered = np.sort(np.concatenate(list(blocks)))
+        return outlying([float(ordered[place]) for place in places])
+    return outlying(exact_cutoffs(scores, [scores.count - place for place in places], run_all))
+
+
+class _Importances:
+    """The importances of entries as a source of their own: three rows that are the same, one for each quartile."""
+
+    def __init__(self, source: Deltas, width: int) -> None:
+        self._source, self._width, self.sizes, self.count = source, width, source.sizes, sum(source.sizes)
+
+    def read(self, index: int) -> Any:
+        """The importances of a block, [3, n]."""
+        block = self._source.read_block(index)
+        scores = importances(block.models, block.base, self._width)[0]
+        return np.broadcast_to(scores, (3, len(scores))) if isinstance(scores, np.ndarray) else scores.expand(3, -1)
+
+
 class _Scores:
     """The variances over the models as a source of their own, with a single row."""
 
@@ -132,10 +172,12 @@ class _Scores:
 
 
 STATISTICS: Final[Mapping[str, Statistic]] = {
-    "cutoff": Statistic(("density",), _cutoff),
-    "band": Statistic(("density", "gamma"), _band),
-    "overlap": Statistic(("epsilon",), _overlap),
-    "selected": Statistic(("select_topk",), _selected, in_cells=True),
+    "cutoff": Statistic(_cutoff),
+    "band": Statistic(_band),
+    "overlap": Statistic(_overlap),
+    "selected": Statistic(_selected, in_cells=True),
+    "rescaling": Statistic(_rescaling),
+    "importance": Statistic(_importance),
 }
 """By the keyword that a method takes it under; `gram`, which may be of more than a tensor, is computed by `gram`."""
 
@@ -162,26 +204,30 @@ def draw_keys(seed: int, places: Sequence[int], canonical: str) -> list[int]:
     return [int.from_bytes(digest[:8], "little") for digest in digests]
 
 
-def exact_cutoffs(source: Source, keep: Sequence[int], run_all: RunAll) -> list[float]:
-    """Find every model's `keep[model]`-th largest magnitude.
+def exact_cutoffs(
+    source: Source, keep: Sequence[int], run_all: RunAll, models: Sequence[int] | None = None
+) -> list[float]:
+    """Find every model's `keep[model]`-th largest magnitude, or several of some models.
 
-    source   the blocks; each is read about once, some twice
-    keep     [model]
+    source   the blocks; each is read about once, some twice, however many cutoffs are asked for
+    keep     [cutoff]
     run_all  maps over blocks
-    returns  [model] cutoffs: infinity to keep nothing, zero to keep everything
+    models   [cutoff] the model that each is of; by default one of each
+    returns  [cutoff] infinity to keep nothing, zero to keep everything
     raises   ValueError if a delta is NaN
     """
     n = sum(source.sizes)
     if len(source.sizes) == 1 and n <= 4 * SAMPLED:  # to rank all of it costs less than a search
-        return find_cutoffs(source.read(0), keep)
+        return find_cutoffs(source.read(0) if models is None else source.read(0)[[*models]], keep)
     cutoffs = [inf if count <= 0 else 0.0 for count in keep]
-    models = [model for model, count in enumerate(keep) if 0 < count < n]
-    searches = _searches(_sample(source, models, run_all), models, keep, n) if models else []
+    places = [place for place, count in enumerate(keep) if 0 < count < n]
+    rows = [place if models is None else models[place] for place in places]
+    searches = _searches(_sample(source, rows, run_all), rows, places, keep, n) if places else []
     while searches:
         results = list(zip(searches, _one_pass(source, searches, run_all), strict=True))
         for search, found in results:
             if found is not None:
-                cutoffs[search.model] = float(found)
+                cutoffs[search.place] = float(found)
         searches = [search for search, found in results if found is None]
     return cutoffs
 
@@ -206,13 +252,15 @@ class _Tally(NamedTuple):
 
 
 class _Search:
-    """The search for one model's cutoff: the `keep`-th largest of `n`, probably in [low, high].
+    """The search for the cutoff at `place` of all: the `keep`-th largest of `n` of a model, probably in [low, high].
 
     Values between the bounds are gathered, or counted in bins if they are expected to exceed the memory limit.
     """
 
-    def __init__(self, model: int, keep: int, n: int, room: int, low: Any, high: Any, expected: float) -> None:
-        self.model, self.keep, self.n, self.room = model, keep, n, room
+    def __init__(
+        self, model: int, place: int, keep: int, n: int, room: int, low: Any, high: Any, expected: float
+    ) -> None:
+        self.model, self.place, self.keep, self.n, self.room = model, place, keep, n, room
         self._lock = Lock()
         self._set_bounds(low, high, expected)
 
@@ -296,13 +344,15 @@ def _sample(source: Source, models: Sequence[int], run_all: RunAll) -> list[Floa
     return list(run_all(look, chosen))
 
 
-def _searches(sample: Sequence[Floats], models: Sequence[int], keep: Sequence[int], n: int) -> list[_Search]:
-    room = GATHERED // (len(models) * sample[0].itemsize)
+def _searches(
+    sample: Sequence[Floats], rows: Sequence[int], places: Sequence[int], keep: Sequence[int], n: int
+) -> list[_Search]:
+    room = GATHERED // (len(places) * sample[0].itemsize)
     searches = []
-    for place, model in enumerate(models):
-        low, high, inside = _bounds([part[place] for part in sample], keep[model] / n)
+    for number, (model, place) in enumerate(zip(rows, places, strict=True)):
+        low, high, inside = _bounds([part[number] for part in sample], keep[place] / n)
         # a fifth more than in the sample, for it may be a little off
-        searches.append(_Search(model, keep[model], n, room, low, high, 1.2 * inside * n))
+        searches.append(_Search(model, place, keep[place], n, room, low, high, 1.2 * inside * n))
     return searches
 
 

@@ -64,6 +64,8 @@ class Input:
     family       the family whose table its tensor names were read with
     tensors, size  the number of its tensors, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
+    settings     sha256 over its config.json and that of its adapter, as values
+    beside       the sha256 of each file of text beside its weights, by name; after a +, of one in its adapter's folder
     files        for an adapter, what each weight file in its folder was used for
     wrappers     prefixes stripped from the names as stored (see `checkpoints.names`); all other names here lack them
     kind         a checkpoint, with or without an adapter, or an adapter alone
@@ -77,6 +79,8 @@ class Input:
     tensors: int
     size: int
     headers: str
+    settings: str
+    beside: Mapping[str, str] = field(default_factory=dict, hash=False)
     adapter: str = ""
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     wrappers: tuple[str, ...] = ()
@@ -248,6 +252,7 @@ class Plan(Table):
     unties     whether the template's config ties head and embedding and the output's must not
     layout     the layout of the output on disk
     config     for an adapter, the output's adapter_config.json
+    methods    the user's own methods that it merges with, each with what its code is known by
     stages     the plans of the merges before this one, in order; inputs of theirs and of this one that are such
                outputs have the stage's name as their source, and no path
     """
@@ -268,6 +273,7 @@ class Plan(Table):
     unties: bool = False
     layout: Layout = "checkpoint"
     config: Mapping[str, Any] | None = None
+    methods: Mapping[str, str] = field(default_factory=dict)
     stages: tuple[Plan, ...] = ()
     version: int = field(default=FORMAT)
 
@@ -283,11 +289,13 @@ class Plan(Table):
         del data["recipe"], data["warnings"], data["beside"], data["companions"], data["layout"]
         if self.config is None:
             del data["config"]
+        if not self.methods:
+            del data["methods"]
         stages = data.pop("stages")
         if stages:
             data["stages"] = [stage.hash for stage in self.stages]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter", "files", "wrappers", "kind"):
+            for place in ("label", "source", "path", "settings", "beside", "adapter", "files", "wrappers", "kind"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from polymerge.checkpoints.discovery import is_plain
 from polymerge.dtypes import NAMES
 from polymerge.errors import (
     PolymergeError,
@@ -22,6 +23,7 @@ from polymerge.errors import (
     shown,
 )
 from polymerge.families.rules import PARTS
+from polymerge.methods.own import find_method, installed
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.paths import because, given_path
 from polymerge.recipe.mergekit_forms import FORMS, in_place, rewritten, source_of
@@ -34,7 +36,7 @@ __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", *FORMS,
+    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", "calibrate", *FORMS,
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -48,9 +50,7 @@ _MERGEKIT: Final[Mapping[str, str]] = {
 }
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
-_MERGEKIT_METHODS: Final = (
-    "arcee_fusion", "della", "della_linear", "passthrough",
-)  # fmt: skip
+_MERGEKIT_METHODS: Final = ("passthrough",)
 """mergekit's other methods, with parameters that are unknown here."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
@@ -147,7 +147,7 @@ def _one(data: Mapping[str, Any]) -> Recipe:
     parameters = (
         unread_parameters()
         if "parameters" in unread
-        else read_parameters(data.get("parameters"), "recipe: parameters", judged=known)
+        else read_parameters(_with_modifiers(data), "recipe: parameters", judged=known)
     )
     return Recipe(
         merge_method=method,
@@ -171,6 +171,16 @@ def _one(data: Mapping[str, Any]) -> Recipe:
         unread=frozenset(unread),
         read=True,
     )
+
+
+def _with_modifiers(data: Mapping[str, Any]) -> object:
+    """The recipe's parameters with `calibrate`, which may also be a field of its own."""
+    given = data.get("parameters")
+    if data.get("calibrate") is None or not isinstance(given, Mapping | None):
+        return given
+    if given and "calibrate" in given:
+        refuse(RecipeError("recipe: calibrate is set twice, the second time in parameters"))
+    return {"calibrate": data["calibrate"], **(given or {})}
 
 
 def _load(path: Path) -> list[Any]:
@@ -198,17 +208,26 @@ def _method(value: object, where: str) -> tuple[str, bool]:
     elif value in _MERGEKIT_METHODS and value not in METHODS:
         known = ", ".join(sorted(METHODS))
         refuse(RecipeError(f"{where}: mergekit's method '{shown(value)}' is not supported. Known: {known}."))
-    elif not isinstance(value, str) or value not in METHODS:
+    elif not isinstance(value, str) or not _is_there(value):
         spaces = next(one.choices for one in ADAPTERS if one.name == "space")
-        hint = did_you_mean(str(value), METHODS)
+        hint = did_you_mean(str(value), {**METHODS, **installed()})
         if value in spaces:
             hint = f" It is a space for merging adapters: use ties, for example, with parameters: {{space: {value}}}."
         refuse(RecipeError(f"{where}: there is no method '{shown(value)}'.{hint}"))
         if close := get_close_matches(str(value), METHODS, n=1):
             return close[0], True
-    else:
+    elif value in METHODS:
         return value, True
     return _UNKNOWN, False
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is a method of this name, perhaps in an installed package; one that does not load is refused."""
+    try:
+        return find_method(name) is not None
+    except RecipeError as error:
+        refuse(error)
+        return True
 
 
 def _models(value: object, *, judged: bool) -> tuple[tuple[ModelEntry, ...], bool]:
@@ -327,9 +346,9 @@ def _dtype(name: str, value: object) -> str | None:
 
 
 def _name(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip() and "/" not in value):
+    if value is None or (isinstance(value, str) and is_plain(value) and not set("/+@") & set(value)):
         return value
-    refuse(RecipeError(f"recipe: name has to be a text without slashes, got '{shown(value)}'"))
+    refuse(RecipeError(f"recipe: name has to be one that a folder can have, without + and @, got '{shown(value)}'"))
     return None
 
 
