@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polymerge.analysis.layerwise import layerwise
     from polymerge.analysis.overlap import overlap
     from polymerge.analysis.replacements import Replacement
+    from polymerge.analysis.suggested import suggest
     from polymerge.engine.extract import extract
     from polymerge.engine.merge import Merged, fold, merge
     from polymerge.engine.verify import Verification, verify
@@ -81,6 +82,7 @@ __all__ = [
     "read_recipe",
     "report",
     "search",
+    "suggest",
     "verify",
 ]
 
@@ -115,6 +117,7 @@ _HOMES = {
     "read_recipe": "recipe.parsing",
     "report": "reporting.reports",
     "search": "tuning.search",
+    "suggest": "analysis.suggested",
     "verify": "engine.verify",
 }
 """The module of each public name, and its name there if it differs."""

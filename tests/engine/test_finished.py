@@ -22,7 +22,7 @@ from polymerge.checkpoints.identity import YOUNG
 from polymerge.engine import finished
 from polymerge.engine.merge import Merged
 from polymerge.errors import CheckpointError
-from running import leftovers, raw
+from running import cli, leftovers, raw, recipe_file
 from tiny import as_2024, build, perturbed
 
 CALLS: list[tuple[int, ...]] = []
@@ -176,6 +176,17 @@ def test_an_interrupted_merge_says_that_it_goes_on(
     done = merge(asked(models), tmp_path / "out")
     assert done.resumed == 5
     assert len(CALLS) == 9
+
+
+def test_the_command_line_says_so_too(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_methods, "CALLED", [CALLS.append, interrupt])
+    recipe = recipe_file(asked(models), tmp_path / "recipe.yaml")
+    ran = cli("merge", recipe, "-o", tmp_path / "out", "--no-verify", "--threads", "1")
+    assert ran.status == 1
+    assert f"interrupted; what is finished is kept in {tmp_path}/.out.polymerge-partial: the same merge goes" in ran.err
+    again = cli("merge", recipe, "-o", tmp_path / "out", "--no-verify")
+    assert again.status == 0, again.err
+    assert "went on where it was stopped: 5 matrices were finished" in again.out
 
 
 def test_an_error_leaves_nothing(models: list[Path], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from polymerge.methods.method import method_function
 from polymerge.methods.table import METHODS
 from polymerge.planning.matrix_costs import decomposed
 from running import checkpoint, cli, merged, raw, recipe_file, same_weights
-from tiny import as_2024, as_live, build, load, perturbed, related_llm
+from tiny import as_2024, as_live, build, generate, load, perturbed, related_llm
 from tiny_experts import apart
 
 pytestmark = PEFT_WARNINGS
@@ -155,6 +155,22 @@ def test_how_experts_lie_does_not_matter(tmp_path: Path) -> None:
     for result in results[1:]:
         assert result.keys() == results[0].keys()
         assert all(torch.equal(tensor, results[0][name]) for name, tensor in result.items())
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "internvl"])
+def test_multimodal_models_load_and_their_kernels_are_averaged(family: str, tmp_path: Path) -> None:
+    base = build(family, tmp_path / "base")
+    tuned = [perturbed(base, tmp_path / f"tuned{seed}", seed=seed) for seed in (1, 2)]
+    said = {"merge_method": "iso_c", "base_model": str(base), "models": [{"model": str(one)} for one in tuned]}
+    out = load(merged({**said, "parameters": {"scale": 0.5}}, tmp_path / "out"))  # which is verified
+    before, (one, two) = load(base), map(load, tuned)
+    kernels = {name for name, tensor in before.items() if tensor.ndim > 2}
+    matrices = {piece.canonical for piece, _ in decomposed(polymerge.plan(said))}
+    assert kernels
+    assert {name.partition(".")[0] for name in matrices} == {"text", "vision", "projector"}
+    for name in kernels:
+        assert torch.equal(out[name], literal(before[name], [one[name], two[name]], (1.0, 1.0), 0.5, False)), name
+    generate(tmp_path / "out", tokens=1)
 
 
 def numbers(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -90,6 +90,19 @@ def test_the_plan_says_what_a_gradient_became(place: Path) -> None:
     assert line == f"  {name} [0-3] <- one; two {name}, i = 0-3"
 
 
+def test_many_settings_are_told_as_ranges(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        llm(tmp_path / name, layers=16)
+    by_filter = [{"filter": "mlp", "value": [0, 1]}, {"value": [3, 4]}]
+    plan = planned(tmp_path, "linear", {"one": {"weight": by_filter}, "two": {"weight": 1}})
+    text = describe(plan)
+    line = "[0-31] linear (weight 0 to 4 one, 1 two; normalize true): 147 tensors, 32 settings by layer or name"
+    assert line in text.split("\n")
+    assert "  model.layers.{i}.mlp.up_proj.weight [16 settings] <- one; two " in text
+    lines = describe(plan, full=True).split("\n")
+    assert "[30] linear (weight 4 one, 1 two; normalize true): 6 tensors, in layer 15" in lines
+
+
 def test_adapters_change_by_depth_too(tmp_path: Path) -> None:
     one, two = (str(adapter(tmp_path / name, target_modules=["q_proj", "v_proj"])) for name in ("one", "two"))
     llama().save_pretrained(tmp_path / "base")

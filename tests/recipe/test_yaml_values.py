@@ -8,7 +8,7 @@ import pytest
 
 from polymerge.checkpoints.bounds import DIGITS, NESTING, RECIPE_BYTES, RECIPE_VALUES
 from polymerge.errors import RecipeError
-from polymerge.recipe.yaml_values import parse_yaml, read_yaml
+from polymerge.recipe.yaml_values import parse_yaml, read_documents
 
 
 def test_plain_values_are_what_yaml_says() -> None:
@@ -77,10 +77,10 @@ def test_levels_are_counted() -> None:
 def test_a_file_may_be_as_long_as_stated(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_bytes(b"a: 1\n#".ljust(RECIPE_BYTES, b"x"))
-    assert read_yaml(file) == {"a": 1}
+    assert read_documents(file) == [{"a": 1}]
     file.write_bytes(b"a: 1\n#".ljust(RECIPE_BYTES + 1, b"x"))
     with pytest.raises(OSError, match=f"at most {RECIPE_BYTES} are read"):
-        read_yaml(file)
+        read_documents(file)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="is not UTF-8 at byte 0"):
-        read_yaml(file)
+        read_documents(file)

@@ -5,7 +5,8 @@
 HOW  killed (the process ends at the call), refused (the call fails, not done), lost (it fails, done), interrupted (a
      KeyboardInterrupt before it), late (one after it)
 
-With and without an earlier output, which is to be replaced; on systems that can exchange two names, and on others.
+With and without an earlier output, which is to be replaced; on systems that can exchange two names, and on others; for
+a run that keeps no journal, and for one that the next run goes on with.
 Prints one line per case that breaks a promise, and the number of cases.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from polymerge import durable
-from polymerge.checkpoints.output import output_folder
+from polymerge.checkpoints.output import journal_of, output_folder
 from polymerge.errors import OutputError
 
 CALLS: Final = (
@@ -55,7 +56,7 @@ class Fault:
 
 
 def write(folder: Path, text: str) -> None:
-    (folder / "inside").mkdir(parents=True)
+    (folder / "inside").mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -77,21 +78,23 @@ def in_a_process_of_its_own(action: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def merged(out: Path, text: str, force: bool) -> str:
-    """Make an output; returns why it was refused."""
+def merged(out: Path, text: str, force: bool, run: str) -> str:
+    """Make an output, with a journal if it is of a run that can be gone on with; returns why it was refused."""
     try:
-        with output_folder(out, force=force) as folder:
+        with output_folder(out, force=force, run=run) as folder:
+            if run:
+                journal_of(folder).write_text(text, encoding="utf-8")
             write(folder, text)
     except OutputError as error:
         return str(error)
     return ""
 
 
-def disturbed(out: Path, fault: Fault, earlier: bool, told: Path) -> int:
+def disturbed(out: Path, fault: Fault, earlier: bool, told: Path, run: str) -> int:
     for room, name in CALLS:
         setattr(room, name, fault.wrap(getattr(room, name)))
     try:
-        said = merged(out, "new", earlier)
+        said = merged(out, "new", earlier, run)
     except KeyboardInterrupt:
         said = "interrupted"
     except BaseException as error:
@@ -100,18 +103,20 @@ def disturbed(out: Path, fault: Fault, earlier: bool, told: Path) -> int:
     return 0
 
 
-def next_run(out: Path, force: bool, told: Path) -> int:
-    told.write_text(merged(out, "next", force), encoding="utf-8")
+def next_run(out: Path, force: bool, told: Path, run: str) -> int:
+    told.write_text(merged(out, "next", force, run), encoding="utf-8")
     return 0
 
 
-def broken_promises(folder: Path, how: str, at: int, earlier: bool, exchange: bool, force: bool) -> tuple[bool, str]:
+def broken_promises(
+    folder: Path, how: str, at: int, earlier: bool, exchange: bool, force: bool, run: str
+) -> tuple[bool, str]:
     """One case: whether the fault happened, and the promise that was broken."""
     folder.mkdir()
     out, told = folder / OUT, folder.with_suffix(".told")
     if earlier:
         write(out, "earlier")
-    status = in_a_process_of_its_own(lambda: disturbed(out, Fault(how, at), earlier, told))
+    status = in_a_process_of_its_own(lambda: disturbed(out, Fault(how, at), earlier, told, run))
     happened = status == 9 or int(told.read_text().partition(" ")[0]) >= at
     said = "" if status == 9 else told.read_text().partition(" ")[2]
     now, work = found(out), folder / f".{OUT}.polymerge-partial"
@@ -130,7 +135,7 @@ def broken_promises(folder: Path, how: str, at: int, earlier: bool, exchange: bo
         return happened, f"kept and not told: {elsewhere}; {said}"
     if hidden and how in ("refused", "lost") and said and ".polymerge-partial" not in said:
         return happened, f"left and not told: {hidden}; {said}"
-    in_a_process_of_its_own(lambda: next_run(out, force, told))
+    in_a_process_of_its_own(lambda: next_run(out, force, told, run))
     again, then = told.read_text(), found(out)
     if force or (now is None and not earlier):
         if again or then != "next":
@@ -144,17 +149,17 @@ def broken_promises(folder: Path, how: str, at: int, earlier: bool, exchange: bo
 def main(folder: Path, how: str) -> None:
     os.fsync = lambda _: None  # nobody cuts the power here
     cases, can_exchange = 0, durable._renamed
-    for exchange, earlier, force in product(
-        (True, False), (True, False), (False, True) if how == "killed" else (False,)
+    for exchange, earlier, force, run in product(
+        (True, False), (True, False), (False, True) if how == "killed" else (False,), ("", "a run")
     ):
         durable._renamed = can_exchange if exchange else lambda *_: False
         at, happened = 0, True
         while happened:
             at += 1
-            at_once = folder / f"{at}-{earlier}-{exchange}-{force}"
-            happened, broken = broken_promises(at_once, how, at, earlier, exchange, force)
+            at_once = folder / f"{at}-{earlier}-{exchange}-{force}-{bool(run)}"
+            happened, broken = broken_promises(at_once, how, at, earlier, exchange, force, run)
             if broken:
-                print(f"{how}, call {at}, earlier {earlier}, exchange {exchange}, next force {force}: {broken}")
+                print(f"{how}, call {at}, earlier {earlier}, exchange {exchange}, next force {force}, {run}: {broken}")
         cases += at - 1
     print(cases)
 

@@ -221,3 +221,13 @@ def test_values_come_in_order_and_in_the_parameter_s_kind() -> None:
     assert axis(recipe(), values=(1, 0.3, 0)).values == (0.0, 0.3, 1.0)
     assert axis(recipe("linear"), "normalize", values=(True, False)).values == (True, False)
     assert axis_of(Knob("scale", span=(0.0, 1.0)), recipe(), Roles()).values == ()
+
+
+def test_within_some_layers_no_other_model_s_numbers_may_change() -> None:
+    made = read_recipe(
+        {"merge_method": "ties", "base_model": "o", "models": ["a", {"model": "b", "parameters": {"density": [0, 1]}}]}
+    )
+    with pytest.raises(RecipeError, match="density of another model changes from layer to layer, which it would do"):
+        turn(made, {axis(made, "density", model=0, layers=(0, 1)): 0.5})
+    turned = turn(made, {axis(made, "density", model=0): 0.5})
+    assert [entry.parameters["density"] for entry in turned.models] == [0.5, [0, 1]]

@@ -112,7 +112,11 @@ def test_the_choice_is_that_of_merging_each_value_to_disk(searched: Path, prompt
 
 def test_what_a_run_keeps(searched: Path, prompts: Path) -> None:
     names = {path.name for path in searched.iterdir()}
-    assert names == {"run.json", "prompts.jsonl", "candidates", "search.json", "search.png", "search.svg"}
+    assert names == {
+        "run.json", "prompts.jsonl", "candidates", "search.json", "recipe.yaml", "search.png", "search.svg",
+    }  # fmt: skip
+    written = polymerge.read_recipe(searched / "recipe.yaml")
+    assert written.models[1].parameters["weight"] == outcome(searched)["chosen"]
     assert (searched / "search.png").read_bytes().startswith(b"\x89PNG")
     assert "weight" in (searched / "search.svg").read_text(encoding="utf-8")
     kept = read_prompts(searched / "prompts.jsonl")

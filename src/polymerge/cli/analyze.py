@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,10 +28,14 @@ from polymerge.cli.shared_options import (
     recipe_options,
     run_folder,
 )
-from polymerge.cli.streams import show
+from polymerge.cli.streams import say, show
 from polymerge.durable import write_file
 from polymerge.errors import RecipeError, Refused, collecting, refuse
 from polymerge.paths import given_path
+
+if TYPE_CHECKING:
+    from polymerge.analysis.knockout import Knockout
+    from polymerge.analysis.layerwise import Layerwise
 
 __all__ = ["ablate", "knockout", "overlap"]
 
@@ -60,6 +64,11 @@ _TASKS = given(
         "--tasks", metavar="FILE:SCORER,...", help="Ask these tasks, as in `polymerge evaluate`; one scorer for all."
     ),
     run_folder(required=True),
+)  # fmt: skip
+
+_SUGGESTED = option(
+    "--recipe", "suggested", metavar="OUT.yaml", type=PATH,
+    help="Write the schedule over depth that the outcome suggests, as a recipe.",
 )  # fmt: skip
 
 _ASKING = given(SAMPLES, SAMPLE_SEED, generation_options(ray=False), FORCE_RUN, AS_JSON)
@@ -132,6 +141,12 @@ def overlap(
 @option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers (such as 0-31), not all.")
 @option("--stride", type=int, help="Start groups this many layers apart; default: the group size.")
 @option("--group", type=int, default=1, show_default=True, help="Knock out this many layers at a time.")
+@_SUGGESTED
+@option(
+    "--recipe-of", "scheduled", metavar="RECIPE", type=PATH,
+    help="Schedule this recipe; default: the one in the polymerge.json of MODEL.",
+)  # fmt: skip
+@option("--keep", metavar="TASK", help="Keep the template where this task depends on a layer; default: the first task.")
 @_ASKING
 def knockout(
     model: str,
@@ -143,6 +158,9 @@ def knockout(
     modules: str,
     layers: list[tuple[int, ...]] | None,
     seed: int,
+    suggested: str | None,
+    scheduled: str | None,
+    keep: str | None,
     **options: Any,
 ) -> None:
     """Measure what each layer of MODEL contributes: replace its attention or MLP in memory, score, and restore it.
@@ -152,15 +170,21 @@ def knockout(
     from polymerge.analysis.knockout import knockout as run
     from polymerge.analysis.knockout_text import describe_knockout
     from polymerge.analysis.replacements import Replacement
+    from polymerge.analysis.suggested import refuse_unfit_for_schedules
 
     kind, _, source = replace.partition(":")
     generation = generation_of(options)
     with progress_bar("answers", unit="") as progress, _tasks(prompts, options) as tasks:
+        if suggested is not None:
+            refuse_unfit_for_schedules(scheduled, model, list(tasks), keep)
+        elif scheduled or keep:
+            refuse(RecipeError(f"--{'recipe-of' if scheduled else 'keep'} is for --recipe, which writes a schedule"))
         done = run(
             model, tasks, out, replace=Replacement(kind, source, noise_size, seed), modules=_words(modules),
             layers=None if layers is None else [layer for run in layers for layer in run], seed=seed,
             generation=generation, progress=progress, **options,
         )  # fmt: skip
+    _write_suggested(done, suggested, scheduled, keep)
     if as_json:
         show(json.dumps(done.to_json(), indent=1))
         return
@@ -178,6 +202,7 @@ def knockout(
 @option(
     "--seed", type=int, default=42, show_default=True, help="Seed of the bootstrap; that of a merge is the recipe's."
 )
+@_SUGGESTED
 @_ASKING
 def ablate(
     prompts: tuple[str, ...],
@@ -187,6 +212,7 @@ def ablate(
     window: int | None,
     stride: int | None,
     layers: list[tuple[int, ...]] | None,
+    suggested: str | None,
     **options: Any,
 ) -> None:
     """Merge only a range of layers in memory, and score each range against the template.
@@ -196,19 +222,35 @@ def ablate(
     """
     from polymerge.analysis.knockout_text import describe_layerwise
     from polymerge.analysis.layerwise import layerwise
+    from polymerge.analysis.suggested import refuse_unfit_for_schedules
 
     generation = generation_of(options)
     with progress_bar("answers", unit="") as progress, _tasks(prompts, options) as tasks:
         own = {name: options.pop(name) for name in ("scorer", "seed", "samples", "sample_seed", "force")}
+        recipe = recipe_of(options)
+        if suggested is not None:
+            refuse_unfit_for_schedules(recipe)
         done = layerwise(
-            recipe_of(options), tasks, out, ranges=None if ranges is None else _words(ranges), window=window,
+            recipe, tasks, out, ranges=None if ranges is None else _words(ranges), window=window,
             stride=stride, layers=layers or (), generation=generation, progress=progress, **own,
         )  # fmt: skip
+    _write_suggested(done, suggested)
     if as_json:
         show(json.dumps(done.to_json(), indent=1))
         return
     show(describe_layerwise(done))
     show(f"{done.folder}: every answer, ablation.json and the plot")
+
+
+def _write_suggested(
+    done: Knockout | Layerwise, file: str | None, recipe: str | None = None, keep: str | None = None
+) -> None:
+    """Write the recipe that an outcome suggests, if a file is named for it."""
+    from polymerge.analysis.suggested import suggest, suggestion_text
+
+    if file is not None:
+        write_file(given_path(file), suggestion_text(suggest(done, recipe, keep=keep), done, keep))
+        say(f"{file}: the schedule that this suggests, as a recipe")
 
 
 def _words(text: str) -> list[str]:

@@ -112,7 +112,7 @@ def _show_robustness(merged: str, against: Sequence[str], largest: int | None, a
 @AS_JSON
 def methods(as_json: bool) -> None:
     """List the merge methods, their parameters with defaults, and their sources."""
-    from polymerge.methods.table import ADAPTERS, METHODS
+    from polymerge.methods.table import ADAPTERS, METHODS, MODIFIERS
 
     if as_json:
         show(json.dumps({name: asdict(row) for name, row in METHODS.items()}, indent=1, default=str))
@@ -121,6 +121,9 @@ def methods(as_json: bool) -> None:
         show(f"{row.name}: {row.title}\n  from: {row.source}\n  works on: {row.on}")
         for parameter in row.parameters:
             show(f"  {_words(parameter)}")
+    show("any of them that works on deltas or matrices:")
+    for parameter in MODIFIERS:
+        show(f"  {_words(parameter)}")
     show("any of them, where the models are adapters (space: only those that work on weights or deltas):")
     for parameter in ADAPTERS:
         show(f"  {_words(parameter)}")

@@ -135,6 +135,7 @@ def _carry_out(
     from polymerge.checkpoints.target import check_target
     from polymerge.engine.device import open_device
     from polymerge.planning import make_plan
+    from polymerge.planning.matrix_costs import cost_words
     from polymerge.planning.text import describe
     from polymerge.planning.text_words import note_lines
 
@@ -154,8 +155,11 @@ def _carry_out(
         return
     from polymerge.engine.merge import merge as run
 
-    for line in note_lines(made.warnings, paint_for(sys.stderr)):
+    told = [f"stage '{stage.name}': {warning}" for stage in made.stages for warning in stage.warnings]
+    for line in note_lines((*told, *made.warnings), paint_for(sys.stderr)):
         say(line)
+    if cost := cost_words(made):
+        say(f"cost: {cost}")
     with progress_bar(what) as progress:
         merged = run(made, out, check=check, progress=progress, **options)
     for line in note_lines(merged.warnings, paint_for(sys.stderr)):

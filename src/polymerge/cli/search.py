@@ -56,7 +56,8 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype"}
 @SAMPLE_SEED
 @option(
     "--vary", metavar="NAME[=VALUES]", multiple=True,
-    help="Vary weight (the second model's, the default), weight[2], scale, density@layers:0-5, ...; repeatable.",
+    help="Vary weight (the second model's, the default), weight[2], scale, density@layers:0-5, ...; a schedule over "
+    "the layers by weight@depth=VALUES:SHAPE (linear, knee, step) or weight@depth:last; repeatable.",
 )  # fmt: skip
 @option(
     "--values", metavar="VALUES", help="Try these values: FIRST:LAST:STEP or a list; default for a weight: 0:0.6:0.1."
@@ -186,7 +187,7 @@ def _generate(prompts: tuple[str, ...], as_json: bool, options: dict[str, Any], 
         return
     show(describe_search(found))
     plot = " and the plot" if any(found.folder.glob("search.[ps]*g")) else ""
-    show(f"{found.folder}: every answer, search.json{plot}")
+    show(f"{found.folder}: every answer, search.json{plot}; recipe.yaml has the chosen value")
     if write is not None:
         show(f"{write}: merged with the chosen value")
 

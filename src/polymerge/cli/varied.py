@@ -1,4 +1,4 @@
-"""Parse varied parameters: `weight[2]`, `density@layers:0-5=0:0.6:0.1`, and folders as VALUE=DIR."""
+"""Parse varied parameters: `weight[2]`, `density@layers:0-5=0:0.6:0.1`, `weight@depth=0:1:linear`, and folders."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["log_folders", "parse_knob", "parse_knobs", "parse_span", "parse_values"]
 
 _MOST = 10_000
+_SHAPES = {"linear": ("first", "last"), "knee": ("first", "last", "knee"), "step": ("first", "last", "step")}
+"""What is varied of a schedule of each shape."""
+_BENDS = ("@depth:knee", "@depth:step")
 
 
 def parse_knobs(vary: Sequence[str], values: str | None) -> list[Knob]:
@@ -29,9 +32,11 @@ def parse_knobs(vary: Sequence[str], values: str | None) -> list[Knob]:
     from polymerge.tuning.knobs import Knob
 
     knobs = []
-    for text in vary or ("",):
+    for text in (one for said in vary or ("",) for one in _schedule(said)):
         name, equals, own = text.partition("=")
         said, where = (own, f"--vary {name}") if equals else (values, "--values")
+        if not equals and name.endswith(_BENDS):
+            said = None  # layers, which those of a weight are no values of
         knob = Knob()
         with collecting() as wrong:
             knob = parse_knob(name) if name else knob
@@ -43,20 +48,39 @@ def parse_knobs(vary: Sequence[str], values: str | None) -> list[Knob]:
     return knobs
 
 
+def _schedule(text: str) -> list[str]:
+    """The knobs of a schedule, `NAME@depth=VALUES:SHAPE`: the values of both ends, and the layer of a knee or step."""
+    name, _, said = text.partition("=")
+    if not name.endswith("@depth"):
+        return [text]
+    ends, _, shape = said.rpartition(":")
+    if shape not in _SHAPES:
+        refuse(RecipeError(f"--vary {text}: says no shape ({', '.join(_SHAPES)}); write {name}=0:1:linear"))
+        return [f"{name}:first={said}"]
+    return [f"{name}:{one}={ends}" if one in ("first", "last") else f"{name}:{one}" for one in _SHAPES[shape]]
+
+
 def parse_knob(name: str) -> Knob:
     """Parse PARAMETER, PARAMETER[MODEL], PARAMETER@WHERE or both.
 
-    WHERE is layers:FIRST-LAST of the text tower, a part (text, vision, projector, audio) or a glob on canonical names.
-    Layers that are no range are refused.
+    WHERE is layers:FIRST-LAST of the text tower, a part (text, vision, projector, audio), a glob on canonical names, or
+    depth:END of a schedule (first, last, knee, step). Layers that are no range are refused.
     """
     from polymerge.families.rules import PARTS
     from polymerge.tuning.knobs import Knob
+    from polymerge.tuning.schedules import DEPTHS
 
     said = re.fullmatch(r"(\w+)(?:\[(\d+)\])?(?:@(.+))?", name)
     if said is None:
         return Knob(name)
     parameter, model, place = said[1], None if said[2] is None else int(said[2]), said[3]
     layers = None
+    if place is not None and place.startswith("depth:"):
+        end = next((one for one in DEPTHS if f"depth:{one}" == place), None)
+        if end is None:
+            known = ", ".join(f"depth:{one}" for one in DEPTHS)
+            refuse(RecipeError(f"--vary: '{place}' is nothing of a schedule; write {known}"))
+        return Knob(parameter, model=model, depth=end)
     if place is not None and place.startswith("layers:"):
         found = re.fullmatch(r"layers:(\d+)(?:-(\d+))?", place)
         if found is None or int(found[2] or found[1]) < int(found[1]):

@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any
 
 from threadpoolctl import threadpool_info
 
@@ -99,7 +99,7 @@ def what_decides(plan: Plan, shards: Shards, device: str) -> str:
     """
     if not any(decomposed(plan)):
         return ""
-    rows = {setting.method: setting.row for setting in plan.settings if setting.row.on == "matrices"}
+    rows = {setting.method: setting.row for setting in plan.settings if setting.whole}
     packages = ("polymerge", "numpy", *(("torch",) if device != "cpu" else ()))
     libraries = [
         {name: library.get(name) for name in ("internal_api", "version", "architecture", "threading_layer")}
@@ -125,5 +125,7 @@ def what_decides(plan: Plan, shards: Shards, device: str) -> str:
 
 def _source(function: Callable[..., Any]) -> str:
     """The sha256 of the file that a function is written in: one of the user's own may change between two runs."""
-    file: Final = inspect.getsourcefile(function)
+    file = None
+    with suppress(TypeError):  # one that is compiled
+        file = inspect.getsourcefile(function)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

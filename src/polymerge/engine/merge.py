@@ -21,6 +21,7 @@ from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.finished import Finished, what_decides
+from polymerge.engine.in_stages import in_stages
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
 from polymerge.engine.opening import beside_output, beside_template, files_read, opened_inputs, refuse_changes
@@ -119,6 +120,21 @@ def merge(
         plan = replace(plan, layout=layout)
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
+    if plan.stages:
+        places = [Path(entry.path) for one in (*plan.stages, plan) for entry in one.inputs if entry.path]
+        check_target(target, places, force)
+
+        def carry(stage: Plan, folder: Path, last: bool, report: Progress) -> Merged:
+            # what is read again needs no check beyond that, and no format of another loader
+            return merge(
+                stage, folder, shard_size=shard_size, file_format=file_format if last else "safetensors",
+                threads=threads, device=device, check=check and last, trust_remote_code=trust_remote_code, block=block,
+                progress=report, command=command,
+            )  # fmt: skip
+
+        made = in_stages(plan, target, carry, force=force, progress=progress)
+        found = made.verification and replace(made.verification, folder=target)
+        return replace(made, folder=target, plan=plan, verification=found)
     inputs = opened_inputs(plan)
     beside = beside_output(plan, inputs[plan.template])
     stamps = stamps_of(beside.values())

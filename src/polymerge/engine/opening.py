@@ -18,7 +18,7 @@ from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.dtypes import FP8
-from polymerge.errors import CheckpointError, refuse, refuse_if_any
+from polymerge.errors import CheckpointError, RecipeError, refuse, refuse_if_any
 from polymerge.families import quantization_method
 from polymerge.families.expressions import Read, Shape, names_read, shape_of
 from polymerge.planning import Input, Plan, Step
@@ -75,6 +75,8 @@ def opened_inputs(plan: Plan) -> list[Checkpoint]:
     raises CheckpointError as `opened` does, and Refused where a plan of another process reads what is not there, or not
     in the shape that it says.
     """
+    if plan.stages:
+        raise RecipeError("stages: their outputs are not there yet. Merge them into a folder first, and name that")
     found = [opened(recorded) for recorded in plan.inputs]
     if any(recorded.opened is None for recorded in plan.inputs):
         refuse_if_any(_unreadable(plan, [checkpoint.entries for checkpoint in found]))

@@ -25,11 +25,8 @@ from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
 from polymerge.errors import MissingExtraError, collecting
-from polymerge.families import untied, with_rows
-from polymerge.families.quantization import quantization_method, without_quantization
 from polymerge.planning import Plan
-from polymerge.planning.model import EMBEDDING, HEAD
-from polymerge.planning.output_dtypes import Stored, stored_dtypes
+from polymerge.planning.output_dtypes import Stored, output_config, stored_dtypes
 from polymerge.planning.plan import PREFIX
 
 __all__ = ["Writer", "in_memory", "require", "writer_of"]
@@ -231,21 +228,9 @@ def _sizes(folder: Path, *patterns: str) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in files}
 
 
-def _config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
-    """The template's config adapted to the output: vocabulary size, untied head, plain weights."""
-    config = untied(template.config) if plan.unties else template.config
-    if quantization_method(config) is not None:  # the plan has found that the weights are not
-        config = without_quantization(config)
-    for step in plan.steps:
-        stored = template.entries.get(step.name)
-        if step.canonical in (EMBEDDING, HEAD) and stored is not None and stored.shape != step.shape:
-            return with_rows(config, stored.shape[0], step.shape[0])
-    return config
-
-
 def _write_config(plan: Plan, template: Checkpoint, stored: Stored, file: Path) -> None:
     """Write the config.json of the output into a copy of the template's, changing no more than necessary."""
-    before, config = read_bounded(file, CONFIG_BYTES) if file.exists() else b"", _config(plan, template)
+    before, config = read_bounded(file, CONFIG_BYTES) if file.exists() else b"", output_config(plan, template)
     text = before.decode("utf-8")
     if template.brought or config != template.config:
         text = json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n"

@@ -71,7 +71,7 @@ class Method:
     decomposes   how many decompositions of a matrix a method on matrices takes: for each model, and beside them
     decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
     rest         what a method on matrices takes of a tensor that is none: the mean of the deltas, or the first model's
-    not_offered  a combination of values that mergekit knows and we do not, and what to do instead
+    not_offered  a combination of values that we do not take, such as one that mergekit knows, and what to do instead
     only_here    whether mergekit has no such method, so that no recipe can have parameters that it ignores
     """
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from polymerge.methods.method import Method, Parameter
 
-__all__ = ["ADAPTERS", "METHODS", "SHARED"]
+__all__ = ["ADAPTERS", "METHODS", "MODIFIERS", "SHARED"]
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
 ONE: Final = Parameter("weight", "number", 1.0, each=True)
@@ -31,6 +31,10 @@ SCALE: Final = Parameter("scale", "number", 1.0)
 ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
 AGREE: Final = ("weight", "count", "none")
 """The divisor of the sum in methods that elect signs; each default is mergekit's."""
+EQUALLY_STRONG: Final = (
+    {"calibrate": "svc"},
+    "all directions of its delta are equally strong, so none is to be calibrated by itself. Leave calibrate out",
+)
 INIT: Final = Parameter("init", "choice", "sum", choices=("sum", "mean", "zero"))
 RESCALE: Final = Parameter("rescale", "flag", True)
 
@@ -300,6 +304,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(0, 1),
+        not_offered=EQUALLY_STRONG,
     ),
     Method(
         "iso_cts",
@@ -311,6 +316,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(1, 3),
+        not_offered=EQUALLY_STRONG,
     ),
     Method(
         "optmerge",
@@ -388,6 +394,14 @@ _ROWS: Final = (
 _TABLE: Final = {row.name: row for row in _ROWS}
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(_TABLE)
 """Every merge method by name."""
+
+MODIFIERS: Final = (
+    Parameter("calibrate", "choice", choices=("svc",), optional=True),
+    Parameter("alpha", "number", 1.0, low=1e-6),
+)
+"""Additional parameters of any method on deltas whose recipe says `calibrate`: what is done to each merged matrix, and
+its parameter. A method's own parameter of the same name stays the method's.
+"""
 
 ADAPTERS: Final = (
     Parameter("space", "choice", "delta", choices=("delta", "factors", "knots", "core")),

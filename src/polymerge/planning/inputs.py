@@ -34,6 +34,7 @@ from polymerge.paths import given_path
 from polymerge.planning.folding import folded
 from polymerge.planning.model import EMBEDDING, HEAD, Model, Ties, own_name, stored_in
 from polymerge.recipe.recipe import ModelEntry, Recipe
+from polymerge.recipe.stages import sources_of
 
 __all__ = [
     "Models",
@@ -41,7 +42,6 @@ __all__ = [
     "labels_of",
     "open_each",
     "open_models",
-    "sources_of",
 ]
 
 
@@ -68,13 +68,6 @@ def labels_of(sources: Iterable[str]) -> dict[str, str]:
         if len(set(labels.values())) == len(labels):
             return labels
     return {source: source for source in paths}
-
-
-def sources_of(recipe: Recipe) -> tuple[str, ...]:
-    """Every source that a recipe names, each once."""
-    named = [entry.model for entry in recipe.models]
-    named += [name for name in (recipe.template, recipe.base_model) if name is not None]
-    return tuple(dict.fromkeys(named))
 
 
 def open_models(recipe: Recipe, held: Mapping[str, Checkpoint]) -> Models | None:
@@ -161,17 +154,20 @@ def _open_all(
 ) -> dict[str, Model]:
     """Open each source; two sources with the same location share one model."""
     labels = labels_of(sources)
-    by_path: dict[tuple[Path, Path | None], Model] = {}
+    by_path: dict[tuple[Path, Path | None, str], Model] = {}
     opened: dict[str, Model] = {}
     with collecting():
         for source in dict.fromkeys(sources):
             with collecting():
                 base, adapter = split_source(source)
-                path = (locate(base), None if adapter is None or source in held else locate(adapter))
-                if path not in by_path:
-                    checkpoint = held.get(source) or _opened(source, *path, labels[source])
-                    by_path[path] = _model(checkpoint, path[0], labels[source], families.get(source), ignored)
-                opened[source] = by_path[path]
+                checkpoint = held.get(source)
+                path = locate(base) if checkpoint is None else checkpoint.folder
+                beside = None if adapter is None or checkpoint is not None else locate(adapter)
+                key = (path, beside, "" if checkpoint is None else source)
+                if key not in by_path:
+                    checkpoint = checkpoint or _opened(source, path, beside, labels[source])
+                    by_path[key] = _model(checkpoint, path, labels[source], families.get(source), ignored)
+                opened[source] = by_path[key]
         if len(opened) == len(set(sources)):
             refuse(*ignored.problems())
     return opened

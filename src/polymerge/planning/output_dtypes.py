@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
+from polymerge.checkpoints import Checkpoint
 from polymerge.checkpoints.json_objects import strings_at
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holding, holds
+from polymerge.families import untied, with_rows
 from polymerge.families.config import CONFIG_DTYPES, QUANTIZATION, config_dtype
-from polymerge.planning.plan import Step
+from polymerge.families.quantization import quantization_method, without_quantization
+from polymerge.planning.model import EMBEDDING, HEAD
+from polymerge.planning.plan import Plan, Step
 
-__all__ = ["Stored", "stored_dtypes"]
+__all__ = ["Stored", "output_config", "stored_dtypes"]
 
 _ALONE: Final = " where the model is merged alone (merge_method: linear, weight: 1)"
 
@@ -142,3 +146,15 @@ def _dtypes_in(text: str) -> Iterator[tuple[int, int, str]]:
             code = dtype_code(json.loads(text[start:stop]).removeprefix("torch."))
             if code is not None:
                 yield start, stop, code
+
+
+def output_config(plan: Plan, template: Checkpoint) -> Mapping[str, Any]:
+    """The template's config adapted to the output: vocabulary size, untied head, plain weights; but for dtypes."""
+    config = untied(template.config) if plan.unties else template.config
+    if quantization_method(config) is not None:  # the plan has found that the weights are not
+        config = without_quantization(config)
+    for step in plan.steps:
+        stored = template.entries.get(step.name)
+        if step.canonical in (EMBEDDING, HEAD) and stored is not None and stored.shape != step.shape:
+            return with_rows(config, stored.shape[0], step.shape[0])
+    return config

@@ -252,6 +252,8 @@ class Plan(Table):
     unties     whether the template's config ties head and embedding and the output's must not
     layout     the layout of the output on disk
     config     for an adapter, the output's adapter_config.json
+    stages     the plans of the merges before this one, in order; inputs of theirs and of this one that are such
+               outputs have the stage's name as their source, and no path
     """
 
     recipe: Mapping[str, Any]
@@ -270,6 +272,7 @@ class Plan(Table):
     unties: bool = False
     layout: Layout = "checkpoint"
     config: Mapping[str, Any] | None = None
+    stages: tuple[Plan, ...] = ()
     version: int = field(default=FORMAT)
 
     @property
@@ -284,6 +287,9 @@ class Plan(Table):
         del data["recipe"], data["warnings"], data["beside"], data["companions"], data["layout"]
         if self.config is None:
             del data["config"]
+        stages = data.pop("stages")
+        if stages:
+            data["stages"] = [stage.hash for stage in self.stages]
         for entry in data["inputs"]:
             for place in ("label", "source", "path", "settings", "beside", "adapter", "files", "wrappers", "kind"):
                 del entry[place]
@@ -296,6 +302,11 @@ class Plan(Table):
             elif not step["lora"]["experts"]:
                 del step["lora"]["experts"], step["lora"]["wrapped"]
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The name by which later stages name its output; empty for a merge by itself."""
+        return str(self.recipe.get("name") or "")
 
     @property
     def changes(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from polymerge.checkpoints import Checkpoint
@@ -27,11 +28,12 @@ from polymerge.planning.fit import (
     unmatched,
     unmatched_filters,
 )
-from polymerge.planning.inputs import Models, bases_among, labels_of, open_models, sources_of
+from polymerge.planning.inputs import Models, bases_among, labels_of, open_models
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
 from polymerge.planning.output_dtypes import stored_dtypes
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
+from polymerge.planning.stage_plans import plan_stages
 from polymerge.planning.unused import UnusedTensors, notes, partly_kept
 from polymerge.planning.vocabulary import Vocabularies
 from polymerge.planning.written_plan import written_plan
@@ -39,6 +41,7 @@ from polymerge.recipe.overrides import Choice, choices_of, key_of, matches, rest
 from polymerge.recipe.parameters import Setting
 from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import ModelEntry, Recipe, recipe_dict
+from polymerge.recipe.stages import sources_of
 
 __all__ = ["make_plan"]
 
@@ -59,15 +62,25 @@ def make_plan(
         return recipe
     if not isinstance(recipe, Recipe) and (written := written_plan(recipe)) is not None:
         return written
-    with collecting(needed=True) as problems:
-        read = as_recipe(recipe)
-        of_adapters = not opened and names_adapters(read)
-        plan = plan_adapters(read) if of_adapters else _plan_checkpoints(read, opened or {})
-        if plan is not None and not (problems or plan.of_adapters or plan.changes):
-            refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
+    with collecting(needed=True):
+        plan = plan_stages(as_recipe(recipe), partial(_planned, opened or {}))
     if plan is None:  # with a recipe that was refused where it was parsed, for then that is no problem of its own
         raise RecipeError("recipe: no models could be read, so there is nothing to plan")
     return plan
+
+
+def _planned(opened: Mapping[str, Checkpoint], recipe: Recipe, stages: Mapping[str, Checkpoint]) -> Plan | None:
+    """Plan one recipe, without its earlier stages.
+
+    stages  what these will write, by their names
+    """
+    of_adapters = not opened and names_adapters(recipe)
+    with collecting() as problems:
+        plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, {**opened, **stages})
+        if plan is not None and not (problems or plan.of_adapters or plan.changes):
+            refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
+        return plan
+    return None
 
 
 def _plan_checkpoints(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> Plan | None:
@@ -335,7 +348,7 @@ class _Planner:
         self.vocabularies.note(canonical, total, readers, counts)
         base = exprs.pop() if setting.on_deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
-        if setting.row.on == "matrices" and not is_matrix(canonical, self.template.shape(canonical)):
+        if setting.whole and not is_matrix(canonical, self.template.shape(canonical)):
             setting = rest_of(setting, len(readers) - (base is not None))
         self.settings.setdefault(key_of(setting), setting)
         number = [*self.settings].index(key_of(setting))

@@ -12,7 +12,7 @@ from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.matrix_costs import cost_words
 from polymerge.planning.module_steps import is_dense
-from polymerge.planning.plan import FATES, Plan, Step
+from polymerge.planning.plan import FATES, Piece, Plan, Step
 from polymerge.planning.text_words import (
     Paint,
     beside_words,
@@ -28,7 +28,7 @@ __all__ = ["describe"]
 
 
 _SHOWN = 12
-"""Maximum number of blocks of one tensor on a line."""
+"""Maximum number of blocks of one tensor on a line, and of settings with a line of their own."""
 
 _FEW_SETTINGS = 3
 """Number of settings up to which each has lines of its own; with a setting for each layer there would be too many."""
@@ -38,20 +38,13 @@ def describe(plan: Plan, *, full: bool = False, paint: Paint = plain) -> str:
     """Format the plan as text, warnings first, grouped by kind of tensor (`full`: one line per tensor); `paint` styles
     fates.
     """
-    return "\n".join(
-        [
-            *note_lines(plan.warnings, paint),
-            *([""] if plan.warnings else []),
-            *_inputs(plan),
-            "",
-            *_settings(plan),
-            "",
-            *_fates(plan, full, paint),
-            *_left_out(plan, full, paint),
-            "",
-            *_totals(plan, paint),
-        ]
-    )
+    lines = [*note_lines(plan.warnings, paint), *([""] if plan.warnings else []), *_inputs(plan), ""]
+    lines += _settings(plan, full)
+    lines += ["", *_fates(plan, full, paint), *_left_out(plan, full, paint), "", *_totals(plan, paint)]
+    stages = [
+        line for stage in plan.stages for line in (f"--- stage {stage.name}", describe(stage, full=full, paint=paint))
+    ]
+    return "\n".join([*stages, *(["--- output"] if stages else []), *lines])
 
 
 def _inputs(plan: Plan) -> Iterator[str]:
@@ -70,20 +63,39 @@ def _inputs(plan: Plan) -> Iterator[str]:
     yield from beside_words(plan.beside)
 
 
-def _settings(plan: Plan) -> Iterator[str]:
-    for number, setting in enumerate(plan.settings):
-        own = [(step, piece) for step in plan.steps for piece in step.pieces if piece.setting == number]
-        places = next((piece.inputs for _, piece in own), ()) or plan.models
-        stored = len(dict.fromkeys(step.name for step, _ in own))
-        held = f", in {stored} that are stored" if stored < len(own) else ""
-        layers = {layer for _, piece in own if (layer := text_layer(piece.canonical)) is not None}
-        inside = bool(layers) and all(text_layer(piece.canonical) is not None for _, piece in own)
-        if inside and len(plan.settings) > _FEW_SETTINGS:
-            held += f", in layer{'s' if len(layers) > 1 else ''} {ranges(sorted(layers))}"
-        what = "modules" if own and own[0][0].lora else "tensors"
-        rest = rest_of(setting, len(places)) if setting.row.on == "matrices" else setting
-        others = f"; others: [{plan.settings.index(rest)}]" if rest in plan.settings and rest is not setting else ""
-        yield f"[{number}] {setting_words(setting, _labels(plan, places))}: {len(own)} {what}{held}{others}"
+def _settings(plan: Plan, full: bool) -> Iterator[str]:
+    merged: dict[int, list[tuple[Step, Piece]]] = {number: [] for number in range(len(plan.settings))}
+    for step in plan.steps:
+        for piece in step.pieces:
+            if piece.setting is not None:
+                merged[piece.setting].append((step, piece))
+    if full or len(plan.settings) <= _SHOWN:
+        yield from (_setting(plan, [number], own) for number, own in merged.items())
+        return
+    alike: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
+    for number, own in merged.items():
+        places = own[0][1].inputs if own else ()
+        alike[plan.settings[number].method, places].append(number)
+    for numbers in alike.values():
+        yield _setting(plan, numbers, [one for number in numbers for one in merged[number]])
+
+
+def _setting(plan: Plan, numbers: Sequence[int], own: Sequence[tuple[Step, Piece]]) -> str:
+    """A line on a setting, or on several of one method, and what they merge."""
+    setting, *others = (plan.settings[number] for number in numbers)
+    places = next((piece.inputs for _, piece in own), ()) or plan.models
+    stored = len(dict.fromkeys(step.name for step, _ in own))
+    held = f", in {stored} that are stored" if stored < len(own) else ""
+    layers = {layer for _, piece in own if (layer := text_layer(piece.canonical)) is not None}
+    inside = bool(layers) and all(text_layer(piece.canonical) is not None for _, piece in own)
+    if inside and len(plan.settings) > _FEW_SETTINGS:
+        held += f", in layer{'s' if len(layers) > 1 else ''} {ranges(sorted(layers))}"
+    what = "modules" if own and own[0][0].lora else "tensors"
+    rest = rest_of(setting, len(places)) if setting.whole else setting
+    beside = f"; others: [{plan.settings.index(rest)}]" if rest in plan.settings and rest is not setting else ""
+    by_depth = f", {len(numbers)} settings by layer or name" if others else ""
+    words = setting_words(setting, _labels(plan, places), others)
+    return f"[{ranges(numbers)}] {words}: {len(own)} {what}{held}{beside}{by_depth}"
 
 
 def _fates(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
@@ -109,7 +121,10 @@ def _merged(plan: Plan, steps: Iterable[Step]) -> Iterator[str]:
     for line, alike in kinds.items():
         if many:
             numbers = {piece.setting for step in alike for piece in step.pieces if piece.setting is not None}
-            line = line.replace(" [*]", f" [{ranges(sorted(numbers))}]")
+            which = ranges(sorted(numbers))
+            line = line.replace(
+                " [*]", f" [{which if which.count(',') < _FEW_SETTINGS else f'{len(numbers)} settings'}]"
+            )
         layers = sorted(layer for step in alike if (layer := text_layer(step.canonical)) is not None)
         yield f"  {line}{f', i = {ranges(layers)}' if layers else _times(len(alike))}"
 
@@ -207,6 +222,9 @@ def _totals(plan: Plan, paint: Paint) -> Iterator[str]:
     elif dense := [step for step, _, setting in plan.merged_pieces() if step.lora and is_dense(setting)]:
         most = max(step.shape[0] * step.shape[1] * 4 for step in dense)
         yield f"memory: up to {human_size(most)} a thread: the method needs the whole update of a module"
+    if plan.stages:
+        size = human_size(sum(stage.size for stage in plan.stages))
+        yield f"stages: {len(plan.stages)}, whose outputs take {size} on the disk until the output is complete"
     yield f"hash: {plan.hash}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from polymerge.recipe.parameters import Setting
 
@@ -40,20 +41,32 @@ def beside_words(beside: Mapping[str, str | None]) -> Iterator[str]:
     )
 
 
-def setting_words(setting: Setting, labels: Sequence[str]) -> str:
-    """Format a method with its parameters: `ties (weight 0.5 a, 0.5 b; density 0.2)`."""
+def setting_words(setting: Setting, labels: Sequence[str], others: Sequence[Setting] = ()) -> str:
+    """Format a method with its parameters: `ties (weight 0.5 a, 0.5 b; density 0.2)`.
+
+    others  settings of the same method and models; where they differ, ranges are given: `weight 0.5 a, 0 to 1 b`
+    """
     words = []
     for name, value in setting.parameters.items():
+        every = [value, *(other.parameters[name] for other in others)]
         if isinstance(value, tuple):
-            if len(set(value)) == 1 and name != "weight":
-                words.append(f"{name} {value[0]:g}")
+            shares = [_words([one[place] for one in every]) for place in range(len(value))]
+            if len(set(shares)) == 1 and name != "weight":
+                words.append(f"{name} {shares[0]}")
             else:
                 words.append(
-                    f"{name} " + ", ".join(f"{share:g} {label}" for share, label in zip(value, labels, strict=True))
+                    f"{name} " + ", ".join(f"{share} {label}" for share, label in zip(shares, labels, strict=True))
                 )
         else:
-            words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".lower())
+            words.append(f"{name} {_words(every)}")
     return f"{setting.method}{' (' + '; '.join(words) + ')' if words else ''}"
+
+
+def _words(values: Sequence[Any]) -> str:
+    """One value, the range of several numbers, or several words."""
+    if len(set(values)) > 1 and all(isinstance(value, float) for value in values):
+        return f"{min(values):g} to {max(values):g}"
+    return " or ".join(dict.fromkeys(f"{one:g}" if isinstance(one, float) else f"{one}".lower() for one in values))
 
 
 def by_reason(entries: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
-from polymerge.planning.inputs import labels_of, sources_of
+from polymerge.planning.inputs import labels_of
 from polymerge.planning.plan import Plan
 from polymerge.planning.unused import drops_at_random, measures_tensors
 from polymerge.recipe.overrides import Choice, choices_of, key_of, rest_of, settings_of
 from polymerge.recipe.recipe import Recipe, recipe_dict
+from polymerge.recipe.stages import sources_of
 
 __all__ = ["varied"]
 
@@ -61,7 +62,7 @@ def _pattern(choices: Sequence[Choice], models: int) -> list[tuple[object, ...]]
     """Which choices share a setting, their methods, their scopes, and the notes that they cause."""
     keys = list(settings_of(choices, models))
     noted = [(drops_at_random(one.setting), measures_tensors(one.setting)) for one in choices]
-    rests = [rest_of(one.setting, models) if one.setting.row.on == "matrices" else one.setting for one in choices]
+    rests = [rest_of(one.setting, models) if one.setting.whole else one.setting for one in choices]
     return [
         (keys.index(one.key), keys.index(key_of(rest)), one.setting.method, one.layers, one.match, note)
         for one, rest, note in zip(choices, rests, noted, strict=True)

@@ -23,6 +23,7 @@ from polymerge.checkpoints.json_objects import checked, parse_json
 from polymerge.dtypes import BITS, FP8, MERGEABLE
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 from polymerge.families.expressions import Expr, LowRank, Scaled, Stacked, expr_from_json
+from polymerge.methods.table import MODIFIERS
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting, written_setting
@@ -66,7 +67,7 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
 
 
 def _plan(data: Mapping[str, Any]) -> Plan:
-    lists = {name: data.get(name) for name in ("inputs", "settings", "steps", "left_out", "companions")}
+    lists = {name: data.get(name) for name in ("inputs", "settings", "steps", "left_out", "companions", "stages")}
     entries = checked(lists, dict[str, list[dict[str, Any]]], "plan", error=RecipeError, then=_AGAIN)
     settings = [(f"settings[{place}]", one) for place, one in enumerate(entries["settings"])]
     made = {
@@ -75,6 +76,7 @@ def _plan(data: Mapping[str, Any]) -> Plan:
         "steps": tuple(_step(one, f"steps[{place}]") for place, one in enumerate(entries["steps"])),
         "left_out": tuple(_made(LeftOut, one, "left_out") for one in entries["left_out"]),
         "companions": tuple(_made(Companions, one, "companions") for one in entries["companions"]),
+        "stages": tuple(map(_plan, entries["stages"])),
     }
     plan = _made(Plan, data, "plan", **made)
     parse_recipe(plan.recipe)
@@ -131,6 +133,11 @@ def _faults(plan: Plan) -> Iterator[str]:
     if not plan.models or len(plan.places) != len(plan.models) or not all(place in inputs for place in places):
         yield "it has other inputs than its template, models and base say"
         return
+    names_of_stages = [stage.name for stage in plan.stages]
+    if not all(names_of_stages) or len(set(names_of_stages)) < len(names_of_stages):
+        yield "its stages have names of their own"
+    if any(stage.stages or stage.of_adapters for stage in plan.stages):
+        yield "its stages are merges of checkpoints"
     if min(plan.seed, *plan.places) < 0:
         yield "its seed and places are counted from 0"
     if plan.beside and not {"config", "tokenizer", "chat_template", "why"} <= plan.beside.keys():
@@ -229,9 +236,10 @@ def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     if setting.row.models not in (None, len(places)):
         yield f"{setting.method} takes {setting.row.models} models"
     if step.lora is None:
-        if setting.row.on == "factors" or setting.parameters.keys() != {one.name for one in setting.row.parameters}:
+        more = setting.parameters.keys() - {one.name for one in setting.row.parameters}
+        if setting.row.on == "factors" or not more <= {one.name for one in MODIFIERS}:
             yield f"{setting.method} with these parameters is for adapters"
-        if setting.row.on == "matrices" and not is_matrix(piece.canonical, _shape(step, piece)):
+        if setting.whole and not is_matrix(piece.canonical, _shape(step, piece)):
             yield f"{setting.method} is for matrices"
         has_base = piece.base is not None
         unfit = setting.row.needs_base != has_base and not plan.of_adapters

@@ -30,6 +30,9 @@ __all__ = [
 NOTHING: Final = object()
 """The value of conditions none of which holds: what is said more generally counts then, or the default."""
 
+_SAME: Final = 1e-9
+"""Places in a gradient that are no further apart are one, but for rounding."""
+
 _ALWAYS: Final = (None, "*")
 """Filters that hold for every tensor."""
 
@@ -163,8 +166,10 @@ def _value_at(value: Any, position: Position) -> Any:
 def _interpolated(values: list[Any], share: float) -> float:
     """The value of a gradient; between two numbers it changes linearly."""
     numbers = [_number(one) or 0.0 for one in values]
-    before = int(share * (len(numbers) - 1))
-    after, beyond = min(before + 1, len(numbers) - 1), share * (len(numbers) - 1) - before
+    place = share * (len(numbers) - 1)
+    place = round(place) if abs(place - round(place)) < _SAME else place  # a number for each layer is that number
+    before = int(place)
+    after, beyond = min(before + 1, len(numbers) - 1), place - before
     return (1 - beyond) * numbers[before] + beyond * numbers[after]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeGuard
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, shown
 from polymerge.methods.table import METHODS
 
-__all__ = ["FORMS", "rewritten", "source_of"]
+__all__ = ["FORMS", "in_place", "rewritten", "source_of"]
 
 FORMS: Final = ("slices", "modules")
 """Fields of mergekit's that stand in place of `models`."""
@@ -28,6 +28,33 @@ _OTHER_LAYERS: Final = (
 )
 _OUTSIDE_AFTER: Final = ("text.norm*", "text.lm_head*")
 """Globs on what comes after the layers, which the last slice counts for; the first counts for all else outside."""
+
+
+def in_place(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe of mergekit's passthrough, if each of its slices has one source, as an average of one model for each
+    layer; any other recipe as it is.
+    """
+    slices = data.get("slices")
+    one_each = isinstance(slices, list) and all(
+        isinstance(one, Mapping) and isinstance(one.get("sources"), list) and len(one["sources"]) == 1 for one in slices
+    )
+    if data.get("merge_method") != "passthrough" or not one_each:
+        return data
+    assert isinstance(slices, list)
+    own = [one | {"sources": [_scaled(source) for source in one["sources"]]} for one in map(_scaled, slices)]
+    general = _scaled(data).get("parameters") or {}
+    if isinstance(general, Mapping):
+        general = {**general, "weight": _chain([general.get("weight"), 1.0]), "normalize": False}
+    return {**data, "merge_method": "linear", "slices": own, "parameters": general}
+
+
+def _scaled(item: Any) -> Any:
+    """A mapping whose parameter `scale`, if it has one, is a weight."""
+    parameters = item.get("parameters") if isinstance(item, Mapping) else None
+    if not isinstance(parameters, Mapping) or "scale" not in parameters:
+        return dict(item) if isinstance(item, Mapping) else item
+    rest = {name: value for name, value in parameters.items() if name != "scale"}
+    return {**item, "parameters": {**rest, "weight": parameters["scale"]}}
 
 
 def rewritten(data: Mapping[str, Any], method: str) -> tuple[Mapping[str, Any], tuple[str, ...]] | None:

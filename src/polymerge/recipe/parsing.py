@@ -5,25 +5,37 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextvars import Context
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from polymerge.checkpoints.discovery import is_plain
 from polymerge.dtypes import NAMES
-from polymerge.errors import RecipeError, Refused, collecting, did_you_mean, refuse, shown
+from polymerge.errors import (
+    PolymergeError,
+    RecipeError,
+    Refused,
+    collecting,
+    did_you_mean,
+    refuse,
+    refuse_if_gathered,
+    shown,
+)
 from polymerge.families.rules import PARTS
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.paths import because, given_path
-from polymerge.recipe.mergekit_forms import FORMS, rewritten, source_of
+from polymerge.recipe.mergekit_forms import FORMS, in_place, rewritten, source_of
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
 from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
-from polymerge.recipe.yaml_values import read_yaml
+from polymerge.recipe.stages import in_order, stages_in
+from polymerge.recipe.yaml_values import read_documents
 
 __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", *FORMS,
+    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", "calibrate", *FORMS,
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -73,7 +85,42 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
 
     raises RecipeError if there is no such file, or it is not YAML.
     """
-    data = source if isinstance(source, Mapping) else _load(given_path(source))
+    stages = stages_in(source) if isinstance(source, Mapping) else _load(given_path(source))
+    if len(stages) == 1:
+        if not isinstance(stages[0], Mapping):
+            raise RecipeError(f"recipe: stages: has to be a list of mappings of fields, got {_kind(stages[0])}")
+        return _one(stages[0])
+    found = [_stage(stage, place) for place, stage in enumerate(stages)]
+    read = [stage for stage in found if stage is not None]
+    if len(read) < len(found):
+        refuse_if_gathered()
+    return in_order(read)
+
+
+def _stage(data: object, place: int) -> Recipe | None:
+    """One of several stages; None if something in it is wrong, which is refused with its name."""
+    name = data.get("name") if isinstance(data, Mapping) else None
+    where = f"stage {place + 1}" if name is None else f"stage '{shown(name)}'"
+    try:  # in a context of its own, so that what is wrong comes here
+        return Context().run(_whole, data)
+    except PolymergeError as error:
+        refuse(*(RecipeError(f"{where}: {problem}") for problem in error.problems))
+    return None
+
+
+def _whole(data: object) -> Recipe:
+    with collecting(needed=True):
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"has to be a mapping of fields, got {_kind(data)}")
+        if "stages" in data:
+            raise RecipeError("stages inside a stage. List them one after the other")
+        return _one(data)
+    raise AssertionError("what was refused is raised at the end of the block")
+
+
+def _one(data: Mapping[str, Any]) -> Recipe:
+    """Read a recipe without stages."""
+    data = in_place(data)
     meant: set[str] = set(_FIELDS if data is _NOTHING else ())
     for name in data:
         if name not in _FIELDS:
@@ -88,7 +135,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     notes: tuple[str, ...] = ()
     if any(data.get(name) is not None for name in FORMS):
         if (found := rewritten(data, method)) is None:
-            unread |= {"models", "parameters", "overrides"}
+            unread |= {"models"} - set(data)
         else:
             data, notes = found
     dtype, more = _dtypes(data)
@@ -101,7 +148,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     parameters = (
         unread_parameters()
         if "parameters" in unread
-        else read_parameters(data.get("parameters"), "recipe: parameters", judged=known)
+        else read_parameters(_with_modifiers(data), "recipe: parameters", judged=known)
     )
     return Recipe(
         merge_method=method,
@@ -111,7 +158,7 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         parameters=parameters,
         parts=_parts(data.get("parts")),
         exclude=_globs(data.get("exclude"), "recipe: exclude has to be a list of globs on canonical names"),
-        overrides=() if "overrides" in unread else _overrides(data.get("overrides"), judged=known),
+        overrides=_overrides(data.get("overrides"), judged=known),
         vocab=_word(data, "vocab", get_args(Vocab)),
         dtype=dtype,
         seed=_seed(data.get("seed", 42)),
@@ -127,19 +174,32 @@ def parse_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     )
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _with_modifiers(data: Mapping[str, Any]) -> object:
+    """The recipe's parameters with `calibrate`, which may also be a field of its own."""
+    given = data.get("parameters")
+    if data.get("calibrate") is None or not isinstance(given, Mapping | None):
+        return given
+    if given and "calibrate" in given:
+        refuse(RecipeError("recipe: calibrate is set twice, the second time in parameters"))
+    return {"calibrate": data["calibrate"], **(given or {})}
+
+
+def _load(path: Path) -> list[Any]:
+    """The stages in a file, mostly one; raises RecipeError if it is not there, or not YAML."""
     try:
-        data = read_yaml(path)
+        documents = read_documents(path)
     except (FileNotFoundError, NotADirectoryError):
         beside = [entry.name for entry in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, beside) if beside else ""
         raise RecipeError(f"{path}: no such recipe.{hint}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {because(error)}") from None
-    if not isinstance(data, dict):
-        refuse(RecipeError(f"{path}: a recipe has to be a mapping of fields, got {_kind(data)}"))
-        return _NOTHING
-    return data
+    if len(documents) > 1:
+        return documents
+    if not isinstance(documents[0], dict):
+        refuse(RecipeError(f"{path}: a recipe has to be a mapping of fields, got {_kind(documents[0])}"))
+        return [_NOTHING]
+    return stages_in(documents[0])
 
 
 def _method(value: object, where: str) -> tuple[str, bool]:
@@ -278,9 +338,9 @@ def _dtype(name: str, value: object) -> str | None:
 
 
 def _name(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip() and "/" not in value):
+    if value is None or (isinstance(value, str) and is_plain(value) and not set("/+@") & set(value)):
         return value
-    refuse(RecipeError(f"recipe: name has to be a text without slashes, got '{shown(value)}'"))
+    refuse(RecipeError(f"recipe: name has to be one that a folder can have, without + and @, got '{shown(value)}'"))
     return None
 
 

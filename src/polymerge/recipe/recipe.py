@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Branches", "Missing", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict"]
+import yaml
+
+__all__ = ["Branches", "Missing", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict", "recipe_text"]
 
 Vocab = Literal["template", "overlap", "by-token"]
 Branches = Literal["fill", "retain"]
@@ -47,6 +49,7 @@ class Recipe:
     overflow globs on canonical names of tensors in which numbers may become infinite
     name     by which later stages name its output
     layers   the number of layers that the text tower has to have, if the recipe counts on it
+    stages   the merges before this one whose outputs it names, in order
     notes    what is to be told of how it was read
     read     whether it was read from a file or a mapping, and so checked; else it is checked when it is planned
     unread   fields that were refused on reading, for which follow-up errors are suppressed
@@ -69,6 +72,7 @@ class Recipe:
     overflow: tuple[str, ...] = ()
     name: str | None = None
     layers: int | None = None
+    stages: tuple[Recipe, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
     read: bool = field(default=False, compare=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
@@ -76,7 +80,8 @@ class Recipe:
 
 def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data in the form it is read from; fields with default values are omitted."""
-    data: dict[str, Any] = {"merge_method": recipe.merge_method}
+    data: dict[str, Any] = {"stages": [recipe_dict(stage) for stage in recipe.stages]} if recipe.stages else {}
+    data["merge_method"] = recipe.merge_method
     for name in ("name", "template", "base_model", "dtype", "layers"):
         if getattr(recipe, name) is not None:
             data[name] = getattr(recipe, name)
@@ -94,6 +99,22 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
     if recipe.missing != "error":
         data["missing"] = recipe.missing
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as the YAML that it is read from; lists of numbers are on one line."""
+    return yaml.dump(recipe_dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists of numbers on one line, and all else in blocks."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+        plain = all(isinstance(one, int | float) for one in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain or flow_style)
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
 
 
 def _model_dict(entry: ModelEntry) -> dict[str, Any]:

@@ -14,22 +14,34 @@ import yaml
 from polymerge.checkpoints.bounds import DIGITS, NESTING, RECIPE_BYTES, RECIPE_VALUES, read_bounded
 from polymerge.errors import RecipeError, shown
 
-__all__ = ["parse_yaml", "read_yaml"]
+__all__ = ["parse_yaml", "read_documents"]
 
 _NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def read_yaml(file: Path) -> Any:
-    """Read a YAML file; raises RecipeError if it is not YAML or not UTF-8, and OSError if it cannot be read."""
-    return parse_yaml(read_bounded(file, RECIPE_BYTES), str(file))
+def read_documents(file: Path) -> list[Any]:
+    """Read the documents of a YAML file, without empty ones beside others; raises RecipeError if it is not YAML or not
+    UTF-8, and OSError if it cannot be read.
+    """
+    found = _parsed(read_bounded(file, RECIPE_BYTES), str(file))
+    return [one for one in found if one is not None] or [None]
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """Parse YAML; `where` begins the message of the RecipeError for what is none, or larger than recipes are."""
+    """Parse YAML of one document; `where` begins the message of the RecipeError for what is none, or larger than
+    recipes are.
+    """
+    found = _parsed(text, where)
+    if len(found) > 1:
+        raise RecipeError(f"{where}: invalid YAML: expected a single document")
+    return found[0] if found else None
+
+
+def _parsed(text: str | bytes, where: str) -> list[Any]:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return yaml.load(text, _Bounded)
+        return list(yaml.load_all(text, _Bounded))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{where}: invalid YAML: is not UTF-8 at byte {error.start}") from None
     except RecursionError:

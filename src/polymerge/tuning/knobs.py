@@ -13,6 +13,7 @@ from polymerge.errors import RecipeError, did_you_mean
 from polymerge.methods.method import Parameter
 from polymerge.methods.table import METHODS
 from polymerge.recipe.recipe import Override, Recipe
+from polymerge.tuning.schedules import BENDS, Depth, numbers_over_depth, schedule_at
 
 __all__ = ["Axis", "Knob", "Roles", "Value", "axis_of", "turn"]
 
@@ -35,6 +36,8 @@ class Knob:
     layers     first and last layer of the text tower that it applies to; by default all
     part       text, vision, projector or audio, if it applies to only one
     match      a glob on canonical names, if it applies to only some tensors
+    depth      what of a schedule over the layers it is: its value in the first or in the last layer, or the layer of
+               its knee or its step (see `schedules.schedule_at`), which by default may be any but the first
     unread     its values or layers were already refused, so that they are missing is no error of its own
     """
 
@@ -45,6 +48,7 @@ class Knob:
     layers: tuple[int, int] | None = None
     part: str | None = None
     match: str | None = None
+    depth: Depth | None = None
     unread: bool = False
 
     @property
@@ -54,7 +58,7 @@ class Knob:
 
     def name(self, parameter: str) -> str:
         """Its name in files and tables: PARAMETER, PARAMETER[MODEL], PARAMETER@WHERE or both."""
-        where = self.part or self.match
+        where = f"depth:{self.depth}" if self.depth else self.part or self.match
         if self.layers:
             first, last = self.layers
             where = f"layers:{first}" if first == last else f"layers:{first}-{last}"
@@ -67,10 +71,12 @@ class Roles:
 
     template  the template's index among them; None if it only provides the layout
     idle      indices of those that are the base of a method on deltas, whose weights have no effect
+    layers    number of layers that a schedule is over
     """
 
     template: int | None = 0
     idle: tuple[int, ...] = ()
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Axis:
     template   index of the model whose weight compensates, so that all weights sum to 1; None if none does
     idle       indices of models whose weights are not included in that sum
     scope      the tensors that it applies to
+    depth      what of a schedule over `layers` it is
     """
 
     name: str
@@ -92,6 +99,8 @@ class Axis:
     template: int | None = None
     idle: tuple[int, ...] = ()
     scope: Scope = (None, None)
+    depth: Depth | None = None
+    layers: int = 0
 
     @property
     def everywhere(self) -> bool:
@@ -106,6 +115,8 @@ class Axis:
     @property
     def neutral(self) -> Value:
         """A valid value, for use where the choice does not matter."""
+        if self.depth in BENDS:
+            return 1.0
         match self.parameter.kind:
             case "choice":
                 return self.parameter.choices[0]
@@ -141,11 +152,33 @@ def axis_of(knob: Knob, recipe: Recipe, roles: Roles, *, keep_template_weight: b
     if model is not None and model >= count:
         raise RecipeError(f"vary: {full}: there is no models[{model}], the recipe has {count} model{'s' * (count > 1)}")
     rest = roles.template if name == "weight" and not keep_template_weight and model != roles.template else None
-    values = knob.values or (DEFAULT_WEIGHTS if name == "weight" and knob.span is None else ())
+    if knob.depth is not None:
+        _check_depth(knob, parameter, full, roles.layers)
+    of_depth = tuple(map(float, range(1, roles.layers))) if knob.depth in BENDS and knob.span is None else ()
+    values = knob.values or of_depth or (DEFAULT_WEIGHTS if name == "weight" and knob.span is None else ())
     if not values and knob.span is None and not knob.unread:
         raise RecipeError(f"vary {full}: say which values of it to try, such as 0, 0.5 and 1")
     _check_span(knob, parameter, full)
-    return Axis(full, parameter, _checked(values, parameter, full), knob.span, model, rest, roles.idle, knob.scope)
+    checked = _checked(values, parameter, full)
+    return Axis(
+        full, parameter, checked, knob.span, model, rest, roles.idle, knob.scope, knob.depth, roles.layers
+    )  # fmt: skip
+
+
+def _check_depth(knob: Knob, parameter: Parameter, name: str, layers: int) -> None:
+    """Raise RecipeError for what is no schedule."""
+    if parameter.kind != "number":
+        raise RecipeError(f"vary {name}: only a number can change from layer to layer")
+    if knob.scope != (None, None):
+        raise RecipeError(f"vary {name}: a schedule is over all layers, not some of them")
+    if layers < 2:
+        raise RecipeError(f"vary {name}: the recipe merges {layers} layers, over which nothing can change")
+    if knob.depth in BENDS:
+        if knob.span is not None:
+            raise RecipeError(f"vary {name}: is a layer; list those to try, such as 4,8,12, or none for all")
+        for value in knob.values:
+            if isinstance(value, bool | str) or not (value == int(value) and 1 <= value < layers):
+                raise RecipeError(f"vary {name}: {value} is no layer to change at; say some of 1 to {layers - 1}")
 
 
 def _second(count: int, roles: Roles) -> int:
@@ -200,7 +233,7 @@ def turn(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
 def _turn_all(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
     own: dict[int, dict[str, Any]] = {place: dict(model.parameters) for place, model in enumerate(recipe.models)}
     general = dict(recipe.parameters)
-    for axis, value in values.items():
+    for axis, value in _with_schedules(values, general, own).items():
         name = axis.parameter.name
         if axis.model is None:
             general[name] = value
@@ -214,6 +247,23 @@ def _turn_all(recipe: Recipe, values: Mapping[Axis, Value]) -> Recipe:
             own[axis.template]["weight"] = _complement(weights, axis)
     models = tuple(replace(model, parameters=own[place]) for place, model in enumerate(recipe.models))
     return replace(recipe, models=models, parameters=general)
+
+
+def _with_schedules(
+    values: Mapping[Axis, Value], general: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]]
+) -> dict[Axis, Any]:
+    """The values, those of one schedule joined to its list under the first of its axes."""
+    schedules: dict[tuple[str, int | None], dict[Axis, Value]] = {}
+    for axis, value in values.items():
+        if axis.depth is not None:
+            schedules.setdefault((axis.parameter.name, axis.model), {})[axis] = value
+    found: dict[Axis, Any] = {axis: value for axis, value in values.items() if axis.depth is None}
+    for (name, model), axes in schedules.items():
+        before = general.get(name) if model is None else own[model].get(name, general.get(name))
+        varied = {str(axis.depth): value for axis, value in axes.items()}
+        first = next(iter(axes))
+        found[first] = schedule_at(varied, before, first.layers, first.name.partition("@")[0])
+    return found
 
 
 def _overrides(recipe: Recipe, values: Mapping[Axis, Value]) -> tuple[Override, ...]:
@@ -256,15 +306,21 @@ def _override(recipe: Recipe, where: Scope, values: Mapping[Axis, Value]) -> Ove
             general = recipe.parameters.get(name)
             each = parameters.setdefault(name, [model.parameters.get(name, general) for model in recipe.models])
             each[axis.model] = value
+            if where[0] is not None and any(isinstance(one, list) for one in each):
+                raise RecipeError(f"vary {axis.name}: {name} of another model changes from layer to layer, which it "
+                                  "would do within these layers alone. Say overrides with numbers")  # fmt: skip
     for axis in values:
         if axis.template is not None:
             parameters["weight"][axis.template] = _complement(parameters["weight"], axis)
     return Override(layers=where[0], match=where[1], parameters=parameters)
 
 
-def _complement(weights: Sequence[Any], axis: Axis) -> float:
-    """The complement to 1 in decimal arithmetic: 0.7 for 0.3."""
+def _complement(weights: Sequence[Any], axis: Axis) -> float | list[float]:
+    """The complement to 1 in decimal arithmetic: 0.7 for 0.3; of a schedule, of each of its numbers."""
     others = [weight for place, weight in enumerate(weights) if place != axis.template and place not in axis.idle]
+    length = max((len(weight) for weight in others if isinstance(weight, list)), default=0)
+    if length and (rows := numbers_over_depth(others, length)) is not None:
+        return [float(1 - sum(Decimal(repr(one)) for one in column)) for column in zip(*rows, strict=True)]
     if any(not isinstance(weight, int | float) for weight in others):
         raise RecipeError(
             f"vary {axis.name}: the template's weight is 1 minus the others', and not every other model says its own. "

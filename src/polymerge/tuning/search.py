@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.hub import one_commit
-from polymerge.durable import make_folder
+from polymerge.durable import make_folder, write_file
 from polymerge.engine.merge import merge
 from polymerge.errors import collecting, refuse
 from polymerge.inference.generation import Batches, generate
@@ -22,7 +22,7 @@ from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, id
 from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.recipe.parsing import as_recipe
-from polymerge.recipe.recipe import Recipe, recipe_dict
+from polymerge.recipe.recipe import Recipe, recipe_dict, recipe_text
 from polymerge.tuning.criterion import judge
 from polymerge.tuning.curve_plot import draw_search
 from polymerge.tuning.objectives import Objective, Scorekeeper, front_outcome, quick_first
@@ -33,7 +33,7 @@ from polymerge.tuning.trials import POPULATION, Trial, run_trials, score
 
 __all__ = ["PlannedSearch", "SearchOptions", "plan_search", "search"]
 
-_OUTCOME = ("search.json", "search.png", "search.svg", "optuna.journal", "optuna.journal.lock")
+_OUTCOME = ("search.json", "recipe.yaml", "search.png", "search.svg", "optuna.journal", "optuna.journal.lock")
 
 Progress = Callable[[int, int], None]
 Prompts = PromptSource | str | os.PathLike[str]
@@ -111,9 +111,10 @@ class PlannedSearch:
                 "settings": settings,
             }
             run.write_json("search.json", about)
+            turned = self.space.turned(self.recipe, chosen)
+            write_file(run.folder / "recipe.yaml", recipe_text(turned))
             if self.several or (len(axes) == 1 and axes[0].numeric and self.points):
                 draw_search(about, run.folder / "search")
-        turned = self.space.turned(self.recipe, chosen)
         if options.write is not None:
             # the plan that was asked, where there is one: a branch of the hub may have moved since
             plan = self.plans.get(candidate_name(self.space, chosen), turned)

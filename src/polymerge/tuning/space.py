@@ -13,11 +13,13 @@ from typing import Any
 from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import locate
 from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.families.rules import text_layer
 from polymerge.methods.table import METHODS
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.variation import varied
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.knobs import Axis, Knob, Roles, Value, axis_of, turn
+from polymerge.tuning.schedules import BENDS
 
 __all__ = ["Point", "Space", "candidate_name", "make_space", "plan_candidates", "refuse_idle"]
 
@@ -94,6 +96,8 @@ def refuse_idle(recipe: Recipe, space: Space) -> None:
     """
     with collecting() as wrong:
         for axis, points in zip(space.axes, space.sweeps(), strict=True):
+            if axis.depth in BENDS:
+                continue  # where both ends have one value, as in the sweep, its layer makes no difference
             plans = plan_candidates(recipe, space, {points[0], points[-1]}).values()
             if not wrong and len(points) > 1 and len({_effect(plan) for plan in plans}) == 1:
                 refuse(
@@ -133,15 +137,16 @@ def _roles(recipe: Recipe) -> Roles:
             (own if parameter.each else said)[parameter.name] = max(1.0, parameter.low)
     models = tuple(replace(one, parameters=own) for one in recipe.models)
     plan = make_plan(replace(recipe, models=models, parameters={**recipe.parameters, **said}))
+    layers = max((layer + 1 for step in plan.steps if (layer := text_layer(step.canonical)) is not None), default=0)
     if plan.of_adapters:
-        return Roles(plan.template)
+        return Roles(plan.template, layers=layers)
     idle: tuple[int, ...] = ()
     if plan.base is not None and len(plan.models) < len(recipe.models):
         base = plan.inputs[plan.base]
         paths = [tuple(str(locate(one)) if one else "" for one in split_source(entry.model)) for entry in recipe.models]
         idle = tuple(place for place, path in enumerate(paths) if path == (base.path, base.adapter))
     if plan.template not in plan.models:
-        return Roles(None, idle)
+        return Roles(None, idle, layers)
     left = [place for place in range(len(recipe.models)) if place not in idle]
     place = plan.models.index(plan.template)
-    return Roles(left[place] if place < len(left) else None, idle)
+    return Roles(left[place] if place < len(left) else None, idle, layers)
