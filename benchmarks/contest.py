@@ -27,9 +27,9 @@ BITS = 8  # of bfloat16's fraction, the leading one included
 
 @dataclass(frozen=True)
 class Case:
-    """A merge of `a` and `b`, the same for both tools.
+    """A merge of `a` and `b`, or of `a` alone, the same for both tools.
 
-    each      parameters of each of the two models
+    each      parameters of each model, of which there are as many
     shared    parameters of the merge
     own       parameters that only polymerge has
     mergekit  parameters that only mergekit has; None where it cannot do this merge
@@ -39,8 +39,8 @@ class Case:
 
     method: str
     deltas: bool = True
-    each: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
-    shared: Mapping[str, float] = field(default_factory=dict)
+    each: tuple[Mapping[str, float], ...] = ({}, {})
+    shared: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     mergekit: Mapping[str, Any] | None = field(default_factory=dict)
     near: float = 1.0
@@ -65,7 +65,7 @@ class Case:
             recipe["base_model"] = str(models / "base")
         recipe["models"] = [
             {"model": str(models / name), **({"parameters": dict(own)} if own else {})}
-            for name, own in zip(("a", "b"), self.each, strict=True)
+            for name, own in zip(("a", "b"), self.each, strict=False)
         ]
         return {**recipe, "parameters": {**self.shared, **more}}
 
@@ -81,6 +81,20 @@ CASES = {
     "ties, trim: model": Case("ties", each=TRIMMED, own={"trim": "model"}, mergekit=None),
     "dare_linear": Case("dare_linear", each=TRIMMED, mergekit={"normalize": False}, near=0.5),
     "dare_ties": Case("dare_ties", each=TRIMMED, shared={"normalize": True}, near=0.5),  # other numbers are drawn
+    "breadcrumbs": Case("breadcrumbs", each=TRIMMED, near=0.9),
+    "breadcrumbs_ties": Case("breadcrumbs_ties", each=TRIMMED, near=0.9),
+    "della": Case("della", each=TRIMMED, near=0.5),
+    "della_linear": Case("della_linear", each=TRIMMED, near=0.5),
+    "sce": Case("sce", shared={"select_topk": 0.2}, near=0.9),
+    "nearswap": Case("nearswap", each=({},), shared={"t": 1e-4}, near=0.99),
+    "arcee_fusion": Case("arcee_fusion", each=({},), near=0.9),  # mergekit's threshold is that of a sample
+    "ram": Case("ram", near=0.99),
+    "ramplus_tl": Case("ramplus_tl", near=0.99),
+    "nuslerp": Case("nuslerp", deltas=False, each=WEIGHTS),
+    "multislerp": Case("multislerp", deltas=False, each=WEIGHTS, near=0.99),
+    "karcher": Case("karcher", deltas=False, near=0.99),
+    "model_stock": Case("model_stock", near=0.99),
+    "metagpt": Case("metagpt", mergekit=None),
     "iso_c": Case("iso_c", mergekit=None, long=True),
     "tsv": Case("tsv", each=WEIGHTS, mergekit=None, long=True),
 }
@@ -118,5 +132,8 @@ def compare(models: Path, ours: list[Floats], theirs: list[Floats]) -> Likeness:
     return Likeness(near / count, changes[0] / changes[1])
 
 
-def _wide(bits: NDArray[np.uint16]) -> Floats:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _wide(held: NDArray[np.uint16] | Floats) -> Floats:
+    """Numbers as float32: BF16 from its bits, others as they are (mergekit writes some merges in float32)."""
+    if held.dtype != np.uint16:
+        return held.astype(np.float32)
+    return (held.astype(np.uint32) << 16).view(np.float32)

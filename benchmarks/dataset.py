@@ -114,15 +114,16 @@ def make_models(size: str, data: Path, progress: Callable[[int], object] = lambd
     return folder
 
 
-def open_tensor(folder: Path, name: str) -> Bits:
-    """A BF16 tensor of a checkpoint's folder, flat, as its bits, mapped and not read."""
+def open_tensor(folder: Path, name: str) -> Bits | NDArray[np.float32]:
+    """A BF16 or F32 tensor of a checkpoint's folder, flat, mapped and not read; BF16 as bits."""
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
         if name in header:
             start, stop = header[name]["data_offsets"]
-            return np.memmap(file, np.uint16, "r", offset=8 + size + start, shape=((stop - start) // 2,))
+            kind = np.dtype({"BF16": np.uint16, "F32": np.float32}[header[name]["dtype"]])
+            return np.memmap(file, kind, "r", offset=8 + size + start, shape=((stop - start) // kind.itemsize,))
     raise KeyError(f"{folder}: holds no tensor {name}")
 
 

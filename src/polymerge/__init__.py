@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polymerge.inference.generation import Generation
     from polymerge.inference.live import live
     from polymerge.inference.prompts import PromptSource
+    from polymerge.methods.method import Method, Parameter
     from polymerge.methods.table import METHODS
     from polymerge.planning import Plan
     from polymerge.planning import make_plan as plan
@@ -58,8 +59,10 @@ __all__ = [
     "Judging",
     "Knob",
     "Merged",
+    "Method",
     "ModelEntry",
     "Override",
+    "Parameter",
     "Plan",
     "PolymergeError",
     "PromptSource",
@@ -93,8 +96,10 @@ _HOMES = {
     "Judging": "tuning.criterion",
     "Knob": "tuning.knobs",
     "Merged": "engine.merge",
+    "Method": "methods.method",
     "ModelEntry": "recipe.recipe",
     "Override": "recipe.recipe",
+    "Parameter": "methods.method",
     "Plan": "planning",
     "PolymergeError": "errors",
     "PromptSource": "inference.prompts",

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from literal_methods import Array, drawn, elected, largest, on_the_arc, weighted
+import polymerge
+from literal_methods import Array, drawn, drawn_by_rank, elected, largest, most_important, on_the_arc, weighted
 from running import checkpoint, linear, merged, small_llama
 from tiny import load
 
@@ -119,8 +120,6 @@ def test_ties_trims_each_model(
     for entry, density in zip(asked["models"], densities, strict=True):
         entry["parameters"]["density"] = density
     if block:
-        import polymerge
-
         out = polymerge.merge(asked, tmp_path / "out", check=False, block=10).folder
         models, base = [load(Path(entry["model"])) for entry in asked["models"]], load(family["base"])
     else:
@@ -168,6 +167,48 @@ def test_dare_ties(family: dict[str, Path], elect: str, normalize: str, rescale:
         return start + elected(thinned, weight, elect, normalize)
 
     check(out, models[0], compute)
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+@pytest.mark.parametrize(("rescale", "normalize"), [(True, True), (False, False)])
+@pytest.mark.parametrize("block", [None, 10])
+def test_della(
+    family: dict[str, Path], method: str, rescale: bool, normalize: bool, block: int | None, tmp_path: Path
+) -> None:
+    weight, density, epsilon = (0.8, 0.5, 0.3), (0.3, 0.8, 1.0), (0.2, 0.0, 0.15)
+    asked = recipe(family, method, weight, rescale=rescale, normalize=normalize, scale=1.1) | {"seed": 7}
+    for entry, own, away in zip(asked["models"], density, epsilon, strict=True):
+        entry["parameters"] |= {"density": own, "epsilon": away}
+    if block:
+        out = polymerge.merge(asked, tmp_path / "out", check=False, block=block, threads=3).folder
+        models, base = [load(Path(entry["model"])) for entry in asked["models"]], load(family["base"])
+    else:
+        out, models, base = run(family, asked, tmp_path / "out")
+
+    def compute(name: str) -> Array:
+        start, width = flat(base, name), base[name].shape[-1]
+        thinned = [
+            drawn_by_rank(flat(model, name) - start, width, own, away, rescale, 7, place, CANONICAL[name])
+            for place, (model, own, away) in enumerate(zip(models, density, epsilon, strict=True))
+        ]
+        if method == "della_linear":
+            return start + np.float32(1.1) * weighted(thinned, weight, normalize)
+        return start + np.float32(1.1) * elected(thinned, weight, "weighted", "weight" if normalize else "none")
+
+    check(out, models[0], compute)
+
+
+@pytest.mark.parametrize("block", [None, 10])
+def test_arcee_fusion(family: dict[str, Path], block: int | None, tmp_path: Path) -> None:
+    asked = {"merge_method": "arcee_fusion", "base_model": str(family["base"]), "models": [str(family["a"])]}
+    out = polymerge.merge(asked, tmp_path / "out", check=False, **({"block": block} if block else {})).folder
+    model, base = load(family["a"]), load(family["base"])
+
+    def compute(name: str) -> Array:
+        start = flat(base, name)
+        return start + most_important(flat(model, name) - start, start, base[name].shape[-1])
+
+    check(out, model, compute)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 1.0, None])

@@ -28,6 +28,8 @@ from adapters_made import (  # fmt: skip
     total,
     updates,
 )
+from polymerge.methods.method import method_function
+from polymerge.methods.table import METHODS
 from running import cli, linear, merged, raw, recipe_file, two_llamas
 
 pytestmark = PEFT_WARNINGS
@@ -214,7 +216,8 @@ def every_recipe(adapters: Sequence[Path]) -> dict[str, dict[str, Any]]:
     }
     half = {"density": 0.5}
     found |= {f"ties-{space}": recipe("ties", adapters, 0.7, parameters=half | {"space": space}) for space in SPACES}
-    return found | {"dare_ties": recipe("dare_ties", adapters, 0.7, parameters=half, seed=3)}
+    found |= {method: recipe(method, adapters, 0.7, parameters=half, seed=3) for method in ("dare_ties", "della")}
+    return found
 
 
 SPACES = ("delta", "factors", "knots", "core")
@@ -261,15 +264,26 @@ def test_a_seed_draws_other_numbers(tmp_path: Path) -> None:
 
 # --- spaces, literally
 
+WHOLE = ("breadcrumbs", "breadcrumbs_ties", "sce", "ram", "ramplus_tl")
+"""Methods that are called here with all of a matrix at once."""
 
-def flat_method(method: str, weight: Sequence[float], density: float, name: str) -> Callable[[Any], Any]:
-    """A method on flat rows [model, n], entry by entry in Python."""
 
-    def join(rows: Any) -> Any:
+def flat_method(method: str, weight: Sequence[float], density: float, name: str) -> Callable[[Any, int], Any]:
+    """A method on flat rows [model, n] of matrices of a width, entry by entry in Python."""
+
+    def join(rows: Any, width: int) -> Any:
         if method in ("linear", "task_arithmetic"):
             return literal.weighted(rows, weight, method == "linear")
         if method == "ties":
             return literal.elected([literal.largest(row, density) for row in rows], weight, "weighted", "weight")
+        if method in WHOLE:  # which their own tests hold against literal loops
+            own = {"weight": weight, "density": density} if "breadcrumbs" in method else {}
+            return method_function(METHODS[method])(np.stack(rows), **own)
+        if "della" in method:
+            ranked = [literal.drawn_by_rank(row, width, density, 0.15, True, 7, n, name) for n, row in enumerate(rows)]
+            if method == "della_linear":
+                return literal.weighted(ranked, weight, False)
+            return literal.elected(ranked, weight, "weighted", "weight")
         thin = [literal.drawn(row, density, True, 7, n, name) for n, row in enumerate(rows)]
         if method == "dare_linear":
             return literal.weighted(thin, weight, False)
@@ -278,13 +292,13 @@ def flat_method(method: str, weight: Sequence[float], density: float, name: str)
     return join
 
 
-def in_space(space: str, pairs: Any, join: Callable[[str], Callable[[Any], Any]], canonical: str) -> np.ndarray:
+def in_space(space: str, pairs: Any, join: Callable[[str], Callable[[Any, int], Any]], canonical: str) -> np.ndarray:
     """The merged update of one module; pairs are (b, a), with all scalings in b."""
 
     def joined(stack: Any, number: int | None) -> np.ndarray:
         name = canonical if number is None else f"{canonical}#{number}"
         rows = [np.asarray(one, np.float64).reshape(-1) for one in stack]
-        return join(name)(rows).reshape(np.shape(stack[0]))
+        return join(name)(rows, np.shape(stack[0])[-1]).reshape(np.shape(stack[0]))
 
     if space == "delta":
         return joined([b @ a for b, a in pairs], None)
@@ -307,12 +321,17 @@ def signed_svd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize(
+    "method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear", *WHOLE]
+)
 def test_spaces_literally(tmp_path: Path, space: str, method: str) -> None:
     adapters = alike(tmp_path, 2, rank=3, lora_alpha=6, target_modules=["q_proj"])
-    weight, density, alone = [0.4, 1.1], 0.6, method in ("linear", "task_arithmetic")
+    weight: Sequence[float] | None = None if method in ("sce", "ram", "ramplus_tl") else [0.4, 1.1]
+    density, alone = 0.6, method in ("linear", "task_arithmetic")
     scale = 1.0 if method == "linear" else 0.5
-    parameters = {"space": space} | ({} if alone else {"density": density}) | ({} if scale == 1 else {"scale": scale})
+    parameters: dict[str, Any] = {"space": space} | ({} if scale == 1 else {"scale": scale})
+    if not alone and weight is not None:
+        parameters["density"] = density
     held = [tensors(one) for one in adapters]
     for rank in (16, 5, 2):
         said = recipe(method, adapters, weight, parameters=parameters | {"rank": rank}, seed=7)
@@ -325,7 +344,7 @@ def test_spaces_literally(tmp_path: Path, space: str, method: str) -> None:
         for layer in range(2):
             module = f"model.layers.{layer}.self_attn.q_proj"
             pairs = [tuple(one[f"{module}.lora_{end}.weight"].double().numpy() for end in "BA") for one in held]
-            whole = in_space(space, pairs, lambda name: flat_method(method, weight, density, name), module)
+            whole = in_space(space, pairs, lambda name: flat_method(method, weight or (), density, name), module)
             # 2 is alpha / r of each adapter; scale multiplies what is merged, in the space of factors each of them
             wanted = 2 * scale ** (2 if space == "factors" else 1) * whole
             u, s, v = np.linalg.svd(wanted)

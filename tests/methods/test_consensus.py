@@ -9,10 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from literal_methods import most_important
 from polymerge.engine.statistics import STATISTICS
 from polymerge.errors import RecipeError
 from polymerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
-from polymerge.methods.consensus import nearswap, ram, ramplus_tl, sce
+from polymerge.methods.consensus import arcee_fusion, nearswap, ram, ramplus_tl, sce
 from polymerge.methods.method import Method, method_function
 from polymerge.methods.table import METHODS
 
@@ -139,6 +140,25 @@ def test_nearswap_takes_what_is_near_and_steps_towards_what_is_far() -> None:
     assert np.allclose(nearswap(rows, 0.05), [0.01, -0.05, 0.05, -0.05, 0])
     with pytest.raises(RecipeError, match="one model beside base_model"):
         nearswap(deltas(2), 0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [None, 12, 1])
+def test_arcee_fusion_takes_what_is_far_above_the_quartiles(dtype: type, width: int | None) -> None:
+    rows, base = deltas(1).astype(dtype), deltas(1, seed=2)[0].astype(dtype) * 9
+    found = arcee_fusion(rows.copy(), base=base, width=width)
+    assert np.array_equal(found, most_important(rows[0], base, width or 120))
+    assert 0 < np.count_nonzero(found) < np.count_nonzero(rows) or width == 1  # a row of one has no other probability
+    as_tensors = arcee_fusion(torch.from_numpy(rows.copy()), base=torch.from_numpy(base), width=width)
+    assert np.array_equal(as_tensors.numpy(), found)
+
+
+def test_arcee_fusion_takes_all_where_three_quarters_are_equal_to_the_base() -> None:
+    rows, base = np.zeros((1, 40), np.float32), np.linspace(-1, 1, 40, dtype=np.float32)
+    rows[0, ::5] = 0.25
+    assert np.array_equal(arcee_fusion(rows.copy(), base=base), rows[0])
+    with pytest.raises(RecipeError, match="one model beside base_model"):
+        arcee_fusion(deltas(2), base=base)
 
 
 def test_ram_averages_what_is_shared_and_takes_what_is_not() -> None:

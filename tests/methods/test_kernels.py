@@ -115,6 +115,35 @@ def test_dots(n, dtype):
     np.testing.assert_array_equal(np.concatenate(blocks), cells)
 
 
+@pytest.mark.parametrize("width", [1, 7, 600, 2500])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sums_of_rows(width, dtype):
+    x = deltas(width, 2, 6 * width, dtype)
+    sums = kernels.magnitudes(x, width)
+    np.testing.assert_array_equal(sums, kernels.magnitudes(torch.from_numpy(x), width))
+    np.testing.assert_allclose(sums, np.abs(x.astype(np.float64)).reshape(2, 6, width).sum(axis=2).T, rtol=1e-12)
+    np.testing.assert_array_equal(kernels.dots(x, width), kernels.dots(torch.from_numpy(x), width))
+
+
+@pytest.mark.parametrize("width", [1, 7, 600, 2500])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", [0.02, 3.0, 400.0])
+def test_divergences_of_rows(width, dtype, size):
+    base, x = deltas(1, 1, 6 * width, dtype)[0] * dtype(size), deltas(2, 2, 6 * width, dtype) * dtype(size / 9)
+    x[0, :width] = 0
+    found = kernels.divergences(base, x, width)
+    np.testing.assert_array_equal(found, kernels.divergences(torch.from_numpy(base), torch.from_numpy(x), width))
+    logits = [np.tile(base, (2, 1)).astype(np.float64) + x, np.tile(base, (2, 1)).astype(np.float64)]
+    rows = [each.reshape(2, 6, width) for each in logits]
+    powers = [np.exp(each - each.max(axis=2, keepdims=True)) for each in rows]
+    p, q = (each / each.sum(axis=2, keepdims=True) + 1e-8 for each in powers)
+    np.testing.assert_allclose(found, (p * np.log(p / q)).sum(axis=2), rtol=1e-9, atol=1e-14)
+    assert found[0, 0] == 0
+    scores = both(kernels.scored, x, per_row=found, width=width)
+    expected = np.abs(x).reshape(2, 6, width) * found.astype(dtype)[:, :, None]
+    np.testing.assert_array_equal(scores, expected.reshape(x.shape))
+
+
 # ---- trimming
 
 

@@ -20,7 +20,7 @@ from polymerge.inference.live import LiveModel
 from polymerge.methods import table
 from polymerge.methods.kernels import Block, weighted_sum
 from polymerge.methods.lora import Factors, stack, truncate
-from polymerge.methods.method import Method, Parameter, method_function
+from polymerge.methods.method import Method, Parameter, keywords_of, method_function
 from polymerge.methods.table import METHODS, SHARED
 from running import cli, merged, raw, same_weights
 from tiny import build, perturbed
@@ -43,11 +43,7 @@ def test_a_row_and_its_function_agree(row: Method, of_factors: bool) -> None:
     by_keyword = [name for name in others if function[name].kind is inspect.Parameter.KEYWORD_ONLY]
     own = [p for p in row.parameters if p.name not in SHARED or (p.name == "scale" and row.scales)]
     assert [name for name in others if name not in by_keyword] == [parameter.name for parameter in own]
-    wanted = [row.statistic] if row.statistic else []
-    wanted += ["width"] if row.by_row else []
-    wanted += ["keys", "start"] if row.random else []
-    wanted += ["rank"] if row.needs_rank and (of_factors or row.on == "factors") else []
-    wanted += ["ranks"] if row.takes_ranks and not of_factors else []
+    wanted = keywords_of(row, of_factors=of_factors)
     assert [name for name in by_keyword if name in wanted or name not in UNSAID] == wanted
     for parameter in own:
         default = function[parameter.name].default
@@ -66,8 +62,13 @@ def test_what_has_a_merged_delta_has_a_scale_for_it() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parameters": (), "statistic": "cutoff"}, "a cutoff follows from a `density`"),
+        ({"parameters": (), "statistic": "cutoff"}, "cutoff follows from `density`, and it has no such parameter"),
+        ({"statistic": "rescaling"}, "rescaling follows from `epsilon`"),
+        ({"statistic": "cutof"}, "statistic cannot be 'cutof', only None, cutoff, gram"),
+        ({"on": "delta"}, "on cannot be 'delta', only weights, deltas"),
         ({"needs_rank": True}, "only methods on factors know of ranks"),
+        ({"sees_base": True}, "only methods on the deltas of a number of checkpoints see their base"),
+        ({"scales": True}, "only methods on factors apply `scale` themselves"),
         ({"adds_ranks": True}, "only methods on factors or matrices add ranks"),
         ({"decomposes": (1, 2)}, "says of itself what only methods on matrices have"),
         ({"on": "matrices"}, "a function of whole matrices needs nothing beside them"),

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import polymerge
 from polymerge.engine.device import Device, Torch
+from polymerge.methods.table import METHODS
 from running import checkpoint, raw, recipe_file, weights
 
 PROGRAM = Path(sys.executable).with_name("polymerge")
@@ -31,6 +32,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ties": {"merge_method": "ties", "parameters": {"weight": 0.5, "density": 0.3}},
     "ties, whole models": {"merge_method": "ties", "parameters": {"weight": 0.5, "density": 0.3, "trim": "model"}},
     "dare_ties": {"merge_method": "dare_ties", "parameters": {"weight": 0.5, "density": 0.4}},
+    "della": {"merge_method": "della", "parameters": {"weight": 0.5, "density": 0.4}},
+    "arcee_fusion": {"merge_method": "arcee_fusion"},
     "slerp": {"merge_method": "slerp", "parameters": {"t": 0.3}},
     "other dtype": {"merge_method": "linear", "parameters": {"weight": 3}, "dtype": "float32", "exclude": ["*norm*"]},
 }
@@ -52,7 +55,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def recipe(models: dict[str, Path], name: str) -> dict[str, Any]:
-    asked = {"template": str(models["a"]), "models": [str(models["a"]), str(models["b"])], **SETTINGS[name]}
+    labels = ["a"] if METHODS[SETTINGS[name]["merge_method"]].models == 1 else ["a", "b"]
+    asked = {"template": str(models["a"]), "models": [str(models[one]) for one in labels], **SETTINGS[name]}
     return asked if asked["merge_method"] == "linear" else {**asked, "base_model": str(models["base"])}
 
 

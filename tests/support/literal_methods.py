@@ -69,6 +69,41 @@ def drawn(delta: Array, density: float, rescale: bool, seed: int, model: int, na
     return np.where(words < math.floor(density * 2**32), delta * factor, kind(0))
 
 
+def drawn_by_rank(
+    delta: Array, width: int, density: float, epsilon: float, rescale: bool, seed: int, model: int, name: str
+) -> Array:
+    """Keep each entry with the chance of its rank in its row, then scale to the L1 norm of all."""
+    if density in (0, 1):
+        return delta * delta.dtype.type(density)
+    digest = hashlib.sha256(f"{seed}\0{model}\0{name}".encode()).digest()
+    words = philox(int.from_bytes(digest[:8], "little"), delta.size)
+    kept = np.zeros_like(delta)
+    for place, value in enumerate(delta):
+        row = [abs(float(one)) for one in delta[place // width * width :][:width]]
+        smaller, equal = (sum(one < abs(value) for one in row), sum(one == abs(value) for one in row))
+        rank = smaller + (equal - 1) / 2
+        chance = density - epsilon + 2 * epsilon * rank / (width - 1) if width > 1 else density
+        if int(words[place]) < chance * 2**32:
+            kept[place] = value
+    whole, left = (math.fsum(abs(float(one)) for one in row) for row in (delta, kept))
+    return kept * delta.dtype.type(whole / left if rescale and min(whole, left) >= 1e-7 else 1)
+
+
+def most_important(delta: Array, base: Array, width: int) -> Array:
+    """What is far above the quartiles of |delta| times the divergence of its row; zero elsewhere."""
+    scores = []
+    for start in range(0, delta.size, width):
+        rows = []
+        for row in (base.astype(np.float64) + delta, base.astype(np.float64)):
+            powers = [math.exp(one - max(row[start : start + width])) for one in row[start : start + width]]
+            rows.append([one / math.fsum(powers) + 1e-8 for one in powers])
+        divergence = max(math.fsum(p * math.log(p / q) for p, q in zip(*rows, strict=True)), 0.0)
+        scores += [abs(one) * delta.dtype.type(divergence) for one in delta[start : start + width]]
+    first, median, third = (float(sorted(scores)[int(share * (delta.size - 1))]) for share in (0.25, 0.5, 0.75))
+    least = delta.dtype.type(median + 1.5 * (third - first))
+    return np.array([one if score >= least else 0 for one, score in zip(delta, scores, strict=True)], delta.dtype)
+
+
 def philox(key: int, count: int) -> Array:
     """The first words under a key: Salmon et al. 2011, table 2 and section 3.3."""
     low = np.uint64(0xFFFFFFFF)

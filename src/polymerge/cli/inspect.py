@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from polymerge.cli.flags import FlagCommand
-from polymerge.cli.option_types import argument, option
+from polymerge.cli.option_types import PATH, argument, option
 from polymerge.cli.shared_options import AS_JSON, IGNORE
 from polymerge.cli.streams import show
 from polymerge.errors import collecting, human_size
@@ -109,13 +109,22 @@ def _show_robustness(merged: str, against: Sequence[str], largest: int | None, a
 
 
 @click.command(cls=FlagCommand)
+@argument("files", metavar="[FILE...]", nargs=-1, type=PATH)
 @AS_JSON
-def methods(as_json: bool) -> None:
-    """List the merge methods, their parameters with defaults, and their sources."""
+def methods(files: tuple[str, ...], as_json: bool) -> None:
+    """List the merge methods, their parameters with defaults, and their sources.
+
+    With FILEs, those of your own in these Python files, too, which are run; methods of installed packages are listed.
+    """
+    from polymerge.methods.own import add_methods, find_method, installed
     from polymerge.methods.table import ADAPTERS, METHODS, MODIFIERS
 
+    add_methods(files)
+    for name in installed():
+        find_method(name)
     if as_json:
-        show(json.dumps({name: asdict(row) for name, row in METHODS.items()}, indent=1, default=str))
+        rows = {name: asdict(row) for name, row in METHODS.items()}
+        show(json.dumps(rows, indent=1, default=lambda function: f"{function.__module__}:{function.__qualname__}"))
         return
     for row in METHODS.values():
         show(f"{row.name}: {row.title}\n  from: {row.source}\n  works on: {row.on}")

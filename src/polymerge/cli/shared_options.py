@@ -19,6 +19,7 @@ __all__ = [
     "AS_JSON",
     "FORCE_RUN",
     "IGNORE",
+    "METHODS",
     "SAMPLES",
     "SAMPLE_SEED",
     "SCORER",
@@ -53,6 +54,11 @@ SAMPLES = option(
 )
 SAMPLE_SEED = option("--sample-seed", type=int, default=2, show_default=True, help="Seed of the draw of prompts.")
 FORCE_RUN = option("--force", is_flag=True, help="Discard a run with other settings in RUN.")
+
+METHODS = option(
+    "--methods", metavar="FILE", multiple=True, type=PATH,
+    help="Run this Python file, and know the merge methods of your own in it; repeatable.",
+)  # fmt: skip
 
 _RECIPE = argument("recipe", required=False, type=PATH)
 
@@ -132,7 +138,7 @@ def recipe_options(*, without: tuple[str, ...] = ()) -> Callable[[F], F]:
 
     without  options with another meaning in the command
     """
-    return given(_RECIPE, *(option for name, option in _IN_RECIPE.items() if name not in without))
+    return given(_RECIPE, *(option for name, option in _IN_RECIPE.items() if name not in without), METHODS)
 
 
 def output_options(command: F) -> F:
@@ -197,8 +203,12 @@ def generation_of(options: dict[str, Any]) -> Generation:
 def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
     """The given recipe file, or a recipe built from the options; removes them from `options`.
 
-    raises RecipeError if neither or both are given.
+    The files of the user's own methods are run before. raises RecipeError if neither or both are given.
     """
+    if methods := options.pop("methods", ()):
+        from polymerge.methods.own import add_methods
+
+        add_methods(methods)
     recipe: str | None = options.pop("recipe")
     found = {name: options.pop(name, None) for name in _IN_RECIPE}
     said = [name for name, value in found.items() if value not in (None, ())]

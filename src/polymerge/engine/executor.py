@@ -28,7 +28,7 @@ from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
-from polymerge.methods.method import method_function
+from polymerge.methods.method import READS, method_function
 from polymerge.methods.table import METHODS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
@@ -255,26 +255,26 @@ class Execution:
         blocks = self._blocks(step, piece, max(self.block // max(width, 1), 1) * width if setting.by_row else None)
         if not blocks.count:
             return
+        if setting.by_row:
+            arguments["width"] = width
+        if row.random:
+            arguments["keys"] = tuple(draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical))
         if (known := self.model_cutoffs.get(piece.setting or 0)) is not None:
             arguments["cutoff"] = known
         elif row.statistic is not None and row.statistic in STATISTICS:
             found = STATISTICS[row.statistic]
-            read = {name: setting.parameters[name] for name in found.reads}
+            read = {name: arguments[name] for name in READS[row.statistic]}
             source = Deltas([self._blocks(step, piece, self._cells) if found.in_cells else blocks])
             arguments[row.statistic] = self._once(
                 (row.statistic, *read.values(), self._of(step, piece)),
                 lambda: found.compute(source, read, self.pool.run_all),
             )
-        elif setting.by_row:
-            arguments["width"] = width
-        elif row.statistic == "gram":
+        elif row.statistic == "gram" and not setting.by_row:
             known_gram = self.model_grams.get(piece.setting or 0)
             if known_gram is None:
                 whole = self._blocks(step, piece, self._cells)
                 known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))
             arguments["gram"] = known_gram
-        if row.random:
-            arguments["keys"] = draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical)
         if setting.whole:
             self._merge_matrices(step, piece, setting, arguments)
             return
@@ -282,8 +282,11 @@ class Execution:
         scale = float(setting.parameters.get("scale", 1.0))
 
         def merged(block: Block) -> Any:
-            start = {"start": block.start} if row.random else {}
-            result = function(block.models, **arguments, **start)
+            more = {"start": block.start} if row.random else {}
+            if row.sees_base:
+                assert block.base is not None
+                more["base"] = kernels.weighted_sum(block.base.reshape(1, -1), [1.0])
+            result = function(block.models, **arguments, **more)
             return result if block.base is None else kernels.add_scaled(block.base, result, scale)
 
         self._write_blocks(step, piece, blocks, merged)

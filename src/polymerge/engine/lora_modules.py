@@ -14,7 +14,7 @@ from polymerge.dtypes import byte_count
 from polymerge.engine.extents import Files
 from polymerge.engine.norms import ModuleNorms, module_norms, together
 from polymerge.engine.overflow import Overflow
-from polymerge.engine.statistics import STATISTICS, draw_keys
+from polymerge.engine.statistics import STATISTICS, Source, draw_keys
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
@@ -175,31 +175,33 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
         merged = function(pairs, **given, **({"rank": rank} if row.needs_rank else {}))
         return _cut(_scaled(merged, scale), rank)
 
-    def join(rows: NDArray[Any], name: str, **more: Any) -> NDArray[Any]:
-        drawn = {"keys": keys(name)} if row.random else {}
-        result: NDArray[Any] = function(rows, **given, **drawn, **more)
-        return result
+    def beside(name: str, width: int, source: Source) -> dict[str, Any]:
+        """What the function is given beside its block, for all blocks of a tensor."""
+        more: dict[str, Any] = {"keys": keys(name)} if row.random else {}
+        more |= {"width": width} if setting.by_row else {}
+        if row.statistic is not None:
+            compute = STATISTICS[row.statistic].compute
+            more[row.statistic] = compute(source, given | more, lambda look, indices: map(look, indices))
+        return more
 
     space = setting.parameters["space"]
     if space != "delta":
         inside = enter(space, pairs)
-        joined = [
-            join(stacked.reshape(len(pairs), -1).copy(), str(place)) * np.float32(scale)
-            for place, stacked in enumerate(inside.coordinates)
-        ]
+        joined = []
+        for place, stacked in enumerate(inside.coordinates):
+            rows = stacked.reshape(len(pairs), -1)
+            more = beside(str(place), stacked.shape[-1], _Whole(rows))
+            joined.append(function(rows.copy(), **given, **more) * np.float32(scale))
         merged = inside.leave([one.reshape(of.shape[1:]) for one, of in zip(joined, inside.coordinates, strict=True)])
         return _cut(merged, rank)
     if row.additive:
         return _cut(_scaled(stack(pairs, model_weights(setting, len(pairs))), scale), rank)
     updates = _Updates(pairs)
-    known: dict[str, Any] = {}
-    if row.statistic is not None:
-        found = STATISTICS[row.statistic]
-        known[row.statistic] = found.compute(updates, setting.parameters, lambda look, indices: map(look, indices))
     dense = np.empty((len(pairs[0].b), pairs[0].a.shape[1]), np.float32)
+    given |= beside("", dense.shape[1], updates)
     for index, start in enumerate(range(0, len(dense), updates.rows)):
         at = {"start": start * dense.shape[1]} if row.random else {}
-        block = join(updates.read(index), "", **known, **at).reshape(-1, dense.shape[1])
+        block = function(updates.read(index), **given, **at).reshape(-1, dense.shape[1])
         np.multiply(block, np.float32(scale), out=dense[start : start + updates.rows])
     return of_dense(dense, rank)
 
@@ -220,6 +222,18 @@ def _cut(factors: Factors, rank: int) -> tuple[Factors, float]:
 
 def _scaled(factors: Factors, scale: float) -> Factors:
     return factors if scale == 1 else factors._replace(b=factors.b * np.float32(scale))
+
+
+class _Whole:
+    """Coordinates [model, n] as a source of a single block."""
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self._rows = rows
+        self.sizes: Sequence[int] = [rows.shape[1]]
+
+    def read(self, _: int) -> NDArray[Any]:
+        """A copy of all of them, which may be overwritten."""
+        return self._rows.copy()
 
 
 class _Updates:

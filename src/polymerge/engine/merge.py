@@ -30,6 +30,7 @@ from polymerge.engine.provenance import RECORD, command_line, found_out, provena
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
 from polymerge.errors import OutputError, RecipeError, human_size
+from polymerge.methods.own import MethodFiles
 from polymerge.paths import given_path
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
@@ -75,6 +76,7 @@ def merge(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     out: str | os.PathLike[str],
     *,
+    methods: MethodFiles = (),
     force: bool = False,
     shard_size: str = "5GB",
     file_format: Literal["safetensors", "torch"] = "safetensors",
@@ -91,6 +93,7 @@ def merge(
 
     recipe      a file, mapping or `Recipe`; or a plan (`Plan`, or its JSON file or mapping)
     out         the folder to create; it appears only once it is complete and checked
+    methods     Python files with methods of your own, as for `plan`
     force       replace an existing `out`
     shard_size  of the output's weight files, such as 5GB
     file_format safetensors, or torch for loaders that only read pytorch_model-*.bin
@@ -113,7 +116,7 @@ def merge(
     target = given_path(out)
     size = parse_size(shard_size)
     machine = open_device(device)
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, methods=methods)
     if layout is not None:
         if not plan.of_adapters:
             raise RecipeError("layout: is for adapters, and these models are checkpoints")

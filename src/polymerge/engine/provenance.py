@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_info
 from polymerge.checkpoints.hub import pinned
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms
+from polymerge.methods.own import place_of
 from polymerge.planning import Input, Plan, Step
 
 __all__ = ["PLAN_VERSION", "RECORD", "command_line", "found_out", "plan_table", "provenance", "record", "roles"]
@@ -42,7 +43,8 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
     command   the command line, or the call, that made the output
     output    what was written
     """
-    made = {"recipe": dict(plan.recipe), "plan_hash": plan.hash, "seed": plan.seed}
+    made: dict[str, Any] = {"recipe": dict(plan.recipe), "plan_hash": plan.hash, "seed": plan.seed}
+    made |= {"methods": _methods(plan)} if plan.methods else {}
     inputs = [(entry, roles(plan, place)) for place, entry in enumerate(plan.inputs)]
     decomposed = any(step.lora and step.fate == "merged" for step in plan.steps)
     found = record(made, inputs, digests, command, output, blas=decomposed)
@@ -87,6 +89,14 @@ def record(
         "output": dict(output),
         "versions": {"python": platform.python_version(), **_versions()},
         **({"blas": _blas()} if blas else {}),
+    }
+
+
+def _methods(plan: Plan) -> dict[str, Any]:
+    """The user's own methods: what the code is known by, and where it was."""
+    return {
+        name: {"origin": origin, **({"file": file} if (file := place_of(name)) else {})}
+        for name, origin in plan.methods.items()
     }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from math import ceil, floor, fsum, inf, sqrt
 from threading import Lock
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
@@ -20,10 +21,11 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.engine.blocks import PieceBlocks
+from polymerge.engine.blocks import Block, PieceBlocks
 from polymerge.methods import kernels
 from polymerge.methods.breadcrumbs import Band, ranks
-from polymerge.methods.consensus import Selected
+from polymerge.methods.consensus import Selected, importances, outlying, quartiles
+from polymerge.methods.della import norms, rescaling_of, spread
 from polymerge.methods.kernels import find_cutoffs, on_host
 from polymerge.methods.kernels.cpu.trimming import count_around, count_bins
 from polymerge.methods.ties import kept
@@ -68,20 +70,22 @@ class Deltas:
 
     def read(self, index: int) -> Any:
         """The deltas of a block."""
+        return self.read_block(index).models
+
+    def read_block(self, index: int) -> Block:
+        """The deltas of a block, with the base's numbers."""
         piece, own = self._places[index]
-        return piece.read(own).models
+        return piece.read(own)
 
 
 class Statistic(NamedTuple):
     """How to compute what a method needs beyond its block, from all blocks of a tensor.
 
-    reads     the parameters that it depends on
-    compute   from the blocks, these parameters by name, and what maps over blocks
+    compute   from the blocks, what it depends on by name (`polymerge.methods.method.READS`), and what maps over blocks
     in_cells  whether blocks have to start at multiples of `CELL`, over which sums are taken
     """
 
-    reads: tuple[str, ...]
-    compute: Callable[[Source, Mapping[str, Any], RunAll], Any]
+    compute: Callable[[Any, Mapping[str, Any], RunAll], Any]
     in_cells: bool = False
 
 
@@ -121,6 +125,41 @@ def _selected(source: Source, said: Mapping[str, Any], run_all: RunAll) -> Selec
     return Selected(least, [fsum(cell for cells in blocks for cell in cells) / total for blocks in of_models])
 
 
+def _rescaling(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[float]:
+    keys, width = said["keys"], said["width"]
+    means, away = spread(said["density"], said["epsilon"], len(keys))
+    if not said["rescale"] or min(means) == 1:
+        return [1.0] * len(keys)
+    starts = list(accumulate(source.sizes, initial=0))
+    return rescaling_of(
+        run_all(
+            lambda index: norms(source.read(index), width, keys, starts[index], means, away), range(len(source.sizes))
+        )
+    )
+
+
+def _importance(source: Deltas, said: Mapping[str, Any], run_all: RunAll) -> float:
+    scores, places = _Importances(source, said["width"]), quartiles(sum(source.sizes))
+    if scores.count <= SAMPLED:
+        blocks = run_all(lambda index: on_host(scores.read(index))[0].copy(), range(len(source.sizes)))
+        ordered = np.sort(np.concatenate(list(blocks)))
+        return outlying([float(ordered[place]) for place in places])
+    return outlying(exact_cutoffs(scores, [scores.count - place for place in places], run_all))
+
+
+class _Importances:
+    """The importances of entries as a source of their own: three rows that are the same, one for each quartile."""
+
+    def __init__(self, source: Deltas, width: int) -> None:
+        self._source, self._width, self.sizes, self.count = source, width, source.sizes, sum(source.sizes)
+
+    def read(self, index: int) -> Any:
+        """The importances of a block, [3, n]."""
+        block = self._source.read_block(index)
+        scores = importances(block.models, block.base, self._width)[0]
+        return np.broadcast_to(scores, (3, len(scores))) if isinstance(scores, np.ndarray) else scores.expand(3, -1)
+
+
 class _Scores:
     """The variances over the models as a source of their own, with a single row."""
 
@@ -133,10 +172,12 @@ class _Scores:
 
 
 STATISTICS: Final[Mapping[str, Statistic]] = {
-    "cutoff": Statistic(("density",), _cutoff),
-    "band": Statistic(("density", "gamma"), _band),
-    "overlap": Statistic(("epsilon",), _overlap),
-    "selected": Statistic(("select_topk",), _selected, in_cells=True),
+    "cutoff": Statistic(_cutoff),
+    "band": Statistic(_band),
+    "overlap": Statistic(_overlap),
+    "selected": Statistic(_selected, in_cells=True),
+    "rescaling": Statistic(_rescaling),
+    "importance": Statistic(_importance),
 }
 """By the keyword that a method takes it under; `gram`, which may be of more than a tensor, is computed by `gram`."""
 

@@ -31,6 +31,7 @@ from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
 from polymerge.families.fp8 import read_fp8
+from polymerge.methods.own import MethodFiles
 from polymerge.planning import Input, Plan, Step, make_plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.estimate import default_threads
@@ -232,6 +233,7 @@ class LiveModel:
 def live(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
+    methods: MethodFiles = (),
     device: str = "cpu",
     dtype: str = "auto",
     threads: int | None = None,
@@ -242,12 +244,13 @@ def live(
     `live(recipe).model` is the model as transformers loads it; `set(plan(other))` switches to the weights of another
     recipe with the same template.
 
-    recipe  a file, mapping or `Recipe`; or a `Plan`. The others as for `LiveModel`
+    recipe   a file, mapping or `Recipe`; or a `Plan`
+    methods  Python files with methods of your own, as for `plan`. The others as for `LiveModel`
 
     raises Refused with every problem of the recipe, CheckpointError if the template does not load
     completely, or values cannot be merged.
     """
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, methods=methods)
     model = LiveModel(plan, device=device, dtype=dtype, threads=threads, trust_remote_code=trust_remote_code)
     try:
         model.set(plan)

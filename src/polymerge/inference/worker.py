@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from polymerge.inference.prompt_records import Prompt
+from polymerge.methods.own import MethodsFile, added
 from polymerge.planning import Plan
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Job:
     plan            any of the plans to come, whose models are loaded; None to use the checkpoint in `folder` as it is
     torch_threads   of one worker; None for torch's own choice
     merge_threads   of one worker, for merging
+    methods         files of the user's own methods, as they are known where the job is made
     """
 
     plan: Plan | None
@@ -47,6 +49,7 @@ class Job:
     torch_threads: int | None = None
     merge_threads: int | None = None
     trust_remote_code: bool = False
+    methods: tuple[MethodsFile, ...] = field(default_factory=added)
 
 
 class Worker:
@@ -67,6 +70,8 @@ class Worker:
         from polymerge.checkpoints.loading import load_model, load_processor
 
         job, live = self._job, None
+        for file in job.methods:
+            file.add()
         how: dict[str, Any] = {
             "device": job.device, "dtype": job.dtype, "trust_remote_code": job.trust_remote_code,
         }  # fmt: skip

@@ -13,18 +13,20 @@ from polymerge.errors import RecipeError
 from polymerge.methods.kernels import (
     AnyBlock,
     count_shared,
+    divergences,
     elected_sum,
     find_cutoffs,
     gram_of,
     keep_scored,
     limited,
     on_host,
+    scored,
     shared_sum,
     variances,
     weighted_sum,
 )
 
-__all__ = ["Selected", "nearswap", "ram", "ramplus_tl", "sce"]
+__all__ = ["Selected", "arcee_fusion", "importances", "nearswap", "outlying", "quartiles", "ram", "ramplus_tl", "sce"]
 
 
 class Selected(NamedTuple):
@@ -77,6 +79,49 @@ def nearswap(deltas: AnyBlock, t: float) -> AnyBlock:
     if len(deltas) != 1 or t < 0:
         raise RecipeError(f"nearswap: takes one model beside base_model, and a t from 0, got {len(deltas)} and {t}")
     return weighted_sum(limited(deltas, t), [1.0])
+
+
+def arcee_fusion(
+    deltas: AnyBlock, *, importance: float | None = None, base: AnyBlock, width: int | None = None
+) -> AnyBlock:
+    """Move the base to one model in the entries where that changes most, and in rows that change most.
+
+    Arcee's method, as in mergekit: an entry's importance is the magnitude of its delta times the Kullback-Leibler
+    divergence of its row from the base's, where a row's probabilities are its softmax plus 1e-8. Entries as important
+    as the median and 1.5 times the range from the first quartile to the third are taken. mergekit finds these three in
+    a random million of the entries of larger tensors, and sums in float32; here they are of the whole tensor, and
+    divergences are computed in float64.
+
+    deltas      [1, n]  float32 or float64; overwritten
+    importance  the least importance that is taken, if `deltas` is a block of a larger tensor
+    base        [n]     the base's numbers
+    width       entries of each row; None for a single row
+    returns     [n]     the merged delta
+    raises      RecipeError for more than one model
+    """
+    if len(deltas) != 1:
+        raise RecipeError(f"arcee_fusion: takes one model beside base_model, got {len(deltas)}")
+    scores = importances(deltas, base, width or deltas.shape[1])
+    if importance is None:
+        ordered = np.sort(on_host(scores)[0])
+        importance = outlying([float(ordered[place]) for place in quartiles(ordered.size)])
+    return weighted_sum(keep_scored(deltas, scores[0], importance), [1.0])
+
+
+def importances(deltas: AnyBlock, base: AnyBlock, width: int) -> AnyBlock:
+    """The importance of each entry of whole rows, as `arcee_fusion` has it, [model, n] in the working dtype."""
+    return scored(deltas, divergences(base, deltas, width), width)
+
+
+def quartiles(n: int) -> tuple[int, int, int]:
+    """The places of the three quartiles among `n` ascending numbers, counted from 0."""
+    return (n - 1) // 4, (n - 1) // 2, 3 * (n - 1) // 4
+
+
+def outlying(three: Sequence[float]) -> float:
+    """The importance from which entries are taken, from its three quartiles."""
+    first, median, third = three
+    return median + 1.5 * (third - first)
 
 
 def ram(deltas: AnyBlock, epsilon: float = 1e-5) -> AnyBlock:

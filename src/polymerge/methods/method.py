@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
-__all__ = ["Method", "Parameter", "method_function"]
+__all__ = ["READS", "Method", "Parameter", "keywords_of", "method_function"]
 
 Value = float | bool | str
+On = Literal["weights", "deltas", "matrices", "factors", "nothing"]
+
+READS: Final[Mapping[str, tuple[str, ...]]] = {
+    "cutoff": ("density",),
+    "gram": (),
+    "band": ("density", "gamma"),
+    "overlap": ("epsilon",),
+    "selected": ("select_topk",),
+    "rescaling": ("density", "epsilon", "rescale", "keys", "width"),
+    "importance": ("width",),
+}
+"""The statistics that a row can ask for, and what each follows from beside the numbers: parameters of the row, and what
+else its function is given.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,14 +58,15 @@ class Method:
     on           the function's input: the models' weights, their deltas from the base, whole matrices of deltas, or the
                  factors of adapters
     source       the paper
-    function     module:name of the function, imported only when a merge runs
-    of_factors   module:name of the form that a method on matrices has for the factors of adapters; without one, its
-                 function is given their cores
+    function     module:name of the function, imported only when a merge runs; of one's own method, the function
+    of_factors   module:name of the form that a method on matrices has for the factors of adapters, or the function;
+                 without one, its function is given their cores
     parameters   settable in a recipe. `weight` is each model's coefficient: a single model with a weight, a density
                  and a scale of 1 is returned unchanged. `density` is the share of entries that a cutoff or draws keep
-    statistic    the statistic that the function needs beyond its block:
+    statistic    the statistic that the function needs beyond its block, one of `READS`:
                  cutoff and band (exact magnitude thresholds), gram (dot products of whole tensors), overlap (counts
-                 of changed entries) or selected (a threshold of variance, and squares)
+                 of changed entries), selected (a threshold of variance, and squares), rescaling (L1 norms of what
+                 draws keep) or importance (a threshold)
     span         the scope of a gram: each tensor, or everything merged
     random       whether it draws random numbers, and so needs a key per model
     models       the number of models that it takes, None for any number
@@ -64,25 +79,26 @@ class Method:
     equal_ranks  whether it only merges adapters of equal rank
     takes_base   whether a method on weights works on deltas, like those that always do, if the recipe has a base_model
     fewest       the smallest number of models that it takes
-    by_row       the flag, and its value, with which it compares row with row: it is then given blocks of whole rows and
-                 their `width` instead of a gram
+    by_row       whether it compares row with row, or the flag and its value with which it does: it is then given blocks
+                 of whole rows and their `width`, and no gram
+    sees_base    whether the function takes the base's numbers
     takes_tensors  whether a function of matrices takes torch tensors, too; else what lies on a GPU is brought to the
                  host for it
     decomposes   how many decompositions of a matrix a method on matrices takes: for each model, and beside them
     decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
     rest         what a method on matrices takes of a tensor that is none: the mean of the deltas, or the first model's
-    not_offered  a combination of values that we do not take, such as one that mergekit knows, and what to do instead
+    refuses      returns what is wrong with values that are each in range, and what to do instead, or None
     only_here    whether mergekit has no such method, so that no recipe can have parameters that it ignores
     """
 
     name: str
     title: str
     source: str
-    on: Literal["weights", "deltas", "matrices", "factors", "nothing"]
-    function: str = ""
-    of_factors: str = ""
+    on: On
+    function: str | Callable[..., Any] = ""
+    of_factors: str | Callable[..., Any] = ""
     parameters: tuple[Parameter, ...] = ()
-    statistic: Literal["cutoff", "gram", "band", "overlap", "selected"] | None = None
+    statistic: str | None = None
     span: Literal["tensor", "model"] = "tensor"
     random: bool = False
     models: int | None = None
@@ -94,20 +110,32 @@ class Method:
     equal_ranks: bool = False
     takes_base: bool = False
     fewest: int = 1
-    by_row: tuple[str, bool] | None = None
+    by_row: tuple[str, bool] | bool = False
+    sees_base: bool = False
     takes_tensors: bool = False
     decomposes: tuple[int, int] = (0, 0)
     decomposes_inputs: bool = False
     rest: Literal["mean", "first"] = "mean"
-    not_offered: tuple[Mapping[str, Value], str] | None = None
+    refuses: Callable[[Mapping[str, Any]], str | None] | None = None
     only_here: bool = False
 
     def __post_init__(self) -> None:
-        if self.statistic == "cutoff" and not self.parameter("density"):
-            raise ValueError(f"{self.name}: a cutoff follows from a `density`, and it has no such parameter")
+        for name, words in (("on", get_args(On)), ("statistic", (None, *READS)), ("span", ("tensor", "model"))):
+            if (value := getattr(self, name)) not in words:
+                raise ValueError(f"{self.name}: {name} cannot be '{value}', only {', '.join(map(str, words))}")
+        known = {*(parameter.name for parameter in self.parameters), *keywords_of(self)}
+        for name in READS.get(self.statistic or "", ()):
+            if name not in known:
+                raise ValueError(f"{self.name}: {self.statistic} follows from `{name}`, and it has no such parameter")
+        if self.statistic == "importance" and self.on != "deltas":
+            raise ValueError(f"{self.name}: only deltas have an importance")
+        if self.sees_base and (self.on != "deltas" or self.models is None):
+            raise ValueError(f"{self.name}: only methods on the deltas of a number of checkpoints see their base")
         whole, of_factors = self.on == "matrices", self.on == "factors" or self.of_factors
         if (self.needs_rank or self.equal_ranks) and not of_factors:
             raise ValueError(f"{self.name}: only methods on factors know of ranks")
+        if self.scales and not of_factors:
+            raise ValueError(f"{self.name}: only methods on factors apply `scale` themselves")
         if self.adds_ranks and not (whole or of_factors):
             raise ValueError(f"{self.name}: only methods on factors or matrices add ranks")
         if not whole and (self.of_factors or self.takes_ranks or self.takes_tensors or self.decomposes != (0, 0)):
@@ -152,8 +180,22 @@ class Method:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
 
+def keywords_of(row: Method, *, of_factors: bool = False) -> list[str]:
+    """What a row's function, or its form for factors, is given by keyword beside parameters, in its order."""
+    asked: list[str | None] = [row.statistic]
+    asked += ["base"] if row.sees_base else []
+    asked += ["width"] if row.by_row else []
+    asked += ["keys", "start"] if row.random else []
+    asked += ["rank"] if row.needs_rank and (of_factors or row.on == "factors") else []
+    asked += ["ranks"] if row.takes_ranks and not of_factors else []
+    return [name for name in asked if name is not None]
+
+
 def method_function(row: Method, *, of_factors: bool = False) -> Callable[..., Any]:
     """Import and return the function of a row; of one on matrices, perhaps the form that it has for factors."""
-    module, _, name = (row.of_factors if of_factors else row.function).partition(":")
+    named = row.of_factors if of_factors else row.function
+    if not isinstance(named, str):
+        return named
+    module, _, name = named.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function

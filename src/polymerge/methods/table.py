@@ -3,23 +3,23 @@
 To add a method, write its function and add a row here. The function is called with a block of numbers first, which it
 may change in place: `models` [model, n] for `on="weights"`, `deltas` [model, n] for `on="deltas"`; or with whole
 matrices, `deltas` [model, m, n], for `on="matrices"`; or with `pairs`, the factors of adapters, for `on="factors"`. The
-row's parameters follow by name, without those of `SHARED`; then, by keyword, what the row requires: `cutoff` or `gram`
-(`statistic`), `width` (`by_row`), `keys` and `start` (`random`), and `rank` (`needs_rank`). It returns [n]: the merged
-weights, or the merged delta, which the executor scales and adds to the base; of matrices [m, n], which may lie in the
-memory of `deltas`. Blocks are numpy arrays, or, on a GPU, torch tensors: functions composed of the operations in
-`methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks rows and functions; the README's table
-of methods needs a row, too.
+row's parameters follow by name, without those of `SHARED`; then, by keyword, what the row requires: the statistic by
+its name (`statistic`), the base's numbers (`sees_base`), `width` (`by_row`), `keys` and `start` (`random`), and `rank`
+(`needs_rank`). It returns [n]: the merged weights, or the merged delta, which the executor scales and adds to the base;
+of matrices [m, n], which may lie in the memory of `deltas`. Blocks are numpy arrays, or, on a GPU, torch tensors:
+functions composed of the operations in `methods.kernels` give equal bits in both. `tests/methods/test_table.py` checks
+rows and functions; the README's table of methods and that of docs/methods.md need a row, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from polymerge.methods.method import Method, Parameter
 
-__all__ = ["ADAPTERS", "METHODS", "MODIFIERS", "SHARED"]
+__all__ = ["ADAPTERS", "METHODS", "MODIFIERS", "SHARED", "out_of_range", "register"]
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
 ONE: Final = Parameter("weight", "number", 1.0, each=True)
@@ -31,10 +31,7 @@ SCALE: Final = Parameter("scale", "number", 1.0)
 ELECT: Final = Parameter("elect", "choice", "weighted", choices=("weighted", "unweighted"))
 AGREE: Final = ("weight", "count", "none")
 """The divisor of the sum in methods that elect signs; each default is mergekit's."""
-EQUALLY_STRONG: Final = (
-    {"calibrate": "svc"},
-    "all directions of its delta are equally strong, so none is to be calibrated by itself. Leave calibrate out",
-)
+SPREAD: Final = Parameter("epsilon", "number", 0.15, low=0.0, high=0.5, each=True)
 INIT: Final = Parameter("init", "choice", "sum", choices=("sum", "mean", "zero"))
 RESCALE: Final = Parameter("rescale", "flag", True)
 
@@ -42,6 +39,34 @@ SHARED: Final = frozenset({"scale", "trim"})
 """Parameters handled by the executor, not the function: scale multiplies any merged delta, trim sets the scope of
 cutoffs.
 """
+
+
+def out_of_range(density: float, epsilon: float) -> str | None:
+    """What is wrong with the chances of `della`, which are a density, and as much less and more."""
+    if density in (0, 1) or (density - epsilon > 0 and density + epsilon < 1):
+        return None
+    return (
+        f"a density of {density:g} with an epsilon of {epsilon:g} makes chances from {density - epsilon:g} to "
+        f"{density + epsilon:g}, which have to lie between 0 and 1. Set a smaller epsilon"
+    )
+
+
+def _della(said: Mapping[str, Any]) -> str | None:
+    pairs = zip(said["density"], said["epsilon"], strict=True)
+    return next(filter(None, (out_of_range(density, epsilon) for density, epsilon in pairs)), None)
+
+
+def _isotropic(said: Mapping[str, Any]) -> str | None:
+    if said.get("calibrate") != "svc":
+        return None
+    return "all directions of its delta are equally strong, so none is to be calibrated by itself. Leave calibrate out"
+
+
+def _nuslerp(said: Mapping[str, Any]) -> str | None:
+    if said["nuslerp_flatten"] or not said["nuslerp_row_wise"]:
+        return None
+    return "angles between columns are not offered. Leave nuslerp_row_wise out for angles between rows"
+
 
 _ROWS: Final = (
     Method(
@@ -135,6 +160,38 @@ _ROWS: Final = (
         statistic="band",
     ),
     Method(
+        "della",
+        "drop entries at random, small ones rather than large ones, rescale the rest, elect signs, join what agrees",
+        "DELLA (Deep et al. 2024), section 3",
+        on="deltas",
+        function="polymerge.methods.della:della",
+        parameters=(
+            WEIGHT,
+            DENSITY,
+            SPREAD,
+            RESCALE,
+            ELECT,
+            Parameter("normalize", "choice", "weight", choices=AGREE),
+            SCALE,
+        ),
+        statistic="rescaling",
+        random=True,
+        by_row=True,
+        refuses=_della,
+    ),
+    Method(
+        "della_linear",
+        "drop entries at random, small ones rather than large ones, rescale the rest, sum",
+        "DELLA (Deep et al. 2024), section 3, without its election",
+        on="deltas",
+        function="polymerge.methods.della:della_linear",
+        parameters=(WEIGHT, DENSITY, SPREAD, RESCALE, Parameter("normalize", "flag", False), SCALE),
+        statistic="rescaling",
+        random=True,
+        by_row=True,
+        refuses=_della,
+    ),
+    Method(
         "sce",
         "select the entries that vary most, weigh models by their squares, erase minority signs, average",
         "FuseChat (Wan et al. 2024), section 3.3",
@@ -151,6 +208,18 @@ _ROWS: Final = (
         function="polymerge.methods.consensus:nearswap",
         parameters=(Parameter("t", "number", low=0.0), SCALE),
         models=1,
+    ),
+    Method(
+        "arcee_fusion",
+        "move the base to one model where that changes most",
+        "Arcee Fusion, as in mergekit",
+        on="deltas",
+        function="polymerge.methods.consensus:arcee_fusion",
+        parameters=(SCALE,),
+        statistic="importance",
+        models=1,
+        by_row=True,
+        sees_base=True,
     ),
     Method(
         "ram",
@@ -199,10 +268,7 @@ _ROWS: Final = (
         models=2,
         takes_base=True,
         by_row=("nuslerp_flatten", False),
-        not_offered=(
-            {"nuslerp_flatten": False, "nuslerp_row_wise": True},
-            "angles between columns are not offered. Leave nuslerp_row_wise out for angles between rows",
-        ),
+        refuses=_nuslerp,
     ),
     Method(
         "multislerp",
@@ -304,7 +370,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(0, 1),
-        not_offered=EQUALLY_STRONG,
+        refuses=_isotropic,
     ),
     Method(
         "iso_cts",
@@ -316,7 +382,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(1, 3),
-        not_offered=EQUALLY_STRONG,
+        refuses=_isotropic,
     ),
     Method(
         "optmerge",
@@ -393,7 +459,16 @@ _ROWS: Final = (
 
 _TABLE: Final = {row.name: row for row in _ROWS}
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(_TABLE)
-"""Every merge method by name."""
+"""Every merge method by name; those of the user's own as well, once they are registered."""
+
+
+def register(name: str, row: Method | None) -> None:
+    """Add a method of the user's own to `METHODS`, which `polymerge.methods.own` has checked; None takes one away."""
+    if row is None:
+        del _TABLE[name]
+    else:
+        _TABLE[name] = row
+
 
 MODIFIERS: Final = (
     Parameter("calibrate", "choice", choices=("svc",), optional=True),

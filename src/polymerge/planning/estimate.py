@@ -21,6 +21,7 @@ _MOST_THREADS = 8
 _COPY_BUFFER = 4 << 20
 _SELECTION = 64 << 20
 _MATRICES = 4
+_SELECTING = ("cutoff", "band", "selected", "importance")
 
 
 def default_threads() -> int:
@@ -39,5 +40,5 @@ def memory_estimate(plan: Plan, threads: int | None = None) -> int:
     per_thread = block * (2 * rows + 3) * (8 if wide else 4) + _COPY_BUFFER
     # the matrices that its blocks lie among in the inputs, and those that they are put into in the output
     per_thread += max((_MATRICES * prod(step.shape[-2:]) * (8 if wide else 4) for step in turned), default=0)
-    selecting = any(METHODS[setting.method].statistic == "cutoff" for setting in plan.settings)
+    selecting = any(METHODS[setting.method].statistic in _SELECTING for setting in plan.settings)
     return threads * per_thread + (_SELECTION if selecting else 0)

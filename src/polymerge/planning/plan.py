@@ -252,6 +252,7 @@ class Plan(Table):
     unties     whether the template's config ties head and embedding and the output's must not
     layout     the layout of the output on disk
     config     for an adapter, the output's adapter_config.json
+    methods    the user's own methods that it merges with, each with what its code is known by
     stages     the plans of the merges before this one, in order; inputs of theirs and of this one that are such
                outputs have the stage's name as their source, and no path
     """
@@ -272,6 +273,7 @@ class Plan(Table):
     unties: bool = False
     layout: Layout = "checkpoint"
     config: Mapping[str, Any] | None = None
+    methods: Mapping[str, str] = field(default_factory=dict)
     stages: tuple[Plan, ...] = ()
     version: int = field(default=FORMAT)
 
@@ -287,6 +289,8 @@ class Plan(Table):
         del data["recipe"], data["warnings"], data["beside"], data["companions"], data["layout"]
         if self.config is None:
             del data["config"]
+        if not self.methods:
+            del data["methods"]
         stages = data.pop("stages")
         if stages:
             data["stages"] = [stage.hash for stage in self.stages]

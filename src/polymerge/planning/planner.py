@@ -15,6 +15,7 @@ from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.config import config_dtype
 from polymerge.families.expressions import Ranges, names_read, rows_of
 from polymerge.families.rules import PARTS, counterpart, without_branch
+from polymerge.methods.own import MethodFiles, add_methods, check_methods, origins
 from polymerge.methods.table import METHODS
 from polymerge.planning.adapters import names_adapters, plan_adapters
 from polymerge.planning.companions import adapter_companions, files_left_out, told_beside
@@ -49,16 +50,21 @@ __all__ = ["make_plan"]
 def make_plan(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Plan,
     *,
+    methods: MethodFiles = (),
     opened: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
     """Plan a merge from a recipe and the headers of the checkpoints, or adapters, that it names.
 
     recipe   a file, mapping or `Recipe`; or a plan, also as JSON, which is returned as is
+    methods  Python files with methods of the user's own, which are run; they stay known in this process
     opened   checkpoints that are already open, by their source in the recipe
 
     raises Refused with every problem of the recipe, of the models, and between them.
     """
+    add_methods(methods)
     if isinstance(recipe, Plan):
+        for one in (*recipe.stages, recipe):
+            check_methods(one.methods, "this plan")
         return recipe
     if not isinstance(recipe, Recipe) and (written := written_plan(recipe)) is not None:
         return written
@@ -79,7 +85,7 @@ def _planned(opened: Mapping[str, Checkpoint], recipe: Recipe, stages: Mapping[s
         plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, {**opened, **stages})
         if plan is not None and not (problems or plan.of_adapters or plan.changes):
             refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
-        return plan
+        return plan and replace(plan, methods=origins(setting.method for setting in plan.settings))
     return None
 
 

@@ -198,15 +198,15 @@ def _beside_mergekit(
 
 def drops_at_random(setting: Setting) -> bool:
     """Return whether a setting drops entries at random."""
-    return METHODS[setting.method].random and min(setting.parameters["density"]) < 1
+    return METHODS[setting.method].random and min(setting.parameters.get("density", (0,))) < 1
 
 
 def measures_tensors(setting: Setting) -> bool:
     """Return whether a setting's result for an entry depends on the rest of its tensor."""
     row, said = METHODS[setting.method], setting.parameters
-    if row.statistic == "gram":
-        return row.span == "tensor"
-    return row.statistic == "cutoff" and said.get("trim", "tensor") == "tensor" and min(said["density"]) < 1
+    if row.statistic is None or row.span == "model" or said.get("trim") == "model":
+        return False
+    return bool(min(said.get("density", (0,))) < 1)
 
 
 def left_out_of_files(skipped: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:

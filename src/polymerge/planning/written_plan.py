@@ -23,6 +23,7 @@ from polymerge.checkpoints.json_objects import checked, parse_json
 from polymerge.dtypes import BITS, FP8, MERGEABLE
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 from polymerge.families.expressions import Expr, LowRank, Scaled, Stacked, expr_from_json
+from polymerge.methods.own import check_methods
 from polymerge.methods.table import MODIFIERS
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
@@ -55,6 +56,10 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
         return None
     if data["version"] != FORMAT:
         raise RecipeError(f"{where} has format {data['version']}, this polymerge reads {FORMAT}: plan again")
+    stages = data.get("stages")
+    for one in (data, *(stages if isinstance(stages, list) else ())):
+        own = one.get("methods", {}) if isinstance(one, Mapping) else {}
+        check_methods(checked(own, dict[str, str], f"{where}: methods", error=RecipeError, then=_AGAIN), where)
     try:
         with collecting(needed=True):
             plan = _plan({name: value for name, value in data.items() if name != "hash"})
@@ -78,7 +83,7 @@ def _plan(data: Mapping[str, Any]) -> Plan:
         "companions": tuple(_made(Companions, one, "companions") for one in entries["companions"]),
         "stages": tuple(map(_plan, entries["stages"])),
     }
-    plan = _made(Plan, data, "plan", **made)
+    plan = _made(Plan, {"methods": {}, **data}, "plan", **made)
     parse_recipe(plan.recipe)
     if plan.config is not None:
         read_lora_config(plan.config, f"its {CONFIG}")

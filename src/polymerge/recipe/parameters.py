@@ -74,7 +74,8 @@ class Setting:
     @property
     def by_row(self) -> bool:
         """Whether rows are compared one by one, so that blocks have to be whole rows."""
-        return self.row.by_row is not None and self.parameters.get(self.row.by_row[0]) is self.row.by_row[1]
+        flag = self.row.by_row
+        return flag if isinstance(flag, bool) else self.parameters.get(flag[0]) is flag[1]
 
     @property
     def row(self) -> Method:
@@ -241,8 +242,8 @@ def resolve(
     if asked is not None and values["calibrate"] is None:
         del values["calibrate"], values["alpha"]
     setting = Setting(method, values, on_base)
-    if row.not_offered is not None and row.not_offered[0].items() <= values.items():
-        refuse(RecipeError(f"{layers[-1][0]}: {method}: {row.not_offered[1]}"))
+    if not found and row.refuses is not None and (problem := row.refuses(values)) is not None:
+        refuse(RecipeError(f"{layers[-1][0]}: {method}: {problem}"))
     read = all(given.get("weight") is not UNREAD for given in (said.recipe[1], *per_model))
     if setting.divides_by_nothing and read and not found:
         refuse(RecipeError(f"{layers[-1][0]}: {method}: the weights add up to about 0 and cannot be normalized. Set "

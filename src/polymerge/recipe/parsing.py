@@ -23,6 +23,7 @@ from polymerge.errors import (
     shown,
 )
 from polymerge.families.rules import PARTS
+from polymerge.methods.own import find_method, installed
 from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.paths import because, given_path
 from polymerge.recipe.mergekit_forms import FORMS, in_place, rewritten, source_of
@@ -49,9 +50,7 @@ _MERGEKIT: Final[Mapping[str, str]] = {
 }
 """Fields of mergekit's recipes that polymerge does not support, and their replacement."""
 
-_MERGEKIT_METHODS: Final = (
-    "arcee_fusion", "della", "della_linear", "passthrough",
-)  # fmt: skip
+_MERGEKIT_METHODS: Final = ("passthrough",)
 """mergekit's other methods, with parameters that are unknown here."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
@@ -209,17 +208,26 @@ def _method(value: object, where: str) -> tuple[str, bool]:
     elif value in _MERGEKIT_METHODS and value not in METHODS:
         known = ", ".join(sorted(METHODS))
         refuse(RecipeError(f"{where}: mergekit's method '{shown(value)}' is not supported. Known: {known}."))
-    elif not isinstance(value, str) or value not in METHODS:
+    elif not isinstance(value, str) or not _is_there(value):
         spaces = next(one.choices for one in ADAPTERS if one.name == "space")
-        hint = did_you_mean(str(value), METHODS)
+        hint = did_you_mean(str(value), {**METHODS, **installed()})
         if value in spaces:
             hint = f" It is a space for merging adapters: use ties, for example, with parameters: {{space: {value}}}."
         refuse(RecipeError(f"{where}: there is no method '{shown(value)}'.{hint}"))
         if close := get_close_matches(str(value), METHODS, n=1):
             return close[0], True
-    else:
+    elif value in METHODS:
         return value, True
     return _UNKNOWN, False
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is a method of this name, perhaps in an installed package; one that does not load is refused."""
+    try:
+        return find_method(name) is not None
+    except RecipeError as error:
+        refuse(error)
+        return True
 
 
 def _models(value: object, *, judged: bool) -> tuple[tuple[ModelEntry, ...], bool]:

@@ -19,6 +19,7 @@ from polymerge.errors import collecting, refuse
 from polymerge.inference.generation import Batches, generate
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts
 from polymerge.inference.run_folder import Run, alone_in, identity_of_inputs, identity_of_prompts, open_run
+from polymerge.methods.own import add_methods
 from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.recipe.parsing import as_recipe
@@ -146,13 +147,15 @@ class PlannedSearch:
 
     def _settings(self) -> dict[str, Any]:
         """The settings that all candidates' answers depend on, other than the varied values."""
+        plan = next(iter(self.plans.values()))
         prompts = {name: identity_of_prompts(drawn) for name, drawn in self.drawn.items()}
         unsaid = self.space.turned(self.recipe, tuple(axis.neutral for axis in self.space.axes))
         return {
             "recipe": recipe_dict(unsaid),
             "vary": [axis.name for axis in self.space.axes],
             "keep_template_weight": self.options.keep_template_weight,
-            "inputs": identity_of_inputs(next(iter(self.plans.values()))),
+            "inputs": identity_of_inputs(plan),
+            **({"methods": dict(plan.methods)} if plan.methods else {}),
             "prompts": prompts if self.several else prompts[""],
             **({"quick": self._quick} if self._quick is not None else {}),
             **self.options.generation.settings,
@@ -274,6 +277,7 @@ def plan_search(
     raises Refused with every problem.
     """
     options = options or SearchOptions()
+    add_methods(options.methods)
     said = prompts if isinstance(prompts, Mapping) else {"": prompts}
     said = dict(said) if len(said) != 1 else {"": next(iter(said.values()))}
     sources = {name: one if isinstance(one, PromptSource) else PromptSource(one) for name, one in said.items()}

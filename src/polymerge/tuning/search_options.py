@@ -12,6 +12,7 @@ from polymerge.checkpoints.target import check_target
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.inference.generation import Generation
 from polymerge.inference.prompts import Prompt
+from polymerge.methods.own import MethodFiles
 from polymerge.paths import given_path
 from polymerge.tuning.criterion import CRITERIA, Judging
 from polymerge.tuning.knobs import Knob
@@ -30,6 +31,7 @@ class SearchOptions:
     keep_template_weight  keep the template's weight from the recipe; otherwise it is 1 minus all the others'
     judging, scoring      how answers are judged without labels, and with labels
     write                 a folder for the merge with the chosen value
+    methods               Python files with methods of the user's own, as for `plan`
     force                 discard an earlier run with other settings; replace an existing `write`
     """
 
@@ -39,6 +41,7 @@ class SearchOptions:
     scoring: Scoring | None = None
     generation: Generation = field(default_factory=Generation)
     write: str | os.PathLike[str] | None = None
+    methods: MethodFiles = ()
     force: bool = False
 
     @property

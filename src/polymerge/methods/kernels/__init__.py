@@ -38,6 +38,7 @@ __all__ = [
     "add_scaled",
     "count_shared",
     "decode",
+    "divergences",
     "dots",
     "elected_sum",
     "encode",
@@ -48,12 +49,15 @@ __all__ = [
     "keep_between",
     "keep_largest",
     "keep_random",
+    "keep_ranked",
     "keep_scored",
     "limited",
+    "magnitudes",
     "not_finite",
     "of_expert",
     "on_host",
     "rounded",
+    "scored",
     "shared_sum",
     "subtract",
     "times_scales",
@@ -181,6 +185,30 @@ def keep_random(deltas: AnyBlock, keys: Sequence[int], start: int, density: Sequ
     return _set_for(deltas).keep_random(deltas, keys, start, density, rescale)
 
 
+def keep_ranked(
+    deltas: AnyBlock,
+    width: int,
+    keys: Sequence[int],
+    start: int,
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    factors: Sequence[float],
+) -> AnyBlock:
+    """Zero, in place, all but a random share of the entries of each model's rows of a matrix, rather small ones than
+    large ones, and multiply what is kept.
+
+    An entry has the rank r, from 0 to width - 1, of its magnitude in its row; equals share the mean of theirs. It is
+    kept if its word, as in `keep_random`, is below floor((density - epsilon + 2 * epsilon * r / (width - 1)) * 2**32),
+    which is floor(density * 2**32) in rows of one entry.
+
+    deltas   [model, n]  whole rows of `width` entries
+    start    flat index of the block's first element
+    density  chance to be kept, on average, one per model; with `epsilon` more or less it is in [0, 1]
+    factors  what kept entries are multiplied by, one per model, rounded to the working dtype
+    """
+    return _set_for(deltas).keep_ranked(deltas, width, keys, start, density, epsilon, factors)
+
+
 def keep_between(deltas: AnyBlock, lows: Sequence[float], highs: Sequence[float]) -> AnyBlock:
     """Zero, in place, the entries of each row of `deltas` [model, n] whose magnitude is below its low or above its
     high.
@@ -243,6 +271,30 @@ def gram_of(x: AnyBlock) -> NDArray[np.float64]:
     """Dot products of full tensors with each other, [model, model], from a block [model, n] that holds all of them."""
     cells, models = dots(x), range(len(x))
     return np.array([[fsum(cells[:, one, other]) for other in models] for one in models])
+
+
+def magnitudes(x: AnyBlock, size: int) -> NDArray[np.float64]:
+    """The sum of magnitudes of every `size` elements of each row of `x` [model, n]: [cell, model], in float64 and in a
+    fixed order.
+    """
+    return _set_for(x).magnitudes(x, size)
+
+
+def divergences(base: AnyBlock, deltas: AnyBlock, width: int) -> NDArray[np.float64]:
+    """The Kullback-Leibler divergence of each row of base + delta from the base's, as probabilities: [model, row].
+
+    A row's probabilities are its softmax plus 1e-8. In float64, with exponentials, logarithms and sums that are the
+    same on every device; not negative.
+
+    base    [n]         whole rows of `width` entries
+    deltas  [model, n]
+    """
+    return _set_for(deltas).divergences(base, deltas, width)
+
+
+def scored(deltas: AnyBlock, per_row: NDArray[np.float64], width: int) -> AnyBlock:
+    """The magnitudes of `deltas` [model, n], each times the number of its row of `width` entries, [model, row]."""
+    return _set_for(deltas).scored(deltas, per_row, width)
 
 
 def of_expert(a: AnyBlock, b: AnyBlock, expert: int, experts: int) -> tuple[AnyBlock, AnyBlock]:

@@ -1,7 +1,8 @@
 """The kernels for torch tensors, on any device: plain torch operations, each of which rounds once.
 
-They are the loops of `cpu` written out operation by operation. Nothing here may fuse a product with a sum (`addcmul`,
-`lerp`, `alpha=`), and no sum over elements may be left to torch, whose order is its own.
+They are the loops of `cpu` written out operation by operation; sums over elements are in `tensor_sums`. Nothing here
+may fuse a product with a sum (`addcmul`, `lerp`, `alpha=`), and no sum over elements may be left to torch, whose order
+is its own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polymerge.methods.kernels.cpu.arithmetic import CELL, LANES
+from polymerge.methods.kernels.cpu.trimming import chances
+from polymerge.methods.kernels.tensor_sums import divergences, dots, magnitudes
 
 __all__ = [
     "add_low_rank",
     "add_scaled",
     "count_shared",
     "decode",
+    "divergences",
     "dots",
     "elected_sum",
     "encode",
@@ -28,9 +31,12 @@ __all__ = [
     "keep_between",
     "keep_largest",
     "keep_random",
+    "keep_ranked",
     "keep_scored",
     "limited",
+    "magnitudes",
     "rounded",
+    "scored",
     "shared_sum",
     "subtract",
     "times_scales",
@@ -143,9 +149,27 @@ def keep_random(deltas: Tensor, keys: Sequence[int], start: int, density: Sequen
         if share < 1:
             limit = int(share * 2**32)
             factor = _rounded(1 / share if rescale and limit else 1, row)
-            words = _philox(int(key), start // 4, -(-(start % 4 + row.numel()) // 4), row.device)
-            drawn = words[start % 4 : start % 4 + row.numel()]
-            row.mul_(factor).masked_fill_(drawn >= limit, 0)
+            row.mul_(factor).masked_fill_(_words(row, key, start) >= limit, 0)
+    return deltas
+
+
+def keep_ranked(
+    deltas: Tensor,
+    width: int,
+    keys: Sequence[int],
+    start: int,
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    factors: Sequence[float],
+) -> Tensor:
+    """See `polymerge.methods.kernels.keep_ranked`."""
+    for row, key, share, away, factor in zip(deltas, keys, density, epsilon, factors, strict=True):
+        low, step = chances(share, away, width)
+        sizes = row.abs().view(-1, width)
+        ordered = sizes.sort(dim=1).values
+        twice = torch.searchsorted(ordered, sizes) + torch.searchsorted(ordered, sizes, right=True) - 1
+        limits = twice.to(torch.float64).mul_(step).add_(low).floor_()
+        row.mul_(_rounded(factor, row)).masked_fill_(_words(row, key, start) >= limits.view(-1), 0)
     return deltas
 
 
@@ -200,6 +224,18 @@ def keep_scored(deltas: Tensor, scores: Tensor, least: float) -> Tensor:
     return deltas.masked_fill_(scores < least, 0)
 
 
+def scored(deltas: Tensor, per_row: NDArray[np.float64], width: int) -> Tensor:
+    """See `polymerge.methods.kernels.scored`."""
+    factors = torch.from_numpy(per_row).to(deltas.device, deltas.dtype)
+    return (deltas.abs().view(len(deltas), -1, width) * factors.unsqueeze(2)).view(deltas.shape)
+
+
+def _words(row: Tensor, key: int, start: int) -> Tensor:
+    """The random words of the elements of a row."""
+    words = _philox(int(key), start // 4, -(-(start % 4 + row.numel()) // 4), row.device)
+    return words[start % 4 : start % 4 + row.numel()]
+
+
 def _philox(key: int, counter: int, count: int, device: torch.device) -> Tensor:
     """The words of `count` counters from `counter` on; see `polymerge.methods.kernels.cpu.trimming.philox`."""
     low = 0xFFFFFFFF
@@ -234,27 +270,3 @@ def elected_sum(deltas: Tensor, weight: Sequence[float], elect: str, normalize: 
     if normalize == "none":
         return total
     return total / torch.where(parts.abs() >= _rounded(1e-8, parts), parts, torch.ones_like(parts))
-
-
-def dots(x: Tensor, size: int = CELL) -> NDArray[np.float64]:
-    """See `polymerge.methods.kernels.dots`."""
-    models, n = x.shape
-    cells, runs = -(-n // size), -(-size // LANES)
-    wide = torch.zeros((models, cells * size), dtype=torch.float64, device=x.device)
-    wide[:, :n] = x
-    filled = torch.zeros((models, cells, runs * LANES), dtype=torch.float64, device=x.device)
-    filled[:, :, :size] = wide.view(models, cells, size)
-    rows = filled.view(models, cells, runs, LANES)
-    result = np.empty((cells, models, models), np.float64)
-    for one in range(models):
-        for other in range(one, models):
-            products = rows[one] * rows[other]
-            lanes = torch.zeros((cells, LANES), dtype=torch.float64, device=x.device)
-            for step in range(runs):
-                lanes += products[:, step]
-            width = LANES
-            while width > 1:
-                width //= 2
-                lanes = lanes[:, :width] + lanes[:, width:]
-            result[:, one, other] = result[:, other, one] = lanes[:, 0].cpu().numpy()
-    return result

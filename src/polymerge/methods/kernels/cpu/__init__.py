@@ -1,6 +1,14 @@
 """The kernels for numpy arrays: loops compiled by numba, which release the GIL while they run."""
 
-from polymerge.methods.kernels.cpu.arithmetic import add_scaled, dots, elected_sum, subtract, weighted_sum
+from polymerge.methods.kernels.cpu.arithmetic import (
+    add_scaled,
+    dots,
+    elected_sum,
+    magnitudes,
+    subtract,
+    weighted_sum,
+)
+from polymerge.methods.kernels.cpu.divergence import divergences, scored
 from polymerge.methods.kernels.cpu.formats import decode, encode, finite, not_finite, rounded
 from polymerge.methods.kernels.cpu.matrices import add_low_rank, times_scales
 from polymerge.methods.kernels.cpu.selection import (
@@ -11,13 +19,14 @@ from polymerge.methods.kernels.cpu.selection import (
     shared_sum,
     variances,
 )
-from polymerge.methods.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random
+from polymerge.methods.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random, keep_ranked
 
 __all__ = [
     "add_low_rank",
     "add_scaled",
     "count_shared",
     "decode",
+    "divergences",
     "dots",
     "elected_sum",
     "encode",
@@ -26,10 +35,13 @@ __all__ = [
     "keep_between",
     "keep_largest",
     "keep_random",
+    "keep_ranked",
     "keep_scored",
     "limited",
+    "magnitudes",
     "not_finite",
     "rounded",
+    "scored",
     "shared_sum",
     "subtract",
     "times_scales",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from polymerge.methods.kernels.compiled import compiled, number
 
-__all__ = ["CELL", "LANES", "add_scaled", "dots", "elected_sum", "subtract", "weighted_sum"]
+__all__ = ["CELL", "LANES", "add_scaled", "dots", "elected_sum", "fold", "magnitudes", "subtract", "weighted_sum"]
 
 Floats = NDArray[Any]
 
@@ -63,6 +63,14 @@ def dots(x: Floats, size: int = CELL) -> NDArray[np.float64]:
     models, n = x.shape
     cells = np.empty((-(-n // size), models, models), np.float64)
     _dots(*_one_line(x), n, size, np.empty(LANES), cells)
+    return cells
+
+
+def magnitudes(x: Floats, size: int) -> NDArray[np.float64]:
+    """See `polymerge.methods.kernels.magnitudes`."""
+    cells = np.empty((-(-x.shape[1] // size), len(x)), np.float64)
+    for model, row in enumerate(x):
+        _magnitudes(row, size, np.empty(LANES), cells[:, model])
     return cells
 
 
@@ -175,11 +183,29 @@ def _dots(line: Floats, stride: int, n: int, size: int, lanes: NDArray[np.float6
                     right = line[other * stride + start : other * stride + end]
                     for i in range(left.size):
                         lanes[i] += np.float64(number(left[i])) * np.float64(number(right[i]))
-                width = lanes.size
-                while width > 1:  # fold the upper half onto the lower until one number is left
-                    width //= 2
-                    lower, upper = lanes[:width], lanes[width : 2 * width]
-                    for i in range(width):
-                        lower[i] += upper[i]
-                cells[cell, one, other] = lanes[0]
+                cells[cell, one, other] = fold(lanes)
                 cells[cell, other, one] = lanes[0]
+
+
+@compiled
+def _magnitudes(row: Floats, size: int, lanes: NDArray[np.float64], cells: NDArray[np.float64]) -> None:
+    for cell in range(cells.size):
+        lanes[:] = 0.0
+        last = min(row.size, (cell + 1) * size)
+        for start in range(cell * size, last, lanes.size):
+            part = row[start : min(start + lanes.size, last)]
+            for i in range(part.size):
+                lanes[i] += abs(np.float64(part[i]))
+        cells[cell] = fold(lanes)
+
+
+@compiled
+def fold(lanes: NDArray[np.float64]) -> Any:
+    """The sum of running sums, whose number is a power of two; overwrites them."""
+    width = lanes.size
+    while width > 1:  # fold the upper half onto the lower until one number is left
+        width //= 2
+        lower, upper = lanes[:width], lanes[width : 2 * width]
+        for i in range(width):
+            lower[i] += upper[i]
+    return lanes[0]
