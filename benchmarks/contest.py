@@ -33,6 +33,7 @@ class Case:
     shared    parameters of the merge
     own       parameters that only polymerge has
     mergekit  parameters that only mergekit has; None where it cannot do this merge
+    in_float32  whether mergekit computes in float32, where bfloat16 leaves nothing of what it measures
     near      share of the entries in which the outputs have to agree, see `Likeness`
     long      whether it takes minutes, so that it is only run where it is named
     """
@@ -43,6 +44,7 @@ class Case:
     shared: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     mergekit: Mapping[str, Any] | None = field(default_factory=dict)
+    in_float32: bool = False
     near: float = 1.0
     long: bool = False
 
@@ -57,7 +59,8 @@ class Case:
     def for_mergekit(self, models: Path) -> Recipe:
         """The recipe for mergekit."""
         start = {} if self.deltas or self.method != "slerp" else {"base_model": str(models / "a")}
-        return {**self._recipe(models, self.mergekit or {}), **start, "dtype": "bfloat16"}
+        dtypes = {"dtype": "float32", "out_dtype": "bfloat16"} if self.in_float32 else {"dtype": "bfloat16"}
+        return {**self._recipe(models, self.mergekit or {}), **start, **dtypes}
 
     def _recipe(self, models: Path, more: Mapping[str, Any]) -> Recipe:
         recipe: Recipe = {"merge_method": self.method}
@@ -87,13 +90,13 @@ CASES = {
     "della_linear": Case("della_linear", each=TRIMMED, near=0.5),
     "sce": Case("sce", shared={"select_topk": 0.2}, near=0.9),
     "nearswap": Case("nearswap", each=({},), shared={"t": 1e-4}, near=0.99),
-    "arcee_fusion": Case("arcee_fusion", each=({},), near=0.9),  # mergekit's threshold is that of a sample
+    "arcee_fusion": Case("arcee_fusion", each=({},), in_float32=True, near=0.95),  # its threshold is that of a sample
     "ram": Case("ram", near=0.99),
     "ramplus_tl": Case("ramplus_tl", near=0.99),
-    "nuslerp": Case("nuslerp", deltas=False, each=WEIGHTS),
-    "multislerp": Case("multislerp", deltas=False, each=WEIGHTS, near=0.99),
-    "karcher": Case("karcher", deltas=False, near=0.99),
-    "model_stock": Case("model_stock", near=0.99),
+    "nuslerp": Case("nuslerp", deltas=False, each=WEIGHTS, in_float32=True, near=0.99),
+    "multislerp": Case("multislerp", deltas=False, each=WEIGHTS, in_float32=True, near=0.99),
+    "karcher": Case("karcher", deltas=False, in_float32=True, near=0.99),
+    "model_stock": Case("model_stock", in_float32=True, near=0.99),
     "metagpt": Case("metagpt", mergekit=None),
     "iso_c": Case("iso_c", mergekit=None, long=True),
     "tsv": Case("tsv", each=WEIGHTS, mergekit=None, long=True),

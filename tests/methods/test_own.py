@@ -138,6 +138,22 @@ def test_a_written_plan_knows_the_text_that_it_was_made_with(models: list[str], 
     assert raw(tmp_path / "done") == raw(ours)
 
 
+def test_each_stage_knows_its_own(models: list[str], tmp_path: Path) -> None:
+    file, first = written(tmp_path), {"name": "first", **asked(models, "halved", 0.8)}
+    stages = {
+        "stages": [first, {"merge_method": "linear", "models": ["first", models[1]], "parameters": {"weight": 1}}]
+    }
+    plan = polymerge.plan(stages, methods=file)
+    origin = f"sha256 {MethodsFile.read(file).sha256}"
+    assert ([one.methods for one in plan.stages], plan.methods) == ([{"halved": origin}], {})
+    out = polymerge.merge(json.loads(json.dumps(plan.to_json())), tmp_path / "out", check=False).folder
+    assert origin in (out / "polymerge.json").read_text()
+    add_methods(written(tmp_path, HALVED + "#"))
+    for stale in (plan, plan.to_json()):
+        with pytest.raises(RecipeError, match="was planned with another 'halved'"):
+            polymerge.plan(stale)
+
+
 def test_a_plan_never_runs_a_file_that_it_names(models: list[str], tmp_path: Path) -> None:
     file = written(tmp_path, HALVED + f"\nwith open({str(tmp_path / 'ran')!r}, 'a') as ran: ran.write('x')\n")
     data = polymerge.plan(asked(models, "halved", 1), methods=file).to_json()
