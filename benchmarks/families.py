@@ -3,6 +3,7 @@
     python benchmarks/families.py --only llava,qwen3_5
     python benchmarks/families.py --mergekit ENVIRONMENT --markdown docs/families-matrix.md
 
+With `--json FILE` a run that was cut short goes on where it was.
 `familycases.py` builds the checkpoints, `familyverdicts.py` judges, `familypage.py` writes the page. See
 benchmarks/README.md for the environments.
 """
@@ -29,7 +30,7 @@ import yaml
 
 from familycases import PUBLISHED, TEXT_TYPES, TYPES, Case, cases_as_published, cases_of_type
 from familypage import to_markdown
-from familytools import ASKED_FOR, Tool, Tools, servers
+from familytools import ASKED_FOR, SEEDS, Mergekit, Tool, Tools, polymerge
 from familyverdicts import Verdict, judge, shortened
 from measure import RunError
 
@@ -91,13 +92,10 @@ def not_built(kind: str, folder: Path) -> Iterator[Case | Verdict]:
         yield Verdict(kind, "", "polymerge", "", 0, 1, False, f"not built: {said}", "")
 
 
-def cases(kinds: Iterable[str], folder: Path) -> Iterator[Case | Verdict]:
-    """Build what is merged, one model type at a time."""
-    for kind in kinds:
-        place = folder / kind
-        yield from cases_as_published(kind, place) if kind in PUBLISHED else ()
-        yield from not_built(kind, place / "type") if kind in TYPES | TEXT_TYPES else ()
-        shutil.rmtree(place, ignore_errors=True)
+def cases(kind: str, folder: Path) -> Iterator[Case | Verdict]:
+    """Build what is merged of one model type."""
+    yield from cases_as_published(kind, folder) if kind in PUBLISHED else ()
+    yield from not_built(kind, folder / "type") if kind in TYPES | TEXT_TYPES else ()
 
 
 def main() -> None:
@@ -112,26 +110,36 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    tools = servers(options.mergekit)
-    found: list[Verdict] = []
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
-        for one in cases(_kinds(options.only), Path(scratch)):
-            made = [one] if isinstance(one, Verdict) else verdicts(one, tools, pool)
-            for verdict in made:
-                found.append(verdict)
-                said = f"{verdict.row}, {verdict.pair}, {verdict.tool} {verdict.options}: {verdict.text}"
-                print(said, file=sys.stderr, flush=True)
-    for server in (server for seeds in tools.values() for server in seeds.values()):
-        server.end()
     own = {str(options.mergekit): "ENVIRONMENT", str(options.json): "FILE"}  # what lies elsewhere on other machines
-    command = [own.get(word, word) for word in sys.argv]
-    if options.json:
-        report = {"command": command, "about": about, "runs": [asdict(one) for one in found]}
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    page = to_markdown(command, about, found)
+    report: dict[str, Any] = {"command": [own.get(word, word) for word in sys.argv], "about": about, "runs": {}}
+    runs = report["runs"]
+    if options.json and options.json.exists():
+        runs |= json.loads(options.json.read_text(encoding="utf-8"))["runs"]
+    peers = {seed: Mergekit(options.mergekit, seed) for seed in SEEDS} if options.mergekit else {}
+    tools: Tools = {"polymerge": {0: polymerge}, **({"mergekit": peers} if peers else {})}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for kind in _kinds(options.only):
+            if kind not in runs:
+                with tempfile.TemporaryDirectory() as scratch:
+                    runs[kind] = [asdict(one) for one in judged(cases(kind, Path(scratch)), tools, pool)]
+                if options.json:
+                    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for peer in peers.values():
+        peer.end()
+    found = [Verdict(**one) for kind in _kinds(options.only) for one in runs[kind]]
+    page = to_markdown(report["command"], about, found)
     if options.markdown:
         options.markdown.write_text(page, encoding="utf-8")
     print(page)
+
+
+def judged(made: Iterable[Case | Verdict], tools: Tools, pool: ThreadPoolExecutor) -> Iterator[Verdict]:
+    """The verdicts over cases, said as they come."""
+    for one in made:
+        for verdict in [one] if isinstance(one, Verdict) else verdicts(one, tools, pool):
+            said = f"{verdict.row}, {verdict.pair}, {verdict.tool} {verdict.options}: {verdict.text}"
+            print(said, file=sys.stderr, flush=True)
+            yield verdict
 
 
 def _options() -> argparse.Namespace:
@@ -139,7 +147,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mergekit", type=Path, metavar="ENVIRONMENT", help="the virtual environment of mergekit")
     parser.add_argument("--only", metavar="NAME,...", help="model types, or families as published")
     parser.add_argument("--jobs", type=int, default=2, help="merges at a time (default 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run here; those in it are not run again")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
     return parser.parse_args()
 

@@ -47,13 +47,13 @@ The checkpoints are random and tiny (two layers, some hundred words, float32, on
 quality.
 
 Both tools run with their defaults on one recipe, which says `dtype: float32`; polymerge without its own check of the
-output, `--no-verify`, and mergekit under PYTHONHASHSEED {seeds}, since its result may depend on it. Where it does, the
+output, and mergekit under PYTHONHASHSEED {seeds}, since its result may depend on it. Where it does, the
 cell counts seeds and does not name them: which seed gives what depends on the names of the folders as well.
 
 Where mergekit asks for {asked_for}, it gets it in another try, and counts as right if that is.
 
-Both run in forks of a process that has imported them; mergekit in an environment of its own. All outputs are loaded by
-the transformers of polymerge's.
+polymerge runs in the process that judges, mergekit's command in forks of a process that has imported it, in an
+environment of its own. All outputs are loaded by the transformers of polymerge's.
 
 What a model answers is asked with a text where its class takes one; its towers are then compared, not run.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 
 from measure import RunError
+from polymerge import merge
+from polymerge.errors import PolymergeError, Refused
 
 Tool = Callable[..., tuple[int, str]]
 """Merges: recipe, place of the output, options -> exit status and what was printed."""
@@ -19,7 +20,7 @@ Tool = Callable[..., tuple[int, str]]
 Tools = Mapping[str, Mapping[int, Tool]]
 """By name, a tool under each of its hash seeds."""
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 ASKED_FOR = ("--allow-crimes", "--trust-remote-code")
 """What mergekit may ask for: models of two architectures, code from a checkpoint."""
 
@@ -28,8 +29,7 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SERVER = """
 import importlib.metadata, json, os, sys, traceback
 import torch, transformers
-name = sys.argv[1]
-(entry,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+(entry,) = importlib.metadata.entry_points(group="console_scripts", name="mergekit-yaml")
 main = entry.load()
 for line in sys.stdin:
     words, log = json.loads(line)
@@ -37,7 +37,7 @@ for line in sys.stdin:
     if not child:
         os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 1)
         os.dup2(1, 2)
-        sys.argv, status = [name, *words], 1
+        sys.argv, status = ["mergekit-yaml", *words], 1
         try:
             status = main() or 0
         except SystemExit as end:
@@ -48,19 +48,18 @@ for line in sys.stdin:
         os._exit(status if isinstance(status, int) else 1)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Runs a command in forks of a process that has imported it: imports take longer than tiny merges."""
+"""Runs mergekit's command in forks of a process that has imported it: imports take longer than tiny merges."""
 
 
-class Server:
-    """A command under one hash seed, one merge at a time; `{recipe}` and `{out}` in it stand for both."""
+class Mergekit:
+    """mergekit's command under one hash seed, one merge at a time."""
 
-    def __init__(self, python: Path, command: str, seed: int) -> None:
-        (self._name, *self._words), self._free = command.split(), Lock()
-        self._own = tempfile.TemporaryDirectory()  # what it keeps, and where it copies the code that it runs
-        said = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": str(seed), "HF_MODULES_CACHE": self._own.name,
-                "XDG_CACHE_HOME": self._own.name}  # fmt: skip
+    def __init__(self, environment: Path, seed: int) -> None:
+        self._free = Lock()
+        self._own = tempfile.TemporaryDirectory()  # where it copies the code that it runs
+        said = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": str(seed), "HF_MODULES_CACHE": self._own.name}
         self._server = subprocess.Popen(
-            [str(python), "-c", SERVER, self._name],
+            [str(environment / "bin" / "python"), "-c", SERVER],
             env=said, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
@@ -69,12 +68,11 @@ class Server:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         log = recipe.with_suffix(".log")
-        words = [word.format(recipe=recipe, out=out) for word in self._words]
         with self._free:
-            print(json.dumps([[*words, *options], str(log)]), file=self._server.stdin, flush=True)
+            print(json.dumps([[str(recipe), str(out), *options], str(log)]), file=self._server.stdin, flush=True)
             status = self._server.stdout.readline()
         if not status:
-            raise RunError(f"its environment has no command {self._name} that can be run")
+            raise RunError("mergekit's environment has no command mergekit-yaml that can be run")
         return int(status), log.read_text(encoding="utf-8", errors="replace")
 
     def end(self) -> None:
@@ -84,11 +82,10 @@ class Server:
         self._own.cleanup()
 
 
-def servers(mergekit: Path | None) -> dict[str, dict[int, Server]]:
-    """polymerge as it is installed beside this Python, and mergekit in its environment, if there is one."""
-    merge = "polymerge merge {recipe} -o {out} --no-verify"
-    found = {"polymerge": {0: Server(Path(sys.executable), merge, 0)}}
-    if mergekit is not None:
-        python = mergekit / "bin" / "python"
-        found["mergekit"] = {seed: Server(python, "mergekit-yaml {recipe} {out}", seed) for seed in SEEDS}
-    return found
+def polymerge(recipe: Path, out: Path, *_: str) -> tuple[int, str]:
+    """Merge with polymerge, in this process: exit status and what its command would print."""
+    try:
+        merge(recipe, out, check=False)
+    except PolymergeError as error:
+        return error.exit_status, str(error) if isinstance(error, Refused) else f"1. {error}"
+    return 0, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -39,6 +40,49 @@ def test_a_file_is_written_and_replaced(content: str | bytes, tmp_path: Path) ->
         data = content.encode() if isinstance(content, str) else content
         assert (tmp_path / "a").read_bytes() == data
         assert names(tmp_path) == ["a"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "_sweep", durable._sweep.__wrapped__)  # once in each process
+    left, held, young, other = (f".{number:016x}{UNFINISHED}" for number in range(4))
+    foreign = [f".notes{UNFINISHED}", f"{0:016x}{UNFINISHED}", f".{0:016x}{UNFINISHED}.txt", f".{'g' * 16}{UNFINISHED}"]
+    for name in (left, held, young, other, *foreign):
+        (tmp_path / name).write_text("a part")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / young)
+    (tmp_path / f".{5:016x}{UNFINISHED}").mkdir()
+    (tmp_path / f".{6:016x}{UNFINISHED}").symlink_to(left)
+    mine = os.geteuid()
+    with (tmp_path / held).open() as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+        write_file(tmp_path / "a", "text")
+        assert left in names(tmp_path)  # somebody else's
+        monkeypatch.setattr(os, "geteuid", lambda: mine)
+        before = names(tmp_path)
+        write_file(tmp_path / "a", "text")
+        assert set(before) - set(names(tmp_path)) == {left, other}
+    write_file(tmp_path / "a", "text")
+    assert held not in names(tmp_path)
+    assert young in names(tmp_path)
+
+
+def test_a_file_is_locked_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def look(_: int) -> None:
+        for name in names(tmp_path):
+            looked.append(name)
+            with (tmp_path / name).open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(durable, "flush", look)
+    write_file(tmp_path / "a", "text")
+    assert [name.endswith(UNFINISHED) for name in looked] == [True]
+    assert names(tmp_path) == ["a"]
 
 
 def test_half_a_surrogate_pair_is_written_as_json_has_it(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +37,10 @@ __all__ = [
 
 UNFINISHED: Final = ".polymerge-new"
 """Ending of a file's name while it is written; a killed process can leave one behind."""
+
+_FRESH: Final = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(UNFINISHED)}")
+_ABANDONED: Final = 60.0
+"""Seconds after which nobody writes to an unfinished file any more that nobody has locked."""
 
 _NEXT_STEP: Final = {
     errno.ENOSPC: "Make room on the disk, or choose another place",
@@ -86,6 +93,8 @@ def write_file(path: Path, content: str | bytes) -> Path:
         fresh = path.with_name(f".{secrets.token_hex(8)}{UNFINISHED}")
         try:
             with fresh.open("xb", buffering=0) as file:
+                with suppress(OSError):  # a filesystem without locks, where nobody removes it
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]
@@ -96,7 +105,34 @@ def write_file(path: Path, content: str | bytes) -> Path:
                 fresh.unlink()
             raise
         sync(path.parent)
+        _sweep(path.parent.absolute())
     return path
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing in a folder; each process does so once.
+
+    That is a file with the name that only `write_file` gives, of this user, with no lock of its writer, and old enough
+    that one who writes on another machine, whose locks may not be seen here, would have written to it again.
+    """
+    with suppress(OSError):  # a folder that may be written to, but not listed
+        for path in [path for path in folder.iterdir() if _FRESH.fullmatch(path.name)]:
+            with suppress(OSError), _opened(path) as descriptor:  # locked, or gone meanwhile
+                found = os.fstat(descriptor)
+                ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+                if ours and time.time() - found.st_mtime > _ABANDONED:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> Path:

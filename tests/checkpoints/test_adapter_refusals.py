@@ -291,10 +291,20 @@ def test_many_modules_with_one_fault_are_one_message(tmp_path: Path) -> None:
     assert "and 27 more: of rank 2, adapter_config.json says 16" in only(saved(tmp_path, tensors, r=16))
 
 
-@pytest.mark.parametrize("dimensions", [3, 4])
-def test_convolutions(tmp_path: Path, dimensions: int) -> None:
-    tensors = {name: tensor.reshape(*tensor.shape, *[1] * (dimensions - 2)) for name, tensor in FACTORS.items()}
-    assert "factors of a convolution" in only(saved(tmp_path, tensors))
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ((2, 8, 3), (8, 2), "not the factors of a linear layer or of a convolution"),
+        ((2, 8), (8, 2, 1), "not the factors of a linear layer or of a convolution"),
+        ((2, 8, 3), (8, 2, 3), "not the factors of a linear layer or of a convolution"),
+        ((2, 8, 3), (8, 1, 1), "factors of a convolution in groups, which PEFT cannot merge either. Train it without"),
+        ((2, 8, 3, 3), (8, 3, 1, 1), "ranks 2 and 3"),
+        ((4, 8, 3), (8, 4, 1), "of rank 4, adapter_config.json says 2"),
+    ],
+)
+def test_convolutions(a: tuple[int, ...], b: tuple[int, ...], words: str, tmp_path: Path) -> None:
+    tensors = {f"{STEM}.lora_A.weight": torch.zeros(a), f"{STEM}.lora_B.weight": torch.zeros(b)}
+    assert words in only(saved(tmp_path, tensors))
 
 
 @pytest.mark.parametrize("shape", [(16,), (0,), (0, 8), ()])
@@ -430,7 +440,8 @@ def wrapped(
         (wrapped(0) | wrapped(1), ["experts.first", "experts.second"], "their names do not tell which are whose"),
         (wrapped(0, a=(5, 8), b=(8, 5)), ["down_proj"], "of 5 rows, adapter_config.json says rank 2"),
         (wrapped(0, bias=True), ["down_proj"], "has lora_bias or fan_in_fan_out"),
-        (wrapped(0, a=(4, 8, 3)), ["down_proj"], "factors of a convolution"),
+        (wrapped(0, a=(4, 8, 3)), ["down_proj"], "not the factors of a linear layer or of a convolution"),
+        (wrapped(0, a=(4, 8, 3), b=(8, 4, 1)), ["down_proj"], "factors of a convolution, which is no parameter of"),
     ],
 )
 def test_factors_of_parameters_that_cannot_be_told_apart(

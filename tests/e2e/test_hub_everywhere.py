@@ -148,6 +148,8 @@ def plain(text: str, names: Mapping[str, str], *outs: Path) -> str:
     """A text without what says where models and outputs lie, and at which revision."""
     text = re.sub(r'[^"\s]*/polymerge/views/\w+/(a/\w+)/[0-9a-f]{40}', r"\1", text)
     text = re.sub(r"@(v1|main)\b", "", text)
+    # what lies beside the weights is told by a commit there, by its content here
+    text = re.sub(r'"beside": \{\s*("[^"]+": "[0-9a-f]{64}",?\s*)*\}', '"beside": {}', text)
     for name, folder in names.items():
         text = re.sub(rf"{re.escape(folder)}(?![\w/])", f"a/{name}", text)
     for out in outs:

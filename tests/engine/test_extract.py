@@ -214,12 +214,16 @@ def test_experts_in_one_tensor_are_named_as_left_out(tmp_path: Path) -> None:
     assert found.verification.passed
 
 
-def test_a_class_that_transformers_has_not(tmp_path: Path) -> None:
-    base = build("internvl_chat", tmp_path / "base", dtype="float32")
+@pytest.mark.parametrize(
+    ("family", "prefix"), [("internvl_chat", "language_model.model.layers."), ("llava_original", "model.layers.")]
+)
+def test_a_class_that_transformers_has_not(family: str, prefix: str, tmp_path: Path) -> None:
+    base = build(family, tmp_path / "base", dtype="float32")
     tuned = perturbed(base, tmp_path / "tuned", seed=3)
     found = pm.extract(tuned, tmp_path / "adapter", base=base, rank=99)
     assert any("has the names of its tensors as stored" in note for note in found.warnings)
-    assert all(name.startswith("language_model.model.layers.") for name in found.modules)
+    assert len(found.modules) == 14
+    assert all(name.startswith(prefix) for name in found.modules)
     there, here = load(tuned), load(fold(base, tmp_path / "adapter", tmp_path / "out"))
     for module in found.modules:
         torch.testing.assert_close(here[f"{module}.weight"], there[f"{module}.weight"], **SAME_WEIGHTS)

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import polymerge
+from expert_adapters import gemma4, qwen3_5
 from fp8_made import CODES, FP8, KINDS, codes, literal, quantized
 from polymerge.engine.device import Torch
 from polymerge.engine.executor import execute
 from polymerge.engine.opening import opened
-from polymerge.errors import CheckpointError
+from polymerge.errors import CheckpointError, PolymergeError
 from polymerge.inference.live import LiveModel
 from running import checkpoint, cli, fold, linear, merged, raw
 from tiny import build, generate, open_model, perturbed, related_llm
@@ -102,6 +103,63 @@ def test_nan_is_refused_with_the_name_of_the_tensor(code: int, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"text\.layers\.0\.mlp\.up_proj\.weight of 'one' holds NaN"):
         written(linear(one, other), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("F8_E4M3", 0x7F), ("F8_E5M2", 0x7C), ("F8_E5M2", 0xFF)])
+def test_a_tensor_that_is_not_merged_has_to_have_numbers_too(dtype: str, code: int, tmp_path: Path) -> None:
+    one, other = model(tmp_path / "one", 1), model(tmp_path / "other", 2)
+    quantized(one, "fbgemm", dtype=dtype)
+    held = numbers(one)
+    held[UP].view(torch.uint8)[299, 7] = code
+    save_file(held, one / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"of 'one' holds NaN or infinity .*\. Repair the checkpoint$"):
+        written(linear(one, other, exclude=["text.layers.*"]), tmp_path / "out")
+    assert written(linear(other, one, template=str(other), exclude=["text.layers.*"]), tmp_path / "out")
+
+
+def test_a_checkpoint_whose_cache_alone_is_quantized_is_merged_without_its_scales(tmp_path: Path) -> None:
+    one, other = model(tmp_path / "one", 1), model(tmp_path / "other", 2)
+    wanted = written(linear(one, other), tmp_path / "wanted")
+    scales = {f"model.layers.0.self_attn.{name}_proj.{name}_scale": torch.tensor([0.5]) for name in "kv"}
+    checkpoint(one, numbers(one) | scales)
+    said = {"quantization_config": {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}}
+    (one / "config.json").write_text(json.dumps({"model_type": "llama"} | said), encoding="utf-8")
+    (one / "hf_quant_config.json").write_text("{}", encoding="utf-8")
+    found = written(linear(one, other), tmp_path / "out")
+    assert set(found) == set(SHAPES)
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8")) == {"model_type": "llama"}
+    assert not (tmp_path / "out" / "hf_quant_config.json").exists()
+
+
+@pytest.mark.parametrize("role", ["template", "source", "base"])
+def test_scales_may_lie_in_another_shard_than_their_weight(role: str, tmp_path: Path) -> None:
+    folders = {name: model(tmp_path / name, seed) for seed, name in enumerate(("template", "source", "base"))}
+    quantized(folders[role], "blocks of 128")
+    recipe: dict[str, Any] = {
+        "merge_method": "ties",
+        "template": str(folders["template"]),
+        "models": [str(folders["template"]), str(folders["source"])],
+        "base_model": str(folders["base"]),
+        "exclude": ["*.down_proj.weight"],
+        "parameters": {"weight": 0.5, "density": 0.5},
+    }
+    wanted = written(recipe, tmp_path / "wanted")
+    apart, whole = folders[role], numbers(folders[role])
+    shards = [
+        {name: tensor for name, tensor in whole.items() if ("scale" in name) == second} for second in (False, True)
+    ]
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, apart / file)
+    index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    (apart / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
+    (apart / "model.safetensors").unlink()
+    found = written(recipe, tmp_path / "out")
+    assert all(torch.equal(found[name], wanted[name]) for name in SHAPES)
+    (apart / files[1]).unlink()
+    with pytest.raises(PolymergeError, match="model-00002-of-00002"):
+        written(recipe, tmp_path / "again")
 
 
 @pytest.mark.parametrize(("scale", "words"), [(float("nan"), "_scale holds NaN"), (3e38, "of 'one' holds NaN or inf")])
@@ -228,6 +286,31 @@ def test_a_vlm_in_fp8_and_a_language_model_become_one_that_loads(tmp_path: Path)
     record = json.loads((out / "polymerge.json").read_text(encoding="utf-8"))
     assert record["output"]["tensors"]["merged"] > 0
     assert len(ours) == len(raw(out))
+
+
+@pytest.mark.parametrize("template", ["in fp8", "plain"])
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("make", [qwen3_5, gemma4])
+def test_families_of_this_year_in_fp8(make: Any, experts: bool, template: str, tmp_path: Path) -> None:
+    """No table has them, and their class is built from a config that says that it is quantized."""
+    one = make(tmp_path / "one", experts=experts)
+    other = perturbed(one, tmp_path / "other", seed=1)
+    ours, theirs = quantized(one, "blocks of 24 x 20"), numbers(other)
+    file = one / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["quantization_config"]["modules_to_not_convert"] = ["lm_head", "model.visual", "model.vision_tower"]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    recipe = linear(one, other, template=str(one if template == "in fp8" else other))
+    out = tmp_path / "out"
+    polymerge.merge(recipe, out)  # which loads what it has written
+    found = numbers(out)
+    assert set(found) == set(theirs)
+    for name, tensor in found.items():
+        wanted = ours[name].float() * 0.5 + theirs[name].float() * 0.5
+        computed = template == "in fp8" and not torch.equal(ours[name], numbers(one)[name].to(ours[name].dtype))
+        assert tensor.dtype == (torch.bfloat16 if computed else theirs[name].dtype)
+        assert torch.equal(tensor, wanted.to(tensor.dtype)), name
+    assert "quantization" not in (out / "config.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])

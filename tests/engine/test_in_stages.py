@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from polymerge.engine import in_stages
 from polymerge.engine.merge import merge
-from polymerge.errors import OutputError, RecipeError, Refused
+from polymerge.errors import OutputError, PolymergeError, RecipeError, Refused
 from polymerge.planning import make_plan
 from polymerge.planning.text import describe
 from running import checkpoint, cli, leftovers, raw, recipe_file, small_llama
@@ -159,6 +160,35 @@ def test_stages_that_fail_leave_nothing(place: Path, tmp_path: Path, monkeypatch
     with pytest.raises(OutputError, match="not completed, and nothing of it was left"):
         merge({"stages": three(place)}, tmp_path / "out", check=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def test_what_a_killed_run_left_is_removed(place: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.polymerge-partial"
+    (left / "stages/first").mkdir(parents=True)
+    (left / "stages/first/model.safetensors").write_bytes(b"half")
+    (left / "lock").touch()
+    merge({"stages": three(place)}, tmp_path / "out", check=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["stages"][0]["recipe"].pop("name"), "its stages have names of their own"),
+        (lambda plan: plan["stages"][0]["recipe"].update(name=".."), "name has to be one that a folder can have"),
+        (lambda plan: plan["stages"][1].update(stages=plan["stages"][:1]), "its stages are merges of checkpoints"),
+        (lambda plan: plan["stages"][0].update(seed=7), "was modified"),
+    ],
+)
+def test_a_plan_of_stages_that_was_changed_is_refused(
+    change: Callable[[Any], None], message: str, place: Path, tmp_path: Path
+) -> None:
+    plan = make_plan({"stages": three(place)})
+    data = json.loads(json.dumps({**plan.to_json(), "hash": plan.hash}))
+    change(data)
+    with pytest.raises(PolymergeError, match=message):
+        merge(data, tmp_path / "out", check=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_works_on_one_merge_refuses_stages(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter
+from folded import learned
 from polymerge.errors import CheckpointError, PolymergeError
 from running import checkpoint, leftovers, linear, small_llama, two_llamas
+from tiny import build
 
 pytestmark = PEFT_WARNINGS
 
@@ -133,6 +136,65 @@ def test_a_plan_is_carried_out_with_values_written_since_but_not_with_another_co
     (models[0] / "config.json").write_text(text.replace('"model_type"', '"rope_theta": 5, "model_type"'))
     with pytest.raises(CheckpointError, match="its config has changed since it was planned"):
         polymerge.merge(plan, tmp_path / "other", check=False)
+
+
+def retouched(file: Path) -> None:
+    """The same content, written again."""
+    file.write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["this process", "a written plan"])
+@pytest.mark.parametrize("where", [0, 1], ids=["template", "source"])
+def test_what_lies_beside_the_weights_is_as_it_was_when_it_was_planned(
+    where: int, written: bool, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = models[where]
+    (folder / "tokenizer.json").write_text("{}")
+    made = polymerge.plan(linear(*models))
+    (tmp_path / "plan.json").write_text(json.dumps(made.to_json()))
+    plan: Any = tmp_path / "plan.json" if written else made
+    (folder / "train.log").write_text("a trainer's, of no concern")
+    for file in ("tokenizer.json", "config.json"):
+        retouched(folder / file)
+    polymerge.merge(plan, tmp_path / "same", check=False)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / "added_tokens.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError,
+        match=r"'added_tokens\.json', 'tokenizer\.json' beside its weights has changed since it was planned",
+    ):
+        polymerge.merge(plan, tmp_path / "out", check=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["config.json", "adapter_config.json", "+tokenizer.json"])
+def test_a_written_plan_is_of_the_configs_that_were_there(change: str, tmp_path: Path) -> None:
+    base, own = build("llama", tmp_path / "base"), tmp_path / "adapter"
+    learned(base, own)
+    (own / "tokenizer.json").write_text("{}")
+    recipe = {"merge_method": "copy", "models": [f"{base}+{own}"]}
+    plan = json.loads(json.dumps(polymerge.plan(recipe).to_json()))
+    file = own / change.strip("+") if "config" not in change or change.startswith("adapter") else base / change
+    text = file.read_text()
+    file.write_text(json.dumps(json.loads(text), indent=7))  # to the same effect
+    if "config" in change:
+        polymerge.merge(plan, tmp_path / "same", check=False)
+    file.write_text(json.dumps(json.loads(text) | {"revision": "another"}))
+    said = "its config has changed" if "config" in change else r"'\+tokenizer.json' beside its weights has changed"
+    with pytest.raises(CheckpointError, match=f"{said} since it was planned. Plan again"):
+        polymerge.merge(plan, tmp_path / "out", check=False)
+
+
+@pytest.mark.parametrize("what", ["adapter_config.json", "tokenizer.json"])
+def test_a_plan_of_adapters_is_as_well(what: str, tmp_path: Path) -> None:
+    adapters = [adapter(tmp_path / "one", 1), adapter(tmp_path / "other", 2)]
+    (adapters[0] / "tokenizer.json").write_text("{}")
+    plan = polymerge.plan(linear(*adapters)).to_json()
+    polymerge.merge(plan, tmp_path / "same", check=False)
+    held = json.loads((adapters[0] / what).read_text())
+    (adapters[0] / what).write_text(json.dumps(held | {"revision": "another"}))
+    with pytest.raises(CheckpointError, match="has changed since it was planned"):
+        polymerge.merge(plan, tmp_path / "out", check=False)
 
 
 @pytest.mark.parametrize("what", ["adapter_model.safetensors", "adapter_config.json"])

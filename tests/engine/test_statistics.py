@@ -83,7 +83,14 @@ def test_it_is_what_sorting_gives(seed, kinds, n, block, shares, dtype, limits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "GATHERED", limits[0])
         patch.setattr(selection, "SAMPLED", limits[1])
-        check(x, keep, cut(n, min(block, n)))
+        apart = check(x, keep, cut(n, min(block, n)))
+        models = [0, *range(len(kinds)), len(kinds) - 1]
+        several = [n // 2, *keep, 1]
+        together = exact_cutoffs(Blocks(x, cut(n, min(block, n))), several, map, models)
+        assert together[1:-1] == apart
+        for place in (0, -1):
+            alone = np.array([x[models[place]]])
+            assert exact_cutoffs(Blocks(alone, cut(n, min(block, n))), [several[place]], map) == [together[place]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,6 +118,9 @@ def test_one_pass_is_enough_for_an_ordinary_tensor():
         source = Blocks(rows, cut(400000, 4000))
         exact_cutoffs(source, [80000, 80000], map)
         assert source.reads <= 100 + 6  # the pass and the sample
+        source = Blocks(rows, cut(400000, 4000))
+        exact_cutoffs(source, [80000, 80000, 4000, 4000], map, [0, 1, 0, 1])
+        assert source.reads <= 100 + 6  # for all of them
 
 
 def test_nothing_is_read_for_nothing():

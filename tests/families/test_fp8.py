@@ -55,13 +55,38 @@ def scaled(weight: tuple[int, ...], scale: tuple[int, ...], **said: Any) -> Scal
         ((4, 300, 200), (4, 1, 200), {}, (1, 300, 1)),
         ((4, 300, 200), (4, 300), {}, (1, 1, 200)),
         ((4, 300, 200), (2, 3, 2), {}, None),
+        ((300, 200), (3, 1, 2, 1), {}, (128, 128)),
+        ((300, 200), (3, 1, 2, 2), {}, None),
         ((300,), (300,), {}, None),
+        ((300,), (), {}, None),
+        ((8, 3, 2, 2), (), {}, None),
     ],
 )
 def test_the_shape_of_scales_says_what_each_is_for(
     weight: tuple[int, ...], scale: tuple[int, ...], said: dict[str, Any], block: tuple[int, ...] | None
 ) -> None:
     assert scaled(weight, scale, **said) == (None if block is None else Scaled(Read("w"), "w_scale", block))
+
+
+@pytest.mark.parametrize(
+    ("weight", "scale", "block"),
+    [
+        ((300, 64), (300, 2), (1, 32)),
+        ((300, 200), (300, 7), (1, 32)),
+        ((4, 300, 64), (4, 300, 2), (1, 1, 32)),
+        ((300, 64), (300, 4), None),
+        ((300, 64), (300, 1), None),
+        ((300, 64), (), None),
+    ],
+)
+def test_bytes_are_exponents_where_they_are_for_32_elements_each(
+    weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, ...] | None
+) -> None:
+    found = read_fp8({}, entries(w=("F8_E4M3", weight), w_scale=("U8", scale)))
+    assert found.scaled == ({"w": Scaled(Read("w"), "w_scale", block)} if block else {})
+    assert found.problems == (() if block else (
+        "'w' is F8_E4M3 with scales of dtype U8. Download it again, or use the unquantized checkpoint",
+    ))  # fmt: skip
 
 
 @pytest.mark.parametrize("said", [{"weight_block_size": "128"}, {"weight_block_size": [0, 1]}, {"config_groups": [1]}])
@@ -96,6 +121,19 @@ def test_scales_of_activations_and_of_caches_are_left_out() -> None:
     found = read_fp8({}, held)
     assert set(found.dropped) == set(named)
     assert found.beside == {*named, "a.weight_scale", "e.gate_up_proj_scale"}
+
+
+@pytest.mark.parametrize("kept", ["F8_E4M3", "BF16"])
+@pytest.mark.parametrize("setting", ["kv_cache_scheme", "kv_cache_quant_algo"])
+def test_a_config_that_quantizes_caches_explains_their_scales(setting: str, kept: str) -> None:
+    named = {"x.k_scale": ("F32", (4, 1, 1)), "x.v_scale": ("F32", ()), "x.k_zero_point": ("I8", (4,))}
+    held = entries(**{"a.weight": (kept, (4, 4))}, **named)
+    held |= entries(**{"a.weight_scale": ("F32", ())} if kept == "F8_E4M3" else {})
+    found = read_fp8({"quantization_config": {"quant_method": "any", setting: {"num_bits": 8}}}, held)
+    assert (set(found.dropped), found.problems) == (set(named), ())
+    assert set(read_fp8({"quantization_config": {"quant_method": "any", setting: None}}, held).dropped) == (
+        {"x.v_scale"} if kept == "F8_E4M3" else set()
+    )
 
 
 def test_a_checkpoint_without_fp8_has_none_of_this() -> None:
@@ -166,6 +204,18 @@ def test_rotated_weights_are_refused(tmp_path: Path) -> None:
     settings = {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {}}}}
     (said,) = said_of(tmp_path, fp8, quantization_config=settings)
     assert "its weights were rotated before they were quantized (transform_config)" in said
+
+
+def test_what_scales_alone_do_not_make_numbers_of_is_refused(tmp_path: Path) -> None:
+    fp8: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, rows, more in ((W, 12, "weight_zero_point"), (Q, 8, "pre_quant_scale")):
+        fp8 |= {name: ("F8_E4M3", (rows, 8)), f"{name}_scale": ("F32", ())}
+        fp8[name.removesuffix("weight") + more] = ("F32", (8,))
+    said = said_of(tmp_path, fp8, quantization_config={"quant_method": "modelopt"})
+    assert [one.partition("): ")[2] for one in said] == [
+        f"'{W}' is quantized with zero points besides scales. Use the unquantized checkpoint",
+        f"'{Q}' is for inputs that are scaled first (pre_quant_scale). Use the unquantized checkpoint",
+    ]
 
 
 def test_fp8_is_no_dtype_of_an_output(tmp_path: Path) -> None:

@@ -69,6 +69,14 @@ NVFP4: Shapes = {
 }
 MLX: Shapes = {f"{Q}.weight": ("U32", (8, 1)), f"{Q}.scales": ("BF16", (8, 1)), f"{Q}.biases": ("BF16", (8, 1))}
 TORCHAO: Shapes = {f"{Q}._weight_qdata": ("F8_E4M3", (8, 8)), f"{Q}._weight_scale": ("F32", (8, 1))}
+TORCHAO_BEFORE: Shapes = {f"{Q}.weight:qdata": ("F8_E4M3", (8, 8)), f"{Q}.weight:scale": ("F32", (8, 1))}
+MXFP4_BYTES: Shapes = {f"{Q}.weight": ("I8", (8, 4)), f"{Q}.scale": ("F8_E8M0", (8, 1))}
+NVFP4_PACKED: Shapes = {
+    f"{Q}.weight_packed": ("U8", (8, 4)),
+    f"{Q}.weight_scale": ("F8_E4M3", (8, 1)),
+    f"{Q}.weight_global_scale": ("F32", (1,)),
+}
+FNUZ: Shapes = {f"{Q}.weight": ("F8_E4M3FNUZ", (8, 8)), f"{Q}.weight_scale": ("F32", ())}
 
 GROUPS = {
     "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 128, "symmetric": True}}
@@ -127,6 +135,15 @@ FORMATS: dict[str, tuple[dict[str, Any], str, Shapes, str]] = {
     "torchao": ({"quant_type": {"default": {}}, "quant_method": "torchao"}, "torchao", TORCHAO, "torchao"),
     "mxfp4": ({"modules_to_not_convert": ["lm_head"], "quant_method": "mxfp4"}, "mxfp4", MXFP4, "mxfp4"),
     "nvfp4": ({"quant_algo": "NVFP4", "quant_method": "modelopt"}, "modelopt", NVFP4, "nvfp4"),
+    "torchao before": ({"quant_method": "torchao"}, "torchao", TORCHAO_BEFORE, "torchao"),
+    "mxfp4 in bytes": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8", MXFP4_BYTES, "mxfp4"),
+    "nvfp4, compressed-tensors": (
+        {"format": "nvfp4-pack-quantized", "quant_method": "compressed-tensors"},
+        "compressed-tensors",
+        NVFP4_PACKED,
+        "compressed-tensors",
+    ),
+    "fp8 of AMD": ({"quant_method": "fp8"}, "fp8", FNUZ, "fp8 fnuz"),
 }
 """By format: its quantization_config, what is said of that, its tensors, and what is said of these alone."""
 

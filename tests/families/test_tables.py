@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,13 @@ import pytest
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from paths import GOLDEN
 from polymerge.families import FAMILIES, family_of, quantization_method, splits, text_tower
 from polymerge.families.resolve import Stack, map_names
 from polymerge.families.rules import Family
+from published import PUBLISHED, names_of
 from tiny import as_2024, as_live, build, generate, load, perturbed, related_llm
 from tiny_configs import CLASSLESS, LLMS, RUNNABLE, TEXT, VLMS
 from tiny_trees import TREES
-
-PUBLISHED: list[dict[str, Any]] = json.loads((GOLDEN / "names.json").read_text(encoding="utf-8"))
-"""Tensor names of published checkpoints, with the first number of each name folded into a range."""
 
 FORMS = {"saved": (), "2024": (as_2024,), "live": (as_live,), "live in 4.5x": (as_2024, as_live)}
 """The names that one checkpoint has had over the years, by what makes them of those that transformers 5 writes."""
@@ -34,31 +31,8 @@ SPLITS = {
 }
 """Where queries, keys and values, and gate and up, lie in fused tensors; names do not depend on it."""
 
-EXPERTS = (128, 2, 2)
-"""The shape of a tensor that holds all experts, for names without shapes: of it, the first is their number."""
-
 NEVER_TIED = ("mllama", "qwen2_audio")
 """Families whose classes know no tied head."""
-
-
-def unfolded(name: str) -> Iterator[str]:
-    """`layers.{0-1,5}.{w,b}` -> `layers.0.w`, `layers.0.b`, `layers.1.w`, and so on."""
-    before, found, rest = name.partition("{")
-    if not found:
-        yield name
-        return
-    inside, _, after = rest.partition("}")
-    for item in inside.split(","):
-        first, span, last = item.partition("-")
-        for one in range(int(first), int(last) + 1) if span else [item]:
-            yield from (f"{before}{one}{tail}" for tail in unfolded(after))
-
-
-def names_of(published: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every name, with what a table may look at of a shape."""
-    names = [name for folded in published["names"] for name in unfolded(folded)]
-    assert len(set(names)) == len(names)
-    return dict.fromkeys(names, EXPERTS)
 
 
 @pytest.fixture(scope="session")

@@ -52,9 +52,28 @@ def test_all_energy_of_a_low_rank_matrix_is_its_rank() -> None:
     np.testing.assert_allclose(factors.b @ factors.a, whole, atol=1e-5)
 
 
+def test_many_components_of_a_large_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the Gram matrix, as exactly as by an SVD."""
+    monkeypatch.setattr(module, "EXACT", 1)
+    monkeypatch.setattr(module, "sketched", None)
+    for x in (matrix(60, 40), matrix(40, 60), matrix(30, 30, decay=0.99)):
+        u, s, v = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+        factors = leading(x, 7)
+        np.testing.assert_allclose(factors.b @ factors.a, u[:, :7] * s[:7] @ v[:7], rtol=0, atol=1e-6)
+        shares = np.cumsum(s**2) / np.sum(s**2)
+        assert leading(x, 25, float(shares[4]) - 1e-9).rank == 5
+        assert leading(x, 3, 0.9999).rank == 3
+    low = matrix(40, 60)
+    low[:] = low[:, :2] @ np.ones((2, 60), np.float32)
+    assert leading(low, 20, 1.0).rank == 1
+    assert leading(low, 20).rank == 20
+    assert leading(np.zeros((40, 60), np.float32), 20, 0.5).rank == 0
+
+
 def test_a_large_matrix_is_approximated_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT", 1)
-    for x in (matrix(150, 90), matrix(90, 150, decay=0.99)):
+    monkeypatch.setattr(module, "components", None)
+    for x in (matrix(250, 190), matrix(190, 250, decay=0.99)):
         s = np.linalg.svd(x.astype(np.float64), compute_uv=False)
         factors = leading(x, 4)
         optimal = np.square(s[4:]).sum()

@@ -15,29 +15,20 @@ from typing import Any
 
 import pytest
 
-from paths import GOLDEN
+import published
 from polymerge.errors import Refused
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import memory_estimate
 from polymerge.planning.text import describe
 
-PUBLISHED: list[dict[str, Any]] = json.loads((GOLDEN / "names.json").read_text(encoding="utf-8"))
 WIDTH, INNER = 4096, 11008
 Shape = tuple[int, ...]
 
 
 def names_of(checkpoint: str) -> list[str]:
     """The names of a published checkpoint, all numbers written out."""
-    (folded,) = (entry["names"] for entry in PUBLISHED if entry["checkpoint"] == checkpoint)
-    names = []
-    for name in folded:
-        before, found, rest = name.partition("{")
-        spans, _, after = rest.partition("}")
-        for span in spans.split(",") if found else ():
-            first, _, last = span.partition("-")
-            names += [f"{before}{number}{after}" for number in range(int(first), int(last or first) + 1)]
-        names += [] if found else [name]
-    return names
+    (found,) = (published.names_of(entry) for entry in published.PUBLISHED if entry["checkpoint"] == checkpoint)
+    return list(found)
 
 
 def all_layers(names: Iterable[str]) -> list[str]:

@@ -32,12 +32,16 @@ class Kind:
     """A kind of scales: the end of their names, rows and columns of the block that each is for, and what configs say.
 
     block  0 stands for all of a dimension; no block at all for one scale without dimensions
+    apart  whether the numbers of blocks of rows and of columns have a 1 after each
+    bytes  whether scales are exponents of 2 in bytes
     """
 
     end: str
     block: tuple[int, int] | None
     said: Mapping[str, Any] = field(default_factory=dict)
     flat: bool = False
+    apart: bool = False
+    bytes: bool = False
 
     def shape(self, weight: Sequence[int]) -> tuple[int, ...]:
         """The shape of the scales of a weight of this shape."""
@@ -57,6 +61,8 @@ KINDS: Mapping[str, Kind] = {
     "compressed-tensors, groups": Kind("weight_scale", (1, 16), _group(strategy="group", group_size=16)),
     "fbgemm": Kind("weight_scale", (1, 0), {"quant_method": "fbgemm_fp8"}),
     "modelopt, rows": Kind("weight_scale", (1, 0), {"quant_method": "modelopt"}, flat=True),
+    "modelopt, blocks": Kind("weight_scale", (128, 128), {"quant_method": "modelopt"}, apart=True),
+    "modelopt, MXFP8": Kind("weight_scale", (1, 32), {"quant_method": "modelopt", "quant_algo": "MXFP8"}, bytes=True),
     "mistral": Kind("qscale_weight", None),
     "DeepSeek": Kind("scale", (128, 128)),
 }
@@ -96,9 +102,13 @@ def quantized(
             if tensor.ndim > 1 and "_proj" in name and not any(part in name for part in ("vision", "multi_modal")):
                 held[name] = codes(tuple(tensor.shape), dtype, generator)
                 drawn = torch.rand(made.shape(tensor.shape), generator=generator) * 1e-3 + 1e-5
+                if made.bytes:
+                    drawn = (drawn.log2().round() + 127).to(torch.uint8)
                 whole = name if name.endswith(".weight") else f"{name}_weight"  # that of experts in one tensor
-                held[(whole.removesuffix("weight") + made.end).replace("_weight_", "_")] = drawn.to(scale)
-                numbers[name] = literal(held[name], drawn.to(scale), made.block)
+                drawn = drawn if made.bytes else drawn.to(scale)
+                lying = drawn[:, None, :, None] if made.apart else drawn
+                held[(whole.removesuffix("weight") + made.end).replace("_weight_", "_")] = lying
+                numbers[name] = literal(held[name], 2 ** (drawn.float() - 127) if made.bytes else drawn, made.block)
         save_file({name: tensor.contiguous() for name, tensor in held.items()}, file, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     said = {"quantization_config": dict(made.said)} if made.said else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fuzz_beside
 import fuzz_formats
 import fuzz_meanings
 import fuzz_records
@@ -10,6 +11,6 @@ from fuzz_judge import Kind
 
 __all__ = ["KINDS"]
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind for module in (fuzz_formats, fuzz_meanings, fuzz_records, fuzz_values) for kind in module.KINDS
-}
+_MODULES = (fuzz_beside, fuzz_formats, fuzz_meanings, fuzz_records, fuzz_values)
+
+KINDS: dict[str, Kind] = {kind.name: kind for module in _MODULES for kind in module.KINDS}

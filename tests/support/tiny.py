@@ -312,7 +312,8 @@ def open_model(folder: Path, **options: Any) -> Any:
 def loaded(folder: Path) -> Any:
     """The model in float32; fails unless every tensor on disk has its place in it and the other way round."""
     kind = _read_json(folder / "config.json")["model_type"]
-    auto = transformers.AutoModelForCausalLM if kind in LLMS else transformers.AutoModelForImageTextToText
+    text = kind in LLMS or kind in ("gpt2", "gpt_oss")
+    auto = transformers.AutoModelForCausalLM if text else transformers.AutoModelForImageTextToText
     model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
     return model.eval()

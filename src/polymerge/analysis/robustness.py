@@ -137,7 +137,7 @@ def robustness(merged: str, against: Sequence[str], largest: int | None = None) 
 def _compare(ours: Adapter, theirs: Adapter, module: str, largest: int | None) -> list[Directions]:
     """Compare one module, or each expert of a parameter."""
     pair, own = theirs.pairs[module], ours.pairs[module]
-    if (pair.shape, pair.experts) != (own.shape, own.experts):
+    if (pair.shape, pair.kernel, pair.experts) != (own.shape, own.kernel, own.experts):
         raise RecipeError(
             f"{module}: '{theirs.source}' is {list(pair.shape)}, '{ours.source}' is {list(ours.pairs[module].shape)}. "
             "They are of different models"
@@ -148,7 +148,8 @@ def _compare(ours: Adapter, theirs: Adapter, module: str, largest: int | None) -
 
 def _factors(pair: Pair) -> list[Factors]:
     read = LowRank(pair.a.name, pair.b.name, pair.scaling, experts=pair.experts)
-    return factors_of(read, stored_values(pair.b) * np.float32(pair.scaling), stored_values(pair.a))
+    a, b = (stored_values(one).reshape(one.shape[0], -1) for one in (pair.a, pair.b))
+    return factors_of(read, b * np.float32(pair.scaling), a)
 
 
 def _mean(groups: Sequence[Agreement | None]) -> Agreement | None:

@@ -10,19 +10,22 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.bounds import file_kind
-from polymerge.checkpoints.discovery import COMPANIONS, of_training
+from polymerge.checkpoints.bounds import TOKENIZER_BYTES, file_kind
+from polymerge.checkpoints.discovery import COMPANIONS, CONFIG, of_training
 from polymerge.checkpoints.hub import missing_remote, remote_of
+from polymerge.checkpoints.identity import file_digest
 from polymerge.errors import CheckpointError, refuse, refuse_if_any
 
-__all__ = ["companion_files", "copy_files", "unfit"]
+__all__ = ["companion_files", "copy_files", "text_digests", "unfit"]
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 _OURS: Final = ("README.md", "polymerge.json")
 _CODE_AND_TEXT: Final = (".py", ".json", ".jinja", ".txt", ".model")
+_CONFIGS: Final = ("config.json", CONFIG)
 
 _SHARED_BLOB: Final = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}")
 """What the hub's cache keeps once for all repositories, in its own folder of blobs."""
@@ -59,6 +62,25 @@ def companion_files(folder: Path, without: Collection[str] = (), *, deep: bool =
                 found[name.as_posix()] = folder / name
     found = dict(sorted(found.items()))
     refuse(*filter(None, (*(unfit(path, folder) for path in found.values()), *problems)))
+    return found
+
+
+def text_digests(folder: Path) -> dict[str, str]:
+    """The sha256 of the files that lie in a folder beside weights, by name: tokenizer, chat template, processor, code.
+
+    Configs are not among them, for they are compared by value, nor what cannot be read, nor what is larger than any
+    tokenizer. Empty for what is on the hub, which a commit tells.
+    """
+    if remote_of(folder) is not None:
+        return {}
+    found: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        text = path.suffix in (*_CODE_AND_TEXT, ".tiktoken") and not path.name.endswith(".index.json")
+        if not text or path.name in _CONFIGS or _passed_over(path.name) or not path.is_file():
+            continue
+        if path.stat().st_size <= TOKENIZER_BYTES:
+            with suppress(CheckpointError):  # which is said of it where it is needed
+                found[path.name] = file_digest(path)
     return found
 
 

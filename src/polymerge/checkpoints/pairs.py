@@ -23,6 +23,7 @@ GATHER: Final = (
     "checkpoint by zero_to_fp32.py; with FSDP by state dicts of type FULL_STATE_DICT."
 )
 AGAIN: Final = "Save the adapter again with PEFT."
+_WITHOUT: Final = "Train it without that module, or use the two side by side in PEFT."
 _FOLD: Final = "Fold it into its base with PEFT's merge_and_unload(), and merge the result as a full model."
 
 REGISTERED: Final = ("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias")
@@ -36,15 +37,17 @@ class Pair:
     module: str
     """The module's name in the base model: 'model.layers.0.self_attn.q_proj'; or a parameter's, of all experts."""
     a: TensorInfo
-    """[rank, in]; for an embedding [rank, vocabulary]; for experts [experts * rank, in], one expert after the other."""
+    """[rank, in]; for an embedding [rank, vocabulary]; for experts [experts * rank, in], one expert after the other;
+    for a convolution [rank, in, ...], with the size of its kernel."""
     b: TensorInfo
     """[out, rank]; for an embedding [dimension, rank]; for experts [out, rank * experts], the experts of one row of
-    each `lora_A` side by side."""
+    each `lora_A` side by side; for a convolution [out, rank, 1, ...]."""
     rank: int
     scaling: float
     embedding: bool
     transposed: bool
-    """Whether the base stores the transpose: an embedding's weight is [vocabulary, dimension], GPT-2's [in, out]."""
+    """Whether the base stores the transpose, as far as the config tells: an embedding's weight is [vocabulary,
+    dimension], GPT-2's [in, out]."""
     bias: TensorInfo | None
     """[out], to be scaled like the product and added to the bias of the base."""
     experts: int = 0
@@ -56,6 +59,16 @@ class Pair:
     def shape(self) -> tuple[int, int]:
         """The shape of the update, [out, in], before transposition; of one expert."""
         return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The size of a convolution's kernel; empty for other modules."""
+        return self.a.shape[2:]
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of the weight that it is added to, as far as the config tells."""
+        return self.shape[::-1] if self.transposed else (*self.shape, *self.kernel)
 
     @property
     def parameter(self) -> str:
@@ -88,7 +101,7 @@ def paired(found: Sorted, rules: LoraConfig | None, where: Path) -> dict[str, Pa
                     f"of rank {rank}, {where.name} says {rules.rank_of(module)}. Find the config that belongs to it."
                 )
             elif rules:
-                transposed = embedding or rules.fan_in_fan_out
+                transposed = embedding or (rules.fan_in_fan_out and len(a.shape) == 2)
                 scaling = rules.scaling_of(module, rank)
                 pairs[module] = Pair(module, a, b, rank, scaling, embedding, transposed, bias)
         if fault:
@@ -135,6 +148,8 @@ def _of_parameter(parameter: str, slots: Mapping[str, TensorInfo], rules: LoraCo
     assert b is not None
     if bias is not None or rules.fan_in_fan_out:
         return f"has lora_bias or fan_in_fan_out, which no parameter can have. {AGAIN}"
+    if len(a.shape) > 2:
+        return f"of shape {list(a.shape)}: factors of a convolution, which is no parameter of experts. {AGAIN}"
     if a.shape[0] % rank:
         return f"of {a.shape[0]} rows, {where.name} says rank {rank}. Find the config that belongs to it."
     experts = a.shape[0] // rank
@@ -150,9 +165,11 @@ def _fault(a: TensorInfo | None, b: TensorInfo | None, bias: TensorInfo | None, 
     shapes = f"{prefix}A {list(a.shape)}, {prefix}B {list(b.shape)}"
     if min(len(a.shape), len(b.shape)) < 2 or 0 in a.shape + b.shape:
         return f"{shapes}: one shard of a factor, or none. {GATHER}"
-    if len(a.shape) > 2 or len(b.shape) > 2:
-        return f"{shapes}: factors of a convolution, which are not supported. {_FOLD}"
+    if len(a.shape) != len(b.shape) or set(b.shape[2:]) - {1} or (embedding and len(a.shape) > 2):
+        return f"{shapes}: not the factors of a linear layer or of a convolution. {AGAIN}"
     if a.shape[0] != b.shape[1]:
+        if len(a.shape) > 2 and a.shape[0] % b.shape[1] == 0:
+            return f"{shapes}: factors of a convolution in groups, which PEFT cannot merge either. {_WITHOUT}"
         return f"{shapes}: ranks {a.shape[0]} and {b.shape[1]}. {AGAIN}"
     if bias and bias.shape != b.shape[:1]:
         return f"lora_B.bias {list(bias.shape)}, lora_B {list(b.shape)}. {AGAIN}"

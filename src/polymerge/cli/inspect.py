@@ -117,7 +117,7 @@ def methods(files: tuple[str, ...], as_json: bool) -> None:
     With FILEs, those of your own in these Python files, too, which are run; methods of installed packages are listed.
     """
     from polymerge.methods.own import add_methods, find_method, installed
-    from polymerge.methods.table import ADAPTERS, METHODS
+    from polymerge.methods.table import ADAPTERS, METHODS, MODIFIERS
 
     add_methods(files)
     for name in installed():
@@ -130,6 +130,9 @@ def methods(files: tuple[str, ...], as_json: bool) -> None:
         show(f"{row.name}: {row.title}\n  from: {row.source}\n  works on: {row.on}")
         for parameter in row.parameters:
             show(f"  {_words(parameter)}")
+    show("any of them that works on deltas or matrices:")
+    for parameter in MODIFIERS:
+        show(f"  {_words(parameter)}")
     show("any of them, where the models are adapters (space: only those that work on weights or deltas):")
     for parameter in ADAPTERS:
         show(f"  {_words(parameter)}")

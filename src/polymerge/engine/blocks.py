@@ -85,7 +85,7 @@ class PieceBlocks:
         ]
         self._beginnings = [begins(run.count for run in runs) for runs in self._runs]
         self._labels, self.files, self._workspace, self._block = labels, files, workspace, block
-        self._has_base = piece.base is not None
+        self._has_base, self._merged = piece.base is not None, piece.setting is not None
         self.name = piece.canonical
         self.precision = "F64" if wide else "F32"
         # rows of BF16 are handed on as they lie on disk: compiled kernels widen them while they read
@@ -141,9 +141,10 @@ class PieceBlocks:
         return Block(kernels.subtract(rows[:-1], rows[-1], deltas), rows[-1], start)
 
     def _not_finite(self, file: Path, place: int, start: int, count: int) -> CheckpointError:
+        then = "A merge would spread it: repair the checkpoint, or name the entire tensor in exclude"
         return CheckpointError(
             f"{file}: {self.name} of '{self._labels[place]}' holds NaN or infinity (among elements {start} to "
-            f"{start + count}). A merge would spread it: repair the checkpoint, or name the entire tensor in exclude"
+            f"{start + count}). {then if self._merged else 'Repair the checkpoint'}"
         )
 
     def _load(self, entry: TensorInfo, precision: str = "", whose: str = "adapter") -> Array:
@@ -250,6 +251,7 @@ class Updates:
                     self._factors[number] = column, column[:1] * 0 + 1
                 else:
                     a = load(update.a)
+                    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)  # those of a convolution have more dimensions
                     if update.expert is not None:
                         a, b = kernels.of_expert(a, b, *update.expert)
                     flip = (kernels.transposed(a), kernels.transposed(b)) if update.transposed else (b, a)

@@ -126,7 +126,7 @@ class Execution:
             elif METHODS[setting.method].span == "model":
                 self._measure_whole_models(number)
         # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
-        whole = any(step.lora for step in plan.steps) or any(one.row.on == "matrices" for one in plan.settings)
+        whole = any(step.lora for step in plan.steps) or any(one.whole for one in plan.settings)
         self.pool.room = room_for_matrices(plan)
         with threadpool_limits(1) if whole else nullcontext():
             for step in plan.steps:
@@ -190,12 +190,15 @@ class Execution:
 
     def _measured_with(self, number: int) -> frozenset[int]:
         """The settings that have a statistic over the whole model in common with one: all that differ from it in no
-        more than the models' weights and the scale.
+        more than the models' weights, the scale, and what is done to the merged delta.
         """
         known = [
-            (one.method, {name: value for name, value in one.parameters.items() if name not in ("weight", "scale")})
+            (one.method, {name: one.parameters[name] for name in one.parameters if one.row.parameter(name)})
             for one in self.plan.settings
         ]
+        for _, parameters in known:
+            for name in ("weight", "scale"):
+                parameters.pop(name, None)
         return frozenset(place for place, one in enumerate(known) if one == known[number])
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
@@ -243,14 +246,15 @@ class Execution:
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
+        said = setting.parameters.items()
+        arguments = {name: value for name, value in said if row.parameter(name) and name not in SHARED}
         if row.on == "matrices":
-            self._merge_matrices(step, piece, setting)
+            self._merge_matrices(step, piece, setting, arguments)
             return
         width = prod(step.row_shape) if step.row_shape else sum(stop - start for start, stop in piece.rows)
         blocks = self._blocks(step, piece, max(self.block // max(width, 1), 1) * width if setting.by_row else None)
         if not blocks.count:
             return
-        arguments = {name: value for name, value in setting.parameters.items() if name not in SHARED}
         if setting.by_row:
             arguments["width"] = width
         if row.random:
@@ -259,11 +263,11 @@ class Execution:
             arguments["cutoff"] = known
         elif row.statistic is not None and row.statistic in STATISTICS:
             found = STATISTICS[row.statistic]
-            said = {name: arguments[name] for name in READS[row.statistic]}
+            read = {name: arguments[name] for name in READS[row.statistic]}
             source = Deltas([self._blocks(step, piece, self._cells) if found.in_cells else blocks])
             arguments[row.statistic] = self._once(
-                (row.statistic, *said.values(), self._of(step, piece)),
-                lambda: found.compute(source, said, self.pool.run_all),
+                (row.statistic, *read.values(), self._of(step, piece)),
+                lambda: found.compute(source, read, self.pool.run_all),
             )
         elif row.statistic == "gram" and not setting.by_row:
             known_gram = self.model_grams.get(piece.setting or 0)
@@ -271,6 +275,9 @@ class Execution:
                 whole = self._blocks(step, piece, self._cells)
                 known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))
             arguments["gram"] = known_gram
+        if setting.whole:
+            self._merge_matrices(step, piece, setting, arguments)
+            return
         function = method_function(row)
         scale = float(setting.parameters.get("scale", 1.0))
 
@@ -284,16 +291,19 @@ class Execution:
 
         self._write_blocks(step, piece, blocks, merged)
 
-    def _merge_matrices(self, step: Step, piece: Piece, setting: Setting) -> None:
-        """Queue every matrix of a piece, each for one thread, as many at once as there is memory for."""
+    def _merge_matrices(self, step: Step, piece: Piece, setting: Setting, given: Mapping[str, Any]) -> None:
+        """Queue every matrix of a piece, each for one thread, as many at once as there is memory for.
+
+        given  the arguments of the method's function beside the deltas
+        """
         assert piece.base is not None
         assert self.plan.base is not None
-        matrices, size = matrices_of(step, piece, setting.row), self._size(step, piece)
+        matrices, size = matrices_of(step, piece, setting), self._size(step, piece)
         blocks = self._laid_out(step, piece, size)
         origin = replace(piece, reads=(piece.base,), inputs=(self.plan.base,), base=None)
         base, rows = self._laid_out(step, origin, size), self.rounded.rows(step, piece)
         files = files_of(self.plan, piece, self.entries)
-        merger = MatrixMerger(step, piece, setting, matrices, blocks, base, rows, size, files, self.finished)
+        merger = MatrixMerger(step, piece, setting, given, matrices, blocks, base, rows, size, files, self.finished)
         for number in range(matrices.count):
             written = matrices.rows * matrices.columns * rows.width
             self.pool.submit_large(written, matrices.room, merger.run, number)

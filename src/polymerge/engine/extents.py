@@ -150,6 +150,8 @@ def _scales(
     count, rows, columns = (1, *shape)[-3:]
     grid = -(-count // many), -(-rows // height), -(-columns // breadth)
     block, width = ((breadth, height), rows) if transposed else ((height, breadth), columns)
+    if stored.dtype == "U8":  # what PyTorch has had a dtype for only since 2.7
+        stored = replace(stored, dtype="F8_E8M0")
     return Scales(stored, grid, matrix // many, transposed, block, width, skipped)
 
 

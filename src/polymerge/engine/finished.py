@@ -99,7 +99,7 @@ def what_decides(plan: Plan, shards: Shards, device: str) -> str:
     """
     if not any(decomposed(plan)):
         return ""
-    rows = {setting.method: setting.row for setting in plan.settings if setting.row.on == "matrices"}
+    rows = {setting.method: setting.row for setting in plan.settings if setting.whole}
     packages = ("polymerge", "numpy", *(("torch",) if device != "cpu" else ()))
     libraries = [
         {name: library.get(name) for name in ("internal_api", "version", "architecture", "threading_layer")}

@@ -18,6 +18,7 @@ from polymerge.engine.statistics import STATISTICS, Source, draw_keys
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels
+from polymerge.methods.calibration import svc
 from polymerge.methods.lora import Factors, cores_of, enter, of_dense, pad, stack, truncate
 from polymerge.methods.method import method_function
 from polymerge.methods.table import METHODS, SHARED
@@ -157,6 +158,12 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
     row = METHODS[setting.method]
     given = {name: value for name, value in setting.parameters.items() if row.parameter(name) and name not in SHARED}
     scale = float(setting.parameters.get("scale", 1.0))
+    if setting.calibration is not None:
+        plain = Setting(setting.method, {**setting.parameters, "calibrate": None, "scale": 1.0}, setting.on_base)
+        merged, lost = merge_pairs(plain, pairs, rank, keys)
+        cores = cores_of([merged, *pairs])
+        calibrated = svc(cores.deltas[0], cores.deltas[1:], setting.calibration)
+        return _cut(_scaled(cores.leave(calibrated), scale), rank)[0], lost
     if row.on == "matrices" and not row.of_factors:
         cores = cores_of(pairs)
         more = {"ranks": [pair.rank for pair in pairs]} if row.takes_ranks else {}

@@ -20,8 +20,8 @@ from polymerge.engine.rounded_rows import RoundedRows
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import names_read
 from polymerge.methods import kernels
+from polymerge.methods.calibration import svc
 from polymerge.methods.method import method_function
-from polymerge.methods.table import SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.matrix_costs import Matrices
 from polymerge.recipe.parameters import Setting
@@ -33,6 +33,7 @@ __all__ = ["MatrixMerger", "files_of"]
 class MatrixMerger:
     """Merges the matrices of one piece, each on one thread.
 
+    given     the arguments of the method's function beside the deltas
     blocks    the models' elements, less the base's
     base      the base's elements, which are read again once the deltas are merged: so they take no memory until then
     rows      where merged elements are written
@@ -44,6 +45,7 @@ class MatrixMerger:
     step: Step
     piece: Piece
     setting: Setting
+    given: Mapping[str, Any]
     matrices: Matrices
     blocks: PieceBlocks
     base: PieceBlocks
@@ -77,14 +79,8 @@ class MatrixMerger:
 
     def _merge(self, number: int) -> str:
         """Merge and write a matrix; returns the sha256 of its bytes."""
-        held, row = self.matrices, self.setting.row
-        start = number * held.rows * held.columns
-        deltas = self.blocks.empty(held.models, held.rows * held.columns)
-        for first, last in self._parts(number):
-            deltas[:, first - start : last - start] = self.blocks.read_at(first, last - first).models
-        deltas = deltas.reshape(held.models, held.rows, held.columns)
-        found = self._merged(deltas if row.takes_tensors else kernels.on_host(deltas))
-        merged = self.blocks.numbers(found).reshape(-1)
+        start = number * self.matrices.rows * self.matrices.columns
+        merged = self.blocks.numbers(self._merged(number)).reshape(-1)
         scale = float(self.setting.parameters.get("scale", 1.0))
         digest = hashlib.sha256()
         for first, last in self._parts(number):
@@ -92,12 +88,37 @@ class MatrixMerger:
             digest.update(self.rows.put(first, kernels.add_scaled(origin, merged[first - start : last - start], scale)))
         return digest.hexdigest()
 
-    def _merged(self, deltas: Any) -> Any:
-        """Call the method's function on deltas [model, m, n], and check the shape of what it returns."""
-        setting, row, shape = self.setting, self.setting.row, tuple(deltas.shape[1:])
-        given = {name: value for name, value in setting.parameters.items() if row.parameter(name)}
+    def _read(self, number: int, deltas: Any) -> Any:
+        """Read the deltas of a matrix into `deltas` [model, m n]; returns them as [model, m, n], on the host if the
+        method needs them there.
+        """
+        start = number * self.matrices.rows * self.matrices.columns
+        for first, last in self._parts(number):
+            deltas[:, first - start : last - start] = self.blocks.read_at(first, last - first).models
+        shaped = deltas.reshape(self.matrices.models, self.matrices.rows, self.matrices.columns)
+        return shaped if self.setting.row.takes_tensors else kernels.on_host(shaped)
+
+    def _merged(self, number: int) -> Any:
+        """The merged delta [m, n] of a matrix, calibrated if the recipe asks for it."""
+        size = self.matrices.rows * self.matrices.columns
+        deltas = self.blocks.empty(self.matrices.models, size)
+        read = self._read(number, deltas)
+        shape, row = tuple(read.shape[1:]), self.setting.row
         try:
-            merged = method_function(row)(deltas, **{name: given[name] for name in given if name not in SHARED})
+            if row.on == "matrices":
+                merged = method_function(row)(read, **self.given)
+            else:
+                more = {"start": number * size} if row.random else {}
+                merged = method_function(row)(read.reshape(self.matrices.models, size), **self.given, **more)
+                merged = merged.reshape(shape)
+            if tuple(merged.shape) != shape:
+                raise ValueError(f"{row.name}: its function returned {list(merged.shape)} for deltas of {list(shape)}")
+            if self.setting.calibration is None:
+                return merged
+            merged = np.array(
+                kernels.on_host(merged)
+            )  # functions may have changed the deltas, and return a part of them
+            return svc(merged, kernels.on_host(self._read(number, deltas)), self.setting.calibration)
         except (np.linalg.LinAlgError, RuntimeError) as error:  # torch's own is a RuntimeError
             if not type(error).__name__.endswith("LinAlgError"):
                 raise
@@ -105,9 +126,6 @@ class MatrixMerger:
                 f"{self.blocks.name}: {row.name} cannot decompose this matrix: {error}. Name it in exclude, or give it "
                 "another method"
             ) from error
-        if tuple(merged.shape) != shape:
-            raise ValueError(f"{row.name}: its function returned {list(merged.shape)} for deltas of {list(shape)}")
-        return merged
 
     def _holds(self, number: int, digest: str) -> bool:
         """Return whether the output holds bytes of this sha256 as the matrix, and have them written where they are not

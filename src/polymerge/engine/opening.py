@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
@@ -16,12 +16,14 @@ from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
 from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.checkpoints.tensor_info import listed
 from polymerge.dtypes import FP8
 from polymerge.errors import CheckpointError, RecipeError, refuse, refuse_if_any
+from polymerge.families import quantization_method
 from polymerge.families.expressions import Read, Shape, names_read, shape_of
 from polymerge.planning import Input, Plan, Step
 from polymerge.planning.companions import files_taken
-from polymerge.planning.model import headers_digest
+from polymerge.planning.model import digests_beside, headers_digest, settings_digest
 
 __all__ = [
     "beside_output",
@@ -41,22 +43,29 @@ _OF_MODELOPT: Final = "hf_quant_config.json"
 def opened(recorded: Input) -> Checkpoint:
     """The headers of an input: those that the plan was made from, or, in another process, those of its files.
 
-    raises CheckpointError if they no longer match the plan.
+    raises CheckpointError if they, its config or the files of text beside its weights no longer match the plan.
     """
     path = restore(Path(recorded.path))
     if recorded.opened is not None and not any(changed_since(recorded.opened.stamps)):
-        return recorded.opened
-    if recorded.kind == "adapter":
+        checkpoint = recorded.opened
+    elif recorded.kind == "adapter":
         checkpoint = adapter_alone(open_adapter(recorded.source, path))
     elif recorded.adapter:
         checkpoint = open_joined(recorded.source, path, restore(Path(recorded.adapter)))
     else:
         checkpoint = open_checkpoint(recorded.source, path)
-    checkpoint = renamed(checkpoint, recorded.wrappers)
-    if headers_digest(checkpoint) != recorded.headers:
-        raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
-    if recorded.opened is not None and _configs(checkpoint) != _configs(recorded.opened):
-        raise CheckpointError(f"{recorded.path}: its config has changed since it was planned. Plan again")
+    if checkpoint is not recorded.opened:
+        checkpoint = renamed(checkpoint, recorded.wrappers)
+        if headers_digest(checkpoint) != recorded.headers:
+            raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
+        if settings_digest(checkpoint) != recorded.settings:
+            raise CheckpointError(f"{recorded.path}: its config has changed since it was planned. Plan again")
+    beside = digests_beside(checkpoint)
+    if changed := sorted(name for name, _ in beside.items() ^ recorded.beside.items()):
+        raise CheckpointError(
+            f"{recorded.path}: {listed([*dict.fromkeys(changed)])} beside its weights has changed since it was "
+            "planned. Plan again"
+        )
     return checkpoint
 
 
@@ -109,10 +118,6 @@ def _fits(plan: Plan, step: Step, template: Mapping[str, TensorInfo], shapes: Se
                 raise CheckpointError(f"'{names_read(expr)[0]}' is {list(found)}, {wanted} elements are wanted")
 
 
-def _configs(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], ...]:
-    return checkpoint.config, checkpoint.adapter.config if checkpoint.adapter else {}
-
-
 def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, merged_only: bool = False) -> None:
     """Download everything that a plan needs of models on the hub; nothing happens for local ones.
 
@@ -142,7 +147,7 @@ def beside_output(plan: Plan, template: Checkpoint) -> dict[str, Path]:
     if plan.of_adapters:
         return companion_files(template.folder, deep=False)
     taken = files_taken(template, plan.companions)
-    if any(step.source_dtype in FP8 for step in plan.steps):
+    if quantization_method(template.config) is not None or any(step.source_dtype in FP8 for step in plan.steps):
         taken.pop(_OF_MODELOPT, None)
     return taken
 

@@ -95,8 +95,9 @@ def _cutoff(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[fl
 
 def _band(source: Source, said: Mapping[str, Any], run_all: RunAll) -> list[Band]:
     wanted = ranks(said["density"], said["gamma"], len(said["density"]), sum(source.sizes))
-    lows = exact_cutoffs(source, [one.last for one in wanted], run_all)
-    highs = exact_cutoffs(source, [one.first for one in wanted], run_all)
+    ends = [*(one.last for one in wanted), *(one.first for one in wanted)]
+    found = exact_cutoffs(source, ends, run_all, 2 * [*range(len(wanted))])
+    lows, highs = found[: len(wanted)], found[len(wanted) :]
     return [one.band(low, high) for one, low, high in zip(wanted, lows, highs, strict=True)]
 
 
@@ -203,26 +204,30 @@ def draw_keys(seed: int, places: Sequence[int], canonical: str) -> list[int]:
     return [int.from_bytes(digest[:8], "little") for digest in digests]
 
 
-def exact_cutoffs(source: Source, keep: Sequence[int], run_all: RunAll) -> list[float]:
-    """Find every model's `keep[model]`-th largest magnitude.
+def exact_cutoffs(
+    source: Source, keep: Sequence[int], run_all: RunAll, models: Sequence[int] | None = None
+) -> list[float]:
+    """Find every model's `keep[model]`-th largest magnitude, or several of some models.
 
-    source   the blocks; each is read about once, some twice
-    keep     [model]
+    source   the blocks; each is read about once, some twice, however many cutoffs are asked for
+    keep     [cutoff]
     run_all  maps over blocks
-    returns  [model] cutoffs: infinity to keep nothing, zero to keep everything
+    models   [cutoff] the model that each is of; by default one of each
+    returns  [cutoff] infinity to keep nothing, zero to keep everything
     raises   ValueError if a delta is NaN
     """
     n = sum(source.sizes)
     if len(source.sizes) == 1 and n <= 4 * SAMPLED:  # to rank all of it costs less than a search
-        return find_cutoffs(source.read(0), keep)
+        return find_cutoffs(source.read(0) if models is None else source.read(0)[[*models]], keep)
     cutoffs = [inf if count <= 0 else 0.0 for count in keep]
-    models = [model for model, count in enumerate(keep) if 0 < count < n]
-    searches = _searches(_sample(source, models, run_all), models, keep, n) if models else []
+    places = [place for place, count in enumerate(keep) if 0 < count < n]
+    rows = [place if models is None else models[place] for place in places]
+    searches = _searches(_sample(source, rows, run_all), rows, places, keep, n) if places else []
     while searches:
         results = list(zip(searches, _one_pass(source, searches, run_all), strict=True))
         for search, found in results:
             if found is not None:
-                cutoffs[search.model] = float(found)
+                cutoffs[search.place] = float(found)
         searches = [search for search, found in results if found is None]
     return cutoffs
 
@@ -247,13 +252,15 @@ class _Tally(NamedTuple):
 
 
 class _Search:
-    """The search for one model's cutoff: the `keep`-th largest of `n`, probably in [low, high].
+    """The search for the cutoff at `place` of all: the `keep`-th largest of `n` of a model, probably in [low, high].
 
     Values between the bounds are gathered, or counted in bins if they are expected to exceed the memory limit.
     """
 
-    def __init__(self, model: int, keep: int, n: int, room: int, low: Any, high: Any, expected: float) -> None:
-        self.model, self.keep, self.n, self.room = model, keep, n, room
+    def __init__(
+        self, model: int, place: int, keep: int, n: int, room: int, low: Any, high: Any, expected: float
+    ) -> None:
+        self.model, self.place, self.keep, self.n, self.room = model, place, keep, n, room
         self._lock = Lock()
         self._set_bounds(low, high, expected)
 
@@ -337,13 +344,15 @@ def _sample(source: Source, models: Sequence[int], run_all: RunAll) -> list[Floa
     return list(run_all(look, chosen))
 
 
-def _searches(sample: Sequence[Floats], models: Sequence[int], keep: Sequence[int], n: int) -> list[_Search]:
-    room = GATHERED // (len(models) * sample[0].itemsize)
+def _searches(
+    sample: Sequence[Floats], rows: Sequence[int], places: Sequence[int], keep: Sequence[int], n: int
+) -> list[_Search]:
+    room = GATHERED // (len(places) * sample[0].itemsize)
     searches = []
-    for place, model in enumerate(models):
-        low, high, inside = _bounds([part[place] for part in sample], keep[model] / n)
+    for number, (model, place) in enumerate(zip(rows, places, strict=True)):
+        low, high, inside = _bounds([part[number] for part in sample], keep[place] / n)
         # a fifth more than in the sample, for it may be a little off
-        searches.append(_Search(model, keep[model], n, room, low, high, 1.2 * inside * n))
+        searches.append(_Search(model, place, keep[place], n, room, low, high, 1.2 * inside * n))
     return searches
 
 

@@ -33,7 +33,7 @@ from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
 
 __all__ = ["Derivation", "as_table", "derive"]
 
-_FORM: Final = 2
+_FORM: Final = 3
 """Part of what an entry of the cache is found by; raised whenever the same input derives another family."""
 
 _APART: Final = {"MergeModulelist0", "Concatenate0", "Concatenate1"}

@@ -87,7 +87,8 @@ class Stacked:
 class Adapted:
     """An expression plus `scale` times an adapter's update.
 
-    a, b        names of the factors, [r, in] and [out, r], whose product b a is added; without `a`, `b` is added itself
+    a, b        names of the factors, [r, in] and [out, r], or [r, in, ...] and [out, r, 1, ...] of a convolution, whose
+                product b a is added; without `a`, `b` is added itself
     transposed  the product is added transposed: embeddings, and layers that store [in, out]
     expert      where factors are those of several matrices: which one's, and of how many. `a` has them one after the
                 other, `b` all of one rank side by side
@@ -206,9 +207,10 @@ def shape_of(expr: Expr, shapes: Mapping[str, Shape]) -> Shape:
             return whole
         case LowRank(a, b):
             below, above = shape_of(Read(a), shapes), shape_of(Read(b), shapes)
-            if len(below) != 2 or len(above) != 2 or below[0] != above[1]:
+            fit = len(below) == len(above) > 1 and below[0] == above[1] and set(above[2:]) <= {1}
+            if not fit:
                 raise CheckpointError(f"{a}, {b}: shapes {list(below)} and {list(above)} are not of two factors")
-            return above[0], below[1]
+            return above[0], *below[1:]
 
 
 def expr_to_json(expr: Expr) -> object:

@@ -2,8 +2,8 @@
 
 A value is that of the 8 bits times the scale of its block, whatever the tool: DeepSeek and Qwen store
 `weight_scale_inv` for blocks of 128 x 128, FBGEMM, compressed-tensors and ModelOpt `weight_scale` for a tensor, for
-rows or for blocks, Mistral `qscale_weight`. Scales of activations and of caches belong to a way of computing, and not
-to the weights.
+rows or for blocks, Mistral `qscale_weight`, and MXFP8 the exponents of powers of 2 as bytes, for 32 of a row. Scales of
+activations and of caches belong to a way of computing, and not to the weights.
 """
 
 from __future__ import annotations
@@ -27,11 +27,24 @@ _OF_WEIGHTS: Final = (("_scale_inv", ""), ("_scale", ""), (".scale", ".weight"),
 _PLAINLY: Final = ("_scale_inv", ".weight_scale", ".qscale_weight")
 """Those that nothing else ends in."""
 
-_OF_ACTIVATIONS: Final = ("input_scale", "activation_scale", "input_scale_ub", "output_scale", "qscale_act")
-_OF_CACHES: Final = ("k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale")
+_OF_ACTIVATIONS: Final = (
+    "input_scale", "input_zero_point", "activation_scale", "input_scale_ub", "output_scale", "qscale_act",
+)  # fmt: skip
+_OF_CACHES: Final = ("k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "k_zero_point", "v_zero_point")
+_CACHED: Final = ("kv_cache_scheme", "kv_cache_quant_algo")
+"""Settings that say that a cache is quantized."""
+
+_BESIDE_SCALES: Final = (
+    (".weight_zero_point", "quantized with zero points besides scales"),
+    (".pre_quant_scale", "for inputs that are scaled first (pre_quant_scale)"),
+)
+"""Name endings of what more than a scale changes a weight, and what that says of the weights."""
 
 _USUAL: Final = (128, 128)
 _SCALES: Final = (*MERGEABLE, "F8_E8M0")
+_MX: Final = (1, 32)
+"""The size of blocks whose scales are F8_E8M0 stored as U8."""
+
 _PLAIN: Final = "Use the unquantized checkpoint"
 
 
@@ -69,8 +82,9 @@ def read_fp8(config: Config, entries: Mapping[str, TensorInfo]) -> Fp8:
     """
     others = tuple(end for end, _ in _OF_WEIGHTS) + tuple(end for _, end in PACKED)
     weights = {name for name, entry in entries.items() if entry.dtype in FP8 and not name.endswith(others)}
+    cached = any(settings.get(key) for settings in quantization_settings(config) for key in _CACHED)
     if not weights:
-        return Fp8()
+        return Fp8(dropped=dict(_dropped(entries, weights, cached)))
     held: dict[str, list[str]] = {}
     alone: dict[str, list[str]] = {}
     for name in entries:
@@ -96,9 +110,9 @@ def read_fp8(config: Config, entries: Mapping[str, TensorInfo]) -> Fp8:
     kinds = Counter(_kind(entries[name].shape, one.block) for name, one in scaled.items())
     return Fp8(
         scaled,
-        dict(_dropped(entries, weights)),
+        dict(_dropped(entries, weights, cached)),
         kinds.most_common(1)[0][0] if kinds else "",
-        (*_problems(unfit, alone), *_rotated(config)),
+        (*_problems(unfit, alone), *_not_by_scales_alone(entries, weights), *_rotated(config)),
     )
 
 
@@ -111,6 +125,11 @@ def _scaled(weight: TensorInfo, scales: Sequence[TensorInfo], sizes: Sequence[tu
     """The expression that reads a weight, or what keeps it from being read."""
     if len(scales) != 1:
         return f"{weight.dtype} with {len(scales)} scales each" if scales else f"{weight.dtype} without a scale"
+    if len(weight.shape) not in (2, 3):
+        return f"{weight.dtype} of shape {list(weight.shape)}, which is no matrix"
+    small = (1, *_MX)[-len(weight.shape) :]
+    if scales[0].dtype == "U8" and _block(weight.shape, scales[0].shape, (_MX,)) == small:
+        return Scaled(Read(weight.name), scales[0].name, small)
     if scales[0].dtype not in _SCALES:
         return f"{weight.dtype} with scales of dtype {scales[0].dtype}"
     block = _block(weight.shape, scales[0].shape, sizes)
@@ -132,20 +151,30 @@ def _problems(unfit: Mapping[str, Sequence[str]], alone: Mapping[str, Sequence[s
         yield f"{listed(names)}: scales of {whose}. {then}"
 
 
+def _not_by_scales_alone(entries: Mapping[str, TensorInfo], weights: set[str]) -> Iterator[str]:
+    for end, why in _BESIDE_SCALES:
+        if names := [weight for name in entries if (weight := _instead(name, end, ".weight")) in weights]:
+            yield f"{listed(names)} {'are' if names[1:] else 'is'} {why}. {_PLAIN}"
+
+
 def _rotated(config: Config) -> Iterator[str]:
     if any(settings.get("transform_config") for settings in quantization_settings(config)):
         yield f"its weights were rotated before they were quantized (transform_config). {_PLAIN}"
 
 
-def _dropped(entries: Mapping[str, TensorInfo], weights: set[str]) -> Iterator[tuple[str, str]]:
-    """The scales of activations and of caches, each with the reason why it is left out."""
+def _dropped(entries: Mapping[str, TensorInfo], weights: set[str], cached: bool) -> Iterator[tuple[str, str]]:
+    """The scales of activations and of caches, each with the reason why it is left out.
+
+    cached  whether the config says that a cache is quantized; if not, only single numbers beside weights in fp8 are
+            taken for its scales
+    """
     for name, entry in entries.items():
         for end in _OF_ACTIVATIONS:
             if _instead(name, f".{end}", ".weight") in weights or _instead(name, f"_{end}", "") in weights:
                 yield name, "scales activations, which the output computes with as they are"
                 break
         else:
-            if prod(entry.shape) == 1 and any(name.endswith(f".{end}") for end in _OF_CACHES):
+            if (cached or (weights and prod(entry.shape) == 1)) and any(name.endswith(f".{end}") for end in _OF_CACHES):
                 yield name, "scales a quantized cache, which is not part of the weights"
 
 
@@ -164,10 +193,10 @@ def _sizes(config: Config) -> Iterator[tuple[int, int]]:
 
 def _block(shape: Shape, scales: Shape, sizes: Sequence[tuple[int, int]]) -> Shape | None:
     """The size of the blocks of a weight that have one scale each, in each dimension; None if the shapes do not fit."""
-    if len(shape) not in (2, 3):
-        return None
     if prod(scales) == 1:
         return shape
+    if len(scales) == 2 * len(shape) and set(scales[1::2]) == {1}:  # the blocks of ModelOpt, [rows, 1, columns, 1]
+        scales = scales[::2]
     if scales == shape[: len(scales)]:
         scales += (1,) * (len(shape) - len(scales))
     if len(scales) != len(shape):

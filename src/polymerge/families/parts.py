@@ -13,7 +13,7 @@ from typing import Any, Final
 
 __all__ = ["Parts"]
 
-_KINDS: Final = {"vision": ("vision", "image", "visual"), "audio": ("audio", "speech", "sound")}
+_KINDS: Final = {"vision": ("vision", "image", "visual"), "audio": ("audio", "speech", "sound", "talker", "2wav")}
 """By part, what the keys of its configs have in common."""
 _PROJECTORS: Final = ("multi_modal_projector", "mm_projector", "projector", "connector", "aligner", "merger")
 """Modules that join a tower to the decoder, wherever they lie; their names are left out of canonical ones."""

@@ -67,6 +67,8 @@ PACKED: Final = (
     ("quanto", ".weight._data"),
     ("torchao", ".weight_qdata"),
     ("torchao", "._weight_qdata"),
+    ("torchao", ".weight:qdata"),
+    ("torchao", ".weight:_data"),
     ("aqlm", ".codebooks"),
     ("mxfp4", "_proj_blocks"),
 )
@@ -75,7 +77,10 @@ PACKED: Final = (
 _SCALES: Final = (("_scale_inv", ""), ("_scales", ""), ("_scale", ""), (".scales", ".weight"))
 """Name endings of scales, and the ending of the tensor that is scaled."""
 
-_SCALED: Final = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8", "U32": "mlx"}
+_SCALED: Final = {
+    "F8_E4M3": "fp8", "F8_E5M2": "fp8", "F8_E4M3FNUZ": "fp8 fnuz", "F8_E5M2FNUZ": "fp8 fnuz",
+    "I8": "int8", "U32": "mlx",
+}  # fmt: skip
 
 
 def packed_tensor(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
@@ -90,10 +95,14 @@ def packed_tensor(dtypes: Mapping[str, str]) -> tuple[str, str] | None:
         if found is not None:
             return method, found
     for scale in dtypes:
-        for ending, instead in _SCALES:
+        for ending, instead in (*_SCALES, (".scale", ".weight")):
             name = scale.removesuffix(ending) + instead
             if scale.endswith(ending) and (dtype := dtypes.get(name, "F32")) not in MERGEABLE:
-                special = {("I8", "_scales"): "eetq", ("U8", "_scale"): "nvfp4" if f"{scale}_2" in dtypes else "packed"}
+                special = {
+                    ("I8", "_scales"): "eetq",
+                    ("I8", ".scale"): "mxfp4" if dtypes[scale] == "F8_E8M0" else "int8",
+                    ("U8", "_scale"): "nvfp4" if f"{scale}_2" in dtypes else "packed",
+                }
                 return special.get((dtype, ending)) or _SCALED.get(dtype, "packed"), name
     return None
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from polymerge.methods.method import Method, Parameter
 
-__all__ = ["ADAPTERS", "METHODS", "SHARED", "out_of_range", "register"]
+__all__ = ["ADAPTERS", "METHODS", "MODIFIERS", "SHARED", "out_of_range", "register"]
 
 WEIGHT: Final = Parameter("weight", "number", each=True)
 ONE: Final = Parameter("weight", "number", 1.0, each=True)
@@ -54,6 +54,12 @@ def out_of_range(density: float, epsilon: float) -> str | None:
 def _della(said: Mapping[str, Any]) -> str | None:
     pairs = zip(said["density"], said["epsilon"], strict=True)
     return next(filter(None, (out_of_range(density, epsilon) for density, epsilon in pairs)), None)
+
+
+def _isotropic(said: Mapping[str, Any]) -> str | None:
+    if said.get("calibrate") != "svc":
+        return None
+    return "all directions of its delta are equally strong, so none is to be calibrated by itself. Leave calibrate out"
 
 
 def _nuslerp(said: Mapping[str, Any]) -> str | None:
@@ -364,6 +370,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(0, 1),
+        refuses=_isotropic,
     ),
     Method(
         "iso_cts",
@@ -375,6 +382,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(1, 3),
+        refuses=_isotropic,
     ),
     Method(
         "optmerge",
@@ -461,6 +469,14 @@ def register(name: str, row: Method | None) -> None:
     else:
         _TABLE[name] = row
 
+
+MODIFIERS: Final = (
+    Parameter("calibrate", "choice", choices=("svc",), optional=True),
+    Parameter("alpha", "number", 1.0, low=1e-6),
+)
+"""Additional parameters of any method on deltas whose recipe says `calibrate`: what is done to each merged matrix, and
+its parameter. A method's own parameter of the same name stays the method's.
+"""
 
 ADAPTERS: Final = (
     Parameter("space", "choice", "delta", choices=("delta", "factors", "knots", "core")),

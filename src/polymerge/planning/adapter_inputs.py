@@ -22,7 +22,7 @@ from polymerge.methods.table import METHODS
 from polymerge.paths import exists, given_path
 from polymerge.planning.adapter_places import Parameters, Reading, named_family, reading_of
 from polymerge.planning.inputs import open_each
-from polymerge.planning.model import Model, tensors_digest
+from polymerge.planning.model import Model, digests_beside, headers_digest, settings_digest
 from polymerge.planning.plan import Input, LeftOut
 from polymerge.recipe.recipe import Recipe
 
@@ -32,6 +32,7 @@ __all__ = [
     "check_bases",
     "check_beside",
     "check_both_kinds",
+    "check_convolutions",
     "open_adapters",
     "open_base",
     "skipped",
@@ -203,8 +204,20 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
     shapes = {own: entry.shape for own, entry in parameters.base.entries.items()}
     lying = Concat(tuple(parameters.read(block) for block in place))
     have = adapter.non_lora[name].shape if name in adapter.non_lora else shape_of(lying, shapes)
-    wanted = pair.shape[::-1] if pair.transposed else pair.shape
-    return None if have == wanted else f": {place[0][0]} is {list(have)}"
+    wanted = {pair.stored} if pair.embedding else {pair.shape, pair.shape[::-1]}  # a config tells of its last one only
+    return None if have in wanted else f": {place[0][0]} is {list(have)}"
+
+
+def check_convolutions(opened: Opened) -> None:
+    """Refuse factors of convolutions, which are only folded."""
+    for label, adapter in zip(opened.labels, opened.adapters, strict=True):
+        if names := [module for module, pair in adapter.pairs.items() if pair.kernel]:
+            refuse(
+                RecipeError(
+                    f"'{label}': {listed(names)}: factors of a convolution, which are not merged by themselves. Write "
+                    "BASE+ADAPTER to merge full models"
+                )
+            )
 
 
 def check_both_kinds(opened: Opened) -> None:
@@ -255,12 +268,15 @@ def summaries(opened: Opened) -> list[Input]:
             family=reading.family.name,
             tensors=len(adapter.entries),
             size=sum(entry.nbytes for entry in adapter.entries),
-            headers=tensors_digest(adapter.entries),
+            headers=headers_digest(checkpoint),
+            settings=settings_digest(checkpoint),
+            beside=digests_beside(checkpoint),
             files=dict(adapter.became),
             kind="adapter",
-            opened=adapter_alone(adapter),
+            opened=checkpoint,
         )
         for label, adapter, reading in zip(opened.labels, opened.adapters, opened.readings, strict=True)
+        for checkpoint in (adapter_alone(adapter),)
     ]
 
 

@@ -126,7 +126,7 @@ class AdapterSteps:
             )
             return None
         shapes = {pair.shape[:: -1 if swapped[place] else 1]: place for place, pair in pairs.items()}
-        if len(shapes) > 1 or len({(pair.embedding, pair.transposed, pair.experts) for pair in pairs.values()}) > 1:
+        if len(shapes) > 1 or len({(pair.embedding, pair.experts) for pair in pairs.values()}) > 1:
             listed = ", ".join(f"'{labels[place]}' is {list(shape)}" for shape, place in shapes.items())
             refuse(RecipeError(f"{key}: {listed} (out, in). These adapters have different bases"))
             return None
@@ -197,6 +197,14 @@ class AdapterSteps:
                 found = f", such as {names[0]}" if names else ""
                 hint = " (parameter extra says what becomes of full weights)" if where == "overrides" else ""
                 refuse(RecipeError(f"recipe: {where}: '{glob}' matches no {kind} by its canonical name{found}{hint}"))
+        depth = None if self._base is None else self._base.tower.layers or self._base.depth
+        if self._recipe.layers is not None and depth not in (None, self._recipe.layers):
+            refuse(
+                RecipeError(
+                    f"recipe: layers: it counts on {self._recipe.layers} layers, base_model has {depth}. Layers stay "
+                    "in place here: none can be dropped or added"
+                )
+            )
         layers = {layer for key in held if (layer := text_layer(f"{key}.weight")) is not None}
         for choice in self._choices:
             if choice.schedule is not None and choice.schedule.graded and not layers:

@@ -17,6 +17,7 @@ from polymerge.planning.adapter_inputs import (
     check_bases,
     check_beside,
     check_both_kinds,
+    check_convolutions,
     open_adapters,
     open_base,
     skipped,
@@ -87,6 +88,7 @@ def plan_adapters(recipe: Recipe) -> Plan | None:
     check_bases(recipe, opened)
     if base is not None:
         check_against_base(base, opened)
+    check_convolutions(opened)
     steps = AdapterSteps(recipe, opened, choices, base)
     modules = steps.modules()
     check_both_kinds(opened)

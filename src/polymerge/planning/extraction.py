@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
 
+from polymerge.checkpoints.files import class_names
+from polymerge.checkpoints.loading import named_class
 from polymerge.dtypes import NAMES, dtype_code
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
 from polymerge.families.blueprint import Blueprint, NotBuiltError, blueprint
@@ -331,10 +333,14 @@ class _Comparing:
 
 def _built(base: Model) -> tuple[Blueprint | None, str]:
     """The class of a base, built without its weights; None and the reason if there is none."""
+    config = base.checkpoint.config
     try:
-        return blueprint(base.checkpoint.config, len(base.stored)), ""
+        found = blueprint(config, len(base.stored))
     except NotBuiltError as error:
         return None, str(error)
+    if (names := class_names(config)) and named_class(config) is None:  # of the same model type, and other names
+        return None, f"transformers has no class {' or '.join(names)}"
+    return found, ""
 
 
 def _seems_linear(name: str, canonical: str, shape: Shape) -> bool:

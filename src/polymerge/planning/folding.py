@@ -127,9 +127,11 @@ def _changes(parameters: Parameters, adapter: Adapter) -> tuple[dict[str, Expr],
             joining.add_experts(pair)
             continue
         place = joining.own(pair.parameter)
-        if place is not None and joining.fits(place, pair.shape[::-1] if pair.transposed else pair.shape, pair.module):
-            a, b = ADAPTER + pair.a.name, ADAPTER + pair.b.name
-            joining.put(place, Adapted(joining.now(place), a, b, pair.scaling, pair.transposed))
+        if place is not None:
+            pair = replace(pair, transposed=joining.transposed(pair, place))
+            if joining.fits(place, pair.stored, pair.module):
+                a, b = ADAPTER + pair.a.name, ADAPTER + pair.b.name
+                joining.put(place, Adapted(joining.now(place), a, b, pair.scaling, pair.transposed))
         if pair.bias is not None:
             joining.add_bias(pair)
     missing = joining.missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.folder import ADAPTER
@@ -80,6 +81,38 @@ class Joining:
         place = self.own(f"{pair.module}.bias")
         if place is not None and pair.bias is not None:
             self.put(place, Adapted(self.now(place), None, ADAPTER + pair.bias.name, pair.scaling))
+
+    def transposed(self, pair: Pair, place: Place) -> bool:
+        """Whether the update of a module is added transposed to the weight at a place.
+
+        PEFT goes by the class of each module, and its config says what is true of the last one only: of GPT-2's layers,
+        which store [in, out], or of its head. Where the base has layers of both kinds, a square weight is like those
+        nearest to it that are not.
+        """
+        have = self.shape(place)
+        ways = {flip for flip, shape in ((False, pair.shape), (True, pair.shape[::-1])) if shape == have}
+        if pair.embedding or not ways or True not in self._lying.values():
+            return pair.transposed
+        if len(ways) == 1:
+            return ways.pop()
+        around = place[0][0].rpartition(".")[0]
+        while "." in around:
+            around = around.rpartition(".")[0]
+            near = {flip for name, flip in self._lying.items() if name.startswith(f"{around}.")}
+            if len(near) == 1:
+                return near.pop()
+        return pair.transposed
+
+    @cached_property
+    def _lying(self) -> dict[str, bool]:
+        """By the name of each weight in the base whose bias tells, whether it lies as [in, out]."""
+        shapes = self.base.shapes
+        biased = {name: (shape, shapes.get(f"{name.removesuffix('weight')}bias")) for name, shape in shapes.items()}
+        return {
+            name: bias == shape[1:]
+            for name, (shape, bias) in biased.items()
+            if name.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1] and bias in (shape[:1], shape[1:])
+        }
 
     def add_experts(self, pair: Pair) -> None:
         """Add the updates of a parameter's experts, which may lie in one tensor or apart."""

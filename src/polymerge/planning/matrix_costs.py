@@ -14,6 +14,7 @@ from polymerge.errors import human_size
 from polymerge.methods.method import Method
 from polymerge.planning.model import VOCABULARY
 from polymerge.planning.plan import Piece, Plan, Step
+from polymerge.recipe.parameters import Setting
 
 __all__ = ["Matrices", "cost_words", "decomposed", "is_matrix", "matrices_of", "room_for_matrices"]
 
@@ -33,7 +34,8 @@ other: measured for p of 512 to 2048 with OpenBLAS on a core that does 70e9 oper
 class Matrices:
     """The matrices of a piece: `count` of them, each [rows, columns], of `models` models; `size` bytes a number.
 
-    row  the method that merges them
+    row         the method that merges them
+    calibrated  whether the merged matrix is calibrated afterwards
     """
 
     count: int
@@ -42,6 +44,7 @@ class Matrices:
     models: int
     size: int
     row: Method
+    calibrated: bool = False
 
     @property
     def side(self) -> int:
@@ -53,14 +56,19 @@ class Matrices:
     @property
     def room(self) -> int:
         """Bytes of memory in which one of them is merged."""
-        return (self.models + _BESIDE) * self.rows * self.columns * self.size + _SQUARES * 8 * self.side**2
+        beside = _BESIDE + self.calibrated
+        return (self.models + beside) * self.rows * self.columns * self.size + _SQUARES * 8 * self.side**2
 
     @property
     def seconds(self) -> float:
         """Seconds that a core takes for all of them, by the number of decompositions, to a factor of two or so."""
         p, q = self.side, max(self.rows, self.columns)
         for_each, beside = self.row.decomposes
-        return self.count * (for_each * self.models + beside) * (_PRODUCT * q * p**2 + _EIGENVECTORS * p**3)
+        return (
+            self.count
+            * (for_each * self.models + beside + self.calibrated)
+            * (_PRODUCT * q * p**2 + _EIGENVECTORS * p**3)
+        )
 
 
 def is_matrix(canonical: str, shape: tuple[int, ...]) -> bool:
@@ -74,21 +82,22 @@ def is_matrix(canonical: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and _EXPERTS in canonical.split("."))
 
 
-def matrices_of(step: Step, piece: Piece, row: Method) -> Matrices:
-    """The matrices of a piece that a method on matrices merges."""
+def matrices_of(step: Step, piece: Piece, setting: Setting) -> Matrices:
+    """The matrices of a piece whose setting needs whole ones."""
+    own = setting.row, setting.calibration is not None
     rows = sum(stop - start for start, stop in piece.rows)
     models, size = len(piece.reads), 8 if "F64" in (step.dtype, step.source_dtype) else 4
     if len(step.row_shape) == 1:
-        return Matrices(1, rows, step.row_shape[0], models, size, row)
+        return Matrices(1, rows, step.row_shape[0], models, size, *own)
     height, width = step.row_shape
-    return Matrices(rows, height, width, models, size, row)
+    return Matrices(rows, height, width, models, size, *own)
 
 
 def decomposed(plan: Plan) -> Iterator[tuple[Piece, Matrices]]:
-    """Every piece of a plan that a method on matrices merges; not modules of adapters, whose cores are small."""
+    """Every piece of a plan whose setting needs whole matrices; not modules of adapters, whose cores are small."""
     for step, piece, setting in plan.merged_pieces():
-        if setting.row.on == "matrices" and step.lora is None:
-            yield piece, matrices_of(step, piece, setting.row)
+        if setting.whole and step.lora is None:
+            yield piece, matrices_of(step, piece, setting)
 
 
 def cost_words(plan: Plan) -> str:

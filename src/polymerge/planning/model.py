@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.beside import text_digests
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.names import is_lora
 from polymerge.checkpoints.tensor_info import listed
@@ -27,11 +29,12 @@ __all__ = [
     "VOCABULARY",
     "Model",
     "Ties",
+    "digests_beside",
     "headers_digest",
     "own_name",
     "part_of",
+    "settings_digest",
     "stored_in",
-    "tensors_digest",
 ]
 
 HEAD = "text.lm_head.weight"
@@ -255,28 +258,26 @@ class Model:
                 f"{self.family.name}, and are read as such"
             )
         if self.fp8.scaled:
-            yield from self._remarks_on_fp8()
+            yield self._remark_on_fp8()
         elif (method := quantization_method(self.checkpoint.config)) is not None:
             yield (
                 f"'{self.label}': its config.json says that it is quantized ({method}), and its weights are plain: "
                 "that setting is outdated and is ignored"
             )
+        for reason in dict.fromkeys(self.fp8.dropped.values()):
+            names = [name for name, why in self.fp8.dropped.items() if why == reason]
+            yield f"'{self.label}': {listed(names)} {'are' if names[1:] else 'is'} left out: {reason}"
         if any(map(is_lora, self.stored)):
             yield f"'{self.label}' has LoRA factors among its tensors, which are merged as ordinary tensors"
 
-    def _remarks_on_fp8(self) -> Iterator[str]:
-        dtypes, count = (
-            " and ".join(sorted({self.entries[name].dtype for name in self.fp8.scaled})),
-            len(self.fp8.scaled),
-        )
-        yield (
+    def _remark_on_fp8(self) -> str:
+        dtypes = " and ".join(sorted({self.entries[name].dtype for name in self.fp8.scaled}))
+        count = len(self.fp8.scaled)
+        return (
             f"'{self.label}': {count} of its tensors {'are' if count > 1 else 'is'} quantized ({dtypes}, a scale for "
             f"each {self.fp8.kind}), and read as numbers, each times its scale in float32; what was cut off at the "
             "largest number of fp8 stays so"
         )
-        for reason in dict.fromkeys(self.fp8.dropped.values()):
-            names = [name for name, why in self.fp8.dropped.items() if why == reason]
-            yield f"'{self.label}': {listed(names)} {'are' if names[1:] else 'is'} left out: {reason}"
 
     def summary(self) -> Input:
         """The plan's record of this input."""
@@ -289,6 +290,8 @@ class Model:
             tensors=len(self.entries),
             size=sum(entry.nbytes for entry in self.entries.values()),
             headers=headers_digest(self.checkpoint),
+            settings=settings_digest(self.checkpoint),
+            beside=digests_beside(self.checkpoint),
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
             opened=self.checkpoint,
@@ -304,15 +307,26 @@ def stored_in(checkpoint: Checkpoint) -> Mapping[str, TensorInfo]:
 
 def headers_digest(checkpoint: Checkpoint) -> str:
     """sha256 over the names, dtypes, shapes and order of a checkpoint's tensors."""
-    return tensors_digest(checkpoint.entries.values())
-
-
-def tensors_digest(entries: Iterable[TensorInfo]) -> str:
-    """sha256 over the names, dtypes, shapes and order of tensors."""
     digest = hashlib.sha256()
-    for entry in entries:
+    for entry in checkpoint.entries.values():
         digest.update(f"{entry.name}\0{entry.dtype}\0{entry.shape}\n".encode())
     return digest.hexdigest()
+
+
+def settings_digest(checkpoint: Checkpoint) -> str:
+    """sha256 over the configs of a checkpoint and of its adapter, however they are written."""
+    adapter = checkpoint.adapter
+    said = [checkpoint.config, *([adapter.config, adapter.model_config] if adapter else [])]
+    text = json.dumps([dict(config) for config in said], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digests_beside(checkpoint: Checkpoint) -> dict[str, str]:
+    """The sha256 of the files of text beside the weights of a checkpoint and of its adapter: see `Input.beside`."""
+    found = text_digests(checkpoint.folder)
+    if checkpoint.adapter is not None and checkpoint.adapter.folder != checkpoint.folder:
+        found |= {f"+{name}": digest for name, digest in text_digests(checkpoint.adapter.folder).items()}
+    return found
 
 
 def part_of(canonical: str) -> str:

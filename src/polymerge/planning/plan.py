@@ -64,6 +64,8 @@ class Input:
     family       the family whose table its tensor names were read with
     tensors, size  the number of its tensors, and their bytes
     headers      sha256 over the names, dtypes, shapes and order of its tensors
+    settings     sha256 over its config.json and that of its adapter, as values
+    beside       the sha256 of each file of text beside its weights, by name; after a +, of one in its adapter's folder
     files        for an adapter, what each weight file in its folder was used for
     wrappers     prefixes stripped from the names as stored (see `checkpoints.names`); all other names here lack them
     kind         a checkpoint, with or without an adapter, or an adapter alone
@@ -77,6 +79,8 @@ class Input:
     tensors: int
     size: int
     headers: str
+    settings: str
+    beside: Mapping[str, str] = field(default_factory=dict, hash=False)
     adapter: str = ""
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     wrappers: tuple[str, ...] = ()
@@ -291,7 +295,7 @@ class Plan(Table):
         if stages:
             data["stages"] = [stage.hash for stage in self.stages]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "adapter", "files", "wrappers", "kind"):
+            for place in ("label", "source", "path", "settings", "beside", "adapter", "files", "wrappers", "kind"):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]

@@ -354,7 +354,7 @@ class _Planner:
         self.vocabularies.note(canonical, total, readers, counts)
         base = exprs.pop() if setting.on_deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
-        if setting.row.on == "matrices" and not is_matrix(canonical, self.template.shape(canonical)):
+        if setting.whole and not is_matrix(canonical, self.template.shape(canonical)):
             setting = rest_of(setting, len(readers) - (base is not None))
         self.settings.setdefault(key_of(setting), setting)
         number = [*self.settings].index(key_of(setting))

@@ -91,7 +91,7 @@ def _setting(plan: Plan, numbers: Sequence[int], own: Sequence[tuple[Step, Piece
     if inside and len(plan.settings) > _FEW_SETTINGS:
         held += f", in layer{'s' if len(layers) > 1 else ''} {ranges(sorted(layers))}"
     what = "modules" if own and own[0][0].lora else "tensors"
-    rest = rest_of(setting, len(places)) if setting.row.on == "matrices" else setting
+    rest = rest_of(setting, len(places)) if setting.whole else setting
     beside = f"; others: [{plan.settings.index(rest)}]" if rest in plan.settings and rest is not setting else ""
     by_depth = f", {len(numbers)} settings by layer or name" if others else ""
     words = setting_words(setting, _labels(plan, places), others)

@@ -62,7 +62,7 @@ def _pattern(choices: Sequence[Choice], models: int) -> list[tuple[object, ...]]
     """Which choices share a setting, their methods, their scopes, and the notes that they cause."""
     keys = list(settings_of(choices, models))
     noted = [(drops_at_random(one.setting), measures_tensors(one.setting)) for one in choices]
-    rests = [rest_of(one.setting, models) if one.setting.row.on == "matrices" else one.setting for one in choices]
+    rests = [rest_of(one.setting, models) if one.setting.whole else one.setting for one in choices]
     return [
         (keys.index(one.key), keys.index(key_of(rest)), one.setting.method, one.layers, one.match, note)
         for one, rest, note in zip(choices, rests, noted, strict=True)

@@ -24,6 +24,7 @@ from polymerge.dtypes import BITS, FP8, MERGEABLE
 from polymerge.errors import PolymergeError, RecipeError, Refused, collecting, refuse
 from polymerge.families.expressions import Expr, LowRank, Scaled, Stacked, expr_from_json
 from polymerge.methods.own import check_methods
+from polymerge.methods.table import MODIFIERS
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.plan import FORMAT, Companions, Input, LeftOut, Lora, Piece, Plan, Step
 from polymerge.recipe.parameters import Setting, written_setting
@@ -137,6 +138,11 @@ def _faults(plan: Plan) -> Iterator[str]:
     if not plan.models or len(plan.places) != len(plan.models) or not all(place in inputs for place in places):
         yield "it has other inputs than its template, models and base say"
         return
+    names_of_stages = [stage.name for stage in plan.stages]
+    if not all(names_of_stages) or len(set(names_of_stages)) < len(names_of_stages):
+        yield "its stages have names of their own"
+    if any(stage.stages or stage.of_adapters for stage in plan.stages):
+        yield "its stages are merges of checkpoints"
     if min(plan.seed, *plan.places) < 0:
         yield "its seed and places are counted from 0"
     if plan.beside and not {"config", "tokenizer", "chat_template", "why"} <= plan.beside.keys():
@@ -235,9 +241,10 @@ def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     if setting.row.models not in (None, len(places)):
         yield f"{setting.method} takes {setting.row.models} models"
     if step.lora is None:
-        if setting.row.on == "factors" or setting.parameters.keys() != {one.name for one in setting.row.parameters}:
+        more = setting.parameters.keys() - {one.name for one in setting.row.parameters}
+        if setting.row.on == "factors" or not more <= {one.name for one in MODIFIERS}:
             yield f"{setting.method} with these parameters is for adapters"
-        if setting.row.on == "matrices" and not is_matrix(piece.canonical, _shape(step, piece)):
+        if setting.whole and not is_matrix(piece.canonical, _shape(step, piece)):
             yield f"{setting.method} is for matrices"
         has_base = piece.base is not None
         unfit = setting.row.needs_base != has_base and not plan.of_adapters

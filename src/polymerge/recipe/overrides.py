@@ -74,11 +74,14 @@ def key_of(setting: Setting) -> Key:
 
 
 def rest_of(setting: Setting, models: int) -> Setting:
-    """How a merge by a method on matrices treats a tensor that is none: it takes the mean of the deltas, each times its
-    weight, or the first model's delta.
+    """How a merge of whole matrices treats a tensor that is none: a method on matrices takes the mean of the deltas,
+    each times its weight, or the first model's delta; what another one makes is not calibrated.
 
     models  their number
     """
+    if setting.row.on != "matrices":
+        plain = {name: value for name, value in setting.parameters.items() if setting.row.parameter(name)}
+        return Setting(setting.method, plain, setting.on_base)
     weight = setting.parameters.get("weight", (1.0,) * models)
     if setting.row.rest == "first":
         shares = (weight[0], *(0.0 for _ in weight[1:]))
@@ -96,7 +99,7 @@ def settings_of(choices: Sequence[Choice], models: int) -> dict[Key, Setting]:
     """
     plain = [choice for choice in choices if choice.schedule is None and not choice.setting.row.copies]
     own = {choice.key: choice.setting for choice in plain}
-    rests = [rest_of(setting, models) for setting in own.values() if setting.row.on == "matrices"]
+    rests = [rest_of(setting, models) for setting in own.values() if setting.whole]
     return own | {key_of(rest): rest for rest in rests if key_of(rest) not in own}
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, shown
 from polymerge.methods.method import Method, Parameter
-from polymerge.methods.table import ADAPTERS, METHODS
+from polymerge.methods.table import ADAPTERS, METHODS, MODIFIERS
 from polymerge.methods.weights import cancel
 from polymerge.recipe.depth import NOTHING, plain_value, unfit
 
@@ -58,6 +58,18 @@ class Setting:
     def on_deltas(self) -> bool:
         """Whether it merges deltas from the base rather than weights."""
         return self.row.needs_base or (self.row.takes_base and self.on_base)
+
+    @property
+    def calibration(self) -> float | None:
+        """The parameter of `calibrate: svc`; None where the merged delta is left as it is."""
+        if self.parameters.get("calibrate") is None:
+            return None
+        return 1.0 if self.row.parameter("alpha") else float(self.parameters["alpha"])
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs whole matrices."""
+        return self.row.on == "matrices" or self.calibration is not None
 
     @property
     def by_row(self) -> bool:
@@ -139,7 +151,7 @@ def unread_parameters() -> dict[str, Any]:
 
 def _known() -> dict[str, Parameter]:
     """The parameters of all methods by name; among namesakes, one that may be null takes precedence."""
-    every = [one for method in METHODS.values() for one in (*method.parameters, *ADAPTERS)]
+    every = [one for method in METHODS.values() for one in (*method.parameters, *ADAPTERS, *MODIFIERS)]
     return {one.name: one for one in sorted(every, key=lambda one: one.optional)}
 
 
@@ -206,8 +218,12 @@ def resolve(
         for place, (label, given) in enumerate(zip(labels, per_model, strict=True))
     ]
     said = _Said(layers[0], layers[1:], models)
+    on_deltas = Setting(method, {}, on_base).on_deltas
+    asked = said.of_all("calibrate") if on_deltas else None
+    if asked is not None:
+        more = (*more, *(one for one in MODIFIERS if row.parameter(one.name) is None))
     parameters = (*row.parameters, *more)
-    no_delta = base if Setting(method, {}, on_base).on_deltas else ()
+    no_delta = base if on_deltas else ()
     values: dict[str, Any] = {}
     with collecting() as found:
         for parameter in parameters:
@@ -223,6 +239,8 @@ def resolve(
                 values[name] = _between(row, parameter, said, base)
             else:
                 values[name] = check_value(row, parameter, said.of_all(name))
+    if asked is not None and values["calibrate"] is None:
+        del values["calibrate"], values["alpha"]
     setting = Setting(method, values, on_base)
     if not found and row.refuses is not None and (problem := row.refuses(values)) is not None:
         refuse(RecipeError(f"{layers[-1][0]}: {method}: {problem}"))
@@ -263,7 +281,7 @@ def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> S
     if method not in METHODS or METHODS[method].copies:
         raise RecipeError(f"{where}: there is no method '{method}' that merges. Plan again")
     row = METHODS[method]
-    known = {parameter.name: parameter for parameter in (*ADAPTERS, *row.parameters)}
+    known = {parameter.name: parameter for parameter in (*ADAPTERS, *MODIFIERS, *row.parameters)}
     if odd := [*(parameters.keys() - known.keys()), *({one.name for one in row.parameters} - parameters.keys())]:
         raise RecipeError(f"{where}: {method} has other parameters ({', '.join(sorted(map(str, odd)))}). Plan again")
     values: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from polymerge.checkpoints.discovery import is_plain
 from polymerge.dtypes import NAMES
 from polymerge.errors import (
     PolymergeError,
@@ -35,7 +36,7 @@ __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", *FORMS,
+    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", "calibrate", *FORMS,
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -146,7 +147,7 @@ def _one(data: Mapping[str, Any]) -> Recipe:
     parameters = (
         unread_parameters()
         if "parameters" in unread
-        else read_parameters(data.get("parameters"), "recipe: parameters", judged=known)
+        else read_parameters(_with_modifiers(data), "recipe: parameters", judged=known)
     )
     return Recipe(
         merge_method=method,
@@ -170,6 +171,16 @@ def _one(data: Mapping[str, Any]) -> Recipe:
         unread=frozenset(unread),
         read=True,
     )
+
+
+def _with_modifiers(data: Mapping[str, Any]) -> object:
+    """The recipe's parameters with `calibrate`, which may also be a field of its own."""
+    given = data.get("parameters")
+    if data.get("calibrate") is None or not isinstance(given, Mapping | None):
+        return given
+    if given and "calibrate" in given:
+        refuse(RecipeError("recipe: calibrate is set twice, the second time in parameters"))
+    return {"calibrate": data["calibrate"], **(given or {})}
 
 
 def _load(path: Path) -> list[Any]:
@@ -335,9 +346,9 @@ def _dtype(name: str, value: object) -> str | None:
 
 
 def _name(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip() and "/" not in value):
+    if value is None or (isinstance(value, str) and is_plain(value) and not set("/+@") & set(value)):
         return value
-    refuse(RecipeError(f"recipe: name has to be a text without slashes, got '{shown(value)}'"))
+    refuse(RecipeError(f"recipe: name has to be one that a folder can have, without + and @, got '{shown(value)}'"))
     return None
 
 

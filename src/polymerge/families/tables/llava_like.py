@@ -167,7 +167,8 @@ DEEPSEEK_VL = Family(
         HEAD,
         Rule("model.aligner.{rest}", "projector.{rest}"),
         Rule("model.vision_model.{rest}", "vision.{rest}"),
-        Rule("model.high_res_vision_{rest}", "vision.high_res_vision_{rest}"),
+        Rule("model.high_res_vision_model.{rest}", "vision.high_res_vision_model.{rest}"),
+        Rule("model.high_res_vision_{rest}", "projector.high_res_vision_{rest}"),
     ),
     model_types=("deepseek_vl", "deepseek_vl_hybrid"),
     architectures=("DeepseekVLForConditionalGeneration", "DeepseekVLHybridForConditionalGeneration"),
@@ -175,4 +176,4 @@ DEEPSEEK_VL = Family(
     title="DeepSeek-VL (transformers layout)",
     source="deepseek-community/deepseek-vl-7b-chat",
 )
-"""One vision tower, optionally with a second one of high resolution."""
+"""One vision tower, optionally with a second one of high resolution, which a neck joins to the first."""
