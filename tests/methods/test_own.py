@@ -80,6 +80,7 @@ def test_a_file_of_methods_merges_by_command_line_and_in_python(models: list[str
     assert "methods" not in json.loads((tmp_path / "same" / "polymerge.json").read_text())
     said = cli("plan", recipe_file(wanted, tmp_path / "recipe.yaml"), "--methods", file)
     assert said.status == 0, said.err
+    assert f"halved is a method of your own: sha256 {digest}\n" in said.out
 
 
 def test_a_function_of_whole_matrices_is_given_them(models: list[str], tmp_path: Path) -> None:
