@@ -164,6 +164,14 @@ CASES = {
     f"svd, rank {RANK}": Case("svd", {"rank": RANK}),
     f"tsv, rank {RANK}": Case("tsv", {"rank": RANK}),
     f"tsv, rank {RANK}, weight 1": Case("tsv", {"rank": RANK}, 1.0, search=False),
+    f"tsv, rank {FULL}": Case("tsv", {"rank": FULL}),
+    "iso_c": Case("iso_c", weight=None),
+    "iso_cts": Case("iso_cts", weight=None),
+    "optmerge": Case("optmerge", weight=None),
+    "swudi, init: mean": Case("swudi", {"init": "mean"}, None),
+    "aswudi, init: mean": Case("aswudi", {"init": "mean"}, None),
+    "dc_merge": Case("dc_merge", weight=None),
+    "task_arithmetic, weight 1, calibrate: svc": Case("task_arithmetic", {"rank": FULL, "calibrate": "svc"}, 1.0),
 }
 """What polymerge merges, by its name in the table; weights are 0.25 and ranks as large as needed unless it says so."""
 

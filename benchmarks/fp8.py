@@ -33,6 +33,8 @@ BLOCK = 128
 LARGEST = 448.0
 """The largest number of E4M3."""
 
+_BUSY = " (busy with other work: the seconds from start to end say little, those of processors more)"
+
 QUANTIZED = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
 
 INTRODUCTION = """
@@ -85,7 +87,8 @@ def main() -> None:
         runs=options.runs,
         imports=imports / MIB,
         host=f"{host['processor']}, {host['cores']} cores, {host['memory']}, {host['system']}, load before "
-        f"{host['load']}; {', '.join(benches['fp8'].versions())}.",
+        f"{host['load']}{_BUSY if float(host['load']) > float(host['cores']) else ''}; "
+        f"{', '.join(benches['fp8'].versions())}.",
     )
     page += "\n" + "\n".join(_table(options.methods, taken)) + "\n"
     if options.markdown:

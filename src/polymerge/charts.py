@@ -116,7 +116,9 @@ def line_chart(
     value = alt.Y("value:Q", title=y, scale=alt.Scale(zero=zero))
     dot = base.mark_point(filled=True, opacity=1, size=8 if len(places) > _MANY else 40)
     joined = [name for name in series if name not in loose]
-    line = base.transform_filter(alt.FieldOneOfPredicate(field="series", oneOf=joined)) if loose else base
+    line = base
+    if loose:  # whose places have no value of the others
+        line = base.transform_filter(alt.FieldOneOfPredicate(field="series", oneOf=joined)).transform_filter(_KNOWN)
     layers = [line.mark_line().encode(y=value, **dash), dot.transform_filter(_KNOWN).encode(y=value)]
     if any(one.banded for one in series.values()):
         band = base.mark_area(opacity=0.14).transform_filter(_BANDED)

@@ -76,9 +76,19 @@ def of_another_name(content: bytes) -> bytes:
     return patched(changed, entry_of(changed, b"data/1") + OFFSET, one)
 
 
+ATTRIBUTES = 38
+"""Offset in an entry of the directory."""
+
+
+def marked_as_a_folder(content: bytes) -> bytes:
+    """Torch then leaves the memory of the tensor as it was."""
+    return patched(content, entry_of(content, b"data/0") + ATTRIBUTES, struct.pack("<I", 0x10))
+
+
 @pytest.mark.parametrize(
     ("change", "why", "torch_too"),
     [
+        (marked_as_a_folder, "'data/0' of the archive are marked as folders, which hold no bytes", False),
         (before_the_file, "whose directory, at its end, cannot be read", True),
         (on_the_same_bytes, "'data/1' of the archive do not lie where its directory says", False),
         (beyond_the_file, "'data/0' of the archive do not lie where its directory says", True),

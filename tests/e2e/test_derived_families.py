@@ -64,3 +64,12 @@ def test_what_transformers_does_not_load_is_the_template_s(tmp_path: Path) -> No
     ours, theirs, made = (opened(loaded, folder).state_dict() for folder in (one, two, tmp_path / "out"))
     assert all(torch.allclose(tensor, 0.5 * ours[name] + 0.5 * theirs[name]) for name, tensor in made.items())
     assert load_file(tmp_path / "out" / "model.safetensors")["mtp.fc.weight"].eq(2.5).all()
+
+
+def test_a_language_model_may_have_the_names_of_its_multimodal_class(tmp_path: Path) -> None:
+    """As fine-tunes of text alone are published that were trained inside the multimodal class."""
+    *_, pair = pairs("qwen3_5", "Qwen3_5ForConditionalGeneration", tmp_path)
+    file = pair.other / "model.safetensors"
+    renamed = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    pair.check(tmp_path / "out")

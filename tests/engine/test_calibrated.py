@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 import polymerge
-from adapters_made import PEFT_WARNINGS, adapter, exact_updates
+from adapters_made import PEFT_WARNINGS, adapter, exact_updates, llama, tensors
+from polymerge.checkpoints.loading import load_model
+from polymerge.engine.device import Torch
 from polymerge.errors import Refused
+from polymerge.inference.live import LiveModel
 from polymerge.planning.matrix_costs import decomposed
-from running import cli, merged, raw, recipe_file
+from running import cli, merged, raw, recipe_file, same_weights
 from spectral import away, literal_svc
 from tiny import build, load, perturbed
 
@@ -72,13 +75,21 @@ def test_a_checkpoint_s_matrices_are_calibrated_and_nothing_else(
         assert away(out[name].double().numpy() - origin, wanted) < 2e-5, name
 
 
-def test_nothing_depends_on_blocks_or_threads_and_plans_are_kept(models: list[Path], tmp_path: Path) -> None:
+def test_nothing_depends_on_blocks_threads_or_device_and_plans_are_kept(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, *tuned = models
     plan = polymerge.plan(recipe(tuned, "dare_ties", base, calibrate="svc", density=0.5))
     assert polymerge.plan(plan.to_json()) == plan
     for threads, block in ((1, 1 << 19), (3, 100)):
         polymerge.merge(plan, tmp_path / f"{threads}", threads=threads, block=block, check=False)
     assert raw(tmp_path / "1") == raw(tmp_path / "3")
+    live = LiveModel(plan)
+    live.set(plan)
+    same_weights(live.model, load_model(tmp_path / "1"))
+    monkeypatch.setattr("polymerge.engine.merge.open_device", lambda _: Torch("cpu"))
+    polymerge.merge(plan, tmp_path / "torch", check=False)
+    assert raw(tmp_path / "torch") == raw(tmp_path / "1")
     found = [matrices for _, matrices in decomposed(plan)]
     assert len(found) == 14
     assert all(matrices.calibrated and matrices.seconds > 0 for matrices in found)
@@ -105,6 +116,18 @@ def test_adapters_are_calibrated_as_their_updates(method: str, said: dict[str, A
         of_models = np.stack([u.T @ one[name] for one in both])
         projections = np.maximum(1, (s[:, None] * v * of_models).sum(2) / np.square(of_models).sum(2))
         assert away(update, 0.5 * (u * s * (2 / projections.sum(axis=0))) @ v) < 2e-5, name
+
+
+def test_full_weights_beside_adapters_are_left_as_extra_makes_them(tmp_path: Path) -> None:
+    folders = [adapter(tmp_path / f"{seed}", seed, modules_to_save=["v_proj"]) for seed in (1, 2)]
+    base = tmp_path / "base"
+    llama().save_pretrained(base)
+    said = {"extra": "task_arithmetic"}
+    plain = tensors(merged(recipe(folders, "task_arithmetic", base, **said), tmp_path / "plain"))
+    out = tensors(merged(recipe(folders, "task_arithmetic", base, **said, calibrate="svc"), tmp_path / "out"))
+    assert out.keys() == plain.keys()
+    for name, tensor in plain.items():
+        assert out[name].equal(tensor) == ("lora_" not in name), name
 
 
 def test_what_is_refused(models: list[Path], tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import matrix_methods
 import polymerge
 from adapters_made import PEFT_WARNINGS, adapter, exact_updates
 from matrix_methods import ROW, known, levelled
 from polymerge.checkpoints.loading import load_model
 from polymerge.engine.device import Torch
+from polymerge.engine.matrix_merger import KeptDeltas
 from polymerge.engine.pool import Pool
 from polymerge.errors import CheckpointError, RecipeError, Refused
 from polymerge.inference.live import LiveModel
@@ -109,6 +111,45 @@ def test_torch_gives_the_device_the_same_numbers(
     monkeypatch.setattr("polymerge.engine.merge.open_device", lambda _: Torch("cpu"))
     polymerge.merge(plan, tmp_path / "torch", check=False, block=1000)
     assert raw(tmp_path / "torch") == raw(tmp_path / "here")
+
+
+def test_a_search_of_the_scale_decomposes_each_matrix_once(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, ...]] = []
+    monkeypatch.setattr(matrix_methods, "CALLED", [calls.append])
+    base, *tuned = models
+    live = LiveModel(polymerge.plan(asked(base, tuned)))
+    cases = [(1.0, 1.0, 14), (0.5, 1.0, 0), (-2.0, 1.0, 0), (0.5, 0.25, 14), (1.0, 1.0, 14)]
+    for place, (scale, weight, made) in enumerate(cases):
+        plan = polymerge.plan(asked(base, tuned, (weight, 0.5), parameters={"scale": scale}))
+        calls.clear()
+        live.set(plan)
+        assert len(calls) == made
+        same_weights(live.model, load_model(polymerge.merge(plan, tmp_path / f"{place}").folder))
+
+
+def test_deltas_are_kept_as_far_as_there_is_room() -> None:
+    kept, made = KeptDeltas(100), []
+
+    def of(key: str, size: int) -> Any:
+        return kept.of(key, lambda: made.append(key) or np.full(size, ord(key), np.float32))
+
+    for _ in range(2):
+        kept.begin()
+        for key, size in (("a", 10), ("b", 20), ("c", 15)):  # 40, 80 and 60 bytes
+            one = of(key, size)
+            assert one.tolist() == [ord(key)] * size
+            one[:] = 0  # of no consequence
+    assert made == ["a", "b", "c", "b"]
+    kept.begin()
+    of("b", 20)
+    kept.begin()  # which gives up what it did not use
+    of("b", 20)
+    assert made[4:] == ["b", "b"]
+    kept.begin()
+    of("b", 20)
+    assert made[6:] == []
 
 
 @pytest.mark.parametrize("method", ["iso_c", "tsv"])

@@ -40,8 +40,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "model_stock": {"filter_wise": True},
     "breadcrumbs": {"density": 0.5, "gamma": 0.1},
     "breadcrumbs_ties": {"density": 0.5, "gamma": 0.1},
+    "della": {"density": 0.5},
+    "della_linear": {"density": 0.5},
     "sce": {"select_topk": 0.5},
     "nearswap": {"t": 0.001},
+    "arcee_fusion": {},
     "ram": {},
     "ramplus_tl": {},
 }

@@ -147,4 +147,7 @@ def test_chances_outside_of_0_to_1_are_refused_where_the_recipe_is_read(tmp_path
         "have to lie between 0 and 1. Set a smaller epsilon"
     ]
     assert cli("plan", recipe_file(recipe, tmp_path / "recipe.yaml")).status == 2
-    assert polymerge.plan({**recipe, "parameters": {"epsilon": 0.05}}).steps
+    data = polymerge.plan({**recipe, "parameters": {"epsilon": 0.05}}).to_json()
+    data["settings"][0]["parameters"]["epsilon"] = [0.15]
+    with pytest.raises(RecipeError, match=r"settings\[0\]: della: a density of 0\.1 with .* plan again"):
+        polymerge.plan(data)

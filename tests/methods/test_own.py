@@ -80,6 +80,7 @@ def test_a_file_of_methods_merges_by_command_line_and_in_python(models: list[str
     assert "methods" not in json.loads((tmp_path / "same" / "polymerge.json").read_text())
     said = cli("plan", recipe_file(wanted, tmp_path / "recipe.yaml"), "--methods", file)
     assert said.status == 0, said.err
+    assert f"halved is a method of your own: sha256 {digest}\n" in said.out
 
 
 def test_a_function_of_whole_matrices_is_given_them(models: list[str], tmp_path: Path) -> None:
@@ -136,6 +137,22 @@ def test_a_written_plan_knows_the_text_that_it_was_made_with(models: list[str], 
     done = cli("merge", plan_file, "--methods", file, "-o", tmp_path / "done", "--no-verify")
     assert done.status == 0, done.err
     assert raw(tmp_path / "done") == raw(ours)
+
+
+def test_each_stage_knows_its_own(models: list[str], tmp_path: Path) -> None:
+    file, first = written(tmp_path), {"name": "first", **asked(models, "halved", 0.8)}
+    stages = {
+        "stages": [first, {"merge_method": "linear", "models": ["first", models[1]], "parameters": {"weight": 1}}]
+    }
+    plan = polymerge.plan(stages, methods=file)
+    origin = f"sha256 {MethodsFile.read(file).sha256}"
+    assert ([one.methods for one in plan.stages], plan.methods) == ([{"halved": origin}], {})
+    out = polymerge.merge(json.loads(json.dumps(plan.to_json())), tmp_path / "out", check=False).folder
+    assert origin in (out / "polymerge.json").read_text()
+    add_methods(written(tmp_path, HALVED + "#"))
+    for stale in (plan, plan.to_json()):
+        with pytest.raises(RecipeError, match="was planned with another 'halved'"):
+            polymerge.plan(stale)
 
 
 def test_a_plan_never_runs_a_file_that_it_names(models: list[str], tmp_path: Path) -> None:

@@ -114,13 +114,13 @@ def test_matrices_are_merged_at_once_as_far_as_memory_allows(
     largest = max(matrices.room for _, matrices in decomposed(plans["tsv"]))
     most = (5 + 4) * ROWS * HIDDEN * 4
     for free, room in ((10**12, most), (10 * 10**9, 5 * 10**9), (10**9, largest), (0, largest)):
-        monkeypatch.setattr(matrix_costs, "_free_memory", lambda free=free: free)
+        monkeypatch.setattr(matrix_costs, "free_memory", lambda free=free: free)
         assert room_for_matrices(plans["tsv"]) == room
     assert room_for_matrices(plans["task_arithmetic"]) == 0
 
 
 def test_the_memory_that_is_free_is_known() -> None:
-    assert 1 << 20 < matrix_costs._free_memory() < 1 << 50
+    assert 1 << 20 < matrix_costs.free_memory() < 1 << 50
 
 
 def test_a_method_may_decompose_the_side_of_the_inputs() -> None:

@@ -270,3 +270,9 @@ def test_parts_of_fused_tensors_are_said_to_be_taken_one_by_one(
     warnings = plan_of(recipe_of(made, method, weights, base, parameters=parameters)).warnings
     expected = f"{method} takes the parts of fused tensors (model.layers.0."
     assert any(one.startswith(expected) for one in warnings) is noted
+
+
+def test_where_float32_measures_too_little_is_noted(folders: dict[str, Path]) -> None:
+    plan = plan_of(recipe_of(folders, "arcee_fusion", ("base", "a"), "base"))
+    (note,) = (said for said in plan.warnings if "divergences" in said)
+    assert note.startswith("arcee_fusion computes divergences in float64.")

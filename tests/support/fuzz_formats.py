@@ -280,8 +280,8 @@ def _odd_pickle(data: bytes, random: Random) -> bytes:
                 opcodes[place:place] = [opcodes[place]] * random.choice((1, 2, 200))
             case 3 if place < len(opcodes):
                 opcodes[place] = odd_bytes(opcodes[place], random, 1)
-            case 4:
-                opcodes[place:place] = random.choice(opcodes) if False else [random.choice(opcodes)]
+            case 4 if opcodes:
+                opcodes[place:place] = [random.choice(opcodes)]
             case _ if place < len(opcodes):
                 other = random.randrange(len(opcodes))
                 opcodes[place], opcodes[other] = opcodes[other], opcodes[place]

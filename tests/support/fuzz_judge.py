@@ -125,8 +125,8 @@ class _Watch:
         if isinstance(path, int) or self.inside is None:
             return
         where = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 (a path object would cost more)
-        # numba keeps what it has compiled beside the source
-        if not where.startswith((self.inside, "/dev/null")) and "__pycache__" not in where:
+        # neither device keeps anything; numba keeps what it has compiled beside the source
+        if not where.startswith((self.inside, "/dev/null", "/dev/full")) and "__pycache__" not in where:
             self.seen.append(f"{event}: {where}")
 
 

@@ -22,7 +22,7 @@ from fuzz_mutations import ODD_TEXTS, changed, odd_bytes, odd_words, to_json
 from fuzz_seeds import seeds
 from polymerge.checkpoints.hub_api import listing, own_cache
 from polymerge.cli import polymerge
-from polymerge.errors import PolymergeError, collecting
+from polymerge.errors import PolymergeError, collecting, refuse_if_any
 from polymerge.evaluation.comparison import compare_files
 from polymerge.evaluation.comparison_text import gains_csv, markdown, plain_text, scores_csv
 from polymerge.evaluation.harness import lmms_eval, vlmevalkit
@@ -233,10 +233,12 @@ def _make_tool(random: Random) -> Files:
 
 
 def _read_tool(folder: Path) -> object:
-    with collecting():
-        if any(file.name.startswith("m_") for file in folder.iterdir()):
-            return vlmevalkit.read(folder, "m", ["MME"], set())
-        return lmms_eval.read(folder, ["mme"], set())
+    if any(file.name.startswith("m_") for file in folder.iterdir()):
+        found, wrong = vlmevalkit.read(folder, "m", ["MME"], set(), folder / "log")
+    else:
+        found, wrong = lmms_eval.read(folder, ["mme"], set())
+    refuse_if_any(wrong)
+    return found
 
 
 _RESULTS = {"read": [1.0] * 3 + [0.0] * 2, "sums": [1.0, 0.0] * 2}

@@ -172,7 +172,9 @@ def plan_of(layers: int) -> Plan:
                     "layer_norm1.weight", "layer_norm1.bias", "layer_norm2.weight", "layer_norm2.bias")
     ]  # fmt: skip
     steps.append(Step("lm_head.weight", "text.lm_head.weight", "tied", "BF16", "BF16", (9, 9), same_as="embed.weight"))
-    inputs = tuple(Input(label, f"owner/{label}", f"/models/{label}", "llava", 9, 9, "") for label in ("vlm", "math"))
+    inputs = tuple(
+        Input(label, f"owner/{label}", f"/models/{label}", "llava", 9, 9, "", "") for label in ("vlm", "math")
+    )
     setting = Setting("linear", {"weight": (0.9, 0.1), "normalize": True})
     return Plan(
         recipe={"merge_method": "linear"}, inputs=inputs, template=0, models=(0, 1), places=(0, 1), base=None, seed=42,

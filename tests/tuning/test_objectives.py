@@ -238,7 +238,13 @@ def test_charts_of_three_tasks() -> None:
     told = {name: {"scorer": "exact", "prompts": 9, "scores": [1.0, 2.0, 3.0, 4.0]} for name in names}
     front = [{"value": [0.2, 0.2], "scores": dict.fromkeys(names, 4.0)}]
     made = {"vary": ["weight", "scale"], "values": values, "tasks": told, "front": front, "chosen": [0.2, 0.2]}
-    assert len(search_charts(made | {"quick": 3, "prompts": 27})) == 3
+    charts = search_charts(made | {"quick": 3, "prompts": 27})
+    assert len(charts) == 3
+    line = next(layer for layer in charts[0].to_dict()["layer"] if layer["mark"]["type"] == "line")
+    # what was tried is not joined, and does not break the line of the front
+    assert [one["filter"] for one in line["transform"]] == [
+        {"field": "series", "oneOf": ["front (all prompts)"]}, "isValid(datum.value)",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

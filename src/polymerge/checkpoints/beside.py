@@ -78,8 +78,8 @@ def text_digests(folder: Path) -> dict[str, str]:
         text = path.suffix in (*_CODE_AND_TEXT, ".tiktoken") and not path.name.endswith(".index.json")
         if not text or path.name in _CONFIGS or _passed_over(path.name) or not path.is_file():
             continue
-        if path.stat().st_size <= TOKENIZER_BYTES:
-            with suppress(CheckpointError):  # which is said of it where it is needed
+        with suppress(CheckpointError, OSError):  # which is said of it where it is needed
+            if path.stat().st_size <= TOKENIZER_BYTES:
                 found[path.name] = file_digest(path)
     return found
 

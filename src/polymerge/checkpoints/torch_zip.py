@@ -26,6 +26,7 @@ _END_64: Final = struct.Struct("<4s44xQ")  # magic, ..., where it begins
 _LOCATOR: Final = struct.Struct("<4s4xQ4x")  # magic, where the end for large archives lies
 _UTF8: Final = 0x800
 _ENCRYPTED: Final = 0x1
+_FOLDER: Final = 0x10  # in DOS's attributes; torch leaves the memory of such a member as it was
 _END_BYTES: Final = _LOCATOR.size + _END.size + 2**16  # with the longest comment
 
 
@@ -110,6 +111,7 @@ def _member_regions(
     """
     regions: dict[str, Region] = {}
     packed: list[str] = []
+    folders: list[str] = []
     damaged: list[str] = []
     before = 0
     for name, member in sorted(members.items(), key=lambda one: one[1].header_offset):
@@ -119,6 +121,8 @@ def _member_regions(
         local = stream.read(_LOCAL_HEADER.size + len(expected))
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
             packed.append(name)
+        elif member.external_attr & _FOLDER:
+            folders.append(name)
         elif not local.startswith(ZIP_MAGIC) or local[_LOCAL_HEADER.size :] != expected:
             damaged.append(name)
         else:
@@ -134,6 +138,7 @@ def _member_regions(
         CheckpointError(f"{file}: {listed(names)} of the archive {why}.")
         for names, why in (
             (packed, "are compressed or encrypted, torch.save stores them plain. Save it again with torch.save"),
+            (folders, "are marked as folders, which hold no bytes. Save it again with torch.save"),
             (damaged, "do not lie where its directory says. Download it again"),
         )
         if names

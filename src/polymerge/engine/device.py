@@ -22,6 +22,11 @@ class Device:
     name = "cpu"
     takes_bits = True
 
+    @property
+    def free(self) -> int | None:
+        """Bytes that whole matrices may take there; None where that is the host's memory."""
+        return None
+
     def empty(self, shape: tuple[int, ...], precision: str) -> Array:
         """An uninitialised array of F32 or F64 on the device."""
         return np.empty(shape, np.float64 if precision == "F64" else np.float32)
@@ -61,6 +66,11 @@ class Torch(Device):
         self._torch = torch
         self._device = torch.device(name)
         self.name = name
+
+    @property
+    def free(self) -> int | None:
+        """Half of what a GPU has left now."""
+        return int(self._torch.cuda.mem_get_info(self._device)[0]) // 2 if self._device.type == "cuda" else None
 
     def empty(self, shape: tuple[int, ...], precision: str) -> Array:
         """An uninitialised tensor on the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,31 +14,28 @@ from threadpoolctl import threadpool_limits
 
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
-from polymerge.dtypes import byte_count
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
 from polymerge.engine.device import Device
-from polymerge.engine.extents import Extent, Files, TransposedWriter, extents
+from polymerge.engine.extents import Files, TransposedWriter
 from polymerge.engine.finished import Finished
 from polymerge.engine.lora_modules import ModuleMerger
-from polymerge.engine.matrix_merger import MatrixMerger, files_of
+from polymerge.engine.matrix_merger import KeptDeltas, MatrixMerger, files_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, silent
-from polymerge.engine.rounded_rows import RoundedWriter
+from polymerge.engine.rounded_rows import CopiedRows, RoundedWriter
 from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
-from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
 from polymerge.methods.method import READS, method_function
 from polymerge.methods.table import METHODS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
-from polymerge.planning.matrix_costs import matrices_of, room_for_matrices
+from polymerge.planning.matrix_costs import free_memory, matrices_of, room_for_matrices
 from polymerge.recipe.parameters import Setting
 
 __all__ = ["Execution", "execute"]
 
-COPY_BLOCK = 1 << 22
 T = TypeVar("T")
 
 
@@ -88,6 +86,7 @@ class Execution:
     ) -> None:
         self.entries, self.device, self.block, self.again = entries, device, block, again
         self.pool, self.finished = Pool(threads), finished
+        self.kept = KeptDeltas(free_memory() // 2 if again else 0)
         self.workspace = Workspace(device)
         self.files = Files(memory)
         # statistics of tensors, which do not depend on weights: a sweep of a coefficient needs them once
@@ -110,6 +109,7 @@ class Execution:
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
         self.overflow = Overflow(plan)
         self.rounded = RoundedWriter(self.workspace, write, self.transposed_out, self.overflow)
+        self.copied = CopiedRows(self.rounded, self.entries[plan.template], self.files, self.pool)
         modules = ModuleMerger(plan, self.entries, self.files, write, self.overflow)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
@@ -127,7 +127,8 @@ class Execution:
                 self._measure_whole_models(number)
         # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
         whole = any(step.lora for step in plan.steps) or any(one.whole for one in plan.settings)
-        self.pool.room = room_for_matrices(plan)
+        self.pool.room = min(room_for_matrices(plan), self.device.free or sys.maxsize)
+        self.kept.begin()
         with threadpool_limits(1) if whole else nullcontext():
             for step in plan.steps:
                 if step.lora is not None:
@@ -141,12 +142,12 @@ class Execution:
 
     def _run_step(self, step: Step) -> None:
         if step.fate == "copied" and not step.pieces:
-            self._copy(step, 0, self.entries[self.plan.template][step.name].nbytes)
+            self.copied.all(step)
         for piece in step.pieces:
             if piece.setting is not None:
                 self._merge(step, piece, self.plan.settings[piece.setting])
             elif keeps_bytes(step, piece):
-                self._copy_rows(step, piece.rows)
+                self.copied.rows(step, piece.rows)
             else:
                 self._convert(step, piece)
 
@@ -303,7 +304,8 @@ class Execution:
         origin = replace(piece, reads=(piece.base,), inputs=(self.plan.base,), base=None)
         base, rows = self._laid_out(step, origin, size), self.rounded.rows(step, piece)
         files = files_of(self.plan, piece, self.entries)
-        merger = MatrixMerger(step, piece, setting, given, matrices, blocks, base, rows, size, files, self.finished)
+        known = self.finished, self.kept, self._of(step, piece)
+        merger = MatrixMerger(step, piece, setting, given, matrices, blocks, base, rows, size, files, *known)
         for number in range(matrices.count):
             written = matrices.rows * matrices.columns * rows.width
             self.pool.submit_large(written, matrices.room, merger.run, number)
@@ -332,36 +334,6 @@ class Execution:
 
         for index, size in enumerate(blocks.sizes):
             self.pool.submit(size * rows.width, write_block, index)
-
-    def _copy_rows(self, step: Step, rows: Ranges) -> None:
-        """Copy rows of a template tensor unchanged."""
-        width = byte_count(step.dtype, step.row_shape)
-        for start, stop in rows:
-            if not step.transposed:
-                self._copy(step, start * width, stop * width)
-                continue
-            for run in extents(step.rows(((start, stop),)), self.entries[self.plan.template]):
-                self.pool.submit(run.count // step.shape[1] * width, self._copy_transposed, step, start, run)
-                start += run.count // step.shape[1]
-
-    def _copy_transposed(self, step: Step, row: int, run: Extent) -> None:
-        """Copy rows of one matrix, starting at row `row` of the tensor."""
-        view = self.device.view(self.workspace.raw("read", byte_count(run.dtype, (run.count,))))
-        self.files.fill(run, view)
-        self.transposed_out.put(step, row, view)
-
-    def _copy(self, step: Step, first: int, last: int) -> None:
-        """Copy bytes `first` to `last` of a template tensor unchanged."""
-        entry = self.entries[self.plan.template][step.name]
-
-        def copy_block(start: int, stop: int) -> None:
-            view = self.device.view(self.workspace.raw("read", stop - start))
-            self.files.read(entry.file, entry.start + start, view)
-            self.write(step.name, view, start)
-
-        for start in range(first, last, COPY_BLOCK):
-            stop = min(start + COPY_BLOCK, last)
-            self.pool.submit(stop - start, copy_block, start, stop)
 
 
 def is_wide(step: Step) -> bool:

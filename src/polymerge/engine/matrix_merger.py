@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,37 @@ from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.matrix_costs import Matrices
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["MatrixMerger", "files_of"]
+__all__ = ["KeptDeltas", "MatrixMerger", "files_of"]
+
+
+class KeptDeltas:
+    """Merged deltas of matrices, kept from one plan to the next: a search of a scale then decomposes each once.
+
+    room  bytes that they may take
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room, self._lock = room, Lock()
+        self._held: dict[Hashable, Any] = {}
+        self._used: set[Hashable] = set()
+
+    def begin(self) -> None:
+        """Begin another plan: what the last one did not use is given up."""
+        self._held = {key: self._held[key] for key in self._used if key in self._held}
+        self._used = set()
+
+    def of(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The merged delta of this key, kept or made; the caller may change it."""
+        with self._lock:
+            self._used.add(key)
+            known = self._held.get(key)
+        if known is not None:
+            return known * 1  # a copy
+        made = make()
+        with self._lock:
+            if sum(one.nbytes for one in self._held.values()) + made.nbytes <= self._room:
+                self._held[key] = made * 1  # what is made may lie in the memory of all deltas
+        return made
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,8 @@ class MatrixMerger:
     size      elements to read and write at a time
     inputs    the files that the piece is read from
     finished  what an earlier run has written, and where to note what this one has
+    kept      merged deltas of earlier plans
+    source    what tells the values that the piece reads from others
     """
 
     step: Step
@@ -53,6 +86,8 @@ class MatrixMerger:
     size: int
     inputs: Sequence[Path]
     finished: Finished | None
+    kept: KeptDeltas
+    source: Hashable
 
     def run(self, number: int) -> None:
         """Merge matrix `number` of the piece, unless it is finished.
@@ -80,13 +115,22 @@ class MatrixMerger:
     def _merge(self, number: int) -> str:
         """Merge and write a matrix; returns the sha256 of its bytes."""
         start = number * self.matrices.rows * self.matrices.columns
-        merged = self.blocks.numbers(self._merged(number)).reshape(-1)
+        merged = self._kept(number) if self.setting.row.on == "matrices" else self._whole(number)
         scale = float(self.setting.parameters.get("scale", 1.0))
         digest = hashlib.sha256()
         for first, last in self._parts(number):
             (origin,) = self.base.read_at(first, last - first).models
             digest.update(self.rows.put(first, kernels.add_scaled(origin, merged[first - start : last - start], scale)))
         return digest.hexdigest()
+
+    def _kept(self, number: int) -> Any:
+        """What `_whole` returns, perhaps from an earlier plan, which may have had another scale."""
+        said = tuple((name, value) for name, value in self.setting.parameters.items() if name != "scale")
+        return self.kept.of((self.setting.method, said, self.source, number), lambda: self._whole(number))
+
+    def _whole(self, number: int) -> Any:
+        """Read and merge a matrix; returns the merged delta [m n]."""
+        return self.blocks.numbers(self._merged(number)).reshape(-1)
 
     def _read(self, number: int, deltas: Any) -> Any:
         """Read the deltas of a matrix into `deltas` [model, m n]; returns them as [model, m, n], on the host if the
@@ -115,9 +159,7 @@ class MatrixMerger:
                 raise ValueError(f"{row.name}: its function returned {list(merged.shape)} for deltas of {list(shape)}")
             if self.setting.calibration is None:
                 return merged
-            merged = np.array(
-                kernels.on_host(merged)
-            )  # functions may have changed the deltas, and return a part of them
+            merged = np.array(kernels.on_host(merged))  # it may lie in the memory of the deltas, which are read again
             return svc(merged, kernels.on_host(self._read(number, deltas)), self.setting.calibration)
         except (np.linalg.LinAlgError, RuntimeError) as error:  # torch's own is a RuntimeError
             if not type(error).__name__.endswith("LinAlgError"):

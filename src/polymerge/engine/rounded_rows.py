@@ -1,22 +1,26 @@
-"""Round merged numbers, once, to the dtype of their tensor, and write them to its rows."""
+"""Write rows of the output: merged numbers, rounded once to the dtype of their tensor, or the template's bytes."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Workspace
-from polymerge.engine.extents import TransposedWriter, begins
+from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
 from polymerge.engine.overflow import Overflow
+from polymerge.engine.pool import Pool
 from polymerge.families.expressions import Ranges
 from polymerge.methods import kernels
 from polymerge.planning import Piece, Step
 
-__all__ = ["RoundedRows", "RoundedWriter"]
+__all__ = ["CopiedRows", "RoundedRows", "RoundedWriter"]
+
+COPY_BLOCK: Final = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,54 @@ class RoundedRows:
             else:
                 self._to.write(self._step.name, part, first)
             done += last - first
+
+
+class CopiedRows:
+    """Copies what the template has unchanged, by blocks that go through the pool.
+
+    entries  the location of the template's tensors
+    """
+
+    def __init__(self, to: RoundedWriter, entries: Mapping[str, TensorInfo], files: Files, pool: Pool) -> None:
+        self._to, self._entries, self._files, self._pool = to, entries, files, pool
+
+    def all(self, step: Step) -> None:
+        """Queue the copying of a whole tensor."""
+        self._copy(step, 0, self._entries[step.name].nbytes)
+
+    def rows(self, step: Step, rows: Ranges) -> None:
+        """Queue the copying of rows."""
+        width = byte_count(step.dtype, step.row_shape)
+        for start, stop in rows:
+            if not step.transposed:
+                self._copy(step, start * width, stop * width)
+                continue
+            for run in extents(step.rows(((start, stop),)), self._entries):
+                self._pool.submit(run.count // step.shape[1] * width, self._copy_transposed, step, start, run)
+                start += run.count // step.shape[1]
+
+    def _copy_transposed(self, step: Step, row: int, run: Extent) -> None:
+        """Copy rows of one matrix, starting at row `row` of the tensor."""
+        view = self._view(byte_count(run.dtype, (run.count,)))
+        self._files.fill(run, view)
+        self._to.transposed.put(step, row, view)
+
+    def _copy(self, step: Step, first: int, last: int) -> None:
+        """Queue the copying of bytes `first` to `last` of a tensor."""
+        entry = self._entries[step.name]
+
+        def copy_block(start: int, stop: int) -> None:
+            view = self._view(stop - start)
+            self._files.read(entry.file, entry.start + start, view)
+            self._to.write(step.name, view, start)
+
+        for start in range(first, last, COPY_BLOCK):
+            stop = min(start + COPY_BLOCK, last)
+            self._pool.submit(stop - start, copy_block, start, stop)
+
+    def _view(self, size: int) -> memoryview:
+        workspace = self._to.workspace
+        return workspace.device.view(workspace.raw("read", size))
 
 
 def _within(rows: Ranges, beginnings: Sequence[int], row_size: int, start: int, size: int) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,7 @@ multiplies a delta with. Products take some rows at a time and add up in float64
 own: what is returned is to be used such that theirs cancels.
 
 Float32 matrices are decomposed by the eigenvectors of the Gram matrix in float64, which squares the condition. This
-costs a tenth of an SVD, and less accuracy than rounding the matrix to float32 did: where s is a singular value and s1
+costs a quarter of an SVD, and less accuracy than rounding the matrix to float32 did: where s is a singular value and s1
 the largest, its vectors turn by up to about eps64 s1^2 / (2 s gap) here and eps32 s1 / gap there, so the first is the
 smaller down to s = 2^-23 s1. Below that they are noise in both, and count as zero. Small float64 matrices, such as the
 cores of adapters, are decomposed by SVD.

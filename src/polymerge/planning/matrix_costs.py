@@ -16,7 +16,7 @@ from polymerge.planning.model import VOCABULARY
 from polymerge.planning.plan import Piece, Plan, Step
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["Matrices", "cost_words", "decomposed", "is_matrix", "matrices_of", "room_for_matrices"]
+__all__ = ["Matrices", "cost_words", "decomposed", "free_memory", "is_matrix", "matrices_of", "room_for_matrices"]
 
 _EXPERTS: Final = "experts"
 """What a tensor of three dimensions has in its name where it holds a matrix per expert, and no kernel."""
@@ -122,7 +122,7 @@ def room_for_matrices(plan: Plan) -> int:
     No more than half of what is free now, but at least what the largest matrix takes.
     """
     largest = max((matrices.room for _, matrices in decomposed(plan)), default=0)
-    return max(largest, min(_most_room(plan), _free_memory() // 2)) if largest else 0
+    return max(largest, min(_most_room(plan), free_memory() // 2)) if largest else 0
 
 
 def _most_room(plan: Plan) -> int:
@@ -132,7 +132,7 @@ def _most_room(plan: Plan) -> int:
     return max(*(one.room for one in found), (max(one.models for one in found) + 4) * tensor)
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of memory that this process can take without others losing theirs, as far as the system tells."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, StopIteration, ValueError, IndexError):

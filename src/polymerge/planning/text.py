@@ -43,6 +43,7 @@ def describe(plan: Plan, *, full: bool = False, paint: Paint = plain) -> str:
     """
     lines = [*note_lines(plan.warnings, paint), *([""] if plan.warnings else []), *_inputs(plan), ""]
     lines += _settings(plan, full)
+    lines += (f"{name} is a method of your own: {origin}" for name, origin in plan.methods.items())
     lines += ["", *_fates(plan, full, paint), *_left_out(plan, full, paint), "", *_totals(plan, paint)]
     stages = [
         line for stage in plan.stages for line in (f"--- stage {stage.name}", describe(stage, full=full, paint=paint))

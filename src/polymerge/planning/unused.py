@@ -191,6 +191,11 @@ def _beside_mergekit(
             yield f"t is counted from base_model '{models.base.label}'; the plan has it from '{models.merged[0].label}'"
         if drops_at_random(setting):
             yield f"{row.name} drops entries at random: reproducible for a seed, but not the ones that mergekit drops"
+        if row.statistic == "importance":
+            yield (
+                f"{row.name} computes divergences in float64. Those of models that differ little are smaller than the "
+                "rounding of float32, in which mergekit computes them, and it then takes other entries"
+            )
         if fused and measures_tensors(setting):
             yield (
                 f"{row.name} takes the parts of fused tensors ({fused[0]}{', ...' if fused[1:] else ''}) one by one, "

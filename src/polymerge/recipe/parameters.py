@@ -293,6 +293,8 @@ def written_setting(method: str, parameters: Mapping[str, Any], where: str) -> S
                 values[name] = tuple(check_value(row, known[name], (where, one)) for one in value)
             else:
                 values[name] = check_value(row, known[name], (where, value))
+    if row.refuses is not None and (problem := row.refuses(values)) is not None:
+        raise RecipeError(f"{where}: {method}: {problem}, and plan again")
     return Setting(method, values)
 
 

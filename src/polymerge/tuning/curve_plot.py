@@ -85,7 +85,7 @@ def _fronts(outcome: Mapping[str, Any]) -> Iterator[alt.LayerChart]:
         yield line_chart(
             f"{down} against {across}", (names[0], [x for x, _ in (*on, *tried)]), names[1], series,
             marks={"chosen": chosen["scores"][across]}, zero=False, loose=[f"tried{asked}"],
-            about="of the values on the front none is as good on every task and better on one",
+            about="no value is as good as one of the front on every task, and better on one",
         )  # fmt: skip
 
 

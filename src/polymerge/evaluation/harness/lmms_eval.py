@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from polymerge.checkpoints.bounds import RECORDS_BYTES
+from polymerge.checkpoints.discovery import is_plain
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.errors import OutputError, PolymergeError, RecipeError
 from polymerge.evaluation.harness.registered_classes import Wrapper
@@ -97,7 +98,8 @@ def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> tuple[dict[st
     for task in tasks if set(tasks) <= set(said.results) else said.results:
         metrics = _metrics(said.results[task])
         count = said.samples.get(task, {}).get("effective")
-        samples = file.with_name(f"{stamp}_samples_{task}.jsonl")
+        name = f"{stamp}_samples_{task}.jsonl"
+        samples = file.with_name(name) if is_plain(name) and "/" not in name else None
         if metrics:
             try:
                 results[task] = _task(metrics, samples, count if isinstance(count, int) else 0)
@@ -124,10 +126,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _task(metrics: Mapping[str, float], file: Path, count: int) -> TaskResult:
+def _task(metrics: Mapping[str, float], file: Path | None, count: int) -> TaskResult:
     """Take the first number as the score: in percent if it is the mean of the documents' shares."""
     name, score = next(iter(metrics.items()))
-    samples, failed = _samples(file, name.partition(",")[0]) if file.is_file() else ({}, 0)
+    samples, failed = _samples(file, name.partition(",")[0]) if file is not None and file.is_file() else ({}, 0)
     notes = [f"the score is {name}, the first of {', '.join(metrics)}"] if len(metrics) > 1 else []
     if failed:
         notes.append(failures_note(failed))
