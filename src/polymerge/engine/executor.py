@@ -180,7 +180,7 @@ class Execution:
         return PieceBlocks(piece, labels, entries, self.files, self.workspace, block, wide)
 
     def _cut_whole_models(self, number: int, setting: Setting) -> None:
-        """Compute one cutoff per model over everything that a setting, and those like it, merge."""
+        """Compute one cutoff per model over everything that a setting, and others of its schedule, merge."""
         merged, density = self._merged_by(number).values(), setting.parameters["density"]
         self.model_cutoffs[number] = self._once(
             ("cutoffs", density, *(self._of(*one) for one in merged)),
@@ -190,20 +190,13 @@ class Execution:
         )
 
     def _measured_with(self, number: int) -> frozenset[int]:
-        """The settings that have a statistic over the whole model in common with one: all that differ from it in no
-        more than the models' weights, the scale, and what is done to the merged delta.
-        """
-        known = [
-            (one.method, {name: one.parameters[name] for name in one.parameters if one.row.parameter(name)})
-            for one in self.plan.settings
-        ]
-        for _, parameters in known:
-            for name in ("weight", "scale"):
-                parameters.pop(name, None)
-        return frozenset(place for place, one in enumerate(known) if one == known[number])
+        """The settings that have a statistic over the whole model in common with one: those of its schedule."""
+        schedule = self.plan.settings[number].schedule
+        alike = (place for place, one in enumerate(self.plan.settings) if schedule and one.schedule == schedule)
+        return frozenset((number, *alike))
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """The pieces that a setting and those like it merge, by canonical name; duplicates count once."""
+        """The pieces that a setting and others of its schedule merge, by canonical name; duplicates count once."""
         alike = self._measured_with(number)
         found = {
             piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting in alike
@@ -219,7 +212,7 @@ class Execution:
         return self._once(key, lambda: repeats(self.plan, piece, twin, self.entries, self.files))
 
     def _measure_whole_models(self, number: int) -> None:
-        """Compute the models' dot products over everything that a setting, and those like it, merge."""
+        """Compute the models' dot products over everything that a setting, and others of its schedule, merge."""
         merged = self._merged_by(number).values()
 
         def measure() -> Any:

@@ -325,6 +325,9 @@ class Plan(Table):
         stages = data.pop("stages")
         if stages:
             data["stages"] = [stage.hash for stage in self.stages]
+        for setting in data["settings"]:
+            if not setting["schedule"]:
+                del setting["schedule"]
         for entry in data["inputs"]:
             for place in ("label", "source", "path", "settings", "beside", "adapter", "files", "wrappers", "kind"):
                 del entry[place]

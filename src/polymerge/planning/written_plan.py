@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
@@ -93,7 +93,7 @@ def _plan(data: Mapping[str, Any]) -> Plan:
 
 def _setting(data: Mapping[str, Any], where: str) -> Setting:
     said = _made(Setting, data, where)
-    return written_setting(said.method, said.parameters, where)
+    return replace(written_setting(said.method, said.parameters, where), schedule=said.schedule)
 
 
 def _step(data: Mapping[str, Any], where: str) -> Step:

@@ -17,7 +17,7 @@ from polymerge.recipe.schedule import Schedule, schedule_of
 
 __all__ = ["Choice", "choices_of", "choices_of_adapters", "key_of", "matches", "rest_of", "settings_of"]
 
-Key = tuple[str, tuple[tuple[str, object], ...]]
+Key = tuple[str, str, tuple[tuple[str, object], ...]]
 """What equal settings are recognised by."""
 
 
@@ -70,7 +70,7 @@ class Choice:
 
 def key_of(setting: Setting) -> Key:
     """A key by which equal settings are recognised."""
-    return setting.method, tuple(sorted(setting.parameters.items()))
+    return setting.method, setting.schedule, tuple(sorted(setting.parameters.items()))
 
 
 def rest_of(setting: Setting, models: int) -> Setting:

@@ -53,6 +53,10 @@ class Setting:
     parameters: Mapping[str, Any]
     on_base: bool = field(default=False, compare=False)
     """Whether the recipe has a base_model, for methods that then work on deltas."""
+    schedule: str = ""
+    """Where the recipe has the schedule that it belongs to, if what it measures of whole models is measured over all of
+    that; empty if it is measured over what has this setting.
+    """
 
     @property
     def on_deltas(self) -> bool:
@@ -105,6 +109,7 @@ class Setting:
                 for name, value in self.parameters.items()
             },
             self.on_base,
+            self.schedule,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from polymerge.errors import RecipeError, collecting, refuse
@@ -42,6 +42,11 @@ class Schedule:
     known: dict[tuple[object, ...], Setting] = field(default_factory=dict, compare=False, repr=False)
     """The settings found so far, by what they depend on."""
 
+    def _of_all(self, setting: Setting) -> Setting:
+        """The setting, measured over the whole schedule where it measures whole models."""
+        whole = self.row.span == "model" or setting.parameters.get("trim") == "model"
+        return replace(setting, schedule=self.layers[-1][0]) if whole else setting
+
     def outside(self) -> Setting:
         """The setting with the first value of everything, which shows what is wrong with the parameters as such."""
         each = self._each
@@ -52,8 +57,10 @@ class Schedule:
         general, *own = self.layers
         layers = [(general[0], {name: first_value(value) for name, value in general[1].items()})]
         layers += [(where, {name: first(name, value) for name, value in given.items()}) for where, given in own]
-        return self.resolving(
-            layers, [{name: first_value(value) for name, value in given.items()} for given in self.per_model]
+        return self._of_all(
+            self.resolving(
+                layers, [{name: first_value(value) for name, value in given.items()} for given in self.per_model]
+            )
         )
 
     def at(self, layer: int | None, name: str, depth: int) -> Setting:
@@ -77,12 +84,14 @@ class Schedule:
         near = Position.of(layer, self.span, name) if self.span else whole
         told = "" if layer is None else f" (layer {layer})"
         (where, general), *own = self.layers
-        return self.resolving(
-            [
-                (where + told, values_at(general, whole, _never)),
-                *((where + told, values_at(given, near, self._each)) for where, given in own),
-            ],
-            [values_at(given, whole, _never) for given in self.per_model],
+        return self._of_all(
+            self.resolving(
+                [
+                    (where + told, values_at(general, whole, _never)),
+                    *((where + told, values_at(given, near, self._each)) for where, given in own),
+                ],
+                [values_at(given, whole, _never) for given in self.per_model],
+            )
         )
 
     def _each(self, name: str) -> bool:
