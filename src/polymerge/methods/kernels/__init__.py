@@ -293,7 +293,9 @@ def divergences(base: AnyBlock, deltas: AnyBlock, width: int) -> NDArray[np.floa
 
 
 def scored(deltas: AnyBlock, per_row: NDArray[np.float64], width: int) -> AnyBlock:
-    """The magnitudes of `deltas` [model, n], each times the number of its row of `width` entries, [model, row]."""
+    """The magnitudes of `deltas` [model, n], each times the number of its row of `width` entries, [model, row]; at most
+    the largest number of their dtype.
+    """
     return _set_for(deltas).scored(deltas, per_row, width)
 
 

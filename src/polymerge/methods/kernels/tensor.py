@@ -227,7 +227,8 @@ def keep_scored(deltas: Tensor, scores: Tensor, least: float) -> Tensor:
 def scored(deltas: Tensor, per_row: NDArray[np.float64], width: int) -> Tensor:
     """See `polymerge.methods.kernels.scored`."""
     factors = torch.from_numpy(per_row).to(deltas.device, deltas.dtype)
-    return (deltas.abs().view(len(deltas), -1, width) * factors.unsqueeze(2)).view(deltas.shape)
+    rows = deltas.abs().view(len(deltas), -1, width) * factors.unsqueeze(2)
+    return rows.clamp_(max=torch.finfo(rows.dtype).max).view(deltas.shape)
 
 
 def _words(row: Tensor, key: int, start: int) -> Tensor:

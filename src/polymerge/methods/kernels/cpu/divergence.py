@@ -53,8 +53,9 @@ def divergences(base: Floats, deltas: Floats, width: int) -> NDArray[np.float64]
 def scored(deltas: Floats, per_row: NDArray[np.float64], width: int) -> Floats:
     """See `polymerge.methods.kernels.scored`."""
     rows = np.abs(deltas).reshape(len(deltas), -1, width)
-    rows *= per_row.astype(deltas.dtype)[:, :, None]
-    return rows.reshape(deltas.shape)
+    with np.errstate(over="ignore"):
+        rows *= per_row.astype(deltas.dtype)[:, :, None]
+    return np.minimum(rows, np.finfo(rows.dtype).max, out=rows).reshape(deltas.shape)
 
 
 @compiled
