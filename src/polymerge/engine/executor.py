@@ -28,7 +28,7 @@ from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
 from polymerge.methods.method import READS, method_function
-from polymerge.methods.table import METHODS, SHARED
+from polymerge.methods.table import METHODS, MODIFIERS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
 from polymerge.planning.matrix_costs import free_memory, matrices_of, room_for_matrices
@@ -190,10 +190,13 @@ class Execution:
         )
 
     def _measured_with(self, number: int) -> frozenset[int]:
-        """The settings that have a statistic over the whole model in common with one: those of its schedule."""
-        schedule = self.plan.settings[number].schedule
-        alike = (place for place, one in enumerate(self.plan.settings) if schedule and one.schedule == schedule)
-        return frozenset((number, *alike))
+        """The settings that have a statistic over the whole model in common with one: those of its schedule, and that
+        of what is not calibrated beside it.
+        """
+        settings = self.plan.settings
+        own = [{name: value for name, value in one.parameters.items() if one.row.parameter(name)} for one in settings]
+        known = [one.schedule or (one.method, said) for one, said in zip(settings, own, strict=True)]
+        return frozenset(place for place, one in enumerate(known) if one == known[number])
 
     def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
         """The pieces that a setting and others of its schedule merge, by canonical name; duplicates count once."""
@@ -240,8 +243,8 @@ class Execution:
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
         row = METHODS[setting.method]
-        said = setting.parameters.items()
-        arguments = {name: value for name, value in said if row.parameter(name) and name not in SHARED}
+        others = SHARED | {one.name for one in MODIFIERS if not row.parameter(one.name)}
+        arguments = {name: value for name, value in setting.parameters.items() if name not in others}
         if row.on == "matrices":
             self._merge_matrices(step, piece, setting, arguments)
             return

@@ -184,7 +184,9 @@ def _units(gram: Gram, least: float = NO_DIRECTION) -> tuple[NDArray[np.float64]
     norms = np.sqrt(np.diagonal(gram))
     directed = norms > least
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=directed)
-    cosines = np.clip(gram * scale[:, None] * scale[None, :], -1.0, 1.0)
+    # of a model whose square overflows they are NaN, as is then the merge, which nobody writes
+    with np.errstate(over="ignore", invalid="ignore"):
+        cosines = np.clip(gram * scale[:, None] * scale[None, :], -1.0, 1.0)
     return np.where(directed, norms, 0.0), cosines
 
 
@@ -193,7 +195,7 @@ def _stock_weights(gram: Gram) -> tuple[float, ...]:
     _, cosines = _units(gram)
     mean = math.fsum(cosines[np.triu_indices(models, 1)]) / (models * (models - 1) / 2)
     divisor = 1 + (models - 1) * mean
-    kept = models * mean / divisor if divisor > NO_DIRECTION else 0.0
+    kept = 0.0 if divisor <= NO_DIRECTION else models * mean / divisor
     return (kept / models,) * models
 
 

@@ -91,7 +91,7 @@ def read(folder: Path, tasks: Sequence[str], before: set[Path]) -> tuple[dict[st
     try:
         said = read_json(file, _Results, unique_keys=False, most=RECORDS_BYTES, error=OutputError, then=_RUN)
     except PolymergeError as error:
-        return {}, [error]
+        return {}, list(error.problems)
     stamp = file.name.removesuffix("_results.json")
     results: dict[str, TaskResult] = {}
     wrong: list[PolymergeError] = []

@@ -42,7 +42,9 @@ def add_scaled(base: Floats, merged: Floats, scale: float) -> Floats:
 def weighted_sum(x: Floats, weight: Sequence[float]) -> Floats:
     """See `polymerge.methods.kernels.weighted_sum`."""
     out = np.empty(x.shape[1], np.float32 if x.dtype == np.uint16 else x.dtype)
-    _weighted_sum(*_one_line(x), np.array(weight, out.dtype), out)
+    with np.errstate(over="ignore"):  # what becomes infinite is counted where it is written
+        weights = np.array(weight, out.dtype)
+    _weighted_sum(*_one_line(x), weights, out)
     return out
 
 
