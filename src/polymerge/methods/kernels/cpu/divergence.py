@@ -55,7 +55,8 @@ def scored(deltas: Floats, per_row: NDArray[np.float64], width: int) -> Floats:
     rows = np.abs(deltas).reshape(len(deltas), -1, width)
     with np.errstate(over="ignore"):
         rows *= per_row.astype(deltas.dtype)[:, :, None]
-    return np.minimum(rows, np.finfo(rows.dtype).max, out=rows).reshape(deltas.shape)
+    np.minimum(rows, np.finfo(rows.dtype).max, out=rows)
+    return rows.reshape(deltas.shape)
 
 
 @compiled
