@@ -258,6 +258,23 @@ def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_run_that_ends_between_two_looks_is_not_foreign(
+    looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is seen with a file in it, and its lock is gone by then."""
+    work = tmp_path / ".out.polymerge-partial"
+    work.mkdir()
+    seen, ways = [work / "new"] * looks, Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([seen.pop()]) if path == work and seen else ways(path))
+    if looks == 2:
+        with pytest.raises(OutputError, match="no run of polymerge made it"):
+            make(tmp_path / "out", "one")
+    else:
+        make(tmp_path / "out", "one")
+        assert found(tmp_path / "out") == "one"
+
+
 def test_a_lock_whose_file_was_taken_away_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run waits at the door while another one ends: what it then locks is no longer the file of that name."""
     import fcntl

@@ -134,11 +134,26 @@ class Place:
                     f"{self.out}: {self.work} belongs to another user, whose run writes the same output or was killed. "
                     "Wait for it, or choose another name"
                 )
-            if not stat.S_ISDIR(found.st_mode) or (not _is_plain(self._lock) and any(self.work.iterdir())):
+            if not stat.S_ISDIR(found.st_mode) or not self._is_ours():
                 raise OutputError(
                     f"{self.out}: {self.work} is in the way, and no run of polymerge made it. Move it, or choose "
                     "another name"
                 )
+
+    def _is_ours(self) -> bool:
+        """Whether the work folder is empty or has a lock; raises FileNotFoundError if it is taken away.
+
+        A run makes its lock first and removes it last, so that of another run there can be files without a lock at one
+        look, but not at two.
+        """
+        for _ in range(2):
+            others = any(path != self._lock for path in self.work.iterdir())
+            try:
+                return stat.S_ISREG(self._lock.lstat().st_mode)
+            except FileNotFoundError:
+                if not others:
+                    return True
+        return False
 
     def lock(self) -> int:
         """Make the work folder, or take that of a killed run, and lock it; returns the lock's descriptor."""
