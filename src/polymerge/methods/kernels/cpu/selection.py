@@ -52,8 +52,10 @@ def variances(deltas: Floats) -> Floats:
 
 def keep_scored(deltas: Floats, scores: Floats, least: float) -> Floats:
     """See `polymerge.methods.kernels.keep_scored`."""
+    with np.errstate(over="ignore"):  # no score is above a limit that no number of their dtype reaches
+        limit = scores.dtype.type(least)
     for row in deltas:
-        _keep_scored(row, scores, scores.dtype.type(least))
+        _keep_scored(row, scores, limit)
     return deltas
 
 
