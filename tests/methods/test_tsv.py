@@ -18,18 +18,8 @@ seeds = st.integers(0, 999)
 
 
 def literal(pairs, weight, count):
-    """The update [out, in], with full matrices: the nearest orthonormal ones are P Q^T of the SVD of U and of V."""
-    lefts, values, rights = [], [], []
-    for pair, number in zip(pairs, weight, strict=True):
-        u, s, v = np.linalg.svd(dense(pair))
-        lefts += list(u.T[:count])
-        values += list(number * s[:count])
-        rights += list(v[:count])
-    nearest = []
-    for vectors in (lefts, rights):
-        p, _, q = np.linalg.svd(np.array(vectors).T, full_matrices=False)
-        nearest.append(p @ q)
-    return nearest[0] @ np.diag(values) @ nearest[1].T
+    """The update [out, in], with full matrices."""
+    return literal_tsv([dense(pair) for pair in pairs], weight, count)
 
 
 def close(got, wanted, rtol=2e-6):

@@ -66,6 +66,7 @@ def literal_iso_cts(deltas, fraction):
 
 
 def literal_tsv(deltas, weight, count):
+    """The nearest orthonormal matrices are P Q^T of the SVD of U and of V."""
     lefts, values, rights = [], [], []
     for delta, number in zip(deltas, weight, strict=True):
         u, s, v = np.linalg.svd(delta.astype(np.float64), full_matrices=False)

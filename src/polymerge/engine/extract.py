@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
@@ -22,7 +21,7 @@ from polymerge.dtypes import byte_count, dtype_code
 from polymerge.engine.differences import Differences, Found
 from polymerge.engine.merge import digests_of, roomy_folder
 from polymerge.engine.opening import refuse_changes, with_stamps
-from polymerge.engine.pool import Pool
+from polymerge.engine.pool import Pool, Progress, Tally
 from polymerge.engine.provenance import RECORD, command_line, record
 from polymerge.engine.verify import Verification, verify
 from polymerge.errors import CheckpointError, OutputError
@@ -40,8 +39,6 @@ __all__ = ["Extracted", "Missed", "carry_out", "extract"]
 
 _SCRATCH = "factors"
 """Name of the file beside the output in which factors wait until all ranks are known."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -157,24 +154,16 @@ def carry_out(
     most = {one.name: min(plan.wanted.most, *one.shape) for one in plan.low_rank}
     widest = sum(byte_count(code, (most[one.name], sum(one.shape))) for one in plan.low_rank)
     whole = sum(byte_count(one.dtype, one.shape) for one in plan.differences if one.fate == "whole")
-    total, done, one_at_a_time = sum(byte_count(one.dtype, one.shape) for one in plan.differences), 0, threading.Lock()
-
-    def advance(count: int) -> None:
-        nonlocal done
-        with one_at_a_time:
-            done += count
-            if progress is not None:
-                progress(done, total)
-
+    tally = Tally(sum(byte_count(one.dtype, one.shape) for one in plan.differences), progress)
     files = _files(plan)
-    prefetch = Prefetch([*beside.values(), *files], advance)
-    total += prefetch.size
+    prefetch = Prefetch([*beside.values(), *files], tally.advance)
+    tally.total += prefetch.size
     # factors of ranks that the values decide lie there twice until their layout is known
     room = roomy_folder(target, force, 2 * widest + whole, prefetch.size)
     with room as folder, prefetch, digests_of(files, prefetch) as digests, prefetch.wanted():
         scratch = folder.parent / _SCRATCH
         with Differences(plan, scratch, code) as differences:
-            found = _measured(plan, differences, threads, prefetch, advance)
+            found = _measured(plan, differences, threads, prefetch, tally.advance)
             modules = {one.module: found[one.name] for one in plan.low_rank if found[one.name].rank}
             saved = _saved(plan, found, modules)
             _refuse_nothing(plan, found, modules)

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 from polymerge.checkpoints.output import output_folder
+from polymerge.engine.pool import Progress
 from polymerge.engine.provenance import RECORD
 from polymerge.errors import OutputError, human_size
 from polymerge.planning import Plan, make_plan
@@ -23,12 +24,14 @@ _STAGES: Final = "stages"
 
 T = TypeVar("T")
 
-Report: TypeAlias = Callable[[int, int], None]
-"""Called with bytes done and total bytes."""
-
 
 def in_stages(
-    plan: Plan, target: Path, carry: Callable[[Plan, Path, bool, Report], T], *, force: bool, progress: Report | None
+    plan: Plan,
+    target: Path,
+    carry: Callable[[Plan, Path, bool, Progress], T],
+    *,
+    force: bool,
+    progress: Progress | None,
 ) -> T:
     """Carry out the stages of a plan and then the plan itself; returns what `carry` returned of that.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from polymerge.engine.opening import (
     refuse_changes,
 )
 from polymerge.engine.overflow import checked_while_written
+from polymerge.engine.pool import Progress, Tally
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
@@ -46,8 +46,6 @@ from polymerge.recipe.recipe import Recipe
 from polymerge.tables import Table
 
 __all__ = ["Merged", "digests_of", "fold", "merge", "roomy_folder"]
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -150,19 +148,11 @@ def merge(
     stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
-    total, done, one_at_a_time = plan.size, 0, threading.Lock()
-
-    def advance(count: int) -> None:
-        nonlocal done
-        with one_at_a_time:
-            done += count
-            if progress is not None:
-                progress(done, total)
-
+    tally = Tally(plan.size, progress)
     entries = entries_of(inputs)
     files = files_read(plan, entries)
-    prefetch = Prefetch([*beside_template(plan), *files], advance)
-    total += prefetch.size
+    prefetch = Prefetch([*beside_template(plan), *files], tally.advance)
+    tally.total += prefetch.size
     run = what_decides(plan, writer.shards, machine.name)
     room = roomy_folder(target, force, writer.room, prefetch.size, run)
     with room as folder, prefetch, digests_of(files, prefetch) as digests, prefetch.wanted():
@@ -170,7 +160,7 @@ def merge(
             threads = max(1, threads or default_threads())
             finished = Finished(journal_of(folder), folder, writer.shards) if run else None
             running = Execution(entries, device=machine, threads=threads, block=block, finished=finished)
-            modules = execute(running, prefetch, plan, write, advance)
+            modules = execute(running, prefetch, plan, write, tally.advance)
         prefetch.finish()
         norms = update_norms(modules, plan.settings)
         deltas = {} if plan.of_adapters else delta_norms(plan, entries)

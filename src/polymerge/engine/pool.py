@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
-__all__ = ["Pool", "silent"]
+__all__ = ["Pool", "Progress", "Tally", "silent"]
 
 ERRAND: Final = 1 << 18
 """Bytes of output from which waking a thread pays off."""
 T = TypeVar("T")
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with bytes done and total bytes."""
 
 
 class Pool:
@@ -100,3 +104,21 @@ def _call_each(calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]
 
 def silent(_: int) -> None:
     """Ignore progress."""
+
+
+class Tally:
+    """Adds up what is done, from any thread, and tells a progress.
+
+    total   of bytes; it may grow while work is added
+    """
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total, self._done, self._progress = total, 0, progress
+        self._one_at_a_time = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        """Count more bytes as done."""
+        with self._one_at_a_time:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self.total)
