@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
@@ -173,6 +174,7 @@ def carry_out(
         # what is new is told apart from what training left once all of it is here
         copy_files(beside, folder)
         (folder / "adapter_config.json").write_text(json.dumps(_config(plan, modules, saved), indent=2) + "\n")
+        wait(digests.values())  # as in a merge: every file has been read by now
         refuse_changes(
             [with_stamps(one) for one in inputs],
             stamps,

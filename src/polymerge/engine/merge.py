@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,8 +176,9 @@ def merge(
             **({"overflow": dict(running.overflow.allowed)} if running.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
         }
-        digest_of = {str(file): digest.result() for file, digest in digests.items()}
+        wait(digests.values())  # so that every file has been read by now, and all that have changed are named
         refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})
+        digest_of = {str(file): digest.result() for file, digest in digests.items()}
         record = provenance(plan, digest_of, command or command_line(), written)
         (folder / RECORD).write_text(record, encoding="utf-8")
         card = model_card(plan, target.resolve().name, inputs[plan.template].config, norms.lost)
