@@ -216,11 +216,6 @@ def _rows(step: Step) -> int:
     return step.shape[0] if step.shape else 1
 
 
-def _shape(step: Step, piece: Piece) -> tuple[int, ...]:
-    """The shape of a piece's rows."""
-    return (sum(stop - start for start, stop in piece.rows), *step.row_shape)
-
-
 def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     places = piece.inputs or (plan.models if piece.setting is not None else (plan.template,))
     if not all(place in range(len(plan.inputs)) for place in places):
@@ -248,7 +243,7 @@ def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
         more = setting.parameters.keys() - {one.name for one in setting.row.parameters}
         if setting.row.on == "factors" or not more <= {one.name for one in MODIFIERS}:
             yield f"{setting.method} with these parameters is for adapters"
-        if setting.whole and not is_matrix(piece.canonical, _shape(step, piece)):
+        if setting.whole and not is_matrix(piece.canonical, step.shape_of(piece)):
             yield f"{setting.method} is for matrices"
         has_base = piece.base is not None
         unfit = setting.on_deltas != has_base and not plan.of_adapters
