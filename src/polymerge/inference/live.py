@@ -35,7 +35,6 @@ from polymerge.engine.opening import (
     refuse_changes,
     with_stamps,
 )
-from polymerge.engine.tokenizer_files import chooses_files, write_chosen
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
@@ -47,6 +46,7 @@ from polymerge.planning.estimate import default_threads
 from polymerge.planning.model import EMBEDDING, HEAD
 from polymerge.planning.output_dtypes import stored_dtypes
 from polymerge.planning.plan import IGNORED
+from polymerge.planning.tokenizer_files import chooses_files, write_chosen
 from polymerge.recipe.recipe import Recipe
 
 __all__ = ["LiveModel", "live"]

@@ -152,7 +152,7 @@ def _faults(plan: Plan) -> Iterator[str]:
     for one in plan.companions:
         if outside := [name for name in (*one.files, *one.dropped) if not is_plain(name)]:
             yield f"a plan cannot name files outside of its folders: '{outside[0]}'"
-        if one.folder not in {folder for entry in plan.inputs for folder in (entry.path, entry.adapter)}:
+        if one.folder not in {name for held in plan.inputs for name in (held.path or held.source, held.adapter)}:
             yield f"a plan cannot take files from '{one.folder}', which is none of its inputs"
     if plan.vocabulary is not None and not {*plan.vocabulary.ids} <= {"config.json", "generation_config.json"}:
         yield "its vocabulary names other files than configs"
