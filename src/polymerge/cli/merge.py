@@ -106,13 +106,24 @@ def fold(
 @click.command(cls=FlagCommand)
 @argument("folder", type=PATH)
 @option("--base", metavar="MODEL", help="Check an adapter against this base, whose config is read but not its weights.")
+@option(
+    "--inputs", is_flag=True,
+    help="Check instead that the models at hand are those that FOLDER was made of, as its polymerge.json has them.",
+)  # fmt: skip
+@option("--sha256", is_flag=True, help="With --inputs: compare whole files, where their sha256 is recorded.")
 @TRUST
 @AS_JSON
-def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
+def verify(folder: str, base: str | None, inputs: bool, sha256: bool, trust_remote_code: bool, as_json: bool) -> None:
     """Check that a checkpoint or adapter from a folder or the hub loads as it is, without allocating its weights."""
     from polymerge.engine.verify import verify as run
+    from polymerge.engine.verify_inputs import verify_inputs
 
-    result = run(folder, base=base, trust_remote_code=trust_remote_code)
+    if sha256 and not inputs:
+        raise RecipeError("sha256: is for `inputs`")
+    if inputs:
+        result = verify_inputs(folder, sha256=sha256)
+    else:
+        result = run(folder, base=base, trust_remote_code=trust_remote_code)
     if as_json:
         report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
         show(json.dumps(report, indent=1))

@@ -23,6 +23,7 @@ __all__ = [
     "SAMPLES",
     "SAMPLE_SEED",
     "SCORER",
+    "SHA256",
     "THREADS",
     "TRUST",
     "generation_of",
@@ -48,6 +49,10 @@ IGNORE = option(
     help="Leave out tensors of every input by their stored name; repeatable.",
 )
 TRUST = option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
+SHA256 = option(
+    "--sha256", is_flag=True,
+    help="Record the sha256 of every input file, for which all of each is read; default: of those that the hub lists.",
+)  # fmt: skip
 SCORER = option("--scorer", metavar="NAME", help="Score answers by NAME: exact, vqa, anls, cider, ...")
 SAMPLES = option(
     "--samples", type=int, default=100, show_default=True, help="Draw this many prompts (of each task); 0 takes all."
@@ -125,6 +130,7 @@ _OUTPUT = (
     option(
         "--trust-remote-code", is_flag=True, help="Let the final check run Python files that come with the checkpoint."
     ),
+    SHA256,
     AS_JSON,
 )  # fmt: skip
 
