@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from tiny import as_2024
+from polymerge import fold, merge
+from tiny import as_2024, perturbed
 
 HIDDEN, ROWS, SIDE = 128, 512, 56
 """Width, rows of the embedding, and edge of an image in pixels."""
@@ -114,15 +116,33 @@ def adapter_of(folder: Path, target: Path, *, seed: int = 0, projector: bool = F
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     whole = ["multi_modal_projector.linear_1"] if projector else None
     config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False,
+        r=4, lora_alpha=8, target_modules=r".*(language_model|text_model).*\.(q_proj|v_proj)", init_lora_weights=False,
         modules_to_save=whole,
     )  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks the model by a name that transformers will drop
         torch.manual_seed(seed)
         made = get_peft_model(model, config)
     made.peft_config["default"].base_model_name_or_path = str(folder)
     made.save_pretrained(target)
     return target
+
+
+def merged_checkpoint(family: str, folder: Path) -> Path:
+    """The average of a checkpoint of a family and of a fine-tune of it, merged by polymerge."""
+    one = build(family, folder / "one")
+    other = perturbed(one, folder / "other", seed=1)
+    models = [{"model": str(model)} for model in (one, other)]
+    return merge({"merge_method": "linear", "parameters": {"weight": 0.5}, "models": models}, folder / "merged").folder
+
+
+def merged_adapter(family: str, folder: Path, *, projector: bool = False) -> Path:
+    """The merge of two adapters of one base, by polymerge."""
+    base = build(family, folder / "base")
+    adapters = [adapter_of(base, folder / f"adapter{seed}", seed=seed, projector=projector) for seed in (1, 2)]
+    models = [{"model": str(adapter)} for adapter in adapters]
+    recipe = {"merge_method": "linear", "base_model": str(base), "parameters": {"weight": 0.5}, "models": models}
+    return merge(recipe, folder / "merged").folder
 
 
 def _decoder(kind: str) -> dict[str, Any]:
@@ -295,3 +315,8 @@ def _write(file: Path, value: object) -> None:
 def tokenizer_in(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a folder."""
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def folded(adapter: Path, out: Path) -> Path:
+    """The checkpoint that an adapter makes of its base, by polymerge."""
+    return fold(adapter, out).folder

@@ -23,6 +23,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
     folder, adapter  of the model; the adapter may be None
     prompts          each with `question`, or `asked` where the chat template has been applied; `images`, files
+    must_see         whether to stop where the processor cannot be loaded for want of a package
     dtype, device, tokens, trust_remote_code
     """
     import torch
@@ -31,6 +32,8 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     transformers.utils.logging.disable_progress_bar()
     folder, trust = request["folder"], {"trust_remote_code": request["trust_remote_code"], "local_files_only": True}
     processor, blind = _processor(folder, trust)
+    if blind and request.get("must_see"):
+        return {"blind": blind}
     tokenizer = getattr(processor, "tokenizer", processor)
     model = _model(folder, request["adapter"], request["dtype"], trust).to(request["device"]).eval()
     ends = model.generation_config.eos_token_id

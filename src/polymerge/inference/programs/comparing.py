@@ -78,11 +78,11 @@ def verify_with(
     asked = _questions(prompts)
     checked = verify(folder, base=base, trust_remote_code=trust_remote_code)
     if not checked.passed:
-        first = Finding(row.name, None, "not started: what failed above comes first")
+        first = Finding("program", None, f"{row.name} is not started: what failed above comes first")
         return Verification(checked.folder, (*checked.findings, first))
     adapter = open_adapter(str(folder), checked.folder) if is_adapter(checked.folder) else None
     if adapter is not None and (why := row.refuses(adapter)):
-        return Verification(checked.folder, (*checked.findings, Finding(row.name, False, why)))
+        return Verification(checked.folder, (*checked.findings, Finding("program", False, why)))
     request = {
         **_model(checked.folder, adapter, base), "dtype": dtype, "device": device, "tokens": max_new_tokens,
         "trust_remote_code": trust_remote_code,
@@ -107,7 +107,7 @@ class _Run:
         prompts = self._prompts(asked)
         reference = self._reference(prompts)
         if "error" in reference:
-            return [Finding(self.row.name, None, f"transformers cannot be asked: {shown(reference['error'], 300)}")]
+            return [Finding("program", False, f"transformers cannot be asked: {shown(reference['error'], 300)}")]
         told = [answer for answer in reference["answers"] if "asked" in answer]
         put = [
             {"asked": answer["asked"], "special": answer["special"], "images": prompt["images"]}
@@ -116,15 +116,17 @@ class _Run:
         ]
         skipped = [answer["skipped"] for answer in reference["answers"] if "skipped" in answer]
         if not told:
-            return [Finding(self.row.name, None, f"nothing can be asked: {shown(skipped[0], 300)}")]
+            return [Finding("program", False, f"nothing can be asked: {shown(skipped[0], 300)}")]
         self.tell(f"{self.row.name}: loads it, and answers {len(put)} prompts")
         more = {"prompts": put, "seen": _seen(reference.get("image_token")), "work": str(self.work)}
         result = run_worker(self.row, self.place, {**self.request, **self.place.settings, **more}, self.work)
         if "error" in result:
             error = result["error"]
-            return [Finding(self.row.name, False, f"does not load it: {shown(error, 400)}.{self.row.advice(error)}")]
-        versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-        found = [Finding(self.row.name, True, f"loads it: {result['loaded']} ({versions})")]
+            advice = self.row.advice(error)
+            return [Finding("program", False, f"{self.row.name} does not load it: {shown(error, 400)}.{advice}")]
+        own, *others = (f"{package} {version}" for package, version in result["versions"].items())
+        beside = f" (with {', '.join(others)})" if others else ""
+        found = [Finding("program", True, f"{own}{beside} loads it: {result['loaded']}")]
         words = f"transformers {reference['versions']['transformers']}"
         found.append(_compared(self.row.name, words, put, told, result["answers"], reference["ends"], _NEAR[dtype]))
         skipped += [answer["skipped"] for answer in result["answers"] if "skipped" in answer]
@@ -154,14 +156,14 @@ class _Run:
         check_installed(TRANSFORMERS, here)
         self.tell(f"transformers: loads it, and answers {len(prompts)} prompts")
         request = {**self.request, "prompts": prompts}
-        result = run_worker(TRANSFORMERS, here, request, self.work)
-        images = any(prompt["images"] for prompt in prompts)
-        if images and result.get("blind") and self.place.python != sys.executable and self.row != TRANSFORMERS:
-            self.tell(f"transformers: {shown(result['blind'], 300)}. The one of {self.row.name} is asked")
-            other = run_worker(TRANSFORMERS, self.place, request, self.work)
-            if "error" not in other and not other["blind"]:
-                return other
-        return result
+        another = self.place.python != sys.executable and self.row != TRANSFORMERS
+        sees = {"must_see": another and any(prompt["images"] for prompt in prompts)}
+        result = run_worker(TRANSFORMERS, here, request | sees, self.work)
+        if "answers" in result or "error" in result:
+            return result
+        self.tell(f"transformers: {shown(result['blind'], 300)}. The one of {self.row.name} is asked")
+        other = run_worker(TRANSFORMERS, self.place, request | sees, self.work)
+        return other if "answers" in other else run_worker(TRANSFORMERS, here, request, self.work)
 
 
 def _questions(prompts: PromptSource | None) -> list[Prompt] | None:

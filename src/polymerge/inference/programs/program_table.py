@@ -67,8 +67,7 @@ def _llama_cpp(environment: str | None) -> Place:
     if environment is None:
         raise MissingExtraError(
             "llama.cpp: its converters lie in its clone, which `environment` names: git clone "
-            "https://github.com/ggml-org/llama.cpp, and build llama-server in it (cmake -B build, cmake --build build "
-            "--target llama-server)"
+            "https://github.com/ggml-org/llama.cpp, and build its target llama-server there with cmake"
         )
     home = given_path(environment).absolute()
     if not (home / "convert_hf_to_gguf.py").is_file():
@@ -77,8 +76,8 @@ def _llama_cpp(environment: str | None) -> Place:
     server = next((str(file) for file in built if os.access(file, os.X_OK)), shutil.which("llama-server"))
     if server is None:
         raise MissingExtraError(
-            f"environment {environment}: there is no {built[0]}, and no llama-server on PATH. Build it there: cmake -B "
-            "build, cmake --build build --target llama-server"
+            f"environment {environment}: there is no {built[0]}, and no llama-server on PATH. Build that target "
+            "with cmake"
         )
     own = next((home / name for name in (".venv", "venv") if (home / name / "bin" / "python").is_file()), None)
     python = sys.executable if own is None else python_in(str(own))
@@ -131,8 +130,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
             "pip install torch transformers gguf sentencepiece, or a .venv in the clone with its requirements",
             _llama_cpp, lambda adapter: _whole_weights(adapter, "llama.cpp"),
             (
-                ("is not supported", "Its converters know other architectures: convert_hf_to_gguf.py "
-                                     "--print-supported-models lists them."),
+                ("is not supported", "Its converters know other architectures, which print-supported-models lists."),
                 ("pre-tokenizer was not recognized", "It knows tokenizers by their digests, and not this one."),
             ),
         ),
