@@ -4,8 +4,8 @@
 with can do with the matrix and the vectors that are wanted: it makes the matrix tridiagonal in place (dsytrd), finds
 vectors of that by relatively robust representations (dstemr; Dhillon and Parlett 2004), and turns them back in place
 (dormtr). Where the representations fail, as they may for many equal eigenvalues, all vectors of the tridiagonal matrix
-are found by divide and conquer, as by `eigh` (dstedc), in as much memory again. Where LAPACK cannot be called, `eigh` is
-what there is.
+are found by divide and conquer, as by `eigh` (dstedc), in as much memory again. Where LAPACK cannot be called, `eigh`
+is what there is.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def eigenvectors(matrix: Wide, wanted: Wanted) -> tuple[Wide, Wide]:
 
 
 def _of_tridiagonal(found: _Lapack, diagonal: Wide, beside: Wide, out: Wide) -> None:
-    """The eigenvectors of a tridiagonal matrix for its largest eigenvalues, as rows into `out` [k, n], largest first."""
+    """The eigenvectors of a tridiagonal matrix for its largest eigenvalues, as rows of `out` [k, n], largest first."""
     count, n = out.shape
     if not _by_representations(found, diagonal, beside, out):
         every = out if count == n else np.empty((n, n))
@@ -135,7 +135,7 @@ def _lapack() -> _Lapack | None:
         return None
     try:
         # a library's names are looked for in those that it is linked with, too
-        library = CDLL(np.linalg._umath_linalg.__file__)  # type: ignore[attr-defined]
+        library = CDLL(np.linalg._umath_linalg.__file__)
     except (AttributeError, OSError):
         return None
     return next((_Lapack(library, name) for name in _NAMES if _works(_Lapack(library, name))), None)

@@ -1,0 +1,121 @@
+"""Eigenvectors of symmetric matrices in place, by each way there is, against numpy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polymerge.methods import symmetric
+from polymerge.methods.symmetric import eigenvectors
+
+few = settings(max_examples=30, deadline=None)
+WAYS = ["representations", "divide and conquer", "numpy"]
+
+
+@pytest.fixture(params=WAYS)
+def _way(request, monkeypatch):
+    """Take each way to find eigenvectors."""
+    if request.param == "numpy":
+        monkeypatch.setattr(symmetric, "_lapack", lambda: None)
+    elif symmetric._lapack() is None:
+        pytest.skip("numpy has no LAPACK that can be called")
+    elif request.param != "representations":
+        monkeypatch.setattr(symmetric, "_by_representations", lambda *_: False)
+
+
+EACH = pytest.mark.usefixtures("_way")
+
+
+def symmetric_of(values, seed=0):
+    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))[0]
+    matrix = (q * values) @ q.T
+    return (matrix + matrix.T) / 2
+
+
+def check(matrix, wanted):
+    told = []
+
+    def count(values):
+        told.append(values.copy())
+        return wanted
+
+    values, vectors = eigenvectors(matrix.copy(), count)
+    every = np.linalg.eigvalsh(matrix)[::-1]
+    size = max(1.0, np.abs(every).max(initial=0.0))
+    assert (values.shape, vectors.shape) == ((wanted,), (len(matrix), wanted))
+    np.testing.assert_allclose(told[0], every, rtol=0, atol=1e-12 * size)
+    np.testing.assert_allclose(values, every[:wanted], rtol=0, atol=1e-12 * size)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(wanted), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, rtol=0, atol=1e-9 * size)
+
+
+@EACH
+@pytest.mark.parametrize("size", [1, 2, 3, 40, 130])
+def test_the_largest_come_first(size):
+    matrix = symmetric_of(np.random.default_rng(size).standard_normal(size))
+    for wanted in {0, 1, size // 3, size - 1, size}:
+        check(matrix, wanted)
+
+
+@EACH
+@pytest.mark.parametrize("equal", [1.0, 0.0])
+def test_many_are_equal(equal):
+    values = np.full(120, equal)
+    values[:10] = np.linspace(1.5, 2, 10)
+    for wanted in (5, 50, 120):
+        check(symmetric_of(values), wanted)
+    check(equal * np.eye(30), 30)
+
+
+@few
+@given(st.integers(0, 999), st.integers(1, 30), st.integers(1, 30))
+def test_of_low_rank(seed, size, rank):
+    columns = np.random.default_rng(seed).standard_normal((size, rank))
+    check(columns @ columns.T, min(size, rank))
+
+
+@EACH
+def test_the_matrix_gives_its_memory_and_is_read_in_either_order():
+    matrix = symmetric_of(np.arange(9.0))
+    wanted = eigenvectors(matrix.copy(), len)[1]
+    np.testing.assert_array_equal(eigenvectors(np.asfortranarray(matrix), len)[1], wanted)
+
+
+def test_what_representations_give_up_is_found_all_the_same(monkeypatch):
+    found = symmetric._lapack()
+    if found is None:
+        pytest.skip("numpy has no LAPACK that can be called")
+    asked, call = [], found.call
+
+    def fails(name, *given):
+        asked.append(name)
+        if name == "dstemr":
+            raise np.linalg.LinAlgError("dstemr returned 22")
+        call(name, *given)
+
+    monkeypatch.setattr(found, "call", fails)
+    check(symmetric_of(np.arange(20.0)), 7)
+    assert asked == ["dsytrd", "dsterf", "dstemr", "dstedc", "dormtr"]
+    asked.clear()
+
+    def wrong(name, *given):
+        asked.append(name)
+        call(name, *given)
+        if name == "dstemr":
+            given[11][1] = given[11][0]  # a vector twice
+
+    monkeypatch.setattr(found, "call", wrong)
+    check(symmetric_of(np.arange(20.0)), 7)
+    assert "dstedc" in asked
+
+
+def test_squares_that_are_too_large_are_told():
+    with np.errstate(all="ignore"), pytest.raises(np.linalg.LinAlgError):
+        eigenvectors(np.full((4, 4), np.inf), len)
+
+
+def test_none_of_nothing():
+    values, vectors = eigenvectors(np.zeros((0, 0)), len)
+    assert (values.shape, vectors.shape) == ((0,), (0, 0))
