@@ -27,7 +27,7 @@ from polymerge.evaluation.harness import vlmevalkit
 from polymerge.evaluation.harness.registered_classes import wrapper_of
 from polymerge.evaluation.results import FILE, Results, TaskResult
 from polymerge.inference.run_folder import Run, alone_in, open_run
-from polymerge.paths import exists, given_path
+from polymerge.paths import exists, given_path, python_in
 
 __all__ = ["Ended", "ToolJob", "plan_tool", "run_tool"]
 
@@ -126,7 +126,7 @@ def plan_tool(
     if kit is not None and tool != "vlmevalkit":
         raise RecipeError(f"kit says nothing to {tool}")
     config = read_config(asked.folder / "config.json")
-    python = _python(environment)
+    python = python_in(environment)
     run = given_path(out).absolute()
     folder = run / _TASKS / tool
     options = _absolute(more)
@@ -234,17 +234,6 @@ def _read(job: ToolJob, run: Run, log: Path, before: set[Path], status: int = 0)
     results = Results(job.tool, job.asked.described(), tasks, settings)
     run.write_json(FILE, results.to_json())
     return Ended(results, missing)
-
-
-def _python(environment: str | None) -> str:
-    """Path to the Python of a virtual environment; the current Python if none is given."""
-    if environment is None:
-        return sys.executable
-    path = given_path(environment).absolute()
-    found = path / "bin" / "python" if path.is_dir() else path
-    if not found.is_file() or not os.access(found, os.X_OK):
-        raise RecipeError(f"environment {environment}: there is no {found}. Give the folder of a virtual environment")
-    return str(found)
 
 
 def _check_installed(job: ToolJob) -> None:
