@@ -108,6 +108,12 @@ def fold(
 @argument("folder", type=PATH)
 @option("--base", metavar="MODEL", help="Check an adapter against this base, whose config is read but not its weights.")
 @option(
+    "--inputs",
+    is_flag=True,
+    help="Check instead that the models at hand are those that FOLDER was made of, as its polymerge.json has them.",
+)
+@option("--sha256", is_flag=True, help="With --inputs: compare whole files, where their sha256 is recorded.")
+@option(
     "--with",
     "program",
     type=click.Choice(["transformers", "vllm", "llama.cpp"]),
@@ -127,20 +133,36 @@ def fold(
 @AS_JSON
 @click.pass_context
 def verify(
-    context: click.Context, /, folder: str, base: str | None, trust_remote_code: bool, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    folder: str,
+    base: str | None,
+    inputs: bool,
+    sha256: bool,
+    trust_remote_code: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Check that a checkpoint or adapter from a folder or the hub loads as it is, without allocating its weights.
 
     With --with, another program loads it, weights and all, and must say what transformers says, token for token.
     """
     program = options.pop("program")
+    if inputs and program is not None:
+        raise RecipeError("--inputs looks at what FOLDER was made of, --with at FOLDER itself: say one of them")
+    if sha256 and not inputs:
+        raise RecipeError("sha256: is for `inputs`")
     if program is None:
         from polymerge.engine.verify import verify as run
+        from polymerge.engine.verify_inputs import verify_inputs
 
         for name in options:
             if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
                 raise RecipeError(f"--{name.replace('_', '-')} is for another program: say which with --with")
-        result = run(folder, base=base, trust_remote_code=trust_remote_code)
+        if inputs:
+            result = verify_inputs(folder, sha256=sha256)
+        else:
+            result = run(folder, base=base, trust_remote_code=trust_remote_code)
     else:
         from polymerge.inference.programs.comparing import verify_with
         from polymerge.inference.prompts import PromptSource
