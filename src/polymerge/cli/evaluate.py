@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "evaluate", "score"]
 
-_TOOLS = ("lmms-eval", "vlmevalkit")
+_TOOLS = ("lmms-eval", "vlmevalkit", "lm-eval")
 _FOR_TOOLS = ("environment", "kit", "print_command")
 _NOT_FOR_TOOLS = (
     "data", "image_folder", "max_new_tokens", "workers", "torch_threads", "ray", "model_dtype", "engine", "engine_env",

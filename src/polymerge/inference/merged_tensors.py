@@ -33,7 +33,6 @@ from polymerge.engine.opening import (
     refuse_changes,
     with_stamps,
 )
-from polymerge.engine.tokenizer_files import chooses_files, write_chosen
 from polymerge.engine.writers import in_memory
 from polymerge.errors import CheckpointError, RecipeError
 from polymerge.families import quantization_method
@@ -43,6 +42,7 @@ from polymerge.planning import Input, Plan, Step, make_plan
 from polymerge.planning.adapter_places import base_named
 from polymerge.planning.estimate import default_threads
 from polymerge.planning.output_dtypes import stored_dtypes
+from polymerge.planning.tokenizer_files import chooses_files, write_chosen
 
 __all__ = ["TORCH", "MergedTensors", "bytes_of", "stored_tensor"]
 
