@@ -10,8 +10,6 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
-
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
@@ -26,6 +24,7 @@ from polymerge.engine.pool import Pool, Tally
 from polymerge.engine.rounded_rows import CopiedRows, RoundedWriter
 from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.methods import kernels
+from polymerge.methods.decompositions import one_thread
 from polymerge.methods.kernels import CELL
 from polymerge.methods.method import READS, method_function
 from polymerge.planning import Piece, Plan, Step
@@ -129,7 +128,7 @@ class Execution:
         whole = any(step.lora for step in plan.steps) or any(one.whole for one in plan.settings)
         self.pool.room = min(room_for_matrices(plan), self.device.free or sys.maxsize)
         self.kept.begin()
-        with threadpool_limits(1) if whole else nullcontext():
+        with one_thread() if whole else nullcontext():
             for step in plan.steps:
                 if step.lora is not None:
                     self.pool.submit(step.size, modules.run, step, long=True)

@@ -77,7 +77,7 @@ def dc_merge(
     places = [slice(start, stop) for start, stop in pairwise(ends)]
     right = joined(rights, 1)
     rights.clear()
-    # where P S Q^T are the columns side by side, P Q^T are the common ones, and Q S Q^T is what leads from these to those
+    # where P S Q^T are the columns side by side, P Q^T are the common ones, and Q S Q^T leads from these to those
     of_right, q_right = eigen(right.T @ right)
     of_left, q_left = eigen(gram_of_columns(lefts))
     voters: list[list[Wide]] = [[] for _ in places]
