@@ -19,7 +19,7 @@ pytestmark = environment("vllm")
 def test_a_merged_checkpoint(family: str, tmp_path: Path, vllm: str) -> None:
     found = verify_with(served.merged_checkpoint(family, tmp_path), "vllm", environment=vllm)
     assert found.passed, str(found)
-    assert "4 prompts (1 with an image), 64 tokens" in str(found)
+    assert "4 prompts (1 with an image)" in str(found)
 
 
 @pytest.mark.usefixtures("warm")
@@ -27,7 +27,7 @@ def test_a_merged_checkpoint(family: str, tmp_path: Path, vllm: str) -> None:
 def test_a_merged_adapter(family: str, tmp_path: Path, vllm: str) -> None:
     found = verify_with(served.merged_adapter(family, tmp_path), "vllm", environment=vllm)
     assert found.passed, str(found)
-    assert "4 prompts (1 with an image), 64 tokens" in str(found)
+    assert "4 prompts (1 with an image)" in str(found)
 
 
 @pytest.mark.usefixtures("warm")
