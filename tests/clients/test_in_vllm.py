@@ -9,7 +9,6 @@ import pytest
 import served
 from environments import environment
 from polymerge import verify_with
-from tiny import as_live
 
 pytestmark = environment("vllm")
 
@@ -32,7 +31,7 @@ def test_a_merged_adapter(family: str, tmp_path: Path, vllm: str) -> None:
 
 @pytest.mark.usefixtures("warm")
 def test_names_of_memory_are_refused(tmp_path: Path, vllm: str) -> None:
-    found = verify_with(as_live(served.build("llava", tmp_path / "vlm")), "vllm", environment=vllm)
+    found = verify_with(served.under_names_of_memory(served.build("llava", tmp_path / "vlm")), "vllm", environment=vllm)
     assert not found.passed
     assert "no module or parameter named" in str(found)
     assert "names: published" in str(found)

@@ -18,6 +18,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -126,6 +127,14 @@ def adapter_of(folder: Path, target: Path, *, seed: int = 0, projector: bool = F
     made.peft_config["default"].base_model_name_or_path = str(folder)
     made.save_pretrained(target)
     return target
+
+
+def under_names_of_memory(folder: Path) -> Path:
+    """Give a checkpoint the names that transformers 5 has in memory, in place: such files are published, too."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def merged_checkpoint(family: str, folder: Path) -> Path:

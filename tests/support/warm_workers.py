@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def in_this_process(program: Program, _: Place, request: dict[str, Any], __: Pat
     """Run a worker here, where its libraries are loaded already."""
     worker = import_module(f"polymerge.inference.programs.{Path(program.worker).stem}")
     try:
-        found: dict[str, Any] = worker.main(request)
+        with warnings.catch_warnings():  # a worker is alone otherwise, and nobody reads what it warns of
+            warnings.simplefilter("ignore")
+            found: dict[str, Any] = worker.main(request)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return found
