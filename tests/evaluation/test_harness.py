@@ -414,7 +414,7 @@ assert pathlib.Path("run.py").exists()
 print("OPENAI API is not working properly, will use exact matching for evaluation" if "judge" in config["data"] else "")
 answers = work / "answers"
 if not (answers.exists() and "--reuse" in sys.argv):
-    answers.write_text((pathlib.Path(about["model_path"]) / "score").read_text())
+    answers.write_text((pathlib.Path(about["model_path"]) / "score.json").read_text())
 for data in config["data"]:
     if data != "broken" or "--reuse" in sys.argv:
         (work / f"{name}_{data}_acc.csv").write_text(f'"split","Overall"\\n"none","{answers.read_text()}"\\n')
@@ -433,7 +433,7 @@ def model_with(folder: Path, score: str) -> Path:
     """A checkpoint that the stand-in for VLMEvalKit gives a score to."""
     shutil.rmtree(folder, ignore_errors=True)
     checkpoint(folder, "Qwen2_5_VLForConditionalGeneration")
-    (folder / "score").write_text(score, encoding="utf-8")
+    (folder / "score.json").write_text(score, encoding="utf-8")
     return folder
 
 
