@@ -18,7 +18,6 @@ from typing import Any
 
 import sentencepiece
 import torch
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -207,9 +206,8 @@ def _sentencepiece() -> bytes:
 
 @functools.cache
 def _pieces() -> tuple[tuple[str, float], ...]:
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(_sentencepiece())
-    return tuple((piece.piece, piece.score) for piece in model.pieces)
+    model = sentencepiece.SentencePieceProcessor(model_proto=_sentencepiece())
+    return tuple((model.id_to_piece(place), model.get_score(place)) for place in range(model.get_piece_size()))
 
 
 def _first_special() -> int:

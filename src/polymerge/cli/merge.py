@@ -217,8 +217,9 @@ def _carry_out(
     told = [f"stage '{stage.name}': {warning}" for stage in made.stages for warning in stage.warnings]
     for line in note_lines((*told, *made.warnings), paint_for(sys.stderr)):
         say(line)
-    if cost := cost_words(made):
-        say(f"cost: {cost}")
+    for one in (*made.stages, made):
+        if cost := cost_words(one):
+            say(f"cost{f' of stage {one.name!r}' if one is not made else ''}: {cost}")
     with progress_bar(what) as progress:
         merged = run(made, out, check=check, progress=progress, **options)
     for line in note_lines(merged.warnings, paint_for(sys.stderr)):

@@ -22,7 +22,7 @@ from polymerge.engine.lora_modules import ModuleMerger
 from polymerge.engine.matrix_merger import KeptDeltas, MatrixMerger, files_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, keeps_bytes
-from polymerge.engine.pool import Pool, silent
+from polymerge.engine.pool import Pool, Tally
 from polymerge.engine.rounded_rows import CopiedRows, RoundedWriter
 from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.methods import kernels
@@ -46,21 +46,21 @@ def execute(
     device: Device,
     threads: int,
     block: int = BLOCK,
-    advance: Callable[[int], None] | None = None,
+    tally: Tally | None = None,
 ) -> list[ModuleNorms]:
     """Compute or copy every tensor of a plan, and write its bytes.
 
     entries  for each of the plan's inputs, the location of its tensors
     write    receives the bytes: files of a new folder, or a model in memory
     block    elements merged at a time; neither it nor `threads` affects the result
-    advance  called in the calling thread with the number of output bytes completed
+    tally    counts the output's bytes, and the matrices that are merged
     returns  the measured norms of each module merged by its factors
 
     raises CheckpointError if an input has NaN or infinite values, or its file cannot be read, or if merged numbers
     are too large for their dtype.
     """
     with Execution(entries, device=device, threads=threads, block=block) as execution:
-        return execution.run(plan, write, advance)
+        return execution.run(plan, write, tally)
 
 
 class Execution:
@@ -102,9 +102,10 @@ class Execution:
         self.pool.close()
         self.files.close()
 
-    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> list[ModuleNorms]:
+    def run(self, plan: Plan, write: Write, tally: Tally | None = None) -> list[ModuleNorms]:
         """Compute or copy every tensor of a plan; see `execute`."""
-        self.pool.advance = advance or silent
+        self.tally = tally or Tally(0, None)
+        self.pool.advance = self.tally.advance
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
         self.overflow = Overflow(plan)
         self.rounded = RoundedWriter(self.workspace, write, self.transposed_out, self.overflow)
@@ -299,9 +300,14 @@ class Execution:
         files = files_of(self.plan, piece, self.entries)
         known = self.finished, self.kept, self._of(step, piece)
         merger = MatrixMerger(step, piece, setting, given, matrices, blocks, base, rows, size, files, *known)
+        cost, count = matrices.seconds / max(matrices.count, 1), self.tally.matrix
+
+        def run(number: int) -> None:
+            count(cost, kept=merger.run(number))
+
         for number in range(matrices.count):
             written = matrices.rows * matrices.columns * rows.width
-            self.pool.submit_large(written, matrices.room, merger.run, number)
+            self.pool.submit_large(written, matrices.room, run, number)
 
     def _places(self, piece: Piece) -> Sequence[int]:
         """The indices in the recipe of the models that a piece is merged from."""

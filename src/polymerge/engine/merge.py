@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -45,6 +45,7 @@ from polymerge.paths import given_path
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
+from polymerge.planning.matrix_costs import work_of
 from polymerge.recipe.recipe import Recipe
 from polymerge.tables import Table
 
@@ -113,7 +114,8 @@ def merge(
     trust_remote_code  let the check run Python files from the checkpoint
     sha256      record the sha256 of every input file, and not only of those that the hub lists; reads all of them
     block       elements per block; does not affect the result
-    progress    called with bytes done and total bytes, for the output and for downloads from the hub
+    progress    called with bytes done and total bytes, for the output and for downloads from the hub; its method
+                `matrices`, if it has one, with whole matrices done, their number, and the share of their estimated cost
 
     raises Refused with every problem found before anything is written, CheckpointError if an input's values
     cannot be merged, OutputError if the output cannot be written or fails its check; in all of these cases nothing
@@ -153,7 +155,7 @@ def merge(
     stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
-    tally = Tally(plan.size, progress)
+    tally = Tally(plan.size, progress, work_of(plan))
     entries = entries_of(inputs)
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], tally.advance)
@@ -165,7 +167,7 @@ def merge(
             threads = max(1, threads or default_threads())
             finished = Finished(journal_of(folder), folder, writer.shards) if run else None
             running = Execution(entries, device=machine, threads=threads, block=block, finished=finished)
-            modules = execute(running, prefetch, plan, write, tally.advance)
+            modules = execute(running, prefetch, plan, write, tally)
         prefetch.finish()
         norms = update_norms(modules, plan.settings)
         deltas = {} if plan.of_adapters else delta_norms(plan, entries)
@@ -221,12 +223,10 @@ def fold(
     return merge(recipe, out, force=force, check=check, progress=progress)
 
 
-def execute(
-    running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]
-) -> list[ModuleNorms]:
+def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, tally: Tally) -> list[ModuleNorms]:
     """Carry out the steps; if one fails, release threads that wait for a file before joining them."""
     with running, prefetch.wanted():
-        return running.run(plan, write, advance)
+        return running.run(plan, write, tally)
 
 
 @contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, did_you_mean
 from polymerge.inference.job import AnswerSettings, Job
-from polymerge.paths import given_path
+from polymerge.paths import python_in
 from polymerge.planning import Plan
 
 if TYPE_CHECKING:
     from polymerge.inference.answering import Answerer
 
-__all__ = ["ENGINES", "SEED", "Engine", "EngineRow", "engine_problems", "engine_versions", "open_engine", "python_in"]
+__all__ = ["ENGINES", "SEED", "Engine", "EngineRow", "engine_problems", "engine_versions", "host_of", "open_engine"]
 
 SEED: Final = 0
 """The seed that engines are started with; decoding is greedy, and draws nothing."""
@@ -113,24 +111,13 @@ def engine_problems(job: Job, workers: int, ray: str | None) -> list[PolymergeEr
     return found
 
 
-def python_in(environment: str) -> str:
-    """The Python of an environment: its folder, or the program itself; the current one for an empty text."""
-    if not environment:
-        return sys.executable
-    path = given_path(environment).absolute()
-    program = path / "bin" / "python" if path.is_dir() else path
-    if not program.is_file() or not os.access(program, os.X_OK):
-        raise RecipeError(f"engine_env {environment}: there is no {program}. Give the folder of a virtual environment")
-    return str(program)
-
-
 @cache
 def engine_versions(engine: str, environment: str) -> Mapping[str, str]:
     """The versions of an engine's packages in an environment, without importing them.
 
     raises MissingExtraError where the engine is not installed there, RecipeError where its Python does not run.
     """
-    row, program = ENGINES[engine], python_in(environment)
+    row, program = ENGINES[engine], python_in(environment or None)
     asked = subprocess.run(
         [program, "-c", _VERSIONS, *row.versions],
         capture_output=True, text=True, cwd="/", check=False, stdin=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
 """Singular values and vectors of deltas, and what follows of them, for methods that need whole matrices.
 
-The matrices are long and float32, so all that is formed beside them has the size of their smaller side: a Gram matrix,
-its eigenvectors (while they are computed, five matrices of that size in float64), and the matrix `right` that a method
-multiplies a delta with. Products take some rows at a time and add up in float64. Singular vectors have no sign of their
-own: what is returned is to be used such that theirs cancels.
+The matrices are long and float32, so all that is formed beside them has the size of their smaller side, in float64: a
+Gram matrix, in whose place its eigenvectors are computed, those that are wanted, and the matrix `right` that a method
+multiplies a delta with. Three of that size at once are enough. Products take some rows at a time and add up in float64.
+Singular vectors have no sign of their own: what is returned is to be used such that theirs cancels.
 
 Float32 matrices are decomposed by the eigenvectors of the Gram matrix in float64, which squares the condition. This
 costs a quarter of an SVD, and less accuracy than rounding the matrix to float32 did: where s is a singular value and s1
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.methods.lora import EXACT, Wide
+from polymerge.methods.symmetric import Wanted, eigenvectors
 
 __all__ = [
     "NOTHING",
@@ -38,6 +39,7 @@ __all__ = [
     "square_of",
     "tall",
     "unfilled",
+    "weighed_square",
 ]
 
 Matrix = NDArray[Any]
@@ -45,8 +47,8 @@ Matrix = NDArray[Any]
 
 NOTHING = 2.0**-23
 """Singular values up to this share of the largest are rounding of float32."""
-ROWS = 1 << 20
-"""Entries of a matrix that are widened to float64 at a time."""
+ROWS, FEWEST = 1 << 19, 256
+"""Entries of a matrix that are widened to float64 at a time, and its fewest rows: products of fewer take longer."""
 
 
 class Components(NamedTuple):
@@ -82,19 +84,16 @@ def components(matrix: Matrix, most: int | None = None, least: float = 0.0) -> C
     """
     if matrix.dtype.itemsize == 8 and matrix.shape[1] <= EXACT:
         _, s, right = _library(matrix).linalg.svd(matrix, full_matrices=False)
-        v, least = right.T, max(least, NOTHING * float(s[0]))
-    else:
-        s, v = eigen(gram_of_columns([matrix]))
-    count = int((s > least).sum())
-    count = count if most is None else min(most, count)
-    kept = v[:, :count]
-    return Components(s[:count], np.ascontiguousarray(kept) if isinstance(kept, np.ndarray) else kept.contiguous())
+        count = int((s > max(least, NOTHING * float(s[0]))).sum())
+        count = count if most is None else min(most, count)
+        return Components(s[:count], right[:count].T)
+    return Components(*eigen(gram_of_columns([matrix]), most, least))
 
 
 def gram_of_columns(matrices: Matrix | Sequence[Matrix]) -> Wide:
     """The dot products, in float64, of all columns of matrices [m, k_t] side by side."""
-    blocks = (_wide(matrices, rows) for rows in _blocks(matrices))
-    return _total(block.T @ block for block in blocks)
+    width = sum(matrix.shape[1] for matrix in matrices)
+    return _total(_squared(_wide(matrices, rows)) for rows in _blocks(matrices, width // 2))
 
 
 def dots_of_columns(matrices: Matrix | Sequence[Matrix], others: Matrix | Sequence[Matrix]) -> Wide:
@@ -106,7 +105,13 @@ def _total(parts: Iterator[Wide]) -> Wide:
     total = next(parts)
     for part in parts:
         total += part
+        del part  # else it is there while the next one is made
     return total
+
+
+def _squared(block: Wide) -> Wide:
+    square: Wide = block.T @ block
+    return square
 
 
 def square_of(matrix: Matrix) -> float:
@@ -122,7 +127,10 @@ def multiply(matrices: Matrix | Sequence[Matrix], right: Wide, out: Matrix, plus
     """
     for rows in _blocks([*matrices, out]):
         block = _wide(matrices, rows) @ right
-        out[rows] = block if plus is None else block + plus[rows]
+        if plus is not None:
+            block += plus[rows]
+        out[rows] = block
+        del block
 
 
 def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[float] | None = None) -> None:
@@ -133,30 +141,47 @@ def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[fl
 
 
 def inverse_root(gram: Wide) -> Wide:
-    """The inverse of the square root of a Gram matrix, symmetric.
+    """The inverse of the square root of a Gram matrix, symmetric, in its memory.
 
     Right of the columns that the Gram matrix is of, it gives their polar factor: the nearest matrix with orthonormal
     columns (P Q^T for P C Q^T). Where columns depend on each other up to rounding, what they lack stays zero, where an
     SVD has arbitrary vectors.
     """
     s, q = eigen(gram)
-    inverse: Wide = (q / s) @ q.T
-    return inverse
+    return weighed_square(q, 1 / s, gram)
+
+
+def weighed_square(columns: Wide, weight: Wide, out: Wide | None = None) -> Wide:
+    """X w X^T, for columns X [n, k] that are overwritten, and weights w [k] that are not negative."""
+    columns *= weight**0.5
+    square: Wide = _library(columns).matmul(columns, columns.T, out=out)
+    return square
 
 
 def orthogonal(columns: list[Wide]) -> Wide:
     """The nearest matrix with orthonormal columns to columns side by side, which are taken out of the list."""
     every = joined(columns, 1)
     columns.clear()
-    nearest: Wide = every @ inverse_root(every.T @ every)
-    return nearest
+    multiply([every], inverse_root(every.T @ every), every)
+    return every
 
 
-def eigen(gram: Wide) -> tuple[Wide, Wide]:
-    """The roots of the eigenvalues of a Gram matrix, largest first, and the eigenvectors, without those of zero."""
-    s, q = _descending(gram)
-    count = int((s > s[:1] * _least(len(s))).sum())
-    return s[:count], q[:, :count]
+def eigen(gram: Wide, most: int | None = None, least: float = 0.0) -> tuple[Wide, Wide]:
+    """The roots of the largest eigenvalues of a Gram matrix, and the eigenvectors, without those of zero.
+
+    gram     [n, n]; overwritten
+    most     how many at most; default: all
+    least    roots up to this one are zero as well
+    returns  roots [k] descending, and vectors [n, k]
+    """
+
+    def wanted(squares: Wide) -> int:
+        s = squares.clip(0.0) ** 0.5
+        count = int((s > max(least, float(s[:1].sum()) * _least(len(s)))).sum())
+        return count if most is None else min(most, count)
+
+    squares, q = eigenvectors(gram, wanted) if isinstance(gram, np.ndarray) else _on_device(gram, wanted)
+    return squares.clip(0.0) ** 0.5, q
 
 
 def joined(parts: Sequence[Wide], axis: int = 0) -> Wide:
@@ -171,11 +196,12 @@ def unfilled(like: Matrix) -> Matrix:
     return array
 
 
-def _descending(gram: Wide) -> tuple[Wide, Wide]:
-    """Roots of the eigenvalues, largest first, and the eigenvectors."""
+def _on_device(gram: Wide, wanted: Wanted) -> tuple[Wide, Wide]:
     library = _library(gram)
     squares, q = library.linalg.eigh(gram)
-    return library.sqrt(library.clip(library.flip(squares, (0,)), 0.0, None)), library.flip(q, (1,))
+    squares = library.flip(squares, (0,))
+    count = wanted(squares)
+    return squares[:count], library.flip(q[:, len(q) - count :], (1,))
 
 
 def _least(size: int) -> float:
@@ -199,8 +225,7 @@ def _library(x: Matrix) -> Any:
     return torch
 
 
-def _blocks(matrices: Matrix | Sequence[Matrix]) -> Iterator[slice]:
-    width = max(1, *(matrix.shape[1] for matrix in matrices))
-    rows = max(1, ROWS // width)
+def _blocks(matrices: Matrix | Sequence[Matrix], fewest: int = 0) -> Iterator[slice]:
+    rows = max(FEWEST, fewest, ROWS // max(1, sum(matrix.shape[1] for matrix in matrices)))
     for start in range(0, len(matrices[0]), rows):
         yield slice(start, start + rows)
