@@ -107,7 +107,9 @@ def vlmevalkit(folder: Path) -> None:
     shutil.rmtree(clone, ignore_errors=True)
     run("git", "clone", "-q", os.environ.get("POLYMERGE_VLMEVALKIT", source), clone)
     run("git", "checkout", "-q", commit, within=clone)
-    environment(folder / "VLMEvalKit", *TORCH, "transformers==4.57.6", "-r", str(clone / "requirements.txt"))
+    # its README asks for this transformers for LLaVA-NeXT; it imports what its requirements leave out
+    more = ("transformers==4.48.0", "datasets<4.5", "rouge_score", "beautifulsoup4")
+    environment(folder / "VLMEvalKit", *TORCH, *more, "-r", str(clone / "requirements.txt"))
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {

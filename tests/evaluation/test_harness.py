@@ -75,8 +75,8 @@ def test_the_command_of_lmms_eval(tmp_path: Path) -> None:
     assert words[6:] == [
         "-m", "lmms_eval", "--model", "llava_hf", "--force_simple", "--model_args",
         f"pretrained={VLM},device_map=cpu", "--tasks", "mme,ok_vqa", "--batch_size", "1", "--device", "cpu",
-        "--gen_kwargs", "temperature=0", "--log_samples", "--output_path", str(run / "tasks" / "lmms-eval"),
-        "--limit", "5",
+        "--gen_kwargs", "temperature=0,do_sample=False", "--log_samples", "--output_path",
+        str(run / "tasks" / "lmms-eval"), "--limit", "5",
     ]  # fmt: skip
     assert not run.exists()
 
