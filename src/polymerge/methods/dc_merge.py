@@ -115,9 +115,9 @@ def _cutoff(one: Wide, other: Wide, count: int) -> float:
     sizes = np.empty((size, size), np.float32)
     multiply([one], other.T, sizes)
     np.abs(sizes, out=sizes)
-    sizes = sizes.reshape(-1)
-    sizes.partition(-count)
-    return float(sizes[-count]) * (1 - SAME)
+    flat = sizes.reshape(-1)
+    flat.partition(-count)
+    return float(flat[-count]) * (1 - SAME)
 
 
 def _elected(blocks: Wide) -> Wide:
