@@ -42,7 +42,7 @@ from polymerge.paths import given_path
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
-from polymerge.recipe.recipe import Recipe
+from polymerge.recipe.recipe import Names, Recipe
 from polymerge.tables import Table
 
 __all__ = ["Merged", "digests_of", "fold", "merge", "roomy_folder"]
@@ -200,6 +200,7 @@ def fold(
     *,
     base: str | os.PathLike[str] | None = None,
     ignore: Sequence[str] = (),
+    names: Names = "template",
     force: bool = False,
     check: bool = True,
     progress: Progress | None = None,
@@ -208,11 +209,12 @@ def fold(
 
     base    by default the model that the adapter's config names
     ignore  globs on stored tensor names, in base or adapter, that are left out
+    names   published, for those that the base's family is published with
     force, check, progress   as for `merge`; merge BASE+ADAPTER with the method `copy` for more control over the output
 
     raises as `merge` does, and RecipeError if the adapter names no base.
     """
-    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore)
+    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore, names)
     return merge(recipe, out, force=force, check=check, progress=progress)
 
 

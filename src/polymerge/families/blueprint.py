@@ -119,7 +119,6 @@ class Blueprint:
         place = (converter.source_patterns.index(source), len(converter.source_patterns))
         return Landing(targets, before + plain.removeprefix(after), operations, place)
 
-
     def published(self) -> dict[str, tuple[int, ...]]:
         """The shapes of its tensors by the names that files have: transformers' conversions, in reverse.
 

@@ -1,9 +1,9 @@
 """The tensor names that a family is published with, for a checkpoint that has those of transformers' memory.
 
-transformers 5 calls tensors otherwise in memory than files do, and writes what it has in memory where a model was not
-read from a file (`save_original_format=False`, or a model made anew). Programs that read files know the published names.
-A family of the tables says in `published` what its tensors are called there; for a derived one transformers' own
-reverse conversion is asked (see `blueprint`).
+transformers 5 calls tensors otherwise in memory than files do, and writes them so where a model was not read from a
+file (made anew, or saved with `save_original_format=False`). Programs that read files know the published names. A
+family of the tables says in `published` what its tensors are called there; for a derived one transformers' own reverse
+conversion is asked (see `blueprint`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def as_published(config: Config, reading: Reading, shapes: Mapping[str, Shape]) 
     if reading.by:
         return Published(*_in_order(reading.published, shapes), why=reading.unpublished)
     if not (family.published or family.boxed or family.flipped):
-        return Published()
+        return Published(shapes)
     mapped = map_names(family, shapes, "", splits(config, family), shapes)
     boxed = family.boxed if _has_clip(config) else ""
     return Published(*_in_order({own: _table(family, boxed, own, shapes[own], mapped) for own in shapes}, shapes))

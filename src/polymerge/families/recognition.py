@@ -74,9 +74,7 @@ def read_names(config: Config, shapes: Mapping[str, Shape], told: str | None = N
     for form, held, _ in forms[:-1]:
         asked = derive(config, dict(zip(held, shapes.values(), strict=True)), known)
         if asked.family is not None:
-            return Reading(
-                asked.family, form, by=asked.by, published=asked.published, unpublished=asked.unpublished
-            )
+            return Reading(asked.family, form, by=asked.by, published=asked.published, unpublished=asked.unpublished)
         why = why or asked.why
     return Reading(first, wrappers, why=why)
 

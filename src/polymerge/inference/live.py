@@ -128,7 +128,7 @@ class LiveModel:
             _untie(self.model)
         self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
         self._held = {
-            step.name: _stored(template.entries[step.name], step)
+            step.name: _stored(template.entries.get(step.name), step)
             for step in steps
             if step.name not in self._shadow.live_names
         }
@@ -344,9 +344,9 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(raw)
 
 
-def _stored(entry: TensorInfo, step: Step) -> Tensor:
-    """A stored tensor of a checkpoint; if it is in fp8, room for its numbers, which every plan computes."""
-    if entry.dtype in FP8:
+def _stored(entry: TensorInfo | None, step: Step) -> Tensor:
+    """A stored tensor of a checkpoint; if it is in fp8, or not stored so, room for what every plan writes."""
+    if entry is None or entry.dtype in FP8:
         return torch.empty(step.shape, dtype=_TORCH[step.dtype])
     tensor = torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
     files = Files()
