@@ -28,7 +28,6 @@ from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
 from polymerge.methods.method import READS, method_function
-from polymerge.methods.table import METHODS, MODIFIERS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
 from polymerge.planning.matrix_costs import free_memory, matrices_of, room_for_matrices
@@ -123,7 +122,7 @@ class Execution:
         for number, setting in enumerate(plan.settings):
             if setting.parameters.get("trim") == "model":
                 self._cut_whole_models(number, setting)
-            elif METHODS[setting.method].span == "model":
+            elif setting.row.span == "model":
                 self._measure_whole_models(number)
         # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
         whole = any(step.lora for step in plan.steps) or any(one.whole for one in plan.settings)
@@ -244,9 +243,7 @@ class Execution:
         return max(self.block // CELL, 1) * CELL
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
-        row = METHODS[setting.method]
-        others = SHARED | {one.name for one in MODIFIERS if not row.parameter(one.name)}
-        arguments = {name: value for name, value in setting.parameters.items() if name not in others}
+        row, arguments = setting.row, setting.arguments
         if row.on == "matrices":
             self._merge_matrices(step, piece, setting, arguments)
             return

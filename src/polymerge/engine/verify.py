@@ -26,6 +26,7 @@ from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype, splits
 from polymerge.families.expressions import names_read
+from polymerge.families.published import as_published, why_published
 from polymerge.families.resolve import map_names
 from polymerge.paths import given_path
 
@@ -87,6 +88,7 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool, checked: Collection[
             files,
             finite(checkpoint.entries.values(), path, checked),
             _parameters(checkpoint),
+            _names(checkpoint),
             _ties(checkpoint),
             loads,
             _dtypes(checkpoint, model),
@@ -107,6 +109,17 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
     if count != expected:
         return Finding("parameters", False, f"{count}, the template has {expected}")
     return Finding("parameters", True, f"{count}, as many as the template has")
+
+
+def _names(checkpoint: Checkpoint) -> Finding:
+    """What the tensors are called: as their family is published, or as transformers 5 has them in memory."""
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    found = as_published(checkpoint.config, read_names(checkpoint.config, shapes), shapes)
+    if found.why:
+        return Finding("names", None, f"what its family is published with is not known: {found.why}")
+    if said := why_published("it", found):
+        return Finding("names", True, said)
+    return Finding("names", True, "those that its family is published with")
 
 
 def _ties(checkpoint: Checkpoint) -> Finding:

@@ -60,19 +60,20 @@ def as_published(config: Config, reading: Reading, shapes: Mapping[str, Shape]) 
     return Published(*_in_order({own: _table(family, boxed, own, shapes[own], mapped) for own in shapes}, shapes))
 
 
-def why_published(label: str, found: Published) -> str:
-    """A sentence on a checkpoint whose names are not the published ones, and what to do; empty if they are."""
+def why_published(who: str, found: Published) -> str:
+    """A sentence on a checkpoint whose names are not the published ones, and what to do; empty if they are.
+
+    who   the checkpoint, as the sentence begins
+    """
     if not found.names:
         return ""
-    own, new = next(((own, new[0]) for own, new in found.names.items() if new and new[0] != own), ("", ""))
-    what = f"has '{own}' where its family is published with '{new}'"
-    if not own:
-        own = next(iter(found.names))
-        what = f"has each expert in '{own}' transposed against what its family is published with"
+    changed = ((own, held[0]) for own, held in found.names.items() if held and held[0] != own)
+    own, new = next(changed, (next(iter(found.names)), ""))
+    has = f"'{own}' where its family is published with '{new}'" if new else f"each expert in '{own}' transposed"
     return (
-        f"'{label}' {what}: transformers 5 writes a model so that it has in memory and reads it, other programs may "
-        "not (vLLM refuses such files, transformers 4 leaves what it does not find at random). names: published in a "
-        "recipe writes the published ones; merge_method: copy with it changes nothing else"
+        f"{who} has {has}. transformers 5 has it so in memory and loads it; vLLM refuses such a folder, or takes it for "
+        "another, and transformers 4 leaves random what it does not find. `names: published` in a recipe writes what "
+        "others read; with merge_method: copy it changes nothing else"
     )
 
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
-from polymerge.inference.worker import Job, Worker
+from polymerge.inference.job import Job
+from polymerge.inference.worker import Worker
 
 __all__ = ["Call", "WorkerError", "WorkerPool", "own_device"]
 
@@ -108,7 +109,10 @@ class WorkerPool:
                 yield submit
         elif self.count == 1:
             worker = Worker(self._job)
-            yield lambda _, call: _done(lambda: call(worker))
+            try:
+                yield lambda _, call: _done(lambda: call(worker))
+            finally:
+                worker.close()
         else:
             # started anew, not forked: torch's threads do not survive a fork
             with _apart():

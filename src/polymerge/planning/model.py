@@ -201,6 +201,11 @@ class Model:
         return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
 
     @property
+    def layers(self) -> int:
+        """The number of layers that a schedule is over: what its config says, or else counted in its tensors."""
+        return self.tower.layers or self.depth
+
+    @property
     def config_ties(self) -> bool:
         """Whether its config ties the head to the embedding, regardless of what is stored."""
         return self.tower.ties_head is True
@@ -321,6 +326,7 @@ class Model:
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
             renamed=dict(self.renamed),
+            layers=self.layers,
             opened=self.checkpoint,
         )
 

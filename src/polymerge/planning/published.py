@@ -84,7 +84,7 @@ def names_told(model: Model, asked: bool) -> Iterator[str]:
     """
     names = model.named
     if not asked:
-        if said := why_published(model.label, names):
+        if said := why_published(f"'{model.label}'", names):
             yield said
         return
     if names.why:
