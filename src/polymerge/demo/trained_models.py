@@ -25,7 +25,7 @@ from transformers import (
 
 from polymerge.demo.world import ASSISTANT, BEGIN, END, IMAGE, PAD, PATCH, SIZE, USER, WORDS
 from polymerge.families import read_names
-from polymerge.families.published import as_published
+from polymerge.families.names_on_disk import as_published
 
 IMAGE_ID = len(WORDS)  # the vision-language model has one word more than the language models
 IMAGE_TOKENS = (SIZE // PATCH) ** 2

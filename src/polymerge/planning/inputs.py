@@ -25,7 +25,7 @@ from polymerge.errors import (
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.expressions import Expr
 from polymerge.families.fp8 import read_fp8
-from polymerge.families.published import as_published
+from polymerge.families.names_on_disk import as_published
 from polymerge.families.quantization import why_quantized
 from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import NameMap, map_names
@@ -34,7 +34,7 @@ from polymerge.methods.table import METHODS
 from polymerge.paths import given_path
 from polymerge.planning.folding import folded
 from polymerge.planning.model import EMBEDDING, HEAD, Model, Ties, own_name, stored_in
-from polymerge.planning.published import read_as_published, with_published_forms
+from polymerge.planning.output_names import read_as_published, with_published_forms
 from polymerge.recipe.recipe import ModelEntry, Recipe
 from polymerge.recipe.stages import sources_of
 

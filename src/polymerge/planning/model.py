@@ -19,7 +19,7 @@ from polymerge.dtypes import MERGEABLE
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.expressions import Expr, Ranges, Read, Scaled, Stacked, names_read, replace_reads, shape_of
 from polymerge.families.fp8 import Fp8
-from polymerge.families.published import Published
+from polymerge.families.names_on_disk import Published
 from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, counterpart, text_layer
 from polymerge.planning.plan import Input

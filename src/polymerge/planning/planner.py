@@ -34,8 +34,8 @@ from polymerge.planning.inputs import Models, bases_among, labels_of, open_model
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
 from polymerge.planning.output_dtypes import stored_dtypes
+from polymerge.planning.output_names import names_told
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
-from polymerge.planning.published import names_told
 from polymerge.planning.stage_plans import plan_stages
 from polymerge.planning.tokenizer_source import output_vocabulary
 from polymerge.planning.tokens import Tokens

@@ -71,9 +71,9 @@ def why_published(who: str, found: Published) -> str:
     own, new = next(changed, (next(iter(found.names)), ""))
     has = f"'{own}' where its family is published with '{new}'" if new else f"each expert in '{own}' transposed"
     return (
-        f"{who} has {has}. transformers 5 has it so in memory and loads it; vLLM refuses such a folder, or takes it for "
-        "another, and transformers 4 leaves random what it does not find. `names: published` in a recipe writes what "
-        "others read; with merge_method: copy it changes nothing else"
+        f"{who} has {has}. transformers 5 has it so in memory and loads it; vLLM refuses such a folder or takes it "
+        "for another, and transformers 4 leaves random what it does not find. `names: published` in a recipe "
+        "writes what others read; with merge_method: copy that is all"
     )
 
 

@@ -16,7 +16,7 @@ from polymerge.dtypes import FP8
 from polymerge.errors import RecipeError, refuse, refuse_if_any
 from polymerge.families import read_names, splits
 from polymerge.families.expressions import Shape, names_read
-from polymerge.families.published import Published, why_published
+from polymerge.families.names_on_disk import Published, why_published
 from polymerge.families.recognition import Reading
 from polymerge.families.resolve import map_names
 from polymerge.planning.model import Form, Model
