@@ -145,6 +145,8 @@ class Execution:
         for piece in step.pieces:
             if piece.setting is not None:
                 self._merge(step, piece, self.plan.settings[piece.setting])
+            elif keeps_bytes(step, piece) and piece.reads:
+                self.copied.moved(step, piece, self._size(step, piece))
             elif keeps_bytes(step, piece):
                 self.copied.rows(step, piece.rows)
             else:

@@ -46,7 +46,7 @@ from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.matrix_costs import work_of
-from polymerge.recipe.recipe import Recipe
+from polymerge.recipe.recipe import Names, Recipe
 from polymerge.tables import Table
 
 __all__ = ["Merged", "fold", "identities_of", "merge", "roomy_folder"]
@@ -207,6 +207,7 @@ def fold(
     *,
     base: str | os.PathLike[str] | None = None,
     ignore: Sequence[str] = (),
+    names: Names = "template",
     force: bool = False,
     check: bool = True,
     progress: Progress | None = None,
@@ -215,11 +216,12 @@ def fold(
 
     base    by default the model that the adapter's config names
     ignore  globs on stored tensor names, in base or adapter, that are left out
+    names   published, for those that the base's family is published with
     force, check, progress   as for `merge`; merge BASE+ADAPTER with the method `copy` for more control over the output
 
     raises as `merge` does, and RecipeError if the adapter names no base.
     """
-    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore)
+    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore, names)
     return merge(recipe, out, force=force, check=check, progress=progress)
 
 
