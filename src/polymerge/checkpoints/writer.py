@@ -90,6 +90,12 @@ class Shards:
             for descriptor in descriptors:
                 os.close(descriptor)
 
+    def only(self, shard: int) -> Shards:
+        """One of the files alone."""
+        places = {name: Place(0, place.start) for name, place in self.places.items() if place.shard == shard}
+        header, size = self.headers[shard], self.sizes[shard]
+        return Shards((self.names[shard],), (header,), (size,), places, size - len(header))
+
     def room(self, as_torch: bool) -> int:
         """Bytes that the files need on the disk; as torch files, one lies there twice while it is converted."""
         return sum(self.sizes) + (max(self.sizes, default=0) if as_torch else 0)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from polymerge.errors import MissingExtraError, RecipeError
 
-__all__ = ["cause_of", "check_room", "connected", "probe"]
+__all__ = ["alive", "cause_of", "check_room", "connected", "probe"]
 
 _PATIENCE: Final = 10.0  # seconds to reach a cluster's address
 
