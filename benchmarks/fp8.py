@@ -48,7 +48,7 @@ printed:
 The models have the shape of Llama-3.2-1B ({parameters:.2f} billion parameters, {there} of them, {plain:.2f} GB each in
 bfloat16 and {small:.2f} GB in fp8). In fp8 the weights of the layers are E4M3 with a scale for each block of 128 x 128,
 and the embedding is bfloat16. The output is bfloat16 either way. Times are of whole processes, from start to end: the
-median of {runs}, with the least and the most in brackets; a first merge takes the sha256 of its inputs as well.
+median of {runs}, with the least and the most in brackets; of the inputs of a first merge nothing is remembered.
 Anonymous memory is the most that there was at any one time; interpreter and imports alone have {imports:.0f} MiB.
 
 {host}

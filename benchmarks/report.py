@@ -27,8 +27,8 @@ TIMES = """
 ## Time
 
 Whole processes, from start to end, the interpreter's start and imports included: the median, with the least and the
-most in brackets. Ratios are taken between runs that followed each other. A first merge takes the sha256 of its input
-files beside the merge; they are remembered for later merges.
+most in brackets. Ratios are taken between runs that followed each other. A first merge is one of inputs of
+which nothing is remembered.
 """
 
 MEMORY = """

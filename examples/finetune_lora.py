@@ -3,7 +3,7 @@ r"""Fine-tune a vision-language model with LoRA on instructions in LLaVA's forma
     python examples/finetune_lora.py --model llava-hf/llava-1.5-7b-hf --data vqa.json --images DIR --output OUT --bf16
 
 LoRA goes on all linear layers of the text tower and nowhere else, as RobustMerge has it; the projector is trained too
-if asked for. The data is a JSON list of
+if asked for. `--full` trains all weights instead, and saves a whole model. The data is a JSON list of
 
     {"id": "1", "image": "1.jpg", "conversations": [{"from": "human", "value": "<image>\nHow many?"},
                                                     {"from": "gpt", "value": "Two."}]}
@@ -202,9 +202,13 @@ def main(words: Sequence[str] | None = None) -> None:
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
     processor: Any = AutoProcessor.from_pretrained(options.model)  # type: ignore[no-untyped-call]
-    projector = options.train_projector
-    adapted = add_lora(model, rank=options.rank, alpha=options.alpha, rslora=options.rslora, projector=projector)
-    adapted.print_trainable_parameters()
+    if options.full:
+        trained, saved = model.float(), {}
+    else:
+        projector = options.train_projector
+        trained = add_lora(model, rank=options.rank, alpha=options.alpha, rslora=options.rslora, projector=projector)
+        trained.print_trainable_parameters()
+        saved = {"save_embedding_layers": False}
     arguments = TrainingArguments(
         output_dir=str(options.output),
         num_train_epochs=options.epochs,
@@ -227,8 +231,10 @@ def main(words: Sequence[str] | None = None) -> None:
     ends = model.generation_config.eos_token_id
     ends = {processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     collator = Collator(processor, options.images, frozenset(ends - {None}))
-    Trainer(model=adapted, args=arguments, train_dataset=examples, data_collator=collator).train()
-    adapted.save_pretrained(options.output, save_embedding_layers=False)
+    Trainer(model=trained, args=arguments, train_dataset=examples, data_collator=collator).train()
+    trained.save_pretrained(options.output, **saved)
+    if options.full:
+        processor.save_pretrained(options.output)
     print(f"wrote {options.output}")
 
 
@@ -237,7 +243,8 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder, or name on the hub")
     parser.add_argument("--data", type=Path, required=True, metavar="JSON", help="conversations")
     parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="folder that images are relative to")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the adapter")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the adapter or model")
+    parser.add_argument("--full", action="store_true", help="train all weights, without LoRA, and save the model")
     parser.add_argument("--rank", type=int, default=16, help="of LoRA (default 16)")
     parser.add_argument(
         "--alpha", type=int, default=32, help="of LoRA, whose update is times alpha / rank (default 32)"

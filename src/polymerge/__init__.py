@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from polymerge.families.registry import FAMILIES
     from polymerge.inference.generation import Generation
     from polymerge.inference.live import live
+    from polymerge.inference.programs.comparing import verify_with
     from polymerge.inference.prompts import PromptSource
     from polymerge.methods.method import Method, Parameter
     from polymerge.methods.table import METHODS
@@ -87,6 +88,7 @@ __all__ = [
     "search",
     "suggest",
     "verify",
+    "verify_with",
 ]
 
 _HOMES = {
@@ -124,6 +126,7 @@ _HOMES = {
     "search": "tuning.search",
     "suggest": "analysis.suggested",
     "verify": "engine.verify",
+    "verify_with": "inference.programs.comparing",
 }
 """The module of each public name, and its name there if it differs."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
 from polymerge.errors import RecipeError
 
-__all__ = ["because", "exists", "given_path"]
+__all__ = ["because", "exists", "given_path", "python_in"]
 
 _PERMISSIONS: Final = "Check its permissions, and those of the folders above it"
 _ROOM: Final = "Make room, or name a place on another disk"
@@ -75,3 +76,17 @@ def given_path(said: str | os.PathLike[str]) -> Path:
 def exists(said: str | os.PathLike[str]) -> bool:
     """Whether a text is the path of something that exists; whatever else it may be, it raises nothing."""
     return os.path.exists(os.path.expanduser(said))  # noqa: PTH110, PTH111 (pathlib's raise)
+
+
+def python_in(environment: str | None) -> str:
+    """The Python of a virtual environment, given by its folder or by that Python itself; None is the current one.
+
+    raises RecipeError if there is none.
+    """
+    if environment is None:
+        return sys.executable
+    path = given_path(environment).absolute()
+    found = path / "bin" / "python" if path.is_dir() else path
+    if not found.is_file() or not os.access(found, os.X_OK):
+        raise RecipeError(f"environment {environment}: there is no {found}. Give the folder of a virtual environment")
+    return str(found)

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from polymerge.checkpoints import identity
-from polymerge.checkpoints.identity import changed_since, file_digest, stamps_of
+from polymerge.checkpoints.identity import changed_since, content_digest, file_digest, sampled_digest, stamps_of
 from polymerge.errors import CheckpointError
 
 
@@ -105,6 +107,53 @@ def test_the_name_of_a_file_proves_nothing(tmp_path: Path) -> None:
     link = tmp_path / "model.safetensors"
     link.symlink_to(blob)
     assert file_digest(link) == hashlib.sha256(b"anything").hexdigest()
+
+
+@pytest.mark.parametrize("place", range(40))
+def test_samples_tell_a_fine_tune_of_any_tensor(place: int, tmp_path: Path) -> None:
+    tensors = {f"layer.{number}": np.full((300 + number, 70), 0.5, np.float32) for number in range(40)}
+    tensors |= {f"norm.{number}": np.ones(3, np.float32) for number in range(40)}
+    save_file(tensors, tmp_path / "before.safetensors")
+    for kind in ("layer", "norm"):
+        save_file({**tensors, f"{kind}.{place}": tensors[f"{kind}.{place}"] + 1e-6}, tmp_path / "after.safetensors")
+        assert sampled_digest(tmp_path / "after.safetensors") != sampled_digest(tmp_path / "before.safetensors")
+
+
+def test_samples_tell_files_of_other_headers_sizes_and_kinds(tmp_path: Path) -> None:
+    held = np.zeros(5000, np.float32)
+    digests = set()
+    for number, tensors in enumerate(
+        ({"a": held}, {"b": held}, {"a": held.reshape(50, 100)}, {"a": held.view(np.int32)}, {"a": held[:-1]})
+    ):
+        save_file(tensors, file := tmp_path / f"{number}.safetensors")
+        digests.add(sampled_digest(file))
+    for number, content in enumerate(
+        (b"", b"1", b"2", bytes(4096), bytes(4097), bytes(10**6), bytes(10**6 - 1) + b"1")
+    ):
+        (file := tmp_path / f"{number}.bin").write_bytes(content)
+        (same := tmp_path / "same.bin").write_bytes(content)
+        assert sampled_digest(same) == sampled_digest(file)
+        digests.add(sampled_digest(file))
+    assert len(digests) == 12
+
+
+def test_samples_of_what_is_no_safetensors_file_are_those_of_any_file(tmp_path: Path) -> None:
+    for name in ("broken.safetensors", "broken.bin"):
+        (tmp_path / name).write_bytes(b"no header" * 1000)
+    assert sampled_digest(tmp_path / "broken.safetensors") == sampled_digest(tmp_path / "broken.bin")
+    with pytest.raises(CheckpointError, match="none: cannot be read: No such file"):
+        sampled_digest(tmp_path / "none")
+
+
+def test_a_copy_of_a_folder_has_the_same_content(tmp_path: Path) -> None:
+    save_file({"a": np.ones(9, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    before = content_digest([tmp_path])
+    os.utime(tmp_path / "config.json", ns=(1, 1))
+    (tmp_path / "polymerge.json").write_text("{}")
+    assert content_digest([tmp_path]) == before
+    (tmp_path / "config.json").write_text("[]")
+    assert content_digest([tmp_path]) != before
 
 
 def test_a_file_that_changes_while_its_digest_is_computed_has_none(

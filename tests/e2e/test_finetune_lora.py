@@ -168,6 +168,21 @@ def test_without_the_projector_there_is_only_lora(
     assert config["modules_to_save"] is None
 
 
+def test_full_training_changes_all_parts_and_saves_a_model(data: Path, tmp_path: Path) -> None:
+    few = json.loads((data / "data.json").read_text(encoding="utf-8"))[:32]
+    (tmp_path / "data.json").write_text(json.dumps(few), encoding="utf-8")
+    script.main(command(data, tmp_path / "tuned", "--full", "--data", str(tmp_path / "data.json")))
+    before, after = (load_file(folder / "model.safetensors") for folder in (VLM, tmp_path / "tuned"))
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    for part in ("vision_tower", "multi_modal_projector", "language_model", "lm_head"):
+        assert any(part in name for name in changed), part
+    tuned = models.load(script.AutoModelForImageTextToText, tmp_path / "tuned")
+    batch = script.Collator(models.load_processor(tmp_path / "tuned"), data, frozenset())(few[:4])
+    with torch.inference_mode():
+        assert torch.isfinite(tuned(**batch).loss)
+
+
 def test_the_expression_matches_linear_layers_only() -> None:
     import re
 

@@ -24,6 +24,7 @@ from adapters_made import PEFT_WARNINGS
 from folded import SAME_LOGITS, SAME_WEIGHTS, check, trained
 from layouts import Sizes, config_of, random_tower, stored
 from paths import GOLDEN, SUPPORT
+from polymerge.checkpoints.identity import sampled_digest
 from polymerge.engine.device import Device, Torch
 from polymerge.engine.model_card import model_card
 from polymerge.planning.estimate import BLOCK
@@ -229,12 +230,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_what_is_recorded(small: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = small
-    ran = cli("fold", adapter, "--base", base, "-o", tmp_path / "out", "--no-verify", "--json")
+    ran = cli("fold", adapter, "--base", base, "-o", tmp_path / "out", "--no-verify", "--json", "--sha256")
     record = json.loads((tmp_path / "out" / "polymerge.json").read_text())
     (source,) = record["inputs"]
-    assert (source["path"], source["adapter"], source["family"]) == (str(base), str(adapter), "llama")
-    weight_files = [base / "model.safetensors", adapter / "adapter_model.safetensors"]
-    assert source["sha256"] == {str(file): sha256(file.read_bytes()).hexdigest() for file in weight_files}
+    assert (source["source"], source["family"]) == (f"{base}+{adapter}", "llama")
+    files = {
+        "model.safetensors": base / "model.safetensors",
+        "+adapter_model.safetensors": adapter / "adapter_model.safetensors",
+    }
+    assert source["sha256"] == {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    assert source["sampled"] == {name: sampled_digest(file) for name, file in files.items()}
     assert record["recipe"]["models"][0]["model"] == f"{base}+{adapter}"
     assert record["output"]["tensors"] == {"folded": 4, "copied": 1}
     assert record["command"][:3] == ["polymerge", "fold", str(adapter)]

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 import polymerge
 from adapters_made import PEFT_WARNINGS
 from expert_adapters import PARAMETERS, as_before_019, gemma4, linear_modules, merged_by_peft, on_experts, qwen3_5
-from folded import SAME_WEIGHTS, check, learned, trained
+from folded import SAME_WEIGHTS, check, learned, merged_everywhere, trained
 from fp8_made import quantized
 from polymerge.families.expressions import Adapted, LowRank, Read, Rows, Stacked, expr_from_json, expr_to_json
-from polymerge.inference.live import LiveModel
 from running import cli, fold, raw
 from tiny import build, loaded
 from tiny_experts import in_one, one_by_one
@@ -158,16 +157,7 @@ def test_a_base_with_an_adapter_is_merged_and_is_the_same_in_memory(tmp_path: Pa
         "parameters": {"weight": 0.5},
         "dtype": "bfloat16",
     }
-    for number, (threads, block) in enumerate(((1, 1 << 19), (2, 777))):
-        polymerge.merge(recipe, tmp_path / f"out{number}", threads=threads, block=block)
-    assert raw(tmp_path / "out0") == raw(tmp_path / "out1")
-    plan = polymerge.plan(recipe)
-    assert polymerge.plan(plan.to_json()).hash == plan.hash
-    live = LiveModel(plan)
-    live.set(plan)
-    found, wanted = live.model.state_dict(), loaded(tmp_path / "out0").state_dict()
-    assert all(torch.equal(found[name].float(), wanted[name].float()) for name in wanted)
-    live.close()
+    wanted = merged_everywhere(recipe, tmp_path)
     mine, theirs = merged_by_peft(base, adapter), merged_by_peft(other, None)
     for name, tensor in wanted.items():
         mixed = (mine[name] + theirs[name]) / 2

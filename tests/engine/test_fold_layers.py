@@ -16,12 +16,11 @@ from torch import Tensor
 import polymerge
 from adapters_made import PEFT_WARNINGS
 from expert_adapters import merged_by_peft, qwen3_5
-from folded import SAME_WEIGHTS, check, learned, trained
+from folded import SAME_WEIGHTS, check, learned, merged_everywhere, trained
 from fp8_made import quantized
 from paths import GOLDEN
 from polymerge.analysis.robustness import robustness
 from polymerge.errors import Refused
-from polymerge.inference.live import LiveModel
 from running import cli, fold, raw
 from tiny import build, loaded
 
@@ -97,16 +96,7 @@ def test_a_merge_with_a_convolution_s_adapter_is_the_same_in_memory(tmp_path: Pa
         "models": [f"{base}+{tmp_path / 'adapter'}", str(other)],
         "parameters": {"weight": 0.5},
     }
-    for number, (threads, block) in enumerate(((1, 1 << 19), (2, 777))):
-        polymerge.merge(recipe, tmp_path / f"out{number}", threads=threads, block=block)
-    assert raw(tmp_path / "out0") == raw(tmp_path / "out1")
-    plan = polymerge.plan(recipe)
-    assert polymerge.plan(plan.to_json()).hash == plan.hash
-    live = LiveModel(plan)
-    live.set(plan)
-    found, wanted = live.model.state_dict(), loaded(tmp_path / "out0").state_dict()
-    assert all(torch.equal(found[name].float(), wanted[name].float()) for name in wanted)
-    live.close()
+    merged_everywhere(recipe, tmp_path)
 
 
 def test_adapters_of_convolutions_are_not_merged_by_themselves(tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_files_and_config(layout: str, tmp_path: Path) -> None:
     assert written["recipe"]["merge_method"] == "robustmerge"
     assert set(written["output"]["relative_error"].values()) == {0.0}
     for folder, one in zip(inputs("r4_T2_bf16"), written["inputs"], strict=True):
-        assert {Path(file).name for file in one["sha256"]} == {"adapter_model.bin", "non_lora_trainables.bin"}
-        assert Path(one["path"]) == folder.resolve()
+        assert set(one["sampled"]) == {"adapter_model.bin", "non_lora_trainables.bin"}
+        assert (Path(one["source"]).resolve(), one["sha256"]) == (folder.resolve(), {})
 
 
 def test_without_a_word_the_layout_is_the_template_s(tmp_path: Path) -> None:

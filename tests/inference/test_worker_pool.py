@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from polymerge.errors import RecipeError, Refused
 from polymerge.inference.answering import AnswerError
-from polymerge.inference.worker import Job, Worker
+from polymerge.inference.job import Job
+from polymerge.inference.worker import Worker
 from polymerge.inference.worker_pool import Call, WorkerError, WorkerPool, _done, own_device
 from running import cli, killed_in_the_middle, recipe_file
 from search_made import VLM, prompts_file, recipe, words
@@ -206,7 +207,7 @@ RESTING = """
 import sys, time
 from pathlib import Path
 from polymerge.cli.streams import heed_signals
-from polymerge.inference.worker import Job
+from polymerge.inference.job import Job
 from polymerge.inference.worker_pool import WorkerPool
 
 def rest(worker):

@@ -13,7 +13,8 @@ import torch
 
 import polymerge
 from polymerge.errors import PolymergeError, RecipeError, Refused
-from polymerge.inference.worker import Job, Worker
+from polymerge.inference.job import Job
+from polymerge.inference.worker import Worker
 from polymerge.methods import own, table
 from polymerge.methods.own import MethodsFile, add_methods, find_method, installed
 from polymerge.methods.table import METHODS

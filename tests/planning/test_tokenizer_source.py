@@ -311,14 +311,6 @@ def test_the_last_of_several_stages_can_choose(source: str, four: list[Path], tm
     assert tokenizer_in(tmp_path / "out") == tokenizer_in(tmp_path / "expected")
 
 
-@pytest.mark.parametrize("field", [{"tokenizer_source": "union"}, {"chat_template": "{{ messages }}"}])
-def test_stages_before_the_last_have_their_template_s_tokenizer(field: dict[str, str], four: list[Path]) -> None:
-    half = listed(four[1], four[2], **field) | {"name": "half"}
-    assert "only the last stage can choose tokenizer_source and chat_template" in refusal(
-        {"stages": [half, listed(four[0], "half", vocab="by-token")]}
-    )
-
-
 # --- what cannot be right
 
 

@@ -13,7 +13,8 @@ import polymerge
 from adapters_made import PEFT_WARNINGS, adapter
 from adapters_made import recipe as adapter_recipe
 from polymerge.errors import PolymergeError
-from running import cli, linear, merged, recipe_file, two_llamas, weights
+from polymerge.methods.table import METHODS
+from running import checkpoint, cli, linear, merged, recipe_file, small_llama, two_llamas, weights
 
 pytestmark = PEFT_WARNINGS
 
@@ -44,6 +45,26 @@ def test_a_written_plan_of_adapters_is_merged(tmp_path: Path) -> None:
         assert ran.status == 0, ran.err
     files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "other")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.takes_base])
+@pytest.mark.parametrize("on_base", [False, True])
+def test_a_written_plan_knows_whether_methods_with_and_without_a_base_have_one(
+    on_base: bool, method: str, tmp_path: Path
+) -> None:
+    one, other = map(str, two_llamas(tmp_path))
+    base = {"base_model": str(checkpoint(tmp_path / "base", small_llama(5)))} if on_base else {}
+    recipe = {"merge_method": method, "models": [one, other], "parameters": {"weight": 0.5}, **base}
+    plan = polymerge.plan(recipe)
+    there = polymerge.plan(json.loads(json.dumps(plan.to_json())))
+    assert there == plan
+    assert [one.on_deltas for one in there.settings] == [one.on_deltas for one in plan.settings] == [on_base]
+    found = polymerge.merge(there, tmp_path / "out", check=False).folder
+    assert weights(found) == weights(polymerge.merge(recipe, tmp_path / "same", check=False).folder)
+    data = json.loads(json.dumps(plan.to_json()))
+    data["recipe"]["base_model"] = None if on_base else one
+    with pytest.raises(PolymergeError, match=f"{method} and a base do not fit"):
+        polymerge.plan(data)
 
 
 def test_what_another_process_is_given_opens_its_inputs_itself(written: Path) -> None:

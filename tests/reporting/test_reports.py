@@ -93,8 +93,10 @@ def test_a_merge_is_told_as_its_record_has_it(runs: list[Path]) -> None:
     (merge,) = collect([runs[0]])["merges"]
     record = json.loads((runs[0] / "polymerge.json").read_text(encoding="utf-8"))
     assert [entry["label"] for entry in merge["inputs"]] == [entry["label"] for entry in record["inputs"]]
-    digests = {file["name"]: file["sha256"] for entry in merge["inputs"] for file in entry["files"]}
-    assert digests == {name: sha for entry in record["inputs"] for name, sha in entry["sha256"].items()}
+    for kind in ("sampled", "sha256"):
+        digests = [{file["name"]: file[kind] for file in entry["files"] if file[kind]} for entry in merge["inputs"]]
+        assert digests == [entry[kind] for entry in record["inputs"]]
+    assert all(entry["sampled"] for entry in record["inputs"])
     assert merge["plan_hash"] == record["plan_hash"]
     assert merge["counts"] == record["output"]["tensors"]
     fates = {row[0]: row[2] for row in merge["plan"]["rows"]}

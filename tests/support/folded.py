@@ -10,6 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+import polymerge
+from polymerge.inference.live import LiveModel
 from running import raw
 from tiny import loaded, logits
 
@@ -89,3 +91,20 @@ def check(case: Trained, out: Path, *, exact: bool = True, says: Tensor | None =
     storages = {tensor.untyped_storage().data_ptr() for name, tensor in found.items() if name in moved}
     assert len(changed) > len(storages) if apart else len(changed) == len(storages)
     return changed
+
+
+def merged_everywhere(recipe: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The tensors of a merge, whose bits are the same in blocks and threads of two kinds and in a loaded model, and
+    whose plan is the same once it was written.
+    """
+    for number, (threads, block) in enumerate(((1, 1 << 19), (2, 777))):
+        polymerge.merge(recipe, folder / f"out{number}", threads=threads, block=block)
+    assert raw(folder / "out0") == raw(folder / "out1")
+    plan = polymerge.plan(recipe)
+    assert polymerge.plan(plan.to_json()).hash == plan.hash
+    live = LiveModel(plan)
+    live.set(plan)
+    found, wanted = live.model.state_dict(), loaded(folder / "out0").state_dict()
+    assert all(torch.equal(found[name].float(), wanted[name].float()) for name in wanted)
+    live.close()
+    return dict(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from polymerge import read_recipe
 from polymerge.errors import RecipeError
+from polymerge.planning import make_plan
 from polymerge.recipe.recipe import Recipe
 from polymerge.tuning.knobs import Axis, Knob, Roles, axis_of, turn
-from polymerge.tuning.space import make_space, plan_candidates
+from polymerge.tuning.schedules import Depth
+from polymerge.tuning.space import candidate_name, make_space, plan_candidates
 from running import checkpoint, small_llama
 
 
@@ -61,6 +64,26 @@ def test_the_base_among_the_models_weighs_nothing(base: int, method: str, tmp_pa
         assert found == expected, template
         (plan,) = plan_candidates(made, space, space.points()).values()
         assert plan.settings[0].parameters["weight"] == tuple(expected)
+
+
+@pytest.mark.parametrize("depths", [("first", "last"), ("first", "last", "step"), ()])
+def test_candidates_are_planned_from_the_headers_once(
+    depths: Sequence[Depth], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [str(checkpoint(tmp_path / name, small_llama(seed))) for seed, name in enumerate(("a", "b"))]
+    made = read_recipe({"merge_method": "linear", "models": models, "parameters": {"weight": 0.5}})
+    knobs = [Knob("weight", values=(1.0,) if depth == "step" else (0.0, 0.5, 1.0), depth=depth) for depth in depths]
+    space = make_space(made, knobs)
+    expected = {candidate_name(space, point): make_plan(space.turned(made, point)) for point in space.points()}
+    planned = list[Recipe]()
+    monkeypatch.setattr("polymerge.tuning.space.make_plan", lambda one: planned.append(one) or make_plan(one))
+    assert plan_candidates(made, space, space.points()) == expected
+    assert len(planned) == 1
+    first, *rest = space.points()
+    like = make_plan(space.turned(made, first)), space.turned(made, first)
+    found = plan_candidates(made, space, rest, like)
+    assert found == {name: plan for name, plan in expected.items() if name != candidate_name(space, first)}
+    assert len(planned) == 1
 
 
 def test_the_one_delta_of_a_base_varies(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from polymerge.paths import exists, given_path
 __all__ = [
     "companions",
     "listed_alike",
+    "listed_sha256",
     "locate",
     "missing_remote",
     "one_commit",
@@ -194,6 +195,13 @@ def listed_alike(one: Path, other: Path) -> bool:
     return None not in blobs and blobs[0] == blobs[1]
 
 
+def listed_sha256(file: Path) -> str | None:
+    """The sha256 that the hub lists of a file, which was compared when it came; None of any other."""
+    remote = remote_of(file)
+    listed = listing(remote.repository, remote.commit).get(remote.name) if remote else None
+    return listed.sha256 if listed else None
+
+
 def _neighbours(path: Path) -> str:
     parent = path.parent
     while not parent.is_dir():
@@ -203,14 +211,13 @@ def _neighbours(path: Path) -> str:
     return hint if hint.startswith(" Did") else f" '{parent}' exists, but has no '{path.name}'."
 
 
-def pinned(folder: Path, adapter: Path | None = None) -> str:
+def pinned(*places: tuple[str, Path]) -> str:
     """The source that names exactly these files, `owner/name@commit`; empty if nothing comes from the hub.
 
-    adapter  the base's adapter, if it has one
+    places  a model as it was named, and where it was found; after it the adapter that belongs to it, if there is one
     """
-    places = [folder, *([adapter] if adapter else [])]
-    commits = [_commit(place) for place in places]
-    return "+".join(commit or str(place) for commit, place in zip(commits, places, strict=True)) if any(commits) else ""
+    commits = [_commit(found) for _, found in places]
+    return "+".join(commit or named for commit, (named, _) in zip(commits, places, strict=True)) if any(commits) else ""
 
 
 def _commit(folder: Path) -> str:

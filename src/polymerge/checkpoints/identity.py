@@ -1,4 +1,4 @@
-"""Identify files: by their sha256, remembered, by samples of their content, and by stamps."""
+"""Identify files: by samples of their content, by their sha256, remembered, and by stamps."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-from polymerge.checkpoints.bounds import CONFIG_BYTES, open_regular, read_bounded
+from polymerge.checkpoints.bounds import CONFIG_BYTES, open_descriptor, open_regular, read_bounded
 from polymerge.checkpoints.hub import remote_of
 from polymerge.checkpoints.hub_api import own_cache
+from polymerge.checkpoints.safetensors import read_safetensors
 from polymerge.durable import make_folder, write_file
-from polymerge.errors import CheckpointError, OutputError
+from polymerge.errors import CheckpointError, OutputError, PolymergeError
 
 __all__ = [
     "YOUNG",
+    "Identity",
     "Stamp",
     "Stamps",
     "changed_since",
     "content_digest",
     "file_digest",
+    "sampled_digest",
     "sha256_of",
     "stamp_of",
     "stamps_of",
@@ -39,6 +42,13 @@ class Stamp(NamedTuple):
     """When content, permissions or links of it changed last, which no program can set."""
     inode: int
     device: int
+
+
+class Identity(NamedTuple):
+    """What a file is known by, as polymerge.json says it: `sampled_digest`, and its sha256 where that is known."""
+
+    sampled: str
+    sha256: str | None
 
 
 Stamps: TypeAlias = Mapping[Path, "Stamp | None"]
@@ -133,10 +143,10 @@ def sha256_of(path: Path) -> str:
 
 
 def content_digest(places: Iterable[Path]) -> str:
-    """sha256 over the files of folders: names, sizes, and blocks of content spread over each file.
+    """sha256 over the files of folders: their names, and what `sampled_digest` takes of each.
 
-    Any training changes nearly every number of the tensors that it changes, so that the blocks tell, and copying or
-    touching a file changes nothing. What lies on the hub is told by its commit, whether its files are here or not.
+    Copying or touching a file changes nothing. What lies on the hub is told by its commit, whether its files are here
+    or not.
     """
     digest = hashlib.sha256()
     for place in places:
@@ -146,16 +156,47 @@ def content_digest(places: Iterable[Path]) -> str:
             continue
         for file in [place] if place.is_file() else sorted(place.iterdir()):
             if file.is_file() and file.suffix in _CONTENT and file.name != "polymerge.json":
-                digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+                digest.update(f"{file.name}\0".encode())
                 _sample(file, digest)
     return digest.hexdigest()
 
 
+def sampled_digest(path: Path) -> str:
+    """sha256 over a file's size, the header of a safetensors file, and blocks of its content.
+
+    The blocks are 4 KiB long: one in the middle of each tensor, where the header tells of them, and 64 spread over the
+    file. Training changes nearly every number of each tensor that it changes, so that any fine-tune, quantization or
+    damaged download of some size has another digest; a few changed bytes may not. It takes milliseconds.
+
+    raises CheckpointError if the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        _sample(path, digest)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
+    return digest.hexdigest()
+
+
 def _sample(file: Path, digest: hashlib._Hash) -> None:
-    size = file.stat().st_size
-    with open_regular(file) as stream:
-        for number in range(_SAMPLES):
-            stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
-            digest.update(stream.read(_SAMPLE_BYTES))
-            if size <= _SAMPLE_BYTES:
-                return
+    descriptor = open_descriptor(file)
+    try:
+        size = os.fstat(descriptor).st_size
+        header, middles = _known_places(file) if file.suffix == ".safetensors" else (0, [])
+        last = max(0, size - _SAMPLE_BYTES)
+        spread = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)] if last else [0]
+        digest.update(f"{size}\0".encode())
+        for start, count in ((0, header), *((place, _SAMPLE_BYTES) for place in sorted({*spread, *middles}))):
+            digest.update(os.pread(descriptor, count, start))
+    finally:
+        os.close(descriptor)
+
+
+def _known_places(file: Path) -> tuple[int, list[int]]:
+    """Where the header of a safetensors file ends, and where a block in the middle of each tensor begins."""
+    try:
+        tensors = read_safetensors(file)
+    except PolymergeError:  # whoever opens it says what is wrong; here it is a file like any other
+        return 0, []
+    middles = [tensor.start + max(0, tensor.nbytes - _SAMPLE_BYTES) // 2 for tensor in tensors if tensor.nbytes]
+    return min((tensor.start for tensor in tensors), default=0), middles

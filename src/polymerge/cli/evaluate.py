@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "evaluate", "score"]
 
-_TOOLS = ("lmms-eval", "vlmevalkit")
+_TOOLS = ("lmms-eval", "vlmevalkit", "lm-eval")
 _FOR_TOOLS = ("environment", "kit", "print_command")
-_NOT_FOR_TOOLS = ("data", "image_folder", "max_new_tokens", "workers", "torch_threads", "ray", "model_dtype")
-_WRITTEN = {"model_dtype": "dtype"}
+_NOT_FOR_TOOLS = (
+    "data", "image_folder", "max_new_tokens", "workers", "torch_threads", "ray", "model_dtype", "engine", "engine_env",
+    "engine_options",
+)  # fmt: skip
+_WRITTEN = {"model_dtype": "dtype", "engine_options": "engine-option"}
 
 
 @click.command(cls=FlagCommand)

@@ -12,7 +12,7 @@ from polymerge.cli.flags import FlagCommand, findings_with_flags
 from polymerge.cli.merge import paint_for
 from polymerge.cli.option_types import PATH, argument, option
 from polymerge.cli.progress import progress_bar
-from polymerge.cli.shared_options import AS_JSON, IGNORE, THREADS, TRUST
+from polymerge.cli.shared_options import AS_JSON, IGNORE, SHA256, THREADS, TRUST
 from polymerge.cli.streams import say, show
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.paths import given_path
@@ -52,6 +52,7 @@ _FEW: Final = 4
 @option("--full", is_flag=True, help="Print one line per module instead of one per kind.")
 @option("--force", is_flag=True, help="Replace ADAPTER if it exists.")
 @option("--no-verify", "check", flag_value=False, default=True, help="Skip the final check that the adapter loads.")
+@SHA256
 @TRUST
 @AS_JSON
 def extract(
@@ -73,7 +74,7 @@ def extract(
     from polymerge.planning.extraction import Wanted, plan_extraction
     from polymerge.planning.text_words import note_lines
 
-    how = {name: options.pop(name) for name in ("force", "threads", "check", "trust_remote_code")}
+    how = {name: options.pop(name) for name in ("force", "threads", "check", "trust_remote_code", "sha256")}
     with collecting(needed=True):
         if options["max_rank"] is not None and options["energy"] is None:
             refuse(RecipeError("--max-rank is for --energy"))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from click.core import ParameterSource
 
 from polymerge.cli.flags import FlagCommand, findings_with_flags
 from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
@@ -106,13 +107,71 @@ def fold(
 @click.command(cls=FlagCommand)
 @argument("folder", type=PATH)
 @option("--base", metavar="MODEL", help="Check an adapter against this base, whose config is read but not its weights.")
+@option(
+    "--inputs",
+    is_flag=True,
+    help="Check instead that the models at hand are those that FOLDER was made of, as its polymerge.json has them.",
+)
+@option("--sha256", is_flag=True, help="With --inputs: compare whole files, where their sha256 is recorded.")
+@option(
+    "--with",
+    "program",
+    type=click.Choice(["transformers", "vllm", "llama.cpp"]),
+    help="Load it in this program too, and compare its greedy answers with those of transformers.",
+)
+@option(
+    "--environment",
+    metavar="PATH",
+    type=PATH,
+    help="Run the program in this virtual environment; for llama.cpp, its clone.",
+)
+@option("--prompts", metavar="FILE", type=PATH, help="Ask these, 8 at most; default: three questions and an image.")
+@option("--max-new-tokens", type=int, default=16, show_default=True, help="Compare this many tokens of each answer.")
+@option("--device", default="cpu", show_default=True, help="Run transformers, and llama.cpp, on this device.")
+@option("--dtype", default="float32", show_default=True, help="Run both in float32, bfloat16, float16 or auto.")
 @TRUST
 @AS_JSON
-def verify(folder: str, base: str | None, trust_remote_code: bool, as_json: bool) -> None:
-    """Check that a checkpoint or adapter from a folder or the hub loads as it is, without allocating its weights."""
-    from polymerge.engine.verify import verify as run
+@click.pass_context
+def verify(
+    context: click.Context,
+    /,
+    folder: str,
+    base: str | None,
+    inputs: bool,
+    sha256: bool,
+    trust_remote_code: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Check that a checkpoint or adapter from a folder or the hub loads as it is, without allocating its weights.
 
-    result = run(folder, base=base, trust_remote_code=trust_remote_code)
+    With --with, another program loads it, weights and all, and must say what transformers says, token for token.
+    """
+    program = options.pop("program")
+    if inputs and program is not None:
+        raise RecipeError("--inputs looks at what FOLDER was made of, --with at FOLDER itself: say one of them")
+    if sha256 and not inputs:
+        raise RecipeError("sha256: is for `inputs`")
+    if program is None:
+        from polymerge.engine.verify import verify as run
+        from polymerge.engine.verify_inputs import verify_inputs
+
+        for name in options:
+            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise RecipeError(f"--{name.replace('_', '-')} is for another program: say which with --with")
+        if inputs:
+            result = verify_inputs(folder, sha256=sha256)
+        else:
+            result = run(folder, base=base, trust_remote_code=trust_remote_code)
+    else:
+        from polymerge.inference.programs.comparing import verify_with
+        from polymerge.inference.prompts import PromptSource
+
+        file = options.pop("prompts")
+        prompts = None if file is None else PromptSource(file, samples=8)
+        result = verify_with(
+            folder, program, base=base, prompts=prompts, trust_remote_code=trust_remote_code, show=say, **options
+        )
     if as_json:
         report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
         show(json.dumps(report, indent=1))
@@ -195,8 +254,14 @@ def _report(merged: Merged, as_json: bool) -> None:
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if plan.of_adapters else "tensors"
     show(f"{merged.folder}: {merged_count} {what} merged, {others}, {human_size(plan.size)}")
+    if merged.worked:
+        machines = len({task.machine for task in merged.worked})
+        read, written = (sum(counts) for counts in zip(*(task[-2:] for task in merged.worked), strict=True))
+        words = f"{len(merged.worked)} tasks on {machines} machine{'s' if machines > 1 else ''}"
+        show(f"  {words}: {human_size(read)} read, {human_size(written)} written")
     if merged.resumed:
-        show(f"  went on where it was stopped: {merged.resumed} matrices were finished")
+        what = "weight files" if merged.worked else "matrices"
+        show(f"  went on where it was stopped: {merged.resumed} {what} were finished")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)

@@ -23,6 +23,7 @@ __all__ = [
     "SAMPLES",
     "SAMPLE_SEED",
     "SCORER",
+    "SHA256",
     "THREADS",
     "TRUST",
     "generation_of",
@@ -48,6 +49,10 @@ IGNORE = option(
     help="Leave out tensors of every input by their stored name; repeatable.",
 )
 TRUST = option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
+SHA256 = option(
+    "--sha256", is_flag=True,
+    help="Record the sha256 of every input file, for which all of each is read; default: of those that the hub lists.",
+)  # fmt: skip
 SCORER = option("--scorer", metavar="NAME", help="Score answers by NAME: exact, vqa, anls, cider, ...")
 SAMPLES = option(
     "--samples", type=int, default=100, show_default=True, help="Draw this many prompts (of each task); 0 takes all."
@@ -131,6 +136,7 @@ _OUTPUT = (
     option(
         "--trust-remote-code", is_flag=True, help="Let the final check run Python files that come with the checkpoint."
     ),
+    SHA256,
     AS_JSON,
 )  # fmt: skip
 
@@ -191,6 +197,18 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
             "--workers", type=int, default=1, show_default=True, help="Run this many copies of the model in parallel."
         ),
         option(
+            "--engine", metavar="NAME", default="transformers", show_default=True,
+            help="Run the model by transformers, or by vllm in a process of its own.",
+        ),
+        option(
+            "--engine-env", metavar="PATH", type=PATH,
+            help="Run the engine in this virtual environment; default: the current one.",
+        ),
+        option(
+            "--engine-option", "engine_options", metavar="NAME=VALUE", type=SETTING, multiple=True,
+            help="Start the engine with a further argument of `vllm.LLM`: tensor_parallel_size=2; repeatable.",
+        ),
+        option(
             "--torch-threads", type=THREADS,
             help="Threads of each worker; default: the processors divided among them.",
         ),
@@ -203,8 +221,11 @@ def generation_of(options: dict[str, Any]) -> Generation:
     """Build generation settings from the options; removes them from `options`."""
     from polymerge.inference.generation import Generation
 
-    names = ("max_new_tokens", "batch_size", "device", "workers", "torch_threads", "ray", "trust_remote_code")
-    said = {name: options.pop(name, None) for name in names}
+    names = (
+        "max_new_tokens", "batch_size", "device", "workers", "torch_threads", "ray", "trust_remote_code", "engine",
+        "engine_env",
+    )  # fmt: skip
+    said = {name: options.pop(name, None) for name in names} | {"engine_options": dict(options.pop("engine_options"))}
     return Generation(
         dtype=options.pop("model_dtype"), **{name: value for name, value in said.items() if value is not None}
     )

@@ -29,7 +29,6 @@ from polymerge.engine.whole_models import WholeModels, Wholes, measured_with
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
 from polymerge.methods.method import READS, method_function
-from polymerge.methods.table import METHODS, MODIFIERS, SHARED
 from polymerge.planning import Piece, Plan, Step
 from polymerge.planning.estimate import BLOCK, TURNED
 from polymerge.planning.matrix_costs import free_memory, matrices_of, room_for_matrices
@@ -214,9 +213,7 @@ class Execution:
         return max(self.block // CELL, 1) * CELL
 
     def _merge(self, step: Step, piece: Piece, setting: Setting) -> None:
-        row = METHODS[setting.method]
-        others = SHARED | {one.name for one in MODIFIERS if not row.parameter(one.name)}
-        arguments = {name: value for name, value in setting.parameters.items() if name not in others}
+        row, arguments = setting.row, setting.arguments
         if row.on == "matrices":
             self._merge_matrices(step, piece, setting, arguments)
             return

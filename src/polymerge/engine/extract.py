@@ -20,7 +20,7 @@ from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.writer import lay_out
 from polymerge.dtypes import byte_count, dtype_code
 from polymerge.engine.differences import Differences, Found
-from polymerge.engine.merge import digests_of, roomy_folder
+from polymerge.engine.merge import identities_of, roomy_folder
 from polymerge.engine.opening import refuse_changes, with_stamps
 from polymerge.engine.pool import Pool, Progress, Tally
 from polymerge.engine.provenance import RECORD, command_line, record
@@ -109,6 +109,7 @@ def extract(
     threads: int | None = None,
     check: bool = True,
     trust_remote_code: bool = False,
+    sha256: bool = False,
     progress: Progress | None = None,
     command: Sequence[str] | None = None,
     **wanted: Any,
@@ -125,14 +126,14 @@ def extract(
     ignore       globs on stored names that are left out of both
     wanted       the other fields of `planning.extraction.Wanted`: max_rank, parts, match, exclude, save, dtype
     threads      matrices decomposed at once, each on one core; by default one per processor, up to 8
-    force, check, trust_remote_code, progress   as for `merge`
+    force, check, trust_remote_code, sha256, progress   as for `merge`
 
     raises Refused with every problem found before anything is written, CheckpointError if values are NaN or infinite,
     or nothing differs; OutputError if the output cannot be written or fails its check.
     """
     made = plan_extraction(tuned, base, Wanted(rank=rank, energy=energy, **wanted), ignore)
-    how: dict[str, Any] = {"force": force, "threads": threads, "check": check, "trust_remote_code": trust_remote_code}
-    return carry_out(made, out, **how, progress=progress, command=command)
+    how: dict[str, Any] = {"force": force, "threads": threads, "check": check, "sha256": sha256}
+    return carry_out(made, out, **how, trust_remote_code=trust_remote_code, progress=progress, command=command)
 
 
 def carry_out(
@@ -143,6 +144,7 @@ def carry_out(
     threads: int | None = None,
     check: bool = True,
     trust_remote_code: bool = False,
+    sha256: bool = False,
     progress: Progress | None = None,
     command: Sequence[str] | None = None,
 ) -> Extracted:
@@ -161,7 +163,7 @@ def carry_out(
     tally.total += prefetch.size
     # factors of ranks that the values decide lie there twice until their layout is known
     room = roomy_folder(target, force, 2 * widest + whole, prefetch.size)
-    with room as folder, prefetch, digests_of(files, prefetch) as digests, prefetch.wanted():
+    with room as folder, prefetch, identities_of(files, prefetch, sha256) as identities, prefetch.wanted():
         scratch = folder.parent / _SCRATCH
         with Differences(plan, scratch, code) as differences:
             found = _measured(plan, differences, threads, prefetch, tally.advance)
@@ -174,7 +176,7 @@ def carry_out(
         # what is new is told apart from what training left once all of it is here
         copy_files(beside, folder)
         (folder / "adapter_config.json").write_text(json.dumps(_config(plan, modules, saved), indent=2) + "\n")
-        wait(digests.values())  # as in a merge: every file has been read by now
+        wait(identities.values())  # as in a merge: every file has been read by now
         refuse_changes(
             [with_stamps(one) for one in inputs],
             stamps,
@@ -186,11 +188,11 @@ def carry_out(
             if one.fate == "left out" and found[one.name].energy
         }
         result = Extracted(target, modules, left_out, tuple(one.name for one in saved), None, plan.warnings)
-        digest_of = {str(file): digest.result() for file, digest in digests.items()}
+        known = {file: identity.result() for file, identity in identities.items()}
         said = record(
             {"extract": _settings(plan)},
             [(plan.tuned.summary(), ["tuned"]), (plan.base.summary(), ["base"])],
-            digest_of, command or command_line(), {"files": sizes, **result.to_json()}, blas=True,
+            known, command or command_line(), {"files": sizes, **result.to_json()}, blas=True,
         )  # fmt: skip
         (folder / RECORD).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(plan, target.resolve().name, result), encoding="utf-8")

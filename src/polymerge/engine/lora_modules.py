@@ -22,7 +22,6 @@ from polymerge.methods import kernels
 from polymerge.methods.calibration import svc
 from polymerge.methods.lora import Factors, cores_of, enter, of_dense, pad, stack, truncate
 from polymerge.methods.method import method_function
-from polymerge.methods.table import METHODS, SHARED
 from polymerge.methods.weights import shares
 from polymerge.planning import Plan, Step
 from polymerge.planning.plan import PREFIX
@@ -102,7 +101,7 @@ class ModuleMerger:
         values = _whole(results)
         if step.lora.bias:
             weights = model_weights(setting, len(reads))
-            scale = 1.0 if METHODS[setting.method].scales else float(setting.parameters.get("scale", 1.0))
+            scale = 1.0 if setting.row.scales else float(setting.parameters.get("scale", 1.0))
             values.append(
                 sum(
                     self._load(place, read.bias)[1] * np.float32(weight * ratio * scale)
@@ -156,8 +155,7 @@ def merge_pairs(setting: Setting, pairs: Sequence[Factors], rank: int, keys: Key
     keys     for methods that draw random numbers
     returns  the merged factors, and the norm lost by truncation to `rank`, relative to the full update's norm
     """
-    row = METHODS[setting.method]
-    given = {name: value for name, value in setting.parameters.items() if row.parameter(name) and name not in SHARED}
+    row, given = setting.row, setting.arguments
     scale = float(setting.parameters.get("scale", 1.0))
     if setting.calibration is not None:
         plain = Setting(setting.method, {**setting.parameters, "calibrate": None, "scale": 1.0}, setting.on_base)

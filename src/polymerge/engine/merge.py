@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -11,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoints.identity import file_digest, stamps_of
+from polymerge.checkpoints.hub import listed_sha256
+from polymerge.checkpoints.identity import Identity, file_digest, sampled_digest, stamps_of
 from polymerge.checkpoints.output import journal_of, output_folder
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoints.target import check_target
@@ -47,7 +50,7 @@ from polymerge.planning.folding import fold_recipe
 from polymerge.recipe.recipe import Recipe
 from polymerge.tables import Table
 
-__all__ = ["Merged", "digests_of", "fold", "merge", "roomy_folder"]
+__all__ = ["Merged", "fold", "identities_of", "merge", "roomy_folder"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def merge(
     ray: str | None = None,
     check: bool = True,
     trust_remote_code: bool = False,
+    sha256: bool = False,
     block: int = BLOCK,
     progress: Progress | None = None,
     command: Sequence[str] | None = None,
@@ -116,6 +120,7 @@ def merge(
                 All of its machines see `out` and the inputs under the same paths, or fetch these from the hub
     check       load the output's structure with transformers at the end (`verify`), and check for NaN
     trust_remote_code  let the check run Python files from the checkpoint
+    sha256      record the sha256 of every input file, and not only of those that the hub lists; reads all of them
     block       elements per block; does not affect the result
     progress    called with bytes done and total bytes, for the output and for downloads from the hub
 
@@ -146,7 +151,7 @@ def merge(
             return merge(
                 stage, folder, shard_size=shard_size, file_format=file_format if last else "safetensors",
                 threads=threads, device=device, ray=ray, check=check and last, trust_remote_code=trust_remote_code,
-                block=block, progress=report, command=command,
+                sha256=sha256, block=block, progress=report, command=command,
             )  # fmt: skip
 
         with on_cluster(ray):
@@ -169,7 +174,7 @@ def merge(
         on_cluster(ray) as cluster,
         room as folder,
         prefetch,
-        digests_of(files, prefetch) as digests,
+        identities_of(files, prefetch, sha256) as identities,
         prefetch.wanted(),
     ):
         finished = Finished(journal_of(folder), folder, writer.shards) if run else None
@@ -201,10 +206,10 @@ def merge(
             **({"overflow": dict(done.overflow.allowed)} if done.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
         }
-        wait(digests.values())  # so that every file has been read by now, and all that have changed are named
+        wait(identities.values())  # so that every file has been read by now, and all that have changed are named
         refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})
-        digest_of = {str(file): digest.result() for file, digest in digests.items()}
-        record = provenance(plan, digest_of, command or command_line(), written)
+        known = {file: identity.result() for file, identity in identities.items()}
+        record = provenance(plan, known, command or command_line(), written)
         (folder / RECORD).write_text(record, encoding="utf-8")
         card = model_card(plan, target.resolve().name, inputs[plan.template].config, norms.lost)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -250,19 +255,28 @@ def execute(
 
 
 @contextmanager
-def digests_of(files: Sequence[Path], prefetch: Prefetch) -> Iterator[dict[Path, Future[str]]]:
-    """Compute the digests of files during the merge; those not yet started are dropped if it fails."""
-    clerk = ThreadPoolExecutor(1, "polymerge-digest")
+def identities_of(files: Sequence[Path], prefetch: Prefetch, sha256: bool) -> Iterator[dict[Path, Future[Identity]]]:
+    """What files are known by, found out during the merge; those not yet begun are dropped if it fails.
+
+    sha256  compute the digests of whole files, on whatever cores the merge leaves idle
+    """
+    clerks = ThreadPoolExecutor(default_threads() if sha256 else 1, "polymerge-identity", initializer=_give_way)
     try:
-        yield {file: clerk.submit(_digest, file, prefetch) for file in files}
+        yield {file: clerks.submit(_identity, file, prefetch, sha256) for file in files}
     finally:
-        clerk.shutdown(wait=True, cancel_futures=True)
+        clerks.shutdown(wait=True, cancel_futures=True)
 
 
-def _digest(file: Path, prefetch: Prefetch) -> str:
+def _give_way() -> None:
+    """Let every other thread go before this one, where a thread has a priority of its own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _identity(file: Path, prefetch: Prefetch, sha256: bool) -> Identity:
     fetched(file)
-    _, listed = prefetch.delivered.get(file, (None, None))
-    return listed or file_digest(file)
+    _, checked = prefetch.delivered.get(file, (None, None))
+    return Identity(sampled_digest(file), checked or (file_digest(file) if sha256 else listed_sha256(file)))
 
 
 @contextmanager

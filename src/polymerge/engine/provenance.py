@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import pinned
+from polymerge.checkpoints.identity import Identity
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms
 from polymerge.methods.own import place_of
@@ -36,10 +38,10 @@ _LEFT_OUT = ("input", "name", "reason")
 _PACKAGES = ("numpy", "numba", "torch", "transformers", "safetensors")
 
 
-def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], output: Mapping[str, Any]) -> str:
+def provenance(plan: Plan, known: Mapping[Path, Identity], command: Sequence[str], output: Mapping[str, Any]) -> str:
     """Everything needed to repeat a merge and to compare the result, as JSON.
 
-    digests   path of each input shard that was read -> its sha256
+    known     what each input file that was read is known by
     command   the command line, or the call, that made the output
     output    what was written
     """
@@ -48,7 +50,7 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
     made |= {"vocabulary": plan.to_json()["vocabulary"]} if plan.vocabulary is not None else {}
     inputs = [(entry, roles(plan, place)) for place, entry in enumerate(plan.inputs)]
     decomposed = any(step.lora and step.fate == "merged" for step in plan.steps)
-    found = record(made, inputs, digests, command, output, blas=decomposed)
+    found = record(made, inputs, known, command, output, blas=decomposed)
     text = json.dumps(found, indent=2, ensure_ascii=False)
     return f"{text.removesuffix('}').rstrip()},\n{_one_row_a_line(plan_table(plan))}\n}}\n"
 
@@ -56,7 +58,7 @@ def provenance(plan: Plan, digests: Mapping[str, str], command: Sequence[str], o
 def record(
     made: Mapping[str, Any],
     inputs: Sequence[tuple[Input, list[str]]],
-    digests: Mapping[str, str],
+    known: Mapping[Path, Identity],
     command: Sequence[str],
     output: Mapping[str, Any],
     *,
@@ -77,13 +79,11 @@ def record(
             {
                 "label": entry.label,
                 "source": entry.source,
-                "path": entry.path,
-                **({"adapter": entry.adapter} if entry.adapter else {}),
                 **({"wrappers": list(entry.wrappers)} if entry.wrappers else {}),
                 **({"pinned": commits} if (commits := _pinned(entry)) else {}),
                 "family": entry.family,
                 "role": role,
-                "sha256": {name: digest for name, digest in sorted(digests.items()) if _within(name, entry)},
+                **_files(entry, known),
             }
             for entry, role in inputs
         ],
@@ -208,9 +208,19 @@ def _blas() -> list[dict[str, str]]:
 
 def _pinned(entry: Input) -> str:
     """The source to name in a recipe to get this input again, pinned to its commit if it came from the hub."""
-    return pinned(Path(entry.path), Path(entry.adapter) if entry.adapter else None)
+    base, adapter = split_source(entry.source)
+    return pinned((base, Path(entry.path)), *([(adapter, Path(entry.adapter))] if adapter else []))
 
 
-def _within(file: str, entry: Input) -> bool:
-    paths = [Path(path) for path in (entry.path, entry.adapter) if path]
-    return any(path in (Path(file), *Path(file).parents) for path in paths)
+def _files(entry: Input, known: Mapping[Path, Identity]) -> dict[str, dict[str, str]]:
+    """What the files of an input are known by, by their names in its folder; after a +, in its adapter's."""
+    sampled, sha256 = {}, {}
+    for mark, place in (("", entry.path), ("+", entry.adapter)):
+        if place:
+            folder = Path(place) if Path(place).is_dir() else Path(place).parent
+            for file in sorted(file for file in known if file.is_relative_to(folder)):
+                name = mark + file.relative_to(folder).as_posix()
+                sampled[name], whole = known[file]
+                if whole is not None:
+                    sha256[name] = whole
+    return {"sampled": sampled, "sha256": sha256}

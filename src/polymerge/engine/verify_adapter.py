@@ -16,7 +16,7 @@ from polymerge.engine.findings import Finding, Verification, finite
 from polymerge.errors import PolymergeError
 from polymerge.paths import given_path
 
-__all__ = ["verify_adapter"]
+__all__ = ["base_folder", "verify_adapter"]
 
 
 def verify_adapter(
@@ -88,7 +88,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
         return Finding("loads", None, f"{error.name or 'peft'} is not installed")
     if adapter.layout == "llava":
         return Finding("loads", None, "it is in LLaVA's own layout, which PEFT alone does not load")
-    folder, why = _folder_of(said or adapter.config.get("base_model_name_or_path"), adapter.config.get("revision"))
+    folder, why = base_folder(said or adapter.config.get("base_model_name_or_path"), adapter.config.get("revision"))
     if folder is None:
         return Finding("loads", None, f"{why}: say where it is with `base`")
     try:
@@ -131,7 +131,7 @@ def _base(adapter: Adapter, said: str | None, trust_remote_code: bool) -> Findin
     return Finding("loads", True, f"{where}: every tensor has its module")
 
 
-def _folder_of(base: object, revision: object) -> tuple[Path | None, str]:
+def base_folder(base: object, revision: object) -> tuple[Path | None, str]:
     """The folder of the base's config, or None and the reason; the network is not used."""
     if not isinstance(base, str) or not base:
         return None, "its config names no base"

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from polymerge.engine.blocks import PieceBlocks
 from polymerge.engine.cutoffs import Found, RunAll, Window
 from polymerge.engine.statistics import Deltas, added_up, cutoffs, gram
-from polymerge.methods.table import METHODS
 from polymerge.planning import Piece, Plan, Step
 from polymerge.recipe.parameters import Setting
 
@@ -69,7 +68,7 @@ class WholeModels:
         for number, setting in enumerate(self.plan.settings):
             if setting.parameters.get("trim") == "model":
                 cut[number] = self._cutoffs(number, setting, elsewhere)
-            elif METHODS[setting.method].span == "model":
+            elif setting.row.span == "model":
                 grams[number] = self._gram(number, elsewhere)
         return Wholes(cut, grams)
 

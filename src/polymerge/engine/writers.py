@@ -24,11 +24,11 @@ from polymerge.checkpoints.writer import Shards, lay_out
 from polymerge.dtypes import byte_count, dtype_name
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import execute
-from polymerge.engine.tokenizer_files import write_chosen
 from polymerge.errors import MissingExtraError, collecting
 from polymerge.planning import Plan
 from polymerge.planning.output_dtypes import Stored, output_config, stored_dtypes
 from polymerge.planning.plan import PREFIX
+from polymerge.planning.tokenizer_files import write_chosen
 
 __all__ = ["Writer", "in_memory", "require", "writer_of"]
 

@@ -18,10 +18,11 @@ from polymerge.evaluation.scorers import scorer_named
 from polymerge.evaluation.scorers.caption_metrics import NEEDS_JAVA, captions_module, has_java
 from polymerge.evaluation.scoring import TaskScore, score_predictions, score_questions
 from polymerge.inference.answering import Attempt, batches
-from polymerge.inference.generation import Generation
+from polymerge.inference.generation import WEIGHTS, Generation
+from polymerge.inference.job import AnswerSettings
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
-from polymerge.inference.worker import AnswerSettings, Worker
+from polymerge.inference.worker import Worker
 from polymerge.inference.worker_pool import Call, WorkerPool
 from polymerge.paths import given_path
 from polymerge.planning import Plan
@@ -218,6 +219,8 @@ def ask(
         for asked, attempts in pool.run(streams):
             if asked is not None:
                 write(*asked, attempts)
+            elif attempts is not None:
+                run.write_json(WEIGHTS, attempts)
     return failures
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.adapter import is_adapter
-from polymerge.checkpoints.folder import bring
-from polymerge.checkpoints.hub import locate, pinned, remote_of
+from polymerge.checkpoints.folder import bring, split_source
+from polymerge.checkpoints.hub import locate, pinned
+from polymerge.checkpoints.identity import content_digest
 from polymerge.errors import RecipeError
 from polymerge.paths import exists, given_path
 from polymerge.planning import Plan, make_plan
@@ -37,17 +37,16 @@ class EvaluatedModel:
     def described(self) -> dict[str, Any]:
         """Its entry in results.json."""
         said = {"name": self.name, "source": self.source, "plan": None if self.plan is None else self.plan.hash}
-        commits = pinned(self.folder, self._adapter)
+        base, adapter = split_source(self.source) if self.plan is None else split_source(self.plan.inputs[0].source)
+        commits = pinned((base, self.folder), *([(adapter, self._adapter)] if adapter and self._adapter else []))
         return said | ({"pinned": commits} if commits else {})
 
     def identity(self) -> dict[str, Any]:
-        """The state that its answers depend on: its files by name, size and modification time, or their commit on
-        the hub.
-        """
+        """The state that its answers depend on: its files by samples of their content, or their commit on the hub."""
         if self.plan is None:
-            return {"source": self.source, "files": _digest([self.folder])}
+            return {"source": self.source, "files": content_digest([self.folder])}
         places = [Path(place) for entry in self.plan.inputs for place in (entry.path, entry.adapter) if place]
-        return {"source": self.source, "plan": self.plan.hash, "files": _digest(places)}
+        return {"source": self.source, "plan": self.plan.hash, "files": content_digest(places)}
 
     def fetch(self) -> None:
         """Download a checkpoint that is on the hub; a plan's models are downloaded when they are loaded."""
@@ -90,18 +89,3 @@ def _folded(source: str, recipe: dict[str, Any], name: str | None) -> EvaluatedM
 
 def _short(source: str) -> str:
     return _PLUS.join(Path(part.partition("@")[0]).name for part in source.split(_PLUS))
-
-
-def _digest(places: list[Path]) -> str:
-    """sha256 of names, sizes and modification times of the files in folders, or of their commits on the hub."""
-    lines = []
-    for place in places:
-        remote = remote_of(place)
-        if remote is not None:
-            lines.append(remote.pinned)
-            continue
-        for file in sorted(place.iterdir()) if place.is_dir() else [place]:
-            if file.is_file():
-                about = file.stat()
-                lines.append(f"{file.name} {about.st_size} {about.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

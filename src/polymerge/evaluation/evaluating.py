@@ -85,12 +85,7 @@ def evaluate(
             "polymerge",
             asked.described(),
             {task.name: _result(run, task, asked.name, failures[task.name]) for task in found},
-            {
-                "polymerge": importlib.metadata.version("polymerge"),
-                "batch_size": generation.batch_size,
-                "device": generation.device.partition(":")[0],
-                "dtype": generation.dtype,
-            },
+            {"polymerge": importlib.metadata.version("polymerge"), **_how(generation)},
         )
         run.write_json(FILE, results.to_json())
     return msgspec.structs.replace(results, folder=run.folder)
@@ -122,10 +117,13 @@ def _settings(asked: EvaluatedModel, tasks: Sequence[AskedTask], generation: Gen
         "kind": "evaluation",
         "model": asked.identity(),
         "tasks": {task.name: {**task.settings(), "prompts": _digest(task)} for task in tasks},
-        "batch_size": generation.batch_size,
-        "device": generation.device.partition(":")[0],
-        "dtype": generation.dtype,
+        **_how(generation),
     }
+
+
+def _how(generation: Generation) -> dict[str, Any]:
+    """The settings of all tasks; each has its own `max_new_tokens`."""
+    return {name: value for name, value in generation.settings.items() if name != "max_new_tokens"}
 
 
 def _digest(task: AskedTask) -> str:

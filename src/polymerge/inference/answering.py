@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -13,13 +14,23 @@ from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
 from polymerge.inference.images import open_image
 from polymerge.inference.prompt_records import Prompt
 
-__all__ = ["AnswerError", "Answerer", "Attempt", "attempt", "batches"]
+__all__ = ["AnswerError", "Answerer", "Attempt", "EngineError", "Generate", "attempt", "batches", "greedy_config"]
 
 _TOKENS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 Attempt = tuple[str | None, str]
 """An answer and an empty text, or None and the reason why there is none."""
+
+
+Generate = Callable[[list[str], list[list[Any]], bool | None], Sequence[Sequence[int]]]
+"""Generates the tokens of answers from prompts as the chat template wrote them, the images of each (or none at all),
+and whether the tokenizer adds its special tokens; None for its own choice.
+"""
+
+
+class EngineError(PolymergeError):
+    """An engine in a process of its own does not start, has ended, or does not hold what was put into it."""
 
 
 class AnswerError(PolymergeError):
@@ -59,17 +70,24 @@ class Answerer:
     processor       from `load_processor` in the same module; with a tokenizer, prompts are text only
     max_new_tokens  the longest answer, at least 1
     chat_template   a Jinja template that replaces the processor's, for a model without one
+    generate        generates the tokens in place of `model`, where another engine runs it
 
     raises RecipeError without a chat template: a model prompted in a format that it was not trained on answers badly,
     without any visible reason.
     """
 
     def __init__(
-        self, model: Any, processor: Any, *, max_new_tokens: int = 16, chat_template: str | None = None
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_new_tokens: int = 16,
+        chat_template: str | None = None,
+        generate: Generate | None = None,
     ) -> None:
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise RecipeError(f"max_new_tokens: {max_new_tokens!r} is not a whole number of at least 1")
-        self._model, self._processor, self._tokenizer = model, processor, tokenizer_of(processor)
+        self._processor, self._tokenizer = processor, tokenizer_of(processor)
         self._sees = processor is not self._tokenizer
         self._template = chat_template  # None for the processor's own, else there must be one inside it
         if chat_template is None and not getattr(processor, "chat_template", None):
@@ -80,7 +98,10 @@ class Answerer:
                 "chat_template.jinja from the model that it was made from into its folder, or give one with "
                 "chat_template."
             )
-        self._config = _greedy(model, self._tokenizer, max_new_tokens)
+        if generate is None:
+            config = greedy_config(model.generation_config, self._tokenizer, max_new_tokens)
+            generate = partial(_generated, model, processor, config)
+        self._generated = generate
 
     def answer(self, batch: Sequence[Prompt]) -> list[str]:
         """Answer prompts; returns the answers in order, without surrounding whitespace.
@@ -104,36 +125,19 @@ class Answerer:
             raise AnswerError(f"{_named(ids)}: the model reads text only, it has no processor for images", ids)
         try:
             return self._generate(alike, images)
+        except EngineError:
+            raise
         except Exception as error:  # whatever a model's own code raises: these prompts have no answer
             told = next(iter(str(error).strip().splitlines()), "")
             raise AnswerError(f"{_named(ids)}: no answer: {type(error).__name__}: {told}", ids) from error
 
     def _generate(self, alike: list[Prompt], images: list[list[Any]]) -> list[str]:
-        import torch
-
         texts = [self._asked(prompt) for prompt in alike]
-        how: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         # as transformers does it: a template that writes the special tokens itself gets no second ones
         begin = self._tokenizer.bos_token
-        if not self._sees or (begin is not None and texts[0].startswith(begin)):
-            how["add_special_tokens"] = False
-        if images:
-            how["images"] = images
-        inputs = dict(self._processor(text=texts, **how))
-        if "token_type_ids" not in inspect.signature(self._model.forward).parameters:
-            inputs.pop("token_type_ids", None)  # tokenizers give them to models that have no use for them
-        if not inputs["attention_mask"][:, -1].all():
-            raise ValueError(f"{type(self._processor).__name__} pads on the right, and answers must follow the prompts")
-        device, dtype = self._model.device, self._model.dtype
-        moved = {
-            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in inputs.items()
-        }
-        with torch.inference_mode(), _in_place_of(self._model, self._config):
-            output = self._model.generate(**moved)
-        said = self._tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        plain = not self._sees or (begin is not None and texts[0].startswith(begin))
+        tokens = self._generated(texts, images, False if plain else None)
+        said = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [text.strip() for text in said]
 
     def _asked(self, prompt: Prompt) -> str:
@@ -169,12 +173,39 @@ def attempt(answerer: Answerer, batch: Sequence[Prompt]) -> list[Attempt]:
     return [found[prompt.id] if prompt.id in found else attempt(answerer, [prompt])[0] for prompt in batch]
 
 
-def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
-    """A generation_config for greedy decoding that takes only token ids from the model's."""
+def _generated(
+    model: Any, processor: Any, config: Any, texts: list[str], images: list[list[Any]], special: bool | None
+) -> Any:
+    """The tokens of a model's answers, by transformers: int64 [prompt, token]."""
+    import torch
+
+    how: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+    if special is not None:
+        how["add_special_tokens"] = special
+    if images:
+        how["images"] = images
+    inputs = dict(processor(text=texts, **how))
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        inputs.pop("token_type_ids", None)  # tokenizers give them to models that have no use for them
+    if not inputs["attention_mask"][:, -1].all():
+        raise ValueError(f"{type(processor).__name__} pads on the right, and answers must follow the prompts")
+    moved = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in inputs.items()
+    }
+    with torch.inference_mode(), _in_place_of(model, config):
+        output = model.generate(**moved)
+    return output[:, inputs["input_ids"].shape[1] :]
+
+
+def greedy_config(own: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    """A generation_config for greedy decoding that takes only token ids from the model's own."""
     import transformers
 
     make: Any = transformers.GenerationConfig  # transformers leaves its constructors untyped
-    ids = {name: getattr(model.generation_config, name, None) for name in _TOKENS}
+    ids = {name: getattr(own, name, None) for name in _TOKENS}
     if ids["eos_token_id"] is None:
         ids["eos_token_id"] = tokenizer.eos_token_id
     return make(**ids, pad_token_id=tokenizer.pad_token_id, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)

@@ -12,13 +12,18 @@ from polymerge.checkpoints.loading import DTYPES
 from polymerge.engine.device import open_device
 from polymerge.errors import PolymergeError, RecipeError, did_you_mean
 from polymerge.inference.answering import batches
+from polymerge.inference.engines import ENGINES, SEED, engine_problems, engine_versions
+from polymerge.inference.job import Job
 from polymerge.inference.prompts import Prompt
 from polymerge.inference.run_folder import Run
-from polymerge.inference.worker import Job, Worker
+from polymerge.inference.worker import Worker
 from polymerge.inference.worker_pool import Call, WorkerPool
 from polymerge.planning import Plan
 
-__all__ = ["Batches", "Generation", "generate"]
+__all__ = ["WEIGHTS", "Batches", "Generation", "generate"]
+
+WEIGHTS: Final = "weights.json"
+"""What an engine of its own process said of the weights that were put into it, in the folder of a candidate."""
 
 _MOST: Final = {"max_new_tokens": 1_000_000, "batch_size": 1_000_000, "workers": 1024, "torch_threads": 1024}
 
@@ -33,6 +38,9 @@ class Generation:
     dtype          auto (as the template's weights are) or a torch dtype
     workers        processes, or actors if `ray` is set: `local`, or the address of a cluster
     torch_threads  of each worker; by default the processors are divided among them
+    engine         a row of the table of engines: transformers, or vllm, which runs in a process of its own
+    engine_env     the virtual environment in which such an engine is installed; by default the current one
+    engine_options further arguments of such an engine, by name: those of `vllm.LLM`, such as tensor_parallel_size
     """
 
     max_new_tokens: int = 16
@@ -43,6 +51,9 @@ class Generation:
     ray: str | None = None
     torch_threads: int | None = None
     trust_remote_code: bool = False
+    engine: str = "transformers"
+    engine_env: str | os.PathLike[str] | None = None
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def problems(self) -> list[PolymergeError]:
         """Errors in these settings."""
@@ -51,37 +62,41 @@ class Generation:
             for name, most in _MOST.items()
             if (value := getattr(self, name)) is not None and not 1 <= value <= most
         ]
-        if self.ray is None:  # the machines of a cluster have their own
+        local = self.engine in ENGINES and not ENGINES[self.engine].package
+        if local and self.ray is None:  # the machines of a cluster have their own
             try:
                 open_device(self.device)
             except PolymergeError as error:
                 found.append(error)
         if self.dtype not in DTYPES:
             found.append(RecipeError(f"dtype: '{self.dtype}'.{did_you_mean(self.dtype, DTYPES)}"))
-        return found
+        return found + engine_problems(self._job(None, ""), self.workers, self.ray)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that answers depend on, which excludes the number and place of workers."""
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "batch_size": self.batch_size,
-            "device": self.device.partition(":")[0],
-            "dtype": self.dtype,
-        }
+        own = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        if not ENGINES[self.engine].package:
+            return own | {"device": self.device.partition(":")[0], "dtype": self.dtype}
+        versions = engine_versions(self.engine, os.fspath(self.engine_env or ""))
+        engine = {"name": self.engine, "versions": dict(versions), "seed": SEED, "options": dict(self.engine_options)}
+        return own | {"engine": engine, "dtype": self.dtype}
 
     def worker_pool(self, plan: Plan | None, folder: str = "") -> WorkerPool:
         """The pool of workers.
 
         plan    whose models they load; None to load the checkpoint in `folder`
         """
+        return WorkerPool(self._job(plan, folder), self.workers, self.ray)
+
+    def _job(self, plan: Plan | None, folder: str) -> Job:
         threads = self.torch_threads
         if threads is None and (self.workers > 1 or self.ray is not None):
             threads = max(1, (os.cpu_count() or 1) // self.workers)
-        job = Job(
-            plan, folder, self.device, self.dtype, self.max_new_tokens, threads, threads, self.trust_remote_code
+        return Job(
+            plan, folder, self.device, self.dtype, self.max_new_tokens, threads, threads, self.trust_remote_code,
+            engine=self.engine, engine_env=os.fspath(self.engine_env or ""), engine_options=dict(self.engine_options),
         )  # fmt: skip
-        return WorkerPool(job, self.workers, self.ray)
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,8 @@ def generate(
     done = total - sum(len(batch) for own in missing.values() for batch in own)
     streams = (_calls(name, plans[name], own) for name, own in missing.items() if own)
     for (name, batch), answers in pool.run(streams):
+        if not batch and answers is not None:
+            run.write_part(name, WEIGHTS, answers)
         if batch:
             run.log(name).append(zip((prompt.id for prompt in batch), answers, strict=True))
             done += len(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -107,8 +108,12 @@ class SquareImages:
     def __call__(self, *, images: Any = None, **more: Any) -> Any:
         """Process texts and the images of each."""
         if images is not None:
-            more["images"] = [[padded(image, self._colour) for image in group] for group in images]
+            more["images"] = [self.pad(group) for group in images]
         return self._processor(**more)
+
+    def pad(self, images: Iterable[Any]) -> list[Any]:
+        """Pad images to squares."""
+        return [padded(image, self._colour) for image in images]
 
 
 def padded(image: Any, colour: tuple[int, ...]) -> Any:

@@ -70,6 +70,10 @@ class Run:
         """Write a file of the run; raises OutputError if it cannot be written."""
         return write_file(self.folder / name, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
+    def write_part(self, name: str, file: str, data: Mapping[str, Any]) -> Path:
+        """Write a file of a candidate or task."""
+        return write_file(self.part(name) / file, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
     def keep_prompts(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
         """Save the prompts, and their images that are in memory; returns the prompts with paths only."""
         placed = tuple(materialise(prompts, self.folder / "images"))

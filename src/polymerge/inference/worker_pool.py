@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from polymerge.engine.ray_cluster import cause_of, check_room, connected
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.inference.worker import Job, Worker
+from polymerge.inference.job import Job
+from polymerge.inference.worker import Worker
 
 __all__ = ["Call", "WorkerError", "WorkerPool", "own_device"]
 
@@ -105,7 +106,10 @@ class WorkerPool:
                 yield submit
         elif self.count == 1:
             worker = Worker(self._job)
-            yield lambda _, call: _done(lambda: call(worker))
+            try:
+                yield lambda _, call: _done(lambda: call(worker))
+            finally:
+                worker.close()
         else:
             # started anew, not forked: torch's threads do not survive a fork
             with _apart():

@@ -71,7 +71,7 @@ class AdapterSteps:
         self._check_globs(held)
         self._depth = max((layer + 1 for key in held if (layer := text_layer(f"{key}.weight")) is not None), default=0)
         if self._base is not None:  # whose layers may be more than those that the adapters change
-            self._depth = self._base.tower.layers or self._base.depth
+            self._depth = self._base.layers
         self._swapped = self._ways(held)
         steps = [step for key, pairs in held.items() if (step := self._module(key, dict(sorted(pairs.items()))))]
         self._check_overlap(held)
@@ -197,7 +197,7 @@ class AdapterSteps:
                 found = f", such as {names[0]}" if names else ""
                 hint = " (parameter extra says what becomes of full weights)" if where == "overrides" else ""
                 refuse(RecipeError(f"recipe: {where}: '{glob}' matches no {kind} by its canonical name{found}{hint}"))
-        depth = None if self._base is None else self._base.tower.layers or self._base.depth
+        depth = None if self._base is None else self._base.layers
         if self._recipe.layers is not None and depth not in (None, self._recipe.layers):
             refuse(
                 RecipeError(

@@ -239,7 +239,7 @@ def unmatched(
             f"recipe: {where}: '{glob}' matches no tensor; globs are matched against entire canonical names"
             f"{f'.{hint}' if hint.startswith(' Did') else f', such as {min(every)}'}"
         )
-    has_layers = template.tower.layers or template.depth
+    has_layers = template.layers
     if recipe.layers not in (None, has_layers):
         yield RecipeError(
             f"recipe: layers: it counts on {recipe.layers} layers, and template '{template.label}' has {has_layers}. "

@@ -175,6 +175,11 @@ class Model:
         return max((layer + 1 for name in self.tensors if (layer := text_layer(name)) is not None), default=0)
 
     @property
+    def layers(self) -> int:
+        """The number of layers that a schedule is over: what its config says, or else counted in its tensors."""
+        return self.tower.layers or self.depth
+
+    @property
     def config_ties(self) -> bool:
         """Whether its config ties the head to the embedding, regardless of what is stored."""
         return self.tower.ties_head is True
@@ -294,6 +299,7 @@ class Model:
             beside=digests_beside(self.checkpoint),
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
+            layers=self.layers,
             opened=self.checkpoint,
         )
 

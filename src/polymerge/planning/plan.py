@@ -71,6 +71,7 @@ class Input:
     files        for an adapter, what each weight file in its folder was used for
     wrappers     prefixes stripped from the names as stored (see `checkpoints.names`); all other names here lack them
     kind         a checkpoint, with or without an adapter, or an adapter alone
+    layers       the number of layers of a checkpoint's text tower; unknown in a plan that was written
     opened       the headers that the plan was made from, in the process that made it; also for an adapter alone
     """
 
@@ -87,6 +88,7 @@ class Input:
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     wrappers: tuple[str, ...] = ()
     kind: Literal["checkpoint", "adapter"] = "checkpoint"
+    layers: int | None = field(default=None, compare=False, repr=False)
     opened: Checkpoint | None = field(default=None, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -195,6 +197,10 @@ class Step:
     def turns(self, piece: Piece) -> bool:
         """Return whether a piece's rows are columns in the file of an input or of the output."""
         return self.transposed or any(map(_transposed, (*piece.reads, piece.base)))
+
+    def shape_of(self, piece: Piece) -> tuple[int, ...]:
+        """The shape of a piece's rows."""
+        return (sum(stop - start for start, stop in piece.rows), *self.row_shape)
 
     def rows(self, ranges: Ranges) -> Expr:
         """The expression for some of the template's rows."""

@@ -146,7 +146,6 @@ class _Planner:
         self.misfits = Misfits()
         self.warnings = list(recipe.notes)
         self.settings = settings_of(choices, len(models.merged))
-        self.depth = self.template.tower.layers or self.template.depth
         self.parts = self._parts()
         self.dtype = dtype_code(recipe.dtype) if recipe.dtype else None
         # of a template in fp8, the rest of which is what its config says
@@ -300,7 +299,7 @@ class _Planner:
             reason = "does not fit"  # a problem, said by the misfits
         pieces: list[Piece] = []
         if not reason:
-            setting = choice.at(canonical, stored, self.depth)
+            setting = choice.at(canonical, stored, self.template.layers)
             pieces, reason = self._pieces(canonical, rows, setting, readers)
         if not pieces:
             if self.vocabularies.changes(canonical) and reason != "does not fit":
@@ -385,18 +384,19 @@ class _Planner:
         self.vocabularies.note(canonical, total, readers, counts)
         base = exprs.pop() if setting.on_deltas and self.base is not None else None  # without one it is refused already
         twin = EMBEDDING if canonical == HEAD and self.template.config_ties else ""
+        if not rows:
+            return [], "no token is in every vocabulary"
         if setting.whole and not is_matrix(canonical, self.template.shape(canonical)):
-            setting = rest_of(setting, len(readers) - (base is not None))
+            setting = rest_of(setting, len(exprs))
         self.settings.setdefault(key_of(setting), setting)
         number = [*self.settings].index(key_of(setting))
-        merged = Piece(canonical, rows, number, tuple(exprs), base, twin=twin)
-        pieces = [merged] if rows else []
+        pieces = [Piece(canonical, rows, number, tuple(exprs), base, twin=twin)]
         if rest and keeper is self.template:
             pieces.append(self._kept(canonical, rest, rest))
         elif rest:
             own = rows_of(keeper.tensors[keeper.find(canonical) or canonical], rest)
             pieces.append(Piece(canonical, rest, reads=(own,), inputs=(self.inputs.index(keeper),)))
-        return (pieces, reason) if rows else ([], "no token is in every vocabulary")
+        return pieces, reason
 
     def _note_differences(self, steps: Sequence[Step]) -> None:
         """Warn once per cause if models give weights of equal shape different meanings."""

@@ -6,14 +6,20 @@ import json
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.beside import copy_files
+from polymerge.checkpoints.prefetch import fetched
 from polymerge.checkpoints.writer import lay_out
 from polymerge.dtypes import byte_count
 from polymerge.errors import PolymergeError, RecipeError, collecting, refuse
+from polymerge.planning.companions import files_taken
 from polymerge.planning.output_dtypes import output_config, stored_dtypes
 from polymerge.planning.plan import Plan
+from polymerge.planning.tokenizer_files import chooses_files, with_ids, write_chosen
 from polymerge.recipe.recipe import Recipe
 
 __all__ = ["plan_stages", "with_paths"]
@@ -30,24 +36,16 @@ def plan_stages(recipe: Recipe, planning: Callable[[Recipe, Mapping[str, Checkpo
     """
     known: dict[str, Checkpoint] = {}
     plans: list[Plan] = []
-    for stage in recipe.stages:
-        try:  # in a context of its own, so that what is wrong comes here
-            plan = Context().run(_alone, stage, known, planning)
-        except PolymergeError as error:
-            refuse(*(RecipeError(f"stage '{stage.name}': {problem}") for problem in error.problems))
-            return None
-        if plan.chat_template is not None or (plan.vocabulary is not None and not plan.vocabulary.agrees):
-            refuse(
-                RecipeError(
-                    f"stage '{stage.name}': what it makes is read again with its template's tokenizer, so only the "
-                    "last stage can choose tokenizer_source and chat_template. Say them there, or merge the stages one "
-                    "by one"
-                )
-            )
-            return None
-        plans.append(_without_paths(plan, known))
-        known[plan.name] = _written_by(plan)
-    last = planning(recipe, known)
+    with TemporaryDirectory(prefix="polymerge-stages-") as place:
+        for stage in recipe.stages:
+            try:  # in a context of its own, so that what is wrong comes here
+                plan = Context().run(_alone, stage, known, planning)
+                known[plan.name] = _written_by(plan, Path(place) / plan.name)
+            except PolymergeError as error:
+                refuse(*(RecipeError(f"stage '{stage.name}': {problem}") for problem in error.problems))
+                return None
+            plans.append(_without_paths(plan, known))
+        last = planning(recipe, known)
     return None if last is None else replace(_without_paths(last, known), stages=tuple(plans))
 
 
@@ -67,20 +65,30 @@ def _alone(
     raise AssertionError("what was refused is raised at the end of the block")
 
 
-def _without_paths(plan: Plan, stages: Mapping[str, object]) -> Plan:
-    """A plan whose inputs that are outputs of stages, by their names, have no path and no headers: these come first."""
+def _without_paths(plan: Plan, stages: Mapping[str, Checkpoint]) -> Plan:
+    """A plan whose inputs that are outputs of stages, by their names, have no path and no headers: these come first.
+
+    Files that it takes from such an output have the stage's name for their folder.
+    """
+    own = {one.path for one in plan.inputs if one.source not in stages}
+    names = {str(made.folder): name for name, made in stages.items() if str(made.folder) not in own}
     inputs = [replace(one, path="", opened=None) if one.source in stages else one for one in plan.inputs]
-    return replace(plan, inputs=tuple(inputs))
+    taken = [replace(one, folder=names.get(one.folder, one.folder)) for one in plan.companions]
+    return replace(plan, inputs=tuple(inputs), companions=tuple(taken))
 
 
 def with_paths(plan: Plan, made: Plan) -> Plan:
     """A plan whose inputs lie where those of an equal plan do, which was made once they were written."""
     inputs = zip(plan.inputs, made.inputs, strict=True)
-    return replace(plan, inputs=tuple(replace(own, path=one.path, opened=one.opened) for own, one in inputs))
+    found = tuple(replace(one, source=own.source, label=own.label) for own, one in inputs)
+    return replace(plan, inputs=found, companions=made.companions)
 
 
-def _written_by(plan: Plan) -> Checkpoint:
-    """The checkpoint that a plan's merge will write, from its headers; beside its weights lie the template's files."""
+def _written_by(plan: Plan, place: Path) -> Checkpoint:
+    """The checkpoint that a plan's merge will write, from its headers.
+
+    place   a folder to make for what will lie beside its weights, if that is not what lies beside the template's
+    """
     recorded = plan.inputs[plan.template]
     template = recorded.opened
     if template is None:
@@ -92,12 +100,21 @@ def _written_by(plan: Plan) -> Checkpoint:
         name: TensorInfo(name, *shapes[name], file, place.start, byte_count(*shapes[name]))
         for name, place in shards.places.items()
     }
-    config = output_config(plan, template)
-    text = json.dumps(dict(config))
+    config, folder = output_config(plan, template), template.folder
+    if plan.companions or chooses_files(plan):
+        folder = place
+        beside = files_taken(template, plan.companions)
+        for path in beside.values():
+            fetched(path)
+        folder.mkdir()
+        copy_files(beside, folder)
+        write_chosen(plan, folder)
+    chosen = plan.vocabulary.ids if plan.vocabulary is not None else {}
+    text = json.dumps(with_ids(config, chosen.get("config.json", {})))
     stored = stored_dtypes(plan.steps, template.config, plan.recipe.get("dtype") is not None)
     return Checkpoint(
         source=plan.name,
-        folder=template.folder,
+        folder=folder,
         config=MappingProxyType(json.loads(stored.written_in(text)) if config else {}),
         entries=MappingProxyType(entries),
         files=(file,),

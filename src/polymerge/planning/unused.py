@@ -20,7 +20,8 @@ from polymerge.recipe.overrides import matches
 from polymerge.recipe.parameters import Setting, without_effect
 from polymerge.recipe.recipe import Recipe
 
-__all__ = ["UnusedTensors", "drops_at_random", "left_out_of_files", "measures_tensors", "notes", "partly_kept"]
+__all__ = ["UnusedTensors", "drops_at_random", "has_no_effect", "left_out_of_files", "measures_tensors", "notes"]
+__all__ += ["partly_kept"]
 
 
 @dataclass
@@ -149,14 +150,7 @@ def notes(
         found.append("the output is not quantized, and its config.json lacks quantization_config")
     elif quantization_method(models.template.checkpoint.config) is not None:
         found.append("the output's config.json lacks that setting: its weights are plain")
-    said = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
-    said += [override.parameters for override in recipe.overrides]
-    if any("int8_mask" in parameters for parameters in said):
-        found.append("int8_mask has no effect")
-    general = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
-    row = METHODS[recipe.merge_method]
-    if unused := dict.fromkeys(name for given in general for name in without_effect(row, given)):
-        found.append(f"{row.name} has no parameter {listed(list(unused))}, which has no effect, as in mergekit")
+    found += has_no_effect(recipe)
     merged = dict.fromkeys(models.merged)
     own = [model for model in merged if HEAD in model.tensors and not model.ties_head]
     if models.template.ties_head and own:
@@ -170,6 +164,17 @@ def notes(
     if not models.template.generic and models.template not in (*models.merged, base):
         found.append(f"template '{models.template.label}' only provides the layout: it is not among models")
     found += _beside_mergekit(recipe, models, base, settings, steps)
+    return found
+
+
+def has_no_effect(recipe: Recipe) -> list[str]:
+    """Sentences on parameters of a recipe that count for nothing."""
+    found, row = [], METHODS[recipe.merge_method]
+    general = [recipe.parameters, *(entry.parameters for entry in recipe.models)]
+    if any("int8_mask" in given for given in (*general, *(override.parameters for override in recipe.overrides))):
+        found.append("int8_mask has no effect")
+    if unused := dict.fromkeys(name for given in general for name in without_effect(row, given)):
+        found.append(f"{row.name} has no parameter {listed(list(unused))}, which has no effect, as in mergekit")
     return found
 
 

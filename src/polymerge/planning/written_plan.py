@@ -74,10 +74,12 @@ def written_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan | N
 def _plan(data: Mapping[str, Any]) -> Plan:
     lists = {name: data.get(name) for name in ("inputs", "settings", "steps", "left_out", "companions", "stages")}
     entries = checked(lists, dict[str, list[dict[str, Any]]], "plan", error=RecipeError, then=_AGAIN)
+    recipe = data.get("recipe")
+    on_base = isinstance(recipe, Mapping) and recipe.get("base_model") is not None
     settings = [(f"settings[{place}]", one) for place, one in enumerate(entries["settings"])]
     made = {
         "inputs": tuple(_made(Input, one, f"inputs[{place}]") for place, one in enumerate(entries["inputs"])),
-        "settings": tuple(_setting(one, where) for where, one in settings),
+        "settings": tuple(_setting(one, where, on_base) for where, one in settings),
         "steps": tuple(_step(one, f"steps[{place}]") for place, one in enumerate(entries["steps"])),
         "left_out": tuple(_made(LeftOut, one, "left_out") for one in entries["left_out"]),
         "companions": tuple(_made(Companions, one, "companions") for one in entries["companions"]),
@@ -91,9 +93,9 @@ def _plan(data: Mapping[str, Any]) -> Plan:
     return plan
 
 
-def _setting(data: Mapping[str, Any], where: str) -> Setting:
+def _setting(data: Mapping[str, Any], where: str, on_base: bool) -> Setting:
     said = _made(Setting, data, where)
-    return replace(written_setting(said.method, said.parameters, where), schedule=said.schedule)
+    return replace(written_setting(said.method, said.parameters, where), on_base=on_base, schedule=said.schedule)
 
 
 def _step(data: Mapping[str, Any], where: str) -> Step:
@@ -150,7 +152,7 @@ def _faults(plan: Plan) -> Iterator[str]:
     for one in plan.companions:
         if outside := [name for name in (*one.files, *one.dropped) if not is_plain(name)]:
             yield f"a plan cannot name files outside of its folders: '{outside[0]}'"
-        if one.folder not in {folder for entry in plan.inputs for folder in (entry.path, entry.adapter)}:
+        if one.folder not in {name for held in plan.inputs for name in (held.path or held.source, held.adapter)}:
             yield f"a plan cannot take files from '{one.folder}', which is none of its inputs"
     if plan.vocabulary is not None and not {*plan.vocabulary.ids} <= {"config.json", "generation_config.json"}:
         yield "its vocabulary names other files than configs"
@@ -214,11 +216,6 @@ def _rows(step: Step) -> int:
     return step.shape[0] if step.shape else 1
 
 
-def _shape(step: Step, piece: Piece) -> tuple[int, ...]:
-    """The shape of a piece's rows."""
-    return (sum(stop - start for start, stop in piece.rows), *step.row_shape)
-
-
 def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
     places = piece.inputs or (plan.models if piece.setting is not None else (plan.template,))
     if not all(place in range(len(plan.inputs)) for place in places):
@@ -246,10 +243,10 @@ def _faults_in(plan: Plan, step: Step, piece: Piece) -> Iterator[str]:
         more = setting.parameters.keys() - {one.name for one in setting.row.parameters}
         if setting.row.on == "factors" or not more <= {one.name for one in MODIFIERS}:
             yield f"{setting.method} with these parameters is for adapters"
-        if setting.whole and not is_matrix(piece.canonical, _shape(step, piece)):
+        if setting.whole and not is_matrix(piece.canonical, step.shape_of(piece)):
             yield f"{setting.method} is for matrices"
         has_base = piece.base is not None
-        unfit = setting.row.needs_base != has_base and not plan.of_adapters
+        unfit = setting.on_deltas != has_base and not plan.of_adapters
         if unfit or (has_base and plan.base is None):
             yield f"{setting.method} and a base do not fit"
     elif not setting.row.takes_adapters or "rank" not in setting.parameters:

@@ -15,7 +15,7 @@ from polymerge.recipe.parameters import UNREAD, Layer, Setting, resolve
 from polymerge.recipe.recipe import ModelEntry, Recipe
 from polymerge.recipe.schedule import Schedule, schedule_of
 
-__all__ = ["Choice", "choices_of", "choices_of_adapters", "key_of", "matches", "rest_of", "settings_of"]
+__all__ = ["Choice", "Key", "choices_of", "choices_of_adapters", "key_of", "matches", "rest_of", "settings_of"]
 
 Key = tuple[str, str, tuple[tuple[str, object], ...]]
 """What equal settings are recognised by."""

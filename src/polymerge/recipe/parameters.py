@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, shown
 from polymerge.methods.method import Method, Parameter
-from polymerge.methods.table import ADAPTERS, METHODS, MODIFIERS
+from polymerge.methods.table import ADAPTERS, METHODS, MODIFIERS, SHARED
 from polymerge.methods.weights import cancel
 from polymerge.recipe.depth import NOTHING, plain_value, unfit
 
@@ -85,6 +85,12 @@ class Setting:
     def row(self) -> Method:
         """The method's row of the table."""
         return METHODS[self.method]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The parameters that its method's function is given by name: those of its row, without `SHARED`."""
+        own = {name: value for name, value in self.parameters.items() if self.row.parameter(name)}
+        return {name: value for name, value in own.items() if name not in SHARED}
 
     @property
     def joins_factors(self) -> bool:

@@ -29,8 +29,8 @@ class Input(Struct, kw_only=True):
     role: list[str]
     family: str
     source: str
-    path: str
-    adapter: str | None = None
+    pinned: str = ""
+    sampled: dict[str, str] = field(default_factory=dict)
     sha256: dict[str, str]
 
 
@@ -169,9 +169,11 @@ def _input(entry: Input) -> dict[str, Any]:
         "roles": entry.role,
         "family": entry.family,
         "source": entry.source,
-        "path": entry.path,
-        "adapter": entry.adapter or "",
-        "files": [{"name": name, "sha256": digest} for name, digest in entry.sha256.items()],
+        "pinned": entry.pinned,
+        "files": [
+            {"name": name, "sha256": entry.sha256.get(name, ""), "sampled": entry.sampled.get(name, "")}
+            for name in dict.fromkeys([*entry.sampled, *entry.sha256])
+        ],
     }
 
 

@@ -74,7 +74,7 @@ def _lineage(places: Mapping[str, str], merges: Sequence[Mapping[str, Any]]) -> 
 
 
 def _same(place: str, entry: Mapping[str, Any]) -> bool:
-    known = {entry["source"], entry["path"]} | {_resolved(one) for one in (entry["path"],) if one}
+    known = {entry["source"], entry["pinned"], _resolved(entry["source"])}
     return place in known or _resolved(place) in known
 
 

@@ -189,7 +189,10 @@ class PlannedSearch:
     def _plans_of(self, points: Iterable[Point]) -> dict[str, Plan]:
         """The plans of some candidates by name, those of a grid as they were planned."""
         named = {candidate_name(self.space, point): point for point in points}
-        made = plan_candidates(self.recipe, self.space, [named[name] for name in named if name not in self.plans])
+        new = [named[name] for name in named if name not in self.plans]
+        like = self.points[0] if self.points else self.space.sweeps()[0][0]
+        first = self.plans[candidate_name(self.space, like)], self.space.turned(self.recipe, like)
+        made = plan_candidates(self.recipe, self.space, new, first)
         return {name: self.plans.get(name) or made[name] for name in named}
 
     def _sampled(self, keeper: Scorekeeper, settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], Point]:

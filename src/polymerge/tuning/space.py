@@ -72,13 +72,16 @@ def make_space(recipe: Recipe, knobs: Sequence[Knob], *, keep_template_weight: b
     return Space(tuple(axes))
 
 
-def plan_candidates(recipe: Recipe, space: Space, points: Iterable[Point]) -> dict[str, Plan]:
+def plan_candidates(
+    recipe: Recipe, space: Space, points: Iterable[Point], first: tuple[Plan, Recipe] | None = None
+) -> dict[str, Plan]:
     """Plan every candidate, by name; they differ in methods and parameters only.
+
+    first  another candidate's plan, from which theirs are derived where they can be, and its recipe
 
     raises Refused with every problem of any of them.
     """
     plans: dict[str, Plan] = {}
-    first: tuple[Plan, Recipe] | None = None
     with collecting():
         for point in points:
             with collecting():

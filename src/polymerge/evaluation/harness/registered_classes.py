@@ -9,7 +9,7 @@ from typing import Final
 from polymerge.errors import RecipeError
 from polymerge.families.registry import GENERIC, claimed
 
-__all__ = ["DATASETS", "WRAPPERS", "Wrapper", "wrapper_of"]
+__all__ = ["DATASETS", "OWN_CODE", "WRAPPERS", "Wrapper", "family_of", "wrapper_of"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,14 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
 )
 """The first row that fits counts."""
 
+OWN_CODE: Final = frozenset(
+    {
+        "cambrian", "cogvlm", "deepseek_vl_original", "internvl_chat", "llava_original", "minicpm_v", "molmo",
+        "mplug_owl2", "phi3_v",
+    }
+)  # fmt: skip
+"""The families that transformers has no class for: their code is their own."""
+
 _MCQ, _YES_NO, _VQA = "ImageMCQDataset", "ImageYORNDataset", "ImageVQADataset"
 
 DATASETS: Mapping[str, str] = {
@@ -130,14 +138,19 @@ DATASETS: Mapping[str, str] = {
 """VLMEvalKit's class for a data set, which its config file has to name; `NAME=CLASS` sets it for any other one."""
 
 
+def family_of(config: Mapping[str, object]) -> str:
+    """The family of a checkpoint, or the model type of a config that no table claims."""
+    table = claimed(config)
+    return str(config.get("model_type")) if table is GENERIC else table.name
+
+
 def wrapper_of(config: Mapping[str, object], tool: str) -> Wrapper:
     """Look up the row of a checkpoint by its config.json.
 
     raises RecipeError if the tool has no class for it.
     """
     rows = [row for row in WRAPPERS if (row.lmms if tool == "lmms-eval" else row.kit)]
-    table = claimed(config)
-    family = str(config.get("model_type")) if table is GENERIC else table.name
+    family = family_of(config)
     found = next((row for row in rows if row.family == family and row.fits(config)), None)
     if found is None:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with lmms-eval or VLMEvalKit: build the command, run it, convert its results."""
+"""Evaluate a checkpoint with lmms-eval, lm-eval or VLMEvalKit: build the command, run it, convert its results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from polymerge.checkpoints.json_objects import read_json
 from polymerge.durable import write_file
 from polymerge.errors import MissingExtraError, OutputError, PolymergeError, RecipeError, Refused
 from polymerge.evaluation.evaluated_model import EvaluatedModel, evaluated_model
+from polymerge.evaluation.harness import lm_eval as lmeval
 from polymerge.evaluation.harness import lmms_eval as lmmseval
 from polymerge.evaluation.harness import vlmevalkit
 from polymerge.evaluation.harness.registered_classes import wrapper_of
 from polymerge.evaluation.results import FILE, Results, TaskResult
 from polymerge.inference.run_folder import Run, alone_in, open_run
-from polymerge.paths import exists, given_path
+from polymerge.paths import exists, given_path, python_in
 
 __all__ = ["Ended", "ToolJob", "plan_tool", "run_tool"]
 
@@ -38,7 +39,9 @@ the second, lmms-eval before 0.7 takes answers of whatever model lay at the same
 _TASKS: Final = "tasks"
 _MISSING: Final = "missing"
 
-_MODULES = {"lmms-eval": "lmms_eval", "vlmevalkit": "vlmeval"}
+_MODULES = {"lmms-eval": "lmms_eval", "lm-eval": "lm_eval"}
+"""The modules of the tools that are packages; VLMEvalKit is a clone."""
+_PACKAGES = {"lmms-eval": "lmms-eval", "lm-eval": "'lm-eval[hf]'"}
 
 
 @dataclass(frozen=True)
@@ -113,32 +116,41 @@ def plan_tool(
         raise RecipeError("tasks: names none")
     if kit is not None and tool != "vlmevalkit":
         raise RecipeError(f"kit says nothing to {tool}")
-    row = wrapper_of(read_config(asked.folder / "config.json"), tool)
-    python = _python(environment)
+    config = read_config(asked.folder / "config.json")
+    python = python_in(environment)
     run = given_path(out).absolute()
     folder = run / _TASKS / tool
+    if tool in _MODULES and any(word.lstrip("-").partition("=")[0] == "use_cache" for word in more):
+        raise RecipeError(f"use_cache: {tool} tells models apart by their paths. Leave its cache out")
+    if tool == "lm-eval":
+        place = lmeval.place(config, asked.folder, run / "models")
+        command = lmeval.command(place, tasks, folder, device, batch_size or 1, trust_remote_code)
+        return ToolJob(
+            tool, (python, *command, *_absolute(more)), run, asked, tuple(tasks),
+            lambda before: lmeval.read(folder, tasks, before), force,
+            links={} if place == asked.folder else {place: asked.folder},
+        )  # fmt: skip
+    row = wrapper_of(config, tool)
     if tool == "lmms-eval":
-        if any(word.lstrip("-").partition("=")[0] == "use_cache" for word in more):
-            raise RecipeError("use_cache: lmms-eval tells models apart by their paths. Leave its cache out")
         place = lmmseval.place(row, asked.folder, run / "models")
         command = lmmseval.command(row, place, tasks, folder, device, batch_size or 1, trust_remote_code)
         return ToolJob(
-            tool, (python, *command, *map(_absolute, more)), run, asked, tuple(tasks),
+            tool, (python, *command, *_absolute(more)), run, asked, tuple(tasks),
             lambda before: lmmseval.read(folder, tasks, before), force,
             links={} if place == asked.folder else {place: asked.folder},
         )  # fmt: skip
     if batch_size is not None:
         raise RecipeError("batch_size: VLMEvalKit asks one question at a time. Leave it out")
     place, label = vlmevalkit.place(row, asked.folder, run / "models"), vlmevalkit.label(asked.name)
-    config = run / "vlmevalkit.json"
+    settings = run / "vlmevalkit.json"
     script = str(given_path(kit).absolute() / "run.py") if kit is not None else "run.py"
     if kit is not None and not Path(script).is_file():
         raise RecipeError(f"kit {kit}: has no run.py. Give the clone of VLMEvalKit")
     names = vlmevalkit.datasets(tasks)
     return ToolJob(
-        tool, (python, script, *vlmevalkit.command(config, folder), *map(_absolute, more)), run, asked, tuple(names),
+        tool, (python, script, *vlmevalkit.command(settings, folder), *_absolute(more)), run, asked, tuple(names),
         lambda before: vlmevalkit.read(folder / label, label, list(names), before, run / f"{tool}.log"), force,
-        (vlmevalkit.REUSE,), {config: vlmevalkit.config(row, label, place, names)},
+        (vlmevalkit.REUSE,), {settings: vlmevalkit.config(row, label, place, names)},
         {} if place == asked.folder else {place: asked.folder},
     )  # fmt: skip
 
@@ -185,7 +197,7 @@ def _run_alone(job: ToolJob, run: Run, show: Callable[[str], None]) -> Ended:
         write_file(file, text)
     place = job.place or _empty(run.folder)
     # only what this very run has left may be taken: its settings say of which model and command that is
-    status = _stream((*job.command, *(job.reuse if before else ())), log, show, place)
+    status = _stream((*job.command, *(job.reuse if before else ())), log, show, place, job.place is not None)
     if job.place is None:
         with suppress(OSError):  # it has written something there
             place.rmdir()
@@ -212,31 +224,27 @@ def _read(job: ToolJob, run: Run, log: Path, before: set[Path], status: int = 0)
     return Ended(results, missing)
 
 
-def _python(environment: str | None) -> str:
-    """Path to the Python of a virtual environment; the current Python if none is given."""
-    if environment is None:
-        return sys.executable
-    path = given_path(environment).absolute()
-    found = path / "bin" / "python" if path.is_dir() else path
-    if not found.is_file() or not os.access(found, os.X_OK):
-        raise RecipeError(f"environment {environment}: there is no {found}. Give the folder of a virtual environment")
-    return str(found)
-
-
 def _check_installed(job: ToolJob) -> None:
     here = job.command[0] == sys.executable
     if job.tool == "vlmevalkit" and job.command[1] == "run.py":
         raise RecipeError("VLMEvalKit runs from its clone: say where it is with `kit`")
-    if job.tool == "lmms-eval" and here and importlib.util.find_spec(_MODULES[job.tool]) is None:
+    if job.tool in _MODULES and here and importlib.util.find_spec(_MODULES[job.tool]) is None:
         raise MissingExtraError(
-            "lmms-eval is not installed here: pip install lmms-eval, or name its own environment with `environment`"
+            f"{job.tool} is not installed here: pip install {_PACKAGES[job.tool]}, or name its own environment with "
+            "`environment`"
         )
 
 
-def _absolute(word: str) -> str:
-    """A word of the tool's options, absolute if it is the path of something here: the tool runs elsewhere."""
+def _absolute(words: Sequence[str]) -> list[str]:
+    """Words of the tool's options, in which paths of what exists here are absolute: the tool runs elsewhere."""
+    return [_absolute_word(word, option) for option, word in zip(("", *words), words, strict=False)]
+
+
+def _absolute_word(word: str, option: str) -> str:
+    """A word, given the one before it: a name alone is a path if the option says so."""
     name, equals, value = word.rpartition("=")
-    return f"{name}{equals}{os.path.abspath(value)}" if os.sep in value and exists(value) else word  # noqa: PTH100
+    is_path = os.sep in value or (name or option).endswith(("path", "dir", "file"))
+    return f"{name}{equals}{os.path.abspath(value)}" if is_path and exists(value) else word  # noqa: PTH100
 
 
 def _empty(run: Path) -> Path:
@@ -257,7 +265,7 @@ def _environment(kit: bool) -> dict[str, str]:
     return found if kit else {**found, **_ALONE}
 
 
-def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], place: Path) -> int:
+def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], place: Path, kit: bool) -> int:
     """Run a command; its output is shown and logged as it arrives, progress bars included. Returns the exit status."""
     decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
     with (
@@ -267,7 +275,7 @@ def _stream(command: Sequence[str], log: Path, show: Callable[[str], None], plac
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(command[1] != "-m"),
+            env=_environment(kit),
             cwd=place,
         ) as tool,
     ):

@@ -54,12 +54,11 @@ function mergesSection(merges) {
 
 function inputItem(entry) {
   const digests = entry.files.length ? el("details", {},
-    el("summary", {}, `sha256 of ${plural(entry.files.length, "file")}`),
-    entry.files.map((file) => el("div", {}, el("span", { class: "soft" }, file.name.split("/").pop()), mono(file.sha256)))) : null;
+    el("summary", {}, `digests of ${plural(entry.files.length, "file")}`),
+    entry.files.map((file) => el("div", {}, el("span", { class: "soft" }, `${file.name.split("/").pop()} (${file.sha256 ? "sha256" : "samples"})`), mono(file.sha256 || file.sampled)))) : null;
   return el("li", {},
     el("div", { class: "who" }, el("strong", {}, entry.label), entry.roles.map((role) => tag(role)), el("span", { class: "soft" }, entry.family)),
-    mono(entry.source === entry.path ? entry.path : `${entry.source} (${entry.path})`),
-    entry.adapter ? mono(`adapter ${entry.adapter}`) : null, digests);
+    mono(entry.pinned && entry.pinned !== entry.source ? `${entry.source} (${entry.pinned})` : entry.source), digests);
 }
 
 function outcome(merge) {

@@ -9,9 +9,9 @@ from typing import Any
 
 from polymerge.checkpoints.added_tokens import add_tokens, write_chat_template
 from polymerge.checkpoints.json_objects import read_json
-from polymerge.planning import Plan
+from polymerge.planning.plan import Plan
 
-__all__ = ["chooses_files", "write_chosen"]
+__all__ = ["chooses_files", "with_ids", "write_chosen"]
 
 
 def chooses_files(plan: Plan) -> bool:
@@ -29,16 +29,16 @@ def write_chosen(plan: Plan, folder: Path) -> None:
         add_tokens(folder, plan.vocabulary.added)
         for name, ids in plan.vocabulary.ids.items():
             if (file := folder / name).is_file():
-                said = _with_ids(read_json(file, dict[str, Any]), ids)
+                said = with_ids(read_json(file, dict[str, Any]), ids)
                 file.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if plan.chat_template is not None:
         write_chat_template(folder, plan.chat_template)
 
 
-def _with_ids(config: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
+def with_ids(config: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
     """A config with other numbers of tokens, at every level that has them."""
     return {
-        key: _with_ids(value, ids)
+        key: with_ids(value, ids)
         if isinstance(value, Mapping)
         else ids[key]
         if key in ids and value is not None

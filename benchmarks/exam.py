@@ -1,0 +1,128 @@
+"""Ask merged models about scans that nobody was taught, and search the scale of each merge by other questions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cases import Case
+from lessons import SEED, VLM
+from polymerge.demo import trained_models
+from polymerge.demo.digit_questions import Question, Share, draw_questions, score_vlm, share
+from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, load_handwriting, split_pairs
+from polymerge.errors import PolymergeError
+
+__all__ = ["UNTAUGHT", "Exam", "Row", "contest"]
+
+UNTAUGHT = "perception"
+SEARCH_SEED, SEARCH_PICTURES = SEED + 1, 1  # of the questions that a scale is searched with
+
+Made = Callable[[Case, float | None], tuple[Any, float]]
+"""Merges by a case, as it is or at a scale: the model, and the norm of the update over the root mean square of all."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's answers: by task, 1 for right and 0 for wrong.
+
+    norm     of what the model's training or merge changes, over the root mean square of the merged models'
+    scale    that was searched; None for what is no merge of polymerge's
+    right    how many answers to other questions were right: at each norm of the search
+    as_is    the norm of the merge without a search, and how many answers to those questions were right
+    failure  why there are no answers
+    """
+
+    marks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    norm: float | None = None
+    scale: float | None = None
+    right: Sequence[int] = ()
+    as_is: tuple[float, int] = (0.0, 0)
+    failure: str = ""
+
+
+class Exam:
+    """The questions: on tasks that the merged models were taught, and on others."""
+
+    def __init__(self, taught: Sequence[str], pictures: int | None = None) -> None:
+        pairs, scans = Pairs((), split_pairs(SEED).every), load_handwriting(SEED)[1]
+        every = draw_questions(pairs, scans, SEED, pictures=pictures)
+        self.taught = tuple(taught)
+        self.untaught = (*(task for task in ARITHMETIC if task not in taught), UNTAUGHT)
+        self.questions = {task: [q for q in every if q.kind == task] for task in ARITHMETIC}
+        self.questions[UNTAUGHT] = [q for q in every if q.kind in PERCEPTION]
+        self.processor = trained_models.load_processor(VLM)
+        others = draw_questions(pairs, scans, SEARCH_SEED, pictures=SEARCH_PICTURES)
+        self.others = [q for q in others if q.kind in taught]
+
+    def right_of_others(self, model: Any) -> int:
+        """How many answers are right to questions on the taught tasks that are not in the exam."""
+        return sum(score_vlm(model, self.processor, self.others))
+
+    def ask(self, model: Any) -> dict[str, list[int]]:
+        """Mark the answers to all questions."""
+        return {task: [*map(int, score_vlm(model, self.processor, some))] for task, some in self.questions.items()}
+
+    def share(self, row: Row, task: str) -> Share:
+        """The share of answers that are right."""
+        return share(row.marks[task], self.questions[task])
+
+    def mean(self, row: Row) -> Share:
+        """The same over all taught tasks, which have as many questions each."""
+        return share([mark for task in self.taught for mark in row.marks[task]], self._all(self.taught))
+
+    def difference(self, row: Row, other: Row, tasks: Sequence[str]) -> Share:
+        """How much larger one's share is than another's, with the error of that, since both were asked the same."""
+        pairs = [pair for task in tasks for pair in zip(row.marks[task], other.marks[task], strict=True)]
+        return share([a - b for a, b in pairs], self._all(tasks))
+
+    def _all(self, tasks: Sequence[str]) -> list[Question]:
+        return [question for task in tasks for question in self.questions[task]]
+
+
+def contest(cases: Mapping[str, Case], made: Made, exam: Exam, file: Path, about: str) -> dict[str, Row]:
+    """Each merge at the scale with the most right answers to other questions than those of the exam.
+
+    file   of finished merges, which a run that was cut short goes on with
+    about  what they depend on beside the case
+    """
+    kept = _read(file, about)
+    for name, case in cases.items():
+        if name in kept and kept[name][0] == repr(case):
+            continue
+        try:
+            row = _of_case(case, made, exam)
+        except (PolymergeError, ValueError, RuntimeError, OSError, KeyError) as error:
+            row = Row(failure=f"{type(error).__name__}: {error}")
+        kept[name] = (repr(case), row)
+        _write(file, about, kept)
+        told = row.failure or f"{exam.mean(row).value:.3f} at scale {row.scale:g}, {row.as_is}, {row.right}"
+        print(f"{name}: {told}", file=sys.stderr, flush=True)
+    return {name: kept[name][1] for name in cases}
+
+
+def _of_case(case: Case, made: Made, exam: Exam) -> Row:
+    model, norm = made(case, None)
+    as_is = (norm, exam.right_of_others(model))
+    scales = case.scales(norm)
+    right = [exam.right_of_others(made(case, scale)[0]) for scale in scales]
+    best = scales[right.index(max(right))]
+    model, norm = made(case, best)
+    return Row(exam.ask(model), norm, best, right, as_is)
+
+
+def _read(file: Path, about: str) -> dict[str, tuple[str, Row]]:
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if found.get("about") != about:
+        return {}
+    return {name: (case, Row(**row)) for name, (case, row) in found["rows"].items() if not row["failure"]}
+
+
+def _write(file: Path, about: str, kept: Mapping[str, tuple[str, Row]]) -> None:
+    rows = {name: [case, vars(row)] for name, (case, row) in kept.items()}
+    beside = file.with_name(f"{file.name}.new")
+    beside.write_text(json.dumps({"about": about, "rows": rows}), encoding="utf-8")
+    beside.replace(file)

@@ -1,0 +1,153 @@
+"""The table of engines: the programs that run a model. Another one is a row here, and a file in `hosts`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, did_you_mean
+from polymerge.inference.job import AnswerSettings, Job
+from polymerge.paths import given_path
+from polymerge.planning import Plan
+
+if TYPE_CHECKING:
+    from polymerge.inference.answering import Answerer
+
+__all__ = ["ENGINES", "SEED", "Engine", "EngineRow", "engine_problems", "engine_versions", "open_engine", "python_in"]
+
+SEED: Final = 0
+"""The seed that engines are started with; decoding is greedy, and draws nothing."""
+
+_VERSIONS: Final = """
+import json, sys
+from importlib import metadata, util
+found = {}
+for name in sys.argv[1:]:
+    if util.find_spec(name) is not None:
+        packages = metadata.packages_distributions().get(name, [name])
+        found[name] = metadata.version(packages[0]) + ("" if packages[0] == name else f" ({packages[0]})")
+print(json.dumps(found))
+"""
+
+
+class Engine(Protocol):
+    """A loaded model whose weights can be those of one plan after another."""
+
+    def set(self, plan: Plan) -> dict[str, Any] | None:
+        """Set the weights to a plan's; what the engine has to say of them, if anything."""
+
+    def answerer(self, settings: AnswerSettings) -> Answerer:
+        """Answers prompts with the weights that are set."""
+
+    def close(self) -> None:
+        """End what the engine has started."""
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """An engine.
+
+    place     module and function that opens it for a `Job`
+    package   the package that runs in a process of its own, with a file in `hosts`; empty for this process
+    versions  the packages whose versions are recorded with its answers
+    """
+
+    place: str
+    package: str = ""
+    versions: tuple[str, ...] = ()
+
+
+_PROCESS: Final = "polymerge.inference.process_engine:ProcessEngine"
+
+ENGINES: Final[Mapping[str, EngineRow]] = {
+    "transformers": EngineRow("polymerge.inference.transformers_engine:TransformersEngine"),
+    "vllm": EngineRow(_PROCESS, "vllm", ("vllm", "torch", "transformers")),
+}
+
+
+def open_engine(job: Job) -> Engine:
+    """Load the model of a job in its engine."""
+    module, _, name = ENGINES[job.engine].place.partition(":")
+    engine: Engine = getattr(import_module(module), name)(job)
+    return engine
+
+
+def engine_problems(job: Job, workers: int, ray: str | None) -> list[PolymergeError]:
+    """What is wrong with the choice of an engine: its name, its environment, or what it cannot be asked for."""
+    if job.engine not in ENGINES:
+        return [RecipeError(f"engine: there is none called '{job.engine}'.{did_you_mean(job.engine, ENGINES)}")]
+    if not ENGINES[job.engine].package:
+        return [
+            RecipeError(f"{name}: is for an engine in a process of its own, and '{job.engine}' runs in this one")
+            for name, said in (("engine_env", job.engine_env), ("engine_options", job.engine_options))
+            if said
+        ]
+    found: list[PolymergeError] = []
+    if workers > 1 or ray is not None:
+        found.append(
+            RecipeError(
+                f"{'workers' if ray is None else 'ray'}: {job.engine} is one engine, which answers many prompts at "
+                "once: raise batch_size. Several GPUs are its own affair, such as tensor_parallel_size=2 in "
+                "engine_options"
+            )
+        )
+    if job.device != "cpu":
+        found.append(
+            RecipeError(
+                f"device: '{job.device}': {job.engine} runs on what it was built for. Leave it out; GPUs are chosen by "
+                "CUDA_VISIBLE_DEVICES"
+            )
+        )
+    try:
+        engine_versions(job.engine, job.engine_env)
+    except PolymergeError as error:
+        found.append(error)
+    return found
+
+
+def python_in(environment: str) -> str:
+    """The Python of an environment: its folder, or the program itself; the current one for an empty text."""
+    if not environment:
+        return sys.executable
+    path = given_path(environment).absolute()
+    program = path / "bin" / "python" if path.is_dir() else path
+    if not program.is_file() or not os.access(program, os.X_OK):
+        raise RecipeError(f"engine_env {environment}: there is no {program}. Give the folder of a virtual environment")
+    return str(program)
+
+
+@cache
+def engine_versions(engine: str, environment: str) -> Mapping[str, str]:
+    """The versions of an engine's packages in an environment, without importing them.
+
+    raises MissingExtraError where the engine is not installed there, RecipeError where its Python does not run.
+    """
+    row, program = ENGINES[engine], python_in(environment)
+    asked = subprocess.run(
+        [program, "-c", _VERSIONS, *row.versions],
+        capture_output=True, text=True, cwd="/", check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if asked.returncode:
+        told = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
+        raise RecipeError(f"engine_env {environment}: its Python does not run: {told}")
+    found: dict[str, str] = json.loads(asked.stdout)
+    if row.package not in found:
+        where = f"in {environment}" if environment else "here"
+        raise MissingExtraError(
+            f"engine {engine}: {row.package} is not installed {where}. pip install 'polymerge[{engine}]', or install "
+            "it in an environment of its own and name that with engine_env"
+        )
+    return found
+
+
+def host_of(engine: str) -> Path:
+    """The file that runs in the engine's environment."""
+    return Path(__file__).parent / "hosts" / f"{engine}_host.py"
