@@ -68,10 +68,6 @@ class Finished:
         digest, of = self._known.get(name, (None, ""))
         return digest if of == state else None
 
-    def knows(self, name: Name) -> bool:
-        """Return whether an earlier run has noted it, from files in whatever state."""
-        return name in self._known
-
     def take(self) -> None:
         """Count a matrix that is finished already."""
         with self._lock:

@@ -111,6 +111,7 @@ def merge_shards(
             return ""
         return state_of(files)
 
+    shards.clear(folder)
     parts.mkdir()
     try:
         with execution:
@@ -119,9 +120,10 @@ def merge_shards(
             execution.begin(plan, lambda *_: None)
             wholes = execution.whole_models.found(tasks)
             calls: dict[int, Call] = {}
-            for shard, name in enumerate(shards.names):
-                known = (name, "", shard)
-                digest = finished.digest(known, state()) if finished.knows(known) else None
+            before = state()
+            for shard in sorted(range(len(shards.names)), key=lambda shard: -shards.sizes[shard]):  # the longest first
+                known = (shards.names[shard], "", shard)
+                digest = finished.digest(known, before) if before else None
                 calls[shard] = partial(ShardMaker.make, shard=shard, wholes=wholes, digest=digest)
             norms: dict[int, list[ModuleNorms]] = {}
             for shard, made in tasks.run(calls):

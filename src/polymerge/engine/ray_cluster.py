@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from polymerge.errors import MissingExtraError, RecipeError
 
-__all__ = ["alive", "cause_of", "check_room", "connected", "probe"]
+__all__ = ["alive", "cause_of", "check_room", "connected", "is_of_ray", "probe"]
 
 _PATIENCE: Final = 10.0  # seconds to reach a cluster's address
 
@@ -75,6 +75,11 @@ def check_room(ray: Any, address: str, count: int, need: Mapping[str, float]) ->
 def alive(ray: Any) -> list[dict[str, Any]]:
     """The machines of a cluster, as Ray describes them."""
     return [node for node in ray.nodes() if node.get("Alive", node.get("alive"))]
+
+
+def is_of_ray(error: BaseException) -> bool:
+    """Return whether an error is of Ray's own: a worker or its machine is gone, for good or at the moment."""
+    return type(error).__module__ == "ray.exceptions"
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:

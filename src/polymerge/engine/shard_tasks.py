@@ -66,12 +66,13 @@ class Worked(NamedTuple):
     """What a task has done, for a count.
 
     machine        Ray's name of it
-    seconds        from its start to its end
+    began, ended   by the clock of that machine, in seconds
     read, written  bytes of files, as the system counts them; 0 where it does not
     """
 
     machine: str
-    seconds: float
+    began: float
+    ended: float
     read: int
     written: int
 
@@ -150,7 +151,7 @@ def carry_out(token: str, held: Sequence[Any], call: Call) -> tuple[Any, Worked]
     raises OutputError, with this machine's name, if its disk is full or it does not see the folders.
     """
     ray: Any = import_module("ray")
-    began, before = time.monotonic(), _counts()
+    began, before = time.time(), _counts()
     try:
         if token not in _makers:
             _makers.clear()
@@ -162,7 +163,7 @@ def carry_out(token: str, held: Sequence[Any], call: Call) -> tuple[Any, Worked]
         raise OutputError(f"{machine(ray)}: {error}") from error
     read, written = (now - then for now, then in zip(_counts(), before, strict=True))
     name = ray.get_runtime_context().get_node_id()
-    return found, Worked(name, time.monotonic() - began, read, written)
+    return found, Worked(name, began, time.time(), read, written)
 
 
 def looked_at(job: Job) -> tuple[list[Path], dict[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from polymerge.engine.ray_cluster import cause_of, check_room, connected
+from polymerge.engine.ray_cluster import cause_of, check_room, connected, is_of_ray
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.inference.job import Job
 from polymerge.inference.worker import Worker
@@ -209,7 +209,7 @@ def _with_cause(future: Future[Any]) -> Future[Any]:
         error = CancelledError() if done.cancelled() else cause_of(done.exception())
         if error is None:
             told.set_result(done.result())
-        elif isinstance(error, BrokenExecutor) or type(error).__name__ in ("ActorDiedError", "RayActorError"):
+        elif isinstance(error, BrokenExecutor) or is_of_ray(error):
             told.set_exception(
                 WorkerError("a worker has died, perhaps for lack of memory. Answers are kept: run again to go on")
             )
