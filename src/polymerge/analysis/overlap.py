@@ -16,10 +16,10 @@ from polymerge.analysis.signs import sums_of
 from polymerge.analysis.spectrum import EXACT, Spectrum
 from polymerge.checkpoints import Checkpoint
 from polymerge.engine.blocks import Workspace
+from polymerge.engine.cutoffs import RunAll
 from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
 from polymerge.engine.opening import entries_of, fetch, opened_inputs, refuse_changes, with_stamps
-from polymerge.engine.statistics import RunAll
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
 from polymerge.methods.decompositions import one_thread
