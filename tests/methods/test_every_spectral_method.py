@@ -6,9 +6,9 @@ import threading
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from polymerge.methods.calibration import svc
+from polymerge.methods.decompositions import one_thread
 from polymerge.methods.method import method_function
 from polymerge.methods.table import METHODS
 from spectral import away, deltas_of
@@ -64,7 +64,7 @@ def test_the_same_bits_on_any_thread(name, shape):
     def merge(place):
         made[place] = FUNCTIONS[name](deltas.copy()).copy()
 
-    with threadpool_limits(1):
+    with one_thread():
         threads = [threading.Thread(target=merge, args=(place,)) for place in range(4)]
         for thread in threads:
             thread.start()

@@ -133,7 +133,8 @@ def test_a_method_may_decompose_the_side_of_the_inputs() -> None:
     assert Matrices(3, 100, 700, 2, 4, row).seconds == pytest.approx(3 * Matrices(1, 100, 700, 2, 4, row).seconds)
 
 
-def test_what_is_held_beside_the_deltas_is_the_row_s() -> None:
+def test_what_is_held_beside_the_deltas_is_the_row_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_costs, "_WITHOUT_SCIPY", 0.0)
     row = replace(METHODS["iso_c"], holds=(1.0, 2.0), holds_below=5.0)
     blocks = matrix_costs._BLOCKS
     assert Matrices(1, 100, 700, 2, 4, row).room == 3 * 4 * 100 * 700 + 2 * 8 * 100**2 + blocks
@@ -143,6 +144,9 @@ def test_what_is_held_beside_the_deltas_is_the_row_s() -> None:
     assert Matrices(1, 700, 100, 2, 4, inputs).room == 3 * 4 * 100 * 700 + 2 * 8 * 100**2 + blocks
     # calibration has the merged matrix beside the deltas, which are read again
     assert Matrices(1, 100, 100, 2, 4, row, True).room == 3 * 4 * 100**2 + 3.4 * 8 * 100**2 + blocks
+    monkeypatch.setattr(matrix_costs, "_WITHOUT_SCIPY", 3.0)
+    assert Matrices(1, 100, 700, 2, 4, row).room == 3 * 4 * 100 * 700 + 5 * 8 * 100**2 + blocks
+    monkeypatch.setattr(matrix_costs, "_WITHOUT_SCIPY", 0.0)
     one_by_one = METHODS["task_arithmetic"]
     assert Matrices(1, 700, 100, 2, 4, one_by_one, True).room == 4 * 4 * 100 * 700 + blocks
 

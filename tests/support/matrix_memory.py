@@ -11,10 +11,10 @@ import os
 import sys
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from merge_and_measure import Watch, anonymous
 from polymerge.methods.calibration import svc
+from polymerge.methods.decompositions import one_thread
 from polymerge.methods.method import method_function
 from polymerge.methods.table import METHODS
 
@@ -29,7 +29,7 @@ def peak_of(name: str, models: int, rows: int, columns: int) -> int:
             row[:] = draws.standard_normal(columns, dtype=np.float32)
     watch = Watch()
     watch.start()
-    with threadpool_limits(1):
+    with one_thread():
         if calibrated:
             svc(deltas[-1], deltas[:-1])
         else:
@@ -40,9 +40,11 @@ def peak_of(name: str, models: int, rows: int, columns: int) -> int:
 
 
 if __name__ == "__main__":
+    with one_thread():  # imports count for nobody
+        pass
     for case in json.loads(sys.argv[1]):
         if not case[0].startswith("calibrate"):
-            method_function(METHODS[case[0]])  # imports count for nobody
+            method_function(METHODS[case[0]])
         child = os.fork()
         if child == 0:
             print(peak_of(*case), flush=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Final
@@ -17,12 +18,15 @@ from polymerge.planning.plan import Piece, Plan, Step
 from polymerge.recipe.parameters import Setting
 
 __all__ = ["Matrices", "cost_words", "decomposed", "free_memory", "is_matrix", "matrices_of", "room_for_matrices"]
+__all__ += ["work_of"]
 
 _EXPERTS: Final = "experts"
 """What a tensor of three dimensions has in its name where it holds a matrix per expert, and no kernel."""
 
 _BY_ENTRIES, _CALIBRATED = (2.0, 0.0), (1.0, 3.4)
 """What a method on blocks holds beside the deltas of a matrix, and its calibration; see `Method.holds`."""
+_WITHOUT_SCIPY: Final = 0.0 if find_spec("scipy") else 3.0
+"""Squares more where numpy finds the eigenvectors."""
 _BLOCKS: Final = 12 << 20
 """Bytes of the rows that are read, widened and multiplied at a time."""
 
@@ -65,7 +69,7 @@ class Matrices:
             needs = [_BY_ENTRIES]
         if self.calibrated:
             needs.append(_CALIBRATED)
-        beside = max(matrices * matrix + squares * square for matrices, squares in needs)
+        beside = max(matrices * matrix + (squares + _WITHOUT_SCIPY) * square for matrices, squares in needs)
         return int(self.models * matrix + beside) + _BLOCKS
 
     @property
@@ -107,6 +111,12 @@ def decomposed(plan: Plan) -> Iterator[tuple[Piece, Matrices]]:
     for step, piece, setting in plan.merged_pieces():
         if setting.whole and step.lora is None:
             yield piece, matrices_of(step, piece, setting)
+
+
+def work_of(plan: Plan) -> tuple[int, float]:
+    """The number of whole matrices that a plan merges, and the seconds that a core takes for all of them."""
+    found = [matrices for _, matrices in decomposed(plan)]
+    return sum(one.count for one in found), sum(one.seconds for one in found)
 
 
 def cost_words(plan: Plan) -> str:

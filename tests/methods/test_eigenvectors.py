@@ -7,22 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polymerge.methods import symmetric
-from polymerge.methods.symmetric import eigenvectors
+from polymerge.methods import decompositions
+from polymerge.methods.decompositions import eigenvectors
 
 few = settings(max_examples=30, deadline=None)
-WAYS = ["representations", "divide and conquer", "numpy"]
+WAYS = ["scipy", "numpy"]
 
 
 @pytest.fixture(params=WAYS)
 def _way(request, monkeypatch):
     """Take each way to find eigenvectors."""
     if request.param == "numpy":
-        monkeypatch.setattr(symmetric, "_lapack", lambda: None)
-    elif symmetric._lapack() is None:
-        pytest.skip("numpy has no LAPACK that can be called")
-    elif request.param != "representations":
-        monkeypatch.setattr(symmetric, "_by_representations", lambda *_: False)
+        monkeypatch.setattr(decompositions, "_scipy", lambda: None)
+    elif decompositions._scipy() is None:
+        pytest.skip("SciPy is not installed")
 
 
 EACH = pytest.mark.usefixtures("_way")
@@ -83,32 +81,18 @@ def test_the_matrix_gives_its_memory_and_is_read_in_either_order():
     np.testing.assert_array_equal(eigenvectors(np.asfortranarray(matrix), len)[1], wanted)
 
 
-def test_what_representations_give_up_is_found_all_the_same(monkeypatch):
-    found = symmetric._lapack()
-    if found is None:
-        pytest.skip("numpy has no LAPACK that can be called")
-    asked, call = [], found.call
+@EACH
+def test_as_many_as_are_said_at_most() -> None:
+    matrix, told = symmetric_of(np.arange(12.0)), []
 
-    def fails(name, *given):
-        asked.append(name)
-        if name == "dstemr":
-            raise np.linalg.LinAlgError("dstemr returned 22")
-        call(name, *given)
+    def wanted(values):
+        told.append(values.copy())
+        return 2
 
-    monkeypatch.setattr(found, "call", fails)
-    check(symmetric_of(np.arange(20.0)), 7)
-    assert asked == ["dsytrd", "dsterf", "dstemr", "dstedc", "dormtr"]
-    asked.clear()
-
-    def wrong(name, *given):
-        asked.append(name)
-        call(name, *given)
-        if name == "dstemr":
-            given[11][1] = given[11][0]  # a vector twice
-
-    monkeypatch.setattr(found, "call", wrong)
-    check(symmetric_of(np.arange(20.0)), 7)
-    assert "dstedc" in asked
+    values, vectors = eigenvectors(matrix.copy(), wanted, 5)
+    np.testing.assert_allclose(told[0], [11, 10, 9, 8, 7], atol=1e-12)
+    np.testing.assert_allclose(values, [11, 10], atol=1e-12)
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, atol=1e-12)
 
 
 def test_squares_that_are_too_large_are_told():
