@@ -228,8 +228,9 @@ def _carry_out(
     told = [f"stage '{stage.name}': {warning}" for stage in made.stages for warning in stage.warnings]
     for line in note_lines((*told, *made.warnings), paint_for(sys.stderr)):
         say(line)
-    if cost := cost_words(made):
-        say(f"cost: {cost}")
+    for one in (*made.stages, made):
+        if cost := cost_words(one):
+            say(f"cost{f' of stage {one.name!r}' if one is not made else ''}: {cost}")
     with progress_bar(what) as progress:
         merged = run(made, out, check=check, progress=progress, **options)
     for line in note_lines(merged.warnings, paint_for(sys.stderr)):
@@ -265,8 +266,14 @@ def _report(merged: Merged, as_json: bool) -> None:
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if plan.of_adapters else "tensors"
     show(f"{merged.folder}: {merged_count} {what} merged, {others}, {human_size(plan.size)}")
+    if merged.worked:
+        machines = len({task.machine for task in merged.worked})
+        read, written = (sum(counts) for counts in zip(*(task[-2:] for task in merged.worked), strict=True))
+        words = f"{len(merged.worked)} tasks on {machines} machine{'s' if machines > 1 else ''}"
+        show(f"  {words}: {human_size(read)} read, {human_size(written)} written")
     if merged.resumed:
-        show(f"  went on where it was stopped: {merged.resumed} matrices were finished")
+        what = "weight files" if merged.worked else "matrices"
+        show(f"  went on where it was stopped: {merged.resumed} {what} were finished")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)

@@ -70,6 +70,11 @@ METHODS = option(
     help="Run this Python file, and know the merge methods of your own in it; repeatable.",
 )  # fmt: skip
 
+
+def _on_ray(words: str) -> Callable[[F], F]:
+    return option("--ray", metavar="ADDRESS", is_flag=False, flag_value="local", help=words)
+
+
 _RECIPE = argument("recipe", required=False, type=PATH)
 
 _IN_RECIPE = {
@@ -119,6 +124,7 @@ _OUTPUT = (
     option(
         "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through this torch device."
     ),
+    _on_ray("Make the weight files on a Ray cluster; without an ADDRESS, on one of this machine."),
     option("--shard-size", type=SIZE, default="5GB", show_default=True, help="Maximum size of a weight file."),
     option(
         "--threads", type=THREADS,
@@ -213,10 +219,7 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
             help="Threads of each worker; default: the processors divided among them.",
         ),
     ]  # fmt: skip
-    on_ray = option(
-        "--ray", metavar="ADDRESS", is_flag=False, flag_value="local",
-        help="Run workers on a Ray cluster; without an ADDRESS, on a local one.",
-    )  # fmt: skip
+    on_ray = _on_ray("Run workers on a Ray cluster; without an ADDRESS, on a local one.")
     return given(*options, *([on_ray] if ray else []), TRUST)
 
 

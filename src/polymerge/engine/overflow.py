@@ -49,6 +49,15 @@ class Overflow:
             if nan:
                 self._refused[canonical, "NaN"] += nan
 
+    def counts(self) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+        """What has been counted: of what is allowed, and of what is not."""
+        return self.allowed, self._refused
+
+    def add(self, allowed: Counter[str], refused: Counter[tuple[str, str]]) -> None:
+        """Add the `counts` of another part of the output."""
+        self.allowed += allowed
+        self._refused += refused
+
     def warnings(self) -> Iterator[str]:
         """A sentence on the infinities that are allowed, if there are any."""
         if self.allowed:
