@@ -4,6 +4,7 @@ PolymergeError
 ├── RecipeError       what the user asked for cannot be done: recipe, command line, models that do not fit
 ├── CheckpointError   a file is missing, broken, unsafe or holds what nobody can merge
 ├── OutputError       the output cannot be written, or did not pass its checks
+│   └── StoppedError  other machines ended before it was complete; what they had finished is kept
 ├── MissingExtraError an optional package is needed and not installed
 ├── AnswerError       a model gave no answer to some prompts (in inference.answering, which raises it)
 └── Refused           several of the above at once, found before any output existed
@@ -25,6 +26,7 @@ __all__ = [
     "PolymergeError",
     "RecipeError",
     "Refused",
+    "StoppedError",
     "collecting",
     "did_you_mean",
     "human_size",
@@ -83,6 +85,10 @@ class CheckpointError(PolymergeError):
 
 class OutputError(PolymergeError):
     """The output cannot be written, or it was written and failed its checks."""
+
+
+class StoppedError(OutputError):
+    """The machines that an output is written by are gone; a later run goes on with what they have finished."""
 
 
 class MissingExtraError(PolymergeError):

@@ -9,7 +9,6 @@ import pytest
 import served
 from environments import environment
 from polymerge import verify_with
-from tiny import as_live
 
 pytestmark = [environment("transformers4"), pytest.mark.usefixtures("warm")]
 
@@ -34,7 +33,7 @@ def test_a_merged_adapter(family: str, tmp_path: Path, transformers_4: str) -> N
 
 
 def test_names_of_memory_are_not_found(tmp_path: Path, transformers_4: str) -> None:
-    live = as_live(served.build("llava", tmp_path / "vlm"))
+    live = served.under_names_of_memory(served.build("llava", tmp_path / "vlm"))
     found = verify_with(live, "transformers", environment=transformers_4)
     assert not found.passed
     assert "does not find its tensors" in str(found)

@@ -20,7 +20,6 @@ from polymerge.inference.programs.program_table import PROGRAMS, Place
 from polymerge.inference.programs.workers import run_worker
 from programs_made import STANDINS, clone_of_standins, environment_of_standins
 from running import cli
-from tiny import as_live
 from warm_workers import in_this_process
 
 
@@ -138,7 +137,7 @@ def test_an_architecture_that_the_converter_does_not_know(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("quick")
 def test_transformers_finds_what_is_under_names_of_memory(vlm: Path, tmp_path: Path) -> None:
-    live = as_live(Path(shutil.copytree(vlm, tmp_path / "live")))
+    live = served.under_names_of_memory(Path(shutil.copytree(vlm, tmp_path / "live")))
     found = verify_with(live, "transformers", max_new_tokens=2)
     assert found.passed, str(found)
     assert "transformers 5" in findings(found)["program"]

@@ -21,7 +21,7 @@ from polymerge.errors import RecipeError, Refused
 from polymerge.inference.answering import AnswerError
 from polymerge.inference.job import Job
 from polymerge.inference.worker import Worker
-from polymerge.inference.worker_pool import Call, WorkerError, WorkerPool, _check_room, _done, _probe, own_device
+from polymerge.inference.worker_pool import Call, WorkerError, WorkerPool, _done, own_device
 from running import cli, killed_in_the_middle, recipe_file
 from search_made import VLM, prompts_file, recipe, words
 
@@ -158,25 +158,6 @@ def test_a_worker_that_is_gone_is_said_in_a_line() -> None:
     pool._submit = gone
     with pytest.raises(WorkerError, match="run again to go on"):
         pool.submit(0, partial(Worker.take, plan=None)).result()
-
-
-def test_a_cluster_without_room_is_refused_and_not_waited_for() -> None:
-    from types import SimpleNamespace
-
-    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": False, "Resources": {}}])
-    _check_room(ray, "host:1", 3, {"CPU": 1.0})
-    with pytest.raises(RecipeError, match="2 workers of 2 CPU each, and its 1 machines have room for 1"):
-        _check_room(ray, "host:1", 2, {"CPU": 2.0})
-
-
-def test_an_address_where_nobody_listens() -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(RecipeError, match="no cluster can be reached there"):
-            _probe(address)
 
 
 def test_each_stream_is_carried_out_in_order_by_one_worker() -> None:

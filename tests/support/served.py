@@ -18,6 +18,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -91,6 +92,7 @@ def build(family: str, folder: Path, *, seed: int = 0, dtype: str = "bfloat16") 
     _fill(model, seed)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     as_2024(folder)  # the published names, where transformers 5 writes others
+    _as_published(folder / "config.json")
     write_tokenizer(folder, SPECIALS[family], _SEEN[family])
     for name, content in _processor_files(family).items():
         _write(folder / name, content)
@@ -125,6 +127,14 @@ def adapter_of(folder: Path, target: Path, *, seed: int = 0, projector: bool = F
     made.peft_config["default"].base_model_name_or_path = str(folder)
     made.save_pretrained(target)
     return target
+
+
+def under_names_of_memory(folder: Path) -> Path:
+    """Give a checkpoint the names that transformers 5 has in memory, in place: such files are published, too."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def merged_checkpoint(family: str, folder: Path) -> Path:
@@ -178,6 +188,17 @@ def _config(family: str) -> Any:
     return AutoConfig.for_model(
         family, text_config=text, vision_config=_TOWERS[family], tie_word_embeddings=False, **more
     )
+
+
+def _as_published(file: Path) -> None:
+    """Say how positions are turned by the names that published configs have, which transformers 4 reads, too."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    text = config["text_config"]
+    rope = text.pop("rope_parameters", None) or {}
+    text["rope_theta"] = rope.pop("rope_theta", 1e4)
+    if "mrope_section" in rope:
+        text["rope_scaling"] = rope
+    _write(file, config)
 
 
 def _fill(model: Any, seed: int) -> None:

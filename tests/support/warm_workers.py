@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,11 @@ class WarmWorkers:
         key = (program.worker, place.python)
         if key not in self._running:
             worker = Path(comparing.__file__).with_name(program.worker)
-            log = (self._folder / f"{program.name}-{len(self._running)}.log").open("w")
-            self._running[key] = subprocess.Popen(
-                [place.python, "-c", _HOST, str(worker)], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
-                env=worker_environment(program), cwd=self._folder,
-            )  # fmt: skip
+            with (self._folder / f"{program.name}-{len(self._running)}.log").open("w") as log:
+                self._running[key] = subprocess.Popen(
+                    [place.python, "-c", _HOST, str(worker)], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
+                    env=worker_environment(program), cwd=self._folder,
+                )  # fmt: skip
         process, self._asked = self._running[key], self._asked + 1
         result = self._folder / f"result-{self._asked}.json"
         assert process.stdin is not None
@@ -61,15 +62,17 @@ class WarmWorkers:
 
     def close(self) -> None:
         for process in self._running.values():
-            process.kill()
-            process.wait()
+            with process:
+                process.kill()
 
 
 def in_this_process(program: Program, _: Place, request: dict[str, Any], __: Path) -> dict[str, Any]:
     """Run a worker here, where its libraries are loaded already."""
     worker = import_module(f"polymerge.inference.programs.{Path(program.worker).stem}")
     try:
-        found: dict[str, Any] = worker.main(request)
+        with warnings.catch_warnings():  # a worker is alone otherwise, and nobody reads what it warns of
+            warnings.simplefilter("ignore")
+            found: dict[str, Any] = worker.main(request)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return found

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from polymerge.engine.statistics import RunAll, Source, exact_cutoffs
+from polymerge.engine.cutoffs import RunAll, Source, exact_cutoffs
 from polymerge.methods import kernels
 from polymerge.methods.kernels import CELL
 from polymerge.methods.kernels.compiled import compiled

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from polymerge.durable import exchange, reason_of, rename_new, sync, sync_tree, write_file, writing
-from polymerge.errors import OutputError
+from polymerge.errors import OutputError, StoppedError
 
 __all__ = ["Place", "exists", "journal_of", "output_folder"]
 
@@ -76,8 +76,9 @@ def output_folder(out: Path, *, force: bool = False, run: str = "") -> Iterator[
             sync_tree(place.new)
             place.give_name(pinned)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and place.goes_on():
-                raise KeyboardInterrupt(f"what is finished is kept in {place.work}: the same merge goes on") from error
+            if isinstance(error, KeyboardInterrupt | StoppedError) and place.goes_on():
+                told = f"what is finished is kept in {place.work}: the same merge goes on"
+                raise type(error)(f"{error}; {told}" if str(error) else told) from error
             if failed := place.failure(error, pinned):
                 raise failed from error
             raise

@@ -70,9 +70,7 @@ class Shards:
             while done < len(view):
                 done += os.pwrite(descriptors[place.shard], view[done:], place.start + start + done)
 
-        for path in folder.iterdir():
-            if path.name not in self.names:  # of the run that was killed
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.clear(folder)
         try:
             try:
                 for name, header, size in zip(self.names, self.headers, self.sizes, strict=True):
@@ -89,6 +87,18 @@ class Shards:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def clear(self, folder: Path) -> None:
+        """Remove from a folder what a run that was killed has made beside these files."""
+        for path in folder.iterdir():
+            if path.name not in self.names:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def only(self, shard: int) -> Shards:
+        """One of the files alone."""
+        places = {name: Place(0, place.start) for name, place in self.places.items() if place.shard == shard}
+        header, size = self.headers[shard], self.sizes[shard]
+        return Shards((self.names[shard],), (header,), (size,), places, size - len(header))
 
     def room(self, as_torch: bool) -> int:
         """Bytes that the files need on the disk; as torch files, one lies there twice while it is converted."""

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from polymerge.cli.flags import FlagCommand, findings_with_flags
 from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
-from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
+from polymerge.cli.shared_options import AS_JSON, IGNORE, NAMES, TRUST, output_options, recipe_of, recipe_options
 from polymerge.cli.streams import say, show
 from polymerge.durable import write_file
 from polymerge.errors import RecipeError, collecting, human_size, refuse
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
     from polymerge.planning import Plan
     from polymerge.planning.text_words import Paint
+    from polymerge.recipe.recipe import Names
 
 __all__ = ["fold", "merge", "paint_for", "plan", "verify"]
 
@@ -83,11 +84,13 @@ def merge(out: str | None, dry_run: bool, check: bool, as_json: bool, **options:
 @argument("adapter", metavar="ADAPTER")
 @option("--base", metavar="MODEL", help="Fold into this model; default: the one that the adapter's config names.")
 @IGNORE
+@NAMES
 @output_options
 def fold(
     adapter: str,
     base: str | None,
     ignore: tuple[str, ...],
+    names: Names | None,
     out: str | None,
     dry_run: bool,
     check: bool,
@@ -101,7 +104,15 @@ def fold(
     """
     from polymerge.planning.folding import fold_recipe
 
-    _carry_out("folding", lambda: fold_recipe(adapter, base, ignore), out, dry_run, check, as_json, options)
+    _carry_out(
+        "folding",
+        lambda: fold_recipe(adapter, base, ignore, names or "template"),
+        out,
+        dry_run,
+        check,
+        as_json,
+        options,
+    )
 
 
 @click.command(cls=FlagCommand)
@@ -255,8 +266,14 @@ def _report(merged: Merged, as_json: bool) -> None:
     others = ", ".join(f"{count} {fate}" for fate, count in counts.items() if count or fate == "copied")
     what = "modules and full weights" if plan.of_adapters else "tensors"
     show(f"{merged.folder}: {merged_count} {what} merged, {others}, {human_size(plan.size)}")
+    if merged.worked:
+        machines = len({task.machine for task in merged.worked})
+        read, written = (sum(counts) for counts in zip(*(task[-2:] for task in merged.worked), strict=True))
+        words = f"{len(merged.worked)} tasks on {machines} machine{'s' if machines > 1 else ''}"
+        show(f"  {words}: {human_size(read)} read, {human_size(written)} written")
     if merged.resumed:
-        show(f"  went on where it was stopped: {merged.resumed} matrices were finished")
+        what = "weight files" if merged.worked else "matrices"
+        show(f"  went on where it was stopped: {merged.resumed} {what} were finished")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)

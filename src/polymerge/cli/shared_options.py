@@ -20,6 +20,7 @@ __all__ = [
     "FORCE_RUN",
     "IGNORE",
     "METHODS",
+    "NAMES",
     "SAMPLES",
     "SAMPLE_SEED",
     "SCORER",
@@ -48,6 +49,10 @@ IGNORE = option(
     multiple=True,
     help="Leave out tensors of every input by their stored name; repeatable.",
 )
+NAMES = option(
+    "--names", type=click.Choice(["template", "published"]),
+    help="Name the output's tensors as the template does (the default), or as its family is published.",
+)  # fmt: skip
 TRUST = option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
 SHA256 = option(
     "--sha256", is_flag=True,
@@ -64,6 +69,11 @@ METHODS = option(
     "--methods", metavar="FILE", multiple=True, type=PATH,
     help="Run this Python file, and know the merge methods of your own in it; repeatable.",
 )  # fmt: skip
+
+
+def _on_ray(words: str) -> Callable[[F], F]:
+    return option("--ray", metavar="ADDRESS", is_flag=False, flag_value="local", help=words)
+
 
 _RECIPE = argument("recipe", required=False, type=PATH)
 
@@ -104,6 +114,7 @@ _IN_RECIPE = {
     "chat_template": option(
         "--chat-template", metavar="TEMPLATE", help="Write this chat template: auto, a file, or Jinja text."
     ),
+    "names": NAMES,
     "dtype": option("--dtype", metavar="DTYPE", help="Write merged tensors in this dtype."),
     "seed": option("--seed", type=int, help="Seed of methods that draw random numbers."),
 }  # fmt: skip
@@ -113,6 +124,7 @@ _OUTPUT = (
     option(
         "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through this torch device."
     ),
+    _on_ray("Make the weight files on a Ray cluster; without an ADDRESS, on one of this machine."),
     option("--shard-size", type=SIZE, default="5GB", show_default=True, help="Maximum size of a weight file."),
     option(
         "--threads", type=THREADS,
@@ -207,10 +219,7 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
             help="Threads of each worker; default: the processors divided among them.",
         ),
     ]  # fmt: skip
-    on_ray = option(
-        "--ray", metavar="ADDRESS", is_flag=False, flag_value="local",
-        help="Run workers on a Ray cluster; without an ADDRESS, on a local one.",
-    )  # fmt: skip
+    on_ray = _on_ray("Run workers on a Ray cluster; without an ADDRESS, on a local one.")
     return given(*options, *([on_ray] if ray else []), TRUST)
 
 
@@ -267,6 +276,7 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         "vocab": found["vocab"],
         "tokenizer_source": found["tokenizer_source"],
         "chat_template": found["chat_template"],
+        "names": found["names"],
         "dtype": found["dtype"],
         "seed": found["seed"],
     }

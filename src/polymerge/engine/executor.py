@@ -10,8 +10,6 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
-
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
@@ -25,7 +23,9 @@ from polymerge.engine.overflow import Overflow, keeps_bytes
 from polymerge.engine.pool import Pool, Tally
 from polymerge.engine.rounded_rows import CopiedRows, RoundedWriter
 from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
+from polymerge.engine.whole_models import WholeModels, Wholes, measured_with
 from polymerge.methods import kernels
+from polymerge.methods.decompositions import one_thread
 from polymerge.methods.kernels import CELL
 from polymerge.methods.method import READS, method_function
 from polymerge.planning import Piece, Plan, Step
@@ -104,40 +104,52 @@ class Execution:
 
     def run(self, plan: Plan, write: Write, tally: Tally | None = None) -> list[ModuleNorms]:
         """Compute or copy every tensor of a plan; see `execute`."""
+        self.begin(plan, write, tally)
+        norms = self.carry_out(plan.steps, self.whole_models.found())
+        self.overflow.refuse()
+        return norms
+
+    def begin(self, plan: Plan, write: Write, tally: Tally | None = None) -> None:
+        """Begin a plan, of which `carry_out` then writes steps."""
         self.tally = tally or Tally(0, None)
         self.pool.advance = self.tally.advance
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
         self.overflow = Overflow(plan)
         self.rounded = RoundedWriter(self.workspace, write, self.transposed_out, self.overflow)
         self.copied = CopiedRows(self.rounded, self.entries[plan.template], self.files, self.pool)
-        modules = ModuleMerger(plan, self.entries, self.files, write, self.overflow)
         # one threshold over a whole model needs one precision for all of it
         self.wide = {
             number
             for step, piece, setting in plan.merged_pieces()
             if is_wide(step) and setting.parameters.get("trim") == "model"
-            for number in self._measured_with(piece.setting or 0)
+            for number in measured_with(plan, piece.setting or 0)
         }
-        self.model_grams: dict[int, Any] = {}
-        self.model_cutoffs: dict[int, list[float]] = {}
-        for number, setting in enumerate(plan.settings):
-            if setting.parameters.get("trim") == "model":
-                self._cut_whole_models(number, setting)
-            elif setting.row.span == "model":
-                self._measure_whole_models(number)
-        # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
-        whole = any(step.lora for step in plan.steps) or any(one.whole for one in plan.settings)
-        self.pool.room = min(room_for_matrices(plan), self.device.free or sys.maxsize)
         self.kept.begin()
-        with threadpool_limits(1) if whole else nullcontext():
-            for step in plan.steps:
+
+    @property
+    def whole_models(self) -> WholeModels:
+        """What computes the statistics over whole models that the plan needs."""
+
+        def of(step: Step, piece: Piece, in_cells: bool) -> PieceBlocks:
+            return self._blocks(step, piece, self._cells if in_cells else None)
+
+        return WholeModels(self.plan, of, self._repeats, self._once, self._of, self.pool.run_all)
+
+    def carry_out(self, steps: Sequence[Step], wholes: Wholes) -> list[ModuleNorms]:
+        """Compute or copy the tensors of some steps of the plan; what overflows is counted, and not refused."""
+        self._wholes = wholes
+        modules = ModuleMerger(self.plan, self.entries, self.files, self.write, self.overflow)
+        # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
+        whole = any(step.lora for step in steps) or any(one.whole for one in self.plan.settings)
+        self.pool.room = min(room_for_matrices(self.plan), self.device.free or sys.maxsize)
+        with one_thread() if whole else nullcontext():
+            for step in steps:
                 if step.lora is not None:
                     self.pool.submit(step.size, modules.run, step, long=True)
                 else:
                     self._run_step(step)
             self.pool.finish()
         self.transposed_out.finish()
-        self.overflow.refuse()
         return modules.norms
 
     def _run_step(self, step: Step) -> None:
@@ -146,6 +158,8 @@ class Execution:
         for piece in step.pieces:
             if piece.setting is not None:
                 self._merge(step, piece, self.plan.settings[piece.setting])
+            elif keeps_bytes(step, piece) and piece.reads:
+                self.copied.moved(step, piece, self._size(step, piece))
             elif keeps_bytes(step, piece):
                 self.copied.rows(step, piece.rows)
             else:
@@ -179,50 +193,9 @@ class Execution:
         wide = is_wide(step) or piece.setting in self.wide
         return PieceBlocks(piece, labels, entries, self.files, self.workspace, block, wide)
 
-    def _cut_whole_models(self, number: int, setting: Setting) -> None:
-        """Compute one cutoff per model over everything that a setting, and others of its schedule, merge."""
-        merged, density = self._merged_by(number).values(), setting.parameters["density"]
-        self.model_cutoffs[number] = self._once(
-            ("cutoffs", density, *(self._of(*one) for one in merged)),
-            lambda: STATISTICS["cutoff"].compute(
-                Deltas([self._blocks(*one) for one in merged]), setting.parameters, self.pool.run_all
-            ),
-        )
-
-    def _measured_with(self, number: int) -> frozenset[int]:
-        """The settings that have a statistic over the whole model in common with one: those of its schedule, and that
-        of what is not calibrated beside it.
-        """
-        settings = self.plan.settings
-        own = [{name: value for name, value in one.parameters.items() if one.row.parameter(name)} for one in settings]
-        known = [one.schedule or (one.method, said) for one, said in zip(settings, own, strict=True)]
-        return frozenset(place for place, one in enumerate(known) if one == known[number])
-
-    def _merged_by(self, number: int) -> dict[str, tuple[Step, Piece]]:
-        """The pieces that a setting and others of its schedule merge, by canonical name; duplicates count once."""
-        alike = self._measured_with(number)
-        found = {
-            piece.canonical: (step, piece) for step, piece, _ in self.plan.merged_pieces() if piece.setting in alike
-        }
-        return {
-            name: (step, piece)
-            for name, (step, piece) in found.items()
-            if piece.twin not in found or not self._repeats(piece, found[piece.twin][1])
-        }
-
     def _repeats(self, piece: Piece, twin: Piece) -> bool:
         key = ("repeats", piece, twin, self.plan.models, self.plan.base)
         return self._once(key, lambda: repeats(self.plan, piece, twin, self.entries, self.files))
-
-    def _measure_whole_models(self, number: int) -> None:
-        """Compute the models' dot products over everything that a setting, and others of its schedule, merge."""
-        merged = self._merged_by(number).values()
-
-        def measure() -> Any:
-            blocks = [blocks for step, piece in merged if (blocks := self._blocks(step, piece, self._cells)).count]
-            return gram(blocks, self.pool.run_all) if blocks else None  # which nobody asks for then
-
-        self.model_grams[number] = self._once(("gram", *(self._of(*one) for one in merged)), measure)
 
     def _once(self, key: Hashable, find: Callable[[], T]) -> T:
         """The cached value for this key; computed and cached on first use."""
@@ -254,7 +227,7 @@ class Execution:
             arguments["width"] = width
         if row.random:
             arguments["keys"] = tuple(draw_keys(self.plan.seed, self._places(piece), piece.twin or piece.canonical))
-        if (known := self.model_cutoffs.get(piece.setting or 0)) is not None:
+        if (known := self._wholes.cutoffs.get(piece.setting or 0)) is not None:
             arguments["cutoff"] = known
         elif row.statistic is not None and row.statistic in STATISTICS:
             found = STATISTICS[row.statistic]
@@ -265,7 +238,7 @@ class Execution:
                 lambda: found.compute(source, read, self.pool.run_all),
             )
         elif row.statistic == "gram" and not setting.by_row:
-            known_gram = self.model_grams.get(piece.setting or 0)
+            known_gram = self._wholes.grams.get(piece.setting or 0)
             if known_gram is None:
                 whole = self._blocks(step, piece, self._cells)
                 known_gram = self._once(("gram", self._of(step, piece)), lambda: gram([whole], self.pool.run_all))

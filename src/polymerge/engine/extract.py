@@ -11,8 +11,6 @@ from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.prefetch import Prefetch
@@ -27,6 +25,7 @@ from polymerge.engine.provenance import RECORD, command_line, record
 from polymerge.engine.verify import Verification, verify
 from polymerge.errors import CheckpointError, OutputError
 from polymerge.families.expressions import names_read
+from polymerge.methods.decompositions import one_thread
 from polymerge.paths import given_path
 from polymerge.planning.companions import of_tuned
 from polymerge.planning.estimate import default_threads
@@ -237,7 +236,7 @@ def _measured(
     pool = Pool(max(1, threads or default_threads()))
     pool.advance = tally.advance
     try:
-        with prefetch.wanted(), threadpool_limits(1):
+        with prefetch.wanted(), one_thread():
             for one in plan.differences:
                 pool.submit(byte_count(one.dtype, one.shape), run, one, long=True)
             pool.finish()

@@ -32,7 +32,8 @@ from polymerge.planning.matrix_costs import decomposed
 __all__ = ["Finished", "state_of", "what_decides"]
 
 Name = tuple[str, str, int]
-"""A matrix: its tensor's name in the output, the canonical name of its rows, and its number among those."""
+"""A matrix: its tensor's name in the output, the canonical name of its rows, and its number among those; or a whole
+file of the output, by its own name (`on_ray`)."""
 
 
 class Finished:
@@ -92,12 +93,12 @@ def state_of(files: Iterable[Path]) -> str:
     return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def what_decides(plan: Plan, shards: Shards, device: str) -> str:
-    """All but the content of the inputs that the bits of a plan's matrices, and their places, follow from.
+def what_decides(plan: Plan, shards: Shards, device: str, *, always: bool = False) -> str:
+    """All but the content of the inputs that the bits of a plan's tensors, and their places, follow from.
 
-    returns  a text, which is empty where no method works on matrices
+    returns  a text, which is empty where no method works on matrices, unless it is asked for `always`
     """
-    if not any(decomposed(plan)):
+    if not always and not any(decomposed(plan)):
         return ""
     rows = {setting.method: setting.row for setting in plan.settings if setting.whole}
     packages = ("polymerge", "numpy", *(("torch",) if device != "cpu" else ()))

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import byte_count
+from polymerge.engine.cutoffs import Source
 from polymerge.engine.extents import Files
 from polymerge.engine.norms import ModuleNorms, module_norms, together
 from polymerge.engine.overflow import Overflow
-from polymerge.engine.statistics import STATISTICS, Source, draw_keys
+from polymerge.engine.statistics import STATISTICS, draw_keys
 from polymerge.errors import CheckpointError
 from polymerge.families.expressions import LowRank
 from polymerge.methods import kernels

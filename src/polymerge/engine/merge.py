@@ -26,6 +26,7 @@ from polymerge.engine.finished import Finished, what_decides
 from polymerge.engine.in_stages import in_stages
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
+from polymerge.engine.on_ray import Carried, merge_shards, on_cluster
 from polymerge.engine.opening import (
     beside_output,
     beside_template,
@@ -37,6 +38,7 @@ from polymerge.engine.opening import (
 from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.pool import Progress, Tally
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
+from polymerge.engine.shard_tasks import Worked
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
 from polymerge.errors import OutputError, RecipeError, human_size
@@ -46,7 +48,7 @@ from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
 from polymerge.planning.matrix_costs import work_of
-from polymerge.recipe.recipe import Recipe
+from polymerge.recipe.recipe import Names, Recipe
 from polymerge.tables import Table
 
 __all__ = ["Merged", "fold", "identities_of", "merge", "roomy_folder"]
@@ -59,7 +61,9 @@ class Merged(Table):
     norms    for adapters: the norm of the merged update relative to theirs
     deltas   for methods on deltas: each model's sampled distance from the base, by its label
     warnings warnings that only the values could give rise to
-    resumed  the number of matrices that a run which was killed had finished, and that were taken from it
+    resumed  the number of matrices, or of files by a cluster, that a run which was killed had finished, and that were
+             taken from it
+    worked   what each task on a cluster has done
     """
 
     folder: Path
@@ -69,6 +73,7 @@ class Merged(Table):
     deltas: Mapping[str, DeltaNorm] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     resumed: int = 0
+    worked: tuple[Worked, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the folder, how many tensors have each fate, its size, and whether the check passed."""
@@ -92,6 +97,7 @@ def merge(
     layout: Literal["peft", "llava"] | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    ray: str | None = None,
     check: bool = True,
     trust_remote_code: bool = False,
     sha256: bool = False,
@@ -110,6 +116,9 @@ def merge(
     layout      for adapters: peft, or llava for LLaVA's own; by default the template's
     threads     maximum number of blocks computed at once; by default one per processor, up to 8
     device      cpu, or a torch device such as cuda through which blocks are streamed
+    ray         the address of a Ray cluster that makes the weight files, each as a task with `threads` processors:
+                host:port or ray://host:port, `auto` for the environment's, or `local` to start one on this machine.
+                All of its machines see `out` and the inputs under the same paths, or fetch these from the hub
     check       load the output's structure with transformers at the end (`verify`), and check for NaN
     trust_remote_code  let the check run Python files from the checkpoint
     sha256      record the sha256 of every input file, and not only of those that the hub lists; reads all of them
@@ -127,7 +136,7 @@ def merge(
         raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
     target = given_path(out)
     size = parse_size(shard_size)
-    machine = open_device(device)
+    machine = open_device("cpu" if ray else device)
     plan = make_plan(recipe, methods=methods)
     if layout is not None:
         if not plan.of_adapters:
@@ -143,11 +152,12 @@ def merge(
             # what is read again needs no check beyond that, and no format of another loader
             return merge(
                 stage, folder, shard_size=shard_size, file_format=file_format if last else "safetensors",
-                threads=threads, device=device, check=check and last, trust_remote_code=trust_remote_code,
+                threads=threads, device=device, ray=ray, check=check and last, trust_remote_code=trust_remote_code,
                 sha256=sha256, block=block, progress=report, command=command,
             )  # fmt: skip
 
-        made = in_stages(plan, target, carry, force=force, progress=progress)
+        with on_cluster(ray):
+            made = in_stages(plan, target, carry, force=force, progress=progress)
         found = made.verification and replace(made.verification, folder=target)
         return replace(made, folder=target, plan=plan, verification=found)
     inputs = opened_inputs(plan)
@@ -155,23 +165,38 @@ def merge(
     stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
-    tally = Tally(plan.size, progress, work_of(plan))
+    tally = Tally(plan.size, progress, (0, 0.0) if ray else work_of(plan))  # tasks tell of whole shards
     entries = entries_of(inputs)
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], tally.advance)
     tally.total += prefetch.size
-    run = what_decides(plan, writer.shards, machine.name)
+    run = what_decides(plan, writer.shards, device if ray else machine.name, always=ray is not None)
     room = roomy_folder(target, force, writer.room, prefetch.size, run)
-    with room as folder, prefetch, identities_of(files, prefetch, sha256) as identities, prefetch.wanted():
-        with writer.shards.create(folder) as write:
-            threads = max(1, threads or default_threads())
-            finished = Finished(journal_of(folder), folder, writer.shards) if run else None
-            running = Execution(entries, device=machine, threads=threads, block=block, finished=finished)
-            modules = execute(running, prefetch, plan, write, tally)
+    with (
+        on_cluster(ray) as cluster,
+        room as folder,
+        prefetch,
+        identities_of(files, prefetch, sha256) as identities,
+        prefetch.wanted(),
+    ):
+        finished = Finished(journal_of(folder), folder, writer.shards) if run else None
+        if cluster is not None and finished is not None:
+            stamped = {**stamps, **{file: stamp for one in inputs for file, stamp in one.stamps.items()}}
+            done = merge_shards(
+                cluster, plan, writer.shards, folder, entries, finished, files, stamped, tally.advance,
+                device=device, threads=threads, block=block,
+            )  # fmt: skip
+        else:
+            with writer.shards.create(folder) as write:
+                running = Execution(
+                    entries, device=machine, threads=threads or default_threads(), block=block, finished=finished
+                )
+                modules = execute(running, prefetch, plan, write, tally)
+            done = Carried(modules, running.overflow, finished.taken if finished else 0)
         prefetch.finish()
-        norms = update_norms(modules, plan.settings)
+        norms = update_norms(done.norms, plan.settings)
         deltas = {} if plan.of_adapters else delta_norms(plan, entries)
-        warnings = (*norms.warnings, *running.overflow.warnings())
+        warnings = (*norms.warnings, *done.overflow.warnings())
         for recorded, checkpoint in zip(plan.inputs, inputs, strict=True):
             if checkpoint.adapter is not None and (zero := zero_update(recorded.label, checkpoint.adapter)):
                 warnings += (zero,)
@@ -180,7 +205,7 @@ def merge(
         written = {
             "files": writer.finish(folder, beside),
             **writer.counted(),
-            **({"overflow": dict(running.overflow.allowed)} if running.overflow.allowed else {}),
+            **({"overflow": dict(done.overflow.allowed)} if done.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
         }
         wait(identities.values())  # so that every file has been read by now, and all that have changed are named
@@ -197,8 +222,8 @@ def merge(
             raise OutputError(f"{target}: the merged output did not pass its check and was removed: {failed}")
     if verification is not None:
         verification = replace(verification, folder=target)
-    taken = finished.taken if finished else 0
-    return Merged(target, plan, verification, norms if plan.of_adapters else None, deltas, warnings, taken)
+    own = norms if plan.of_adapters else None
+    return Merged(target, plan, verification, own, deltas, warnings, done.taken, done.worked)
 
 
 def fold(
@@ -207,6 +232,7 @@ def fold(
     *,
     base: str | os.PathLike[str] | None = None,
     ignore: Sequence[str] = (),
+    names: Names = "template",
     force: bool = False,
     check: bool = True,
     progress: Progress | None = None,
@@ -215,11 +241,12 @@ def fold(
 
     base    by default the model that the adapter's config names
     ignore  globs on stored tensor names, in base or adapter, that are left out
+    names   published, for those that the base's family is published with
     force, check, progress   as for `merge`; merge BASE+ADAPTER with the method `copy` for more control over the output
 
     raises as `merge` does, and RecipeError if the adapter names no base.
     """
-    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore)
+    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore, names)
     return merge(recipe, out, force=force, check=check, progress=progress)
 
 

@@ -49,6 +49,15 @@ class Overflow:
             if nan:
                 self._refused[canonical, "NaN"] += nan
 
+    def counts(self) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+        """What has been counted: of what is allowed, and of what is not."""
+        return self.allowed, self._refused
+
+    def add(self, allowed: Counter[str], refused: Counter[tuple[str, str]]) -> None:
+        """Add the `counts` of another part of the output."""
+        self.allowed += allowed
+        self._refused += refused
+
     def warnings(self) -> Iterator[str]:
         """A sentence on the infinities that are allowed, if there are any."""
         if self.allowed:
@@ -76,8 +85,9 @@ class Overflow:
 
 
 def keeps_bytes(step: Step, piece: Piece) -> bool:
-    """Return whether rows of a step's tensor are copied as they lie in the file, and not computed."""
-    return piece.setting is None and (step.lora is not None or (step.dtype == step.source_dtype and not piece.reads))
+    """Return whether rows of a step's tensor have the bytes that lie in a file, and are not computed."""
+    its_own = not piece.inputs or not piece.reads
+    return piece.setting is None and (step.lora is not None or (step.dtype == step.source_dtype and its_own))
 
 
 def checked_while_written(plan: Plan) -> frozenset[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from polymerge.errors import shown
 from polymerge.inference.answering import EngineError
-from polymerge.inference.engines import ENGINES, host_of
+from polymerge.inference.engines import ENGINES, environ_of, host_of
 from polymerge.inference.hosts import engine_host
 from polymerge.inference.hosts.engine_host import read_message, write_message
 from polymerge.paths import python_in
@@ -49,6 +49,7 @@ class EngineProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=environ_of(environment),
             start_new_session=True,  # a ^C is for this process, which ends the other
         )
         os.close(log)

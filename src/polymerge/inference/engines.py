@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ from polymerge.planning import Plan
 if TYPE_CHECKING:
     from polymerge.inference.answering import Answerer
 
-__all__ = ["ENGINES", "SEED", "Engine", "EngineRow", "engine_problems", "engine_versions", "host_of", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "SEED",
+    "Engine",
+    "EngineRow",
+    "engine_problems",
+    "engine_versions",
+    "environ_of",
+    "host_of",
+    "open_engine",
+]
 
 SEED: Final = 0
 """The seed that engines are started with; decoding is greedy, and draws nothing."""
@@ -34,6 +45,9 @@ for name in sys.argv[1:]:
         found[name] = metadata.version(packages[0]) + ("" if packages[0] == name else f" ({packages[0]})")
 print(json.dumps(found))
 """
+
+
+_OF_THIS_PYTHON: Final = ("PYTHONPATH", "PYTHONHOME")
 
 
 class Engine(Protocol):
@@ -120,7 +134,7 @@ def engine_versions(engine: str, environment: str) -> Mapping[str, str]:
     row, program = ENGINES[engine], python_in(environment or None)
     asked = subprocess.run(
         [program, "-c", _VERSIONS, *row.versions],
-        capture_output=True, text=True, cwd="/", check=False, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, cwd="/", check=False, stdin=subprocess.DEVNULL, env=environ_of(environment),
     )  # fmt: skip
     if asked.returncode:
         told = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
@@ -133,6 +147,11 @@ def engine_versions(engine: str, environment: str) -> Mapping[str, str]:
             "it in an environment of its own and name that with engine_env"
         )
     return found
+
+
+def environ_of(environment: str) -> dict[str, str]:
+    """The variables for the Python of an environment: paths to packages are those of the current one alone."""
+    return {name: value for name, value in os.environ.items() if not environment or name not in _OF_THIS_PYTHON}
 
 
 def host_of(engine: str) -> Path:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib import import_module
 from multiprocessing import active_children, get_context, parent_process
 from types import TracebackType
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
+from polymerge.engine.ray_cluster import cause_of, check_room, connected, is_of_ray
+from polymerge.errors import PolymergeError, RecipeError
 from polymerge.inference.job import Job
 from polymerge.inference.worker import Worker
 
@@ -30,8 +29,6 @@ Call = Callable[[Worker], Any]
 """A picklable call for a worker, such as `functools.partial(Worker.take, plan=plan)`."""
 
 _Submit = Callable[[int, Call], Future[Any]]
-
-_PATIENCE = 10.0  # seconds to reach a cluster's address
 
 
 class WorkerError(PolymergeError):
@@ -209,13 +206,10 @@ def _with_cause(future: Future[Any]) -> Future[Any]:
     def tell(done: Future[Any]) -> None:
         if not told.set_running_or_notify_cancel():  # nobody waits for it any more
             return
-        error = CancelledError() if done.cancelled() else done.exception()
-        cause = getattr(error, "cause", None)  # what Ray wraps in an error of its own
-        if isinstance(cause, Exception):
-            error = cause
+        error = CancelledError() if done.cancelled() else cause_of(done.exception())
         if error is None:
             told.set_result(done.result())
-        elif isinstance(error, BrokenExecutor) or type(error).__name__ in ("ActorDiedError", "RayActorError"):
+        elif isinstance(error, BrokenExecutor) or is_of_ray(error):
             told.set_exception(
                 WorkerError("a worker has died, perhaps for lack of memory. Answers are kept: run again to go on")
             )
@@ -239,55 +233,9 @@ class _Actor:
 @contextmanager
 def _actors(job: Job, count: int, address: str) -> Iterator[_Submit]:
     """Actors for a job; checkpoints and images must have the same paths on every machine."""
-    try:
-        ray: Any = import_module("ray")
-    except ImportError:
-        raise MissingExtraError("a Ray cluster needs Ray: pip install 'polymerge[ray]'") from None
     need = {"GPU": 1.0} if job.device.startswith("cuda") else {"CPU": float(job.torch_threads or 1)}
-    with _cluster(ray, address, int(count * need.get("CPU", 1))):
-        _check_room(ray, address, count, need)
+    with connected(address, int(count * need.get("CPU", 1))) as ray:
+        check_room(ray, address, count, need)
         actor = ray.remote(num_cpus=need.get("CPU", 0), num_gpus=need.get("GPU", 0))(_Actor)
         actors = [actor.remote(job) for _ in range(count)]
         yield lambda worker, call: actors[worker].do.remote(call).future()
-
-
-@contextmanager
-def _cluster(ray: Any, address: str, processors: int) -> Iterator[None]:
-    """Connect to a Ray cluster as a driver, reusing the caller's connection."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {"num_cpus": max(processors, os.cpu_count() or 1), "include_dashboard": False}
-    _probe(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {}))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"ray {address}: no cluster can be reached there: {error}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _probe(address: str) -> None:
-    """Check that the address accepts connections, since Ray itself would retry for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), _PATIENCE).close()
-    except OSError as error:
-        raise RecipeError(f"ray {address}: no cluster can be reached there: {error}") from None
-
-
-def _check_room(ray: Any, address: str, count: int, need: dict[str, float]) -> None:
-    """Refuse more actors than the cluster can schedule."""
-    nodes = [node["Resources"] for node in ray.nodes() if node.get("Alive", node.get("alive"))]
-    ((what, each),) = need.items()
-    places = sum(int(node.get(what, 0) // each) for node in nodes)
-    if places < count:
-        raise RecipeError(
-            f"ray {address}: {count} workers of {each:g} {what} each, and its {len(nodes)} machines have room for "
-            f"{places}. Ask for fewer workers or torch_threads"
-        )

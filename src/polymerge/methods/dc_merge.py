@@ -77,7 +77,7 @@ def dc_merge(
     places = [slice(start, stop) for start, stop in pairwise(ends)]
     right = joined(rights, 1)
     rights.clear()
-    # where P S Q^T are the columns side by side, P Q^T are the common ones, and Q S Q^T is what leads from these to those
+    # where P S Q^T are the columns side by side, P Q^T are the common ones, and Q S Q^T leads from these to those
     of_right, q_right = eigen(right.T @ right)
     of_left, q_left = eigen(gram_of_columns(lefts))
     voters: list[list[Wide]] = [[] for _ in places]
@@ -115,9 +115,9 @@ def _cutoff(one: Wide, other: Wide, count: int) -> float:
     sizes = np.empty((size, size), np.float32)
     multiply([one], other.T, sizes)
     np.abs(sizes, out=sizes)
-    sizes = sizes.reshape(-1)
-    sizes.partition(-count)
-    return float(sizes[-count]) * (1 - SAME)
+    flat = sizes.reshape(-1)
+    flat.partition(-count)
+    return float(flat[-count]) * (1 - SAME)
 
 
 def _elected(blocks: Wide) -> Wide:

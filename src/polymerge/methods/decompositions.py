@@ -14,14 +14,16 @@ cores of adapters, are decomposed by SVD.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from polymerge.methods.lora import EXACT, Wide
-from polymerge.methods.symmetric import Wanted, eigenvectors
 
 __all__ = [
     "NOTHING",
@@ -31,10 +33,12 @@ __all__ = [
     "components",
     "dots_of_columns",
     "eigen",
+    "eigenvectors",
     "gram_of_columns",
     "inverse_root",
     "joined",
     "multiply",
+    "one_thread",
     "orthogonal",
     "square_of",
     "tall",
@@ -44,6 +48,9 @@ __all__ = [
 
 Matrix = NDArray[Any]
 """Float32 or float64, [m, n] with m >= n, perhaps a transposed view; a numpy array or, on a GPU, a torch tensor."""
+
+Wanted: TypeAlias = Callable[[Wide], int]
+"""How many eigenvectors are wanted, told from the eigenvalues, the largest first."""
 
 NOTHING = 2.0**-23
 """Singular values up to this share of the largest are rounding of float32."""
@@ -180,8 +187,55 @@ def eigen(gram: Wide, most: int | None = None, least: float = 0.0) -> tuple[Wide
         count = int((s > max(least, float(s[:1].sum()) * _least(len(s)))).sum())
         return count if most is None else min(most, count)
 
-    squares, q = eigenvectors(gram, wanted) if isinstance(gram, np.ndarray) else _on_device(gram, wanted)
+    squares, q = eigenvectors(gram, wanted, most) if isinstance(gram, np.ndarray) else _on_device(gram, wanted)
     return squares.clip(0.0) ** 0.5, q
+
+
+def eigenvectors(gram: Wide, wanted: Wanted, most: int | None = None) -> tuple[Wide, Wide]:
+    """The largest eigenvalues of a symmetric matrix, and their eigenvectors.
+
+    SciPy finds as many as are wanted in little more memory than the matrix and they take; without it, numpy takes five
+    times that of the matrix.
+
+    gram     [n, n], float64; overwritten
+    wanted   tells how many
+    most     how many that will be at most; default: all, and all eigenvalues are told
+    returns  the eigenvalues [k] descending, and the eigenvectors as columns [n, k]
+    raises   numpy.linalg.LinAlgError where they are not found
+    """
+    size, scipy = len(gram), _scipy()
+    if not np.isfinite(np.diagonal(gram)).all():
+        raise np.linalg.LinAlgError("its squares are too large for float64")
+    first = 0 if most is None else max(0, size - max(1, most))
+    if scipy is None or not size:
+        squares, q = np.linalg.eigh(gram)
+        squares, q = squares[first:], q[:, first:]
+    else:  # symmetric, so that its transpose is the same in LAPACK's order, and is not copied
+        how = {"overwrite_a": True, "check_finite": False, "driver": "evr", "subset_by_index": (first, size - 1)}
+        squares, q = scipy.eigh(gram.T, **how)
+    squares = squares[::-1]
+    count = wanted(squares)
+    vectors = q[:, len(q.T) - count :].T
+    for row in range(count // 2):  # in place: a view in reverse would be copied by whatever it is multiplied with
+        vectors[[row, count - 1 - row]] = vectors[[count - 1 - row, row]]
+    return squares[:count], vectors.T
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Let linear algebra have one thread, also what is loaded when it is first needed."""
+    _scipy()
+    limited: AbstractContextManager[object] = threadpool_limits(1)
+    return limited
+
+
+@cache
+def _scipy() -> Any:
+    """SciPy's linear algebra; None where it is not installed."""
+    try:
+        import scipy.linalg
+    except ImportError:
+        return None
+    return scipy.linalg
 
 
 def joined(parts: Sequence[Wide], axis: int = 0) -> Wide:

@@ -73,10 +73,7 @@ def iso_cts(deltas: Matrix, common_space_fraction: float = 0.8) -> Matrix:
     lefts, rights, strengths = [common], [shared.v], [shared.s]
     for matrix in stack:
         rounding = 4 * NOTHING * float(np.sqrt(square_of(matrix)))
-        if stack is deltas:
-            along = dots_of_columns([common], [matrix])
-        else:
-            along = shared.v @ shared.v.T
+        along = dots_of_columns([common], [matrix]) if stack is deltas else shared.v @ shared.v.T
         along *= -1
         multiply([common if stack is deltas else matrix], along, matrix, plus=matrix)
         del along

@@ -20,6 +20,7 @@ from polymerge.methods.decompositions import (
     components,
     dots_of_columns,
     eigen,
+    eigenvectors,
     gram_of_columns,
     joined,
     multiply,
@@ -29,7 +30,6 @@ from polymerge.methods.decompositions import (
     weighed_square,
 )
 from polymerge.methods.lora import Wide
-from polymerge.methods.symmetric import eigenvectors
 
 __all__ = ["Init", "RankRule", "aswudi", "optmerge", "swudi"]
 

@@ -162,7 +162,7 @@ def times_scales(out: AnyBlock, scales: AnyBlock, block: tuple[int, int], width:
 def find_cutoffs(deltas: AnyBlock, keep: Sequence[int]) -> list[float]:
     """Find the `keep[model]`-th largest magnitude of every row of `deltas` [model, n]; infinity for none to keep.
 
-    For tensors in memory; `polymerge.engine.statistics` does it out of core.
+    For tensors in memory; `polymerge.engine.cutoffs` does it out of core.
     """
     return _set_for(deltas).find_cutoffs(deltas, keep)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from polymerge.engine import statistics as selection
+from polymerge.engine import cutoffs as selection
+from polymerge.engine.cutoffs import exact_cutoffs, joined, look_through
 from polymerge.engine.merge import merge
-from polymerge.engine.statistics import exact_cutoffs
 from polymerge.methods.kernels import keep_largest
 from polymerge.methods.table import METHODS
 from running import checkpoint
@@ -110,6 +111,33 @@ def test_neither_blocks_nor_threads_matter(kind):
             )
         }
     assert len(found) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 999),
+    st.sampled_from(sorted(KINDS)),
+    st.lists(st.integers(1, 400), min_size=2, max_size=5),
+    st.floats(0, 1),
+    st.sampled_from([(1 << 23, 1 << 16), (0, 1 << 16), (20, 8)]),
+)
+def test_parts_that_are_looked_through_apart_find_the_same(seed, kind, parts, share, limits):
+    rng = np.random.default_rng(seed)
+    n = sum(parts)
+    x = np.array([KINDS[kind](rng, n) for _ in range(2)]).astype(np.float32)
+    ends = np.cumsum([0, *parts])
+    apart = [Blocks(x[:, one:two], cut(two - one, 90)) for one, two in itertools.pairwise(ends)]
+
+    def look(windows):
+        found = [look_through(part, windows, map) for part in apart]
+        return [joined(of) for of in zip(*found, strict=True)]
+
+    whole, keep = cut(n, 70), [int(share * n), n // 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "GATHERED", limits[0])
+        patch.setattr(selection, "SAMPLED", limits[1])
+        elsewhere = exact_cutoffs(Blocks(x, whole), keep, map, look=look)
+    assert elsewhere == exact_cutoffs(Blocks(x, whole), keep, map)
 
 
 def test_one_pass_is_enough_for_an_ordinary_tensor():
