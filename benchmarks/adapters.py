@@ -136,6 +136,21 @@ def of_peft(adapters: Mapping[str, Path], exam: Exam) -> dict[str, Row]:
     return rows
 
 
+def merges(
+    folder: Path, adapters: Mapping[str, Path], exam: Exam, cases: Mapping[str, Case], about: str
+) -> dict[str, Row]:
+    """Every merge at its searched scale; `about` says what they depend on, for a run that goes on with another's."""
+
+    def made(case: Case, scale: float | None) -> tuple[Any, float]:
+        out = folder / "merged"
+        done = polymerge.merge(case.recipe(list(adapters.values()), scale=scale), out, force=True, check=False)
+        if done.norms is None:
+            raise RunError(f"{case.method}: the merge says no norm")
+        return load({"merged": out}).merge_and_unload(), done.norms.ratio
+
+    return contest(cases, made, exam, folder / "merges.json", about)
+
+
 def main() -> None:
     options = _options()
     host = machine()
@@ -147,17 +162,10 @@ def main() -> None:
     adapters = teach(folder, ARITHMETIC, training)
     exam = Exam(ARITHMETIC, options.pictures)
 
-    def made(case: Case, scale: float | None) -> tuple[Any, float]:
-        out = folder / "merged"
-        done = polymerge.merge(case.recipe(list(adapters.values()), scale=scale), out, force=True, check=False)
-        if done.norms is None:
-            raise RunError(f"{case.method}: the merge says no norm")
-        return load({"merged": out}).merge_and_unload(), done.norms.ratio
-
     versions = ", ".join(f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers", "peft"))
     asked = {task: len(some) for task, some in exam.questions.items()}
     cases = {name: CASES[name] for name in options.methods if name in CASES}
-    searched = contest(cases, made, exam, folder / "merges.json", f"{shlex.join(training)}; {versions}; {asked}")
+    searched = merges(folder, adapters, exam, cases, f"{shlex.join(training)}; {versions}; {asked}")
     models = of_models(adapters, exam)
     if not options.train_projector:  # PEFT merges none
         models |= of_peft(adapters, exam)

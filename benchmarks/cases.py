@@ -13,7 +13,8 @@ from polymerge.methods.table import METHODS
 __all__ = ["DENSITY", "NORMS", "Case", "of_the_table"]
 
 DENSITY = 0.2  # of methods that keep a share of each delta and default to all
-NORMS = (0.35, 0.5, 0.7, 1.0, 1.4)
+NORMS = (0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+"""The sizes of merges that a search can try."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Case:
         apart = self.parameters.get("space") == "factors" or self.row.scales
         return 2 if apart and self.parameters.get("compose") != "product" else 1
 
-    def scales(self, norm: float) -> list[float]:
-        """The scales, to two digits, that make each of `NORMS` of a merge that has a norm as it is."""
+    def scale_for(self, wanted: float, norm: float) -> float:
+        """The scale, to two digits, that makes a norm of a merge that has another as it is."""
         own = self.row.parameter("scale") if self._scales else None
         now = float(self.parameters.get("scale", own.default)) if own else 1.0
-        return [float(f"{now * (wanted / norm) ** (1 / self.power):.2g}") for wanted in NORMS]
+        return float(f"{now * (wanted / norm) ** (1 / self.power):.2g}")
 
     def recipe(self, models: Sequence[Path], base: Path | None = None, scale: float | None = None) -> dict[str, Any]:
         """The recipe for some models; adapters have no base."""

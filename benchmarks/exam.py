@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cases import Case
+from cases import NORMS, Case
 from lessons import SEED, VLM
 from polymerge.demo import trained_models
 from polymerge.demo.digit_questions import Question, Share, draw_questions, score_vlm, share
 from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, load_handwriting, split_pairs
 from polymerge.errors import PolymergeError
 
-__all__ = ["UNTAUGHT", "Exam", "Row", "contest"]
+__all__ = ["FIRST", "UNTAUGHT", "Exam", "Row", "contest"]
 
 UNTAUGHT = "perception"
 SEARCH_SEED, SEARCH_PICTURES = SEED + 1, 1  # of the questions that a scale is searched with
+
+FIRST = range(2, 7)  # of the norms, that every search tries
 
 Made = Callable[[Case, float | None], tuple[Any, float]]
 """Merges by a case, as it is or at a scale: the model, and the norm of the update over the root mean square of all."""
@@ -31,7 +33,7 @@ class Row:
 
     norm     of what the model's training or merge changes, over the root mean square of the merged models'
     scale    that was searched; None for what is no merge of polymerge's
-    right    how many answers to other questions were right: at each norm of the search
+    right    how many answers to other questions were right, by the norm that a search tried
     as_is    the norm of the merge without a search, and how many answers to those questions were right
     failure  why there are no answers
     """
@@ -39,7 +41,7 @@ class Row:
     marks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     norm: float | None = None
     scale: float | None = None
-    right: Sequence[int] = ()
+    right: Mapping[str, int] = field(default_factory=dict)
     as_is: tuple[float, int] = (0.0, 0)
     failure: str = ""
 
@@ -99,7 +101,7 @@ def contest(cases: Mapping[str, Case], made: Made, exam: Exam, file: Path, about
             row = Row(failure=f"{type(error).__name__}: {error}")
         kept[name] = (repr(case), row)
         _write(file, about, kept)
-        told = row.failure or f"{exam.mean(row).value:.3f} at scale {row.scale:g}, {row.as_is}, {row.right}"
+        told = row.failure or f"{exam.mean(row).value:.3f} at scale {row.scale:g}, {row.as_is}, {dict(row.right)}"
         print(f"{name}: {told}", file=sys.stderr, flush=True)
     return {name: kept[name][1] for name in cases}
 
@@ -107,11 +109,23 @@ def contest(cases: Mapping[str, Case], made: Made, exam: Exam, file: Path, about
 def _of_case(case: Case, made: Made, exam: Exam) -> Row:
     model, norm = made(case, None)
     as_is = (norm, exam.right_of_others(model))
-    scales = case.scales(norm)
-    right = [exam.right_of_others(made(case, scale)[0]) for scale in scales]
-    best = scales[right.index(max(right))]
-    model, norm = made(case, best)
-    return Row(exam.ask(model), norm, best, right, as_is)
+    right: dict[float, int] = {}
+
+    def look(places: Iterable[int]) -> None:
+        """Try norms one after the other, beyond the first ones as long as each is better than all before it."""
+        for place in places:
+            best, wanted = max(right.values(), default=-1), NORMS[place]
+            right[wanted] = exam.right_of_others(made(case, case.scale_for(wanted, norm))[0])
+            if place not in FIRST and right[wanted] <= best:
+                break
+
+    look(FIRST)
+    look(range(FIRST.stop, len(NORMS)) if right[NORMS[FIRST.stop - 1]] == max(right.values()) else ())
+    look(range(FIRST.start - 1, -1, -1) if right[NORMS[FIRST.start]] == max(right.values()) else ())
+    best = case.scale_for(min(one for one in right if right[one] == max(right.values())), norm)
+    model, made_norm = made(case, best)
+    tried = {f"{one:g}": right[one] for one in sorted(right)}
+    return Row(exam.ask(model), made_norm, best, tried, as_is)
 
 
 def _read(file: Path, about: str) -> dict[str, tuple[str, Row]]:

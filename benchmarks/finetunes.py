@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -74,6 +75,21 @@ def load(folder: Path) -> Any:
     return trained_models.load(LlavaForConditionalGeneration, folder)
 
 
+def merges(
+    folder: Path, tuned: Mapping[str, Path], exam: Exam, cases: Mapping[str, Case], about: str
+) -> dict[str, Row]:
+    """Every merge at its searched scale; `about` says what they depend on, for a run that goes on with another's."""
+    base = load_file(VLM / "model.safetensors")
+    mean_change = fmean(squared_change(base, one) for one in tuned.values())
+
+    def made(case: Case, scale: float | None) -> tuple[Any, float]:
+        out = folder / "merged"
+        polymerge.merge(case.recipe(list(tuned.values()), VLM, scale), out, force=True, check=False)
+        return load(out), math.sqrt(squared_change(base, out) / mean_change)
+
+    return contest(cases, made, exam, folder / "merges.json", about)
+
+
 def main() -> None:
     options = _options()
     host = machine()
@@ -84,17 +100,11 @@ def main() -> None:
     exam = Exam(TASKS, options.pictures)
     base = load_file(VLM / "model.safetensors")
     changes = {task: squared_change(base, one) for task, one in tuned.items()}
-    mean_change = sum(changes.values()) / len(changes)
-
-    def made(case: Case, scale: float | None) -> tuple[Any, float]:
-        out = folder / "merged"
-        polymerge.merge(case.recipe(list(tuned.values()), VLM, scale), out, force=True, check=False)
-        return load(out), math.sqrt(squared_change(base, out) / mean_change)
-
+    mean_change = fmean(changes.values())
     versions = ", ".join(f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers"))
     asked = {task: len(some) for task, some in exam.questions.items()}
     cases = {name: CASES[name] for name in options.methods}
-    searched = contest(cases, made, exam, folder / "merges.json", f"{TRAINING}; {versions}; {asked}")
+    searched = merges(folder, tuned, exam, cases, f"{TRAINING}; {versions}; {asked}")
     models = {"base": Row(exam.ask(load(VLM)))}
     models |= {
         f"fine-tune of {task}": Row(exam.ask(load(one)), math.sqrt(changes[task] / mean_change))

@@ -27,14 +27,17 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "finetune_lora.py"
 PICTURES = 8000  # that each copy is taught with
 
 
-def teach(folder: Path, tasks: Sequence[str], training: Sequence[str]) -> dict[str, Path]:
+def teach(
+    folder: Path, tasks: Sequence[str], training: Sequence[str], *, pictures: int = PICTURES, seed: int = SEED
+) -> dict[str, Path]:
     """Teach a copy each task, as many at a time as there are cores, or take those of an earlier run.
 
     training  options of examples/finetune_lora.py
+    seed      of the pictures, all of them of scans that belong to the training
     """
 
     def one(task: str) -> None:
-        data = _write_lessons(task, folder)
+        data = _write_lessons(task, folder, pictures, seed)
         command = [sys.executable, str(SCRIPT), "--model", str(VLM), "--data", str(data), "--images", str(folder)]
         out = folder / f"{task}.new"
         shutil.rmtree(out, ignore_errors=True)
@@ -51,13 +54,13 @@ def teach(folder: Path, tasks: Sequence[str], training: Sequence[str]) -> dict[s
     return {task: folder / task for task in tasks}
 
 
-def _write_lessons(task: str, folder: Path) -> Path:
+def _write_lessons(task: str, folder: Path, pictures: int, seed: int) -> Path:
     """Draw pictures of training scans and ask about each, in LLaVA's format."""
-    dice = random.Random(f"adapter {task} {SEED}")
+    dice = random.Random(f"adapter {task} {seed}")
     pairs, (handwriting, _) = split_pairs(SEED), load_handwriting(SEED)
     (folder / "images" / task).mkdir(parents=True, exist_ok=True)
     listed = []
-    for number in range(PICTURES):
+    for number in range(pictures):
         lesson = in_picture(task, dice.choice(pairs.every), dice)
         assert lesson.scene
         name = f"images/{task}/{number}.png"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from cases import NORMS
-from exam import UNTAUGHT, Exam, Row
+from exam import FIRST, UNTAUGHT, Exam, Row
 from polymerge.demo.digit_questions import Share
 
 __all__ = ["REFERENCE", "findings", "results", "table", "wrapped"]
@@ -31,7 +31,8 @@ SEARCHED = """
 
 The scale is the one that gives the most right answers to {searched} other questions on the {number} tasks, about other
 pictures: other draws from the scans that nobody was taught, of the same digit pairs. It is one of those that make a
-norm of {norms}, to two digits; of equals it is the one with the smaller norm. The answers in the table had no part in
+norm of {norms}, to two digits, or beyond these as long as that gives more; of equals it is the one with the smaller
+norm. The answers in the table had no part in
 it. The column beside the mean is the difference to `{reference}`, with its own error: the questions were the same.
 """
 
@@ -39,19 +40,20 @@ BY_NORM = """
 ## By size
 
 What the search saw: the share of right answers to the {searched} questions, in %, at each norm; before that the norm
-and the share of the merge as it is, without a scale.
+and the share of the merge at the scale that it has where a recipe says none.
 """
 
 FINDINGS = """
 ## What decides
 
-Over all {count} merges, the mean share of right answers in the search goes from {low:.1f} % at a norm of {low_at:g} to
-{high:.1f} % at {high_at:g} and {last:.1f} % at {last_at:g}. At their searched scales the merges' means lie between
+Over all {count} merges, the mean share of right answers in the search goes from {low:.1f} % at a norm of {low_at} to
+{high:.1f} % at {high_at} and {last:.1f} % at {last_at}. At a norm of {high_at} the merges lie between
+{at_high[0]:.1f} and {at_high[1]:.1f} % there. At their searched scales the merges' means lie between
 {means[0]:.1f} and {means[1]:.1f} %, their norms between {norms[0]:.2f} and {norms[1]:.2f}.
 
-Beside `{reference}`, {of_mean}. {untaught}. With {count} merges, about one difference beyond two errors is to be
-expected by chance. Compare methods at one norm, or search the scale of each (`polymerge search RECIPE --vary scale`),
-before one is called better.
+{of_mean}. Their {untaught}, which nobody meant to change, is {shares[0]:.1f} to {shares[1]:.1f} %: {of_untaught}. By
+chance alone about one difference in twenty is beyond two errors. Compare methods at one norm, or search the scale of
+each (`polymerge search RECIPE --vary scale`), before one is called better.
 """
 
 
@@ -61,7 +63,8 @@ def results(exam: Exam, models: Mapping[str, Row], searched: Mapping[str, Row]) 
     tasks = [*exam.taught, mean]
     untaught = [f"{task}, untaught" for task in exam.untaught]
     count = len({q.scene.digits for q in exam.questions[exam.taught[0]]})
-    norms = f"{', '.join(f'{norm:g}' for norm in NORMS[:-1])} or {NORMS[-1]:g}"
+    first = [f"{NORMS[place]:g}" for place in FIRST]
+    norms = f"{', '.join(first[:-1])} or {first[-1]}"
     sizes = {"searched": len(exam.others), "number": _number(len(exam.taught)), "norms": norms}
     named = " and ".join(exam.untaught)
     head = RESULTS.format(count=count, untaught=named[0].upper() + named[1:])
@@ -79,7 +82,7 @@ def results(exam: Exam, models: Mapping[str, Row], searched: Mapping[str, Row]) 
         wrapped(SEARCHED.format(**sizes, reference=REFERENCE)),
         *table(["", "scale", "norm", *tasks, *([minus] if reference else []), *untaught], _named(rows)),
         wrapped(BY_NORM.format(**sizes)),
-        *table(["", "norm as it is", "as it is", *(f"{norm:g}" for norm in NORMS)], _named(_by_norm(exam, searched))),
+        *table(["", "norm as it is", "as it is", *_tried(searched)], _named(_by_norm(exam, searched))),
     ]
     return "\n".join(parts)
 
@@ -89,23 +92,29 @@ def findings(exam: Exam, searched: Mapping[str, Row]) -> str:
     found = {name: row for name, row in searched.items() if row.marks}
     if REFERENCE not in found or len(found) < 2:
         return ""
-    by_norm = [
-        100 * fmean(row.right[place] for row in found.values()) / len(exam.others) for place in range(len(NORMS))
-    ]
-    means = [100 * exam.mean(row).value for row in found.values()]
-    norms = [row.norm for row in found.values() if row.norm is not None]
-    shares = [100 * exam.share(row, UNTAUGHT).value for row in found.values()]
-    untaught = (
-        f"Their {UNTAUGHT}, which nobody meant to change, is {min(shares):.1f} to {max(shares):.1f} %, and "
-        f"{_beside(exam, found, (UNTAUGHT,))}"
-    )
-    top = by_norm.index(max(by_norm))
+    by_norm = {
+        f"{NORMS[place]:g}": [100 * row.right[f"{NORMS[place]:g}"] / len(exam.others) for row in found.values()]
+        for place in FIRST
+    }
+    on_average = {norm: fmean(shares) for norm, shares in by_norm.items()}
+    low, *_, last = by_norm
+    top = max(on_average, key=lambda norm: on_average[norm])
+    of_mean = _beside(exam, found, exam.taught)
     text = FINDINGS.format(
-        count=len(found), low=by_norm[0], low_at=NORMS[0], high=by_norm[top], high_at=NORMS[top], last=by_norm[-1],
-        last_at=NORMS[-1], means=(min(means), max(means)), norms=(min(norms), max(norms)), reference=REFERENCE,
-        of_mean=_beside(exam, found, exam.taught), untaught=untaught,
+        count=len(found), low=on_average[low], low_at=low, high=on_average[top], high_at=top,
+        last=on_average[last], last_at=last, at_high=_span(by_norm[top]),
+        means=_span(100 * exam.mean(row).value for row in found.values()),
+        norms=_span(row.norm for row in found.values() if row.norm is not None),
+        of_mean=of_mean[0].upper() + of_mean[1:], untaught=UNTAUGHT,
+        shares=_span(100 * exam.share(row, UNTAUGHT).value for row in found.values()),
+        of_untaught=_beside(exam, found, (UNTAUGHT,)),
     )  # fmt: skip
     return wrapped(text)
+
+
+def _span(values: Iterable[float]) -> tuple[float, float]:
+    listed = list(values)
+    return min(listed), max(listed)
 
 
 def _beside(exam: Exam, rows: Mapping[str, Row], tasks: Sequence[str]) -> str:
@@ -114,15 +123,13 @@ def _beside(exam: Exam, rows: Mapping[str, Row], tasks: Sequence[str]) -> str:
     better = sorted(((d, n) for d, n in others if d.value > 2 * d.error), key=lambda one: -one[0].value)
     worse = sorted(((d, n) for d, n in others if d.value < -2 * d.error), key=lambda one: one[0].value)
 
-    def listed(some: Sequence[tuple[Share, str]]) -> str:
-        if not some:
-            return "none"
-        named = ", ".join(f"{name} ({_signed(difference)})" for difference, name in some[:NAMED])
-        return f"{len(some)} ({'the most: ' if len(some) > NAMED else ''}{named})"
+    def named(some: Sequence[tuple[Share, str]]) -> str:
+        told = ", ".join(f"`{name}` {_signed(difference)}" for difference, name in some[:NAMED])
+        return f" ({'most of all ' if len(some) > NAMED else ''}{told})" if some else ""
 
     return (
-        f"of the other {len(others)} those better by more than two standard errors of the difference are "
-        f"{listed(better)}, those worse {listed(worse)}"
+        f"of the {len(others)} others {_are(len(better))} better than `{REFERENCE}` by more than two standard errors "
+        f"of the difference{named(better)}, and {_are(len(worse))} worse{named(worse)}"
     )
 
 
@@ -154,13 +161,17 @@ def _cells(exam: Exam, row: Row, reference: Row | None = None) -> list[str]:
     return [norm, *tasks, *mean, *(_percent(exam.share(row, t)) if t in row.marks else "" for t in exam.untaught)]
 
 
+def _tried(searched: Mapping[str, Row]) -> list[str]:
+    return sorted({norm for row in searched.values() for norm in row.right}, key=float)
+
+
 def _by_norm(exam: Exam, searched: Mapping[str, Row]) -> dict[str, list[str]]:
-    found = {name: row for name, row in searched.items() if row.marks}
-    shares = {
-        name: [100 * right / len(exam.others) for right in (row.as_is[1], *row.right)] for name, row in found.items()
-    }
-    told = {name: [f"{found[name].as_is[0]:.2f}", *(f"{one:.1f}" for one in some)] for name, some in shares.items()}
-    return told | {"mean of all": ["", *(f"{fmean(some):.1f}" for some in zip(*shares.values(), strict=True))]}
+    lines = {}
+    for name, row in searched.items():
+        counts = [row.as_is[1], *(row.right.get(norm) for norm in _tried(searched))] if row.marks else []
+        cells = ["" if count is None else f"{100 * count / len(exam.others):.1f}" for count in counts]
+        lines[name] = [f"{row.as_is[0]:.2f}", *cells] if row.marks else ["failed"]
+    return lines
 
 
 def _percent(marks: Share) -> str:
@@ -169,6 +180,10 @@ def _percent(marks: Share) -> str:
 
 def _signed(difference: Share) -> str:
     return f"{100 * difference.value:+.1f} ± {100 * difference.error:.1f}"
+
+
+def _are(count: int) -> str:
+    return {0: "none is", 1: "one is"}.get(count, f"{count} are")
 
 
 def _number(count: int) -> str:

@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,7 +26,9 @@ from polymerge.demo.story import EXCLUDED, SHIPPED, SHIPPED_SEED
 from polymerge.demo.world import load_handwriting, split_pairs
 
 HERE = Path(__file__).parent
-KIT_DATA = "POLYMERGE"
+KIT_DATA = ("GQA_POLYMERGE", "MCQ_POLYMERGE")
+"""VLMEvalKit's class for short answers marks those to a data set with GQA in its name by equality."""
+
 LETTERS = "ABCD"
 
 
@@ -75,7 +78,8 @@ def make_tasks(work: Path, count: int) -> None:
         shutil.copytree(HERE / tool, work / tool, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         for task in (work / tool).glob("*.yaml"):
             task.write_text(task.read_text(encoding="utf-8").replace("QUESTIONS", str(file)), encoding="utf-8")
-    write_table(work / "vlmevalkit" / f"{KIT_DATA}.tsv", records)
+    for name in KIT_DATA:
+        write_table(work / "vlmevalkit" / f"{name}.tsv", records, choices="MCQ" in name)
 
 
 def _form(answer: str) -> list[bool]:
@@ -83,16 +87,16 @@ def _form(answer: str) -> list[bool]:
     return [word.isdigit() for word in answer.split()]
 
 
-def write_table(file: Path, records: Sequence[dict[str, object]]) -> None:
-    """The questions with four options each, as VLMEvalKit has them."""
+def write_table(file: Path, records: Sequence[dict[str, Any]], *, choices: bool) -> None:
+    """The questions as VLMEvalKit has them, with four options each or without."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as out:
         rows = csv.writer(out, delimiter="\t")
-        rows.writerow(["index", "image", "question", *LETTERS, "answer"])
+        rows.writerow(["index", "image", "question", "answer", *(LETTERS if choices else "")])
         for one in records:
-            image = base64.b64encode(Path(str(one["image"])).read_bytes()).decode()
-            choices = list(one["choices"])  # type: ignore[call-overload]
-            rows.writerow([one["question_id"], image, one["text"], *choices, LETTERS[choices.index(one["answer"])]])
+            image = base64.b64encode(Path(one["image"]).read_bytes()).decode()
+            said = [LETTERS[one["choices"].index(one["answer"])], *one["choices"]] if choices else [one["answer"]]
+            rows.writerow([one["question_id"], image, one["text"], *said])
 
 
 if __name__ == "__main__":

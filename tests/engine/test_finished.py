@@ -22,6 +22,7 @@ from polymerge.checkpoints.identity import YOUNG
 from polymerge.engine import finished
 from polymerge.engine.merge import Merged
 from polymerge.errors import CheckpointError
+from polymerge.planning.matrix_costs import decomposed
 from running import cli, leftovers, raw, recipe_file
 from tiny import as_2024, build, perturbed
 
@@ -187,6 +188,55 @@ def test_the_command_line_says_so_too(models: list[Path], tmp_path: Path, monkey
     again = cli("merge", recipe, "-o", tmp_path / "out", "--no-verify")
     assert again.status == 0, again.err
     assert "went on where it was stopped: 5 matrices were finished" in again.out
+
+
+class Told:
+    """A progress that hears of matrices, too."""
+
+    def __init__(self) -> None:
+        self.bytes: list[tuple[int, int]] = []
+        self.of_matrices: list[tuple[int, int, float]] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.bytes.append((done, total))
+
+    def matrices(self, done: int, total: int, share: float) -> None:
+        self.of_matrices.append((done, total, share))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_progress_is_told_matrix_by_matrix(threads: int, models: list[Path], tmp_path: Path) -> None:
+    told = Told()
+    plan = merge(asked(models), tmp_path / "out", progress=told, threads=threads).plan
+    assert told.bytes[-1] == (plan.size, plan.size)
+    counts, shares = [done for done, _, _ in told.of_matrices], [share for _, _, share in told.of_matrices]
+    assert counts == [*range(15)]
+    assert {total for _, total, _ in told.of_matrices} == {14}
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, pytest.approx(1))
+    if threads == 1:
+        each = [one.seconds / one.count for _, one in decomposed(plan) for _ in range(one.count)]
+        assert len(set(each)) > 1
+        assert shares[1:] == pytest.approx([sum(each[:count]) / sum(each) for count in range(1, 15)])
+
+
+def test_what_an_earlier_run_finished_tells_nothing_of_the_time_left(models: list[Path], tmp_path: Path) -> None:
+    killed(asked(models), tmp_path / "out", 9)
+    told = Told()
+    merge(asked(models), tmp_path / "out", progress=told, threads=1)
+    assert [done for done, _, _ in told.of_matrices] == [*range(15)]
+    assert [share for _, _, share in told.of_matrices][:9] == [0.0] * 9
+    assert 0 < told.of_matrices[9][2] < told.of_matrices[10][2] < 1
+    assert told.of_matrices[-1][2] == pytest.approx(1)
+
+
+def test_the_command_line_shows_matrices(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polymerge.cli.progress._SECONDS_BETWEEN_LINES", 0.0)
+    ran = cli("merge", recipe_file(asked(models), tmp_path / "recipe.yaml"), "-o", tmp_path / "out", "--no-verify")
+    assert ran.status == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if line.startswith("merging: ")]
+    assert lines[0] == "merging: 0 of 14 matrices"
+    assert [line for line in lines if line.startswith("merging: 7 of 14 matrices, ") and line.endswith(" left")]
 
 
 def test_an_error_leaves_nothing(models: list[Path], tmp_path: Path) -> None:

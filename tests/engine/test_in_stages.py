@@ -75,6 +75,29 @@ def test_stages_give_the_bits_of_the_merges_one_by_one(place: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apart", "out"]
 
 
+def test_progress_counts_the_matrices_of_all_stages(place: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, float]] = []
+
+    class Progress:
+        def __call__(self, done: int, total: int) -> None:
+            pass
+
+        def matrices(self, done: int, total: int, share: float) -> None:
+            told.append((done, total, share))
+
+    first, second, last = three(place)
+    first = stage(place, "first", "iso_c", "a", "b", base_model="base")
+    last = stage(place, None, "iso_c", "second", "a", base_model="first")
+    del first["models"][0]["parameters"], first["models"][1]["parameters"]
+    del last["models"][0]["parameters"], last["models"][1]["parameters"]
+    merge({"stages": [first, second, last]}, tmp_path / "out", check=False, progress=Progress(), threads=1)
+    assert {total for _, total, _ in told} == {told[-1][0]}
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert [share for _, _, share in told] == sorted(share for _, _, share in told)
+    assert told[-1][2] == pytest.approx(1)
+    assert any(share == pytest.approx(0.5) for _, _, share in told)
+
+
 def test_the_record_tells_of_every_stage(place: Path, tmp_path: Path) -> None:
     merge({"stages": three(place)}, tmp_path / "out", check=False)
     text = (tmp_path / "out/polymerge.json").read_text()

@@ -192,18 +192,58 @@ def test_peft_s_weighted_adapter(tmp_path: Path, kind: str) -> None:
     """PEFT's svd counts the scaling of each adapter twice, so that it is right where that is 1."""
     alphas = (3, 3) if kind == "svd" else (5, 8)
     adapters = [adapter(tmp_path / str(n), n, r=3, lora_alpha=alpha) for n, alpha in enumerate(alphas)]
-    model = loaded(adapters[0])
-    model.load_adapter(str(adapters[1]), "second")
     weight = [0.5, 1.5]
-    more = {"svd_rank": 4} if kind == "svd" else {}
-    model.add_weighted_adapter(["default", "second"], weight, "both", combination_type=kind, **more)
-    wanted = {}
-    for name, one in model.named_modules():
-        if hasattr(one, "lora_A") and "both" in one.lora_A:
-            wanted[name.removeprefix("base_model.model.")] = one.get_delta_weight("both").detach().double().numpy()
+    wanted = by_peft(adapters, weight, kind, **({"svd_rank": 4} if kind == "svd" else {}))
     parameters = {"rank": 4} if kind == "svd" else {}
     out = merged(recipe(kind, adapters, weight, parameters=parameters), tmp_path / "out")
-    close(exact_updates(out), wanted, max(np.abs(update).max() for update in wanted.values()), 5e-6)
+    close(exact_updates(out), wanted, largest(wanted), 5e-6)
+
+
+def by_peft(adapters: Sequence[Path], weight: Sequence[float], kind: str, **more: Any) -> dict[str, Any]:
+    """The updates of PEFT's weighted adapter."""
+    model = loaded(adapters[0])
+    names = ["default", *(f"other{number}" for number in range(1, len(adapters)))]
+    for name, folder in zip(names[1:], adapters[1:], strict=True):
+        model.load_adapter(str(folder), name)
+    model.add_weighted_adapter(names, list(weight), "all", combination_type=kind, **more)
+    return {
+        name.removeprefix("base_model.model."): one.get_delta_weight("all").detach().double().numpy()
+        for name, one in model.named_modules()
+        if hasattr(one, "lora_A") and "all" in one.lora_A
+    }
+
+
+def largest(updates: dict[str, Any]) -> float:
+    return float(max(np.abs(update).max() for update in updates.values()))
+
+
+CONVENTIONS = {
+    "linear": ({}, {"normalize": False}, lambda weight, count: weight * count**2),
+    "ties": ({"density": 0.5}, {"elect": "unweighted", "normalize": "count"}, lambda weight, _count: weight),
+}
+"""By PEFT's name: the parameters of both, those that make ours PEFT's, how often as large PEFT's is without them."""
+
+
+@pytest.mark.parametrize("kind", CONVENTIONS)
+@pytest.mark.parametrize(("count", "weight"), [(2, 0.5), (3, 1.0)])
+def test_how_often_as_large_peft_s_is(tmp_path: Path, kind: str, count: int, weight: float) -> None:
+    """PEFT puts the root of a weight on both factors and does not divide by the weights: docs/methods.md."""
+    both, _, factor = CONVENTIONS[kind]
+    adapters = alike(tmp_path, count)
+    out = merged(recipe(kind, adapters, weight, parameters={"space": "factors", **both}), tmp_path / "out")
+    wanted = by_peft(adapters, [weight] * count, kind, **both)
+    found = {name: factor(weight, count) * update for name, update in exact_updates(out).items()}
+    close(found, wanted, largest(wanted), 5e-6)
+
+
+@pytest.mark.parametrize("kind", CONVENTIONS)
+def test_roots_of_the_weights_make_ours_peft_s(tmp_path: Path, kind: str) -> None:
+    both, ours, _ = CONVENTIONS[kind]
+    adapters, weight = alike(tmp_path), [0.25, 1.0, 2.25]
+    roots = [one**0.5 for one in weight]
+    out = merged(recipe(kind, adapters, roots, parameters={"space": "factors", **both, **ours}), tmp_path / "out")
+    wanted = by_peft(adapters, weight, kind, **both)
+    close(exact_updates(out), wanted, largest(wanted), 5e-6)
 
 
 # --- the same bits

@@ -75,8 +75,8 @@ def test_the_command_of_lmms_eval(tmp_path: Path) -> None:
     assert words[6:] == [
         "-m", "lmms_eval", "--model", "llava_hf", "--force_simple", "--model_args",
         f"pretrained={VLM},device_map=cpu", "--tasks", "mme,ok_vqa", "--batch_size", "1", "--device", "cpu",
-        "--gen_kwargs", "temperature=0", "--log_samples", "--output_path", str(run / "tasks" / "lmms-eval"),
-        "--limit", "5",
+        "--gen_kwargs", "temperature=0,do_sample=False", "--log_samples", "--output_path",
+        str(run / "tasks" / "lmms-eval"), "--limit", "5",
     ]  # fmt: skip
     assert not run.exists()
 
@@ -414,7 +414,7 @@ assert pathlib.Path("run.py").exists()
 print("OPENAI API is not working properly, will use exact matching for evaluation" if "judge" in config["data"] else "")
 answers = work / "answers"
 if not (answers.exists() and "--reuse" in sys.argv):
-    answers.write_text((pathlib.Path(about["model_path"]) / "score").read_text())
+    answers.write_text((pathlib.Path(about["model_path"]) / "score.json").read_text())
 for data in config["data"]:
     if data != "broken" or "--reuse" in sys.argv:
         (work / f"{name}_{data}_acc.csv").write_text(f'"split","Overall"\\n"none","{answers.read_text()}"\\n')
@@ -433,7 +433,7 @@ def model_with(folder: Path, score: str) -> Path:
     """A checkpoint that the stand-in for VLMEvalKit gives a score to."""
     shutil.rmtree(folder, ignore_errors=True)
     checkpoint(folder, "Qwen2_5_VLForConditionalGeneration")
-    (folder / "score").write_text(score, encoding="utf-8")
+    (folder / "score.json").write_text(score, encoding="utf-8")
     return folder
 
 

@@ -15,9 +15,10 @@ import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
 import tiny_derived
-from polymerge.families import blueprint, family_of, splits
+from polymerge.families import Reading, blueprint, family_of, read_names, splits
 from polymerge.families.derived import derive
 from polymerge.families.expressions import Shape
+from polymerge.families.names_on_disk import as_published
 from polymerge.families.registry import GENERIC, claimed
 from polymerge.families.resolve import map_names
 from polymerge.families.rules import Family
@@ -90,6 +91,31 @@ def test_a_table_and_the_derivation_agree_on_every_type_of_the_table(kind: str) 
         assert canonical(derived_family(config, shapes), config, shapes) == canonical(family_of(config), config, shapes)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in TABLED if kind not in NOT_BUILT])
+def test_a_table_s_published_names_are_those_of_transformers_reverse_conversion(kind: str) -> None:
+    """But for Qwen3-VL-MoE, whose published experts lie transposed against what transformers writes."""
+    config, live, saved = names_of_type(kind)
+    found = derive(config, live, splits(config))
+    assert found.family is not None
+    asked = as_published(config, Reading(found.family, by="its class", published=found.published), live)
+    for shapes in (live, saved):
+        told = as_published(config, read_names(config, shapes), shapes)
+        assert told.shapes.keys() == asked.shapes.keys()
+        assert (told.shapes == asked.shapes) == (kind != "qwen3_vl_moe")
+        again = as_published(config, read_names(config, told.shapes), told.shapes)
+        assert (dict(again.names), again.why) == ({}, "")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MULTIMODAL if kind not in (*NOT_BUILT, *TABLED)])
+def test_published_names_of_a_derived_family_hold_what_memory_has_or_are_refused(kind: str) -> None:
+    config, live, _ = names_of_type(kind)
+    told = as_published(config, read_names(config, live), live)
+    if kind not in OTHERWISE:
+        assert told.why == ""
+        held = canonical(derived_family(config, told.shapes), config, told.shapes)
+        assert held.keys() == canonical(derived_family(config, live), config, live).keys()
+
+
 def shapes_of(config: Config, names: Mapping[str, object]) -> Shapes:
     """The shapes that tensors of these names have where transformers loads them as they are."""
     built = blueprint.blueprint(config, len(names))
@@ -132,3 +158,14 @@ def test_a_table_and_the_derivation_agree_on_published_names(checkpoint: str) ->
     config = published["config"]
     shapes = shapes_of(config, names_of(published))
     assert canonical(derived_family(config, shapes), config, shapes) == canonical(family_of(config), config, shapes)
+
+
+@pytest.mark.parametrize("checkpoint", [one for one in COMPLETE if "alone" not in one])
+def test_names_in_memory_become_those_that_are_published(checkpoint: str) -> None:
+    (published,) = (entry for entry in PUBLISHED if entry["checkpoint"] == checkpoint)
+    config, names = published["config"], names_of(published)
+    built = blueprint.blueprint(config, len(names))
+    landed = [one for name in names if (one := built.land(name)) is not None]
+    live = {target: built.shapes[target] for one in landed for target in one.targets}
+    told = as_published(config, read_names(config, live), live)
+    assert told.shapes.keys() == {name for name in names if built.land(name) is not None}

@@ -163,6 +163,8 @@ def test_every_rule_is_needed_by_a_name_that_exists(name: str, tiny_names: Any) 
     layers = [rule.pattern for rule in family.rules if rule.canonical == "text.layers.{i}.{rest}"]
     for tensor in ("gate_up_proj", "down_proj"):
         names.update(layer.format(i=0, rest=f"mlp.experts.{tensor}") for layer in layers)
+    if family.boxed:  # transformers 5 writes a model that was not read from a file without that level
+        names.add(f"{family.boxed}post_layernorm.weight")
     assert set(family.rules) == {family.rule(tensor) for tensor in names if not family.is_buffer(tensor)}
 
 

@@ -80,7 +80,7 @@ def test_what_another_process_is_given_opens_its_inputs_itself(written: Path) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 0}, "has format 0, this polymerge reads 6: plan again"),
+        ({"version": 0}, "has format 0, this polymerge reads 7: plan again"),
         ({"seed": 7}, "was modified: its hash is"),
         ({"steps": [{"name": "weight"}]}, "is not a valid plan"),
         (

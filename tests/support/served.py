@@ -18,7 +18,7 @@ from typing import Any
 
 import sentencepiece
 import torch
-from sentencepiece import sentencepiece_model_pb2
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
@@ -92,6 +92,7 @@ def build(family: str, folder: Path, *, seed: int = 0, dtype: str = "bfloat16") 
     _fill(model, seed)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     as_2024(folder)  # the published names, where transformers 5 writes others
+    _as_published(folder / "config.json")
     write_tokenizer(folder, SPECIALS[family], _SEEN[family])
     for name, content in _processor_files(family).items():
         _write(folder / name, content)
@@ -126,6 +127,14 @@ def adapter_of(folder: Path, target: Path, *, seed: int = 0, projector: bool = F
     made.peft_config["default"].base_model_name_or_path = str(folder)
     made.save_pretrained(target)
     return target
+
+
+def under_names_of_memory(folder: Path) -> Path:
+    """Give a checkpoint the names that transformers 5 has in memory, in place: such files are published, too."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def merged_checkpoint(family: str, folder: Path) -> Path:
@@ -181,6 +190,17 @@ def _config(family: str) -> Any:
     )
 
 
+def _as_published(file: Path) -> None:
+    """Say how positions are turned by the names that published configs have, which transformers 4 reads, too."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    text = config["text_config"]
+    rope = text.pop("rope_parameters", None) or {}
+    text["rope_theta"] = rope.pop("rope_theta", 1e4)
+    if "mrope_section" in rope:
+        text["rope_scaling"] = rope
+    _write(file, config)
+
+
 def _fill(model: Any, seed: int) -> None:
     """Draw every parameter; wide enough that the most probable word stands out, whatever the last bits."""
     generator = torch.Generator().manual_seed(seed)
@@ -207,9 +227,8 @@ def _sentencepiece() -> bytes:
 
 @functools.cache
 def _pieces() -> tuple[tuple[str, float], ...]:
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(_sentencepiece())
-    return tuple((piece.piece, piece.score) for piece in model.pieces)
+    model = sentencepiece.SentencePieceProcessor(model_proto=_sentencepiece())
+    return tuple((model.id_to_piece(place), model.get_score(place)) for place in range(model.get_piece_size()))
 
 
 def _first_special() -> int:

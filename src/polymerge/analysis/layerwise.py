@@ -166,7 +166,7 @@ def layerwise(
     recipes: dict[str, Recipe] = {}
     plans: dict[str, Plan] = {}
     with collecting():
-        recipe = as_recipe(recipe)
+        recipe = replace(as_recipe(recipe), names="template")  # in memory tensors have the names of the folder loaded
         drawn = draw_tasks(tasks, scorer, samples, sample_seed, generation)
         full, baseline = plan_and_baseline(recipe)
         if full is not None and not _layers_of(full):

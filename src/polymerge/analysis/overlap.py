@@ -10,8 +10,6 @@ from dataclasses import replace
 from math import inf
 from typing import Any, Final, TypeVar
 
-from threadpoolctl import threadpool_limits
-
 from polymerge.analysis.deltas import DeltaTensor, stored_deltas, update_deltas
 from polymerge.analysis.figures import MODULES, Measured, Overlap, Place, Row, place_of, row_of, spectra_of
 from polymerge.analysis.signs import sums_of
@@ -24,6 +22,7 @@ from polymerge.engine.extents import Files
 from polymerge.engine.opening import entries_of, fetch, opened_inputs, refuse_changes, with_stamps
 from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.rules import PARTS
+from polymerge.methods.decompositions import one_thread
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.recipe.recipe import Recipe
@@ -74,7 +73,7 @@ def overlap(
     workers = threads or default_threads()
     pool = ThreadPoolExecutor(workers, "polymerge")
     try:
-        with threadpool_limits(1):
+        with one_thread():
             inputs = _inputs(plan)
             tensors = _deltas(plan, inputs, files, block)
             run_all = _run_all(pool, workers)

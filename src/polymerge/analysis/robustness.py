@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from polymerge.analysis.deltas import stored_values
 from polymerge.checkpoints.adapter import Adapter, open_adapter
@@ -15,6 +14,7 @@ from polymerge.checkpoints.pairs import Pair
 from polymerge.engine.lora_modules import factors_of
 from polymerge.errors import RecipeError
 from polymerge.families.expressions import LowRank
+from polymerge.methods.decompositions import one_thread
 from polymerge.methods.lora import Factors, check_shapes, decompose
 from polymerge.planning.inputs import labels_of
 
@@ -108,7 +108,7 @@ def robustness(merged: str, against: Sequence[str], largest: int | None = None) 
     ours = open_adapter(merged, locate(merged))
     labels = labels_of(against)
     found = []
-    with threadpool_limits(1):
+    with one_thread():
         for source in against:
             theirs = open_adapter(source, locate(source))
             shared = [module for module in theirs.pairs if module in ours.pairs]

@@ -6,6 +6,7 @@ under distinct names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "adapter_alone",
     "bring",
+    "called",
     "join",
     "open_checkpoint",
     "open_joined",
@@ -272,10 +274,25 @@ def renamed(checkpoint: Checkpoint, wrappers: Sequence[str]) -> Checkpoint:
         for own, name in plain.items()
         if first.setdefault(name, own) != own
     )
+    return called(checkpoint, plain)
+
+
+def called(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
+    """The same checkpoint with other names for its tensors; those that are not in `names` keep theirs.
+
+    names  name as it is -> name as it shall be
+
+    raises CheckpointError if two would have the same.
+    """
+    own = {name: names.get(name, name) for name in checkpoint.entries}
+    if len(set(own.values())) < len(own):
+        twice = next(name for name, count in Counter(own.values()).items() if count > 1)
+        raise CheckpointError(f"{checkpoint.folder}: two of its tensors would be called '{twice}'. Keep one of them")
     return replace(
         checkpoint,
-        entries=MappingProxyType({plain[own]: replace(e, name=plain[own]) for own, e in checkpoint.entries.items()}),
-        aliases=MappingProxyType({plain[name]: plain[earlier] for name, earlier in checkpoint.aliases.items()}),
+        entries=MappingProxyType({own[name]: replace(e, name=own[name]) for name, e in checkpoint.entries.items()}),
+        aliases=MappingProxyType({own[name]: own[earlier] for name, earlier in checkpoint.aliases.items()}),
+        brought=tuple(own[name] for name in checkpoint.brought),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.checkpoints.files import class_names
+from polymerge.checkpoints.needed_packages import needed_package
 from polymerge.errors import CheckpointError, MissingExtraError, RecipeError, did_you_mean
 
 __all__ = [
@@ -117,9 +118,9 @@ def load_model(
                 device_map=None if device == "cpu" else device,
                 **local,
             )
-    except ImportError as error:
-        raise MissingExtraError(f"{folder}: its model needs a package that is not installed: {_first(error)}") from None
     except Exception as error:  # whatever a model's class raises means that it does not load
+        if said := needed_package(error):
+            raise MissingExtraError(f"{folder}: its model cannot be loaded: {said}") from None
         raise CheckpointError(
             f"{folder}: {name} cannot load it: {type(error).__name__}: {_first(error)}{_remote(trust_remote_code)}"
         ) from error
@@ -174,21 +175,18 @@ def load_processor(folder: str | Path, trust_remote_code: bool = False) -> Any:
     path = Path(folder)
     text_only = path.is_dir() and not any((path / name).is_file() for name in PROCESSOR_FILES)
     # of a hub repository the files are not known here; AutoProcessor looks, and has the same way back to the tokenizer
-    loader = transformers.AutoTokenizer if text_only else transformers.AutoProcessor
+    name = "AutoTokenizer" if text_only else "AutoProcessor"
     try:
+        loader = getattr(transformers, name)
         with quiet():
             processor = loader.from_pretrained(
                 str(folder), local_files_only=path.is_dir(), trust_remote_code=trust_remote_code
             )
     except Exception as error:  # whatever a processor's class raises means that it does not load
-        # transformers says it with a ValueError, too
-        if isinstance(error, ImportError) or "to be installed" in str(error):
-            raise MissingExtraError(
-                f"{folder}: its processor needs a package that is not installed: {_first(error)}"
-            ) from None
+        if said := needed_package(error):
+            raise MissingExtraError(f"{folder}: its processor cannot be loaded: {said}") from None
         raise CheckpointError(
-            f"{folder}: {loader.__name__} cannot load it: {type(error).__name__}: {_first(error)}"
-            f"{_remote(trust_remote_code)}"
+            f"{folder}: {name} cannot load it: {type(error).__name__}: {_first(error)}{_remote(trust_remote_code)}"
         ) from error
     tokenizer = tokenizer_of(processor)
     if not hasattr(tokenizer, "pad_token"):

@@ -51,7 +51,7 @@ class FlagCommand(click.Command):
 _OF_RECIPES = frozenset(
     (
         "template", "others", "with", "base", "method", "weight", "parameters", "parameter", "parts", "exclude",
-        "ignore", "overflow", "tokenizer_source", "chat_template",
+        "ignore", "overflow", "tokenizer_source", "chat_template", "names",
     )
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from polymerge.cli.flags import FlagCommand, findings_with_flags
 from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
-from polymerge.cli.shared_options import AS_JSON, IGNORE, TRUST, output_options, recipe_of, recipe_options
+from polymerge.cli.shared_options import AS_JSON, IGNORE, NAMES, TRUST, output_options, recipe_of, recipe_options
 from polymerge.cli.streams import say, show
 from polymerge.durable import write_file
 from polymerge.errors import RecipeError, collecting, human_size, refuse
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
     from polymerge.planning import Plan
     from polymerge.planning.text_words import Paint
+    from polymerge.recipe.recipe import Names
 
 __all__ = ["fold", "merge", "paint_for", "plan", "verify"]
 
@@ -83,11 +84,13 @@ def merge(out: str | None, dry_run: bool, check: bool, as_json: bool, **options:
 @argument("adapter", metavar="ADAPTER")
 @option("--base", metavar="MODEL", help="Fold into this model; default: the one that the adapter's config names.")
 @IGNORE
+@NAMES
 @output_options
 def fold(
     adapter: str,
     base: str | None,
     ignore: tuple[str, ...],
+    names: Names | None,
     out: str | None,
     dry_run: bool,
     check: bool,
@@ -101,7 +104,15 @@ def fold(
     """
     from polymerge.planning.folding import fold_recipe
 
-    _carry_out("folding", lambda: fold_recipe(adapter, base, ignore), out, dry_run, check, as_json, options)
+    _carry_out(
+        "folding",
+        lambda: fold_recipe(adapter, base, ignore, names or "template"),
+        out,
+        dry_run,
+        check,
+        as_json,
+        options,
+    )
 
 
 @click.command(cls=FlagCommand)
@@ -217,8 +228,9 @@ def _carry_out(
     told = [f"stage '{stage.name}': {warning}" for stage in made.stages for warning in stage.warnings]
     for line in note_lines((*told, *made.warnings), paint_for(sys.stderr)):
         say(line)
-    if cost := cost_words(made):
-        say(f"cost: {cost}")
+    for one in (*made.stages, made):
+        if cost := cost_words(one):
+            say(f"cost{f' of stage {one.name!r}' if one is not made else ''}: {cost}")
     with progress_bar(what) as progress:
         merged = run(made, out, check=check, progress=progress, **options)
     for line in note_lines(merged.warnings, paint_for(sys.stderr)):

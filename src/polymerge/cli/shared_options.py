@@ -20,6 +20,7 @@ __all__ = [
     "FORCE_RUN",
     "IGNORE",
     "METHODS",
+    "NAMES",
     "SAMPLES",
     "SAMPLE_SEED",
     "SCORER",
@@ -48,6 +49,10 @@ IGNORE = option(
     multiple=True,
     help="Leave out tensors of every input by their stored name; repeatable.",
 )
+NAMES = option(
+    "--names", type=click.Choice(["template", "published"]),
+    help="Name the output's tensors as the template does (the default), or as its family is published.",
+)  # fmt: skip
 TRUST = option("--trust-remote-code", is_flag=True, help="Run Python files that come with the checkpoint.")
 SHA256 = option(
     "--sha256", is_flag=True,
@@ -109,6 +114,7 @@ _IN_RECIPE = {
     "chat_template": option(
         "--chat-template", metavar="TEMPLATE", help="Write this chat template: auto, a file, or Jinja text."
     ),
+    "names": NAMES,
     "dtype": option("--dtype", metavar="DTYPE", help="Write merged tensors in this dtype."),
     "seed": option("--seed", type=int, help="Seed of methods that draw random numbers."),
 }  # fmt: skip
@@ -270,6 +276,7 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         "vocab": found["vocab"],
         "tokenizer_source": found["tokenizer_source"],
         "chat_template": found["chat_template"],
+        "names": found["names"],
         "dtype": found["dtype"],
         "seed": found["seed"],
     }

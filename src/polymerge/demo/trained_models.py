@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -22,6 +24,8 @@ from transformers import (
 )
 
 from polymerge.demo.world import ASSISTANT, BEGIN, END, IMAGE, PAD, PATCH, SIZE, USER, WORDS
+from polymerge.families import read_names
+from polymerge.families.names_on_disk import as_published
 
 IMAGE_ID = len(WORDS)  # the vision-language model has one word more than the language models
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
@@ -152,6 +156,20 @@ def _save_weights(model: Any, folder: Path) -> None:
     half = type(model)(model.config)
     half.load_state_dict(model.state_dict())
     half.to(torch.float16).save_pretrained(folder)
+    _publish(folder)
+
+
+def _publish(folder: Path) -> None:
+    """Give a folder's tensors the names that their family is published with, which other programs read.
+
+    transformers writes a model that was not read from a file without a level of its vision tower's names.
+    """
+    file = folder / "model.safetensors"
+    tensors, config = load_file(file), json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    names = as_published(config, read_names(config, shapes), shapes).names
+    if names:
+        save_file({names.get(own, (own,))[0]: tensor for own, tensor in tensors.items()}, file, {"format": "pt"})
 
 
 def load(kind: type[Any], folder: Path) -> Any:

@@ -10,8 +10,6 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
-
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.engine.blocks import Block, PieceBlocks, Workspace, repeats
@@ -22,11 +20,12 @@ from polymerge.engine.lora_modules import ModuleMerger
 from polymerge.engine.matrix_merger import KeptDeltas, MatrixMerger, files_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, keeps_bytes
-from polymerge.engine.pool import Pool, silent
+from polymerge.engine.pool import Pool, Tally
 from polymerge.engine.rounded_rows import CopiedRows, RoundedWriter
 from polymerge.engine.statistics import STATISTICS, Deltas, draw_keys, gram
 from polymerge.engine.whole_models import WholeModels, Wholes, measured_with
 from polymerge.methods import kernels
+from polymerge.methods.decompositions import one_thread
 from polymerge.methods.kernels import CELL
 from polymerge.methods.method import READS, method_function
 from polymerge.planning import Piece, Plan, Step
@@ -47,21 +46,21 @@ def execute(
     device: Device,
     threads: int,
     block: int = BLOCK,
-    advance: Callable[[int], None] | None = None,
+    tally: Tally | None = None,
 ) -> list[ModuleNorms]:
     """Compute or copy every tensor of a plan, and write its bytes.
 
     entries  for each of the plan's inputs, the location of its tensors
     write    receives the bytes: files of a new folder, or a model in memory
     block    elements merged at a time; neither it nor `threads` affects the result
-    advance  called in the calling thread with the number of output bytes completed
+    tally    counts the output's bytes, and the matrices that are merged
     returns  the measured norms of each module merged by its factors
 
     raises CheckpointError if an input has NaN or infinite values, or its file cannot be read, or if merged numbers
     are too large for their dtype.
     """
     with Execution(entries, device=device, threads=threads, block=block) as execution:
-        return execution.run(plan, write, advance)
+        return execution.run(plan, write, tally)
 
 
 class Execution:
@@ -103,16 +102,17 @@ class Execution:
         self.pool.close()
         self.files.close()
 
-    def run(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> list[ModuleNorms]:
+    def run(self, plan: Plan, write: Write, tally: Tally | None = None) -> list[ModuleNorms]:
         """Compute or copy every tensor of a plan; see `execute`."""
-        self.begin(plan, write, advance)
+        self.begin(plan, write, tally)
         norms = self.carry_out(plan.steps, self.whole_models.found())
         self.overflow.refuse()
         return norms
 
-    def begin(self, plan: Plan, write: Write, advance: Callable[[int], None] | None = None) -> None:
+    def begin(self, plan: Plan, write: Write, tally: Tally | None = None) -> None:
         """Begin a plan, of which `carry_out` then writes steps."""
-        self.pool.advance = advance or silent
+        self.tally = tally or Tally(0, None)
+        self.pool.advance = self.tally.advance
         self.plan, self.write, self.transposed_out = plan, write, TransposedWriter(write)
         self.overflow = Overflow(plan)
         self.rounded = RoundedWriter(self.workspace, write, self.transposed_out, self.overflow)
@@ -142,7 +142,7 @@ class Execution:
         # a module or matrix is computed on one thread, whose linear algebra has no threads of its own
         whole = any(step.lora for step in steps) or any(one.whole for one in self.plan.settings)
         self.pool.room = min(room_for_matrices(self.plan), self.device.free or sys.maxsize)
-        with threadpool_limits(1) if whole else nullcontext():
+        with one_thread() if whole else nullcontext():
             for step in steps:
                 if step.lora is not None:
                     self.pool.submit(step.size, modules.run, step, long=True)
@@ -158,6 +158,8 @@ class Execution:
         for piece in step.pieces:
             if piece.setting is not None:
                 self._merge(step, piece, self.plan.settings[piece.setting])
+            elif keeps_bytes(step, piece) and piece.reads:
+                self.copied.moved(step, piece, self._size(step, piece))
             elif keeps_bytes(step, piece):
                 self.copied.rows(step, piece.rows)
             else:
@@ -271,9 +273,14 @@ class Execution:
         files = files_of(self.plan, piece, self.entries)
         known = self.finished, self.kept, self._of(step, piece)
         merger = MatrixMerger(step, piece, setting, given, matrices, blocks, base, rows, size, files, *known)
+        cost, count = matrices.seconds / max(matrices.count, 1), self.tally.matrix
+
+        def run(number: int) -> None:
+            count(cost, kept=merger.run(number))
+
         for number in range(matrices.count):
             written = matrices.rows * matrices.columns * rows.width
-            self.pool.submit_large(written, matrices.room, merger.run, number)
+            self.pool.submit_large(written, matrices.room, run, number)
 
     def _places(self, piece: Piece) -> Sequence[int]:
         """The indices in the recipe of the models that a piece is merged from."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
-
-from threadpoolctl import threadpool_limits
 
 from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.identity import stamps_of
@@ -27,6 +25,7 @@ from polymerge.engine.provenance import RECORD, command_line, record
 from polymerge.engine.verify import Verification, verify
 from polymerge.errors import CheckpointError, OutputError
 from polymerge.families.expressions import names_read
+from polymerge.methods.decompositions import one_thread
 from polymerge.paths import given_path
 from polymerge.planning.companions import of_tuned
 from polymerge.planning.estimate import default_threads
@@ -126,7 +125,7 @@ def extract(
     ignore       globs on stored names that are left out of both
     wanted       the other fields of `planning.extraction.Wanted`: max_rank, parts, match, exclude, save, dtype
     threads      matrices decomposed at once, each on one core; by default one per processor, up to 8
-    force, check, trust_remote_code, sha256, progress   as for `merge`
+    force, check, trust_remote_code, sha256, progress   as for `merge`; each module counts as a matrix
 
     raises Refused with every problem found before anything is written, CheckpointError if values are NaN or infinite,
     or nothing differs; OutputError if the output cannot be written or fails its check.
@@ -157,7 +156,8 @@ def carry_out(
     most = {one.name: min(plan.wanted.most, *one.shape) for one in plan.low_rank}
     widest = sum(byte_count(code, (most[one.name], sum(one.shape))) for one in plan.low_rank)
     whole = sum(byte_count(one.dtype, one.shape) for one in plan.differences if one.fate == "whole")
-    tally = Tally(sum(byte_count(one.dtype, one.shape) for one in plan.differences), progress)
+    work = len(plan.low_rank), sum(map(_cost, plan.low_rank))
+    tally = Tally(sum(byte_count(one.dtype, one.shape) for one in plan.differences), progress, work)
     files = _files(plan)
     prefetch = Prefetch([*beside.values(), *files], tally.advance)
     tally.total += prefetch.size
@@ -166,7 +166,7 @@ def carry_out(
     with room as folder, prefetch, identities_of(files, prefetch, sha256) as identities, prefetch.wanted():
         scratch = folder.parent / _SCRATCH
         with Differences(plan, scratch, code) as differences:
-            found = _measured(plan, differences, threads, prefetch, tally.advance)
+            found = _measured(plan, differences, threads, prefetch, tally)
             modules = {one.module: found[one.name] for one in plan.low_rank if found[one.name].rank}
             saved = _saved(plan, found, modules)
             _refuse_nothing(plan, found, modules)
@@ -221,24 +221,33 @@ def _measured(
     differences: Differences,
     threads: int | None,
     prefetch: Prefetch,
-    advance: Callable[[int], None],
+    tally: Tally,
 ) -> dict[str, Found]:
     """Decompose or measure every difference; a matrix on one thread, whose linear algebra has no threads of its own."""
     found: dict[str, Found] = {}
 
     def run(one: Difference) -> None:
-        found[one.name] = differences.decomposed(one) if one.fate == "low rank" else differences.measured(one)
+        if one.fate == "low rank":
+            found[one.name] = differences.decomposed(one)
+            tally.matrix(_cost(one))
+        else:
+            found[one.name] = differences.measured(one)
 
     pool = Pool(max(1, threads or default_threads()))
-    pool.advance = advance
+    pool.advance = tally.advance
     try:
-        with prefetch.wanted(), threadpool_limits(1):
+        with prefetch.wanted(), one_thread():
             for one in plan.differences:
                 pool.submit(byte_count(one.dtype, one.shape), run, one, long=True)
             pool.finish()
     finally:
         pool.close()
     return found
+
+
+def _cost(one: Difference) -> float:
+    """What a decomposition costs beside others."""
+    return float(min(one.shape) * prod(one.shape))
 
 
 def _saved(plan: Extraction, found: Mapping[str, Found], modules: Mapping[str, Found]) -> list[Difference]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from polymerge.checkpoints.output import output_folder
-from polymerge.engine.pool import Progress
+from polymerge.engine.pool import Progress, tell_matrices
 from polymerge.engine.provenance import RECORD
 from polymerge.errors import OutputError, human_size
 from polymerge.planning import Plan, make_plan
+from polymerge.planning.matrix_costs import work_of
 from polymerge.planning.stage_plans import with_paths
 from polymerge.recipe.parsing import read_recipe
 from polymerge.recipe.recipe import Recipe
@@ -40,13 +41,8 @@ def in_stages(
 
     raises as `merge` does, and OutputError where a stage's output is not what it was planned to be.
     """
-    sizes = [one.size for one in (*plan.stages, plan)]
-    done, total = 0, sum(sizes)
-
-    def report(own: int, whole: int) -> None:
-        if progress is not None:
-            progress(done + own, total + whole - sizes[at])
-
+    report = _Report((*plan.stages, plan), progress)
+    total = sum(one.size for one in (*plan.stages, plan))
     with output_folder(target, force=force) as folder:
         if total > (free := shutil.disk_usage(folder).free):
             raise OutputError(
@@ -57,18 +53,41 @@ def in_stages(
         place.mkdir()
         made: dict[str, Path] = {}
         records: list[Any] = []
-        for at, stage in enumerate(plan.stages):
+        for stage in plan.stages:
             made[stage.name] = place / stage.name
             carry(_made_of(stage, made), made[stage.name], False, report)
             records.append(_record(made[stage.name], place))
-            done += sizes[at]
-        at = len(plan.stages)
+            report.next()
         last = folder.with_name("last") / target.name
         last.parent.mkdir()
         result = carry(_made_of(replace(plan, stages=()), made), last, True, report)
         _add(records, last / RECORD, place)
         last.rename(folder)
     return result
+
+
+class _Report:
+    """Tells a progress of all stages what is done of one of them."""
+
+    def __init__(self, plans: Sequence[Plan], progress: Progress | None) -> None:
+        self._sizes, self._progress, self._at = [plan.size for plan in plans], progress, 0
+        self._counts, self._costs = zip(*map(work_of, plans), strict=True)
+
+    def next(self) -> None:
+        """Go on to the next stage."""
+        self._at += 1
+
+    def __call__(self, done: int, total: int) -> None:
+        """What is done of the stage, and its total, which has downloads in it."""
+        if self._progress is not None:
+            before = sum(self._sizes[: self._at])
+            self._progress(before + done, sum(self._sizes) + total - self._sizes[self._at])
+
+    def matrices(self, done: int, _: int, share: float) -> None:
+        """How many of the stage's matrices are done, and the share of their cost."""
+        paid = sum(self._costs[: self._at]) + share * self._costs[self._at]
+        before, whole = sum(self._counts[: self._at]), sum(self._costs)
+        tell_matrices(self._progress, before + done, sum(self._counts), paid / whole if whole else 0.0)
 
 
 def _made_of(plan: Plan, made: Mapping[str, Path]) -> Plan:

@@ -89,22 +89,23 @@ class MatrixMerger:
     kept: KeptDeltas
     source: Hashable
 
-    def run(self, number: int) -> None:
-        """Merge matrix `number` of the piece, unless it is finished.
+    def run(self, number: int) -> bool:
+        """Merge matrix `number` of the piece, unless it is finished; returns whether it was.
 
         raises CheckpointError if an input is not finite, or the matrix cannot be decomposed.
         """
         if self.finished is None:
             self._merge(number)
-            return
+            return False
         name, before = (self.step.name, self.piece.canonical, number), state_of(self.inputs)
         digest = self.finished.digest(name, before) if before else None
         if digest is not None and self._holds(number, digest):
             self.finished.take()
-            return
+            return True
         digest = self._merge(number)
         if before and before == state_of(self.inputs):
             self.finished.note(name, digest, before)
+        return False
 
     def _parts(self, number: int) -> Iterator[tuple[int, int]]:
         """The elements of a matrix, as parts of the piece that are read and written at a time."""

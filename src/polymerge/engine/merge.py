@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,7 +47,8 @@ from polymerge.paths import given_path
 from polymerge.planning import Plan, make_plan
 from polymerge.planning.estimate import BLOCK, default_threads
 from polymerge.planning.folding import fold_recipe
-from polymerge.recipe.recipe import Recipe
+from polymerge.planning.matrix_costs import work_of
+from polymerge.recipe.recipe import Names, Recipe
 from polymerge.tables import Table
 
 __all__ = ["Merged", "fold", "identities_of", "merge", "roomy_folder"]
@@ -122,7 +123,8 @@ def merge(
     trust_remote_code  let the check run Python files from the checkpoint
     sha256      record the sha256 of every input file, and not only of those that the hub lists; reads all of them
     block       elements per block; does not affect the result
-    progress    called with bytes done and total bytes, for the output and for downloads from the hub
+    progress    called with bytes done and total bytes, for the output and for downloads from the hub; its method
+                `matrices`, if it has one, with whole matrices done, their number, and the share of their estimated cost
 
     raises Refused with every problem found before anything is written, CheckpointError if an input's values
     cannot be merged, OutputError if the output cannot be written or fails its check; in all of these cases nothing
@@ -163,7 +165,7 @@ def merge(
     stamps = stamps_of(beside.values())
     writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
-    tally = Tally(plan.size, progress)
+    tally = Tally(plan.size, progress, (0, 0.0) if ray else work_of(plan))  # tasks tell of whole shards
     entries = entries_of(inputs)
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], tally.advance)
@@ -189,7 +191,7 @@ def merge(
                 running = Execution(
                     entries, device=machine, threads=threads or default_threads(), block=block, finished=finished
                 )
-                modules = execute(running, prefetch, plan, write, tally.advance)
+                modules = execute(running, prefetch, plan, write, tally)
             done = Carried(modules, running.overflow, finished.taken if finished else 0)
         prefetch.finish()
         norms = update_norms(done.norms, plan.settings)
@@ -230,6 +232,7 @@ def fold(
     *,
     base: str | os.PathLike[str] | None = None,
     ignore: Sequence[str] = (),
+    names: Names = "template",
     force: bool = False,
     check: bool = True,
     progress: Progress | None = None,
@@ -238,20 +241,19 @@ def fold(
 
     base    by default the model that the adapter's config names
     ignore  globs on stored tensor names, in base or adapter, that are left out
+    names   published, for those that the base's family is published with
     force, check, progress   as for `merge`; merge BASE+ADAPTER with the method `copy` for more control over the output
 
     raises as `merge` does, and RecipeError if the adapter names no base.
     """
-    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore)
+    recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore, names)
     return merge(recipe, out, force=force, check=check, progress=progress)
 
 
-def execute(
-    running: Execution, prefetch: Prefetch, plan: Plan, write: Write, advance: Callable[[int], None]
-) -> list[ModuleNorms]:
+def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, tally: Tally) -> list[ModuleNorms]:
     """Carry out the steps; if one fails, release threads that wait for a file before joining them."""
     with running, prefetch.wanted():
-        return running.run(plan, write, advance)
+        return running.run(plan, write, tally)
 
 
 @contextmanager

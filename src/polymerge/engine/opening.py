@@ -12,7 +12,7 @@ from typing import Final
 from polymerge.checkpoints import Checkpoint, TensorInfo, open_checkpoint
 from polymerge.checkpoints.adapter import open_adapter
 from polymerge.checkpoints.beside import companion_files
-from polymerge.checkpoints.folder import adapter_alone, open_joined, renamed
+from polymerge.checkpoints.folder import adapter_alone, called, open_joined, renamed
 from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
@@ -57,7 +57,7 @@ def opened(recorded: Input) -> Checkpoint:
     else:
         checkpoint = open_checkpoint(recorded.source, path)
     if checkpoint is not recorded.opened:
-        checkpoint = renamed(checkpoint, recorded.wrappers)
+        checkpoint = called(renamed(checkpoint, recorded.wrappers), recorded.renamed)
         if headers_digest(checkpoint) != recorded.headers:
             raise CheckpointError(f"{recorded.path}: its tensors have changed since it was planned. Plan again")
         if settings_digest(checkpoint) != recorded.settings:

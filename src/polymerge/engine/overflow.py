@@ -85,8 +85,9 @@ class Overflow:
 
 
 def keeps_bytes(step: Step, piece: Piece) -> bool:
-    """Return whether rows of a step's tensor are copied as they lie in the file, and not computed."""
-    return piece.setting is None and (step.lora is not None or (step.dtype == step.source_dtype and not piece.reads))
+    """Return whether rows of a step's tensor have the bytes that lie in a file, and are not computed."""
+    its_own = not piece.inputs or not piece.reads
+    return piece.setting is None and (step.lora is not None or (step.dtype == step.source_dtype and its_own))
 
 
 def checked_while_written(plan: Plan) -> frozenset[str]:

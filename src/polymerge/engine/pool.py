@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, TypeAlias, TypeVar
 
-__all__ = ["Pool", "Progress", "Tally", "silent"]
+__all__ = ["Pool", "Progress", "Tally", "silent", "tell_matrices"]
 
 ERRAND: Final = 1 << 18
 """Bytes of output from which waking a thread pays off."""
 T = TypeVar("T")
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with bytes done and total bytes."""
+"""Called with bytes done and total bytes, from one thread at a time.
+
+Where whole matrices are merged, a method `matrices` of it is called as well, if it has one: with the number of those
+that are done, that of all, and the share of their estimated cost that has been paid, from which the time left follows.
+"""
 
 
 class Pool:
@@ -109,12 +113,17 @@ def silent(_: int) -> None:
 class Tally:
     """Adds up what is done, from any thread, and tells a progress.
 
-    total   of bytes; it may grow while work is added
+    total     of bytes; it may grow while work is added
+    matrices  number of whole matrices to merge, if any, and what they cost together, in any unit
     """
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, progress: Progress | None, matrices: tuple[int, float] = (0, 0.0)) -> None:
         self.total, self._done, self._progress = total, 0, progress
+        self._matrices, self._cost = matrices
+        self._ended, self._paid = 0, 0.0
         self._one_at_a_time = threading.Lock()
+        if self._matrices:
+            tell_matrices(progress, 0, self._matrices, 0.0)
 
     def advance(self, count: int) -> None:
         """Count more bytes as done."""
@@ -122,3 +131,21 @@ class Tally:
             self._done += count
             if self._progress is not None:
                 self._progress(self._done, self.total)
+
+    def matrix(self, cost: float, *, kept: bool = False) -> None:
+        """Count a matrix as merged; one that an earlier run had finished (`kept`) tells nothing of the time left."""
+        with self._one_at_a_time:
+            self._ended += 1
+            if kept:
+                self._cost -= cost
+            else:
+                self._paid += cost
+            share = min(self._paid / self._cost, 1.0) if self._paid else 0.0
+            tell_matrices(self._progress, self._ended, self._matrices, share)
+
+
+def tell_matrices(progress: Progress | None, done: int, total: int, share: float) -> None:
+    """Tell a progress how many matrices are done, if it wants to know: see `Progress`."""
+    tell = getattr(progress, "matrices", None)
+    if tell is not None:
+        tell(done, total, share)

@@ -94,9 +94,9 @@ def record(
 
 
 def _methods(plan: Plan) -> dict[str, Any]:
-    """The user's own methods: what the code is known by, and where it was."""
+    """The user's own methods: what the code is known by, and the name of its file."""
     return {
-        name: {"origin": origin, **({"file": file} if (file := place_of(name)) else {})}
+        name: {"origin": origin, **({"file": Path(file).name} if (file := place_of(name)) else {})}
         for name, origin in plan.methods.items()
     }
 

@@ -11,7 +11,7 @@ from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS, byte_count
 from polymerge.engine.blocks import Workspace
-from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, extents
+from polymerge.engine.extents import Extent, Files, TransposedWriter, begins, clip, extents
 from polymerge.engine.overflow import Overflow
 from polymerge.engine.pool import Pool
 from polymerge.families.expressions import Ranges
@@ -109,6 +109,22 @@ class CopiedRows:
             for run in extents(step.rows(((start, stop),)), self._entries):
                 self._pool.submit(run.count // step.shape[1] * width, self._copy_transposed, step, start, run)
                 start += run.count // step.shape[1]
+
+    def moved(self, step: Step, piece: Piece, block: int) -> None:
+        """Queue the copying of what the template has in other tensors, `block` elements at a time."""
+        rows, runs = self._to.rows(step, piece), extents(piece.reads[0], self._entries)
+        beginnings, total = begins(run.count for run in runs), sum(run.count for run in runs)
+
+        def move_block(start: int, stop: int) -> None:
+            view, done = self._view((stop - start) * rows.width), 0
+            for run in clip(runs, start, stop, beginnings):
+                self._files.fill(run, view[done : done + run.count * rows.width])
+                done += run.count * rows.width
+            rows.write(start, view)
+
+        for start in range(0, total, block):
+            stop = min(start + block, total)
+            self._pool.submit((stop - start) * rows.width, move_block, start, stop)
 
     def _copy_transposed(self, step: Step, row: int, run: Extent) -> None:
         """Copy rows of one matrix, starting at row `row` of the tensor."""

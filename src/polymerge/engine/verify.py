@@ -18,6 +18,7 @@ from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.needed_packages import needed_package
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
 from polymerge.engine.findings import BLOCK, Finding, Verification, finite
@@ -26,6 +27,7 @@ from polymerge.errors import PolymergeError, RecipeError, human_size
 from polymerge.families import read_names, text_tower
 from polymerge.families.config import config_dtype, splits
 from polymerge.families.expressions import names_read
+from polymerge.families.names_on_disk import as_published, why_published
 from polymerge.families.resolve import map_names
 from polymerge.paths import given_path
 
@@ -87,6 +89,7 @@ def _verify_checkpoint(path: Path, trust_remote_code: bool, checked: Collection[
             files,
             finite(checkpoint.entries.values(), path, checked),
             _parameters(checkpoint),
+            _names(checkpoint),
             _ties(checkpoint),
             loads,
             _dtypes(checkpoint, model),
@@ -107,6 +110,17 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
     if count != expected:
         return Finding("parameters", False, f"{count}, the template has {expected}")
     return Finding("parameters", True, f"{count}, as many as the template has")
+
+
+def _names(checkpoint: Checkpoint) -> Finding:
+    """What the tensors are called: as their family is published, or as transformers 5 has them in memory."""
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    found = as_published(checkpoint.config, read_names(checkpoint.config, shapes), shapes)
+    if found.why:
+        return Finding("names", None, f"what its family is published with is not known: {found.why}")
+    if said := why_published("it", found):
+        return Finding("names", True, said)
+    return Finding("names", True, "those that its family is published with")
 
 
 def _ties(checkpoint: Checkpoint) -> Finding:
@@ -142,9 +156,12 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, An
         return Finding("loads", None, "there is no config.json, so no class can be asked to load it"), None
     if needs_code(config) and not trust_remote_code:
         return Finding("loads", None, "its model is code that lies in the folder; `trust_remote_code` runs it"), None
-    loader = model_class(config)
-    # a class that only its authors' program has: transformers may take it for another one by its model type
-    foreign = "auto_map" not in config and _without_class(config)
+    try:
+        loader = model_class(config)
+        # a class that only its authors' program has: transformers may take it for another one by its model type
+        foreign = "auto_map" not in config and _without_class(config)
+    except ImportError as error:  # of what its file imports
+        return Finding("loads", None, needed_package(error)), None
     if foreign and config.get("model_type") not in transformers.CONFIG_MAPPING:
         return Finding("loads", None, f"{foreign}, and no code lies in the folder"), None
     try:
@@ -157,6 +174,8 @@ def _loads(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Finding, An
             trust_remote_code=trust_remote_code,
         )
     except Exception as error:  # whatever a model's class raises means that the folder does not load
+        if said := needed_package(error):
+            return Finding("loads", None, said), None
         if foreign:
             return Finding("loads", None, f"{foreign}, and {loader.__name__} cannot load it"), None
         return Finding("loads", False, f"{loader.__name__}: {type(error).__name__}: {error}"), None
@@ -232,21 +251,21 @@ def _processor(checkpoint: Checkpoint, trust_remote_code: bool) -> Finding:
         import transformers
     except ImportError as error:
         return Finding("processor", None, f"transformers cannot be imported: {error}")
-    loader = transformers.AutoProcessor if names & set(PROCESSOR_FILES) else transformers.AutoTokenizer
+    name = "AutoProcessor" if names & set(PROCESSOR_FILES) else "AutoTokenizer"
     try:
+        loader = getattr(transformers, name)
         loaded = loader.from_pretrained(
             str(checkpoint.folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # whatever a processor's class raises means that it does not load
+        if said := needed_package(error):
+            return Finding("processor", None, said)
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        # transformers says it with a ValueError, too
-        if isinstance(error, ImportError) or (isinstance(error, ValueError) and "to be installed" in detail):
-            return Finding("processor", None, f"a package that it needs is not installed: {detail}")
         if "auto_map" in checkpoint.config and not trust_remote_code:
             return Finding("processor", None, "it is code that lies in the folder; `trust_remote_code` runs it")
         if foreign := _without_class(checkpoint.config):
-            return Finding("processor", None, f"{foreign}, and {loader.__name__} cannot load what it reads with")
-        return Finding("processor", False, f"{loader.__name__}: {detail}")
+            return Finding("processor", None, f"{foreign}, and {name} cannot load what it reads with")
+        return Finding("processor", False, f"{name}: {detail}")
     if wrong := _misnumbered(checkpoint, getattr(loaded, "tokenizer", loaded)):
         return Finding("processor", False, f"{type(loaded).__name__}: {wrong}")
     return Finding("processor", True, type(loaded).__name__)

@@ -29,6 +29,9 @@ _FEWEST, _PARAMETERS = 20_000, 200_000
 hundreds where experts lie one by one.
 """
 
+_LOST: Final = ("vision_model", "text_model")
+"""The levels that names in files have, and those of CLIP's and SigLIP's towers in memory do not."""
+
 _AUTO: Final = (
     "MODEL_FOR_MULTIMODAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING",
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING", "MODEL_MAPPING",
@@ -87,6 +90,7 @@ class Blueprint:
     prefix: str
     _renamings: list[Any] = field(repr=False)
     _converters: list[Any] = field(repr=False)
+    _model: Any = field(repr=False)
 
     def land(self, name: str) -> Landing | None:
         """Where transformers puts a stored tensor of that name; None if it does not load it."""
@@ -114,6 +118,26 @@ class Blueprint:
         )
         place = (converter.source_patterns.index(source), len(converter.source_patterns))
         return Landing(targets, before + plain.removeprefix(after), operations, place)
+
+    def published(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its tensors by the names that files have: transformers' conversions, in reverse.
+
+        raises NotBuiltError if transformers cannot reverse them.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import PrefixChange, revert_weight_conversion
+
+        # a prefix may be there or not, and saving leaves out all; files have the level that a CLIP lost in memory
+        self._model._weight_conversions = [
+            one
+            for one in get_model_conversion_mapping(self._model, add_legacy=False)
+            if not isinstance(one, PrefixChange) or (one.scope_prefix and one.prefix_to_remove in _LOST)
+        ]
+        try:
+            found: Mapping[str, Any] = revert_weight_conversion(self._model, self._model.state_dict())
+        except Exception as error:  # an operation may raise anything where it cannot be reversed
+            raise NotBuiltError(f"transformers cannot reverse its conversion ({_first(error)})") from None
+        return {name: tuple(tensor.shape) for name, tensor in found.items()}
 
 
 def blueprint(config: Config, tensors: int = 0) -> Blueprint:
@@ -152,6 +176,7 @@ def _built(text: str, most: int) -> Blueprint:
                 **_described(model),
                 _renamings=[one for one in transforms if isinstance(one, WeightRenaming)],
                 _converters=[one for one in transforms if isinstance(one, WeightConverter)],
+                _model=model,
             )
     except ImportError as error:
         raise NotBuiltError(f"its class needs a package that is not installed ({_first(error)})", False) from None

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any, Final
@@ -33,11 +33,13 @@ from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
 
 __all__ = ["Derivation", "as_table", "derive"]
 
-_FORM: Final = 3
+_FORM: Final = 4
 """Part of what an entry of the cache is found by; raised whenever the same input derives another family."""
 
 _APART: Final = {"MergeModulelist0", "Concatenate0", "Concatenate1"}
 """Operations that put stored tensors below or beside each other, and change no number."""
+_SPLIT: Final = {"Chunk0", "Split0"}
+"""Those that cut a stored tensor's rows into several."""
 _EXPERT: Final = re.compile(r"(?P<outer>.*\bexperts\.\d+\.)[^.]+(?P<kind>\.[^.]+)")
 
 
@@ -45,12 +47,17 @@ _EXPERT: Final = re.compile(r"(?P<outer>.*\bexperts\.\d+\.)[^.]+(?P<kind>\.[^.]+
 class Derivation:
     """The family of a checkpoint as transformers loads it, or the reason why there is none.
 
-    by   the class and the version that it was derived from, such as `transformers 5.0.0's BertModel`
+    by           the class and the version that it was derived from, such as `transformers 5.0.0's BertModel`
+    published    name as stored -> the shapes of what it holds by the names that files have, where those are others;
+                 empty for a tensor that is part of one which is listed with an earlier name
+    unpublished  why that cannot be told
     """
 
     family: Family | None = None
     by: str = ""
     why: str = ""
+    published: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    unpublished: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,39 @@ def _derived(built: Blueprint, shapes: Mapping[str, Shape], splits: Mapping[str,
     for name, wanted in held.items():
         if family.canonical(name) != wanted.canonical:
             return Derivation(why=f"no rule tells what '{name}' is")
-    return Derivation(family)
+    try:
+        return Derivation(family, published=_published(built, landed, shapes))
+    except NotBuiltError as error:
+        return Derivation(family, unpublished=str(error))
+
+
+def _published(
+    built: Blueprint, landed: Mapping[str, Landing], shapes: Mapping[str, Shape]
+) -> dict[str, dict[str, Shape]]:
+    """What stored tensors are called in files, as in `Derivation.published`.
+
+    raises NotBuiltError if a file's tensors are made of those in memory by more than moving rows.
+    """
+    there = {target for landing in landed.values() for target in landing.targets}
+    files: dict[str, list[str]] = {}
+    wanted = built.published()
+    for name, shape in wanted.items():
+        landing = built.land(name)
+        if landing is None or not there.issuperset(landing.targets):
+            continue  # of a tensor that is not stored, such as a tied head
+        moves = set(landing.operations) <= {*_APART, *_SPLIT} or _is_experts(landing.targets[0], landing)
+        if not moves and shapes.get(name) != shape:
+            raise NotBuiltError(f"'{name}' is made of others by {', '.join(landing.operations)}")
+        for target in landing.targets:
+            files.setdefault(target, []).append(name)
+    made: dict[str, dict[str, Shape]] = {}
+    seen = set[str]()
+    for own, landing in landed.items():
+        held = dict.fromkeys(name for target in landing.targets for name in files.get(target, ()))
+        if held:
+            made[own] = {name: wanted[name] for name in held if name not in seen}
+            seen.update(held)
+    return {own: held for own, held in made.items() if held != {own: shapes[own]}}
 
 
 _BUFFER: Final = Family("", ())
@@ -161,7 +200,7 @@ def _held(
             return _Held((built.canonical[final] if first else own,))
         return _Held((f"{apart['outer']}{_expert(final, landing)}{apart['kind']}",))
     rows = [built.shapes[target][0] if built.shapes.get(target) else 0 for target in landing.targets]
-    if operations <= {"Chunk0", "Split0"} and len(rows) > 1 and shape and sum(rows) == shape[0] and all(rows):
+    if operations <= _SPLIT and len(rows) > 1 and shape and sum(rows) == shape[0] and all(rows):
         return _Held(tuple(built.canonical[target] for target in landing.targets), _split(rows, splits))
     return _Held((own,))
 

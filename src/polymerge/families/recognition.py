@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from polymerge.checkpoints.files import class_names
@@ -29,6 +29,7 @@ class Reading:
     other     the class in config.json if it is not one of that family, such as `Qwen2Model`; otherwise empty
     by        what the family was derived from where no table explains the names: a class of transformers
     why       why no family explains them: why none was derived
+    published, unpublished   of a derived family: see `Derivation`
     """
 
     family: Family
@@ -36,6 +37,8 @@ class Reading:
     other: str = ""
     by: str = ""
     why: str = ""
+    published: Mapping[str, Mapping[str, Shape]] = field(default_factory=dict)
+    unpublished: str = ""
 
 
 def read_names(config: Config, shapes: Mapping[str, Shape], told: str | None = None) -> Reading:
@@ -71,7 +74,7 @@ def read_names(config: Config, shapes: Mapping[str, Shape], told: str | None = N
     for form, held, _ in forms[:-1]:
         asked = derive(config, dict(zip(held, shapes.values(), strict=True)), known)
         if asked.family is not None:
-            return Reading(asked.family, form, by=asked.by)
+            return Reading(asked.family, form, by=asked.by, published=asked.published, unpublished=asked.unpublished)
         why = why or asked.why
     return Reading(first, wrappers, why=why)
 

@@ -106,6 +106,9 @@ class Family:
     inside       prefix to add to every name, if a checkpoint has the names of the body alone
     mark         pattern of a canonical name that its vision or audio tower has, and that of a relative lacks, with
                  the same rules
+    published    rules from names that transformers 5 has in memory to those that the family is published with
+    boxed        what the published names of a CLIP or SigLIP tower begin with; in memory the last level is gone
+    flipped      whether published files have each expert transposed against what transformers 5 has in memory
     """
 
     name: str
@@ -123,6 +126,9 @@ class Family:
     ties: bool = False
     inside: str = ""
     mark: str = ""
+    published: tuple[Rule, ...] = ()
+    boxed: str = ""
+    flipped: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:

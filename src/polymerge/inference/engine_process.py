@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from polymerge.errors import shown
 from polymerge.inference.answering import EngineError
-from polymerge.inference.engines import ENGINES, host_of, python_in
+from polymerge.inference.engines import ENGINES, environ_of, host_of
 from polymerge.inference.hosts import engine_host
 from polymerge.inference.hosts.engine_host import read_message, write_message
+from polymerge.paths import python_in
 
 __all__ = ["EngineProcess", "RequestRefusedError"]
 
@@ -44,10 +45,11 @@ class EngineProcess:
         log, name = tempfile.mkstemp(prefix=f"polymerge-{engine}-", suffix=".log")
         self._log = Path(name)
         self._process = subprocess.Popen(
-            [python_in(environment), engine_host.__file__, str(host_of(engine))],
+            [python_in(environment or None), engine_host.__file__, str(host_of(engine))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=environ_of(environment),
             start_new_session=True,  # a ^C is for this process, which ends the other
         )
         os.close(log)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +14,23 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, did_you_mean
 from polymerge.inference.job import AnswerSettings, Job
-from polymerge.paths import given_path
+from polymerge.paths import python_in
 from polymerge.planning import Plan
 
 if TYPE_CHECKING:
     from polymerge.inference.answering import Answerer
 
-__all__ = ["ENGINES", "SEED", "Engine", "EngineRow", "engine_problems", "engine_versions", "open_engine", "python_in"]
+__all__ = [
+    "ENGINES",
+    "SEED",
+    "Engine",
+    "EngineRow",
+    "engine_problems",
+    "engine_versions",
+    "environ_of",
+    "host_of",
+    "open_engine",
+]
 
 SEED: Final = 0
 """The seed that engines are started with; decoding is greedy, and draws nothing."""
@@ -36,6 +45,9 @@ for name in sys.argv[1:]:
         found[name] = metadata.version(packages[0]) + ("" if packages[0] == name else f" ({packages[0]})")
 print(json.dumps(found))
 """
+
+
+_OF_THIS_PYTHON: Final = ("PYTHONPATH", "PYTHONHOME")
 
 
 class Engine(Protocol):
@@ -113,27 +125,16 @@ def engine_problems(job: Job, workers: int, ray: str | None) -> list[PolymergeEr
     return found
 
 
-def python_in(environment: str) -> str:
-    """The Python of an environment: its folder, or the program itself; the current one for an empty text."""
-    if not environment:
-        return sys.executable
-    path = given_path(environment).absolute()
-    program = path / "bin" / "python" if path.is_dir() else path
-    if not program.is_file() or not os.access(program, os.X_OK):
-        raise RecipeError(f"engine_env {environment}: there is no {program}. Give the folder of a virtual environment")
-    return str(program)
-
-
 @cache
 def engine_versions(engine: str, environment: str) -> Mapping[str, str]:
     """The versions of an engine's packages in an environment, without importing them.
 
     raises MissingExtraError where the engine is not installed there, RecipeError where its Python does not run.
     """
-    row, program = ENGINES[engine], python_in(environment)
+    row, program = ENGINES[engine], python_in(environment or None)
     asked = subprocess.run(
         [program, "-c", _VERSIONS, *row.versions],
-        capture_output=True, text=True, cwd="/", check=False, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, cwd="/", check=False, stdin=subprocess.DEVNULL, env=environ_of(environment),
     )  # fmt: skip
     if asked.returncode:
         told = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
@@ -146,6 +147,11 @@ def engine_versions(engine: str, environment: str) -> Mapping[str, str]:
             "it in an environment of its own and name that with engine_env"
         )
     return found
+
+
+def environ_of(environment: str) -> dict[str, str]:
+    """The variables for the Python of an environment: paths to packages are those of the current one alone."""
+    return {name: value for name, value in os.environ.items() if not environment or name not in _OF_THIS_PYTHON}
 
 
 def host_of(engine: str) -> Path:

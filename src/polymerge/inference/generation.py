@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
-from polymerge.checkpoints.loading import DTYPES
+from polymerge.checkpoints.loading import DTYPES, PROCESSOR_FILES, load_processor
+from polymerge.checkpoints.needed_packages import torchvision_fault
 from polymerge.engine.device import open_device
-from polymerge.errors import PolymergeError, RecipeError, did_you_mean
+from polymerge.errors import CheckpointError, PolymergeError, RecipeError, did_you_mean
 from polymerge.inference.answering import batches
 from polymerge.inference.engines import ENGINES, SEED, engine_problems, engine_versions
 from polymerge.inference.job import Job
@@ -86,7 +89,13 @@ class Generation:
         """The pool of workers.
 
         plan    whose models they load; None to load the checkpoint in `folder`
+
+        raises MissingExtraError where a package is missing that the processor needs: before any model is loaded.
         """
+        where = Path(folder if plan is None else plan.inputs[plan.template].path)
+        if self.ray is None and any((where / name).is_file() for name in PROCESSOR_FILES) and torchvision_fault():
+            with suppress(CheckpointError):  # an adapter may bring another processor
+                load_processor(where, trust_remote_code=self.trust_remote_code)
         return WorkerPool(self._job(plan, folder), self.workers, self.ray)
 
     def _job(self, plan: Plan | None, folder: str) -> Job:

@@ -70,7 +70,7 @@ class LiveModel:
             _untie(self.model)
         self._shadow = _Shadow(self.model, {step.name: step.shape for step in steps})
         self._held = {
-            step.name: stored_tensor(merged.template.entries[step.name], step)
+            step.name: stored_tensor(merged.template.entries.get(step.name), step)
             for step in steps
             if step.name not in self._shadow.live_names
         }

@@ -241,9 +241,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(raw)
 
 
-def stored_tensor(entry: TensorInfo, step: Step) -> Tensor:
-    """A stored tensor of a checkpoint; if it is in fp8, room for its numbers, which every plan computes."""
-    if entry.dtype in FP8:
+def stored_tensor(entry: TensorInfo | None, step: Step) -> Tensor:
+    """A stored tensor of a checkpoint; if it is in fp8, or not stored so, room for what every plan writes."""
+    if entry is None or entry.dtype in FP8:
         return torch.empty(step.shape, dtype=TORCH[step.dtype])
     tensor = torch.empty(entry.shape, dtype=TORCH[entry.dtype])
     files = Files()

@@ -14,6 +14,7 @@ from polymerge.methods.decompositions import (
     multiply,
     square_of,
     tall,
+    weighed_square,
 )
 
 __all__ = ["svc"]
@@ -41,11 +42,16 @@ def svc(merged: Matrix, deltas: Matrix, alpha: float = 1.0) -> Matrix:
     for delta in stack:
         dots = dots_of_columns([upright], [delta])
         if upright is merged:
-            rows = found.to_left.T @ dots
-            along, squares = (found.s * found.v * rows.T).sum(axis=0), np.square(rows).sum(axis=1)
+            rows = found.v.T @ dots
+            along = np.einsum("nr,rn->r", found.v, rows)
+            squares = np.einsum("rn,rn->r", rows, rows) / found.s**2
+            del rows
         else:
-            along, squares = ((found.v * (x @ found.v)).sum(axis=0) for x in (dots, gram_of_columns([delta])))
+            along = np.einsum("nr,nr->r", found.v, dots @ found.v)
+            dots = gram_of_columns([delta])
+            squares = np.einsum("nr,nr->r", found.v, dots @ found.v)
+        del dots
         present = squares > NOTHING**2 * square_of(delta)
         total += np.maximum(alpha, np.divide(along, squares, out=np.zeros_like(along), where=present))
-    multiply([upright], (found.v * (len(deltas) / total)) @ found.v.T, upright)
+    multiply([upright], weighed_square(found.v, len(deltas) / total), upright)
     return merged

@@ -9,7 +9,16 @@ from typing import Literal, get_args
 import numpy as np
 
 from polymerge.errors import RecipeError
-from polymerge.methods.decompositions import Matrix, components, eigen, gram_of_columns, multiply, tall
+from polymerge.methods.decompositions import (
+    Matrix,
+    components,
+    eigen,
+    gram_of_columns,
+    joined,
+    multiply,
+    tall,
+    weighed_square,
+)
 from polymerge.methods.lora import Wide
 
 __all__ = ["Smoothing", "dc_merge"]
@@ -59,37 +68,35 @@ def dc_merge(
     lefts, rights, values = [], [], []
     for matrix, most in zip(stack, ranks or [size // models] * models, strict=True):
         found = components(matrix, most)
-        left = matrix[:, : len(found.s)]
-        multiply([matrix], found.to_left, left)
-        lefts.append(left)
+        lefts.append(matrix[:, : len(found.s)])
+        multiply([matrix], found.to_left, lefts[-1])
         rights.append(found.v)
         values.append(_smoothed(found.s, smoothing, rho))
-    right = np.concatenate(rights, axis=1)
-    rights.clear()
-    of_right, right = _root(right.T @ right, right)
-    of_left, to_left = _root(gram_of_columns(lefts))
+        del found
     ends = np.cumsum([0, *(len(s) for s in values)])
     places = [slice(start, stop) for start, stop in pairwise(ends)]
+    right = joined(rights, 1)
+    rights.clear()
+    # where P S Q^T are the columns side by side, P Q^T are the common ones, and Q S Q^T leads from these to those
+    of_right, q_right = eigen(right.T @ right)
+    of_left, q_left = eigen(gram_of_columns(lefts))
     voters: list[list[Wide]] = [[] for _ in places]
     for s, own in zip(values, places, strict=True):
-        middle = (of_left[:, own] * s) @ of_right[:, own].T
-        least = _cutoff(middle, max(1, int(keep * size**2)))
+        one, other = q_left @ (s[:, None] * q_left[own] * of_left).T, q_right @ (q_right[own] * of_right).T
+        least = _cutoff(one, other, max(1, int(keep * size**2)))
         for at, voter in zip(places, voters, strict=True):
-            block = middle[at, at]
+            block = one[at] @ other[at].T
             voter.append(np.where(np.abs(block) >= least, block, 0.0))
-    del of_left, of_right
-    joined = np.zeros_like(to_left)
+    multiply([right], q_right / of_right, right[:, : len(of_right)])
+    middle = weighed_square(q_left, 1 / of_left)
+    del q_left
     for at, voter in zip(places, voters, strict=True):
-        joined[at, at] = _elected(np.stack(voter))
-    multiply(lefts, to_left @ joined @ right.T, stack[0])
+        middle[:, at] = middle[:, at] @ _elected(np.stack(voter))
+        voter.clear()
+    middle = middle @ q_right
+    multiply(lefts, middle @ right[:, : len(of_right)].T, stack[0])
     merged: Matrix = deltas[0]
     return merged
-
-
-def _root(gram: Wide, columns: Wide | None = None) -> tuple[Wide, Wide]:
-    """The square root of a Gram matrix, and its inverse, or columns times the inverse, without directions of zero."""
-    s, q = eigen(gram)
-    return (q * s) @ q.T, (q / s if columns is None else columns @ (q / s)) @ q.T
 
 
 def _smoothed(s: Wide, smoothing: Smoothing, rho: float) -> Wide:
@@ -100,13 +107,17 @@ def _smoothed(s: Wide, smoothing: Smoothing, rho: float) -> Wide:
     return smooth
 
 
-def _cutoff(matrix: Wide, count: int) -> float:
-    """The magnitude of the `count`-th largest entry, or a little less."""
-    if count >= matrix.size:
+def _cutoff(one: Wide, other: Wide, count: int) -> float:
+    """The magnitude of the `count`-th largest entry of one times the other transposed, or a little less."""
+    size = len(one)
+    if count >= size**2:
         return 0.0
-    sizes = np.abs(matrix.reshape(-1), dtype=np.float32, casting="same_kind")
-    sizes.partition(-count)
-    return float(sizes[-count]) * (1 - SAME)
+    sizes = np.empty((size, size), np.float32)
+    multiply([one], other.T, sizes)
+    np.abs(sizes, out=sizes)
+    flat = sizes.reshape(-1)
+    flat.partition(-count)
+    return float(flat[-count]) * (1 - SAME)
 
 
 def _elected(blocks: Wide) -> Wide:

@@ -1,9 +1,9 @@
 """Singular values and vectors of deltas, and what follows of them, for methods that need whole matrices.
 
-The matrices are long and float32, so all that is formed beside them has the size of their smaller side: a Gram matrix,
-its eigenvectors (while they are computed, five matrices of that size in float64), and the matrix `right` that a method
-multiplies a delta with. Products take some rows at a time and add up in float64. Singular vectors have no sign of their
-own: what is returned is to be used such that theirs cancels.
+The matrices are long and float32, so all that is formed beside them has the size of their smaller side, in float64: a
+Gram matrix, in whose place its eigenvectors are computed, those that are wanted, and the matrix `right` that a method
+multiplies a delta with. Three of that size at once are enough. Products take some rows at a time and add up in float64.
+Singular vectors have no sign of their own: what is returned is to be used such that theirs cancels.
 
 Float32 matrices are decomposed by the eigenvectors of the Gram matrix in float64, which squares the condition. This
 costs a quarter of an SVD, and less accuracy than rounding the matrix to float32 did: where s is a singular value and s1
@@ -14,11 +14,14 @@ cores of adapters, are decomposed by SVD.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from polymerge.methods.lora import EXACT, Wide
 
@@ -30,23 +33,29 @@ __all__ = [
     "components",
     "dots_of_columns",
     "eigen",
+    "eigenvectors",
     "gram_of_columns",
     "inverse_root",
     "joined",
     "multiply",
+    "one_thread",
     "orthogonal",
     "square_of",
     "tall",
     "unfilled",
+    "weighed_square",
 ]
 
 Matrix = NDArray[Any]
 """Float32 or float64, [m, n] with m >= n, perhaps a transposed view; a numpy array or, on a GPU, a torch tensor."""
 
+Wanted: TypeAlias = Callable[[Wide], int]
+"""How many eigenvectors are wanted, told from the eigenvalues, the largest first."""
+
 NOTHING = 2.0**-23
 """Singular values up to this share of the largest are rounding of float32."""
-ROWS = 1 << 20
-"""Entries of a matrix that are widened to float64 at a time."""
+ROWS, FEWEST = 1 << 19, 256
+"""Entries of a matrix that are widened to float64 at a time, and its fewest rows: products of fewer take longer."""
 
 
 class Components(NamedTuple):
@@ -82,19 +91,16 @@ def components(matrix: Matrix, most: int | None = None, least: float = 0.0) -> C
     """
     if matrix.dtype.itemsize == 8 and matrix.shape[1] <= EXACT:
         _, s, right = _library(matrix).linalg.svd(matrix, full_matrices=False)
-        v, least = right.T, max(least, NOTHING * float(s[0]))
-    else:
-        s, v = eigen(gram_of_columns([matrix]))
-    count = int((s > least).sum())
-    count = count if most is None else min(most, count)
-    kept = v[:, :count]
-    return Components(s[:count], np.ascontiguousarray(kept) if isinstance(kept, np.ndarray) else kept.contiguous())
+        count = int((s > max(least, NOTHING * float(s[0]))).sum())
+        count = count if most is None else min(most, count)
+        return Components(s[:count], right[:count].T)
+    return Components(*eigen(gram_of_columns([matrix]), most, least))
 
 
 def gram_of_columns(matrices: Matrix | Sequence[Matrix]) -> Wide:
     """The dot products, in float64, of all columns of matrices [m, k_t] side by side."""
-    blocks = (_wide(matrices, rows) for rows in _blocks(matrices))
-    return _total(block.T @ block for block in blocks)
+    width = sum(matrix.shape[1] for matrix in matrices)
+    return _total(_squared(_wide(matrices, rows)) for rows in _blocks(matrices, width // 2))
 
 
 def dots_of_columns(matrices: Matrix | Sequence[Matrix], others: Matrix | Sequence[Matrix]) -> Wide:
@@ -106,7 +112,13 @@ def _total(parts: Iterator[Wide]) -> Wide:
     total = next(parts)
     for part in parts:
         total += part
+        del part  # else it is there while the next one is made
     return total
+
+
+def _squared(block: Wide) -> Wide:
+    square: Wide = block.T @ block
+    return square
 
 
 def square_of(matrix: Matrix) -> float:
@@ -122,7 +134,10 @@ def multiply(matrices: Matrix | Sequence[Matrix], right: Wide, out: Matrix, plus
     """
     for rows in _blocks([*matrices, out]):
         block = _wide(matrices, rows) @ right
-        out[rows] = block if plus is None else block + plus[rows]
+        if plus is not None:
+            block += plus[rows]
+        out[rows] = block
+        del block
 
 
 def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[float] | None = None) -> None:
@@ -133,30 +148,94 @@ def add_up(matrices: Matrix | Sequence[Matrix], out: Matrix, weight: Sequence[fl
 
 
 def inverse_root(gram: Wide) -> Wide:
-    """The inverse of the square root of a Gram matrix, symmetric.
+    """The inverse of the square root of a Gram matrix, symmetric, in its memory.
 
     Right of the columns that the Gram matrix is of, it gives their polar factor: the nearest matrix with orthonormal
     columns (P Q^T for P C Q^T). Where columns depend on each other up to rounding, what they lack stays zero, where an
     SVD has arbitrary vectors.
     """
     s, q = eigen(gram)
-    inverse: Wide = (q / s) @ q.T
-    return inverse
+    return weighed_square(q, 1 / s, gram)
+
+
+def weighed_square(columns: Wide, weight: Wide, out: Wide | None = None) -> Wide:
+    """X w X^T, for columns X [n, k] that are overwritten, and weights w [k] that are not negative."""
+    columns *= weight**0.5
+    square: Wide = _library(columns).matmul(columns, columns.T, out=out)
+    return square
 
 
 def orthogonal(columns: list[Wide]) -> Wide:
     """The nearest matrix with orthonormal columns to columns side by side, which are taken out of the list."""
     every = joined(columns, 1)
     columns.clear()
-    nearest: Wide = every @ inverse_root(every.T @ every)
-    return nearest
+    multiply([every], inverse_root(every.T @ every), every)
+    return every
 
 
-def eigen(gram: Wide) -> tuple[Wide, Wide]:
-    """The roots of the eigenvalues of a Gram matrix, largest first, and the eigenvectors, without those of zero."""
-    s, q = _descending(gram)
-    count = int((s > s[:1] * _least(len(s))).sum())
-    return s[:count], q[:, :count]
+def eigen(gram: Wide, most: int | None = None, least: float = 0.0) -> tuple[Wide, Wide]:
+    """The roots of the largest eigenvalues of a Gram matrix, and the eigenvectors, without those of zero.
+
+    gram     [n, n]; overwritten
+    most     how many at most; default: all
+    least    roots up to this one are zero as well
+    returns  roots [k] descending, and vectors [n, k]
+    """
+
+    def wanted(squares: Wide) -> int:
+        s = squares.clip(0.0) ** 0.5
+        count = int((s > max(least, float(s[:1].sum()) * _least(len(s)))).sum())
+        return count if most is None else min(most, count)
+
+    squares, q = eigenvectors(gram, wanted, most) if isinstance(gram, np.ndarray) else _on_device(gram, wanted)
+    return squares.clip(0.0) ** 0.5, q
+
+
+def eigenvectors(gram: Wide, wanted: Wanted, most: int | None = None) -> tuple[Wide, Wide]:
+    """The largest eigenvalues of a symmetric matrix, and their eigenvectors.
+
+    SciPy finds as many as are wanted in little more memory than the matrix and they take; without it, numpy takes five
+    times that of the matrix.
+
+    gram     [n, n], float64; overwritten
+    wanted   tells how many
+    most     how many that will be at most; default: all, and all eigenvalues are told
+    returns  the eigenvalues [k] descending, and the eigenvectors as columns [n, k]
+    raises   numpy.linalg.LinAlgError where they are not found
+    """
+    size, scipy = len(gram), _scipy()
+    if not np.isfinite(np.diagonal(gram)).all():
+        raise np.linalg.LinAlgError("its squares are too large for float64")
+    first = 0 if most is None else max(0, size - max(1, most))
+    if scipy is None or not size:
+        squares, q = np.linalg.eigh(gram)
+        squares, q = squares[first:], q[:, first:]
+    else:  # symmetric, so that its transpose is the same in LAPACK's order, and is not copied
+        how = {"overwrite_a": True, "check_finite": False, "driver": "evr", "subset_by_index": (first, size - 1)}
+        squares, q = scipy.eigh(gram.T, **how)
+    squares = squares[::-1]
+    count = wanted(squares)
+    vectors = q[:, len(q.T) - count :].T
+    for row in range(count // 2):  # in place: a view in reverse would be copied by whatever it is multiplied with
+        vectors[[row, count - 1 - row]] = vectors[[count - 1 - row, row]]
+    return squares[:count], vectors.T
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Let linear algebra have one thread, also what is loaded when it is first needed."""
+    _scipy()
+    limited: AbstractContextManager[object] = threadpool_limits(1)
+    return limited
+
+
+@cache
+def _scipy() -> Any:
+    """SciPy's linear algebra; None where it is not installed."""
+    try:
+        import scipy.linalg
+    except ImportError:
+        return None
+    return scipy.linalg
 
 
 def joined(parts: Sequence[Wide], axis: int = 0) -> Wide:
@@ -171,11 +250,12 @@ def unfilled(like: Matrix) -> Matrix:
     return array
 
 
-def _descending(gram: Wide) -> tuple[Wide, Wide]:
-    """Roots of the eigenvalues, largest first, and the eigenvectors."""
+def _on_device(gram: Wide, wanted: Wanted) -> tuple[Wide, Wide]:
     library = _library(gram)
     squares, q = library.linalg.eigh(gram)
-    return library.sqrt(library.clip(library.flip(squares, (0,)), 0.0, None)), library.flip(q, (1,))
+    squares = library.flip(squares, (0,))
+    count = wanted(squares)
+    return squares[:count], library.flip(q[:, len(q) - count :], (1,))
 
 
 def _least(size: int) -> float:
@@ -199,8 +279,7 @@ def _library(x: Matrix) -> Any:
     return torch
 
 
-def _blocks(matrices: Matrix | Sequence[Matrix]) -> Iterator[slice]:
-    width = max(1, *(matrix.shape[1] for matrix in matrices))
-    rows = max(1, ROWS // width)
+def _blocks(matrices: Matrix | Sequence[Matrix], fewest: int = 0) -> Iterator[slice]:
+    rows = max(FEWEST, fewest, ROWS // max(1, sum(matrix.shape[1] for matrix in matrices)))
     for start in range(0, len(matrices[0]), rows):
         yield slice(start, start + rows)

@@ -19,6 +19,7 @@ from polymerge.methods.decompositions import (
     square_of,
     tall,
     unfilled,
+    weighed_square,
 )
 
 __all__ = ["iso_c", "iso_cts"]
@@ -38,7 +39,7 @@ def iso_c(deltas: Matrix) -> Matrix:
     total = stack[0]
     add_up(stack, total)
     found = components(total)
-    multiply([total], (found.to_left * (found.s.sum() / total.shape[1])) @ found.v.T, total)
+    multiply([total], weighed_square(found.v, found.s.sum() / total.shape[1] / found.s), total)
     merged: Matrix = deltas[0]
     return merged
 
@@ -72,16 +73,17 @@ def iso_cts(deltas: Matrix, common_space_fraction: float = 0.8) -> Matrix:
     lefts, rights, strengths = [common], [shared.v], [shared.s]
     for matrix in stack:
         rounding = 4 * NOTHING * float(np.sqrt(square_of(matrix)))
-        if stack is deltas:
-            multiply([common], -dots_of_columns([common], [matrix]), matrix, plus=matrix)
-        else:
-            multiply([matrix], -shared.v @ shared.v.T, matrix, plus=matrix)
+        along = dots_of_columns([common], [matrix]) if stack is deltas else shared.v @ shared.v.T
+        along *= -1
+        multiply([common if stack is deltas else matrix], along, matrix, plus=matrix)
+        del along
         found = components(matrix, own, rounding)
         left = matrix[:, : len(found.s)]
         multiply([matrix], found.to_left, left)
         lefts.append(left)
         rights.append(found.v)
         strengths.append(found.s)
+    del shared, found
     right = orthogonal(rights)
     right *= joined(strengths).sum() / size
     multiply(lefts, inverse_root(gram_of_columns(lefts)) @ right.T, stack[0])

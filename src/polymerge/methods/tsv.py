@@ -83,13 +83,15 @@ def tsv_of_deltas(deltas: Matrix, weight: PerModel = 1.0, share: float | None = 
     lefts, rights, values = [], list[Wide](), []
     for matrix, number in zip(stack, weights, strict=True):
         found = components(matrix, most if number else 0)
-        left = matrix[:, : len(found.s)]
-        multiply([matrix], found.to_left, left)
-        lefts.append(left)
+        lefts.append(matrix[:, : len(found.s)])
+        multiply([matrix], found.to_left, lefts[-1])
         rights.append(found.v)
         values.append(number * found.s)
+        del found
     right = orthogonal(rights)
-    multiply(lefts, (inverse_root(gram_of_columns(lefts)) * joined(values)) @ right.T, stack[0])
+    left = inverse_root(gram_of_columns(lefts))
+    left *= joined(values)
+    multiply(lefts, left @ right.T, stack[0])
     merged: Matrix = deltas[0]
     return merged
 

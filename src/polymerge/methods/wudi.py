@@ -20,12 +20,14 @@ from polymerge.methods.decompositions import (
     components,
     dots_of_columns,
     eigen,
+    eigenvectors,
     gram_of_columns,
     joined,
     multiply,
     square_of,
     tall,
     unfilled,
+    weighed_square,
 )
 from polymerge.methods.lora import Wide
 
@@ -63,20 +65,24 @@ def optmerge(deltas: Matrix, *, ranks: Sequence[int] | None = None) -> Matrix:
     for matrix, most in zip(stack, ranks or [size // models] * models, strict=True):
         norm = np.sqrt(square_of(matrix)) or 1.0
         found = components(matrix, most)
-        part = matrix[:, : len(found.s)]
+        parts.append(matrix[:, : len(found.s)])
         # of the basis B = [V S / |D_t|] and the other side, U S^2 / |D_t|, one is long
-        multiply([matrix], found.v * (found.s / norm) if stack is deltas else found.v / norm, part)
-        parts.append(part)
+        multiply([matrix], found.v * ((found.s if stack is deltas else 1.0) / norm), parts[-1])
         smalls.append(found.v * ((found.s if stack is deltas else found.s**2) / norm))
+        del found
     small = joined(smalls, 1)
     smalls.clear()
     merged: Matrix = deltas[0]
     if stack is deltas:
         way = _way(small.T @ small) @ small.T
-        multiply([x], -small @ way, x, plus=x)
+        back = small @ way
+        back *= -1
+        multiply([x], back, x, plus=x)
+        del back, small
         multiply(parts, way, merged, plus=x)
     else:
-        way = (small - dots_of_columns([x], parts)) @ _way(gram_of_columns(parts))
+        small -= dots_of_columns([x], parts)
+        way = small @ _way(gram_of_columns(parts))
         multiply(parts, way.T, stack[0], plus=x)
     return merged
 
@@ -92,8 +98,7 @@ def _way(gram: Wide) -> Wide:
     for _ in range(STEPS):
         speed = MOMENTUM * speed + 2 * eigenvalues * left
         left = left - RATE * speed
-    way: Wide = (w * ((1 - left) / eigenvalues)) @ w.T
-    return way
+    return weighed_square(w, (1 - left) / eigenvalues, gram)
 
 
 def swudi(deltas: Matrix, init: Init = "sum", share: float = 0.65) -> Matrix:
@@ -115,7 +120,7 @@ def swudi(deltas: Matrix, init: Init = "sum", share: float = 0.65) -> Matrix:
     count = max(1, int(share * deltas.shape[-1] + 0.999))
 
     def way(found: Wide) -> Wide:
-        return np.where(np.arange(len(found)) < count, -np.expm1(-TIME * found), 0.0)
+        return -np.expm1(-TIME * found[:count])
 
     return _towards_least(deltas, init, way)
 
@@ -148,13 +153,13 @@ def aswudi(deltas: Matrix, init: Init = "sum", rank_rule: RankRule = "participat
             known = 2 * (b + 1) + 8 * b / (b + 1 + np.sqrt(b * b + 14 * b + 1))
             threshold = np.sqrt(known / ((1 - b) ** 2 + b)) * roots[n // 2]
             count = max(1, int(np.count_nonzero(roots > threshold)))
-        return np.where(np.arange(len(found)) < count, 1.0, 0.0)
+        return np.ones(min(count, len(found)))
 
     return _towards_least(deltas, init, way)
 
 
 def _towards_least(deltas: Matrix, init: Init, way: Callable[[Wide], Wide]) -> Matrix:
-    """Go the `way` that is to be gone along each eigenvector, given the eigenvalues, largest first."""
+    """Go the `way` that is to be gone along the largest eigenvectors, given all eigenvalues, largest first."""
     models, m, n = deltas.shape
     if init not in get_args(Init):
         raise RecipeError(f"init: '{init}' is not one of {', '.join(get_args(Init))}")
@@ -164,31 +169,52 @@ def _towards_least(deltas: Matrix, init: Init, way: Callable[[Wide], Wide]) -> M
     if n <= models * m:
         total = np.zeros((n, n))
         for delta, norm in zip(deltas, norms, strict=True):
-            total += gram_of_columns([delta]) / norm**2
-        eigenvalues, q = _above_least(total)
-        f = way(eigenvalues)
-        stay, there = begin * (np.eye(n) - (q * f) @ q.T), (q * (f / eigenvalues)) @ q.T
+            own = gram_of_columns([delta])
+            own /= norm**2
+            total += own
+        del own
+        eigenvalues, q, f = _gone(total, way)
+        there = weighed_square(q, f / eigenvalues, total)
+        stay = weighed_square(q, eigenvalues)
+        del q
+        stay *= -begin
+        stay[np.diag_indices(n)] += begin
         for delta, norm in zip(deltas, norms, strict=True):
-            multiply([delta], stay + gram_of_columns([delta]) @ there / norm**2, delta)
+            right = gram_of_columns([delta]) @ there
+            right /= norm**2
+            right += stay
+            multiply([delta], right, delta)
+            del right
         add_up(deltas, merged)
     else:
         # what is sought is some [m, T m] times the deltas below each other, and so are the eigenvectors
         lying = deltas.swapaxes(1, 2)
         scales = np.repeat(norms, m)
-        gram = gram_of_columns(lying) / np.outer(scales, scales)
-        eigenvalues, w = _above_least(gram)
-        f = way(eigenvalues)
-        slabs = gram.reshape(models, m, -1)
-        own = [slab[:, place * m : (place + 1) * m] for place, slab in enumerate(slabs)]
-        start = sum(norm * slab for norm, slab in zip(norms, slabs, strict=True))
-        minimum = sum(norm * block @ slab for norm, block, slab in zip(norms, own, slabs, strict=True))
-        there = ((minimum @ w) * (f / eigenvalues**2) - begin * (start @ w) * (f / eigenvalues)) @ w.T
-        right = begin * np.tile(np.eye(m), models) + there / scales
+        gram = gram_of_columns(lying)
+        gram /= scales
+        gram /= scales[:, None]
+        places = [slice(first, first + m) for first in range(0, models * m, m)]
+        squares = [norm * gram[at, at] for norm, at in zip(norms, places, strict=True)]
+        eigenvalues, w, f = _gone(gram, way)
+        del gram
+        # w diagonalises the Gram matrix, which the start and the minimum are parts of
+        ways = sum(square @ w[at] for square, at in zip(squares, places, strict=True)) * (f / eigenvalues)
+        ways -= sum(begin * norm * w[at] for norm, at in zip(norms, places, strict=True)) * f
+        right = ways @ w.T
+        del w, ways
+        right /= scales
+        right += begin * np.tile(np.eye(m), models)
         multiply(lying, right.T, merged.T)
     return merged
 
 
-def _above_least(gram: Wide) -> tuple[Wide, Wide]:
-    eigenvalues, q = np.linalg.eigh(gram)
-    keep = eigenvalues[::-1] >= LEAST
-    return eigenvalues[::-1][keep], q[:, ::-1][:, keep]
+def _gone(gram: Wide, way: Callable[[Wide], Wide]) -> tuple[Wide, Wide, Wide]:
+    """The eigenvalues along which some way is gone, their eigenvectors, and these ways; `gram` is overwritten."""
+    ways = []
+
+    def wanted(eigenvalues: Wide) -> int:
+        ways.append(way(eigenvalues[eigenvalues >= LEAST]))
+        return len(ways[0])
+
+    eigenvalues, q = eigenvectors(gram, wanted)
+    return eigenvalues, q, ways[0]

@@ -192,3 +192,5 @@ def _refuse_fields(recipe: Recipe) -> None:
     for name, default in (("parts", None), ("vocab", "template"), ("branches", "fill"), ("missing", "error")):
         if getattr(recipe, name) != default:
             refuse(RecipeError(f"recipe: {name} is for checkpoints; name modules of adapters in exclude"))
+    if recipe.names != "template":
+        refuse(RecipeError("recipe: names is for checkpoints: adapters name modules of a class, not stored tensors"))

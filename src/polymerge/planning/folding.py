@@ -27,6 +27,7 @@ from polymerge.planning.adapter_places import (
 )
 from polymerge.planning.joining import Joining
 from polymerge.planning.model import Model, Ties
+from polymerge.recipe.recipe import Names
 
 __all__ = ["fold_recipe", "folded"]
 
@@ -37,10 +38,13 @@ _BENEATH: Final = ".base_layer.weight"
 """Suffix of the original weights that PEFT stores for an adapted embedding or head; biases there are trained."""
 
 
-def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> dict[str, Any]:
+def fold_recipe(
+    adapter: str, base: str | None, ignore: Sequence[str] = (), names: Names = "template"
+) -> dict[str, Any]:
     """The recipe that folds `adapter` into `base`, by default the model that the adapter's config names.
 
     ignore  globs on names of tensors as stored, in either of them, that are left out
+    names   published, for those that the base's family is published with
 
     raises RecipeError where `adapter` is no adapter, or names no base, and what `open_adapter` raises.
     """
@@ -48,7 +52,7 @@ def fold_recipe(adapter: str, base: str | None, ignore: Sequence[str] = ()) -> d
     if not named:
         raise RecipeError(f"{adapter}: its config names no base: pass the model that it was trained on as `base`")
     recipe: dict[str, Any] = {"merge_method": "copy", "models": [f"{named}+{adapter}"]}
-    return recipe | ({"ignore": list(ignore)} if ignore else {})
+    return recipe | ({"ignore": list(ignore)} if ignore else {}) | ({"names": names} if names != "template" else {})
 
 
 def folded(base: Model, adapter: Adapter) -> Model:

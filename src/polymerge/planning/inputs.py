@@ -25,6 +25,7 @@ from polymerge.errors import (
 from polymerge.families import FAMILIES, nearest, read_names, splits, text_tower
 from polymerge.families.expressions import Expr
 from polymerge.families.fp8 import read_fp8
+from polymerge.families.names_on_disk import as_published
 from polymerge.families.quantization import why_quantized
 from polymerge.families.registry import GENERIC
 from polymerge.families.resolve import NameMap, map_names
@@ -33,6 +34,7 @@ from polymerge.methods.table import METHODS
 from polymerge.paths import given_path
 from polymerge.planning.folding import folded
 from polymerge.planning.model import EMBEDDING, HEAD, Model, Ties, own_name, stored_in
+from polymerge.planning.output_names import read_as_published, with_published_forms
 from polymerge.recipe.recipe import ModelEntry, Recipe
 from polymerge.recipe.stages import sources_of
 
@@ -77,17 +79,21 @@ def open_models(recipe: Recipe, held: Mapping[str, Checkpoint]) -> Models | None
     """
     sources = sources_of(recipe)
     families = {entry.model: entry.family for entry in recipe.models}
-    opened = _open_all(sources, families, _Ignored(recipe.ignore, recipe.models), held)
+    ignored = _Ignored(recipe.ignore, recipe.models)
+    opened = _open_all(sources, families, ignored, held)
     if len(opened) < len(sources) or not recipe.models or "models" in recipe.unread:
         return None
     merged = tuple(opened[entry.model] for entry in recipe.models)
     base = opened[recipe.base_model] if recipe.base_model else None
-    return Models(
-        template=opened[recipe.template] if recipe.template else _default_template(recipe, merged, base),
-        merged=merged,
-        own=tuple(range(len(merged))),
-        base=base,
-    )
+    template = opened[recipe.template] if recipe.template else _default_template(recipe, merged, base)
+    if recipe.names == "published" and template.named.names:
+        source = template.checkpoint.source
+        adapter = split_source(source)[1]
+        again = held.get(source) or _opened(source, template.path, locate(adapter) if adapter else None, template.label)
+        other = _model(again, template.path, template.label, families.get(source), ignored, publish=True)
+        merged = tuple(other if model is template else model for model in merged)
+        base, template = other if base is template else base, other
+    return Models(template=template, merged=merged, own=tuple(range(len(merged))), base=base)
 
 
 def bases_among(recipe: Recipe, models: Models | None) -> tuple[int, ...]:
@@ -173,8 +179,13 @@ def _open_all(
     return opened
 
 
-def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, ignored: _Ignored) -> Model:
-    """Build one input from its headers, with its adapter's changes; raises if later checks would be meaningless."""
+def _model(
+    checkpoint: Checkpoint, path: Path, label: str, family: str | None, ignored: _Ignored, *, publish: bool = False
+) -> Model:
+    """Build one input from its headers, with its adapter's changes; raises if later checks would be meaningless.
+
+    publish  read it under the names that its family is published with
+    """
     where, source = f"'{label}' ({path})", checkpoint.source
     stored = stored_in(checkpoint)
     fp8 = read_fp8(checkpoint.config, stored)
@@ -189,8 +200,7 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
         family = None
     unread = ignored.of(source, [*stored, *_adapters_own(checkpoint)])
     shapes = {name: stored[name].shape for name in dtypes if name not in unread}
-    reading = read_names(checkpoint.config, shapes, family)
-    table = reading.family
+    reading = as_stored = read_names(checkpoint.config, shapes, family)
     if reading.wrappers:
         checkpoint = renamed(checkpoint, reading.wrappers)
         fp8 = read_fp8(checkpoint.config, stored_in(checkpoint))
@@ -201,6 +211,11 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
         gone |= {ADAPTER + name for name in before if name not in _adapters_own(checkpoint)}
     left = gone | fp8.beside
     shapes = {name: entry.shape for name, entry in stored_in(checkpoint).items() if name not in left}
+    named, changed = as_published(checkpoint.config, reading, shapes), dict[str, str]()
+    if publish:
+        checkpoint, reading, changed = read_as_published(label, checkpoint, named, shapes, family)
+        shapes = {changed.get(name, name): shape for name, shape in shapes.items()}
+    table = reading.family
     known = table is not GENERIC or nearest(checkpoint.config) is not GENERIC
     _refuse_unfinished(where, shapes, table, known)
     names = _mapped(where, checkpoint, table, shapes)
@@ -212,10 +227,11 @@ def _model(checkpoint: Checkpoint, path: Path, label: str, family: str | None, i
         borrowed.add(virtual)
     model = Model(
         label, path, checkpoint, table, tensors, names.layout, names.views, frozenset(names.buffers),
-        frozenset(borrowed), ignored=frozenset(gone), wrappers=reading.wrappers, other=reading.other, ties=ties,
-        by=reading.by, why=reading.why, fp8=fp8,
+        frozenset(borrowed), ignored=frozenset(gone), wrappers=as_stored.wrappers, other=as_stored.other, ties=ties,
+        by=reading.by, why=reading.why, fp8=fp8, named=named, renamed=changed,
     )  # fmt: skip
-    return (model if checkpoint.adapter is None else folded(model, checkpoint.adapter)).with_scales()
+    model = (model if checkpoint.adapter is None else folded(model, checkpoint.adapter)).with_scales()
+    return with_published_forms(model) if publish else model
 
 
 def _opened(source: str, path: Path, adapter: Path | None, label: str) -> Checkpoint:

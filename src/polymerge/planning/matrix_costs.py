@@ -17,6 +17,7 @@ from polymerge.planning.plan import Piece, Plan, Step
 from polymerge.recipe.parameters import Setting
 
 __all__ = ["Matrices", "cost_words", "decomposed", "free_memory", "is_matrix", "matrices_of", "room_for_matrices"]
+__all__ += ["work_of"]
 
 _EXPERTS: Final = "experts"
 """What a tensor of three dimensions has in its name where it holds a matrix per expert, and no kernel."""
@@ -98,6 +99,12 @@ def decomposed(plan: Plan) -> Iterator[tuple[Piece, Matrices]]:
     for step, piece, setting in plan.merged_pieces():
         if setting.whole and step.lora is None:
             yield piece, matrices_of(step, piece, setting)
+
+
+def work_of(plan: Plan) -> tuple[int, float]:
+    """The number of whole matrices that a plan merges, and the seconds that a core takes for all of them."""
+    found = [matrices for _, matrices in decomposed(plan)]
+    return sum(one.count for one in found), sum(one.seconds for one in found)
 
 
 def cost_words(plan: Plan) -> str:

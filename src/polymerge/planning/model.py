@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.beside import text_digests
@@ -19,6 +19,7 @@ from polymerge.dtypes import MERGEABLE
 from polymerge.families import TextTower, family_of, quantization_method, text_tower
 from polymerge.families.expressions import Expr, Ranges, Read, Scaled, Stacked, names_read, replace_reads, shape_of
 from polymerge.families.fp8 import Fp8
+from polymerge.families.names_on_disk import Published
 from polymerge.families.registry import GENERIC
 from polymerge.families.rules import Family, counterpart, text_layer
 from polymerge.planning.plan import Input
@@ -27,6 +28,7 @@ __all__ = [
     "EMBEDDING",
     "HEAD",
     "VOCABULARY",
+    "Form",
     "Model",
     "Ties",
     "digests_beside",
@@ -61,6 +63,13 @@ class Ties:
         return self.embedding if self.virtual == self.head else self.head
 
 
+class Form(NamedTuple):
+    """What a tensor of an output is stored as."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """An opened input.
@@ -80,6 +89,10 @@ class Model:
     by       the class of transformers that its family was derived from; empty for one of the tables
     why      why no family was derived for a generic one
     fp8      its weights in fp8 and their scales
+    named    what its tensors are called as its family is published, by their names as stored
+    renamed  name as stored -> own name, of those that are read under published names
+    forms    own name -> the tensors that an output has in its place, which `layout` and `views` have, too
+    moved    the canonical names in those
     """
 
     label: str
@@ -100,6 +113,10 @@ class Model:
     by: str = ""
     why: str = ""
     fp8: Fp8 = field(default_factory=Fp8)
+    named: Published = field(default_factory=Published)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    forms: Mapping[str, Mapping[str, Form]] = field(default_factory=dict)
+    moved: frozenset[str] = frozenset()
 
     def with_scales(self) -> Model:
         """The same, with weights in fp8 read as numbers: the last thing to be done to its expressions."""
@@ -126,6 +143,15 @@ class Model:
         """Its tensors by their own names, without those of its adapter, those that are ignored, and scales."""
         left = self.ignored | self.fp8.beside
         return {name: entry for name, entry in stored_in(self.checkpoint).items() if name not in left}
+
+    @cached_property
+    def written(self) -> Mapping[str, Form]:
+        """What an output in its layout stores, by the names there: its own tensors, or the forms in their place."""
+        return {
+            name: form
+            for own, entry in self.stored.items()
+            for name, form in self.forms.get(own, {own: Form(entry.dtype, entry.shape)}).items()
+        }
 
     def has_numbers(self, own: str) -> bool:
         """Whether a tensor holds numbers that can be computed with."""
@@ -202,7 +228,7 @@ class Model:
     @property
     def parted_name(self) -> str:
         """The name of the head or embedding that its adapter unties; empty if there is none."""
-        return next((name for name in self.layout if name not in self.stored), "")
+        return next((name for name in self.layout if name not in self.written), "")
 
     def find(self, canonical: str) -> str | None:
         """Its canonical name for the template's `canonical`: the same name, or the branch that substitutes for it."""
@@ -299,6 +325,7 @@ class Model:
             beside=digests_beside(self.checkpoint),
             files=dict(self.checkpoint.adapter.became) if self.checkpoint.adapter else {},
             wrappers=self.wrappers,
+            renamed=dict(self.renamed),
             layers=self.layers,
             opened=self.checkpoint,
         )

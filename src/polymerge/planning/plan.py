@@ -53,7 +53,7 @@ Layout: TypeAlias = Literal["checkpoint", "peft", "llava"]
 PREFIX: Final = "base_model.model."
 """Prefix of every parameter name in PEFT's files."""
 
-FORMAT = 6
+FORMAT = 7
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Input:
     beside       the sha256 of each file of text beside its weights, by name; after a +, of one in its adapter's folder
     files        for an adapter, what each weight file in its folder was used for
     wrappers     prefixes stripped from the names as stored (see `checkpoints.names`); all other names here lack them
+    renamed      name as stored, without wrappers -> its name here, of those that are read under another
     kind         a checkpoint, with or without an adapter, or an adapter alone
     layers       the number of layers of a checkpoint's text tower; unknown in a plan that was written
     opened       the headers that the plan was made from, in the process that made it; also for an adapter alone
@@ -87,6 +88,7 @@ class Input:
     adapter: str = ""
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     wrappers: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
     kind: Literal["checkpoint", "adapter"] = "checkpoint"
     layers: int | None = field(default=None, compare=False, repr=False)
     opened: Checkpoint | None = field(default=None, compare=False, repr=False)
@@ -104,7 +106,7 @@ class Piece:
                If its step has a view, they are rows of the view
     setting    the index of the plan's setting that merges it; None if the rows are the template's
     reads      the expression for each model's rows, in the models' order; without a setting, what replaces the
-               template's own bytes
+               template's own bytes, or, without inputs, where those are if not in a tensor of that name
     inputs     the inputs that `reads` refer to, if not every model in order
     base       the expression for the base's rows, for methods on deltas
     twin       the canonical tensor that this one may duplicate: the embedding, for a head that is stored beside it
@@ -335,7 +337,18 @@ class Plan(Table):
             if not setting["schedule"]:
                 del setting["schedule"]
         for entry in data["inputs"]:
-            for place in ("label", "source", "path", "settings", "beside", "adapter", "files", "wrappers", "kind"):
+            for place in (
+                "label",
+                "source",
+                "path",
+                "settings",
+                "beside",
+                "adapter",
+                "files",
+                "wrappers",
+                "renamed",
+                "kind",
+            ):
                 del entry[place]
         for left_out in data["left_out"]:
             del left_out["reason"]
@@ -356,6 +369,13 @@ class Plan(Table):
     def changes(self) -> bool:
         """Whether any tensor of the output differs from the template's."""
         return any(step.fate in ("merged", "folded", "dequantized") for step in self.steps)
+
+    @property
+    def renames(self) -> bool:
+        """Whether the output's tensors have other names, or are cut otherwise, than the template's."""
+        return bool(self.inputs[self.template].renamed) or any(
+            step.fate == "copied" and step.pieces for step in self.steps
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each tensor of the output: its fate, the methods that merge it, or why it is not merged."""

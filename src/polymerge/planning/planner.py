@@ -34,6 +34,7 @@ from polymerge.planning.inputs import Models, bases_among, labels_of, open_model
 from polymerge.planning.matrix_costs import is_matrix
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, own_name, part_of
 from polymerge.planning.output_dtypes import stored_dtypes
+from polymerge.planning.output_names import names_told
 from polymerge.planning.plan import Companions, Fate, Piece, Plan, Step
 from polymerge.planning.stage_plans import plan_stages
 from polymerge.planning.tokenizer_source import output_vocabulary
@@ -93,7 +94,7 @@ def _planned(opened: Mapping[str, Checkpoint], recipe: Recipe, stages: Mapping[s
                 )
             )
         plan = plan_adapters(recipe) if of_adapters else _plan_checkpoints(recipe, {**opened, **stages})
-        if plan is not None and not (problems or plan.of_adapters or plan.changes):
+        if plan is not None and not (problems or plan.of_adapters or plan.changes or plan.renames):
             refuse(RecipeError("nothing would be merged: every tensor of the template would be copied"))
         return plan and replace(plan, methods=origins(setting.method for setting in plan.settings))
     return None
@@ -168,7 +169,7 @@ class _Planner:
         refuse(*needed_all_the_same(self.template, self.readers))
         comparable = all(model.generic == self.template.generic for model in self.readers)
         # a head, say, that its adapter parts from the embedding has no tensor in the template, and one in the output
-        names = [*self.template.stored, *([self.template.parted_name] if self.template.parted_name else [])]
+        names = [*self.template.written, *([self.template.parted_name] if self.template.parted_name else [])]
         steps = tuple(self._step(name) for name in names) if comparable else ()
         if comparable:
             self._note_extras()
@@ -196,6 +197,7 @@ class _Planner:
         self.warnings += unsaid
         beside, silent = told_beside(self.recipe, self.models, self.keeper, chat_label)
         self.warnings += silent
+        self.warnings += names_told(self.template, self.recipe.names == "published")
         told = notes(self.recipe, self.models, self.base, settings, steps, inputs)
         return Plan(
             recipe=recipe_dict(self.recipe),
@@ -247,7 +249,7 @@ class _Planner:
 
     def _step(self, name: str) -> Step:
         """Decide the fate of one tensor of the template, by its own name."""
-        entry = self.template.entries[name if name in self.template.stored else self._beside(name)]
+        entry = self.template.written[name if name in self.template.written else self._beside(name)]
         blocks = self.template.layout.get(name, ())
         if self.template.ties_head:  # one storage, whichever of its names is stored
             blocks = tuple((EMBEDDING if block == HEAD else block, rows) for block, rows in blocks)
@@ -276,6 +278,8 @@ class _Planner:
             read = {own for piece in pieces for expr in piece.reads for own in names_read(expr)}
             if name in self.template.fp8.scaled and not any(own.startswith(ADAPTER) for own in read):
                 return step("dequantized", reason, pieces=pieces)
+            if read and all(not piece.inputs for piece in pieces):
+                return step("copied", reason, pieces=pieces)  # its bytes, from where the template has them
             if read:
                 return step("folded", "" if METHODS[self.recipe.merge_method].copies else reason, pieces=pieces)
             return step("copied", reason)
@@ -322,9 +326,15 @@ class _Planner:
         expr = self.template.tensors.get(canonical)
         own = self.template.parted_name
         apart = bool(own) and self.template.layout[own][0][0] == canonical
-        if expr is None or (not apart and all(name in self.template.stored for name in names_read(expr))):
+        moved = canonical in self.template.moved
+        if expr is None:
             return Piece(canonical, rows)
-        return Piece(canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=(0,))
+        plain = all(name in self.template.stored for name in names_read(expr))
+        if plain and not (apart or moved):
+            return Piece(canonical, rows)
+        return Piece(
+            canonical, rows, reads=(rows_of(expr, of) if of else expr,), inputs=() if plain and moved else (0,)
+        )
 
     def _why_copied(self, canonical: str, choice: Choice) -> str:
         """Why the recipe keeps the template's tensor; empty if it does not."""

@@ -44,10 +44,11 @@ class UnusedTensors:
         """Every tensor of an input that no step reads, each with its reason."""
         places = [inputs.index(model) for model in models]
         own_base = None if base is None else inputs.index(base)
-        used = {(inputs.index(self.template), step.name) for step in steps}
+        own = inputs.index(self.template)
+        used = {(own, step.name) for step in steps}
         for step in steps:
             for piece in step.pieces:
-                reads = _reads(piece, places, own_base)
+                reads = _reads(piece, places if piece.setting is not None else (own,), own_base)
                 used.update(lender(own, place) for place, expr in reads for own in names_read(expr))
         left_out: list[LeftOut] = []
         for place, model in enumerate(inputs):
@@ -86,7 +87,7 @@ class UnusedTensors:
 
 
 def _reads(piece: Piece, models: Sequence[int], base: int | None) -> Iterator[tuple[int, Expr]]:
-    """The inputs that a piece reads, each with its expression."""
+    """The inputs that a piece reads, each with its expression; `models` are those of a piece that names none."""
     yield from zip(piece.inputs or models, piece.reads, strict=True) if piece.reads else ()
     if base is not None and piece.base is not None:
         yield base, piece.base

@@ -28,7 +28,7 @@ from polymerge.methods.table import ADAPTERS, METHODS
 from polymerge.paths import because, given_path
 from polymerge.recipe.mergekit_forms import FORMS, in_place, rewritten, source_of
 from polymerge.recipe.parameters import UNREAD, read_parameters, unread_parameters
-from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Override, Recipe, Vocab, recipe_dict
+from polymerge.recipe.recipe import Branches, Missing, ModelEntry, Names, Override, Recipe, Vocab, recipe_dict
 from polymerge.recipe.stages import in_order, stages_in
 from polymerge.recipe.tokenizers import TOKENIZER_FIELDS, chat_template_of, tokenizer_source_of
 from polymerge.recipe.yaml_values import read_documents
@@ -37,8 +37,8 @@ __all__ = ["as_recipe", "parse_recipe", "read_recipe"]
 
 _FIELDS: Final = (
     "merge_method", "template", "base_model", "models", "parameters", "parts", "exclude", "overrides", "vocab",
-    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "name", "layers", "calibrate", *FORMS,
-    *TOKENIZER_FIELDS,
+    "dtype", "out_dtype", "seed", "branches", "ignore", "overflow", "missing", "names", "name", "layers", "calibrate",
+    *FORMS, *TOKENIZER_FIELDS,
 )  # fmt: skip
 _MODEL_FIELDS: Final = ("model", "parameters", "family", "ignore")
 _OVERRIDE_FIELDS: Final = ("layers", "match", "merge_method", "parameters")
@@ -159,6 +159,7 @@ def _one(data: Mapping[str, Any], folder: Path) -> Recipe:
         branches=_word(data, "branches", get_args(Branches)),
         ignore=_globs(data.get("ignore"), f"recipe: {_IGNORE}"),
         missing=_word(data, "missing", get_args(Missing)),
+        names=_word(data, "names", get_args(Names)),
         overflow=_globs(data.get("overflow"), "recipe: overflow has to be a list of globs on canonical names"),
         tokenizer_source=tokenizer_source_of(data),
         chat_template=chat_template_of(data, folder),

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import yaml
 
-__all__ = ["Branches", "Missing", "ModelEntry", "Override", "Recipe", "Vocab", "recipe_dict", "recipe_text"]
+__all__ = ["Branches", "Missing", "ModelEntry", "Names", "Override", "Recipe", "Vocab", "recipe_dict", "recipe_text"]
 
 Vocab = Literal["template", "overlap", "by-token"]
 Branches = Literal["fill", "retain"]
 Missing = Literal["error", "copy"]
+Names = Literal["template", "published"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Recipe:
     overflow globs on canonical names of tensors in which numbers may become infinite
     tokenizer_source   base, union, or the model whose tokenizer the output has, with all tokens filled in
     chat_template      auto, or the template itself
+    names    those of the output's tensors: the template's own, or those that its family is published with
     name     by which later stages name its output
     layers   the number of layers that the text tower has to have, if the recipe counts on it
     stages   the merges before this one whose outputs it names, in order
@@ -74,6 +76,7 @@ class Recipe:
     overflow: tuple[str, ...] = ()
     tokenizer_source: str | None = None
     chat_template: str | None = None
+    names: Names = "template"
     name: str | None = None
     layers: int | None = None
     stages: tuple[Recipe, ...] = ()
@@ -102,6 +105,8 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
         data["overrides"] = [_override_dict(override) for override in recipe.overrides]
     if recipe.missing != "error":
         data["missing"] = recipe.missing
+    if recipe.names != "template":
+        data["names"] = recipe.names
     return data | {"vocab": recipe.vocab, "branches": recipe.branches, "seed": recipe.seed}
 
 

@@ -15,9 +15,11 @@ from polymerge.evaluation.harness.evaluator_files import FileNames, read_results
 from polymerge.evaluation.harness.registered_classes import OWN_CODE, family_of
 from polymerge.evaluation.results import TaskResult
 
-__all__ = ["command", "place", "read"]
+__all__ = ["SCRIPT", "command", "place", "read"]
 
-_SCRIPT = Path(__file__).parent / "programs" / "text_tower.py"
+SCRIPT = Path(__file__).parent / "programs" / "text_tower.py"
+"""What the tool's Python runs: the harness with one model more."""
+
 _NAMES = FileNames("lm-eval", re.compile(r"results_(?P<stamp>.+)\.json"), "samples_{task}_{stamp}.jsonl")
 _NO_ARGUMENT = re.compile(r"[^\w./~+@:-]")
 
@@ -45,7 +47,7 @@ def command(
     """Arguments of the Python executable; answers are kept in `out`, so that an unfinished run goes on."""
     arguments = f"pretrained={folder}{',trust_remote_code=True' if trusted else ''}"
     return (
-        str(_SCRIPT), "--model", "text-tower", "--model_args", arguments, "--tasks", ",".join(tasks),
+        str(SCRIPT), "--model", "text-tower", "--model_args", arguments, "--tasks", ",".join(tasks),
         "--batch_size", str(batch_size), "--device", device, "--log_samples", "--output_path", str(out),
         "--use_cache", str(out / "answers"),
     )  # fmt: skip

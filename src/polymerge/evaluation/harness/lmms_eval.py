@@ -57,7 +57,7 @@ def command(
     return (
         "-m", "lmms_eval", "--model", row.lmms, *(["--force_simple"] if row.simple else []),
         "--model_args", ",".join(arguments), "--tasks", ",".join(tasks), "--batch_size", str(batch_size),
-        "--device", device, "--gen_kwargs", "temperature=0", "--log_samples",
+        "--device", device, "--gen_kwargs", "temperature=0,do_sample=False", "--log_samples",
         "--output_path", str(out), *(["--trust_remote_code"] if trusted else []),
     )  # fmt: skip
 

@@ -53,7 +53,8 @@ _GREEDY: Final = {"do_sample": False}
 _ONEVISION: Final = {"architectures": "LlavaQwenForCausalLM"}
 
 WRAPPERS: Final[tuple[Wrapper, ...]] = (
-    Wrapper("llava", "llava_hf", simple=True),
+    # under this name the class for LLaVA-NeXT loads a LLaVA, and asks it by its own chat template
+    Wrapper("llava", "llava_hf", "LLaVA_Next", simple=True, path_has="interleave", path_lacks=("34b",)),
     Wrapper("llava_next", "llava_hf", "LLaVA_Next", simple=True, path_lacks=("34b", "interleave")),
     Wrapper("llava_onevision", "llava_hf", "LLaVA_OneVision_HF", simple=True),
     Wrapper("llava_original", "llava_onevision", "LLaVA_OneVision", _ONEVISION, named="llava", path_lacks=("video",)),

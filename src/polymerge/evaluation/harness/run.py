@@ -52,6 +52,7 @@ class ToolJob:
     reuse    what makes the command take answers that an unfinished run of it has left
     files    to be written first
     links    to be created first, each with its target: a folder name that the tool understands
+    given    the absolute paths in the command, each as it was given
     read     reads the tool's results by task, and says what is missing, given the files that existed before it ran
     """
 
@@ -65,6 +66,14 @@ class ToolJob:
     reuse: tuple[str, ...] = ()
     files: Mapping[Path, str] = field(default_factory=dict)
     links: Mapping[Path, Path] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    def as_given(self) -> list[str]:
+        """The command without its Python, with paths as they were given: results are published."""
+        words = list(self.command[1:])
+        for path in sorted(self.given, key=len, reverse=True):
+            words = [word.replace(path, self.given[path]) for word in words]
+        return words
 
     def printed(self) -> str:
         """Format the command, and everything it needs, for pasting into a shell."""
@@ -120,24 +129,27 @@ def plan_tool(
     python = python_in(environment)
     run = given_path(out).absolute()
     folder = run / _TASKS / tool
+    options = _absolute(more)
+    given = {str(run): os.fspath(out), str(asked.folder): model} | dict(zip(options, more, strict=True))
     if tool in _MODULES and any(word.lstrip("-").partition("=")[0] == "use_cache" for word in more):
         raise RecipeError(f"use_cache: {tool} tells models apart by their paths. Leave its cache out")
     if tool == "lm-eval":
         place = lmeval.place(config, asked.folder, run / "models")
         command = lmeval.command(place, tasks, folder, device, batch_size or 1, trust_remote_code)
         return ToolJob(
-            tool, (python, *command, *_absolute(more)), run, asked, tuple(tasks),
+            tool, (python, *command, *options), run, asked, tuple(tasks),
             lambda before: lmeval.read(folder, tasks, before), force,
             links={} if place == asked.folder else {place: asked.folder},
+            given=given | {str(lmeval.SCRIPT): lmeval.SCRIPT.name},
         )  # fmt: skip
     row = wrapper_of(config, tool)
     if tool == "lmms-eval":
         place = lmmseval.place(row, asked.folder, run / "models")
         command = lmmseval.command(row, place, tasks, folder, device, batch_size or 1, trust_remote_code)
         return ToolJob(
-            tool, (python, *command, *_absolute(more)), run, asked, tuple(tasks),
+            tool, (python, *command, *options), run, asked, tuple(tasks),
             lambda before: lmmseval.read(folder, tasks, before), force,
-            links={} if place == asked.folder else {place: asked.folder},
+            links={} if place == asked.folder else {place: asked.folder}, given=given,
         )  # fmt: skip
     if batch_size is not None:
         raise RecipeError("batch_size: VLMEvalKit asks one question at a time. Leave it out")
@@ -148,10 +160,10 @@ def plan_tool(
         raise RecipeError(f"kit {kit}: has no run.py. Give the clone of VLMEvalKit")
     names = vlmevalkit.datasets(tasks)
     return ToolJob(
-        tool, (python, script, *vlmevalkit.command(settings, folder), *_absolute(more)), run, asked, tuple(names),
+        tool, (python, script, *vlmevalkit.command(settings, folder), *options), run, asked, tuple(names),
         lambda before: vlmevalkit.read(folder / label, label, list(names), before, run / f"{tool}.log"), force,
         (vlmevalkit.REUSE,), {settings: vlmevalkit.config(row, label, place, names)},
-        {} if place == asked.folder else {place: asked.folder},
+        {} if place == asked.folder else {place: asked.folder}, given | {script: "run.py"},
     )  # fmt: skip
 
 
@@ -218,7 +230,7 @@ def _read(job: ToolJob, run: Run, log: Path, before: set[Path], status: int = 0)
         if status == 0:
             missing.append(OutputError(f"{job.tool}: what it said is above and in {log}"))
         raise Refused(missing)
-    settings = {"command": list(job.command[1:])} | ({_MISSING: [str(one) for one in missing]} if missing else {})
+    settings = {"command": job.as_given()} | ({_MISSING: [str(one) for one in missing]} if missing else {})
     results = Results(job.tool, job.asked.described(), tasks, settings)
     run.write_json(FILE, results.to_json())
     return Ended(results, missing)

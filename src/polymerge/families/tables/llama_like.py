@@ -28,6 +28,19 @@ def decoder(prefix: str) -> tuple[Rule, ...]:
     )
 
 
+def experts_apart(layer: str, expert: str, names: tuple[str, str, str]) -> tuple[Rule, ...]:
+    """The rules to the published names of experts that are stored one by one, from those in memory, which are two.
+
+    layer, expert  what the names of both begin with
+    names          of an expert's gate, up and down
+    """
+    gate, up, down = (f"{expert}{{e}}.{name}.weight" for name in names)
+    return (
+        Rule(layer + "mlp.experts.gate_up_proj", (gate, up), split="experts_in"),
+        Rule(layer + "mlp.experts.down_proj", down, split="experts_out"),
+    )
+
+
 def internlm2_decoder(prefix: str) -> tuple[Rule, ...]:
     """The rules of a decoder with InternLM2's names: a Llama whose queries, keys and values are fused head by head."""
     layer = prefix + "layers.{i}."
@@ -90,6 +103,10 @@ MIXTRAL = Family(
     title="Mixtral",
     source="mistralai/Mixtral-8x7B-v0.1",
     defaults={"num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 32000},
+    published=(
+        Rule("model.layers.{i}.mlp.gate.weight", _MIXTRAL_MOE + "gate.weight"),
+        *experts_apart("model.layers.{i}.", _MIXTRAL_MOE + "experts.", ("w1", "w3", "w2")),
+    ),
 )
 """Experts are stored separately under Mixtral's names; transformers 5 calls the router `mlp.gate` in memory."""
 
@@ -126,6 +143,9 @@ QWEN3_MOE = Family(
     title="Qwen3 (experts)",
     source="Qwen/Qwen3-30B-A3B",
     defaults={"num_hidden_layers": 24, "hidden_size": 2048, "vocab_size": 151936},
+    published=experts_apart(
+        "model.layers.{i}.", "model.layers.{i}.mlp.experts.", ("gate_proj", "up_proj", "down_proj")
+    ),
 )
 """Experts are stored separately, `mlp.experts.0.gate_proj.weight`, or as transformers 5 has them in memory."""
 

@@ -24,6 +24,13 @@ def outer_names(towers: Mapping[str, str]) -> tuple[Rule, ...]:
     )
 
 
+OUTER_PUBLISHED = (
+    Rule("model.language_model.{rest}", "language_model.model.{rest}"),
+    Rule("lm_head.{rest}", "language_model.lm_head.{rest}"),
+    Rule("model.{rest}", "{rest}"),
+)
+"""From LLaVA's outer names in memory to those on disk."""
+
 LLAVA = Family(
     "llava",
     rules=outer_names({"vision_tower.vision_model": "vision", "vision_tower": "vision"}),
@@ -32,6 +39,8 @@ LLAVA = Family(
     decoders=("llama", "mistral", "qwen2"),
     title="LLaVA 1.5, Pixtral (transformers layout)",
     source="llava-hf/llava-1.5-7b-hf",
+    published=OUTER_PUBLISHED,
+    boxed="vision_tower.vision_model.",
 )
 """A CLIP-like tower and a two-layer projector; Pixtral has its own tower and a Mistral decoder."""
 
@@ -48,6 +57,8 @@ LLAVA_NEXT = Family(
     decoders=("llama", "mistral", "qwen2"),
     title="LLaVA-NeXT (1.6), image and video",
     source="llava-hf/llama3-llava-next-8b-hf",
+    published=OUTER_PUBLISHED,
+    boxed="vision_tower.vision_model.",
 )
 
 LLAVA_ONEVISION = Family(
@@ -58,6 +69,8 @@ LLAVA_ONEVISION = Family(
     decoders=("qwen2",),
     title="LLaVA-OneVision (transformers layout)",
     source="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    published=OUTER_PUBLISHED,
+    boxed="vision_tower.vision_model.",
 )
 """A SigLIP tower and a Qwen2 decoder."""
 
@@ -70,6 +83,8 @@ PALIGEMMA = Family(
     title="PaliGemma, PaliGemma 2",
     source="google/paligemma-3b-pt-224",
     ties=True,
+    published=OUTER_PUBLISHED,
+    boxed="vision_tower.vision_model.",
 )
 
 GEMMA3 = Family(
@@ -81,6 +96,8 @@ GEMMA3 = Family(
     title="Gemma 3",
     source="google/gemma-3-4b-it",
     ties=True,
+    published=OUTER_PUBLISHED,
+    boxed="vision_tower.vision_model.",
 )
 
 INTERNVL = Family(
@@ -91,6 +108,7 @@ INTERNVL = Family(
     decoders=("qwen2", "llama"),
     title="InternVL 2.5, 3 (transformers layout)",
     source="OpenGVLab/InternVL3-8B-hf",
+    published=OUTER_PUBLISHED,
 )
 
 MISTRAL3 = Family(
@@ -101,6 +119,7 @@ MISTRAL3 = Family(
     decoders=("mistral",),
     title="Mistral Small 3.1, 3.2 (transformers layout)",
     source="mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+    published=OUTER_PUBLISHED,
 )
 """A Pixtral tower and a Mistral. In Mistral's own `consolidated.safetensors` more than names differ: queries and keys
 have their rows in another order."""
@@ -113,6 +132,7 @@ QWEN2_AUDIO = Family(
     decoders=("qwen2",),
     title="Qwen2-Audio",
     source="Qwen/Qwen2-Audio-7B-Instruct",
+    published=OUTER_PUBLISHED,
 )
 
 MLLAMA = Family(
@@ -129,6 +149,7 @@ MLLAMA = Family(
         "cross_attention_layers": (3, 8, 13, 18, 23, 28, 33, 38),
     },
     interleaved="cross_attention_layers",
+    published=OUTER_PUBLISHED,
 )
 """A Llama 3.1 with cross-attention layers in between. The config lists those, which are part of the projector
 (`projector.cross_layers`); the others are numbered without them, as in the language model.
@@ -166,6 +187,7 @@ DEEPSEEK_VL = Family(
         *decoder("model.language_model."),
         HEAD,
         Rule("model.aligner.{rest}", "projector.{rest}"),
+        Rule("model.vision_model.vision_model.{rest}", "vision.{rest}"),
         Rule("model.vision_model.{rest}", "vision.{rest}"),
         Rule("model.high_res_vision_model.{rest}", "vision.high_res_vision_model.{rest}"),
         Rule("model.high_res_vision_{rest}", "projector.high_res_vision_{rest}"),
@@ -175,5 +197,6 @@ DEEPSEEK_VL = Family(
     decoders=("llama",),
     title="DeepSeek-VL (transformers layout)",
     source="deepseek-community/deepseek-vl-7b-chat",
+    boxed="model.vision_model.vision_model.",
 )
 """One vision tower, optionally with a second one of high resolution, which a neck joins to the first."""

@@ -25,6 +25,10 @@ QWEN2_VL = Family(
     title="Qwen2-VL",
     source="Qwen/Qwen2-VL-7B-Instruct",
     mark="vision.blocks.{i}.mlp.fc1.weight",
+    published=(
+        Rule("model.visual.{rest}", "visual.{rest}"),
+        Rule("model.language_model.{rest}", "model.{rest}"),
+    ),
 )
 """The decoder is stored as in a plain Qwen2, with the vision tower beside it."""
 
@@ -37,6 +41,7 @@ QWEN2_5_VL = Family(
     title="Qwen2.5-VL",
     source="Qwen/Qwen2.5-VL-7B-Instruct",
     mark="vision.blocks.{i}.mlp.gate_proj.weight",
+    published=QWEN2_VL.published,
 )
 
 _THINKER = (
@@ -63,6 +68,11 @@ QWEN2_5_OMNI = Family(
     source="Qwen/Qwen2.5-Omni-7B",
     defaults={"num_hidden_layers": 28, "hidden_size": 3584, "vocab_size": 152064},
     mark="audio.{rest}",
+    published=tuple(
+        Rule(outer + rule.pattern, f"{outer}{rule.canonical}")
+        for outer in ("", "thinker.")
+        for rule in (Rule("model.audio_tower.{rest}", "audio_tower.{rest}"), *QWEN2_VL.published)
+    ),
 )
 """Qwen2.5-VL's names and an audio tower (the thinker), alone or with the talker. The thinker's names are from a
 published index; those of all of it are the modules of transformers' class."""
@@ -94,6 +104,7 @@ QWEN3_VL_MOE = Family(
     title="Qwen3-VL (experts)",
     source="Qwen/Qwen3-VL-30B-A3B-Instruct",
     mark="vision.blocks.{i}.mlp.linear_fc1.weight",
+    flipped=True,
 )
 """All experts of a layer are one tensor, on disk too. Published files have each expert transposed against what
 transformers 5 has in memory; shapes tell the two apart."""

@@ -20,6 +20,7 @@ from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine's core is in this process
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a folder
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 import torch
@@ -28,6 +29,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 vllm: Any = import_module("vllm")
+
+_CACHE = 4 << 30  # bytes for keys and values on CPUs
 
 _COPY = torch.ops.aten.copy_.default
 _CASTS = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
@@ -50,11 +53,11 @@ class Engine:
         on_cpu = current_platform.is_cpu()
         if settings["weights"] and on_cpu:
             _keep_weights_on_cpus()
-        options = {
-            "enable_prefix_caching": False,  # an answer does not depend on what was asked before
-            **({"enforce_eager": True} if on_cpu else {}),  # compiling takes minutes there
-            **settings["options"],
-        }
+        # an answer does not depend on what was asked before; a context as long as there is room for
+        options: dict[str, Any] = {"enable_prefix_caching": False, "max_model_len": -1}
+        if on_cpu:  # where it takes most of the memory otherwise, and minutes for compiling
+            options |= {"enforce_eager": True, "kv_cache_memory_bytes": _CACHE}
+        options |= settings["options"]
         self._llm = vllm.LLM(
             model=settings["model"],
             dtype=settings["dtype"],

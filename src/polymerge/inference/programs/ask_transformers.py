@@ -36,12 +36,13 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         return {"blind": blind}
     tokenizer = getattr(processor, "tokenizer", processor)
     model = _model(folder, request["adapter"], request["dtype"], trust).to(request["device"]).eval()
-    ends = model.generation_config.eos_token_id
+    inner = model.get_base_model() if request["adapter"] else model
+    ends = inner.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     ends = [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=model.generation_config.bos_token_id, eos_token_id=ends or None, pad_token_id=pad, do_sample=False,
+    inner.generation_config = transformers.GenerationConfig(
+        bos_token_id=inner.generation_config.bos_token_id, eos_token_id=ends or None, pad_token_id=pad, do_sample=False,
         max_new_tokens=request["tokens"], return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
     answers = []
@@ -50,14 +51,14 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             answers.append({"skipped": blind or "the model reads text only"})
             continue
         with torch.inference_mode():
-            answers.append(_answer(model, processor, tokenizer, prompt))
+            answers.append(_answer(model, inner, processor, tokenizer, prompt))
     packages = ("transformers", "torch", "peft") if request["adapter"] else ("transformers", "torch")
     versions = {package: importlib.metadata.version(package) for package in packages}
     told = {"ends": ends, "blind": blind, "image_token": getattr(processor, "image_token", None)}
-    return {"versions": versions, "answers": answers, "loaded": type(model).__name__, **told}
+    return {"versions": versions, "answers": answers, "loaded": type(inner).__name__, **told}
 
 
-def _answer(model: Any, processor: Any, tokenizer: Any, prompt: dict[str, Any]) -> dict[str, Any]:
+def _answer(model: Any, inner: Any, processor: Any, tokenizer: Any, prompt: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     sees = processor is not tokenizer
@@ -75,7 +76,7 @@ def _answer(model: Any, processor: Any, tokenizer: Any, prompt: dict[str, Any]) 
 
         how["images"] = [Image.open(image).convert("RGB") for image in prompt["images"]]
     inputs = dict(processor(text=[asked], **how))
-    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+    if "token_type_ids" not in inspect.signature(inner.forward).parameters:
         inputs.pop("token_type_ids", None)
     dtype = next(model.parameters()).dtype
     moved = {

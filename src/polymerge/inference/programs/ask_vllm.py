@@ -6,7 +6,6 @@ Any Python with vLLM runs this file, which imports nothing of polymerge's.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from importlib import import_module
@@ -14,16 +13,6 @@ from pathlib import Path
 from typing import Any
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-_SETTINGS = {
-    # in this process, so that what goes wrong is raised here and not told by another one's log
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    # read on a CPU only: its room for the cache in GB, and no processor chosen for a thread
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +25,6 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
                      its special tokens; `images`, files
     dtype, tokens, trust_remote_code
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
     vllm, requests = import_module("vllm"), import_module("vllm.lora.request")
 
     lora, more = None, {}

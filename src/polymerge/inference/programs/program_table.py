@@ -36,6 +36,7 @@ class Program:
     find     its place, given what a person says of its environment, or None
     refuses  why it cannot load an adapter, from headers alone; empty if it may
     hints    what its words mean here: a part of its error, in small letters, and the next step
+    sets     environment variables of its worker, where they are not set
     """
 
     name: str
@@ -45,6 +46,7 @@ class Program:
     find: Callable[[str | None], Place]
     refuses: Callable[[Adapter], str]
     hints: tuple[tuple[str, str], ...] = ()
+    sets: Mapping[str, str] = field(default_factory=dict)
 
     def advice(self, error: str) -> str:
         """The next step after an error of the program's; empty if none is known."""
@@ -124,6 +126,12 @@ PROGRAMS: Final[Mapping[str, Program]] = {
                 ("no module or parameter named", _IN_MEMORY),
                 ("free memory on device", "Its share of the GPU is in use: end what runs there."),
             ),
+            {
+                # in one process, so that what goes wrong is raised there and not told by another one's log
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+                # read on a CPU only: the room for its cache in GB, and no processor chosen for a thread
+                "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            },
         ),
         Program(
             "llama.cpp", "ask_llama_cpp.py", "torch",

@@ -12,7 +12,7 @@ from typing import Any, Final
 from polymerge.errors import MissingExtraError, shown
 from polymerge.inference.programs.program_table import Place, Program
 
-__all__ = ["check_installed", "run_worker"]
+__all__ = ["check_installed", "run_worker", "worker_environment"]
 
 _APART: Final = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 """Python does not look for modules beside the worker, where polymerge's own lie."""
@@ -23,7 +23,7 @@ _LAST: Final = 5  # lines of a log
 def check_installed(program: Program, place: Place) -> None:
     """Check that a program's Python has the module it needs; raises MissingExtraError if not."""
     look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({program.needs!r}) is None)"
-    done = subprocess.run([place.python, "-c", look], env=_environment(), capture_output=True, check=False)
+    done = subprocess.run([place.python, "-c", look], env=worker_environment(program), capture_output=True, check=False)
     if done.returncode != 0:
         raise MissingExtraError(
             f"{program.name}: {place.python} has no {program.needs}: {program.install}, and name that with "
@@ -43,8 +43,8 @@ def run_worker(program: Program, place: Place, request: dict[str, Any], work: Pa
     command = [place.python, str(Path(__file__).with_name(program.worker)), *map(str, files.values())]
     with log.open("wb") as written:
         worker = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, env=_environment(), cwd=work,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, cwd=work,
+            env=worker_environment(program), start_new_session=True,
         )  # fmt: skip
         try:
             worker.wait()
@@ -60,6 +60,7 @@ def run_worker(program: Program, place: Place, request: dict[str, Any], work: Pa
     return result
 
 
-def _environment() -> dict[str, str]:
+def worker_environment(program: Program) -> dict[str, str]:
     """The variables of a worker; what polymerge's Python is told to import is nothing to another one."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")} | _APART
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return {**program.sets, **kept, **_APART}

@@ -1,0 +1,119 @@
+"""The real vLLM as an engine: the answers are transformers', and a search makes the same choice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import served
+from environments import environment
+from running import cli, recipe_file
+from search_made import BASE, REASON, VLM, done, outcome, prompts_file, recipe
+from tiny import as_live, perturbed
+
+pytestmark = environment("vllm")
+
+WORDS = (
+    "what is the sum of two and three ?", "the colour of the ball is red , green or blue .",
+    "name the largest of them", "describe what you see in this image",
+)  # fmt: skip
+SMALL = ("--engine-option", "max_model_len=1024", "--engine-option", f"kv_cache_memory_bytes={1 << 26}")
+
+
+def by_vllm(vllm: str) -> tuple[str, ...]:
+    return ("--engine", "vllm", "--engine-env", vllm, *SMALL)
+
+
+def answers_in(run: Path) -> dict[str, dict[Any, str]]:
+    return {
+        str(file.relative_to(run)): {
+            one["id"]: one["answer"] for one in map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        }
+        for file in sorted(run.rglob("answers.jsonl"))
+    }
+
+
+def share(one: Path, other: Path) -> float:
+    """The share of equal answers of two runs."""
+    pairs = [(answer, answers_in(other)[file][name]) for file, own in answers_in(one).items()
+             for name, answer in own.items()]  # fmt: skip
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("questions")
+    asked = []
+    for number in range(12):
+        picture = Image.linear_gradient("L").rotate(30 * number).resize((40 + 4 * number, 90 - 3 * number))
+        picture.convert("RGB").save(folder / f"{number}.png")
+        image = {"image": f"{number}.png"} if number % 4 else {}
+        asked.append({"question_id": number, "text": WORDS[number % 3], "answer": "red", **image})
+    (folder / "q.json").write_text(json.dumps(asked), encoding="utf-8")
+    lines = [{"id": one.pop("question_id"), **one} for one in asked]
+    (folder / "p.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("family", served.FAMILIES)
+def test_a_family_answers_the_same(family: str, vllm: str, questions: Path, tmp_path: Path) -> None:
+    """A search of two weights: that of the template, as it was loaded, and one for which weights are put in."""
+    one = served.build(family, tmp_path / "one", dtype="float32")
+    other = perturbed(one, tmp_path / "other", seed=1, size=0.05)
+    models = [{"model": str(model), "parameters": {"weight": 0.5}} for model in (one, other)]
+    file = recipe_file({"merge_method": "linear", "template": str(one), "models": models}, tmp_path / "recipe.yaml")
+    said = ("search", file, "--prompts", questions / "p.jsonl", "--samples", "0", "--values", "0,0.5,1")
+    done(*said, "-o", tmp_path / "here")
+    done(*said, "-o", tmp_path / "there", *by_vllm(vllm))
+    told = [json.loads(one.read_text()) for one in sorted((tmp_path / "there").rglob("weights.json"))]
+    assert [one["not_located"] for one in told] == [[], [], []]
+    assert all(one["read_back"] >= 8 for one in told[1:])
+    assert share(tmp_path / "here", tmp_path / "there") == 1
+
+
+def published(folder: Path) -> Path:
+    """A copy of the demo's model under the names of published LLaVA, where it has those that transformers 5 writes."""
+    names = {"lm_head.": "language_model.lm_head.", "model.language_model.": "language_model.model.",
+             "model.vision_tower.": "vision_tower.vision_model.",
+             "model.multi_modal_projector.": "multi_modal_projector."}  # fmt: skip
+
+    def renamed(name: str) -> str:
+        old = next((old for old in names if name.startswith(old)), "")
+        return names.get(old, "") + name.removeprefix(old)
+
+    shutil.copytree(VLM, folder)
+    weights = folder / "model.safetensors"
+    save_file({renamed(name): one for name, one in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    return folder
+
+
+def test_the_demo_s_search_knockout_and_ablation(vllm: str, tmp_path: Path) -> None:
+    vlm = published(tmp_path / "vlm")
+    prompts = prompts_file(tmp_path / "prompts", 24)
+    asked = recipe(template=str(vlm))
+    asked["models"][0]["model"] = str(vlm)
+    file = recipe_file(asked, tmp_path / "recipe.yaml")
+    assert {asked["base_model"], asked["models"][1]["model"]} == {BASE, REASON}
+    how = ("--prompts", prompts, "--max-new-tokens", "3", "--dtype", "float32", "--scorer", "exact")
+    for run, more in (("here", ()), ("there", by_vllm(vllm))):
+        done("search", file, *how, "--keep-template-weight", "--values", "0:1:0.25", "-o", tmp_path / run, *more)
+        done("knockout", vlm, *how, "--modules", "mlp", "-o", tmp_path / f"knockout-{run}", *more)
+        done("ablate", file, *how, "-o", tmp_path / f"ablate-{run}", *more)
+    assert outcome(tmp_path / "there")["chosen"] == outcome(tmp_path / "here")["chosen"]
+    assert outcome(tmp_path / "there")["scores"] == outcome(tmp_path / "here")["scores"]
+    for kind in ("", "knockout-", "ablate-"):
+        assert share(tmp_path / f"{kind}here", tmp_path / f"{kind}there") == 1
+
+
+def test_what_vllm_refuses_is_said_whole(vllm: str, questions: Path, tmp_path: Path) -> None:
+    folder = as_live(served.build("llava", tmp_path / "vlm"))
+    ran = cli("evaluate", folder, "--tasks", f"{questions / 'q.json'}:exact", "-o", tmp_path / "run", *by_vllm(vllm))
+    assert ran.status == 1
+    assert "vllm does not load the model" in ran.err
+    assert "no module or parameter named" in ran.err
