@@ -187,7 +187,7 @@ class Tries:
     def search_loses_a_machine(self) -> dict[str, Any]:
         """A machine is killed while a search asks a model on it; the next run goes on without it."""
         prompts = search_made.prompts_file(self.folder, 16)
-        how = ("--values", "0:1.5:0.25", "--scorer", "exact", "--batch-size", "4", "--torch-threads", "1")
+        how = ("--values", "0:1.5:0.1", "--scorer", "exact", "--batch-size", "4", "--torch-threads", "1")
         alone, many = self.folder / "search-one", self.folder / "search-many"
         alone.mkdir()
         many.mkdir()
