@@ -2,8 +2,9 @@
 
     python ray_merges.py FOLDER
 
-Prints one JSON object. FOLDER/methods.py has a method that waits while there is a file `hold` beside it, once it was
-called as often as that file says; it leaves a file in `begun` for every call, with the name of the machine.
+Writes FOLDER/found.json, for Ray prints what it likes. FOLDER/methods.py has a method that waits while there is a file
+`hold` beside it, once it was called as often as that file says; it leaves a file in `begun` for every call, with the
+name of the machine.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class Tries:
     def search_loses_a_machine(self) -> dict[str, Any]:
         """A machine is killed while a search asks a model on it; the next run goes on without it."""
         prompts = search_made.prompts_file(self.folder, 16)
-        how = ("--values", "0:1.5:0.25", "--scorer", "exact", "--batch-size", "4", "--torch-threads", "1")
+        how = ("--values", "0:1.5:0.1", "--scorer", "exact", "--batch-size", "4", "--torch-threads", "1")
         alone, many = self.folder / "search-one", self.folder / "search-many"
         alone.mkdir()
         many.mkdir()
@@ -251,7 +252,7 @@ def main(folder: Path) -> None:
     note("disk full", tries.disk_full())
     cluster.add_node(**small)
     note("search", tries.search_loses_a_machine())
-    print(json.dumps(found, default=str))
+    (folder / "found.json").write_text(json.dumps(found, default=str), encoding="utf-8")
     ray.shutdown()
     cluster.shutdown()
 

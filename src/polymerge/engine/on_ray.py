@@ -158,7 +158,8 @@ def _put_away(job: Job, shard: int, made: Made, finished: Finished, state: Calla
         finished.take()
         return
     made.file.replace(job.folder / made.file.name)
-    made.file.parent.rmdir()
+    with suppress(OSError):  # a network filesystem may keep a name in it for a while
+        made.file.parent.rmdir()
     if not made.norms and not any(made.counted) and (of := state()):
         finished.note((made.file.name, "", shard), made.digest, of)
 
@@ -185,14 +186,13 @@ class _Tasks:
         """Refuse machines that do not see the folders, or on which the bits could be others; all of them at once."""
         near = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
         look, (_, own) = self._ray.remote(looked_at), looked_at(self._job)
-        asked = {
-            f"machine {node['NodeManagerHostname']} ({node['NodeName']})": look.options(
-                num_cpus=0, scheduling_strategy=near(node["NodeID"], soft=False)
-            ).remote(self._held[0])
+        asked = [
+            (node, look.options(num_cpus=0, scheduling_strategy=near(node["NodeID"], soft=False)).remote(self._held[0]))
             for node in alive(self._ray)
-        }
+        ]
         problems: list[PolymergeError] = []
-        for machine, answer in asked.items():
+        for node, answer in asked:
+            machine = f"machine {node['NodeManagerHostname']} ({node['NodeName']})"
             try:
                 unseen, versions = self._ray.get(answer)
             except self._ray.exceptions.RayTaskError as error:

@@ -140,7 +140,7 @@ class Tally:
                 self._cost -= cost
             else:
                 self._paid += cost
-            share = min(self._paid / self._cost, 1.0) if self._paid else 0.0
+            share = min(self._paid / self._cost, 1.0) if self._paid and self._cost > 0 else 0.0
             tell_matrices(self._progress, self._ended, self._matrices, share)
 
 
