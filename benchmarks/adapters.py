@@ -18,6 +18,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 import polymerge
 from cases import DENSITY, Case, of_the_table
-from exam import Exam, Row, contest
+from exam import Exam, Kept, Row, contest
 from lessons import PICTURES, VLM, teach
 from measure import RunError, machine
 from polymerge.demo import trained_models
@@ -111,35 +112,35 @@ def norm_in(model: Any, name: str, others: Sequence[str]) -> float:
     return math.sqrt(squares[name] / (sum(squares[other] for other in others) / len(others)))
 
 
-def of_models(adapters: Mapping[str, Path], exam: Exam) -> dict[str, Row]:
+def of_models(adapters: Mapping[str, Path], exam: Exam, kept: Kept) -> dict[str, Row]:
     """The model alone, with each adapter, and with each on its own task."""
-    together = load(adapters)
-    of_adapters = {
-        task: Row(exam.ask(load({task: folder}).merge_and_unload()), norm_in(together, task, list(adapters)))
-        for task, folder in adapters.items()
-    }
-    own = Row({task: row.marks[task] for task, row in of_adapters.items()})
-    alone = Row(exam.ask(trained_models.load(LlavaForConditionalGeneration, VLM)))
-    named = {f"adapter of {task}": row for task, row in of_adapters.items()}
+
+    def of_adapter(task: str) -> Row:
+        model = load({task: adapters[task]}).merge_and_unload()
+        return Row(exam.ask(model), norm_in(load(adapters), task, list(adapters)))
+
+    alone = kept.row("zero-shot", "", lambda: Row(exam.ask(trained_models.load(LlavaForConditionalGeneration, VLM))))
+    named = {f"adapter of {task}": kept.row(f"adapter of {task}", "", partial(of_adapter, task)) for task in adapters}
+    own = Row({task: row.marks[task] for task, row in zip(adapters, named.values(), strict=True)})
     return {"zero-shot": alone, "each adapter on its own task": own, **named}
 
 
-def of_peft(adapters: Mapping[str, Path], exam: Exam) -> dict[str, Row]:
+def of_peft(adapters: Mapping[str, Path], exam: Exam, kept: Kept) -> dict[str, Row]:
     """Merges by PEFT."""
-    rows = {}
-    for name, how in PEFT_CASES.items():
+
+    def merged(how: Mapping[str, Any]) -> Row:
         model = load(adapters)
         model.add_weighted_adapter(list(adapters), [WEIGHT] * len(adapters), "merged", **how)
         model.set_adapter("merged")
-        norm = norm_in(model, "merged", list(adapters))
-        rows[name] = Row(exam.ask(model), norm)
-    return rows
+        return Row(exam.ask(model), norm_in(model, "merged", list(adapters)))
+
+    return {name: kept.row(name, repr(how), partial(merged, how)) for name, how in PEFT_CASES.items()}
 
 
 def merges(
-    folder: Path, adapters: Mapping[str, Path], exam: Exam, cases: Mapping[str, Case], about: str
+    folder: Path, adapters: Mapping[str, Path], exam: Exam, cases: Mapping[str, Case], kept: Kept
 ) -> dict[str, Row]:
-    """Every merge at its searched scale; `about` says what they depend on, for a run that goes on with another's."""
+    """Every merge at its searched scale."""
 
     def made(case: Case, scale: float | None) -> tuple[Any, float]:
         out = folder / "merged"
@@ -148,7 +149,7 @@ def merges(
             raise RunError(f"{case.method}: the merge says no norm")
         return load({"merged": out}).merge_and_unload(), done.norms.ratio
 
-    return contest(cases, made, exam, folder / "merges.json", about)
+    return contest(cases, made, exam, kept)
 
 
 def main() -> None:
@@ -165,10 +166,11 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers", "peft"))
     asked = {task: len(some) for task, some in exam.questions.items()}
     cases = {name: CASES[name] for name in options.methods if name in CASES}
-    searched = merges(folder, adapters, exam, cases, f"{shlex.join(training)}; {versions}; {asked}")
-    models = of_models(adapters, exam)
+    kept = Kept(folder / "merges.json", f"{shlex.join(training)}; {versions}; {asked}")
+    searched = merges(folder, adapters, exam, cases, kept)
+    models = of_models(adapters, exam, kept)
     if not options.train_projector:  # PEFT merges none
-        models |= of_peft(adapters, exam)
+        models |= of_peft(adapters, exam, kept)
     model = load(adapters).get_base_model()
     about = {
         "model": f"LLaVA of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million with its adapters",

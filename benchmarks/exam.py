@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from polymerge.demo.digit_questions import Question, Share, draw_questions, scor
 from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, load_handwriting, split_pairs
 from polymerge.errors import PolymergeError
 
-__all__ = ["FIRST", "UNTAUGHT", "Exam", "Row", "contest"]
+__all__ = ["FIRST", "UNTAUGHT", "Exam", "Kept", "Row", "contest"]
 
 UNTAUGHT = "perception"
 SEARCH_SEED, SEARCH_PICTURES = SEED + 1, 1  # of the questions that a scale is searched with
@@ -85,28 +86,51 @@ class Exam:
         return [question for task in tasks for question in self.questions[task]]
 
 
-def contest(cases: Mapping[str, Case], made: Made, exam: Exam, file: Path, about: str) -> dict[str, Row]:
-    """Each merge at the scale with the most right answers to other questions than those of the exam.
+class Kept:
+    """Rows of a run that was cut short, in a file, for one that goes on with it.
 
-    file   of finished merges, which a run that was cut short goes on with
-    about  what they depend on beside the case
+    about  what all of them depend on
     """
-    kept = _read(file, about)
+
+    def __init__(self, file: Path, about: str) -> None:
+        self._file, self._about = file, about
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        self._rows: dict[str, tuple[str, Row]] = {}
+        if found.get("about") == about:
+            self._rows = {name: (what, Row(**row)) for name, (what, row) in found["rows"].items()}
+
+    def row(self, name: str, what: str, make: Callable[[], Row]) -> Row:
+        """The row of this name, if it is there and is of the same thing, or else as it is made."""
+        if name in self._rows and self._rows[name][0] == what:
+            return self._rows[name][1]
+        row = make()
+        if not row.failure:
+            self._rows[name] = (what, row)
+            rows = {name: [what, vars(row)] for name, (what, row) in self._rows.items()}
+            beside = self._file.with_name(f"{self._file.name}.new")
+            beside.write_text(json.dumps({"about": self._about, "rows": rows}), encoding="utf-8")
+            beside.replace(self._file)
+        return row
+
+
+def contest(cases: Mapping[str, Case], made: Made, exam: Exam, kept: Kept) -> dict[str, Row]:
+    """Each merge at the scale with the most right answers to other questions than those of the exam."""
+    rows = {}
     for name, case in cases.items():
-        if name in kept and kept[name][0] == repr(case):
-            continue
-        try:
-            row = _of_case(case, made, exam)
-        except (PolymergeError, ValueError, RuntimeError, OSError, KeyError) as error:
-            row = Row(failure=f"{type(error).__name__}: {error}")
-        kept[name] = (repr(case), row)
-        _write(file, about, kept)
+        rows[name] = row = kept.row(name, repr(case), partial(_of_case, case, made, exam))
         told = row.failure or f"{exam.mean(row).value:.3f} at scale {row.scale:g}, {row.as_is}, {dict(row.right)}"
         print(f"{name}: {told}", file=sys.stderr, flush=True)
-    return {name: kept[name][1] for name in cases}
+    return rows
 
 
 def _of_case(case: Case, made: Made, exam: Exam) -> Row:
+    try:
+        return _searched(case, made, exam)
+    except (PolymergeError, ValueError, RuntimeError, OSError, KeyError) as error:
+        return Row(failure=f"{type(error).__name__}: {error}")
+
+
+def _searched(case: Case, made: Made, exam: Exam) -> Row:
     model, norm = made(case, None)
     as_is = (norm, exam.right_of_others(model))
     right: dict[float, int] = {}
@@ -126,17 +150,3 @@ def _of_case(case: Case, made: Made, exam: Exam) -> Row:
     model, made_norm = made(case, best)
     tried = {f"{one:g}": right[one] for one in sorted(right)}
     return Row(exam.ask(model), made_norm, best, tried, as_is)
-
-
-def _read(file: Path, about: str) -> dict[str, tuple[str, Row]]:
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if found.get("about") != about:
-        return {}
-    return {name: (case, Row(**row)) for name, (case, row) in found["rows"].items() if not row["failure"]}
-
-
-def _write(file: Path, about: str, kept: Mapping[str, tuple[str, Row]]) -> None:
-    rows = {name: [case, vars(row)] for name, (case, row) in kept.items()}
-    beside = file.with_name(f"{file.name}.new")
-    beside.write_text(json.dumps({"about": about, "rows": rows}), encoding="utf-8")
-    beside.replace(file)

@@ -16,6 +16,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 import polymerge
 from cases import DENSITY, Case, of_the_table
-from exam import Exam, Row, contest
+from exam import Exam, Kept, Row, contest
 from lessons import PICTURES, VLM, teach
 from measure import RunError, machine
 from polymerge.demo import trained_models
@@ -76,9 +77,9 @@ def load(folder: Path) -> Any:
 
 
 def merges(
-    folder: Path, tuned: Mapping[str, Path], exam: Exam, cases: Mapping[str, Case], about: str
+    folder: Path, tuned: Mapping[str, Path], exam: Exam, cases: Mapping[str, Case], kept: Kept
 ) -> dict[str, Row]:
-    """Every merge at its searched scale; `about` says what they depend on, for a run that goes on with another's."""
+    """Every merge at its searched scale."""
     base = load_file(VLM / "model.safetensors")
     mean_change = fmean(squared_change(base, one) for one in tuned.values())
 
@@ -87,7 +88,7 @@ def merges(
         polymerge.merge(case.recipe(list(tuned.values()), VLM, scale), out, force=True, check=False)
         return load(out), math.sqrt(squared_change(base, out) / mean_change)
 
-    return contest(cases, made, exam, folder / "merges.json", about)
+    return contest(cases, made, exam, kept)
 
 
 def main() -> None:
@@ -104,12 +105,14 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers"))
     asked = {task: len(some) for task, some in exam.questions.items()}
     cases = {name: CASES[name] for name in options.methods}
-    searched = merges(folder, tuned, exam, cases, f"{TRAINING}; {versions}; {asked}")
-    models = {"base": Row(exam.ask(load(VLM)))}
-    models |= {
-        f"fine-tune of {task}": Row(exam.ask(load(one)), math.sqrt(changes[task] / mean_change))
-        for task, one in tuned.items()
-    }
+    kept = Kept(folder / "merges.json", f"{TRAINING}; {versions}; {asked}")
+    searched = merges(folder, tuned, exam, cases, kept)
+
+    def of_tuned(task: str) -> Row:
+        return Row(exam.ask(load(tuned[task])), math.sqrt(changes[task] / mean_change))
+
+    models = {"base": kept.row("base", "", lambda: Row(exam.ask(load(VLM))))}
+    models |= {f"fine-tune of {task}": kept.row(f"fine-tune of {task}", "", partial(of_tuned, task)) for task in tuned}
     about = {
         "model": f"LLaVA of {sum(tensor.numel() for tensor in base.values()) / 1e6:.1f} million",
         "fine-tunes": f"all weights, {PICTURES} pictures each; `{TRAINING}`",

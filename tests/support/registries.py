@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ SINKS = "**"
 
 def lmms_eval_models(package: Path, names: set[str]) -> dict[str, list[str]]:
     """The arguments of each model's class: of the simple one, if there are two, which the other inherits."""
-    tree = ast.parse((package / "models" / "__init__.py").read_text(encoding="utf-8"))
+    tree = _parsed(package / "models" / "__init__.py")
     found: dict[str, list[str]] = {}
     for kind, named in (("simple", "AVAILABLE_SIMPLE_MODELS"), ("chat", "AVAILABLE_CHAT_TEMPLATE_MODELS")):
         assigned = (node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign))
@@ -39,8 +40,14 @@ def kit_datasets(clone: Path, classes: Mapping[str, str]) -> dict[str, str]:
     return {name: kind for name, kind in sorted(classes.items()) if kind in offered and name in known}
 
 
+def _parsed(file: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about their strings
+        return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def _imported(file: Path) -> Iterator[str]:
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in _parsed(file).body:
         if isinstance(node, ast.ImportFrom):
             yield from (alias.asname or alias.name for alias in node.names)
         elif isinstance(node, ast.ClassDef):
@@ -48,13 +55,13 @@ def _imported(file: Path) -> Iterator[str]:
 
 
 def _texts(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(file)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
 
 def _classes(files: list[Path]) -> dict[str, ast.ClassDef]:
-    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    nodes = (node for file in files for node in ast.walk(_parsed(file)))
     return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 

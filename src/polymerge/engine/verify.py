@@ -18,6 +18,7 @@ from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.loading import PROCESSOR_FILES, load_told, model_class, named_class, needs_code, quiet
+from polymerge.checkpoints.names import unwrapped
 from polymerge.checkpoints.needed_packages import needed_package
 from polymerge.dtypes import MERGEABLE, dtype_code, dtype_name, holds
 from polymerge.engine.extents import Files
@@ -115,7 +116,9 @@ def _parameters(checkpoint: Checkpoint) -> Finding:
 def _names(checkpoint: Checkpoint) -> Finding:
     """What the tensors are called: as their family is published, or as transformers 5 has them in memory."""
     shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
-    found = as_published(checkpoint.config, read_names(checkpoint.config, shapes), shapes)
+    reading = read_names(checkpoint.config, shapes)
+    plain = {unwrapped(name, reading.wrappers): shape for name, shape in shapes.items()}
+    found = as_published(checkpoint.config, reading, plain)
     if found.why:
         return Finding("names", None, f"what its family is published with is not known: {found.why}")
     if said := why_published("it", found):
