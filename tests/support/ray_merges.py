@@ -82,7 +82,9 @@ def files_of(folder: Path) -> dict[str, str]:
         if path.is_file():
             content = path.read_bytes()
             if path.name == "polymerge.json":
-                record = {**json.loads(content), "created": "", "command": []}
+                record = json.loads(content)
+                for one in (record, *record.get("stages", ())):
+                    del one["created"], one["command"]
                 content = json.dumps(record).encode()
             found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
