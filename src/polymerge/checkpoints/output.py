@@ -36,6 +36,7 @@ __all__ = ["Place", "exists", "journal_of", "output_folder", "written"]
 _RUN, _FINISHED = "run", "finished"
 _BESIDE: Final = ("stages", "last", "factors")
 """What a run may make beside the output, and keeps as long as it may be gone on with."""
+_KEPT_IN: Final = "what is finished is kept in "
 _LISTED: Final = 3
 """How many of the files that are left a message names."""
 
@@ -81,8 +82,9 @@ def output_folder(out: Path, *, force: bool = False, run: str = "") -> Iterator[
             place.give_name(pinned)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | StoppedError) and place.goes_on():
-                told = f"what is finished is kept in {place.work}: the same merge goes on"
-                raise type(error)(f"{error}; {told}" if str(error) else told) from error
+                why = str(error).partition(_KEPT_IN)[0]  # which a stage in the folder has said of its own
+                told = f"{_KEPT_IN}{place.work}: the same merge goes on"
+                raise type(error)(f"{why.removesuffix('; ')}; {told}" if why else told) from error
             if failed := place.failure(error, pinned):
                 raise failed from error
             raise
