@@ -36,7 +36,7 @@ class Case:
     in_float32  whether mergekit computes in float32, where bfloat16 leaves nothing of what it measures
     near      share of the entries in which the outputs have to agree, see `Likeness`
     apart     how far the ratio of their changes may be from 1
-    long      whether it takes minutes, so that it is only run where it is named
+    long      whether it takes minutes, so that it is only run where it is named, and once
     """
 
     method: str
@@ -104,6 +104,15 @@ CASES = {
     "metagpt": Case("metagpt", mergekit=None),
     "iso_c": Case("iso_c", mergekit=None, long=True),
     "tsv": Case("tsv", each=WEIGHTS, mergekit=None, long=True),
+    "iso_cts": Case("iso_cts", mergekit=None, long=True),
+    "optmerge": Case("optmerge", mergekit=None, long=True),
+    "swudi": Case("swudi", mergekit=None, long=True),
+    "aswudi": Case("aswudi", mergekit=None, long=True),
+    "dc_merge": Case("dc_merge", mergekit=None, long=True),
+    "ip_merge": Case("ip_merge", each=WEIGHTS, mergekit=None, long=True),
+    "task_arithmetic, calibrate: svc": Case(
+        "task_arithmetic", each=WEIGHTS, own={"calibrate": "svc"}, mergekit=None, long=True
+    ),
 }
 """What is timed, by the name that it has on the command line and in the table."""
 

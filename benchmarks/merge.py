@@ -42,19 +42,30 @@ def main() -> None:
             "versions": ", ".join(bench.versions()),
         },
     )
-    samples = _warm_up(bench, report, options.methods)
+    short = [name for name in options.methods if not CASES[name].long]
+    samples = _warm_up(bench, report, short)
     for number in range(options.runs):
         versus = options.mergekit is not None and number < options.mergekit_runs
-        for name in options.methods:
+        for name in short:
             report.turns.setdefault(name, []).append(_turn(bench, name, versus, samples[name], report))
             print(f"round {number + 1}: {name}: {_line(report.turns[name][-1])}", file=sys.stderr)
-            if options.json:
-                options.json.write_text(report.to_json(), encoding="utf-8")
+            _keep(report, options.json)
+    for name in options.methods:
+        if CASES[name].long:
+            bench.read_inputs()
+            report.long[name] = bench.run_polymerge(CASES[name])[0], bench.planned(CASES[name])
+            print(f"{name}: {report.long[name][0].seconds:.0f} s", file=sys.stderr)
+            _keep(report, options.json)
     if options.markdown:
         options.markdown.write_text(report.to_markdown(), encoding="utf-8")
     print(report.to_markdown())
     if unlike := [name for name, likeness in report.likeness.items() if not CASES[name].agrees(likeness)]:
         sys.exit(f"the two tools did not make the same of {', '.join(unlike)}: their times say nothing")
+
+
+def _keep(report: Report, file: Path | None) -> None:
+    if file is not None:
+        file.write_text(report.to_json(), encoding="utf-8")
 
 
 def _warm_up(bench: Bench, report: Report, names: list[str]) -> dict[str, list[Floats]]:
@@ -94,8 +105,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", choices=SHAPES, default="1.2B", help="parameters (default 1.2B)")
     short = [name for name, case in CASES.items() if not case.long]
     spectral = ", ".join(name for name in CASES if name not in short)
-    told = f"{', '.join(short)} (default); or {spectral}, which decompose matrices, and take minutes"
-    parser.add_argument("--methods", nargs="+", choices=CASES, default=short, metavar="NAME", help=told)
+    told = f"{', '.join(short)} (default); or {spectral}, which decompose matrices, take minutes, and run once; or all"
+    parser.add_argument("--methods", nargs="+", choices=[*CASES, "all"], default=short, metavar="NAME", help=told)
     parser.add_argument("--runs", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
         "--mergekit", type=Path, metavar="ENVIRONMENT", help="the virtual environment that mergekit is in"
@@ -106,7 +117,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if "all" in options.methods:
+        options.methods = list(CASES)
+    return options
 
 
 if __name__ == "__main__":

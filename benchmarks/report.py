@@ -9,6 +9,7 @@ from statistics import median
 
 from contest import Likeness
 from measure import Measured
+from tools import Planned
 
 __all__ = ["Report"]
 
@@ -38,6 +39,14 @@ The most that there was at any one time. Anonymous memory is what has to be ther
 mapped files in it. The interpreter and the imports of polymerge alone have {imports:.0f} MiB of anonymous memory.
 """
 
+LONG = """
+## Methods that decompose matrices
+
+Each ran once, beside what `polymerge plan` says of it: seconds of one core for decompositions and products, and the
+memory of as many of the largest matrices at once as there are threads. Reading, writing and sha256 are in the times
+too.
+"""
+
 LIKENESS = """
 ## Do both do the same?
 
@@ -57,6 +66,7 @@ class Report:
     compiled  by method: a run before all others, which compiled those of the method's kernels that were not yet
     turns     by method: for each round, what each contestant took ('cp', 'first', 'later', 'mergekit')
     likeness  by method: how mergekit's output compares with polymerge's
+    long      by method that decomposes matrices: what it took, and what was planned
     """
 
     command: str
@@ -65,6 +75,7 @@ class Report:
     compiled: dict[str, Measured] = field(default_factory=dict)
     turns: dict[str, list[dict[str, Measured]]] = field(default_factory=dict)
     likeness: dict[str, Likeness] = field(default_factory=dict)
+    long: dict[str, tuple[Measured, Planned]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Every measurement."""
@@ -74,7 +85,10 @@ class Report:
         """A page with tables."""
         lines = [INTRODUCTION.lstrip(), f"    {self.command}", ""]
         lines += _table(["", ""], self.about.items())
-        lines += [TIMES, *self._times(), MEMORY.format(imports=self._imports() / MIB), *self._memory()]
+        if self.turns:
+            lines += [TIMES, *self._times(), MEMORY.format(imports=self._imports() / MIB), *self._memory()]
+        if self.long:
+            lines += [LONG, *self._decomposed()]
         if self.likeness:
             lines += [LIKENESS, *self._likenesses()]
         return "\n".join(lines) + "\n"
@@ -113,6 +127,15 @@ class Report:
             anonymous, resident = _peaks(turns, "first", "later")
             sizes = [anonymous, anonymous - self._imports(), resident, *_peaks(turns, "mergekit")]
             rows.append([name, *(f"{size / MIB:.0f}" if size > 0 else "" for size in sizes)])
+        yield from _table(head, rows)
+
+    def _decomposed(self) -> Iterable[str]:
+        head = ["method", "polymerge, s", "core s", "core s planned", "anonymous above imports, MiB", "planned, MiB"]
+        rows = []
+        for name, (run, planned) in self.long.items():
+            sizes = run.anonymous - self._imports(), planned.memory
+            numbers = run.seconds, run.cpu, planned.seconds, *(size / MIB for size in sizes)
+            rows.append([name, *(f"{number:.0f}" for number in numbers)])
         yield from _table(head, rows)
 
     def _likenesses(self) -> Iterable[str]:

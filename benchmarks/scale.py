@@ -10,7 +10,7 @@ writes takes the disk in full; only reading costs less than from a disk. So the 
 
 plan     Llama 3.1 405B and two fine-tunes of it, planned for TIES with one threshold over the whole model
 memory   a model in the shape of Llama 3.1 70B, merged with as many layers as there is room for, and with fewer
-cluster  a model in the shape of Llama 3.1 8B, merged on eight Ray nodes of this machine with one processor each
+cluster  layers of Llama 3.1 8B and 32000 tokens, on eight Ray nodes of this machine with one processor each
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def memory(folder: Path, layers: Sequence[int]) -> list[dict[str, Any]]:
         for method in ("linear", "ties"):
             out, file = folder / "out", written(folder, recipe(models, method))
             shutil.rmtree(out, ignore_errors=True)
-            settle()
+            settle(patience=10)
             took = measure(program("merge", file, "-o", out, "--no-verify"))
             rate = shape.size / took.seconds
             rows.append(
@@ -180,8 +180,7 @@ def cluster(folder: Path, layers: int, shard: str) -> list[dict[str, Any]]:
 
     import polymerge
 
-    shape = SHAPES["8B"]
-    models = family(folder, Shape(shape.width, shape.inner, shape.keys, layers, heads=shape.heads))
+    models = family(folder, replace(SHAPES["8B"], layers=layers, vocab=32000))
     node = {"num_cpus": 1, "object_store_memory": 80 << 20}
     nodes = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(NODES - 1):
@@ -192,7 +191,6 @@ def cluster(folder: Path, layers: int, shard: str) -> list[dict[str, Any]]:
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
         for method in ("linear", "ties"):
             out = folder / f"out-{method}"
-            settle()
             began = time.time()
             made = polymerge.merge(
                 recipe(models, method), out, ray=nodes.address, shard_size=shard, threads=1, check=False
@@ -231,7 +229,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "data" / "scale")
     parser.add_argument("--layers", nargs="+", type=int, default=[1, 4], help="of the 70B")
     parser.add_argument("--cluster-layers", type=int, default=4, help="of the 8B")
-    parser.add_argument("--shard-size", default="150MB", help="of the output on the cluster")
+    parser.add_argument("--shard-size", default="120MB", help="of the output on the cluster")
     parser.add_argument("--rounds", type=int, default=5, help="of the plan")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

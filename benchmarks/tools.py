@@ -14,16 +14,27 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+import polymerge
 from contest import Case, Floats, sample
 from measure import Measured, measure, settle
+from polymerge.planning.estimate import default_threads
+from polymerge.planning.matrix_costs import decomposed
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Planned"]
 
 SHARD = 500  # megabytes, at most, of an output file
 IMPORTS = (
     "import polymerge.cli, polymerge.engine.merge, polymerge.methods.dare, polymerge.methods.sums, time; time.sleep(1)"
 )
 VERSIONS = "import importlib.metadata as m; print(*(f'{name} {m.version(name)}' for name in ('mergekit', 'torch')))"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan says that decomposing matrices takes: seconds of one core, bytes for as many at once as threads."""
+
+    seconds: float
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,12 @@ class Bench:
         with self._output("polymerge") as out:
             command = [str(program), "merge", str(recipe), "-o", str(out), "--no-verify", "--shard-size", f"{SHARD}MB"]
             return measure(command, self._caches), sample(out)
+
+    def planned(self, case: Case) -> Planned:
+        """What polymerge says before it decomposes the matrices of a merge."""
+        costs = [matrices for _, matrices in decomposed(polymerge.plan(case.for_polymerge(self.models)))]
+        largest = sorted((one.room for one in costs for _ in range(one.count)), reverse=True)
+        return Planned(sum(one.seconds for one in costs), sum(largest[: default_threads()]))
 
     def run_mergekit(self, case: Case) -> tuple[Measured, list[Floats]]:
         """Merge with mergekit; a sample of the output."""

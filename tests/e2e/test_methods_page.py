@@ -24,7 +24,8 @@ pytestmark = PEFT_WARNINGS
 
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 EXAMPLE = PAGE.split("```python\n")[1].split("```")[0]
-ROWS = {row[0].strip("` "): row[1:] for row in (line.strip("| ").split(" | ") for line in PAGE.splitlines()) if row[1:]}
+CELLS = [line.strip("| ").split(" | ") for line in PAGE.splitlines()]
+ROWS = {row[0].strip("` "): row[1:] for row in CELLS if len(row) == 6}
 
 
 @pytest.fixture(autouse=True)

@@ -27,9 +27,8 @@ MADE_OTHERWISE = ("qwen3_moe", "mixtral", "qwen3_vl_moe")
 """Families whose experts lie together in memory, or transposed against published files."""
 RENAMED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "gemma3", "mllama", "internvl",
            "qwen2_audio", "qwen2_5_omni", "deepseek_vl")  # fmt: skip
-DERIVED = ("aya_vision", "vipllava", "video_llava", "glm4v_moe", "qwen3_5_moe", "granite_speech", "qianfan_ocr",
-           "minimax_m3_vl")  # fmt: skip
-"""Without a table: of renamed tensors, of towers with a level less in memory, of experts, and of fused tensors."""
+DERIVED = ("aya_vision", "vipllava", "video_llava", "qianfan_ocr")
+"""Without a table: of renamed tensors, of towers with a level less in memory, and of fused tensors."""
 
 
 def class_in(folder: Path) -> Any:

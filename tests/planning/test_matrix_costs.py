@@ -66,10 +66,10 @@ def seconds(plan: Plan) -> float:
 def test_a_plan_of_seven_billion_says_what_it_costs(plans: dict[str, Plan]) -> None:
     assert (
         cost_words(plans["tsv"])
-        == "196 matrices, about 5.8 core hours; memory: 2.2 GB, up to 19.6 GB for several at once"
+        == "196 matrices, about 5.8 core hours; memory: 1.7 GB, up to 19.6 GB for several at once"
     )
     assert cost_words(plans["iso_c"]) == (
-        "196 matrices, about 50 core minutes; memory: 2.2 GB, up to 19.6 GB for several at once"
+        "196 matrices, about 50 core minutes; memory: 1.6 GB, up to 19.6 GB for several at once"
     )
     assert seconds(plans["tsv"]) == pytest.approx(7 * seconds(plans["iso_c"]))
     assert f"cost: {cost_words(plans['tsv'])}\nhash: " in describe(plans["tsv"])
@@ -133,12 +133,30 @@ def test_a_method_may_decompose_the_side_of_the_inputs() -> None:
     assert Matrices(3, 100, 700, 2, 4, row).seconds == pytest.approx(3 * Matrices(1, 100, 700, 2, 4, row).seconds)
 
 
+def test_what_is_held_beside_the_deltas_is_the_row_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_costs, "_WITHOUT_SCIPY", 0.0)
+    row = replace(METHODS["iso_c"], holds=(1.0, 2.0), holds_below=5.0)
+    blocks = matrix_costs._BLOCKS
+    assert Matrices(1, 100, 700, 2, 4, row).room == 3 * 4 * 100 * 700 + 2 * 8 * 100**2 + blocks
+    assert Matrices(1, 100, 700, 2, 8, row).room == 3 * 8 * 100 * 700 + 2 * 8 * 100**2 + blocks
+    inputs = replace(row, decomposes_inputs=True)
+    assert Matrices(1, 100, 700, 2, 4, inputs).room == 3 * 4 * 100 * 700 + 5 * 8 * 200**2 + blocks
+    assert Matrices(1, 700, 100, 2, 4, inputs).room == 3 * 4 * 100 * 700 + 2 * 8 * 100**2 + blocks
+    # calibration has the merged matrix beside the deltas, which are read again
+    assert Matrices(1, 100, 100, 2, 4, row, True).room == 3 * 4 * 100**2 + 3.4 * 8 * 100**2 + blocks
+    monkeypatch.setattr(matrix_costs, "_WITHOUT_SCIPY", 3.0)
+    assert Matrices(1, 100, 700, 2, 4, row).room == 3 * 4 * 100 * 700 + 5 * 8 * 100**2 + blocks
+    monkeypatch.setattr(matrix_costs, "_WITHOUT_SCIPY", 0.0)
+    one_by_one = METHODS["task_arithmetic"]
+    assert Matrices(1, 700, 100, 2, 4, one_by_one, True).room == 4 * 4 * 100 * 700 + blocks
+
+
 def test_small_ones_take_seconds(tmp_path: Path) -> None:
     found = polymerge.plan(recipe(tmp_path, "iso_c", 2, layers=1))
     assert cost_words(replace(found, steps=found.steps[:6])).startswith("2 matrices, about 52 core seconds; memory: ")
     only = [step for step in found.steps if step.name.endswith(("k_proj.weight", "model.norm.weight"))]
     assert cost_words(replace(found, steps=tuple(only))).startswith(
-        "1 matrix, about 0.089 core seconds; memory: 34.6 MB"
+        "1 matrix, about 0.089 core seconds; memory: 32.1 MB"
     )
 
 

@@ -2,8 +2,9 @@
 
     python ray_merges.py FOLDER
 
-Prints one JSON object. FOLDER/methods.py has a method that waits while there is a file `hold` beside it, once it was
-called as often as that file says; it leaves a file in `begun` for every call, with the name of the machine.
+Writes FOLDER/found.json, for Ray prints what it likes. FOLDER/methods.py has a method that waits while there is a file
+`hold` beside it, once it was called as often as that file says; it leaves a file in `begun` for every call, with the
+name of the machine.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def files_of(folder: Path) -> dict[str, str]:
         if path.is_file():
             content = path.read_bytes()
             if path.name == "polymerge.json":
-                record = {**json.loads(content), "created": "", "command": []}
+                record = json.loads(content)
+                for one in (record, *record.get("stages", ())):
+                    del one["created"], one["command"]
                 content = json.dumps(record).encode()
             found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
@@ -251,7 +254,7 @@ def main(folder: Path) -> None:
     note("disk full", tries.disk_full())
     cluster.add_node(**small)
     note("search", tries.search_loses_a_machine())
-    print(json.dumps(found, default=str))
+    (folder / "found.json").write_text(json.dumps(found, default=str), encoding="utf-8")
     ray.shutdown()
     cluster.shutdown()
 

@@ -66,7 +66,7 @@ _TEMPLATE = (
 _TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
 _CLIP = {**_TOWER, "model_type": "clip_vision_model", "image_size": SIDE, "patch_size": 14, "projection_dim": 64,
          "num_hidden_layers": 3}  # fmt: skip
-_QWEN = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+_QWEN = {"depth": 3, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
 _TOWERS: dict[str, dict[str, Any]] = {
     "llava": _CLIP,
     "llava_next": _CLIP,

@@ -33,7 +33,7 @@ from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
 
 __all__ = ["Derivation", "as_table", "derive"]
 
-_FORM: Final = 4
+_FORM: Final = 5
 """Part of what an entry of the cache is found by; raised whenever the same input derives another family."""
 
 _APART: Final = {"MergeModulelist0", "Concatenate0", "Concatenate1"}
@@ -170,7 +170,9 @@ def _published(
     made: dict[str, dict[str, Shape]] = {}
     seen = set[str]()
     for own, landing in landed.items():
-        held = dict.fromkeys(name for target in landing.targets for name in files.get(target, ()))
+        if wanted.get(own) == shapes[own]:
+            continue  # it is called so in files
+        held = dict.fromkeys(name for target in landing.targets for name in files.get(target, ()) if name not in shapes)
         if held:
             made[own] = {name: wanted[name] for name in held if name not in seen}
             seen.update(held)

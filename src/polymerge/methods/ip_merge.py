@@ -42,18 +42,26 @@ def ip_merge(deltas: Matrix, weight: PerModel = 1.0, rank: int = 1024, threshold
             shared = found.v.T @ first.v[:, :pairs]
         else:
             dots = dots_of_columns([other], [target])
-            shared = (found.to_left.T @ dots @ first.to_left)[:, :pairs]
+            half = found.v.T @ dots
+            del dots
+            shared = half @ first.v[:, :pairs]
+            del half
+            shared /= found.s[:, None] * first.s[:pairs]
         cosines = np.abs(np.diagonal(shared))
         if not pairs or cosines.max() < threshold:
             other[...] = 0
             continue
         parts = np.exp(SHARPNESS * (cosines - cosines.max()))
         ratio = first.s.sum() / found.s.sum()
-        along = shared * (ratio * (parts / parts.sum()) ** 2)
+        shared *= ratio * (parts / parts.sum()) ** 2
         if standing:
-            multiply([other], found.v @ along @ first.v[:, :pairs].T, other)
+            along = found.v @ shared
+            multiply([other], along @ first.v[:, :pairs].T, other)
         else:
-            multiply([target], first.to_left[:, :pairs] @ (found.v * found.s @ along).T, other)
+            shared *= found.s[:, None] / first.s[:pairs]
+            along = found.v @ shared
+            multiply([target], first.v[:, :pairs] @ along.T, other)
+        del shared, along, found
     add_up(deltas, deltas[0], weights)
     merged: Matrix = deltas[0]
     return merged

@@ -85,7 +85,10 @@ class Method:
     takes_tensors  whether a function of matrices takes torch tensors, too; else what lies on a GPU is brought to the
                  host for it
     decomposes   how many decompositions of a matrix a method on matrices takes: for each model, and beside them
+    holds        what is in memory beside the deltas where it matters most: matrices of their size, and squares of the
+                 decomposed side, in float64
     decomposes_inputs  whether these are of the inputs' side, [n, n], where others are of the smaller one
+    holds_below  the squares where the models' rows below each other are the decomposed side
     rest         what a method on matrices takes of a tensor that is none: the mean of the deltas, or the first model's
     refuses      returns what is wrong with values that are each in range, and what to do instead, or None
     only_here    whether mergekit has no such method, so that no recipe can have parameters that it ignores
@@ -114,7 +117,9 @@ class Method:
     sees_base: bool = False
     takes_tensors: bool = False
     decomposes: tuple[int, int] = (0, 0)
+    holds: tuple[float, float] = (1.0, 6.0)
     decomposes_inputs: bool = False
+    holds_below: float = 0.0
     rest: Literal["mean", "first"] = "mean"
     refuses: Callable[[Mapping[str, Any]], str | None] | None = None
     only_here: bool = False

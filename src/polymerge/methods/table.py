@@ -359,6 +359,7 @@ _ROWS: Final = (
         needs_rank=True,
         takes_tensors=True,
         decomposes=(1, 2),
+        holds=(0.0, 3.4),
     ),
     Method(
         "iso_c",
@@ -370,6 +371,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(0, 1),
+        holds=(0.0, 2.3),
         refuses=_isotropic,
     ),
     Method(
@@ -382,6 +384,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(1, 3),
+        holds=(1.0, 4.2),
         refuses=_isotropic,
     ),
     Method(
@@ -395,6 +398,7 @@ _ROWS: Final = (
         adds_ranks=True,
         takes_tensors=True,
         decomposes=(1, 1),
+        holds=(1.0, 3.5),
     ),
     Method(
         "swudi",
@@ -405,7 +409,9 @@ _ROWS: Final = (
         parameters=(INIT, Parameter("share", "number", 0.65, low=0.0, high=1.0), SCALE),
         adds_ranks=True,
         decomposes=(0, 1),
+        holds=(0.0, 4.3),
         decomposes_inputs=True,
+        holds_below=2.6,
     ),
     Method(
         "aswudi",
@@ -420,7 +426,9 @@ _ROWS: Final = (
         ),
         adds_ranks=True,
         decomposes=(0, 1),
+        holds=(0.0, 4.3),
         decomposes_inputs=True,
+        holds_below=2.6,
     ),
     Method(
         "dc_merge",
@@ -437,6 +445,7 @@ _ROWS: Final = (
         takes_ranks=True,
         adds_ranks=True,
         decomposes=(1, 2),
+        holds=(0.0, 5.2),
     ),
     Method(
         "ip_merge",
@@ -453,6 +462,7 @@ _ROWS: Final = (
         fewest=2,
         rest="first",
         decomposes=(1, 0),
+        holds=(0.0, 4.2),
     ),
     Method("copy", "keep the template's tensor", "layer swap of Bring Reason to Vision", on="nothing"),
 )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Final
@@ -22,8 +23,12 @@ __all__ += ["work_of"]
 _EXPERTS: Final = "experts"
 """What a tensor of three dimensions has in its name where it holds a matrix per expert, and no kernel."""
 
-_BESIDE, _SQUARES = 1, 6
-"""What is in memory beside the models' deltas: matrices of their size, and ones of the decomposed side, in float64."""
+_BY_ENTRIES, _CALIBRATED = (2.0, 0.0), (1.0, 3.4)
+"""What a method on blocks holds beside the deltas of a matrix, and its calibration; see `Method.holds`."""
+_WITHOUT_SCIPY: Final = 0.0 if find_spec("scipy") else 3.0
+"""Squares more where numpy finds the eigenvectors."""
+_BLOCKS: Final = 12 << 20
+"""Bytes of the rows that are read, widened and multiplied at a time."""
 
 _PRODUCT, _EIGENVECTORS = 4 / 70e9, 2.6e-10
 """Seconds of one core for a decomposition, times q p^2 and p^3, where p is the decomposed side of a matrix and q the
@@ -57,8 +62,15 @@ class Matrices:
     @property
     def room(self) -> int:
         """Bytes of memory in which one of them is merged."""
-        beside = _BESIDE + self.calibrated
-        return (self.models + beside) * self.rows * self.columns * self.size + _SQUARES * 8 * self.side**2
+        matrix, square = self.rows * self.columns * self.size, 8 * self.side**2
+        below = self.row.decomposes_inputs and self.columns > self.side
+        needs = [(self.row.holds[0], self.row.holds_below if below else self.row.holds[1])]
+        if self.row.on != "matrices":
+            needs = [_BY_ENTRIES]
+        if self.calibrated:
+            needs.append(_CALIBRATED)
+        beside = max(matrices * matrix + (squares + _WITHOUT_SCIPY) * square for matrices, squares in needs)
+        return int(self.models * matrix + beside) + _BLOCKS
 
     @property
     def seconds(self) -> float:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from polymerge.checkpoints.adapter import Adapter, is_adapter, open_adapter
 from polymerge.checkpoints.files import read_config
 from polymerge.checkpoints.loading import DTYPES
+from polymerge.engine.device import open_device
 from polymerge.engine.findings import Finding, Verification
 from polymerge.engine.verify import verify
 from polymerge.engine.verify_adapter import base_folder
@@ -73,6 +74,7 @@ def verify_with(
         raise RecipeError(f"max_new_tokens: {max_new_tokens} is not between 1 and {_MOST}")
     if dtype not in DTYPES:
         raise RecipeError(f"dtype: '{dtype}'.{did_you_mean(dtype, DTYPES)}")
+    open_device(device)
     place = row.find(environment)
     check_installed(row, place)
     asked = _questions(prompts)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polymerge.methods.kernels.cpu.trimming import chances
+from polymerge.methods.kernels.cpu.ranking import chances
 from polymerge.methods.kernels.tensor_sums import divergences, dots, magnitudes
 
 __all__ = [

@@ -11,6 +11,7 @@ from polymerge.methods.kernels.cpu.arithmetic import (
 from polymerge.methods.kernels.cpu.divergence import divergences, scored
 from polymerge.methods.kernels.cpu.formats import decode, encode, finite, not_finite, rounded
 from polymerge.methods.kernels.cpu.matrices import add_low_rank, times_scales
+from polymerge.methods.kernels.cpu.ranking import keep_ranked
 from polymerge.methods.kernels.cpu.selection import (
     count_shared,
     keep_between,
@@ -19,7 +20,7 @@ from polymerge.methods.kernels.cpu.selection import (
     shared_sum,
     variances,
 )
-from polymerge.methods.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random, keep_ranked
+from polymerge.methods.kernels.cpu.trimming import find_cutoffs, keep_largest, keep_random
 
 __all__ = [
     "add_low_rank",

@@ -1,11 +1,10 @@
-"""Select the entries of a delta to keep: the largest, or a random draw, by rank or not; the others become zero.
+"""Select the entries of a delta to keep: the largest, or a random draw; the others become zero.
 
 The largest are those at or above a cutoff, which is found by counting if a tensor is too large to be sorted.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from polymerge.methods.kernels.compiled import compiled
 
-__all__ = ["count_around", "count_bins", "find_cutoffs", "keep_largest", "keep_random", "keep_ranked", "philox"]
+__all__ = ["count_around", "count_bins", "find_cutoffs", "keep_largest", "keep_random", "philox"]
 
 Floats = NDArray[Any]
 
@@ -53,30 +52,6 @@ def keep_random(deltas: Floats, keys: Sequence[int], start: int, density: Sequen
     return deltas
 
 
-def keep_ranked(
-    deltas: Floats,
-    width: int,
-    keys: Sequence[int],
-    start: int,
-    density: Sequence[float],
-    epsilon: Sequence[float],
-    factors: Sequence[float],
-) -> Floats:
-    """See `polymerge.methods.kernels.keep_ranked`."""
-    for row, key, share, away, factor in zip(deltas, keys, density, epsilon, factors, strict=True):
-        low, step = chances(share, away, width)
-        ordered = np.sort(np.abs(row).reshape(-1, width), axis=1)
-        _keep_ranked(row, ordered, np.uint64(key), np.uint64(start), low, step, row.dtype.type(factor))
-    return deltas
-
-
-def chances(density: float, epsilon: float, width: int) -> tuple[float, float]:
-    """The least limit that an entry's word is compared with, and by how much it grows with each half of a rank."""
-    if width == 1:
-        return density * 2**32, 0.0
-    return (density - epsilon) * 2**32, epsilon * 2**32 / (width - 1)
-
-
 @compiled
 def _keep_largest(row: Floats, cutoff: Any) -> None:
     zero = row.dtype.type(0)
@@ -96,34 +71,6 @@ def _keep_random(row: Floats, key: np.uint64, start: np.uint64, limit: np.uint32
         drawn = words[skip : skip + tile.size]
         for i in range(tile.size):
             tile[i] = tile[i] * factor if drawn[i] < limit else zero
-
-
-@compiled
-def _keep_ranked(
-    row: Floats, ordered: Floats, key: np.uint64, start: np.uint64, low: float, step: float, factor: Any
-) -> None:
-    zero = row.dtype.type(0)
-    lines, width = ordered.shape
-    words = np.empty(width + 8, np.uint32)
-    never, always = math.floor(low + step * (2 * width - 2)), math.floor(low)
-    a_rank = 0.5 / step if step >= 1.0 else 0.0
-    for line in range(lines):
-        entries, magnitudes = row[line * width : (line + 1) * width], ordered[line]
-        first = start + np.uint64(line * width)
-        skip = np.int64(first % np.uint64(4))
-        philox(first // np.uint64(4), key, words[: 4 * ((skip + width + 3) // 4)])
-        for i in range(width):
-            word = np.int64(words[skip + i])
-            kept = word < always
-            if always <= word < never:  # only here it matters which rank the entry has
-                size = abs(entries[i])
-                about = np.int64((word - low) * a_rank)  # the rank from which the word is below the limit
-                if a_rank > 0.0 and size > magnitudes[min(about + 3, width - 1)]:
-                    kept = word < never
-                elif a_rank == 0.0 or size >= magnitudes[max(about - 3, 0)]:
-                    twice = np.searchsorted(magnitudes, size) + np.searchsorted(magnitudes, size, side="right") - 1
-                    kept = word < math.floor(low + step * twice)
-            entries[i] = entries[i] * factor if kept else zero
 
 
 LOW = np.uint64(0xFFFFFFFF)
