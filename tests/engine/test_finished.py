@@ -129,7 +129,7 @@ def test_what_a_power_cut_kept_from_the_disk_is_computed_again(models: list[Path
     (work / "finished").write_bytes(journal[:-10])
     data = (work / "new/model.safetensors").read_bytes()
     tensors = load_file(work / "new/model.safetensors")
-    first, second = (json.loads(line)[0] for line in journal.splitlines()[1:3])
+    first, second = (json.loads(line)[0][0] for line in journal.splitlines()[1:3])
     tensors[first][0, 0] += 1
     zeros = torch.zeros_like(tensors[second])
     save_file({**tensors, second: zeros}, work / "new/model.safetensors", metadata={"format": "pt"})
