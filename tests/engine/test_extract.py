@@ -19,6 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import polymerge as pm
 from adapters_made import PEFT_WARNINGS, PREFIX, config, record, tensors
 from folded import SAME_LOGITS, SAME_WEIGHTS, trained
+from killed_merge import killed
+from polymerge.engine import differences, finished
 from polymerge.errors import CheckpointError, PolymergeError, RecipeError
 from running import checkpoint, cli, fold, killed_in_the_middle, leftovers, raw, small_llama, with_config
 from tiny import as_2024, as_live, build, load, loaded, logits, perturbed
@@ -386,6 +388,54 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
     pm.extract(tuned, tmp_path / "calm", base=base, rank=4)
     assert raw(out) == raw(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("options", [{"rank": 4}, {"energy": 0.8, "save": ["*norm*"]}])
+@pytest.mark.parametrize(("calls", "threads"), [(1, 1), (9, 1), (14, 1), (9, 3)])
+def test_an_extraction_that_was_killed_goes_on(
+    calls: int, threads: int, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = build("llama", tmp_path / "base")
+    tuned = perturbed(base, tmp_path / "tuned", seed=3)
+    called, leading = list[int](), differences.leading
+    monkeypatch.setattr(differences, "leading", lambda *said: called.append(1) or leading(*said))
+    monkeypatch.setattr(finished, "YOUNG", 0)
+    asked: dict[str, Any] = {"tuned": str(tuned), "base": str(base), **options}
+    calm = pm.extract(**asked, out=tmp_path / "calm", check=False)
+    assert (len(called), calm.resumed) == (14, 0)
+    work = killed(asked, tmp_path / "adapter", calls, threads)
+    called.clear()
+    found = pm.extract(**asked, out=tmp_path / "adapter", check=False)
+    assert raw(tmp_path / "adapter") == raw(tmp_path / "calm")
+    assert (found.modules, found.saved, found.left_out) == (calm.modules, calm.saved, calm.left_out)
+    assert config(tmp_path / "adapter") == config(tmp_path / "calm")
+    assert found.resumed == 14 - len(called)
+    assert found.resumed == calls - 1 if threads == 1 else found.resumed <= calls - 1
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("change", ["rank", "fine-tune", "factors", "journal"])
+def test_modules_of_another_state_are_extracted_anew(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = build("llama", tmp_path / "base")
+    tuned = perturbed(base, tmp_path / "tuned", seed=3)
+    monkeypatch.setattr(finished, "YOUNG", 0)
+    asked: dict[str, Any] = {"tuned": str(tuned), "base": str(base), "rank": 4}
+    work = killed(asked, tmp_path / "adapter", 9)
+    if change == "rank":
+        asked["rank"] = 3
+    elif change == "fine-tune":
+        file = tuned / "model.safetensors"
+        save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    elif change == "factors":
+        (work / "factors").write_bytes(b"")
+    else:
+        (work / "finished").write_bytes((work / "finished").read_bytes()[:-9])
+    found = pm.extract(**asked, out=tmp_path / "adapter", check=False)
+    assert found.resumed == {"journal": 7}.get(change, 0)
+    pm.extract(**asked, out=tmp_path / "calm", check=False)
+    assert raw(tmp_path / "adapter") == raw(tmp_path / "calm")
 
 
 # --- the command line

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import matrix_methods
 import polymerge
+from killed_merge import killed
 from matrix_methods import ROW, known
-from paths import SUPPORT
 from polymerge.checkpoints.identity import YOUNG
 from polymerge.engine import finished
 from polymerge.engine.merge import Merged
@@ -27,6 +25,15 @@ from running import cli, leftovers, raw, recipe_file
 from tiny import as_2024, build, perturbed
 
 CALLS: list[tuple[int, ...]] = []
+
+
+def in_stages(models: list[Path]) -> dict[str, Any]:
+    """An average, a merge of matrices of it, and another one of that."""
+    base, one, other = map(str, models)
+    average = {"name": "average", "merge_method": "linear", "models": [one, other], "parameters": {"weight": 0.5}}
+    first = {**asked([models[0], models[1]]), "name": "first"}
+    first["models"] = [*first["models"], {"model": "average"}]
+    return {"stages": [average, first, {**asked(models), "base_model": base, "models": ["first", other]}]}
 
 
 def interrupt(_: tuple[int, ...]) -> None:
@@ -55,17 +62,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def asked(models: list[Path], **more: Any) -> dict[str, Any]:
     base, *tuned = map(str, models)
     return {"merge_method": "levelled", "base_model": base, "models": [{"model": one} for one in tuned], **more}
-
-
-def killed(recipe: dict[str, Any], out: Path, calls: int, threads: int = 1) -> Path:
-    """Kill a merge at one of its matrices; returns the folder that it leaves behind."""
-    file = out.with_name("recipe.json")
-    file.write_text(json.dumps(recipe))
-    command = [sys.executable, str(SUPPORT / "killed_merge.py"), str(file), str(out), str(calls), str(threads)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 9, ran.stderr
-    assert not out.exists()
-    return out.with_name(f".{out.name}.polymerge-partial")
 
 
 def merge(recipe: dict[str, Any], out: Path, **more: Any) -> Merged:
@@ -133,7 +129,7 @@ def test_what_a_power_cut_kept_from_the_disk_is_computed_again(models: list[Path
     (work / "finished").write_bytes(journal[:-10])
     data = (work / "new/model.safetensors").read_bytes()
     tensors = load_file(work / "new/model.safetensors")
-    first, second = (json.loads(line)[0] for line in journal.splitlines()[1:3])
+    first, second = (json.loads(line)[0][0] for line in journal.splitlines()[1:3])
     tensors[first][0, 0] += 1
     zeros = torch.zeros_like(tensors[second])
     save_file({**tensors, second: zeros}, work / "new/model.safetensors", metadata={"format": "pt"})
@@ -188,6 +184,65 @@ def test_the_command_line_says_so_too(models: list[Path], tmp_path: Path, monkey
     again = cli("merge", recipe, "-o", tmp_path / "out", "--no-verify")
     assert again.status == 0, again.err
     assert "went on where it was stopped: 5 matrices were finished" in again.out
+
+
+@pytest.mark.parametrize(("calls", "stages", "matrices"), [(1, 1, 0), (6, 1, 0), (15, 2, 0), (20, 2, 5)])
+def test_stages_that_were_killed_go_on(
+    calls: int, stages: int, matrices: int, models: list[Path], tmp_path: Path
+) -> None:
+    whole = raw(merge(in_stages(models), tmp_path / "whole").folder)
+    assert len(CALLS) == 28
+    CALLS.clear()
+    killed(in_stages(models), tmp_path / "out", calls)
+    told = Told()
+    done = merge(in_stages(models), tmp_path / "out", progress=told)
+    assert raw(done.folder) == whole
+    assert (done.resumed_stages, done.resumed) == (stages, matrices)
+    assert len(CALLS) == 28 - (calls - 1), "also the matrices of a stage that was not finished"
+    assert leftovers(tmp_path) == []
+    assert told.bytes[-1][0] == told.bytes[-1][1]
+    assert [done for done, _, _ in told.of_matrices] == sorted(done for done, _, _ in told.of_matrices)
+    assert told.of_matrices[-1] == (28, 28, pytest.approx(1))
+
+
+def test_stages_that_were_killed_begin_anew_where_something_changed(models: list[Path], tmp_path: Path) -> None:
+    own = [perturbed(model, tmp_path / model.name, seed=7) for model in models]
+    for number, change in enumerate(("settings", "an input of the first", "an output")):
+        CALLS.clear()
+        out = tmp_path / f"out{number}"
+        work, recipe = killed(in_stages(own), out, 20), in_stages(own)
+        if change == "settings":
+            recipe["stages"][2]["parameters"] = {"scale": 0.5}
+        elif change == "an input of the first":
+            file = own[1] / "model.safetensors"
+            save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+        else:
+            (work / "stages/first/model.safetensors").write_bytes(b"half")
+        done = merge(recipe, out)
+        assert (done.resumed_stages, done.resumed) == (1 if change == "an output" else 0, 0), change
+        assert raw(done.folder) == raw(merge(recipe, tmp_path / f"whole{number}").folder), change
+        assert not list(tmp_path.glob(".out*"))
+
+
+def test_stages_that_are_interrupted_say_what_they_keep(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix_methods, "CALLED", [CALLS.append, interrupt])
+    recipe = recipe_file(in_stages(models), tmp_path / "recipe.yaml")
+    ran = cli("merge", recipe, "-o", tmp_path / "out", "--no-verify", "--threads", "1")
+    assert ran.status == 1
+    kept = f"interrupted; what is finished is kept in {tmp_path}/.out.polymerge-partial: the same merge goes on"
+    assert kept in " ".join(ran.err.split())
+    again = cli("merge", recipe, "-o", tmp_path / "out", "--no-verify")
+    assert again.status == 0, again.err
+    assert "went on where it was stopped: 1 stage was finished" in again.out
+    monkeypatch.setattr("polymerge.engine.executor.Execution.run", lambda *_: interrupt_at_once())
+    assert cli("merge", recipe, "-o", tmp_path / "other", "--no-verify").status == 1
+    assert not list(tmp_path.glob(".other*")), "nothing was finished"
+
+
+def interrupt_at_once() -> None:
+    raise KeyboardInterrupt
 
 
 class Told:

@@ -5,8 +5,10 @@ All that a run makes until then lies in one folder, `.NAME.polymerge-partial`, w
     lock  held by the run that writes, and what shows that the folder is one of these
     new   the output; once the two have been exchanged, the earlier one that it replaces
     old   the earlier output between two renames, where the system cannot exchange names
-    run   of a merge that may take hours: what its result follows from, by which a later run knows that it may go on
-    finished   a journal that such a merge keeps of what it has written to `new`
+    run   of a run that may take hours: what its result follows from, by which a later run knows that it may go on
+    finished   a journal that such a run keeps of what it has finished
+    stages, last   outputs of the stages of a recipe, in folders made as this one is
+    factors    of an adapter that is extracted, until all of their ranks are known
 
 Whenever a run is killed, an earlier output or the new one is whole under the name, or nothing is and the earlier one is
 whole in `old`.
@@ -29,9 +31,12 @@ from typing import Final
 from polymerge.durable import exchange, reason_of, rename_new, sync, sync_tree, write_file, writing
 from polymerge.errors import OutputError, StoppedError
 
-__all__ = ["Place", "exists", "journal_of", "output_folder"]
+__all__ = ["Place", "exists", "journal_of", "output_folder", "written"]
 
 _RUN, _FINISHED = "run", "finished"
+_BESIDE: Final = ("stages", "last", "factors")
+"""What a run may make beside the output, and keeps as long as it may be gone on with."""
+_KEPT_IN: Final = "what is finished is kept in "
 _LISTED: Final = 3
 """How many of the files that are left a message names."""
 
@@ -77,8 +82,9 @@ def output_folder(out: Path, *, force: bool = False, run: str = "") -> Iterator[
             place.give_name(pinned)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | StoppedError) and place.goes_on():
-                told = f"what is finished is kept in {place.work}: the same merge goes on"
-                raise type(error)(f"{error}; {told}" if str(error) else told) from error
+                why = str(error).partition(_KEPT_IN)[0]  # which a stage in the folder has said of its own
+                told = f"{_KEPT_IN}{place.work}: the same merge goes on"
+                raise type(error)(f"{why.removesuffix('; ')}; {told}" if why else told) from error
             if failed := place.failure(error, pinned):
                 raise failed from error
             raise
@@ -252,19 +258,19 @@ class Place:
     @property
     def kept(self) -> tuple[Path, ...]:
         """What a run that goes on needs of the one before it."""
-        return self.new, self.work / _RUN, self.work / _FINISHED
+        return self.new, self.work / _RUN, self.work / _FINISHED, *(self.work / name for name in _BESIDE)
 
     def said(self) -> str | None:
         """What the result of a killed run follows from, if that run can be gone on with."""
-        new, run, finished = self.kept
+        new, run, finished, *_ = self.kept
         if not (_is_plain(run) and _is_plain(finished) and new.is_dir() and not new.is_symlink()):
             return None
         return run.read_text(encoding="utf-8", errors="replace")
 
     def goes_on(self) -> bool:
-        """Return whether a later run can go on from here."""
+        """Return whether a later run can go on from here, with something that this one has finished."""
         with suppress(OSError):
-            return self.said() is not None
+            return self.said() is not None and any(path.stat().st_size for path in self.work.rglob(_FINISHED))
         return False
 
     def forget(self) -> None:
@@ -321,6 +327,13 @@ class Place:
 def journal_of(folder: Path) -> Path:
     """The journal of what is finished in a folder that `output_folder` has given."""
     return folder.with_name(_FINISHED)
+
+
+def written(folder: Path) -> int:
+    """Bytes that lie in a folder that `output_folder` has given and beside it, if a killed run has left some."""
+    places = (folder, *(folder.with_name(name) for name in _BESIDE))
+    files = (path for place in places for path in (place, *place.rglob("*")) if path.is_file())
+    return sum(512 * path.stat().st_blocks for path in files)
 
 
 def exists(out: Path) -> OutputError:

@@ -113,6 +113,8 @@ def _report(found: Extracted, full: bool, as_json: bool) -> None:
         show("  ".join((f"  {kind.ljust(widths[0])}", *columns)))
     saved = f", {len(found.saved)} tensors in full" if found.saved else ""
     show(f"{found.folder}: {len(found.modules)} modules{saved}")
+    if found.resumed:
+        show(f"  went on where it was stopped: {found.resumed} of them were finished")
     show(f"  the ranks leave out {found.error:.2%} of the norm of their differences")
     if found.left_out:
         few = sorted(found.left_out, key=lambda name: -found.left_out[name].norm)[:_FEW]

@@ -271,9 +271,11 @@ def _report(merged: Merged, as_json: bool) -> None:
         read, written = (sum(counts) for counts in zip(*(task[-2:] for task in merged.worked), strict=True))
         words = f"{len(merged.worked)} tasks on {machines} machine{'s' if machines > 1 else ''}"
         show(f"  {words}: {human_size(read)} read, {human_size(written)} written")
-    if merged.resumed:
-        what = "weight files" if merged.worked else "matrices"
-        show(f"  went on where it was stopped: {merged.resumed} {what} were finished")
+    parts = ("weight file", "weight files") if merged.worked else ("matrix", "matrices")
+    resumed = ((merged.resumed_stages, "stage", "stages"), (merged.resumed, *parts))
+    if words := " and ".join(f"{count} {one if count == 1 else more}" for count, one, more in resumed if count):
+        were = "was" if merged.resumed_stages + merged.resumed == 1 else "were"
+        show(f"  went on where it was stopped: {words} {were} finished")
     if merged.errors:
         worst = max(merged.errors, key=lambda module: merged.errors[module])
         mean = sum(merged.errors.values()) / len(merged.errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Found:
 class Differences:
     """Reads differences; factors wait in a file until all ranks are known, so that memory does not grow with them.
 
-    scratch  the file, which is created
+    scratch  the file, which is created, or holds the factors of a run that was killed
     dtype    of the factors, as in safetensors
     """
 
@@ -74,7 +75,8 @@ class Differences:
         for one in plan.low_rank:
             self._starts[one.name] = end
             end += byte_count(dtype, (min(plan.wanted.most, *one.shape), sum(one.shape)))
-        self._scratch = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._scratch = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.ftruncate(self._scratch, end)
 
     def __enter__(self) -> Differences:
         return self
@@ -124,6 +126,14 @@ class Differences:
         _read_at(self._scratch, a, place)
         _read_at(self._scratch, b, place + len(a))
         return a, b
+
+    def digest(self, one: Difference, rank: int) -> str:
+        """The sha256 of the factors that are kept for a difference, if they are of this rank."""
+        self._ranks[one.name] = rank
+        digest = hashlib.sha256()
+        for raw in self.factors(one):
+            digest.update(raw)
+        return digest.hexdigest()
 
     def whole(self, one: Difference) -> Iterator[tuple[int, Bytes]]:
         """The fine-tune's tensor block by block: the first byte of each and its bytes, valid until the next."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,13 @@ from typing import Any
 
 from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.identity import stamps_of
+from polymerge.checkpoints.output import journal_of
 from polymerge.checkpoints.prefetch import Prefetch
 from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.writer import lay_out
 from polymerge.dtypes import byte_count, dtype_code
 from polymerge.engine.differences import Differences, Found
+from polymerge.engine.finished import Journal, said_with, state_of
 from polymerge.engine.merge import identities_of, roomy_folder
 from polymerge.engine.opening import refuse_changes, with_stamps
 from polymerge.engine.pool import Pool, Progress, Tally
@@ -56,6 +59,7 @@ class Extracted(Table):
     modules   each module of the adapter, by its name
     left_out  what differs and is not in the adapter, by canonical name
     saved     parameters that it keeps in full
+    resumed   the number of modules that a run which was killed had finished, and that were taken from it
     """
 
     folder: Path
@@ -64,6 +68,7 @@ class Extracted(Table):
     saved: tuple[str, ...]
     verification: Verification | None
     warnings: tuple[str, ...] = ()
+    resumed: int = 0
 
     @property
     def error(self) -> float:
@@ -158,20 +163,21 @@ def carry_out(
     whole = sum(byte_count(one.dtype, one.shape) for one in plan.differences if one.fate == "whole")
     work = len(plan.low_rank), sum(map(_cost, plan.low_rank))
     tally = Tally(sum(byte_count(one.dtype, one.shape) for one in plan.differences), progress, work)
-    files = _files(plan)
+    files = _files(plan, plan.differences)
     prefetch = Prefetch([*beside.values(), *files], tally.advance)
     tally.total += prefetch.size
     # factors of ranks that the values decide lie there twice until their layout is known
-    room = roomy_folder(target, force, 2 * widest + whole, prefetch.size)
+    differing = hashlib.sha256(repr(plan.differences).encode()).hexdigest()
+    run = said_with(extract=_settings(plan), differences=differing)
+    room = roomy_folder(target, force, 2 * widest + whole, prefetch.size, run)
     with room as folder, prefetch, identities_of(files, prefetch, sha256) as identities, prefetch.wanted():
-        scratch = folder.parent / _SCRATCH
-        with Differences(plan, scratch, code) as differences:
-            found = _measured(plan, differences, threads, prefetch, tally)
+        journal = Journal(journal_of(folder))
+        with Differences(plan, folder.with_name(_SCRATCH), code) as differences:
+            found = _measured(plan, differences, journal, threads, prefetch, tally)
             modules = {one.module: found[one.name] for one in plan.low_rank if found[one.name].rank}
             saved = _saved(plan, found, modules)
             _refuse_nothing(plan, found, modules)
             sizes = _write(plan, folder, differences, modules, saved, code)
-        scratch.unlink()
         prefetch.finish()
         # what is new is told apart from what training left once all of it is here
         copy_files(beside, folder)
@@ -202,14 +208,14 @@ def carry_out(
             raise OutputError(f"{target}: the adapter did not pass its check and was removed: {failed}")
     if verification is not None:
         verification = replace(verification, folder=target)
-    return replace(result, verification=verification)
+    return replace(result, verification=verification, resumed=journal.taken)
 
 
-def _files(plan: Extraction) -> list[Path]:
-    """The weight files that are read, each once, in the order in which they are needed."""
+def _files(plan: Extraction, differences: Sequence[Difference]) -> list[Path]:
+    """The weight files that differences are read from, each once, in the order in which they are needed."""
     reads = [
         model.entries[name].file
-        for one in plan.differences
+        for one in differences
         for model, expr in ((plan.tuned, one.tuned), (plan.base, one.base))
         for name in names_read(expr)
     ]
@@ -219,6 +225,7 @@ def _files(plan: Extraction) -> list[Path]:
 def _measured(
     plan: Extraction,
     differences: Differences,
+    journal: Journal,
     threads: int | None,
     prefetch: Prefetch,
     tally: Tally,
@@ -228,8 +235,8 @@ def _measured(
 
     def run(one: Difference) -> None:
         if one.fate == "low rank":
-            found[one.name] = differences.decomposed(one)
-            tally.matrix(_cost(one))
+            found[one.name], kept = _decomposed(plan, differences, journal, one)
+            tally.matrix(_cost(one), kept=kept)
         else:
             found[one.name] = differences.measured(one)
 
@@ -243,6 +250,22 @@ def _measured(
     finally:
         pool.close()
     return found
+
+
+def _decomposed(plan: Extraction, differences: Differences, journal: Journal, one: Difference) -> tuple[Found, bool]:
+    """Decompose a difference, unless a killed run has, of files that are as they were then; returns whether it had."""
+    files = _files(plan, (one,))
+    before = state_of(files)
+    state, digest, *said = journal.said(one.name) or ("", "")
+    if before and state == before:
+        found = Found(*said)
+        if differences.digest(one, found.rank) == digest:
+            journal.take()
+            return found, True
+    found = differences.decomposed(one)
+    if before and before == state_of(files):
+        journal.note((one.name,), before, differences.digest(one, found.rank), found.energy, found.lost, found.rank)
+    return found, False
 
 
 def _cost(one: Difference) -> float:

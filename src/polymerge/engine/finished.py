@@ -1,8 +1,8 @@
-"""Matrices that a killed run has finished: noted as they come, and kept if the next run would make the same bits.
+"""What a killed run has finished: noted as it comes, and kept if the next run would make the same bits.
 
-A line of the journal names a matrix, the sha256 of its bytes in the output, and the state of the files that it was read
-from. Nothing is trusted beyond that: what lies in the unfinished output is read and its sha256 compared, so that bytes
-that a kill or a power cut kept from the disk are computed again.
+A line of the journal names a matrix, the sha256 of its bytes, and the state of the files that it was read from. Nothing
+is trusted beyond that: what lies in the unfinished output is read and its sha256 compared, so that bytes that a kill or
+a power cut kept from the disk are computed again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -28,56 +29,66 @@ from polymerge.checkpoints.writer import Shards
 from polymerge.methods.method import method_function
 from polymerge.planning import Plan, Step
 from polymerge.planning.matrix_costs import decomposed
+from polymerge.recipe.parameters import Setting
 
-__all__ = ["Finished", "state_of", "what_decides"]
-
-Name = tuple[str, str, int]
-"""A matrix: its tensor's name in the output, the canonical name of its rows, and its number among those; or a whole
-file of the output, by its own name (`on_ray`)."""
+__all__ = ["Finished", "Journal", "said_with", "state_of", "what_decides"]
 
 
-class Finished:
-    """The journal of a run, which goes on where an earlier one of the same key ended.
+class Journal:
+    """What a run has finished, noted as it comes in a file, from which a later run of the same key goes on.
 
-    journal  its file, which need not be there
-    shards   the files of the output, which lie in `folder`
+    file  which need not be there
 
-    `taken` counts the matrices that were found to be finished.
+    `taken` counts what was found to be finished.
     """
 
-    def __init__(self, journal: Path, folder: Path, shards: Shards) -> None:
-        self._journal, self._folder, self._shards = journal, folder, shards
-        self._lock = Lock()
-        self.taken = 0
-        self._known: dict[Name, tuple[str, str]] = {}
+    def __init__(self, file: Path) -> None:
+        self._file, self._lock, self.taken = file, Lock(), 0
+        self._known: dict[tuple[str | int, ...], list[Any]] = {}
         with suppress(FileNotFoundError):
-            for line in read_bounded(journal, RECORDS_BYTES).splitlines():
+            for line in read_bounded(file, RECORDS_BYTES).splitlines():
                 with suppress(ValueError, TypeError):  # the last line of a run that was killed may be cut off
-                    tensor, canonical, number, digest, state = json.loads(line)
-                    self._known[tensor, canonical, number] = digest, state
+                    name, *said = json.loads(line)
+                    self._known[tuple(name)] = said
 
-    def stored(self, step: Step) -> TensorInfo:
-        """Where the tensor of a step lies in the output."""
-        place = self._shards.places[step.name]
-        return TensorInfo(
-            step.name, step.dtype, step.shape, self._folder / self._shards.names[place.shard], place.start, step.size
-        )
+    def said(self, *name: str | int) -> list[Any]:
+        """What is noted under a name; empty if nothing is."""
+        return self._known.get(name, [])
 
-    def digest(self, name: Name, state: str) -> str | None:
-        """The sha256 of a matrix that an earlier run has written, from files in this state; None if none has."""
-        digest, of = self._known.get(name, (None, ""))
-        return digest if of == state else None
+    def digest(self, name: tuple[str | int, ...], state: str) -> str | None:
+        """The sha256 of what an earlier run has written, of files in this state; None if none has."""
+        digest, *of = self.said(*name) or ("",)
+        return digest if state and of == [state] else None
 
     def take(self) -> None:
-        """Count a matrix that is finished already."""
+        """Count something that is finished already."""
         with self._lock:
             self.taken += 1
 
-    def note(self, name: Name, digest: str, state: str) -> None:
-        """Note that a matrix has been written, from files in this state."""
-        line = json.dumps([*name, digest, state]).encode()
-        with self._lock, self._journal.open("ab", buffering=0) as file:
+    def note(self, name: tuple[str | int, ...], *said: Any) -> None:
+        """Note that something is finished, and what has to be known of it."""
+        line = json.dumps([name, *said]).encode()
+        with self._lock, self._file.open("ab", buffering=0) as file:
             file.write(b"\n" + line)  # after what a killed run may have written of its last line
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The matrices of an output that a run has finished.
+
+    shards   the files of the output, which lie in `folder`
+    """
+
+    journal: Journal
+    folder: Path
+    shards: Shards
+
+    def stored(self, step: Step) -> TensorInfo:
+        """Where the tensor of a step lies in the output."""
+        place = self.shards.places[step.name]
+        return TensorInfo(
+            step.name, step.dtype, step.shape, self.folder / self.shards.names[place.shard], place.start, step.size
+        )
 
 
 def state_of(files: Iterable[Path]) -> str:
@@ -100,28 +111,31 @@ def what_decides(plan: Plan, shards: Shards, device: str, *, always: bool = Fals
     """
     if not always and not any(decomposed(plan)):
         return ""
-    rows = {setting.method: setting.row for setting in plan.settings if setting.whole}
+    headers = {
+        name: hashlib.sha256(header).hexdigest() for name, header in zip(shards.names, shards.headers, strict=True)
+    }
+    return said_with(device, plan.settings, plan=plan.hash, files=headers)
+
+
+def said_with(device: str = "cpu", settings: Iterable[Setting] = (), **what: Any) -> str:
+    """A text of what decides a result, and of all beside it that bits follow from: versions, linear algebra, methods.
+
+    settings  whose methods count if they work on whole matrices
+    """
+    rows = {setting.method: setting.row for setting in settings if setting.whole}
     packages = ("polymerge", "numpy", *(("torch",) if device != "cpu" else ()))
     libraries = [
         {name: library.get(name) for name in ("internal_api", "version", "architecture", "threading_layer")}
         for library in threadpool_info()
         if library.get("user_api") == "blas" and "numpy" in str(library.get("filepath"))
     ]
-    headers = {
-        name: hashlib.sha256(header).hexdigest() for name, header in zip(shards.names, shards.headers, strict=True)
+    beside = {
+        "device": device,
+        "versions": {package: version(package) for package in packages},
+        "linear algebra": sorted(libraries, key=str),
+        "methods": {name: _source(method_function(row)) for name, row in rows.items()},
     }
-    return json.dumps(
-        {
-            "plan": plan.hash,
-            "files": dict(zip(shards.names, headers, strict=True)),
-            "device": device,
-            "versions": {package: version(package) for package in packages},
-            "linear algebra": sorted(libraries, key=str),
-            "methods": {name: _source(method_function(row)) for name, row in rows.items()},
-        },
-        indent=1,
-        sort_keys=True,
-    )
+    return json.dumps({**what, **beside}, indent=1, sort_keys=True)
 
 
 def _source(function: Callable[..., Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from polymerge.checkpoints.output import output_folder
+from polymerge.checkpoints.hub import remote_of
+from polymerge.checkpoints.identity import stamp_of
+from polymerge.checkpoints.output import journal_of, output_folder, written
+from polymerge.engine.finished import Journal, said_with, state_of
+from polymerge.engine.opening import beside_output, opened_inputs
 from polymerge.engine.pool import Progress, tell_matrices
 from polymerge.engine.provenance import RECORD
 from polymerge.errors import OutputError, human_size
@@ -33,37 +38,79 @@ def in_stages(
     *,
     force: bool,
     progress: Progress | None,
-) -> T:
-    """Carry out the stages of a plan and then the plan itself; returns what `carry` returned of that.
+    device: str,
+    how: Sequence[str],
+) -> tuple[T, int]:
+    """Carry out the stages of a plan and then the plan itself; returns what `carry` returned of that, and how many
+    stages a killed run had finished.
 
     carry   carries out a plan without stages, given its folder, whether it is the last one, and a report of progress
     target  the folder that the output gets; those of the stages lie in its work folder until then
+    how     settings beside the plan that the outputs follow from
 
     raises as `merge` does, and OutputError where a stage's output is not what it was planned to be.
     """
-    report = _Report((*plan.stages, plan), progress)
-    total = sum(one.size for one in (*plan.stages, plan))
-    with output_folder(target, force=force) as folder:
-        if total > (free := shutil.disk_usage(folder).free):
-            raise OutputError(
-                f"{target}: needs {human_size(total)}, {human_size(total - plan.size)} of which for outputs of stages "
-                f"until it is complete; the disk has {human_size(free)} free. Make room on it, or choose another place"
-            )
+    plans = (*plan.stages, plan)
+    report = _Report(plans, progress)
+    digest = hashlib.sha256(json.dumps(plan.to_json(), sort_keys=True).encode()).hexdigest()
+    run = said_with(device, (setting for one in plans for setting in one.settings), stages=digest, how=list(how))
+    with output_folder(target, force=force, run=run) as folder:
+        _check_room(target, plans, folder)
+        journal_of(folder).touch()
+        journal, made, records = Journal(journal_of(folder)), dict[str, Path](), list[Any]()
         place = folder.with_name(_STAGES)
-        place.mkdir()
-        made: dict[str, Path] = {}
-        records: list[Any] = []
-        for stage in plan.stages:
-            made[stage.name] = place / stage.name
-            carry(_made_of(stage, made), made[stage.name], False, report)
-            records.append(_record(made[stage.name], place))
+        place.mkdir(exist_ok=True)
+        for planned in plan.stages:
+            stage, made[planned.name] = _made_of(planned, made), place / planned.name
+            before = _inputs_of(stage)
+            if before and journal.said(planned.name) == [_stamped(made[planned.name]), before]:
+                journal.take()
+                report.take()
+            else:
+                carry(stage, _cleared(made[planned.name]), False, report)
+                if before == _inputs_of(stage):
+                    journal.note((planned.name,), _stamped(made[planned.name]), before)
+            records.append(_record(made[planned.name], place))
             report.next()
         last = folder.with_name("last") / target.name
-        last.parent.mkdir()
-        result = carry(_made_of(replace(plan, stages=()), made), last, True, report)
+        last.parent.mkdir(exist_ok=True)
+        result = carry(_made_of(replace(plan, stages=()), made), _cleared(last), True, report)
         _add(records, last / RECORD, place)
+        _cleared(folder)
         last.rename(folder)
-    return result
+    return result, journal.taken
+
+
+def _check_room(target: Path, plans: Sequence[Plan], folder: Path) -> None:
+    """Raise OutputError if the disk lacks room for what the stages and the output have not written yet."""
+    total = sum(one.size for one in plans)
+    if total - min(written(folder), total) > (free := shutil.disk_usage(folder).free):
+        raise OutputError(
+            f"{target}: needs {human_size(total)}, {human_size(total - plans[-1].size)} of which for outputs of stages "
+            f"until it is complete; the disk has {human_size(free)} free. Make room on it, or choose another place"
+        )
+
+
+def _inputs_of(stage: Plan) -> str:
+    """What tells the state of the files that a stage's output is made of; a commit tells those of the hub."""
+    opened = opened_inputs(stage)
+    files = [file for checkpoint in opened for file in checkpoint.stamps]
+    files += beside_output(stage, opened[stage.template]).values()
+    return state_of(file for file in files if remote_of(file) is None)
+
+
+def _stamped(folder: Path) -> list[list[Any]]:
+    """Every file of a stage's output, with its stamp: it has its name only since all of it is on the disk, so that they
+    tell whether it is what was made.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [[file.relative_to(folder).as_posix(), *(stamp_of(file) or ())] for file in files]
+
+
+def _cleared(folder: Path) -> Path:
+    """A folder that is to be made, without what a killed run has made under its name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 class _Report:
@@ -71,11 +118,19 @@ class _Report:
 
     def __init__(self, plans: Sequence[Plan], progress: Progress | None) -> None:
         self._sizes, self._progress, self._at = [plan.size for plan in plans], progress, 0
-        self._counts, self._costs = zip(*map(work_of, plans), strict=True)
+        self._counts = [work_of(plan)[0] for plan in plans]
+        self._costs = [work_of(plan)[1] for plan in plans]
 
     def next(self) -> None:
         """Go on to the next stage."""
         self._at += 1
+
+    def take(self) -> None:
+        """Count the stage as one that a killed run had finished, which tells nothing of the time left."""
+        self._costs[self._at] = 0.0
+        self(self._sizes[self._at], self._sizes[self._at])
+        if self._counts[self._at]:
+            self.matrices(self._counts[self._at], 0, 0.0)
 
     def __call__(self, done: int, total: int) -> None:
         """What is done of the stage, and its total, which has downloads in it."""

@@ -98,13 +98,14 @@ class MatrixMerger:
             self._merge(number)
             return False
         name, before = (self.step.name, self.piece.canonical, number), state_of(self.inputs)
-        digest = self.finished.digest(name, before) if before else None
+        journal = self.finished.journal
+        digest = journal.digest(name, before)
         if digest is not None and self._holds(number, digest):
-            self.finished.take()
+            journal.take()
             return True
         digest = self._merge(number)
         if before and before == state_of(self.inputs):
-            self.finished.note(name, digest, before)
+            journal.note(name, digest, before)
         return False
 
     def _parts(self, number: int) -> Iterator[tuple[int, int]]:

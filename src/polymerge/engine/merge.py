@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from polymerge.checkpoints.hub import listed_sha256
 from polymerge.checkpoints.identity import Identity, file_digest, sampled_digest, stamps_of
-from polymerge.checkpoints.output import journal_of, output_folder
+from polymerge.checkpoints.output import journal_of, output_folder, written
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
 from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.writer import Write, parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
-from polymerge.engine.finished import Finished, what_decides
+from polymerge.engine.finished import Finished, Journal, what_decides
 from polymerge.engine.in_stages import in_stages
 from polymerge.engine.model_card import model_card
 from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
@@ -62,8 +62,9 @@ class Merged(Table):
     deltas   for methods on deltas: each model's sampled distance from the base, by its label
     warnings warnings that only the values could give rise to
     resumed  the number of matrices, or of files by a cluster, that a run which was killed had finished, and that were
-             taken from it
+             taken from it; of several stages, those of the last one
     worked   what each task on a cluster has done
+    resumed_stages  the number of whole stages before the last that were taken so
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Merged(Table):
     warnings: tuple[str, ...] = ()
     resumed: int = 0
     worked: tuple[Worked, ...] = ()
+    resumed_stages: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
         """One row: the folder, how many tensors have each fate, its size, and whether the check passed."""
@@ -156,10 +158,11 @@ def merge(
                 sha256=sha256, block=block, progress=report, command=command,
             )  # fmt: skip
 
+        how = (shard_size, file_format, str(sha256))
         with on_cluster(ray):
-            made = in_stages(plan, target, carry, force=force, progress=progress)
+            made, taken = in_stages(plan, target, carry, force=force, progress=progress, device=machine.name, how=how)
         found = made.verification and replace(made.verification, folder=target)
-        return replace(made, folder=target, plan=plan, verification=found)
+        return replace(made, folder=target, plan=plan, verification=found, resumed_stages=taken)
     inputs = opened_inputs(plan)
     beside = beside_output(plan, inputs[plan.template])
     stamps = stamps_of(beside.values())
@@ -179,11 +182,11 @@ def merge(
         identities_of(files, prefetch, sha256) as identities,
         prefetch.wanted(),
     ):
-        finished = Finished(journal_of(folder), folder, writer.shards) if run else None
+        finished = Finished(Journal(journal_of(folder)), folder, writer.shards) if run else None
         if cluster is not None and finished is not None:
             stamped = {**stamps, **{file: stamp for one in inputs for file, stamp in one.stamps.items()}}
             done = merge_shards(
-                cluster, plan, writer.shards, folder, entries, finished, files, stamped, tally.advance,
+                cluster, plan, writer.shards, folder, entries, finished.journal, files, stamped, tally.advance,
                 device=device, threads=threads, block=block,
             )  # fmt: skip
         else:
@@ -192,7 +195,7 @@ def merge(
                     entries, device=machine, threads=threads or default_threads(), block=block, finished=finished
                 )
                 modules = execute(running, prefetch, plan, write, tally)
-            done = Carried(modules, running.overflow, finished.taken if finished else 0)
+            done = Carried(modules, running.overflow, finished.journal.taken if finished else 0)
         prefetch.finish()
         norms = update_norms(done.norms, plan.settings)
         deltas = {} if plan.of_adapters else delta_norms(plan, entries)
@@ -292,7 +295,7 @@ def roomy_folder(out: Path, force: bool, size: int, to_come: int, run: str = "")
     raises OutputError if the disk lacks room for it, including downloads that go to the same disk.
     """
     with output_folder(out, force=force, run=run) as folder:
-        size -= min(size, sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file()))
+        size -= min(size, written(folder))
         free, beside = shutil.disk_usage(folder).free, to_come if to_come and fetches_to(folder) else 0
         if size + beside > free:
             more = f" and {human_size(beside)} for what is fetched to the same disk" if beside else ""

@@ -29,7 +29,7 @@ from polymerge.checkpoints.writer import Shards
 from polymerge.engine.cutoffs import Found, Window, joined
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
-from polymerge.engine.finished import Finished, state_of
+from polymerge.engine.finished import Journal, state_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow
 from polymerge.engine.ray_cluster import alive, cause_of, connected
@@ -82,7 +82,7 @@ def merge_shards(
     shards: Shards,
     folder: Path,
     entries: Sequence[Mapping[str, TensorInfo]],
-    finished: Finished,
+    journal: Journal,
     files: Sequence[Path],
     stamps: Stamps,
     advance: Callable[[int], None],
@@ -94,7 +94,7 @@ def merge_shards(
     """Make all shards of an output.
 
     folder    that they are to lie in, in the folder of unfinished work
-    finished  the journal
+    journal   what is finished
     files     that the merge reads, and the `stamps` of inputs when they were opened
     advance   called with the number of output bytes completed
     device, threads, block   of a task; by default as many threads as the smallest machine has processors, up to 8
@@ -123,11 +123,11 @@ def merge_shards(
             before = state()
             for shard in sorted(range(len(shards.names)), key=lambda shard: -shards.sizes[shard]):  # the longest first
                 known = (shards.names[shard], "", shard)
-                digest = finished.digest(known, before) if before else None
+                digest = journal.digest(known, before)
                 calls[shard] = partial(ShardMaker.make, shard=shard, wholes=wholes, digest=digest)
             norms: dict[int, list[ModuleNorms]] = {}
             for shard, made in tasks.run(calls):
-                _put_away(job, shard, made, finished, state)
+                _put_away(job, shard, made, journal, state)
                 execution.overflow.add(*made.counted)
                 norms[shard] = made.norms
                 advance(sum(step.size for step in of_shard(job, shard)))
@@ -135,7 +135,7 @@ def merge_shards(
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     every = [one for shard in sorted(norms) for one in norms[shard]]
-    return Carried(every, execution.overflow, finished.taken, tuple(tasks.worked))
+    return Carried(every, execution.overflow, journal.taken, tuple(tasks.worked))
 
 
 def _threads(ray: Any, threads: int | None, device: str) -> int:
@@ -152,16 +152,16 @@ def _threads(ray: Any, threads: int | None, device: str) -> int:
     return threads or min(8, *processors)
 
 
-def _put_away(job: Job, shard: int, made: Made, finished: Finished, state: Callable[[], str]) -> None:
+def _put_away(job: Job, shard: int, made: Made, journal: Journal, state: Callable[[], str]) -> None:
     """Take a shard to its place, and note it in the journal if it is all that its task has found."""
     if made.file is None:
-        finished.take()
+        journal.take()
         return
     made.file.replace(job.folder / made.file.name)
     with suppress(OSError):  # a network filesystem may keep a name in it for a while
         made.file.parent.rmdir()
     if not made.norms and not any(made.counted) and (of := state()):
-        finished.note((made.file.name, "", shard), made.digest, of)
+        journal.note((made.file.name, "", shard), made.digest, of)
 
 
 class _Tasks:
