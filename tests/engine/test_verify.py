@@ -55,7 +55,7 @@ def test_a_good_folder_passes(good: Path) -> None:
     ran = cli("verify", good)
     assert ran.status == 0
     assert ran.out.splitlines()[0] == f"{good}: passed"
-    assert list(findings(ran)) == ["files", "values", "parameters", "ties", "loads", "dtypes", "processor"]
+    assert list(findings(ran)) == ["files", "values", "parameters", "names", "ties", "loads", "dtypes", "processor"]
     assert all(said.startswith("ok: ") for said in findings(ran).values())
     assert "LlavaForConditionalGeneration: no key missing" in findings(ran)["loads"]
     assert findings(ran)["processor"] == "ok: LlavaProcessor"

@@ -181,7 +181,7 @@ def test_the_name_that_the_code_of_llava_reads_its_kind_off(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--with", "vlmevalkit", "--tasks", "MME"), "vlmevalkit has no model that is known to run checkpoints of the"),
+        (("--with", "vlmevalkit", "--tasks", "MME"), "VLMEvalKit runs from its clone: say where it is with `--kit`"),
         (("--with", "lmms-eval", "--tasks", "mme", "--data", "x"), "--data says nothing to lmms-eval"),
         (("--with", "lmms-eval", "--tasks", "mme", "--kit", "x"), "--kit says nothing to lmms-eval"),
         (("--with", "lmms-eval", "--tasks", ","), "--tasks: names none"),

@@ -160,7 +160,7 @@ def test_a_table_and_the_derivation_agree_on_published_names(checkpoint: str) ->
     assert canonical(derived_family(config, shapes), config, shapes) == canonical(family_of(config), config, shapes)
 
 
-@pytest.mark.parametrize("checkpoint", [one for one in COMPLETE if "alone" not in one])
+@pytest.mark.parametrize("checkpoint", [one for one in COMPLETE if "alone" not in one and "its class gives" not in one])
 def test_names_in_memory_become_those_that_are_published(checkpoint: str) -> None:
     (published,) = (entry for entry in PUBLISHED if entry["checkpoint"] == checkpoint)
     config, names = published["config"], names_of(published)

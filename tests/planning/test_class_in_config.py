@@ -37,10 +37,10 @@ def test_the_tensors_decide_and_the_plan_says_so(kind: str, tmp_path: Path) -> N
     other = with_config(perturbed(one, tmp_path / "other", seed=1), **WRONG[kind])
     plan = polymerge.plan(recipe_of(one, other))
     assert [entry.family for entry in plan.inputs] == [family, family]
-    assert plan.warnings == (
+    assert [warning for warning in plan.warnings if "where its family is published with" not in warning] == [
         f"'other': its config.json names {WRONG[kind]['architectures'][0]}, its tensors are those of family {family}, "
         "and are read as such",
-    )
+    ]
     check_merge(merged(recipe_of(one, other), tmp_path / "out"), one, other)
     if family_of(WRONG[kind]) is GENERIC:  # a class that no table knows may be one of these tensors
         warnings = polymerge.plan(recipe_of(other, one)).warnings

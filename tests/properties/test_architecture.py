@@ -42,7 +42,8 @@ NAMED_TWICE = {"merge.py", "report.py", "search.py"}
 """Names that two files have: a group of commands, and the function that it calls. At most seven."""
 
 FLAGS_OF_OTHERS = {
-    "evaluation/harness/lmms_eval.py", "evaluation/harness/vlmevalkit.py", "inference/programs/ask_llama_cpp.py",
+    "evaluation/harness/lm_eval.py", "evaluation/harness/lmms_eval.py", "evaluation/harness/vlmevalkit.py",
+    "inference/programs/ask_llama_cpp.py",
 }  # fmt: skip
 """Files that write the command line of another tool."""
 

@@ -71,10 +71,10 @@ class Merged(Table):
     plan: Plan = field(repr=False)
     verification: Verification | None
     norms: UpdateNorms | None = None
-    deltas: Mapping[str, DeltaNorm] = field(default_factory=dict)
+    deltas: Mapping[str, DeltaNorm] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
     resumed: int = 0
-    worked: tuple[Worked, ...] = ()
+    worked: tuple[Worked, ...] = field(default=(), repr=False)
     resumed_stages: int = 0
 
     def rows(self) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ def plan_stages(recipe: Recipe, planning: Callable[[Recipe, Mapping[str, Checkpo
 
     refuses the problems of each stage, with its name; returns None if a stage cannot be planned.
     """
+    if not recipe.stages:
+        return planning(recipe, {})
     known: dict[str, Checkpoint] = {}
     plans: list[Plan] = []
     with TemporaryDirectory(prefix="polymerge-stages-") as place:

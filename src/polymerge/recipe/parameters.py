@@ -88,9 +88,9 @@ class Setting:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The parameters that its method's function is given by name: those of its row, without `SHARED`."""
-        own = {name: value for name, value in self.parameters.items() if self.row.parameter(name)}
-        return {name: value for name, value in own.items() if name not in SHARED}
+        """The parameters that its method's function is given by name: all but those that others handle."""
+        others = SHARED | {one.name for one in (*MODIFIERS, *ADAPTERS) if not self.row.parameter(one.name)}
+        return {name: value for name, value in self.parameters.items() if name not in others}
 
     @property
     def joins_factors(self) -> bool:
