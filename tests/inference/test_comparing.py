@@ -161,13 +161,13 @@ def test_what_fails_before_is_told_and_nothing_is_started(vlm: Path, standin: st
 
 def test_a_program_that_is_missing(vlm: Path, tmp_path: Path) -> None:
     ran = cli("verify", vlm, "--with", "vllm", "--environment", tmp_path / "nowhere")
-    assert ran.status == 1
+    assert ran.status == 2
     assert "nowhere. Give the folder of a virtual environment" in ran.err.replace("\n", " ")
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n', encoding="utf-8")
     python.chmod(0o755)
     ran = cli("verify", vlm, "--with", "vllm", "--environment", python)
-    assert ran.status == 2
+    assert ran.status == 1
     assert f"vllm: {python} has no vllm: pip install vllm" in ran.err
     assert "name that with `--environment`" in ran.err
     with pytest.raises(MissingExtraError, match="its converters lie in its clone, which `environment` names"):
