@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 import served
 from environments import environment
 from running import cli, recipe_file
-from search_made import BASE, REASON, VLM, done, outcome, prompts_file, recipe
-from tiny import as_live, perturbed
+from search_made import VLM, done, outcome, prompts_file, recipe
+from tiny import perturbed
 
 pytestmark = environment("vllm")
 
@@ -23,11 +21,12 @@ WORDS = (
     "what is the sum of two and three ?", "the colour of the ball is red , green or blue .",
     "name the largest of them", "describe what you see in this image",
 )  # fmt: skip
-SMALL = ("--engine-option", "max_model_len=1024", "--engine-option", f"kv_cache_memory_bytes={1 << 26}")
 
 
-def by_vllm(vllm: str) -> tuple[str, ...]:
-    return ("--engine", "vllm", "--engine-env", vllm, *SMALL)
+def by_vllm(vllm: str, length: int = 1024) -> tuple[str, ...]:
+    small = {"max_model_len": length, "kv_cache_memory_bytes": 1 << 26}
+    options = [word for name, value in small.items() for word in ("--engine-option", f"{name}={value}")]
+    return ("--engine", "vllm", "--engine-env", vllm, *options)
 
 
 def answers_in(run: Path) -> dict[str, dict[Any, str]]:
@@ -77,33 +76,13 @@ def test_a_family_answers_the_same(family: str, vllm: str, questions: Path, tmp_
     assert share(tmp_path / "here", tmp_path / "there") == 1
 
 
-def published(folder: Path) -> Path:
-    """A copy of the demo's model under the names of published LLaVA, where it has those that transformers 5 writes."""
-    names = {"lm_head.": "language_model.lm_head.", "model.language_model.": "language_model.model.",
-             "model.vision_tower.": "vision_tower.vision_model.",
-             "model.multi_modal_projector.": "multi_modal_projector."}  # fmt: skip
-
-    def renamed(name: str) -> str:
-        old = next((old for old in names if name.startswith(old)), "")
-        return names.get(old, "") + name.removeprefix(old)
-
-    shutil.copytree(VLM, folder)
-    weights = folder / "model.safetensors"
-    save_file({renamed(name): one for name, one in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    return folder
-
-
 def test_the_demo_s_search_knockout_and_ablation(vllm: str, tmp_path: Path) -> None:
-    vlm = published(tmp_path / "vlm")
     prompts = prompts_file(tmp_path / "prompts", 24)
-    asked = recipe(template=str(vlm))
-    asked["models"][0]["model"] = str(vlm)
-    file = recipe_file(asked, tmp_path / "recipe.yaml")
-    assert {asked["base_model"], asked["models"][1]["model"]} == {BASE, REASON}
+    file = recipe_file(recipe(), tmp_path / "recipe.yaml")
     how = ("--prompts", prompts, "--max-new-tokens", "3", "--dtype", "float32", "--scorer", "exact")
-    for run, more in (("here", ()), ("there", by_vllm(vllm))):
+    for run, more in (("here", ()), ("there", by_vllm(vllm, length=64))):
         done("search", file, *how, "--keep-template-weight", "--values", "0:1:0.25", "-o", tmp_path / run, *more)
-        done("knockout", vlm, *how, "--modules", "mlp", "-o", tmp_path / f"knockout-{run}", *more)
+        done("knockout", VLM, *how, "--modules", "mlp", "-o", tmp_path / f"knockout-{run}", *more)
         done("ablate", file, *how, "-o", tmp_path / f"ablate-{run}", *more)
     assert outcome(tmp_path / "there")["chosen"] == outcome(tmp_path / "here")["chosen"]
     assert outcome(tmp_path / "there")["scores"] == outcome(tmp_path / "here")["scores"]
@@ -112,7 +91,7 @@ def test_the_demo_s_search_knockout_and_ablation(vllm: str, tmp_path: Path) -> N
 
 
 def test_what_vllm_refuses_is_said_whole(vllm: str, questions: Path, tmp_path: Path) -> None:
-    folder = as_live(served.build("llava", tmp_path / "vlm"))
+    folder = served.under_names_of_memory(served.build("llava", tmp_path / "vlm"))
     ran = cli("evaluate", folder, "--tasks", f"{questions / 'q.json'}:exact", "-o", tmp_path / "run", *by_vllm(vllm))
     assert ran.status == 1
     assert "vllm does not load the model" in ran.err

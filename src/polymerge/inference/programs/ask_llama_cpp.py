@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -88,9 +89,11 @@ def _answer(
 def _convert(request: dict[str, Any], script: str, source: str, target: Path, outtype: str, *more: str) -> None:
     """Run a converter; raises ValueError with the last line that it says."""
     command = [sys.executable, str(Path(request["home"]) / script), source, "--outfile", str(target)]
+    # a converter imports what lies beside it
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
         [*command, "--outtype", outtype, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", check=False,
+        errors="replace", check=False, env=environment,
     )  # fmt: skip
     print(done.stdout, flush=True)
     if done.returncode != 0 or not target.is_file():
