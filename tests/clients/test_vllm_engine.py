@@ -71,7 +71,9 @@ def test_a_family_answers_the_same(family: str, vllm: str, questions: Path, tmp_
     done(*said, "-o", tmp_path / "here")
     done(*said, "-o", tmp_path / "there", *by_vllm(vllm))
     told = [json.loads(one.read_text()) for one in sorted((tmp_path / "there").rglob("weights.json"))]
-    assert [one["not_located"] for one in told] == [[], [], []]
+    # LLaVA looks at the layer before the last of its vision tower, and vLLM makes no last one
+    assert all(".layers.2." in name or "post_layernorm" in name for one in told for name in one["not_located"])
+    assert family.startswith("llava") or not any(one["not_located"] for one in told)
     assert all(one["read_back"] >= 8 for one in told[1:])
     assert share(tmp_path / "here", tmp_path / "there") == 1
 
