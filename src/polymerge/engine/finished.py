@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -123,7 +123,7 @@ def said_with(device: str = "cpu", settings: Iterable[Setting] = (), **what: Any
     settings  whose methods count if they work on whole matrices
     """
     rows = {setting.method: setting.row for setting in settings if setting.whole}
-    packages = ("polymerge", "numpy", *(("torch",) if device != "cpu" else ()))
+    packages = ("polymerge", "numpy", "scipy", *(("torch",) if device != "cpu" else ()))
     libraries = [
         {name: library.get(name) for name in ("internal_api", "version", "architecture", "threading_layer")}
         for library in threadpool_info()
@@ -131,11 +131,17 @@ def said_with(device: str = "cpu", settings: Iterable[Setting] = (), **what: Any
     ]
     beside = {
         "device": device,
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: found for package in packages if (found := _version(package))},
         "linear algebra": sorted(libraries, key=str),
         "methods": {name: _source(method_function(row)) for name, row in rows.items()},
     }
     return json.dumps({**what, **beside}, indent=1, sort_keys=True)
+
+
+def _version(package: str) -> str:
+    with suppress(PackageNotFoundError):  # eigenvectors are SciPy's where it is installed
+        return version(package)
+    return ""
 
 
 def _source(function: Callable[..., Any]) -> str:

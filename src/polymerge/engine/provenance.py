@@ -35,7 +35,7 @@ _STEP = ("name", "canonical", "fate", "dtype", "shape", "setting", "reason")
 _PAIR = (*_STEP, "rank", "scaling", "adapters")
 _LEFT_OUT = ("input", "name", "reason")
 
-_PACKAGES = ("numpy", "numba", "torch", "transformers", "safetensors")
+_PACKAGES = ("numpy", "scipy", "numba", "torch", "transformers", "safetensors")
 
 
 def provenance(plan: Plan, known: Mapping[Path, Identity], command: Sequence[str], output: Mapping[str, Any]) -> str:
