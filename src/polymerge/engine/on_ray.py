@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -66,14 +66,9 @@ class Carried:
     worked: tuple[Worked, ...] = ()
 
 
-@contextmanager
-def on_cluster(address: str | None) -> Iterator[Any]:
-    """Connect to a cluster, as `connected` does; yields None without an address."""
-    if address is None:
-        yield None
-        return
-    with connected(address) as ray:
-        yield ray
+def on_cluster(address: str | None) -> AbstractContextManager[Any]:
+    """Connect to a cluster, as `connected` does; None without an address."""
+    return nullcontext() if address is None else connected(address)
 
 
 def merge_shards(

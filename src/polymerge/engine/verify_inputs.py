@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +73,7 @@ def _finding(entry: _Input, made: set[str], sha256: bool) -> Finding:
         return Finding(entry.label, None, "the output of an earlier stage, which is not kept")
     wrong, files, compared = [], dict.fromkeys([*entry.sampled, *entry.sha256]), 0
     try:
-        for name, file in _places(entry, files):
+        for name, file in _places(entry, files).items():
             told = [(sampled_digest, entry.sampled.get(name))]
             told += [(file_digest, entry.sha256.get(name))] if sha256 or not entry.sampled else []
             known = [(digest, said) for digest, said in told if said is not None]
@@ -93,7 +93,7 @@ def _finding(entry: _Input, made: set[str], sha256: bool) -> Finding:
     return Finding(entry.label, True, f"{entry.source}: {compared} file(s), by {how}")
 
 
-def _places(entry: _Input, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
+def _places(entry: _Input, names: Iterable[str]) -> dict[str, Path]:
     """Where the files of an input are now; raises CheckpointError or RecipeError where one cannot be had."""
     base, adapter = split_source(entry.pinned or entry.source)
     folders = {"": locate(base), _ADAPTER: locate(adapter) if adapter else Path()}
@@ -103,4 +103,4 @@ def _places(entry: _Input, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
         folder = folders[mark] if folders[mark].is_dir() else folders[mark].parent
         found[name] = folder / name.removeprefix(mark)
     fetch_all(found.values())
-    yield from found.items()
+    return found
