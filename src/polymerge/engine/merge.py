@@ -37,7 +37,7 @@ from polymerge.engine.opening import (
 )
 from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.pool import Progress, Tally
-from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
+from polymerge.engine.provenance import RECORD, command_line, digests_of, found_out, provenance
 from polymerge.engine.shard_tasks import Worked
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
@@ -210,6 +210,7 @@ def merge(
             **writer.counted(),
             **({"overflow": dict(done.overflow.allowed)} if done.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
+            "sampled": digests_of(folder),
         }
         wait(identities.values())  # so that every file has been read by now, and all that have changed are named
         refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})
