@@ -100,7 +100,7 @@ def test_what_was_changed_since_is_refused(output: Path, hub: Standin) -> None:
     next(output.glob("*.index.json"), output / "tokenizer.json").unlink()
     ran = cli("push", output, "me/merge", "--no-verify")
     assert ran.status == 2
-    for words in ("config.json is changed since", "extra.txt is new since", " is missing since", "--force"):
+    for words in ("'config.json' is changed since", "'extra.txt' is new since", " is missing since", "--force"):
         assert words in ran.err, words
     assert "me/merge" not in hub.repositories
     ran = cli("push", output, "me/merge", "--no-verify", "--force", "--json")
@@ -115,7 +115,7 @@ def test_weights_that_were_changed_are_refused(output: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert f"{file.name} is changed since it was written" in cli("push", output, "me/merge", "--no-verify").err
+    assert f"'{file.name}' is changed since it was written" in cli("push", output, "me/merge", "--no-verify").err
 
 
 def test_a_folder_that_polymerge_did_not_write(tmp_path: Path, hub: Standin) -> None:

@@ -145,7 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-            self.server.repositories[name] = Repository(private=asked.get("private", False))
+            self.server.repositories[name] = Repository(
+                private=asked.get("private") or asked.get("visibility") == "private"
+            )
             (self.server.uploads / name).mkdir(parents=True)
             self._json({"url": f"{self.server.url}/{name}", "name": name, "id": name})
         elif "/preupload/" in path:

@@ -149,7 +149,7 @@ def _changes(path: Path, known: Mapping[str, str]) -> Iterator[PolymergeError]:
         if names:
             are = "is" if len(names) == 1 else "are"
             yield RecipeError(
-                f"{path}: {listed(sorted(names))} {are} {what} since it was written; say `force` to upload it"
+                f"{path}: {listed(sorted(names))} {are} {what} since it was written. Merge again, or say `force`"
             )
 
 
