@@ -16,6 +16,9 @@ from polymerge.engine import upload
 from polymerge.errors import OutputError, PolymergeError
 from running import checkpoint, cli, linear, merged, small_llama
 
+# huggingface_hub hands a file to httpx as `data`
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 CARD = "---\nlicense: {}\n---\n# a model\n"
 
 

@@ -96,7 +96,7 @@ def push(
 
 def _no_bars() -> None:
     """Where nobody looks at a terminal, huggingface_hub draws no bars on it."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
@@ -247,13 +246,13 @@ def _kernels() -> Kernels:
 
 def _places() -> Iterator[Place]:
     """The folders that polymerge writes to, each with what is free on its disk."""
-    for use, find in (
-        ("models of the hub", hub_cache),
-        ("what polymerge remembers", partial(own_cache, "")),
-        ("temporary files", lambda: Path(tempfile.gettempdir())),
-        ("this folder", Path.cwd),
-    ):
-        path = find()
+    places = {
+        "models of the hub": hub_cache(),
+        "what polymerge remembers": own_cache(""),
+        "temporary files": Path(tempfile.gettempdir()),
+        "this folder": Path.cwd(),
+    }
+    for use, path in places.items():
         there = next(folder for folder in (path, *path.parents) if folder.is_dir())
         yield Place(use, str(path), shutil.disk_usage(there).free)
 

@@ -119,7 +119,7 @@ def stated_in(model: str, card: str | None) -> Stated:
 
 def conflicts(stated: Sequence[Stated]) -> Iterator[str]:
     """Sentences on licences that do not go together, or that bind the whole merge; none for unknown ones."""
-    known = [(one, TERMS[one.licence]) for one in stated if one.licence in TERMS]
+    known = [(one, TERMS[one.licence]) for one in stated if one.licence is not None and one.licence in TERMS]
     for one, terms in known:
         if terms.closed:
             yield f"{one.model} ({one.licence}) may not be shared in changed form, and a merge is one: do not share it."

@@ -19,7 +19,7 @@ from polymerge.methods.table import METHODS
 from polymerge.planning import Input, Plan
 from polymerge.planning.text_words import vocabulary_words
 
-__all__ = ["model_card", "read_card", "section", "with_section"]
+__all__ = ["model_card", "read_card", "to_complete", "with_section"]
 
 
 def model_card(plan: Plan, name: str, config: Mapping[str, Any], lost: Mapping[str, float]) -> str:
@@ -47,26 +47,30 @@ def model_card(plan: Plan, name: str, config: Mapping[str, Any], lost: Mapping[s
         listed = list(range(len(plan.inputs)))
     inputs = [f"| {_named(plan.inputs[place])} | {', '.join(roles(plan, place))} |" for place in listed]
     said = _front(front, _commits(plan))
-    stated = [_stated(entry) for entry in plan.inputs]
     asked = yaml.safe_dump(dict(plan.recipe), sort_keys=False, allow_unicode=True).strip()
     record = f"`{RECORD}` holds the digests of all inputs, the plan's hash and the versions used."
     text = ["---", said, "---", "", f"# {name}", "", made, "", f"| {kind} | role |", "|---|---|", *inputs, "", *lines]
-    text += ["", "```yaml", asked, "```", "", "## Licences of what went in", ""]
-    text += section("licences", licence_lines(stated))
-    return "\n".join([*text, "", "## Measured", "", *section("measured", ["Nothing yet."]), "", record, ""])
+    return "\n".join([*text, "", "```yaml", asked, "```", "", *to_complete(plan.inputs), "", record, ""])
 
 
-def section(name: str, lines: Sequence[str]) -> list[str]:
+def to_complete(inputs: Sequence[Input]) -> list[str]:
+    """The end of a card, which `push` completes: licences as the cards at hand state them, and what was measured."""
+    licences = _section("licences", licence_lines([_stated(entry) for entry in inputs]))
+    measured = _section("measured", ["Nothing yet."])
+    return ["## Licences of what went in", "", *licences, "", "## Measured", "", *measured]
+
+
+def _section(name: str, lines: Sequence[str]) -> list[str]:
     """Lines of a card between marks by which `with_section` finds them again."""
     return [f"<!-- polymerge: {name} -->", *lines, f"<!-- polymerge: end of {name} -->"]
 
 
 def with_section(card: str, name: str, lines: Sequence[str]) -> str | None:
     """A card with other lines between the marks of a section; None if it has no such marks any more."""
-    first, *_, last = section(name, ())
+    first, *_, last = _section(name, ())
     before, found, rest = card.partition(first)
     _, closed, after = rest.partition(last)
-    return "".join([before, "\n".join(section(name, lines)), after]) if found and closed else None
+    return "".join([before, "\n".join(_section(name, lines)), after]) if found and closed else None
 
 
 def _front(front: Mapping[str, Any], commits: Mapping[str, str]) -> str:

@@ -272,10 +272,7 @@ def _told(repository: str) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             raise RecipeError(f"{repository}: HF_HUB_OFFLINE is set. Unset it to upload") from None
         raise OutputError(f"{repository}: the hub cannot be reached ({_line(error)}). Try again") from None
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # of metadata that the hub refuses, or of a file
+    except (ValueError, OSError, RuntimeError) as error:  # of metadata, of a file, or of the storage for large ones
         raise OutputError(f"{repository}: was not uploaded: {_line(error)}") from None
 
 

@@ -22,7 +22,7 @@ function chart(figure) {
   let at = -1;
   let shown = null;
   const canvas = el("div");
-  const plot = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${figure.title}. Arrow keys walk through its numbers; below it they are a table.` }, canvas);
+  const plot = el("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${figure.title}. Arrow keys walk through its numbers.` }, canvas);
   const about = el("span", { class: "about" }, view.about);
   const numbers = el("details", { toggle: () => { if (numbers.open) list(); } }, el("summary", {}, "Numbers"));
   const choice = figure.views.length < 2 ? null : el("select", {
