@@ -90,7 +90,7 @@ def test_a_missing_package_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
     assert extras["adapters"] == ("peft",)
     assert extras["optuna"] == ("optuna",)
     assert [one.trouble for one in found.optional if one.name == "optuna"] == [
-        "0.9.1 is older than 4.0: pip install --upgrade 'optuna>=4.0'"
+        "0.9.1 is older than 4.0: pip install -U 'optuna>=4.0'"
     ]
     assert found.problems == ("msgspec: is not installed: pip install 'msgspec>=0.19'",)  # optional ones are none
 
@@ -106,7 +106,7 @@ def test_a_package_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(installation, "import_module", import_module)
     ran = cli("doctor")
     assert ran.status == 1
-    assert "pyyaml: does not import (OSError: libyaml.so: cannot open shared object file): pip install" in ran.out
+    assert "pyyaml: does not import (OSError: libyaml.so: cannot open shared object file). Reinstall it" in ran.out
     assert json.loads(cli("doctor", "--json").out)["problems"][0].startswith("pyyaml: does not import")
 
 

@@ -197,7 +197,7 @@ def _found(name: str, low: str) -> Package:
         own = version(name)
     except PackageNotFoundError:
         return Package(name, None, low, f"is not installed: pip install '{name}{f'>={low}' if low else ''}'")
-    old = f"{own} is older than {low}: pip install --upgrade '{name}>={low}'" if _below(own, low) else ""
+    old = f"{own} is older than {low}: pip install -U '{name}>={low}'" if _below(own, low) else ""
     return Package(name, own, low, old)
 
 
@@ -209,7 +209,7 @@ def _imported(name: str, low: str) -> Package:
             import_module(_NO_IMPORT.get(name, name.replace("-", "_")))
         except Exception as error:  # a broken package may raise anything while it is imported
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            return Package(name, found.version, low, f"does not import ({said}): pip install --force-reinstall {name}")
+            return Package(name, found.version, low, f"does not import ({said}). Reinstall it")
     return found
 
 
