@@ -23,6 +23,7 @@ __all__ = ["Ranges", "open_ranges", "opened_ranges"]
 
 _CHUNK: Final = 8 << 20
 _AHEAD: Final = 2
+_BEHIND: Final = 16  # chunks by which threads that read one file may be apart
 _KEPT: Final = 32
 """Chunks of all files together: 256 MiB."""
 _AT_ONCE: Final = 12
@@ -60,13 +61,26 @@ def opened_ranges(file: Path) -> Iterator[Ranges]:
 
 
 class _LocalFile:
-    """A file on a disk; what the system refuses is an OSError."""
+    """A file on a disk; what the system refuses is an OSError.
+
+    The system reads ahead by itself, but for 128 KiB or so, which a merge has used up before the next block of the same
+    file is wanted: so it is told of the next chunks, and the disk is busy while others compute.
+    """
 
     def __init__(self, file: Path) -> None:
         self._descriptor = open_descriptor(file)
         self.size = os.fstat(self._descriptor).st_size
+        self._told = 0
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
+        number = (offset + len(buffer)) // _CHUNK
+        last, told = number + _AHEAD, self._told
+        if last > told or last < told - _BEHIND:  # a second pass begins anew
+            first = told + 1 if number < told < last else number
+            self._told = last
+            if hasattr(os, "posix_fadvise"):
+                length = (last + 1 - first) * _CHUNK
+                os.posix_fadvise(self._descriptor, first * _CHUNK, length, os.POSIX_FADV_WILLNEED)
         return os.preadv(self._descriptor, [buffer], offset)
 
     def pread_all(self, places: Sequence[tuple[int, int]]) -> Iterator[bytes]:
