@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from polymerge.checkpoints import open_checkpoint, stores
 from polymerge.checkpoints.files import read_blocks
+from polymerge.checkpoints.folder import bring
 from polymerge.checkpoints.hub import locate, restore, split_revision
 from polymerge.checkpoints.identity import changed_since, content_digest, file_digest, sampled_digest, sha256_of
 from polymerge.checkpoints.ranges import opened_ranges
@@ -99,6 +100,12 @@ def test_torch_files_come_as_a_whole_and_a_file_can_be_named(bucket: Any, tmp_pa
     opened = open_checkpoint("old", locate("memory://bucket/old"))
     assert set(opened.entries) == {"a", "b"}
     assert stored_at(opened.files[0]) is None
+    assert not list(changed_since(opened.stamps))
+    folder = locate("memory://bucket/model")
+    before = open_checkpoint("far", folder)
+    bring("memory://bucket/model", folder)
+    assert (folder / "model.safetensors").read_bytes() == save(TENSORS)
+    assert not list(changed_since(before.stamps))
     one = open_checkpoint("file", locate("memory://bucket/model/model.safetensors"))
     assert set(one.entries) == {"a", "b"}
 

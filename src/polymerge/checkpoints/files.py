@@ -95,8 +95,9 @@ def read_file(file: Path) -> Contents:
             "%s: '%s' is not a safetensors file, so it has to be downloaded in full", remote.repository, remote.name
         )
         fetch_all([file])
-    if torch:
-        bring_stored(file)
+    if torch and (stored := stored_at(file)) is not None:
+        log.warning("%s: is not a safetensors file, so it has to be downloaded in full", stored.url)
+        bring_stored([file])
     if stored_at(file) is None:
         check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))

@@ -21,7 +21,7 @@ from polymerge.checkpoints.hub import companions, missing_remote, remote_of
 from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
 from polymerge.checkpoints.names import unwrapped
 from polymerge.checkpoints.prefetch import fetch_all
-from polymerge.checkpoints.stores import stored_at
+from polymerge.checkpoints.stores import bring_stored, stored_at, view_of
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
 from polymerge.paths import exists, given_path
@@ -303,10 +303,9 @@ def bring(source: str, folder: Path) -> None:
 
     folder  the result of `locate` for `source`; nothing happens for a local one
 
-    raises RecipeError if there are no weights, or they are not accessible, CheckpointError if the hub fails.
+    raises RecipeError if there are no weights, or they are not accessible, CheckpointError if the hub or store fails.
     """
-    remote = remote_of(folder)
-    if remote is None:
+    if remote_of(folder) is None and view_of(folder) is None:
         return
     if is_adapter(folder):
         weights = list(open_adapter(source, folder).files)
@@ -317,3 +316,4 @@ def bring(source: str, folder: Path) -> None:
             names |= set(read_index(folder / chosen.index).values())
         weights = [folder / name for name in sorted(names)]
     fetch_all([*companions(folder), *weights])
+    bring_stored(weights)

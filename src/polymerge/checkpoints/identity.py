@@ -124,6 +124,8 @@ def changed_since(stamps: Stamps) -> Iterator[CheckpointError]:
             now = Stamp(found[0], 0, 0, 0, 0, found[1]) if (found := objects[file]) else None
         else:
             now = stamp_of(file)
+            if before and before.tag and now and view_of(file) and now.size == before.size:
+                continue  # it has been fetched since
         # a file that was replaced has another time of change; another number alone comes of network filesystems that
         # number a file anew once they have forgotten it
         if before is not None and (now is None or (before[:3], before.tag) != (now[:3], now.tag)):

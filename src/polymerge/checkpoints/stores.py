@@ -12,7 +12,6 @@ headers lie between the data, are copied as a whole.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -32,7 +31,15 @@ import msgspec
 from polymerge.checkpoints.bounds import INDEX_BYTES, read_bounded
 from polymerge.checkpoints.discovery import COMPANIONS, LAYOUTS, is_plain, matters
 from polymerge.durable import rename_new, sync, sync_tree, writing
-from polymerge.errors import CheckpointError, MissingExtraError, OutputError, PolymergeError, RecipeError, StoppedError
+from polymerge.errors import (
+    CheckpointError,
+    MissingExtraError,
+    OutputError,
+    PolymergeError,
+    RecipeError,
+    StoppedError,
+    human_size,
+)
 from polymerge.paths import own_cache
 
 __all__ = [
@@ -59,8 +66,6 @@ _AT_ONCE: Final = 8
 _TRIES: Final = 4
 _PAUSE: Final = 0.5  # seconds after the first failed try, twice as many after each further one
 _TAGS: Final = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created")
-
-log = logging.getLogger("polymerge")
 
 
 @dataclass(frozen=True)
@@ -214,13 +219,25 @@ def read_range(stored: Stored, start: int, stop: int) -> bytes:
     return data
 
 
-def bring_stored(file: Path) -> None:
-    """Put the object itself in the place of the link that stands for it; for any other path nothing happens."""
-    if (stored := stored_at(file)) is not None:
-        log.warning("%s: is not a safetensors file, so it has to be fetched in full", stored.url)
-        _get(stored.url, stored.size, fresh := file.with_name(f".{file.name}.{token_hex(8)}"))
-        with writing(file):
+def bring_stored(files: Iterable[Path]) -> None:
+    """Put objects themselves in the place of the links that stand for them; with any other paths nothing happens.
+
+    raises CheckpointError if the disk has no room for them, or the store fails.
+    """
+    wanted = {file: stored for file in files if (stored := stored_at(file)) is not None}
+    needed = sum(stored.size for stored in wanted.values())
+    if wanted and needed > (free := shutil.disk_usage(own_cache("stores")).free):
+        raise CheckpointError(
+            f"{own_cache('stores')}: {human_size(needed)} have to be fetched from a store, the disk has "
+            f"{human_size(free)} free. XDG_CACHE_HOME names where caches are"
+        )
+    for file, stored in wanted.items():
+        fresh = file.with_name(f".{file.name}.{token_hex(8)}")
+        try:
+            _get(stored.url, stored.size, fresh)
             fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def tag_of(info: Mapping[str, Any]) -> str:
