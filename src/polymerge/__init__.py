@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from polymerge.engine.extract import extract
     from polymerge.engine.installation import doctor
     from polymerge.engine.merge import Merged, fold, merge
-    from polymerge.engine.upload import push
+    from polymerge.engine.pushing import push
     from polymerge.engine.verify import Verification, verify
     from polymerge.errors import PolymergeError
     from polymerge.evaluation.comparison import compare_files as compare
@@ -129,7 +129,7 @@ _HOMES = {
     "new_recipe": "planning.first_recipe",
     "overlap": "analysis.overlap",
     "plan": "planning:make_plan",
-    "push": "engine.upload",
+    "push": "engine.pushing",
     "read_recipe": "recipe.parsing",
     "report": "reporting.reports",
     "search": "tuning.search",

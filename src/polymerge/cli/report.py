@@ -74,7 +74,7 @@ def push(
     Its card gets the licences of all inputs, as their cards state them, with a word where they do not go together, and
     what was measured. You have to be logged in (`hf auth login`).
     """
-    from polymerge.engine.upload import push as run
+    from polymerge.engine.pushing import push as run
     from polymerge.evaluation.results import read_results, results_beside
 
     with collecting(needed=True):

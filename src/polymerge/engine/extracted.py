@@ -63,8 +63,15 @@ class Extracted(Table):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each module: its rank, the norm of its difference, and the share of it that the rank leaves out."""
+        several = any(one.experts for one in self.modules.values())
         return [
-            {"module": name, "rank": one.rank, "norm": one.norm, "error": one.error}
+            {
+                "module": name,
+                **({"experts": one.experts or None} if several else {}),
+                "rank": one.rank,
+                "norm": one.norm,
+                "error": one.error,
+            }
             for name, one in self.modules.items()
         ]
 
@@ -116,6 +123,8 @@ def card(plan: Extraction, name: str, found: Extracted) -> str:
     ranks = sorted({one.rank for one in found.modules.values()})
     said = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
     base = plan.base.checkpoint.source
+    together = "All experts of a layer are one parameter: PEFT loads their factors from 0.19 on (`target_parameters`)."
+    experts = [together, ""] if any(one.experts for one in found.modules.values()) else []
     named = [f"base_model: {base}", "base_model_relation: adapter"]
     front = ["---", *(named if plan.base.checkpoint.source.count("/") == 1 else [])]
     lines = [
@@ -124,6 +133,7 @@ def card(plan: Extraction, name: str, found: Extracted) -> str:
         "truncated by SVD.", "",
         f"{len(found.modules)} modules of rank {said}; {found.error:.1%} of their differences' norm is left out"
         + (f", and what differs in {len(found.left_out)} other tensors." if found.left_out else "."), "",
+        *experts,
         *to_complete([plan.tuned.summary(), plan.base.summary()]), "",
         f"`{RECORD}` holds the error of each module, the digests of both models and the versions used.", "",
     ]  # fmt: skip

@@ -12,7 +12,7 @@ import yaml
 
 import polymerge
 from hub_standin import Standin, empty_cache, sharded
-from polymerge.engine import upload
+from polymerge.engine import pushing
 from polymerge.errors import OutputError, PolymergeError
 from running import checkpoint, cli, linear, merged, small_llama
 
@@ -166,7 +166,7 @@ def test_an_output_that_does_not_load_is_not_uploaded(output: Path, hub: Standin
 
 def test_a_card_keeps_the_words_of_its_owner() -> None:
     card = "---\ntags: [x]\nlicense: mit\n---\nMy words\n"
-    assert upload._with_licence(card, "gpl-3.0") == "---\ntags: [x]\nlicense: gpl-3.0\n---\nMy words\n"
-    assert upload._with_licence("My words", "mit") == "---\nlicense: mit\n---\n\nMy words"
+    assert pushing._with_licence(card, "gpl-3.0") == "---\ntags: [x]\nlicense: gpl-3.0\n---\nMy words\n"
+    assert pushing._with_licence("My words", "mit") == "---\nlicense: mit\n---\n\nMy words"
     with pytest.raises(PolymergeError):
         polymerge.push("nowhere", "a/b")
