@@ -15,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any, Final
 
-from polymerge.checkpoints.hub_api import hub_cache, own_cache
+from polymerge.checkpoints.hub_api import hub_cache
 from polymerge.errors import human_size
+from polymerge.paths import own_cache
 from polymerge.tables import Table
 
 __all__ = ["Extra", "Installation", "Kernels", "Package", "Place", "doctor"]

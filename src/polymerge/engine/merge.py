@@ -233,7 +233,7 @@ def merge(
             **writer.counted(),
             **({"overflow": dict(done.overflow.allowed)} if done.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
-            "sampled": digests_of(folder),
+            **({"sampled": digests_of(folder)} if upload is None else {}),  # of a store only headers are here
         }
         wait(identities.values())  # so that every file has been read by now, and all that have changed are named
         refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})

@@ -134,8 +134,8 @@ def _changes(path: Path, known: Mapping[str, str]) -> Iterator[PolymergeError]:
     """An error for each way in which a folder is not as it was written."""
     if not known:
         yield RecipeError(
-            f"{path}: its {RECORD} has no digests of the files that were written, as older ones have none, so "
-            "nothing tells whether they were changed. Merge again, or say `force`"
+            f"{path}: its {RECORD} has no digests of the files that were written, as older ones and those in stores, "
+            "so nothing tells whether they were changed. Merge again, or say `force`"
         )
         return
     written = known.keys() - _NOT_COMPARED
