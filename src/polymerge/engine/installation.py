@@ -33,6 +33,7 @@ SERVES: Final[Mapping[str, str]] = {
     "embeddings": "compare the answers of a search by embedding",
     "vllm": "run models by vLLM in this environment",
     "ray": "merge, search and evaluate on a cluster",
+    "stores": "models and outputs in object stores (s3://, gs://)",
     "lm-eval": "text benchmarks by lm-eval in this environment",
     "datasets": "prompts from datasets of the hub",
     "captions": "BLEU, METEOR, ROUGE-L and CIDEr",
