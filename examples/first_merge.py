@@ -19,6 +19,7 @@ import random
 from pathlib import Path
 
 import altair as alt
+from PIL import Image
 from transformers import AutoProcessor
 from transformers.utils.logging import disable_progress_bar
 
@@ -104,8 +105,6 @@ picture = write_questions([asked], work / "asked").with_name("0.png")
 print(asked.prompt, "- the answer is", asked.answer)
 
 # %%
-from PIL import Image  # noqa: E402
-
 show(Image.open(picture).resize((128, 128), Image.Resampling.NEAREST))
 
 
@@ -174,10 +173,8 @@ for group in ("perception", "unseen"):
     tasks[group] = write_questions(random.Random(1).sample(own, 300), work / group)
 scores = []
 for name, model in (("before", vlm), ("after", merged.folder)):
-    run = pm.evaluate(
-        model, tasks, work / name, name=name, scorer="exact", max_new_tokens=3, generation=options.generation, force=True
-    )  # fmt: skip
-    scores.append(run)
+    how = {"scorer": "exact", "max_new_tokens": 3, "generation": options.generation}
+    scores.append(pm.evaluate(model, tasks, work / name, name=name, force=True, **how))
 compared = pm.compare(scores, template="before")
 for gain in compared.gains:
     print(f"{gain.column}: {gain.value:+.1f} points, 95 % interval {gain.low:+.1f} to {gain.high:+.1f}")
