@@ -1,12 +1,14 @@
-# Everything from a fresh clone: `make demo` runs the story on small models, `make test` checks the code.
+# Everything from a fresh clone: `make demo` runs the story on small models, `make test` checks the code, `make docs`
+# builds the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS := $(VENV)-docs
+OLDEST := $(VENV)-oldest
 CHECKED := src tests benchmarks examples tools
 
-.PHONY: demo test lint types tests format bench clean
+.PHONY: demo test lint types tests format bench docs oldest clean
 
 demo: $(READY)
 	$(BIN)/polymerge demo
@@ -30,6 +32,24 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/merge.py
 
+# a link or a reference that leads nowhere ends it; what it needs is no part of the tests' environment
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --quiet
+
+# the tests of the core, with the oldest versions that pyproject.toml allows of what the core needs
+oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -q tests/recipe tests/planning/test_plan.py tests/checkpoints tests/methods tests/engine/test_executor.py tests/cli
+
+$(DOCS)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+$(OLDEST)/.ready: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt --editable . pytest hypothesis
+	touch $@
+
 # torch first and by itself: whatever comes after it finds it there and asks for no other build
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +58,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) $(DOCS) $(OLDEST) build demo-output
