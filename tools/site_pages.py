@@ -52,7 +52,8 @@ def _cell(cell: dict[str, Any]) -> Iterator[str]:
     for output in cell["outputs"]:
         data = output.get("data", {})
         if "image/png" in data:
-            yield f'<div class="shown"><img alt="what the code above draws" src="data:image/png;base64,{data["image/png"]}"></div>'
+            picture = f"data:image/png;base64,{data['image/png']}"
+            yield f'<div class="shown"><img alt="what the code above draws" src="{picture}"></div>'
         elif "text/html" in data:
             yield f'<div class="shown">{_short("".join(data["text/html"]))}</div>'
         else:
@@ -66,7 +67,9 @@ def _short(table: str, rows: int = 12) -> str:
     if len(found) <= rows + 1:
         return table
     head, *body = found
-    return f"<table><thead>{head}</thead><tbody>{''.join(body[:rows])}</tbody></table><p>and {len(body) - rows} more</p>"
+    return (
+        f"<table><thead>{head}</thead><tbody>{''.join(body[:rows])}</tbody></table><p>and {len(body) - rows} more</p>"
+    )
 
 
 def commands() -> str:
@@ -114,7 +117,7 @@ def python() -> str:
         module, _, own = polymerge._HOMES[name].partition(":")
         lines += [f"::: polymerge.{module}.{own or name}", ""]
         if own:
-            lines += ["    options:", f"      heading: {name}", ""]
+            lines += ["    options:", f"      heading: {name}", f"      toc_label: {name}", ""]
     return "\n".join(lines)
 
 
