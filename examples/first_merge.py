@@ -164,8 +164,8 @@ show(merged.verification)
 # ## Before and after
 #
 # The same questions for both models; the intervals are those of a bootstrap over pairs of answers to one question. The
-# merged model gains where it is asked for arithmetic that the VLM never saw. What it loses in perception is within noise
-# on so few questions; the demo (`make demo`) asks more of them, and there it is not.
+# merged model gains where it is asked for arithmetic that the VLM never saw. What it loses in perception is within
+# noise on so few questions; the demo (`make demo`) asks more of them, and there it is not.
 
 # %%
 tasks = {}
