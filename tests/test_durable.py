@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pytest
 
 from polymerge import durable
-from polymerge.durable import UNFINISHED, exchange, rename_new, sync_tree, write_file
+from polymerge.durable import UNFINISHED, begin_flush, exchange, rename_new, sync_tree, write_file
 from polymerge.errors import OutputError
 
 
@@ -246,3 +246,31 @@ def test_what_a_killed_process_leaves_is_hidden_and_named(tmp_path: Path, monkey
     write_file(tmp_path / "a", "text")
     (left,) = names(tmp_path)
     assert left.startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "asked"),
+    [(0, 8192, [(0, 8192)]), (1, 8192, [(4096, 4096)]), (4096, 12287, [(4096, 4096)]), (5, 8191, []), (7, 7, [])],
+)
+def test_only_full_pages_are_sent_to_the_disk_ahead(
+    start: int, stop: int, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(durable, "_sync_file_range", lambda: lambda *given: seen.append(given))
+    begin_flush(3, start, stop)
+    assert seen == [(3, first, size, 2) for first, size in asked]
+
+
+def test_a_file_that_is_sent_ahead_is_as_it_was_written(tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    with (tmp_path / "a").open("wb", buffering=0) as file:
+        for start in range(0, len(data), 700_001):
+            file.write(data[start : start + 700_001])
+            begin_flush(file.fileno(), start, min(start + 700_001, len(data)))
+    assert (tmp_path / "a").read_bytes() == data
+    begin_flush(9999, 0, 1 << 20)  # what the system refuses is no matter of a hint
+
+
+def test_a_system_without_the_call_waits_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable.ctypes, "CDLL", lambda _: object())
+    assert durable._sync_file_range.__wrapped__() is None

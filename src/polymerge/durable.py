@@ -14,7 +14,7 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from polymerge.errors import OutputError
 
 __all__ = [
     "UNFINISHED",
+    "begin_flush",
     "exchange",
     "flush",
     "make_folder",
@@ -54,6 +55,8 @@ _NEXT_STEP: Final = {
     errno.ELOOP: "Its links lead in a circle: choose another place",
 }
 _AT_FDCWD: Final = -100
+_PAGE: Final = 4096
+_WITHOUT_WAITING: Final = 2
 _LINUX_NO_REPLACE, _LINUX_EXCHANGE = 1, 2
 _MAC_EXCHANGE, _MAC_NO_REPLACE = 2, 4
 _NOT_SUPPORTED: Final = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -160,6 +163,25 @@ def flush(descriptor: int) -> None:
         # Some network filesystems store names at once and have no such call for folders.
         if error.errno not in _NOT_SUPPORTED or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise
+
+
+def begin_flush(descriptor: int, start: int, stop: int) -> None:
+    """Have the system write bytes `start` to `stop` of a file to the disk from now on; a hint, which nothing relies on.
+
+    Full pages only: the next bytes go into the last one, which could not be written to while it is on its way.
+    """
+    first, last = -(-start // _PAGE) * _PAGE, stop // _PAGE * _PAGE
+    if first < last and (call := _sync_file_range()) is not None:
+        call(descriptor, first, last - first, _WITHOUT_WAITING)  # what cannot be stored is told by `flush`
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """Linux's call of this name, None elsewhere."""
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is not None:
+        call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return call
 
 
 def sync(path: Path) -> None:

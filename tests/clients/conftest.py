@@ -8,20 +8,20 @@ import pytest
 
 from environments import folder
 from polymerge.inference.programs import comparing
-from warm_workers import WarmWorkers
+from warm_programs import WarmPrograms
 
 
 @pytest.fixture(scope="session")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmWorkers]:
-    made = WarmWorkers(tmp_path_factory.mktemp("workers"))
+def programs() -> Iterator[WarmPrograms]:
+    made = WarmPrograms()
     yield made
     made.close()
 
 
 @pytest.fixture
-def warm(workers: WarmWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers stay alive between tests."""
-    monkeypatch.setattr(comparing, "run_worker", workers.run)
+def warm(programs: WarmPrograms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs stay alive between tests."""
+    monkeypatch.setattr(comparing, "ask", programs.ask)
 
 
 @pytest.fixture

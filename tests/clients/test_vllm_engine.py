@@ -26,7 +26,7 @@ WORDS = (
 def by_vllm(vllm: str, length: int = 1024) -> tuple[str, ...]:
     small = {"max_model_len": length, "kv_cache_memory_bytes": 1 << 26}
     options = [word for name, value in small.items() for word in ("--engine-option", f"{name}={value}")]
-    return ("--engine", "vllm", "--engine-env", vllm, *options)
+    return ("--engine", "vllm", "--environment", vllm, *options)
 
 
 def answers_in(run: Path) -> dict[str, dict[Any, str]]:

@@ -385,6 +385,60 @@ def test_the_scores_of_vlmevalkit(work: Path) -> None:
     assert found["MMStar"].settings == {"scorer": "acc.csv: split none: Overall"}
 
 
+def short(*matches: str) -> list[dict[str, Any]]:
+    """Rows of short answers, with how well each right answer is matched."""
+    return [
+        {"index": n, "prediction": "7", "answer": "7", "eval_match": f"[{one}]",
+         "eval_score": sum(map(float, one.split(", "))) / len(one.split(", "))}
+        for n, one in enumerate(matches)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("matches", "score", "right"),
+    [
+        (("1.0", "0.0", "1.0", "0.0"), 50.0, 2.0),  # GQA
+        (("0.3, 0.6", "0.0, 1.0", "1.0, 1.0", "0.0, 0.0"), 48.75, 1.95),  # TextVQA: the mean
+        (("0.0, 1.0", "0.0, 0.0", "1.0, 1.0", "0.0, 0.0"), 50.0, 2.0),  # OCRVQA: the best
+        (("0.25, 1.0", "0.8, 0.9", "0.0", "0.5"), 56.25, 2.25),  # DocVQA: distances, of which far ones are nothing
+    ],
+)
+def test_short_answers_of_vlmevalkit_are_counted(
+    matches: tuple[str, ...], score: float, right: float, work: Path
+) -> None:
+    run = work / "T20261125_Gabcdef12"
+    sheet(run / "mine_ChartQA_TEST_results.xlsx", short(*matches))
+    (run / "mine_ChartQA_TEST_acc.csv").write_text(f'"Overall"\n"{score}"\n')
+    found, problems = read_kit(work, "ChartQA_TEST")
+    assert problems == ""
+    task = found["ChartQA_TEST"]
+    assert (task.score, task.right, task.total) == (pytest.approx(score), pytest.approx(right), 4)
+    assert sum(task.samples.values()) == pytest.approx(right)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "score", "right", "samples"),
+    [
+        ('"split","Overall","acc"\n"Overall","82.5","75.0"\n', 82.5, 3.0, None),  # POPE: its overall number is F1
+        ('"perception","reasoning"\n"1400.5","300.0"\n', None, 3.0, None),  # MME
+        ('"split","Overall"\n"Overall","75.0"\n', 75.0, 3.0, 4),
+    ],
+)
+def test_yes_and_no_of_vlmevalkit_are_counted(
+    numbers: str, score: float | None, right: float, samples: int | None, work: Path
+) -> None:
+    run = work / "T20261125_Gabcdef12"
+    rows = [{"index": n, "prediction": "Yes", "answer": "Yes", "extracted": "Yes", "score": n < 3} for n in range(4)]
+    sheet(run / "mine_MME_auxmatch.xlsx", rows)
+    (run / "mine_MME_score.csv").write_text(numbers)
+    found, problems = read_kit(work, "MME")
+    assert problems == ""
+    task = found["MME"]
+    assert (task.score, task.right, task.total) == (score, right, 4)
+    assert (None if task.samples is None else len(task.samples)) == samples
+    assert any("they are counted alone" in note for note in task.notes) == (score == 82.5)
+
+
 def test_a_data_set_whose_name_begins_another(work: Path) -> None:
     run = work / "T20261125_Gabcdef12"
     (run / "mine_MathVista_acc.csv").write_text('"Overall"\n"10.0"\n')

@@ -130,6 +130,38 @@ def test_lines_of_today(tmp_path: Path, fields: dict[str, Any]) -> None:
     assert logs.scores == (None,) * 3
 
 
+def lm_eval_row(number: int, *likely: str, before: str = "", **fields: Any) -> dict[str, Any]:
+    """A document of lm-eval with three choices, or with one context for each of two choices."""
+    after = ["it goes on"] * len(likely) if before else [f" choice {place}" for place in range(len(likely))]
+    asked = {
+        f"gen_args_{place}": {"arg_0": f"{before} {place}" if before else "What?", "arg_1": one}
+        for place, one in enumerate(after)
+    }
+    return {"doc_id": number, "filter": "none", "metrics": ["acc"], "arguments": asked,
+            "filtered_resps": [[one, "False"] for one in likely], **fields}  # fmt: skip
+
+
+def test_samples_of_lm_eval(tmp_path: Path) -> None:
+    """Of choices it is the one with the largest log-likelihood; of filters the first."""
+    choices = [lm_eval_row(0, "-2.5", "-1.5", "-12", acc=1.0), lm_eval_row(1, "-3", "-2", before="If", acc=0.0)]
+    said = [{"doc_id": 0, "filter": name, "resps": [["It is 7."]], "filtered_resps": text, "exact_match": 1.0}
+            for name, text in (("strict", ["7"]), ("flexible", ["It is 7."]))]  # fmt: skip
+    everywhere(tmp_path, "w__m/samples_arc_easy_2026-11-30T20-24-40.543470.jsonl", lines(*choices))
+    everywhere(tmp_path, "w__m/samples_gsm8k_2026-11-30T20-24-40.543470.jsonl", lines(*said))
+    everywhere(tmp_path, "w__m/results_2026-11-30T20-24-40.543470.json", "{}")
+    logs = read_logs(tmp_path, task="arc_easy")
+    assert (logs.answers[0], logs.scores[0], logs.notes) == ({0: "choice 1", 1: "1"}, 0.5, ())
+    logs = read_logs(tmp_path, task="gsm8k")
+    assert (logs.answers[0], logs.scores[0]) == ({0: "7"}, 1.0)
+    assert logs.notes[0].endswith("40.543470.jsonl: answers as the filter strict finds them, not flexible")
+    everywhere(tmp_path, "w__m/samples_gsm8k_2026-12-01T20-24-40.543470.jsonl", lines(said[1]))
+    assert read_logs(tmp_path, task="gsm8k").answers[0] == {0: "It is 7."}
+    twice = lm_eval_row(0, "-1", "-2")
+    twice["arguments"]["gen_args_1"]["arg_0"] = ""  # of what is left when the question is taken away
+    everywhere(tmp_path, "w__m/samples_other_2026-11-30T20-24-40.543470.jsonl", lines(twice))
+    assert "a log-likelihood instead of a response" in refused(tmp_path, task="other")
+
+
 def test_what_was_scored_is_compared(tmp_path: Path) -> None:
     # by hand, of ten documents: 8 change around 0.1, 5 around 0.2, 1 around 0.4; the thoughts change everywhere
     changed = {"0.0": 0, "0.1": 4, "0.2": 8, "0.4": 9, "0.6": 9}

@@ -17,10 +17,9 @@ from polymerge import PromptSource, verify_with
 from polymerge.errors import MissingExtraError, RecipeError
 from polymerge.inference.programs import comparing
 from polymerge.inference.programs.program_table import PROGRAMS, Place
-from polymerge.inference.programs.workers import run_worker
 from programs_made import STANDINS, clone_of_standins, environment_of_standins
 from running import cli
-from warm_workers import in_this_process
+from warm_programs import in_this_process
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +39,9 @@ def right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Workers run in this process, which has loaded transformers already."""
+    """Programs run in this process, which has loaded transformers already."""
     monkeypatch.syspath_prepend(STANDINS)
-    monkeypatch.setattr(comparing, "run_worker", in_this_process)
+    monkeypatch.setattr(comparing, "ask", in_this_process)
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
         del sys.modules[name]
@@ -90,12 +89,16 @@ def test_a_program_that_does_not_load_it(vlm: Path, standin: str, monkeypatch: p
     assert "names: published" in findings(found)["program"]
 
 
-def test_a_worker_that_ends_without_a_result(tmp_path: Path) -> None:
+def test_a_program_that_ends_without_a_reply(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho first\necho the last words >&2\nexit 7\n", encoding="utf-8")
+    python.write_text("#!/bin/sh\necho the last words >&2\nexit 7\n", encoding="utf-8")
     python.chmod(0o755)
-    found = run_worker(PROGRAMS["vllm"], Place(str(python)), {}, tmp_path)
-    assert found == {"error": "it ended with exit status 7, and said last: first | the last words"}
+    said = comparing.ask(PROGRAMS["vllm"], Place(str(python)), {})["error"]
+    told = re.fullmatch(r"it has ended \(exit status 7, last said: the last words\). All it said is in (.*)", said)
+    assert told
+    log = Path(told[1])
+    assert log.read_text(encoding="utf-8") == "the last words\n"
+    log.unlink()
 
 
 @pytest.mark.usefixtures("quick")

@@ -11,8 +11,9 @@ import pytest
 
 import vllm_standin
 from polymerge.evaluation.evaluating import evaluate
-from polymerge.inference.engines import ENGINES, engine_versions, host_of
+from polymerge.inference.engines import ENGINES, engine_file
 from polymerge.inference.generation import Generation
+from polymerge.inference.programs.program_process import versions_in
 from running import cli
 from search_made import VLM, done, outcome, prompts_file, refused, words
 
@@ -36,7 +37,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stand-in is installed in the current environment."""
     folder = vllm_standin.installed(tmp_path / "installed")
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
-    engine_versions.cache_clear()
+    versions_in.cache_clear()
     return folder
 
 
@@ -46,7 +47,7 @@ def answers_in(run: Path) -> dict[str, str]:
 
 
 def test_every_engine_of_the_table_has_its_file() -> None:
-    assert [name for name, row in ENGINES.items() if row.package and not host_of(name).is_file()] == []
+    assert [name for name, row in ENGINES.items() if row.package and not engine_file(name).is_file()] == []
 
 
 @pytest.mark.usefixtures("vllm")
@@ -117,7 +118,7 @@ def test_an_engine_that_dies_loses_nothing(prompts: Path, tmp_path: Path) -> Non
     said = words(tmp_path, prompts, "--values", "0,0.5,1", "--batch-size", "4", "--engine", "vllm", run="run")
     died = cli(*said, "--engine-option", "dies_after=6")
     assert died.status == 1
-    assert "vllm has ended (exit status 7" in died.err
+    assert "vllm failed: it has ended (exit status 7" in died.err
     assert "Answers are kept: run again to go on" in died.err
     kept = answers_in(tmp_path / "run")
     assert [text.count("\n") for text in kept.values()] == [4]
@@ -161,15 +162,15 @@ def test_a_prompt_that_the_engine_refuses_is_that_prompt_s_failure(questions: Pa
 
 
 def test_an_engine_that_is_not_there(prompts: Path, tmp_path: Path) -> None:
-    engine_versions.cache_clear()
+    versions_in.cache_clear()
     said = words(tmp_path, prompts, "--values", "0,0.5,1")
     refused("--engine: there is none called 'vlm'. Did you mean 'vllm'?", *said, "--engine", "vlm")
-    refused("--engine-env: is for an engine in a process of its own", *said, "--engine-env", tmp_path)
-    refused("there is no", *said, "--engine", "vllm", "--engine-env", tmp_path)
+    refused("--environment: is for an engine in a process of its own", *said, "--environment", tmp_path)
+    refused("there is no", *said, "--engine", "vllm", "--environment", tmp_path)
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
     shutil.copy("/bin/false", python)
-    refused("its Python does not run", *said, "--engine", "vllm", "--engine-env", tmp_path)
+    refused("its Python does not run", *said, "--engine", "vllm", "--environment", tmp_path)
     refused("--workers: vllm is one engine", *said, "--engine", "vllm", "--workers", "2")
     refused("--device: 'cuda'", *said, "--engine", "vllm", "--device", "cuda")
     assert not (tmp_path / "run").exists()

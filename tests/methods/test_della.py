@@ -65,6 +65,22 @@ def test_torch_gives_the_same_bits(seed: int, rows: int, width: int, dtype: type
     assert np.array_equal(kernels.magnitudes(x, width), kernels.magnitudes(torch.from_numpy(x), width))
 
 
+@pytest.mark.parametrize("width", [61, 64, 1000, 2048, 5000])
+@pytest.mark.parametrize("kind", ["few", "fine", "wild", "zeros", "both"])
+def test_wide_rows_of_every_kind_are_ranked_as_by_sorting(width: int, kind: str) -> None:
+    """By torch's kernel, which sorts: few different magnitudes, all different, over many octaves, most of them 0."""
+    draws = np.random.default_rng(width)
+    x = draws.normal(size=(2, 3 * width))
+    few = np.round(x * 30) / 32
+    x = {"few": few, "fine": x, "wild": x**21, "zeros": few * (draws.random(x.shape) < 0.1)}.get(
+        kind, np.where(draws.random(x.shape) < 0.01, x, few)
+    ).astype(np.float32)
+    given = {"width": width, "keys": KEYS, "start": 3, "density": [0.4, 0.7], "epsilon": [0.3, 0.15]}
+    mine = kernels.keep_ranked(x.copy(), **given, factors=[1.7, 1.0])
+    theirs = kernels.keep_ranked(torch.from_numpy(x.copy()), **given, factors=[1.7, 1.0])
+    assert mine.tobytes() == theirs.numpy().tobytes()
+
+
 @relaxed
 @given(st.integers(0, 999), st.integers(1, 9), st.floats(0, 1))
 def test_without_an_epsilon_draws_are_those_of_dare(seed: int, rows: int, density: float) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from polymerge.errors import RecipeError
 from polymerge.methods import leading as module
-from polymerge.methods.leading import energy_of, leading, residual
+from polymerge.methods.leading import energy_of, leading, residual, residuals, room_for
+from polymerge.methods.lora import Factors
 
 
 def matrix(out: int, width: int, seed: int = 0, decay: float = 0.8) -> np.ndarray:
@@ -95,3 +98,26 @@ def test_what_is_no_rank_and_no_share() -> None:
     for energy in (0.0, 1.01):
         with pytest.raises(RecipeError, match="is no share"):
             leading(matrix(3, 3), 1, energy)
+
+
+def test_what_the_first_components_leave_is_the_residual_of_each() -> None:
+    x = matrix(700, 30)
+    whole, exact = leading(x, 12), energy_of(x)
+    rounded = Factors(whole.b.astype(np.float16).astype(np.float32), whole.a)
+    for factors in (whole, rounded):
+        left = [residual(x, Factors(factors.b[:, :rank], factors.a[:rank])) for rank in range(1, 13)]
+        np.testing.assert_allclose(residuals(x, factors), left, rtol=1e-6, atol=1e-14 * exact)
+    full = leading(x, 30)
+    assert 0 <= residuals(x, full)[-1] < 1e-12 * exact
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((600, 400), 8), ((1300, 700), 200), ((1500, 2100), 4)])
+def test_the_memory_that_is_told_is_enough(shape: tuple[int, int], rank: int) -> None:
+    """One shape for each of the ways: SVD, Gram matrix, subspace iteration."""
+    tracemalloc.start()
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    tracemalloc.reset_peak()
+    residuals(x, leading(x, rank))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.3 * room_for(*shape, rank) < peak < room_for(*shape, rank)

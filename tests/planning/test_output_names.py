@@ -83,7 +83,7 @@ def test_a_family_that_nobody_knows_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [("kimi_k25", "PermuteForRope"), ("molmo2", "the plan has no expression for that")]
+    ("kind", "why"), [("kimi_k25", "PermuteForRope"), ("dots3_note", "the plan has no expression for that")]
 )
 def test_what_no_expression_says_is_refused_by_name(kind: str, why: str, tmp_path: Path) -> None:
     config = tiny_derived.tiny_config(kind)

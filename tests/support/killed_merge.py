@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,17 @@ def main(recipe: str, out: str, calls: str, threads: str) -> None:
         if next(NUMBERS) == int(calls):
             os._exit(9)
 
-    leading, said = differences.leading, json.loads(Path(recipe).read_text())
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            called(())
+            return function(*arguments)
 
-    def counted(*arguments: Any) -> Any:
-        called(())
-        return leading(*arguments)
+        return call
 
+    said = json.loads(Path(recipe).read_text())
     matrix_methods.CALLED.append(called)
-    differences.leading = counted
+    # of modules, and of experts
+    differences.leading, differences.largest = counted(differences.leading), counted(differences.largest)
     finished.YOUNG = 0  # the files of a test are as young as it is
     if "tuned" in said:
         polymerge.extract(out=out, threads=int(threads), check=False, **said)

@@ -170,7 +170,7 @@ def same_weights(model: Any, other: Any) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype, name
-        assert torch.equal(tensor.contiguous().view(torch.uint8), theirs[name].contiguous().view(torch.uint8)), name
+        assert torch.equal(*(one.reshape(-1).view(torch.uint8) for one in (tensor, theirs[name]))), name
 
 
 def loaded_by(code: str) -> set[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from polymerge.dtypes import byte_count
-from polymerge.durable import reason_of
+from polymerge.durable import begin_flush, reason_of
 from polymerge.errors import OutputError, RecipeError, human_size
 
 __all__ = [
@@ -67,8 +67,11 @@ class Shards:
 
         def write(name: str, view: memoryview, start: int) -> None:
             place, done = self.places[name], 0
+            descriptor, begin = descriptors[place.shard], place.start + start
             while done < len(view):
-                done += os.pwrite(descriptors[place.shard], view[done:], place.start + start + done)
+                done += os.pwrite(descriptor, view[done:], begin + done)
+            # the disk writes while the merge goes on, which has less to wait for in the end
+            begin_flush(descriptor, begin, begin + done)
 
         self.clear(folder)
         try:

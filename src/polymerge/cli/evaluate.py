@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["compare", "evaluate", "score"]
 
 _TOOLS = ("lmms-eval", "vlmevalkit", "lm-eval")
-_FOR_TOOLS = ("environment", "kit", "print_command")
+_FOR_TOOLS = ("kit", "print_command")
 _NOT_FOR_TOOLS = (
-    "data", "image_folder", "max_new_tokens", "workers", "torch_threads", "ray", "model_dtype", "engine", "engine_env",
+    "data", "image_folder", "max_new_tokens", "workers", "torch_threads", "ray", "model_dtype", "engine",
     "engine_options",
 )  # fmt: skip
 _WRITTEN = {"model_dtype": "dtype", "engine_options": "engine-option"}
@@ -46,10 +46,9 @@ _WRITTEN = {"model_dtype": "dtype", "engine_options": "engine-option"}
 @option("--data", metavar="DIR", type=PATH, help="Find the benchmark's files here, in either published layout.")
 @option("--image-folder", metavar="DIR", type=PATH, help="Resolve relative image paths against DIR.")
 @option("--name", help="Name the model in tables; default: the name of its folder.")
-@generation_options(max_new_tokens=None)
+@generation_options(max_new_tokens=None, tools=True)
 @FORCE_RUN
 @option("--with", "tool", type=click.Choice(_TOOLS), help="Evaluate with this tool (in batches of 1 by default).")
-@option("--environment", metavar="PATH", type=PATH, help="Run the tool in this virtual environment.")
 @option("--kit", metavar="PATH", type=PATH, help="Run VLMEvalKit from this clone.")
 @option("--print-command", is_flag=True, help="Print the tool's command and run nothing.")
 @AS_JSON

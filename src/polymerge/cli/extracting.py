@@ -14,11 +14,12 @@ from polymerge.cli.option_types import PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, SHA256, THREADS, TRUST
 from polymerge.cli.streams import say, show
-from polymerge.errors import RecipeError, collecting, refuse
+from polymerge.errors import RecipeError, collecting, human_size, refuse
 from polymerge.paths import given_path
 
 if TYPE_CHECKING:
-    from polymerge.engine.extract import Extracted
+    from polymerge.engine.extracted import Extracted
+    from polymerge.planning.difference import Extraction
 
 __all__ = ["extract"]
 
@@ -29,7 +30,7 @@ _FEW: Final = 4
 @click.command(cls=FlagCommand)
 @argument("tuned", metavar="TUNED")
 @option("--base", metavar="MODEL", required=True, help="Take the difference from this model, the adapter's base.")
-@option("--rank", type=int, metavar="R", help="Keep this many components of each module.")
+@option("--rank", type=int, metavar="R", help="Keep this many components of each module, and of each expert.")
 @option(
     "--energy", type=float, metavar="SHARE",
     help="Instead of --rank: keep as many as hold this share of the squared norm of each difference, such as 0.95.",
@@ -71,7 +72,8 @@ def extract(
     """
     from polymerge.checkpoints.target import check_target
     from polymerge.engine.extract import carry_out
-    from polymerge.planning.extraction import Wanted, plan_extraction
+    from polymerge.planning.difference import Wanted
+    from polymerge.planning.extraction import plan_extraction
     from polymerge.planning.text_words import note_lines
 
     how = {name: options.pop(name) for name in ("force", "threads", "check", "trust_remote_code", "sha256")}
@@ -85,9 +87,22 @@ def extract(
         made = plan_extraction(tuned, base, wanted, ignore)
     for line in note_lines(made.warnings, paint_for(sys.stderr)):
         say(line)
+    say(_cost(made, how["threads"]))
     with progress_bar("extracting") as progress:
         found = carry_out(made, out, progress=progress, **how)
     _report(found, full, as_json)
+
+
+def _cost(made: Extraction, threads: int | None) -> str:
+    """What an extraction takes, before it begins."""
+    from polymerge.planning.estimate import default_threads
+
+    several = min(threads or default_threads(), made.matrices)
+    at_once = f" ({several} at once)" if several > 1 else ""
+    return (
+        f"{made.matrices} matrices; memory: about {human_size(several * made.room)}{at_once}; adapter: at most "
+        f"{human_size(made.size)}"
+    )
 
 
 def _report(found: Extracted, full: bool, as_json: bool) -> None:
@@ -114,7 +129,7 @@ def _report(found: Extracted, full: bool, as_json: bool) -> None:
     saved = f", {len(found.saved)} tensors in full" if found.saved else ""
     show(f"{found.folder}: {len(found.modules)} modules{saved}")
     if found.resumed:
-        show(f"  went on where it was stopped: {found.resumed} of them were finished")
+        show(f"  went on where it was stopped: {found.resumed} matrices were decomposed already")
     show(f"  the ranks leave out {found.error:.2%} of the norm of their differences")
     if found.left_out:
         few = sorted(found.left_out, key=lambda name: -found.left_out[name].norm)[:_FEW]

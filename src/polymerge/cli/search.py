@@ -38,7 +38,7 @@ _FOR_PROMPTS = {
     "question", "split", "fields", "image_folder", "values", "scorer", "choose_by", "sampler", "trials", "storage",
     "quick", "population",
     "device", "model_dtype", "max_new_tokens", "batch_size", "workers", "torch_threads", "ray", "trust_remote_code",
-    "engine", "engine_env", "engine_options",
+    "engine", "environment", "engine_options",
 }  # fmt: skip
 _WRITTEN = {"fields": "field", "model_dtype": "dtype", "engine_options": "engine-option"}
 

@@ -179,11 +179,12 @@ def run_folder(*, required: bool = False) -> Callable[[F], F]:
     )  # fmt: skip
 
 
-def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> Callable[[F], F]:
+def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True, tools: bool = False) -> Callable[[F], F]:
     """Add the options for generation; `generation_of` reads them.
 
     max_new_tokens  the default; None where each task has its own
     ray             whether models may run on a Ray cluster
+    tools           whether a tool may take the place of the engine
     """
     of_task = "" if max_new_tokens else "; default: the benchmark's value for each task"
     options = [
@@ -207,8 +208,8 @@ def generation_options(*, max_new_tokens: int | None = 16, ray: bool = True) -> 
             help="Run the model by transformers, or by vllm in a process of its own.",
         ),
         option(
-            "--engine-env", metavar="PATH", type=PATH,
-            help="Run the engine in this virtual environment; default: the current one.",
+            "--environment", metavar="PATH", type=PATH,
+            help=f"Run the engine{' or tool' if tools else ''} in this virtual environment; default: the current one.",
         ),
         option(
             "--engine-option", "engine_options", metavar="NAME=VALUE", type=SETTING, multiple=True,
@@ -229,7 +230,7 @@ def generation_of(options: dict[str, Any]) -> Generation:
 
     names = (
         "max_new_tokens", "batch_size", "device", "workers", "torch_threads", "ray", "trust_remote_code", "engine",
-        "engine_env",
+        "environment",
     )  # fmt: skip
     said = {name: options.pop(name, None) for name in names} | {"engine_options": dict(options.pop("engine_options"))}
     return Generation(

@@ -132,13 +132,22 @@ class PieceBlocks:
             done = 0
             for run in clip(runs, start, start + count, self._beginnings[place]):
                 self.files.fill(run, raw[place, done : done + 2 * run.count].data)
-                if not kernels.finite(rows[place, done // 2 : done // 2 + run.count]):
-                    raise self._not_finite(run.file, place, start, count)
                 done += 2 * run.count
+        if not kernels.finite(rows.reshape(-1)):
+            raise self._bits_not_finite(rows, start, count)
         if not self._has_base:
             return Block(rows, None, start)
         deltas = self._workspace.values(len(rows) - 1, count, self.precision)
         return Block(kernels.subtract(rows[:-1], rows[-1], deltas), rows[-1], start)
+
+    def _bits_not_finite(self, rows: Array, start: int, count: int) -> CheckpointError:
+        place = [kernels.finite(row) for row in rows].index(False)
+        done = 0
+        for run in clip(self._runs[place], start, start + count, self._beginnings[place]):
+            if not kernels.finite(rows[place, done : done + run.count]):
+                break
+            done += run.count
+        return self._not_finite(run.file, place, start, count)
 
     def _not_finite(self, file: Path, place: int, start: int, count: int) -> CheckpointError:
         then = "A merge would spread it: repair the checkpoint, or name the entire tensor in exclude"

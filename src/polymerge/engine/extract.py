@@ -7,8 +7,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass, field, replace
-from math import prod, sqrt
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,85 +20,28 @@ from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.writer import lay_out
 from polymerge.dtypes import byte_count, dtype_code
 from polymerge.engine.differences import Differences, Found
+from polymerge.engine.extracted import Extracted, Missed, adapter_config, card, settings_of
 from polymerge.engine.finished import Journal, said_with, state_of
 from polymerge.engine.merge import identities_of, roomy_folder
 from polymerge.engine.opening import refuse_changes, with_stamps
 from polymerge.engine.pool import Pool, Progress, Tally
 from polymerge.engine.provenance import RECORD, command_line, record
-from polymerge.engine.verify import Verification, verify
+from polymerge.engine.verify import verify
 from polymerge.errors import CheckpointError, OutputError
 from polymerge.families.expressions import names_read
 from polymerge.methods.decompositions import one_thread
 from polymerge.paths import given_path
 from polymerge.planning.companions import of_tuned
+from polymerge.planning.difference import Difference, Extraction, Wanted
 from polymerge.planning.estimate import default_threads
-from polymerge.planning.extraction import Difference, Extraction, Wanted, plan_extraction
+from polymerge.planning.extraction import plan_extraction
 from polymerge.planning.model import EMBEDDING
-from polymerge.planning.peft_config import base_said, ranks_and_alphas
-from polymerge.planning.plan import PREFIX, Lora
-from polymerge.tables import Table
+from polymerge.planning.plan import PREFIX
 
-__all__ = ["Extracted", "Missed", "carry_out", "extract"]
+__all__ = ["carry_out", "extract"]
 
 _SCRATCH = "factors"
 """Name of the file beside the output in which factors wait until all ranks are known."""
-
-
-@dataclass(frozen=True)
-class Missed:
-    """A difference that an adapter does not hold: its Frobenius norm, and what its tensor is."""
-
-    norm: float
-    why: str
-
-
-@dataclass(frozen=True)
-class Extracted(Table):
-    """The result of `extract`.
-
-    modules   each module of the adapter, by its name
-    left_out  what differs and is not in the adapter, by canonical name
-    saved     parameters that it keeps in full
-    resumed   the number of modules that a run which was killed had finished, and that were taken from it
-    """
-
-    folder: Path
-    modules: Mapping[str, Found]
-    left_out: Mapping[str, Missed] = field(repr=False)
-    saved: tuple[str, ...]
-    verification: Verification | None
-    warnings: tuple[str, ...] = ()
-    resumed: int = 0
-
-    @property
-    def error(self) -> float:
-        """The relative error of all modules together, in the Frobenius norm: what their ranks leave out."""
-        whole = sum(one.energy for one in self.modules.values())
-        return sqrt(sum(one.lost for one in self.modules.values()) / whole) if whole else 0.0
-
-    @property
-    def held(self) -> float:
-        """The share of the squared norm of the whole difference that is in tensors which the adapter changes."""
-        inside = sum(one.energy for one in self.modules.values())
-        outside = sum(one.norm**2 for one in self.left_out.values())
-        return inside / (inside + outside)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for each module: its rank, the norm of its difference, and the share of it that the rank leaves out."""
-        return [
-            {"module": name, "rank": one.rank, "norm": one.norm, "error": one.error}
-            for name, one in self.modules.items()
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as JSON data, with the total and what is left out."""
-        return {
-            "error": self.error,
-            "modules": {name: one.to_json() for name, one in self.modules.items()},
-            "saved": list(self.saved),
-            "left_out": {name: vars(one) for name, one in self.left_out.items()},
-            "share_of_difference": self.held,
-        }
 
 
 def extract(
@@ -125,12 +68,13 @@ def extract(
 
     tuned, base  checkpoints as in a recipe; tensor names may be of other generations
     out          the adapter's folder, which appears only once it is complete and checked
-    rank         of every module (at most its shorter side)
-    energy       instead: each module gets the smallest rank that holds this share of its difference's squared norm
+    rank         of every module, and of each expert (at most its shorter side)
+    energy       instead: each module gets the smallest rank that holds this share of its difference's squared norm;
+                 the experts of a parameter get one rank, by the norms of all of them together
     ignore       globs on stored names that are left out of both
     wanted       the other fields of `planning.extraction.Wanted`: max_rank, parts, match, exclude, save, dtype
     threads      matrices decomposed at once, each on one core; by default one per processor, up to 8
-    force, check, trust_remote_code, sha256, progress   as for `merge`; each module counts as a matrix
+    force, check, trust_remote_code, sha256, progress   as for `merge`; each module, and each expert, counts as a matrix
 
     raises Refused with every problem found before anything is written, CheckpointError if values are NaN or infinite,
     or nothing differs; OutputError if the output cannot be written or fails its check.
@@ -158,30 +102,28 @@ def carry_out(
     beside = of_tuned(plan.tuned, plan.base)
     stamps = stamps_of(beside.values())
     check_target(target, (one.folder for one in inputs), force)
-    most = {one.name: min(plan.wanted.most, *one.shape) for one in plan.low_rank}
-    widest = sum(byte_count(code, (most[one.name], sum(one.shape))) for one in plan.low_rank)
     whole = sum(byte_count(one.dtype, one.shape) for one in plan.differences if one.fate == "whole")
-    work = len(plan.low_rank), sum(map(_cost, plan.low_rank))
+    work = plan.matrices, sum((one.experts or 1) * _cost(one) for one in plan.low_rank)
     tally = Tally(sum(byte_count(one.dtype, one.shape) for one in plan.differences), progress, work)
     files = _files(plan, plan.differences)
     prefetch = Prefetch([*beside.values(), *files], tally.advance)
     tally.total += prefetch.size
     # factors of ranks that the values decide lie there twice until their layout is known
     differing = hashlib.sha256(repr(plan.differences).encode()).hexdigest()
-    run = said_with(extract=_settings(plan), differences=differing)
-    room = roomy_folder(target, force, 2 * widest + whole, prefetch.size, run)
+    run = said_with(extract=settings_of(plan), differences=differing)
+    room = roomy_folder(target, force, 2 * plan.size + whole, prefetch.size, run)
     with room as folder, prefetch, identities_of(files, prefetch, sha256) as identities, prefetch.wanted():
         journal = Journal(journal_of(folder))
         with Differences(plan, folder.with_name(_SCRATCH), code) as differences:
             found = _measured(plan, differences, journal, threads, prefetch, tally)
-            modules = {one.module: found[one.name] for one in plan.low_rank if found[one.name].rank}
+            modules = {one.key: found[one.name] for one in plan.low_rank if found[one.name].rank}
             saved = _saved(plan, found, modules)
             _refuse_nothing(plan, found, modules)
             sizes = _write(plan, folder, differences, modules, saved, code)
         prefetch.finish()
         # what is new is told apart from what training left once all of it is here
         copy_files(beside, folder)
-        (folder / "adapter_config.json").write_text(json.dumps(_config(plan, modules, saved), indent=2) + "\n")
+        (folder / "adapter_config.json").write_text(json.dumps(adapter_config(plan, modules, saved), indent=2) + "\n")
         wait(identities.values())  # as in a merge: every file has been read by now
         refuse_changes(
             [with_stamps(one) for one in inputs],
@@ -196,12 +138,12 @@ def carry_out(
         result = Extracted(target, modules, left_out, tuple(one.name for one in saved), None, plan.warnings)
         known = {file: identity.result() for file, identity in identities.items()}
         said = record(
-            {"extract": _settings(plan)},
+            {"extract": settings_of(plan)},
             [(plan.tuned.summary(), ["tuned"]), (plan.base.summary(), ["base"])],
             known, command or command_line(), {"files": sizes, **result.to_json()}, blas=True,
         )  # fmt: skip
         (folder / RECORD).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_card(plan, target.resolve().name, result), encoding="utf-8")
+        (folder / "README.md").write_text(card(plan, target.resolve().name, result), encoding="utf-8")
         verification = verify(folder, trust_remote_code=trust_remote_code) if check else None
         if verification is not None and not verification.passed:
             failed = "; ".join(f"{one.check}: {one.detail}" for one in verification.findings if one.passed is False)
@@ -231,46 +173,56 @@ def _measured(
     tally: Tally,
 ) -> dict[str, Found]:
     """Decompose or measure every difference; a matrix on one thread, whose linear algebra has no threads of its own."""
-    found: dict[str, Found] = {}
+    parts: dict[tuple[str, int], Found] = {}
 
-    def run(one: Difference) -> None:
+    def run(one: Difference, number: int) -> None:
         if one.fate == "low rank":
-            found[one.name], kept = _decomposed(plan, differences, journal, one)
+            parts[one.name, number], kept = _decomposed(plan, differences, journal, one, number)
             tally.matrix(_cost(one), kept=kept)
         else:
-            found[one.name] = differences.measured(one)
+            parts[one.name, number] = differences.measured(one)
 
     pool = Pool(max(1, threads or default_threads()))
     pool.advance = tally.advance
     try:
         with prefetch.wanted(), one_thread():
             for one in plan.differences:
-                pool.submit(byte_count(one.dtype, one.shape), run, one, long=True)
+                each = one.experts if one.fate == "low rank" and one.experts else 1
+                for number in range(each):
+                    pool.submit(byte_count(one.dtype, one.shape) // each, run, one, number, long=True)
             pool.finish()
     finally:
         pool.close()
+    found = {name: one for (name, number), one in parts.items() if number == 0}
+    for one in plan.low_rank:
+        if one.experts:
+            energies = [parts[one.name, number].energy for number in range(one.experts)]
+            found[one.name] = differences.together(one, energies)
     return found
 
 
-def _decomposed(plan: Extraction, differences: Differences, journal: Journal, one: Difference) -> tuple[Found, bool]:
+def _decomposed(
+    plan: Extraction, differences: Differences, journal: Journal, one: Difference, number: int
+) -> tuple[Found, bool]:
     """Decompose a difference, unless a killed run has, of files that are as they were then; returns whether it had."""
-    files = _files(plan, (one,))
+    files = _files(plan, (one.matrices[number],))
     before = state_of(files)
-    state, digest, *said = journal.said(one.name) or ("", "")
+    state, digest, *said = journal.said(one.name, number) or ("", "")
     if before and state == before:
         found = Found(*said)
-        if differences.digest(one, found.rank) == digest:
+        if differences.digest(one, number, found.rank) == digest:
             journal.take()
             return found, True
-    found = differences.decomposed(one)
+    found = differences.decomposed(one, number)
     if before and before == state_of(files):
-        journal.note((one.name,), before, differences.digest(one, found.rank), found.energy, found.lost, found.rank)
+        digest = differences.digest(one, number, found.rank)
+        journal.note((one.name, number), before, digest, found.energy, found.lost, found.rank)
     return found, False
 
 
 def _cost(one: Difference) -> float:
-    """What a decomposition costs beside others."""
-    return float(min(one.shape) * prod(one.shape))
+    """What a decomposition costs beside others; that of one expert."""
+    return float(min(one.sides) * prod(one.sides))
 
 
 def _saved(plan: Extraction, found: Mapping[str, Found], modules: Mapping[str, Found]) -> list[Difference]:
@@ -304,11 +256,11 @@ def _write(
 ) -> dict[str, int]:
     """Write the factors and the tensors kept in full in one file for PEFT; return its size by name."""
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
-    low_rank = [one for one in plan.low_rank if one.module in modules]
-    for one in low_rank:
-        rank, (out, width) = modules[one.module].rank, one.shape[:: -1 if one.transposed else 1]
-        tensors.append((f"{PREFIX}{one.module}.lora_A.weight", code, (rank, width)))
-        tensors.append((f"{PREFIX}{one.module}.lora_B.weight", code, (out, rank)))
+    adapted = {f"{PREFIX}{plan.stored_name(one, modules)}": one for one in plan.adapted(modules)}
+    for name, one in adapted.items():
+        rank, (out, width) = modules[one.key].rank * (one.experts or 1), one.sides
+        tensors.append((f"{name}.lora_A.weight", code, (rank, width)))
+        tensors.append((f"{name}.lora_B.weight", code, (out, rank)))
     names = {one.name: [_name_in_file(one, modules)] for one in saved}
     for one in saved:
         if plan.tied and one.canonical == EMBEDDING:
@@ -316,10 +268,9 @@ def _write(
     tensors += [(name, one.dtype, one.shape) for one in saved for name in names[one.name]]
     shards = lay_out(tensors, 1 << 62, "adapter_model")
     with shards.create(folder) as write:
-        for one in low_rank:
-            a, b = differences.factors(one)
-            write(f"{PREFIX}{one.module}.lora_A.weight", memoryview(a), 0)
-            write(f"{PREFIX}{one.module}.lora_B.weight", memoryview(b), 0)
+        for name, one in adapted.items():
+            for side, start, raw in differences.factors(one, modules[one.key].rank):
+                write(f"{name}.lora_{side}.weight", memoryview(raw), start)
         for one in saved:
             for start, raw in differences.whole(one):
                 for name in names[one.name]:
@@ -331,50 +282,3 @@ def _name_in_file(one: Difference, modules: Mapping[str, Found]) -> str:
     """The name of a full weight in PEFT's file: under `base_layer` if its module has factors."""
     end = one.name.rpartition(".")[2]
     return f"{PREFIX}{one.module}.base_layer.{end}" if one.module in modules else f"{PREFIX}{one.name}"
-
-
-def _config(plan: Extraction, modules: Mapping[str, Found], saved: Sequence[Difference]) -> dict[str, Any]:
-    """The adapter_config.json."""
-    code = str(dtype_code(plan.wanted.dtype))
-    loras = {name: Lora(one.rank, 1.0, (code, code)) for name, one in modules.items()}
-    turned = [one.transposed for one in plan.low_rank if one.module in modules]
-    kept = sorted({one.module for one in saved} - set(modules))
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if plan.named_by.endswith("ForCausalLM") else None,
-        **base_said(plan.base.checkpoint.source, {}),
-        **ranks_and_alphas(loras),
-        "target_modules": plan.target_modules(list(modules)),
-        "modules_to_save": kept or None,
-        "bias": "lora_only" if any(one.module in modules for one in saved) else "none",
-        "lora_dropout": 0.0,
-        "fan_in_fan_out": all(turned),
-        "ensure_weight_tying": bool(plan.tied) and any(one.canonical == EMBEDDING for one in saved),
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
-
-
-def _settings(plan: Extraction) -> dict[str, Any]:
-    """What was asked for, as recorded."""
-    said = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(plan.wanted).items()}
-    if plan.wanted.energy is None:
-        del said["max_rank"]
-    return {name: value for name, value in said.items() if value not in (None, [])}
-
-
-def _card(plan: Extraction, name: str, found: Extracted) -> str:
-    """The README.md of the adapter."""
-    ranks = sorted({one.rank for one in found.modules.values()})
-    said = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
-    base = plan.base.checkpoint.source
-    front = ["---", *([f"base_model: {base}"] if plan.base.checkpoint.source.count("/") == 1 else [])]
-    lines = [
-        *front, "library_name: peft", "tags:", "- lora", "- polymerge", "---", "", f"# {name}", "",
-        f"A LoRA adapter extracted with polymerge from {plan.tuned.checkpoint.source}: its difference from {base}, "
-        "truncated by SVD.", "",
-        f"{len(found.modules)} modules of rank {said}; {found.error:.1%} of their differences' norm is left out"
-        + (f", and what differs in {len(found.left_out)} other tensors." if found.left_out else "."), "",
-        f"`{RECORD}` holds the error of each module, the digests of both models and the versions used.", "",
-    ]  # fmt: skip
-    return "\n".join(lines)

@@ -39,7 +39,7 @@ class TaskResult(msgspec.Struct, frozen=True):
     unit          % for a share in percent, else points: the tool's own number, not to be averaged with others
     group         seen, unseen, or None for a task of no benchmark with such groups
     as_published  the published script's output
-    right, total  score times total / 100 if the unit is %; number of questions
+    right, total  number of right answers, of which the score is the share if there are samples; number of questions
     failed        number of questions that could not be asked or answered; they count as wrong
     samples       each question's score in [0, 1] by its id; None if there are none
     metrics       additional numbers

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from polymerge.checkpoints.loading import quiet
+from polymerge.checkpoints.pairs import REGISTERED
 from polymerge.families.parts import Parts
 
 __all__ = ["Blueprint", "Landing", "NotBuiltError", "blueprint"]
@@ -75,6 +76,8 @@ class Blueprint:
     integers   buffers of whole numbers, which are never merged
     sizes      of the text tower, as the class has them where config.json says nothing
     linear     weights of its linear layers -> whether a layer keeps its columns as rows (GPT-2's Conv1D)
+    stacked    parameters that hold the matrices of all experts -> whether the class says that they lie as [in, out]
+    routers    weights of the layers beside these that choose among experts, where they are of a class of their own
     """
 
     name: str
@@ -86,6 +89,8 @@ class Blueprint:
     integers: frozenset[str]
     sizes: Mapping[str, int]
     linear: Mapping[str, bool]
+    stacked: Mapping[str, bool]
+    routers: frozenset[str]
     ties: bool
     prefix: str
     _renamings: list[Any] = field(repr=False)
@@ -266,6 +271,8 @@ def _described(model: Any) -> dict[str, Any]:
         "integers": frozenset(name for name, tensor in state.items() if not tensor.dtype.is_floating_point),
         "sizes": {key: value for key, value in sizes.items() if type(value) is int},
         "linear": _linear(model),
+        "stacked": _stacked(model),
+        "routers": frozenset(_routers(model)),
         "ties": bool(getattr(model.config, "tie_word_embeddings", False)),
         "prefix": model.base_model_prefix,
     }
@@ -283,6 +290,30 @@ def _linear(model: Any) -> dict[str, bool]:
         # torch's own attention reads the weight of such a layer and never calls it
         if isinstance(module, nn.Linear | Conv1D) and not isinstance(module, NonDynamicallyQuantizableLinear)
     }
+
+
+def _stacked(model: Any) -> dict[str, bool]:
+    """The parameters of experts, and what their classes say of them, which PEFT goes by."""
+    return {
+        f"{name}.{own}": bool(getattr(module, "is_transposed", False))
+        for name, module in model.named_modules()
+        for own, parameter in module.named_parameters(recurse=False)
+        if own in REGISTERED and parameter.ndim == 3
+    }
+
+
+def _routers(model: Any) -> Iterator[str]:
+    """The weights of layers beside experts that have a row for each of these."""
+    from torch import nn
+
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if type(module) is nn.Linear or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+            continue
+        beside = getattr(model.get_submodule(name.rpartition(".")[0]), "experts", None)
+        held = beside.parameters(recurse=False) if isinstance(beside, nn.Module) else ()
+        if any(one.ndim == 3 and len(one) == len(weight) for one in held):
+            yield f"{name}.weight"
 
 
 def _first(error: Exception) -> str:

@@ -33,7 +33,7 @@ from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
 
 __all__ = ["Derivation", "as_table", "derive"]
 
-_FORM: Final = 5
+_FORM: Final = 6
 """Part of what an entry of the cache is found by; raised whenever the same input derives another family."""
 
 _APART: Final = {"MergeModulelist0", "Concatenate0", "Concatenate1"}
@@ -129,11 +129,16 @@ def _derived(built: Blueprint, shapes: Mapping[str, Shape], splits: Mapping[str,
         )
     numbers = [name for name, one in landed.items() if built.integers.issuperset(one.targets)]
     weighty = {name: one for name, one in landed.items() if name not in numbers and not _BUFFER.is_buffer(name)}
-    held = {name: _held(built, name, one, shapes, splits) for name, one in weighty.items()}
-    rules = _rules(held)
-    # adapters name modules as they are in memory
-    live = {name: _in_memory(one, built.shapes[name], splits) for name, one in built.canonical.items()}
-    rules += _rules({name: one for name, one in live.items() if not _canonical(rules, name) and name not in shapes})
+    try:
+        files, unpublished = built.published(), ""
+    except NotBuiltError as error:
+        files, unpublished = {}, str(error)
+    joined = _joined(built, files, splits)
+    whole = {name: one for name, one in joined.items() if shapes.get(name) == built.shapes[name]}
+    held = {name: whole.get(name) or _held(built, name, one, shapes, splits) for name, one in weighty.items()}
+    # names of memory are read, too: adapters have them, and what is written under other names is made of such tensors
+    live = {name: _in_memory(one, built.shapes[name], splits) for name, one in built.canonical.items()} | joined
+    rules = _rules({**{name: one for name, one in live.items() if name not in shapes}, **held})
     family = Family(
         built.kind, rules, (built.kind,), (built.name,), (built.text,), f"derived from {built.name}",
         buffers=(*BUFFERS, *_patterns(numbers, held)), defaults=built.sizes, ties=built.ties,
@@ -142,22 +147,25 @@ def _derived(built: Blueprint, shapes: Mapping[str, Shape], splits: Mapping[str,
     for name, wanted in held.items():
         if family.canonical(name) != wanted.canonical:
             return Derivation(why=f"no rule tells what '{name}' is")
+    if unpublished:
+        return Derivation(family, unpublished=unpublished)
     try:
-        return Derivation(family, published=_published(built, landed, shapes))
+        return Derivation(family, published=_published(built, landed, shapes, files))
     except NotBuiltError as error:
         return Derivation(family, unpublished=str(error))
 
 
 def _published(
-    built: Blueprint, landed: Mapping[str, Landing], shapes: Mapping[str, Shape]
+    built: Blueprint, landed: Mapping[str, Landing], shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]
 ) -> dict[str, dict[str, Shape]]:
     """What stored tensors are called in files, as in `Derivation.published`.
+
+    wanted   the shapes of all tensors by those names
 
     raises NotBuiltError if a file's tensors are made of those in memory by more than moving rows.
     """
     there = {target for landing in landed.values() for target in landing.targets}
     files: dict[str, list[str]] = {}
-    wanted = built.published()
     for name, shape in wanted.items():
         landing = built.land(name)
         if landing is None or not there.issuperset(landing.targets):
@@ -205,6 +213,26 @@ def _held(
     if operations <= _SPLIT and len(rows) > 1 and shape and sum(rows) == shape[0] and all(rows):
         return _Held(tuple(built.canonical[target] for target in landing.targets), _split(rows, splits))
     return _Held((own,))
+
+
+def _joined(built: Blueprint, files: Mapping[str, Shape], splits: Mapping[str, Split]) -> dict[str, _Held]:
+    """By name in memory, what tensors hold that are made of several in files, one below the other.
+
+    files   the shapes of tensors by their names in files
+    """
+    below: dict[str, dict[int, tuple[str, Landing]]] = {}
+    for name in files:
+        landing = built.land(name)
+        if landing is not None and landing.operations == ("Concatenate0",) and len(landing.targets) == 1:
+            below.setdefault(landing.targets[0], {})[landing.place[0]] = name, landing
+    found: dict[str, _Held] = {}
+    for target, parts in below.items():
+        ordered = [parts[place] for place in sorted(parts)]
+        held = [_held(built, name, landing, files, splits).canonical for name, landing in ordered]
+        rows = [files[name][0] for name, _ in ordered]
+        if len(rows) > 1 and sum(rows) == built.shapes[target][0]:
+            found[target] = _Held(tuple(one for canonical in held for one in canonical), _split(rows, splits))
+    return found
 
 
 def _in_memory(canonical: str, shape: Shape, splits: Mapping[str, Split]) -> _Held:

@@ -1,20 +1,16 @@
-"""The table of engines: the programs that run a model. Another one is a row here, and a file in `hosts`."""
+"""The table of engines: the programs that run a model. Another one is a row here, and a file in `programs`."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from polymerge.errors import MissingExtraError, PolymergeError, RecipeError, did_you_mean
 from polymerge.inference.job import AnswerSettings, Job
-from polymerge.paths import python_in
+from polymerge.inference.programs.program_process import program_file, versions_in
 from polymerge.planning import Plan
 
 if TYPE_CHECKING:
@@ -25,29 +21,14 @@ __all__ = [
     "SEED",
     "Engine",
     "EngineRow",
+    "engine_file",
     "engine_problems",
     "engine_versions",
-    "environ_of",
-    "host_of",
     "open_engine",
 ]
 
 SEED: Final = 0
 """The seed that engines are started with; decoding is greedy, and draws nothing."""
-
-_VERSIONS: Final = """
-import json, sys
-from importlib import metadata, util
-found = {}
-for name in sys.argv[1:]:
-    if util.find_spec(name) is not None:
-        packages = metadata.packages_distributions().get(name, [name])
-        found[name] = metadata.version(packages[0]) + ("" if packages[0] == name else f" ({packages[0]})")
-print(json.dumps(found))
-"""
-
-
-_OF_THIS_PYTHON: Final = ("PYTHONPATH", "PYTHONHOME")
 
 
 class Engine(Protocol):
@@ -68,7 +49,7 @@ class EngineRow:
     """An engine.
 
     place     module and function that opens it for a `Job`
-    package   the package that runs in a process of its own, with a file in `hosts`; empty for this process
+    package   the package that runs in a process of its own, with a file in `programs`; empty for this process
     versions  the packages whose versions are recorded with its answers
     """
 
@@ -99,7 +80,7 @@ def engine_problems(job: Job, workers: int, ray: str | None) -> list[PolymergeEr
     if not ENGINES[job.engine].package:
         return [
             RecipeError(f"{name}: is for an engine in a process of its own, and '{job.engine}' runs in this one")
-            for name, said in (("engine_env", job.engine_env), ("engine_options", job.engine_options))
+            for name, said in (("environment", job.environment), ("engine_options", job.engine_options))
             if said
         ]
     found: list[PolymergeError] = []
@@ -119,41 +100,28 @@ def engine_problems(job: Job, workers: int, ray: str | None) -> list[PolymergeEr
             )
         )
     try:
-        engine_versions(job.engine, job.engine_env)
+        engine_versions(job.engine, job.environment)
     except PolymergeError as error:
         found.append(error)
     return found
 
 
-@cache
 def engine_versions(engine: str, environment: str) -> Mapping[str, str]:
     """The versions of an engine's packages in an environment, without importing them.
 
     raises MissingExtraError where the engine is not installed there, RecipeError where its Python does not run.
     """
-    row, program = ENGINES[engine], python_in(environment or None)
-    asked = subprocess.run(
-        [program, "-c", _VERSIONS, *row.versions],
-        capture_output=True, text=True, cwd="/", check=False, stdin=subprocess.DEVNULL, env=environ_of(environment),
-    )  # fmt: skip
-    if asked.returncode:
-        told = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
-        raise RecipeError(f"engine_env {environment}: its Python does not run: {told}")
-    found: dict[str, str] = json.loads(asked.stdout)
+    row = ENGINES[engine]
+    found = versions_in(environment, row.versions)
     if row.package not in found:
         where = f"in {environment}" if environment else "here"
         raise MissingExtraError(
             f"engine {engine}: {row.package} is not installed {where}. pip install 'polymerge[{engine}]', or install "
-            "it in an environment of its own and name that with engine_env"
+            "it in an environment of its own and name that with environment"
         )
     return found
 
 
-def environ_of(environment: str) -> dict[str, str]:
-    """The variables for the Python of an environment: paths to packages are those of the current one alone."""
-    return {name: value for name, value in os.environ.items() if not environment or name not in _OF_THIS_PYTHON}
-
-
-def host_of(engine: str) -> Path:
+def engine_file(engine: str) -> Path:
     """The file that runs in the engine's environment."""
-    return Path(__file__).parent / "hosts" / f"{engine}_host.py"
+    return program_file(f"{engine}_host.py")

@@ -42,7 +42,7 @@ class Generation:
     workers        processes, or actors if `ray` is set: `local`, or the address of a cluster
     torch_threads  of each worker; by default the processors are divided among them
     engine         a row of the table of engines: transformers, or vllm, which runs in a process of its own
-    engine_env     the virtual environment in which such an engine is installed; by default the current one
+    environment    the virtual environment in which such an engine is installed; by default the current one
     engine_options further arguments of such an engine, by name: those of `vllm.LLM`, such as tensor_parallel_size
     """
 
@@ -55,7 +55,7 @@ class Generation:
     torch_threads: int | None = None
     trust_remote_code: bool = False
     engine: str = "transformers"
-    engine_env: str | os.PathLike[str] | None = None
+    environment: str | os.PathLike[str] | None = None
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def problems(self) -> list[PolymergeError]:
@@ -81,7 +81,7 @@ class Generation:
         own = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
         if not ENGINES[self.engine].package:
             return own | {"device": self.device.partition(":")[0], "dtype": self.dtype}
-        versions = engine_versions(self.engine, os.fspath(self.engine_env or ""))
+        versions = engine_versions(self.engine, os.fspath(self.environment or ""))
         engine = {"name": self.engine, "versions": dict(versions), "seed": SEED, "options": dict(self.engine_options)}
         return own | {"engine": engine, "dtype": self.dtype}
 
@@ -104,7 +104,7 @@ class Generation:
             threads = max(1, (os.cpu_count() or 1) // self.workers)
         return Job(
             plan, folder, self.device, self.dtype, self.max_new_tokens, threads, threads, self.trust_remote_code,
-            engine=self.engine, engine_env=os.fspath(self.engine_env or ""), engine_options=dict(self.engine_options),
+            engine=self.engine, environment=os.fspath(self.environment or ""), engine_options=dict(self.engine_options),
         )  # fmt: skip
 
 

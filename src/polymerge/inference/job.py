@@ -32,7 +32,7 @@ class Job:
     merge_threads   of one worker, for merging
     methods         files of the user's own methods, as they are known where the job is made
     engine          a row of the table of engines
-    engine_env      the environment in which an engine of its own process is installed; empty for the current one
+    environment     the environment in which an engine of its own process is installed; empty for the current one
     engine_options  further arguments of the engine
     """
 
@@ -46,5 +46,5 @@ class Job:
     trust_remote_code: bool = False
     methods: tuple[MethodsFile, ...] = field(default_factory=added)
     engine: str = "transformers"
-    engine_env: str = ""
+    environment: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict)

@@ -19,17 +19,18 @@ from polymerge.dtypes import dtype_name
 from polymerge.errors import CheckpointError
 from polymerge.families.config import config_dtype
 from polymerge.inference.answering import Answerer, EngineError, greedy_config
-from polymerge.inference.engine_process import EngineProcess, RequestRefusedError
-from polymerge.inference.engines import SEED
+from polymerge.inference.engines import SEED, engine_file
 from polymerge.inference.images import SquareImages
 from polymerge.inference.job import AnswerSettings, Job
 from polymerge.inference.merged_tensors import TORCH, MergedTensors, bytes_of, stored_tensor
+from polymerge.inference.programs.program_process import ProgramFailedError, ProgramProcess, RequestRefusedError
 from polymerge.planning import Plan, Step
 from polymerge.planning.output_dtypes import output_config
 
 __all__ = ["ProcessEngine"]
 
 _AT_ONCE: Final = 1 << 28  # bytes of tensors in a message
+_AGAIN: Final = "Answers are kept: run again to go on"
 _READ_BACK: Final = 32  # tensors of a plan at least, if it has as many
 
 Named = Mapping[str, Tensor]
@@ -64,9 +65,14 @@ class ProcessEngine:
             "options": dict(job.engine_options),
             "weights": merged is not None,
         }
-        self._process = EngineProcess(job.engine, job.engine_env, settings)
+        self._process = ProgramProcess(job.engine, job.environment, engine_file(job.engine))
+        try:
+            _call(self._process, "start", settings)
+        except BaseException:
+            self._process.close(0)
+            raise
         if merged is not None:
-            self._weights = _Weights(self._process, merged, job.engine)
+            self._weights = _Weights(self._process, merged)
         self._read: set[int] = set()
 
     def set(self, plan: Plan) -> dict[str, Any]:
@@ -108,7 +114,7 @@ class ProcessEngine:
             {"text": text, "images": [image.size for image in group]} for text, group in zip(texts, groups, strict=True)
         ]
         message = {"prompts": prompts, "special": special, "max_tokens": most, "stop": stop}
-        reply = self._process.call("answer", message, [image.tobytes() for group in groups for image in group])
+        reply = _call(self._process, "answer", message, [image.tobytes() for group in groups for image in group])
         if len(groups[0]) not in self._read:
             self._compare(texts[0], groups[0], special, reply["prompts"][0])
             self._read.add(len(groups[0]))
@@ -145,8 +151,8 @@ class ProcessEngine:
 class _Weights:
     """Puts the tensors of one plan after another into an engine."""
 
-    def __init__(self, process: EngineProcess, merged: MergedTensors, engine: str) -> None:
-        self._process, self._merged, self._engine = process, merged, engine
+    def __init__(self, process: ProgramProcess, merged: MergedTensors) -> None:
+        self._process, self._merged, self._engine = process, merged, process.name
         self._held: dict[str, bytes] = {}
         self._lost: set[str] = set()
 
@@ -216,12 +222,21 @@ class _Weights:
         ]
         blobs: Sequence[Any] = [bytes_of(tensor) for tensor in tensors.values()]
         try:
-            return self._process.call(op, {**message, "tensors": told}, blobs)
+            return _call(self._process, op, {**message, "tensors": told}, blobs)
         except RequestRefusedError as error:
             raise EngineError(
                 f"{self._engine} does not take the weights of this plan: {error}. Merge into folders instead, and "
                 "evaluate those"
             ) from None
+
+
+def _call(process: ProgramProcess, op: str, message: Mapping[str, Any], blobs: Sequence[Any] = ()) -> dict[str, Any]:
+    """Call an engine; raises RequestRefusedError if it refuses, EngineError if it fails, or has ended."""
+    try:
+        return process.call(op, message, blobs)
+    except ProgramFailedError as error:
+        doing, then = ("does not load the model", "") if op == "start" else ("failed", f". {_AGAIN}")
+        raise EngineError(f"{process.name} {doing}: {error}{then}") from None
 
 
 def _buffer(step: Step) -> Tensor:

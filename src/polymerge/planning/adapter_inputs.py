@@ -193,7 +193,7 @@ def _instead_of_place(parameters: Parameters, reading: Reading, adapter: Adapter
     """
     name = pair.parameter
     if pair.experts:
-        places = parameters.places_of_experts(pair, reading)
+        places = parameters.places_of_experts(pair.module, pair.experts, reading)
         lying = places and Concat(tuple(parameters.read(block) for block in places[0]))
         have = lying and shape_of(lying, parameters.base.shapes)
         fits = have and have[-2:] in (pair.shape, pair.shape[::-1]) and (len(have) == 2 or have[0] == pair.experts)

@@ -16,7 +16,6 @@ from typing import Any, Final, TypeAlias
 from polymerge.checkpoints import Checkpoint, TensorInfo
 from polymerge.checkpoints.adapter import Adapter
 from polymerge.checkpoints.files import read_config
-from polymerge.checkpoints.pairs import Pair
 from polymerge.errors import PolymergeError, RecipeError
 from polymerge.families import FAMILIES, family_of
 from polymerge.families.expressions import Expr, Ranges, Read, rows_of, shape_of
@@ -134,13 +133,13 @@ class Parameters:
         blocks = [block for block in found if block is not None]
         return tuple(blocks) if held and len(blocks) == len(held) else None
 
-    def places_of_experts(self, pair: Pair, reading: Reading) -> tuple[Place, ...] | None:
-        """The location of each expert that a pair changes, or of the tensor that holds all of them; None if they are
-        not there, or others are.
+    def places_of_experts(self, parameter: str, experts: int, reading: Reading) -> tuple[Place, ...] | None:
+        """The location of each of the experts that a parameter holds, or of the tensor that holds all of them; None if
+        they are not there, or others are.
         """
-        if pair.module in self.layout and pair.module not in self.base.views:
-            return (((pair.module, ()),),)
-        held = reading.canonical(pair.module) or (pair.module,)
+        if parameter in self.layout and parameter not in self.base.views:
+            return (((parameter, ()),),)
+        held = reading.canonical(parameter) or (parameter,)
         if len(held) == 1 and ".{e}." not in held[0]:  # of a family without a rule for experts in one tensor
             if (block := self.blocks.get(held[0])) is not None:
                 return ((block,),)
@@ -150,7 +149,7 @@ class Parameters:
             return None
         found = [
             tuple(block for name in held if (block := self.blocks.get(name.replace("{e}", str(expert)))) is not None)
-            for expert in range(pair.experts + 1)
+            for expert in range(experts + 1)
         ]
         whole = not found.pop() and all(len(place) == len(held) for place in found)
         return tuple(found) if whole else None

@@ -85,8 +85,10 @@ class AdapterSteps:
             readings = [parameters.reading(adapter) for adapter in self._opened.adapters]
             for key, pairs in held.items():
                 for place, pair in pairs.items():
-                    if pair.experts and (places := parameters.places_of_experts(pair, readings[place])):
-                        lying = Concat(tuple(parameters.read(block) for block in places[0]))
+                    if not pair.experts:
+                        continue
+                    if there := parameters.places_of_experts(pair.module, pair.experts, readings[place]):
+                        lying = Concat(tuple(parameters.read(block) for block in there[0]))
                         natural[key] = shape_of(lying, self._base.shapes)[-2:]
         ways = swapped_in(held, natural)
         if ways and set(ways.values()) == {None}:

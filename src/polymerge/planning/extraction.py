@@ -1,7 +1,8 @@
 """Plan the extraction of a LoRA from a fine-tune: which tensors differ from the base's in a way that factors can hold.
 
-An adapter names modules as the base's class has them in memory, whatever its checkpoint calls them. Where transformers
-has that class, it is asked; else the stored names are taken for those in memory.
+Where the class holds all experts of a layer in one parameter, each of them gets factors, however they lie on disk. An
+adapter names modules as the base's class has them in memory, whatever its checkpoint calls them. Where transformers has
+that class, it is asked; else the stored names are taken for those in memory.
 """
 
 from __future__ import annotations
@@ -9,139 +10,29 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from polymerge.checkpoints.files import class_names
 from polymerge.checkpoints.loading import named_class
-from polymerge.dtypes import NAMES, dtype_code
-from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
+from polymerge.errors import RecipeError, collecting, refuse
 from polymerge.families.blueprint import Blueprint, NotBuiltError, blueprint
-from polymerge.families.expressions import Concat, Expr, Read, Shape, names_read, replace_reads, shape_of
-from polymerge.families.rules import PARTS, text_layer
-from polymerge.planning.adapter_places import Parameters
+from polymerge.families.expressions import Concat, Expr, Read, Rows, Shape, names_read, replace_reads, shape_of
+from polymerge.families.rules import text_layer
+from polymerge.planning.adapter_places import Block, Parameters
+from polymerge.planning.difference import Difference, Extraction, Fate, Wanted
 from polymerge.planning.fit import layer_pattern
 from polymerge.planning.inputs import open_each
 from polymerge.planning.model import EMBEDDING, HEAD, VOCABULARY, Model, part_of
 from polymerge.recipe.overrides import matches
 
-__all__ = ["MOST", "Difference", "Extraction", "Wanted", "plan_extraction"]
-
-MOST: Final = 256
-"""The highest rank where each module has its own."""
+__all__ = ["plan_extraction"]
 
 _FEW: Final = 3
 
-Fate = Literal["low rank", "whole", "left out"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is extracted, and how.
-
-    rank      of every module; or None with `energy`
-    energy    in (0, 1]: each module gets the smallest rank that holds this share of the squared norm of its difference
-    max_rank  the highest rank that `energy` may give
-    parts     of the model whose linear layers get factors
-    match     globs on canonical names: only these linear layers, of any part; the head of a language model only so
-    exclude   globs on canonical names that are left out, and not compared
-    save      globs on canonical names of other tensors to keep in full where they differ (`modules_to_save`)
-    dtype     of the factors
-    """
-
-    rank: int | None = None
-    energy: float | None = None
-    max_rank: int = MOST
-    parts: tuple[str, ...] = ("text",)
-    match: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    save: tuple[str, ...] = ()
-    dtype: str = "float32"
-
-    @property
-    def most(self) -> int:
-        """The highest rank."""
-        return self.rank if self.rank is not None else self.max_rank
-
-    def problems(self) -> Iterator[RecipeError]:
-        """Errors in these settings."""
-        if (self.rank is None) == (self.energy is None):
-            yield RecipeError(
-                "say how many components of each module to keep: `rank`, or `energy` for a rank of its own for each"
-            )
-        if self.rank is not None and self.rank < 1:
-            yield RecipeError(f"rank: {self.rank} is not at least 1")
-        if self.max_rank < 1:
-            yield RecipeError(f"max_rank: {self.max_rank} is not at least 1")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            yield RecipeError(f"energy: {self.energy:g} is no share of the whole; say one such as 0.95")
-        for part in self.parts:
-            if part not in PARTS:
-                yield RecipeError(f"parts: there is no part '{part}'.{did_you_mean(part, PARTS)}")
-        if dtype_code(self.dtype) is None:
-            yield RecipeError(f"dtype: '{self.dtype}' cannot be written.{did_you_mean(self.dtype, NAMES)}")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One tensor of the model in memory, and where it lies in the fine-tune and in its base.
-
-    name        of the parameter, as the base's class has it
-    canonical   its canonical names, joined by `+` if it is fused
-    fate        low rank (its difference gets factors), whole (it is kept in full if it differs), or left out
-    why         the reason, if it is left out
-    transposed  whether its rows are the columns of a linear layer
-    resized     whether the fine-tune's vocabulary has another number of rows than the base's
-    dtype       as the fine-tune has it
-    """
-
-    name: str
-    canonical: str
-    shape: Shape
-    tuned: Expr
-    base: Expr
-    dtype: str
-    fate: Fate
-    why: str = ""
-    transposed: bool = False
-    resized: bool = False
-
-    @property
-    def module(self) -> str:
-        """The module that the parameter is of."""
-        return self.name.rpartition(".")[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Extraction:
-    """What is read, compared and written; see `plan_extraction`.
-
-    named_by  the class that the names are of; empty if they are the stored ones
-    tied      the name of the head where both models tie it to the embedding; empty otherwise
-    """
-
-    tuned: Model
-    base: Model
-    wanted: Wanted
-    differences: tuple[Difference, ...]
-    named_by: str
-    tied: str
-    warnings: tuple[str, ...]
-    _modules: frozenset[str] = field(repr=False)
-
-    @cached_property
-    def low_rank(self) -> tuple[Difference, ...]:
-        """The differences that get factors."""
-        return tuple(one for one in self.differences if one.fate == "low rank")
-
-    def target_modules(self, names: Sequence[str]) -> list[str]:
-        """What PEFT's `target_modules` has to say for these modules and no others: the last words of their names, or
-        all of these where the words mean other modules as well.
-        """
-        ends = {name.rpartition(".")[2] for name in names}
-        others = {name for name in self._modules if name.rpartition(".")[2] in ends} - set(names)
-        return sorted(ends) if self.named_by and not others else sorted(names)
+_MOVED: Final = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Modules that PEFT takes for experts of a time when these were modules, if they are named as such."""
 
 
 def plan_extraction(
@@ -177,6 +68,8 @@ class _Comparing:
         self.here, self.there = Parameters(tuned), Parameters(base)
         self.built, self.why = _built(base)
         self.linear: Mapping[str, bool] = self.built.linear if self.built else {}
+        self.stacked: Mapping[str, bool] = self.built.stacked if self.built else {}
+        self.routers = self.built.routers if self.built else frozenset[str]()
         names = list(self.linear) if self.built else list(self.there.layout)
         self.reading = self.there.reading_of(names)
         self.missing: dict[str, list[str]] = defaultdict(list)
@@ -196,10 +89,10 @@ class _Comparing:
                         f"({', '.join(self.wanted.match or self.wanted.parts)}). Say other `parts` or `match`"
                     )
                 )
-        modules = frozenset(name.rpartition(".")[0] for name in names)
         return Extraction(
             self.tuned, self.base, self.wanted, tuple(_with_siblings(found)), self.built.name if self.built else "",
-            next(filter(self._borrowed, self.built.shapes if self.built else ()), ""), tuple(self._warnings()), modules,
+            next(filter(self._borrowed, self.built.shapes if self.built else ()), ""), tuple(self._warnings(found)),
+            frozenset(names),
         )  # fmt: skip
 
     def _names(self) -> list[str]:
@@ -226,14 +119,14 @@ class _Comparing:
         base, tuned = (self._expr(parameters, name, canonical) for parameters in (self.there, self.here))
         if base is None:
             return None  # the class has it, the checkpoint does not: a buffer, or a part that is not stored
-        fate, why = self._fate(name, canonical, shape_of(base, self.base.shapes))
+        fate, why = self._fate(name, canonical, self._shape(name, base, self.base))
         if tuned is None:
             if fate == "low rank" or part_of(canonical) in self.tuned.parts:
                 self.missing[layer_pattern(canonical)].append(canonical)
             else:
                 self.elsewhere.append(part_of(canonical))
             return None
-        shapes = [shape_of(expr, model.shapes) for expr, model in ((tuned, self.tuned), (base, self.base))]
+        shapes = [self._shape(name, expr, model) for expr, model in ((tuned, self.tuned), (base, self.base))]
         resized = shapes[0] != shapes[1]
         if resized and not (fate == "whole" and canonical in VOCABULARY and shapes[0][1:] == shapes[1][1:]):
             self.shapes[layer_pattern(canonical)].append(f"{list(shapes[0])}|{list(shapes[1])}")
@@ -243,36 +136,79 @@ class _Comparing:
         if not numbers:
             return None
         dtype = "BF16" if stored.name in self.tuned.fp8.scaled else stored.dtype
-        turned = self.linear.get(name, False)
-        return Difference(name, canonical, shapes[0], tuned, base, dtype, fate, why, turned, resized)
+        if name in self.stacked:
+            turned = self._lies_turned(name, shapes[0]) != self.stacked[name]
+            return Difference(
+                name, canonical, shapes[0], tuned, base, dtype, fate, why, turned, False, shapes[0][0], True
+            )
+        moved = bool(self.stacked) and name.split(".")[-2] in _MOVED
+        turned, targeted = self.linear.get(name, False), name in self.routers or moved
+        return Difference(name, canonical, shapes[0], tuned, base, dtype, fate, why, turned, resized, targeted=targeted)
+
+    def _shape(self, name: str, expr: Expr, model: Model) -> Shape:
+        """The shape of a parameter as read, [experts, rows, columns] of one that holds experts."""
+        if name in self.stacked:
+            assert isinstance(expr, Concat)
+            return len(expr.of), *shape_of(expr.of[0], model.shapes)[-2:]
+        return shape_of(expr, model.shapes)
+
+    def _lies_turned(self, name: str, shape: Shape) -> bool:
+        """Whether the matrices of experts lie transposed in memory, beside how they are read; a square one is as the
+        others are.
+        """
+        assert self.built is not None
+        if shape[1] != shape[2]:
+            return self.built.shapes[name] != shape
+        return self._turned == {True}
+
+    @cached_property
+    def _turned(self) -> set[bool]:
+        """Whether the matrices of experts that are not square lie transposed in memory."""
+        assert self.built is not None
+        exprs = {name: self._expr(self.there, name, self._canonical(name)) for name in self.stacked}
+        shapes = {name: self._shape(name, expr, self.base) for name, expr in exprs.items() if expr is not None}
+        return {self.built.shapes[name] != shape for name, shape in shapes.items() if shape[1] != shape[2]}
 
     def _expr(self, parameters: Parameters, name: str, canonical: str) -> Expr | None:
-        model = parameters.base
+        if name in self.stacked:
+            return self._of_experts(parameters, name)
         place = parameters.place(name, self.reading)
         if place is None:
-            held = self.reading.canonical(name)
-            place = tuple(parameters.of_experts(held) if any(".{e}." in one for one in held) else ())
-            place = place or tuple(block for one in (canonical,) if (block := parameters.blocks.get(one)) is not None)
-            if not place:
-                return None
-        blocks = tuple(
-            replace_reads(parameters.read(block), lambda own: model.adapted.get(own, Read(own))) for block in place
-        )
-        return blocks[0] if len(blocks) == 1 else Concat(blocks)
+            place = tuple(block for one in (canonical,) if (block := parameters.blocks.get(one)) is not None)
+        return _joined(parameters, place) if place else None
+
+    def _of_experts(self, parameters: Parameters, name: str) -> Concat | None:
+        """The matrices of experts one after the other, each as in a linear layer where the family tells."""
+        assert self.built is not None
+        held = self.reading.canonical(name)
+        lying = len(tuple(parameters.of_experts(held))) // len(held) if any(".{e}." in one for one in held) else 0
+        places = parameters.places_of_experts(name, lying or self.built.shapes[name][0], self.reading)
+        if places is None:
+            return None
+        read = tuple(_joined(parameters, place) for place in places)
+        whole = shape_of(read[0], parameters.base.shapes)
+        if len(whole) == 2:
+            return Concat(read)
+        return Concat(tuple(Rows(read[0], expert, expert + 1) for expert in range(whole[0])))
 
     def _fate(self, name: str, canonical: str, shape: Shape) -> tuple[Fate, str]:
         wanted, first = self.wanted, canonical.partition("+")[0]
-        linear = name in self.linear if self.built else _seems_linear(name, first, shape)
+        linear = name in self.linear or name in self.routers
+        linear = linear if self.built else _seems_linear(name, first, shape)
         asked = any(_matched(canonical, glob) for glob in wanted.match)
         in_parts = self.base.generic or part_of(first) in wanted.parts
         whole = any(_matched(canonical, glob) for glob in wanted.save)
-        if linear and len(shape) == 2 and (asked or (not wanted.match and in_parts and first != HEAD)) and not whole:
+        stacked = name in self.stacked
+        matrix = stacked or (linear and len(shape) == 2)
+        if matrix and (asked or (not wanted.match and in_parts and first != HEAD)) and not whole:
             return "low rank", ""
-        if self.built and ".experts." in first and len(self.built.shapes[name]) == 3:
-            return "left out", "experts that are one tensor"
+        if stacked and whole:
+            return "left out", "experts that are one tensor are not kept in full"
+        if self.built and ".experts." in first and len(self.built.shapes[name]) == 3 and not stacked:
+            return "left out", "experts that are one tensor, of a name that PEFT's files do not tell from others"
         if whole:
             return "whole", ""
-        if linear and first != HEAD:
+        if (linear or stacked) and first != HEAD:
             return "left out", "not asked for"
         kind = "rows of the vocabulary" if first in VOCABULARY else "a bias" if name.endswith("bias") else ""
         return "left out", kind or "no linear layer"
@@ -309,13 +245,18 @@ class _Comparing:
                     "Tensors of other kinds are kept in full by `save`"
                 )
 
-    def _warnings(self) -> Iterator[str]:
+    def _warnings(self, found: Sequence[Difference]) -> Iterator[str]:
         for model in dict.fromkeys((self.tuned, self.base)):
             yield from model.remarks()
         if self.built is None:
             yield (
                 f"'{self.base.label}': the adapter has the names of its tensors as stored, which PEFT looks for in "
                 f"memory: {self.why}"
+            )
+        if any(one.experts for one in found if one.fate == "low rank"):
+            yield (
+                "all experts of a layer are one parameter in memory: each gets factors, of one rank for all, under "
+                "target_parameters, which PEFT has as they lie here since its version 0.19"
             )
         if self.elsewhere:
             parts = ", ".join(dict.fromkeys(self.elsewhere))
@@ -343,6 +284,13 @@ def _built(base: Model) -> tuple[Blueprint | None, str]:
     return found, ""
 
 
+def _joined(parameters: Parameters, place: Sequence[Block]) -> Expr:
+    """What is read at a place, with the changes of an adapter."""
+    adapted = parameters.base.adapted
+    blocks = tuple(replace_reads(parameters.read(block), lambda own: adapted.get(own, Read(own))) for block in place)
+    return blocks[0] if len(blocks) == 1 else Concat(blocks)
+
+
 def _seems_linear(name: str, canonical: str, shape: Shape) -> bool:
     """Whether a stored tensor is the weight of a linear layer, as far as names and shapes tell."""
     inside = text_layer(canonical) is not None or "embed" not in canonical
@@ -354,11 +302,15 @@ def _with_siblings(found: Sequence[Difference]) -> Iterator[Difference]:
 
     Only the bias of a module with factors is kept for itself.
     """
-    low_rank = {one.module for one in found if one.fate == "low rank"}
+    low_rank = {one.module for one in found if one.fate == "low rank" and not one.targeted}
+    targeted = {one.module for one in found if one.experts or (one.targeted and one.fate == "low rank")}
     outer = {one.module[:stop] for one in found for stop, letter in enumerate(one.module) if letter == "."}
-    whole = {one.module for one in found if one.fate == "whole"} - low_rank - outer
+    whole = {one.module for one in found if one.fate == "whole"} - low_rank - outer - targeted
     for one in found:
-        if one.fate == "whole" and one.module in outer:
+        if one.fate == "whole" and one.module in targeted:
+            why = "lies beside a parameter that has factors of its own, and PEFT saves whole modules only"
+            yield replace(one, fate="left out", why=why)
+        elif one.fate == "whole" and one.module in outer:
             yield replace(one, fate="left out", why="lies beside modules, and PEFT saves whole modules only")
         elif one.fate == "left out" and one.module in whole:
             yield replace(one, fate="whole", why="")

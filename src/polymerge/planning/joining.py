@@ -116,7 +116,7 @@ class Joining:
 
     def add_experts(self, pair: Pair) -> None:
         """Add the updates of a parameter's experts, which may lie in one tensor or apart."""
-        places = self.parameters.places_of_experts(pair, self.reading)
+        places = self.parameters.places_of_experts(pair.module, pair.experts, self.reading)
         if places is None:
             self.missing[pair.module] = None
             return
@@ -145,7 +145,7 @@ class Joining:
         ways = {flip for flip, shape in ((False, pair.shape), (True, pair.shape[::-1])) if shape == have[-2:]}
         if len(ways) > 1:  # a square matrix: as the others of this adapter
             others = [one for one in self.adapter.pairs.values() if one.experts and one.shape[0] != one.shape[1]]
-            found = [(one, self.parameters.places_of_experts(one, self.reading)) for one in others]
+            found = [(one, self.parameters.places_of_experts(one.module, one.experts, self.reading)) for one in others]
             shapes = [(one.shape, self.shape(places[0])[-2:]) for one, places in found if places]
             ways = {shape != there for shape, there in shapes} or ({False} if not pair.as_stored else ways)
         if len(ways) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from polymerge.checkpoints.pairs import REGISTERED, Pair
@@ -14,6 +14,7 @@ from polymerge.planning.plan import Fate, Lora, Piece, Step
 from polymerge.recipe.parameters import Setting
 
 __all__ = ["divides_by_nothing", "is_dense", "is_identity", "stem", "step_of", "swapped_in", "wrapped"]
+__all__ += ["wrapped_name"]
 
 
 def step_of(
@@ -55,11 +56,17 @@ def wrapped(steps: Sequence[Step]) -> Iterator[Step]:
             held[module].append(name)
     for step in steps:
         if step.lora is not None and step.lora.experts:
-            module, _, name = step.name.rpartition(".")
-            after = sum(REGISTERED.index(other) > REGISTERED.index(name) for other in held[module] if other != name)
-            yield replace(step, lora=replace(step.lora, wrapped=f"{module}{'.base_layer' * after}"))
+            module = step.name.rpartition(".")[0]
+            yield replace(step, lora=replace(step.lora, wrapped=wrapped_name(step.name, held[module])))
         else:
             yield step
+
+
+def wrapped_name(parameter: str, names: Iterable[str]) -> str:
+    """The name that the factors of a parameter have as if of a module, where PEFT adapts those of these names in it."""
+    module, _, own = parameter.rpartition(".")
+    after = sum(REGISTERED.index(other) > REGISTERED.index(own) for other in names if other != own)
+    return f"{module}{'.base_layer' * after}"
 
 
 def divides_by_nothing(key: str, reason: str) -> RecipeError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from polymerge.checkpoints.adapter import Adapter
@@ -100,8 +100,11 @@ def _holds(module: str, full: Sequence[Step]) -> bool:
     return any(f".{module}." in f".{step.name}" for step in full)
 
 
-def ranks_and_alphas(factors: Mapping[str, Lora]) -> dict[str, Any]:
-    """The most common rank and alpha, and patterns for the others."""
+def ranks_and_alphas(factors: Mapping[str, Lora], targeted: Collection[str] = ()) -> dict[str, Any]:
+    """The most common rank and alpha, and patterns for the others.
+
+    targeted  the modules that PEFT knows by the name of their weight
+    """
     # where no alpha gives a copied module's scaling exactly, the nearest does, one rounding off
     exact = {module: alpha_of(lora.scaling, lora.rank) for module, lora in factors.items()}
     nearest = {module: lora.scaling * lora.rank for module, lora in factors.items()}
@@ -111,11 +114,12 @@ def ranks_and_alphas(factors: Mapping[str, Lora]) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": alpha,
         "use_rslora": False,
-        "rank_pattern": _pattern({module: lora.rank for module, lora in factors.items() if lora.rank != rank}),
-        "alpha_pattern": _pattern({module: own for module, own in alphas.items() if own != alpha}),
+        "rank_pattern": _pattern({name: lora.rank for name, lora in factors.items() if lora.rank != rank}, targeted),
+        "alpha_pattern": _pattern({name: own for name, own in alphas.items() if own != alpha}, targeted),
     }
 
 
-def _pattern(values: Mapping[str, Any]) -> dict[str, Any]:
+def _pattern(values: Mapping[str, Any], targeted: Collection[str]) -> dict[str, Any]:
     """Keys that PEFT matches as regular expressions at the ends of names, matching only these names."""
-    return {f"^{re.escape(module)}": value for module, value in values.items()}
+    weight = dict.fromkeys(targeted, r"(\.weight)?")
+    return {f"^{re.escape(name)}{weight.get(name, '')}": value for name, value in values.items()}

@@ -48,7 +48,7 @@ def choose_from_logs(
     judging: Judging | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Found:
-    """Choose a value from answers of lmms-eval, VLMEvalKit or a polymerge search.
+    """Choose a value from answers of lmms-eval, lm-eval, VLMEvalKit or a polymerge search.
 
     AdaMMS (Du et al. 2025), section 3.2 and its search scripts. The same documents of every candidate are compared,
     aligned by their ids.

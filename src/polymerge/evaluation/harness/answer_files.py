@@ -22,7 +22,10 @@ Kind = Literal["own", "lines", "json", "table"]
 OWN = "answers.jsonl"
 """The name of polymerge's own answer file."""
 
-_SAMPLES = re.compile(r"(?:(?P<stamp>.+?)_)?samples_(?P<task>.+)\.jsonl")
+_SAMPLES = re.compile(
+    r"(?:(?P<before>.+?)_)?samples_(?P<task>.+?)(?:_(?P<after>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d+))?\.jsonl"
+)
+"""The time of the run stands before in lmms-eval's names, and after in lm-eval's."""
 _NO_ANSWERS = re.compile(r"(?:.*_)?(?:results?|acc|score|rating|status)", re.IGNORECASE)
 """Files that the tools write beside answers: `mme_results.json`, `model_MME_score.json`, `status.json`."""
 
@@ -72,7 +75,9 @@ def _recognised(candidate: Path, path: Path) -> AnswerFile | None:
     if path.name == OWN:
         return AnswerFile(path, "own", (), (), _stamp(above))
     if match := _SAMPLES.fullmatch(path.name):
-        return AnswerFile(path, "lines", (match["task"],), (), _stamp([match["stamp"] or "", *above]))
+        return AnswerFile(
+            path, "lines", (match["task"],), (), _stamp([match["before"] or match["after"] or "", *above])
+        )
     if path.suffix not in (".json", ".tsv", ".xlsx") or _NO_ANSWERS.fullmatch(path.stem):
         return None
     stem = path.stem

@@ -23,7 +23,7 @@ from polymerge.evaluation.harness.rows import Complaints, json_lines
 from polymerge.evaluation.predictions import failures_note, is_failure
 from polymerge.evaluation.results import TaskResult
 
-__all__ = ["FileNames", "finite_number", "read_results", "response_in"]
+__all__ = ["FileNames", "answer_in", "finite_number", "read_results", "response_in"]
 
 _LOWER = "lower is better"
 _NO_METRIC = re.compile(r"stderr|^(alias|samples|name|sample_len|sample_count)$")
@@ -174,6 +174,38 @@ def _first(value: Any, field: str) -> tuple[str, bool]:
     if not isinstance(value, str):
         raise ValueError(f"no text in '{field}' but {_kind(value)}")
     return value, more
+
+
+def answer_in(row: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the answer that was scored, as `response_in`; where log-likelihoods were, the choice with the largest.
+
+    That is its text, or its number where the choices are what the text goes on from.
+
+    raises ValueError with the reason if there is none.
+    """
+    try:
+        return response_in(row)
+    except ValueError:
+        if (chosen := _choice(row)) is None:
+            raise
+        return chosen, False
+
+
+def _choice(row: Mapping[str, Any]) -> str | None:
+    """The choice that lm-eval holds for the most probable; None if the row does not say what was chosen from."""
+    asked, told = row.get("arguments"), row.get("filtered_resps")
+    if not isinstance(asked, dict) or not isinstance(told, list) or len(asked) != len(told) or len(told) < 2:
+        return None
+    numbers = [finite_number(one[0]) if isinstance(one, list) and len(one) == 2 else None for one in told]
+    pairs = [(one.get("arg_0"), one.get("arg_1")) for one in asked.values() if isinstance(one, dict)]
+    likely = [number for number in numbers if number is not None]
+    if len(likely) < len(told) or len(pairs) < len(told):
+        return None
+    best = likely.index(max(likely))
+    before, after = ({pair[place] for pair in pairs} for place in (0, 1))
+    if len(before) == 1 and len(after) == len(pairs):
+        return str(pairs[best][1]).strip()
+    return str(best) if len(after) == 1 else None
 
 
 def finite_number(value: Any) -> float | None:

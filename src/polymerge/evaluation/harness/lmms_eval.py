@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polymerge.errors import PolymergeError, RecipeError
-from polymerge.evaluation.harness.evaluator_files import FileNames, finite_number, read_results, response_in
+from polymerge.evaluation.harness.evaluator_files import FileNames, answer_in, finite_number, read_results
 from polymerge.evaluation.harness.registered_classes import Wrapper
 from polymerge.evaluation.harness.rows import AGAIN, Complaints, Documents, Row, documents, json_lines, kept
 from polymerge.evaluation.results import TaskResult
@@ -84,26 +84,25 @@ def log_rows(value: Mapping[str, Any], complaints: Complaints) -> list[Row]:
 
 
 def read_answers(rows: Sequence[Row] | None, keep: str | None, complaints: Complaints) -> Documents:
-    """Read the documents of a log, each with the response that was scored.
+    """Read the documents of a log of lmms-eval or lm-eval, each with the response that was scored.
 
     rows  of a file from 2024; None reads the current format
     """
     chosen = kept(json_lines(complaints) if rows is None else rows, keep, complaints)
+    filters = list(dict.fromkeys(str(fields.get("filter")) for _, fields in chosen))  # lm-eval has a line for each
+    chosen = [row for row in chosen if str(row[1].get("filter")) == filters[0]]
     several = 0
 
     def answer(row: Mapping[str, Any]) -> str:
         nonlocal several
-        text, more = response_in(row)
+        text, more = answer_in(row)
         several += more
         return text
 
     answers = documents(chosen, "doc_id", answer, complaints)
-    notes = (
-        (f"{complaints.file}: documents with several responses, of which the first is read: {several}",)
-        if several
-        else ()
-    )
-    return Documents(answers, _score(chosen), notes)
+    notes = [f"documents with several responses, of which the first is read: {several}"] if several else []
+    notes += [f"answers as the filter {filters[0]} finds them, not {', '.join(filters[1:])}"] if filters[1:] else []
+    return Documents(answers, _score(chosen), tuple(f"{complaints.file}: {note}" for note in notes))
 
 
 def _score(rows: Sequence[Row]) -> float | None:

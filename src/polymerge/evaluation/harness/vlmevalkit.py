@@ -1,7 +1,8 @@
 """VLMEvalKit: its config file and command line, and its output.
 
 `WORK/<model>/T<date>_G<hash>/<model>_<dataset>...`: `_acc.csv`, `..._score.csv` or `..._score.json` hold the score,
-`..._result.xlsx` (or .tsv, .json) a row for each question, where it is multiple choice with a `hit`, and
+`..._result.xlsx` (or .tsv, .json) a row for each question with a `hit` where it is multiple choice, `..._auxmatch.xlsx`
+one with a `score` where it is yes or no, `..._results.xlsx` one with an `eval_score` where it is a short answer, and
 `<model>_<dataset>.xlsx` (or .tsv, .json) its answer: `index` and `prediction`. The same files also lie, as links, in
 `WORK/<model>`.
 """
@@ -56,6 +57,8 @@ _UNJUDGED = (
     "score may be another than a judge's"
 )
 _ID, _ANSWER = "index", "prediction"
+_DECIMAL = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?")
+_NEAR_ENOUGH = 0.5  # below it ANLS is 0
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -143,7 +146,7 @@ def read(
             wrong.append(OutputError(f"{folder}: VLMEvalKit wrote no score of {name}; it wrote {there}"))
             continue
         try:
-            result = _task(_metrics(scores[0]), scores[0], *_hits(files))
+            result = _task(_metrics(scores[0]), scores[0], *_marks(files))
             results[name] = msgspec.structs.replace(result, notes=(*result.notes, *note))
         except PolymergeError as error:
             wrong += error.problems
@@ -155,30 +158,39 @@ def _says(log: Path, words: bytes) -> bool:
         return any(words in line for line in lines)
 
 
-def _task(metrics: Mapping[str, float], file: Path, hits: Mapping[str, float], failed: int) -> TaskResult:
+def _task(metrics: Mapping[str, float], file: Path, marks: Sequence[Mapping[str, float]], failed: int) -> TaskResult:
+    """The result in a file of scores.
+
+    marks  of each question, in the ways in which the tool may have counted them
+    """
     chosen = _chosen(metrics)
     notes: tuple[str, ...] = (failures_note(failed),) if failed else ()
+    total = len(marks[0]) if marks else 0
+    # what the tool makes another number of can be counted, too
+    right = math.fsum(marks[0].values()) if marks and set(marks[0].values()) <= {0, 1} else None
     if chosen is None:
         return TaskResult(
-            None, "points", total=len(hits), failed=failed, metrics=metrics, notes=notes,
+            None, "points", right=right, total=total, failed=failed, metrics=metrics, notes=notes,
             reason=f"{file.name} has no overall number; all of its numbers are in metrics",
         )  # fmt: skip
     score = metrics[chosen]
     settings = {"scorer": f"{file.name.rpartition('_')[2]}: {chosen}"}
-    mean = math.fsum(hits.values()) / len(hits) if hits else None
     # tables of multiple choice hold shares, the others percent
     share = file.name.endswith("_acc.csv") and chosen.startswith("split ") and 0 <= score <= 1
-    for factor in (100, 1):
-        if mean is not None and abs(factor * score - 100 * mean) < 1e-4 and all(0 <= hit <= 1 for hit in hits.values()):
+    for one in marks:
+        mean = math.fsum(one.values()) / total
+        same = any(abs(factor * score - 100 * mean) < 1e-4 for factor in (100, 1))
+        if same and all(0 <= mark <= 1 for mark in one.values()):
             return TaskResult(
-                100 * mean, right=math.fsum(hits.values()), total=len(hits), failed=failed, samples=hits,
-                metrics=metrics, notes=notes, settings=settings,
+                100 * mean, right=math.fsum(one.values()), total=total, failed=failed, samples=one, metrics=metrics,
+                notes=notes, settings=settings,
             )  # fmt: skip
-    if hits:
-        notes = (*notes, "the score is no mean of the rows' hits, so they are left out")
+    if marks:
+        left = "they are left out" if right is None else "they are counted alone"
+        notes = (*notes, f"the score is no mean of the rows' marks, so {left}")
     percent = share or chosen.rpartition(": ")[2] in ("acc", "aAcc", "accuracy", "Final Score Norm", "Overall")
     return TaskResult(
-        100 * score if share else score, "%" if percent and score <= 100 else "points", total=len(hits),
+        100 * score if share else score, "%" if percent and score <= 100 else "points", right=right, total=total,
         failed=failed, metrics=metrics, notes=notes, settings=settings,
     )  # fmt: skip
 
@@ -238,26 +250,38 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _hits(files: Sequence[Path]) -> tuple[dict[str, float], int]:
-    """The correctness of each question, from the first table that has it, and the number of failed requests."""
+def _marks(files: Sequence[Path]) -> tuple[list[dict[str, float]], int]:
+    """The correctness of each question, from the first table that has it, and the number of failed requests.
+
+    Of short answers there are several: the mean over the right answers, the best of them, and that of ANLS.
+    """
     for file in files:
-        if not re.search(r"(_result|_auxmatch|_judge)\.(xlsx|tsv|json)$", file.name):
+        if not re.search(r"(_results?|_auxmatch|_judge)\.(xlsx|tsv|json)$", file.name):
             continue
         complaints = Complaints(file)
         rows = read_rows(complaints)
         complaints.refuse()
-        marks = {str(fields.get(_ID)): _mark(fields) for _, fields in rows}
-        if marks and all(mark is not None for mark in marks.values()):
+        marks = [(str(fields.get(_ID)), _mark(fields)) for _, fields in rows]
+        if marks and all(mark for _, mark in marks):
             failed = sum(is_failure(str(fields.get(_ANSWER, ""))) for _, fields in rows)
-            return {name: mark for name, mark in marks.items() if mark is not None}, failed
-    return {}, 0
+            ways = min(len(mark) for _, mark in marks)
+            return [{name: mark[way] for name, mark in marks} for way in range(ways)], failed
+    return [], 0
 
 
-def _mark(fields: Mapping[str, Any]) -> float | None:
-    value = fields.get("hit", fields.get("score"))
+def _mark(fields: Mapping[str, Any]) -> tuple[float, ...]:
+    """The mark of a question, in each way that may be counted; empty if it has none."""
+    value = fields.get("hit", fields.get("score", fields.get("eval_score")))
     if isinstance(value, bool) or value in ("True", "False"):
-        return float(value in (True, "True"))
-    return _number(value)
+        return (float(value in (True, "True")),)
+    mark = _number(value)
+    if mark is None:
+        return ()
+    matches = [float(number) for number in _DECIMAL.findall(str(fields.get("eval_match", "")))]
+    if not matches:
+        return (mark,)
+    near = 1 - min(matches)  # of DocVQA and InfoVQA, whose matches are distances
+    return mark, max(matches), near if near >= _NEAR_ENOUGH else 0.0
 
 
 # answers

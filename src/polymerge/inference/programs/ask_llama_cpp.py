@@ -1,4 +1,4 @@
-"""Convert a folder to GGUF and answer prompts greedily with llama.cpp: `python ask_llama_cpp.py REQUEST RESULT`.
+"""Convert a folder to GGUF and answer prompts greedily with llama.cpp, run by `program_host.py`.
 
 Any Python with what llama.cpp's converters need (torch, transformers, gguf, sentencepiece) runs this file, which
 imports nothing of polymerge's.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 import time
-import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from typing import Any
 _OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "auto": "auto"}
 
 
-def main(request: dict[str, Any]) -> dict[str, Any]:
+def ask(request: dict[str, Any], _: object = ()) -> dict[str, Any]:
     """Answer every prompt of a request.
 
     home             llama.cpp's clone, with its converters
@@ -89,11 +87,9 @@ def _answer(
 def _convert(request: dict[str, Any], script: str, source: str, target: Path, outtype: str, *more: str) -> None:
     """Run a converter; raises ValueError with the last line that it says."""
     command = [sys.executable, str(Path(request["home"]) / script), source, "--outfile", str(target)]
-    # a converter imports what lies beside it
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
         [*command, "--outtype", outtype, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", check=False, env=environment,
+        errors="replace", check=False,
     )  # fmt: skip
     print(done.stdout, flush=True)
     if done.returncode != 0 or not target.is_file():
@@ -133,12 +129,3 @@ def _server(program: str, options: list[Any]) -> Iterator[Any]:
     finally:
         server.terminate()
         server.wait()
-
-
-if __name__ == "__main__":
-    try:
-        result = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    except Exception as error:  # whatever a library raises is told to whoever asks
-        traceback.print_exc()
-        result = {"error": str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"}
-    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Load a folder with transformers and answer prompts greedily: `python ask_transformers.py REQUEST RESULT`.
+"""Load a folder with transformers and answer prompts greedily, run by `program_host.py`.
 
 Any Python with transformers 4.57 or later runs this file, which imports nothing of polymerge's.
 """
@@ -9,7 +9,6 @@ import importlib.metadata
 import inspect
 import json
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ _LIKELY = 8
 """Tokens of each place whose log probabilities are told."""
 
 
-def main(request: dict[str, Any]) -> dict[str, Any]:
+def ask(request: dict[str, Any], _: object = ()) -> dict[str, Any]:
     """Answer every prompt of a request; what cannot be answered says why.
 
     folder, adapter  of the model; the adapter may be None
@@ -153,12 +152,3 @@ def _model(folder: str, adapter: str | None, dtype: str, trust: dict[str, bool])
     if lost:
         raise ValueError(f"PEFT finds no module for {len(lost)} tensors of the adapter, first {sorted(lost)[0]}")
     return with_adapter
-
-
-if __name__ == "__main__":
-    try:
-        result = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    except Exception as error:  # whatever a library raises is told to whoever asks
-        traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {error}"}
-    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

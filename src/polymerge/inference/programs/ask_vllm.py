@@ -1,21 +1,27 @@
-"""Load a folder in vLLM and answer prompts greedily: `python ask_vllm.py REQUEST RESULT`.
+"""Load a folder in vLLM and answer prompts greedily, run by `program_host.py`.
 
 Any Python with vLLM runs this file, which imports nothing of polymerge's.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
+import gc
+import os
 from importlib import import_module
-from pathlib import Path
 from typing import Any
+
+# in one process, so that what goes wrong is raised here and not told by another one's log
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# read on a CPU only: the room for its cache in GB, and no processor chosen for a thread
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def main(request: dict[str, Any]) -> dict[str, Any]:
+def ask(request: dict[str, Any], _: object = ()) -> dict[str, Any]:
     """Answer every prompt of a request.
 
     folder, adapter  of the model; the adapter may be None
@@ -25,6 +31,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
                      its special tokens; `images`, files
     dtype, tokens, trust_remote_code
     """
+    gc.collect()  # the model of a request before
     vllm, requests = import_module("vllm"), import_module("vllm.lora.request")
 
     lora, more = None, {}
@@ -58,12 +65,3 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
     kind = ", ".join(model.llm_engine.model_config.architectures)
     return {"versions": {"vllm": vllm.__version__, "torch": torch.__version__}, "answers": answers, "loaded": kind}
-
-
-if __name__ == "__main__":
-    try:
-        result = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    except Exception as error:  # whatever a library raises is told to whoever asks
-        traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {error}"}
-    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

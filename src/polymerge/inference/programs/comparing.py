@@ -19,9 +19,14 @@ from polymerge.engine.device import open_device
 from polymerge.engine.findings import Finding, Verification
 from polymerge.engine.verify import verify
 from polymerge.engine.verify_adapter import base_folder
-from polymerge.errors import RecipeError, did_you_mean, shown
+from polymerge.errors import MissingExtraError, RecipeError, did_you_mean, shown
+from polymerge.inference.programs.program_process import (
+    ProgramFailedError,
+    ProgramProcess,
+    program_file,
+    versions_in,
+)
 from polymerge.inference.programs.program_table import TRANSFORMERS, Place, Program, program_named
-from polymerge.inference.programs.workers import check_installed, run_worker
 from polymerge.inference.prompts import Prompt, PromptSource, draw_prompts, materialise
 
 __all__ = ["verify_with"]
@@ -76,7 +81,7 @@ def verify_with(
         raise RecipeError(f"dtype: '{dtype}'.{did_you_mean(dtype, DTYPES)}")
     open_device(device)
     place = row.find(environment)
-    check_installed(row, place)
+    _check_installed(row, place)
     asked = _questions(prompts)
     checked = verify(folder, base=base, trust_remote_code=trust_remote_code)
     if not checked.passed:
@@ -96,7 +101,7 @@ def verify_with(
 
 @dataclass(frozen=True)
 class _Run:
-    """One check in one program; `work` is a folder for images, logs and converted files."""
+    """One check in one program; `work` is a folder for images and converted files."""
 
     row: Program
     place: Place
@@ -121,7 +126,7 @@ class _Run:
             return [Finding("program", False, f"nothing can be asked: {shown(skipped[0], 300)}")]
         self.tell(f"{self.row.name}: loads it, and answers {len(put)} prompts")
         more = {"prompts": put, "seen": _seen(reference.get("image_token")), "work": str(self.work)}
-        result = run_worker(self.row, self.place, {**self.request, **self.place.settings, **more}, self.work)
+        result = ask(self.row, self.place, {**self.request, **self.place.settings, **more})
         if "error" in result:
             error = result["error"]
             advice = self.row.advice(error)
@@ -155,17 +160,40 @@ class _Run:
     def _reference(self, prompts: list[dict[str, Any]]) -> dict[str, Any]:
         """What transformers says here, or in the program's environment if nothing can be shown to the model here."""
         here = Place(sys.executable)
-        check_installed(TRANSFORMERS, here)
+        _check_installed(TRANSFORMERS, here)
         self.tell(f"transformers: loads it, and answers {len(prompts)} prompts")
         request = {**self.request, "prompts": prompts}
         another = self.place.python != sys.executable and self.row != TRANSFORMERS
         sees = {"must_see": another and any(prompt["images"] for prompt in prompts)}
-        result = run_worker(TRANSFORMERS, here, request | sees, self.work)
+        result = ask(TRANSFORMERS, here, request | sees)
         if "answers" in result or "error" in result:
             return result
         self.tell(f"transformers: {shown(result['blind'], 300)}. The one of {self.row.name} is asked")
-        other = run_worker(TRANSFORMERS, self.place, request | sees, self.work)
-        return other if "answers" in other else run_worker(TRANSFORMERS, here, request, self.work)
+        other = ask(TRANSFORMERS, self.place, request | sees)
+        return other if "answers" in other else ask(TRANSFORMERS, here, request)
+
+
+def ask(program: Program, place: Place, request: dict[str, Any]) -> dict[str, Any]:
+    """Run the file of a program on a request; its reply, or `error` with what went wrong."""
+    process = ProgramProcess(program.name, place.python, program_file(program.file))
+    try:
+        reply = process.call("ask", request)
+    except ProgramFailedError as error:
+        reply = {"error": str(error)}
+    except BaseException:
+        process.close(0)
+        raise
+    process.close()
+    return reply
+
+
+def _check_installed(program: Program, place: Place) -> None:
+    """Check that a program's Python has the module it needs; raises MissingExtraError if not."""
+    if program.needs not in versions_in(place.python, (program.needs,)):
+        raise MissingExtraError(
+            f"{program.name}: {place.python} has no {program.needs}: {program.install}, and name that with "
+            "`environment`"
+        )
 
 
 def _questions(prompts: PromptSource | None) -> list[Prompt] | None:
@@ -173,7 +201,7 @@ def _questions(prompts: PromptSource | None) -> list[Prompt] | None:
 
 
 def _model(folder: Path, adapter: Adapter | None, base: str | None) -> dict[str, Any]:
-    """What a worker loads: the folder of a checkpoint, or that of an adapter and its base's.
+    """What a program loads: the folder of a checkpoint, or that of an adapter and its base's.
 
     raises RecipeError if the weights of the base are not on this disk.
     """

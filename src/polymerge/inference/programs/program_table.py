@@ -19,7 +19,7 @@ __all__ = ["PROGRAMS", "TRANSFORMERS", "Place", "Program", "program_named"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a program is: the Python that runs its worker, and what the worker is told beside the prompts."""
+    """Where a program is: the Python that runs its file, and what its file is told beside the prompts."""
 
     python: str
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -30,23 +30,21 @@ class Program:
     """A program that loads a folder and answers prompts.
 
     name     as people write it
-    worker   the file in this folder that its Python runs with a request and a result
+    file     the file in this folder that its Python runs
     needs    the module that its Python must have
     install  how to get it, for who does not have it
     find     its place, given what a person says of its environment, or None
     refuses  why it cannot load an adapter, from headers alone; empty if it may
     hints    what its words mean here: a part of its error, in small letters, and the next step
-    sets     environment variables of its worker, where they are not set
     """
 
     name: str
-    worker: str
+    file: str
     needs: str
     install: str
     find: Callable[[str | None], Place]
     refuses: Callable[[Adapter], str]
     hints: tuple[tuple[str, str], ...] = ()
-    sets: Mapping[str, str] = field(default_factory=dict)
 
     def advice(self, error: str) -> str:
         """The next step after an error of the program's; empty if none is known."""
@@ -126,12 +124,6 @@ PROGRAMS: Final[Mapping[str, Program]] = {
                 ("no module or parameter named", _IN_MEMORY),
                 ("free memory on device", "Its share of the GPU is in use: end what runs there."),
             ),
-            {
-                # in one process, so that what goes wrong is raised there and not told by another one's log
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
-                # read on a CPU only: the room for its cache in GB, and no processor chosen for a thread
-                "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            },
         ),
         Program(
             "llama.cpp", "ask_llama_cpp.py", "torch",
@@ -144,4 +136,4 @@ PROGRAMS: Final[Mapping[str, Program]] = {
         ),
     )
 }  # fmt: skip
-"""By name. To add a program, add a row and its worker."""
+"""By name. To add a program, add a row and its file."""

@@ -28,8 +28,7 @@ TILE = 1024
 def subtract(x: Floats, base: Floats, out: Floats | None = None) -> Floats:
     """See `polymerge.methods.kernels.subtract`."""
     deltas = x if out is None else out
-    for row, delta in zip(x, deltas, strict=True):
-        _subtract(row, base, delta)
+    _subtract(*_one_line(x), base, *_one_line(deltas))
     return deltas
 
 
@@ -98,9 +97,14 @@ def _add_scaled(base: Floats, merged: Floats, scale: Any) -> None:
 
 
 @compiled
-def _subtract(row: Floats, base: Floats, delta: Floats) -> None:
-    for i in range(delta.size):
-        delta[i] = number(row[i]) - number(base[i])
+def _subtract(line: Floats, stride: int, base: Floats, out: Floats, pitch: int) -> None:
+    for start in range(0, base.size, TILE):
+        origin = base[start : start + TILE]
+        for model in range(-(-out.size // pitch)):
+            row = line[model * stride + start : model * stride + start + origin.size]
+            delta = out[model * pitch + start : model * pitch + start + origin.size]
+            for i in range(delta.size):
+                delta[i] = number(row[i]) - number(origin[i])
 
 
 @compiled

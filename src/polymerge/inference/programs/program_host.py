@@ -1,10 +1,10 @@
-"""The other end of an `EngineProcess`: runs an engine in its own environment, and answers messages on standard input.
+"""The other end of a `ProgramProcess`: runs a program in its own environment, and answers messages on standard input.
 
-It is run by that environment's Python as a program, `engine_host.py FILE`, and needs nothing but the standard library:
-FILE is the engine's, one of those beside this one. It has a function `start`, which takes the settings and returns an
-object; a message's `op` is the name of a method of that object, which takes the message and its blobs, and returns the
-reply. A method raises `ValueError` for what it refuses without harm; after any other error the process ends, for the
-engine may be in any state.
+It is run by that environment's Python, `program_host.py FILE`, and needs nothing but the standard library: FILE is the
+program's, one of those beside this one. A message's `op` is the name of a function of FILE, which takes the message and
+its blobs, and returns the reply. `start` returns an object instead, and what follows is asked of that: a method raises
+`ValueError` for what it refuses without harm. After any other error the process ends, for the program may be in any
+state.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _main() -> None:
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != folder]  # noqa: PTH100
     requests, replies = _streams()
     _end_with_parent()
-    engine: Any = None
+    started, target = False, None
     while True:
         try:
             message, blobs = read_message(requests)
@@ -100,25 +100,17 @@ def _main() -> None:
             return
         op = message.pop("op")
         try:
+            target = target or _loaded(sys.argv[1])
+            reply = getattr(target, op)(message, blobs)
             if op == "start":
-                engine = _loaded(sys.argv[1]).start(message)
-                reply = engine.about()
-            else:
-                reply = getattr(engine, op)(message, blobs)
-        except ValueError as error:
-            if engine is None:
-                write_message(replies, {"failed": _told(error)})
-                raise
-            write_message(replies, {"refused": _told(error)})
+                started, target, reply = True, reply, reply.about()
         except BaseException as error:
-            write_message(replies, {"failed": _told(error)})
-            raise
+            refused = started and isinstance(error, ValueError)
+            write_message(replies, {"refused" if refused else "failed": f"{type(error).__name__}: {error}"})
+            if not refused:
+                raise
         else:
             write_message(replies, {"done": reply})
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

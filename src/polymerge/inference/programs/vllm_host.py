@@ -1,4 +1,4 @@
-"""vLLM as an engine, in the environment in which it is installed; run by `engine_host.py`.
+"""vLLM as an engine, in the environment in which it is installed; run by `program_host.py`.
 
 The engine is one `vllm.LLM` in this process. Weights are put into it by the model's own `load_weights`, as it loads a
 checkpoint. Where each tensor comes to lie is not computed but seen: while `load_weights` runs, every copy into the
@@ -36,7 +36,7 @@ _COPY = torch.ops.aten.copy_.default
 _CASTS = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
 
 
-def start(settings: dict[str, Any]) -> Engine:
+def start(settings: dict[str, Any], _: object = ()) -> Engine:
     """Start vLLM with a model.
 
     settings  model, dtype, trust_remote_code, seed, options (further arguments of `vllm.LLM`), and `weights`: whether

@@ -1,1 +1,0 @@
-"""Programs that run in a process and an environment of their own, and import nothing of polymerge."""
