@@ -7,6 +7,14 @@ READY := $(VENV)/.ready
 DOCS := $(VENV)-docs
 OLDEST := $(VENV)-oldest
 CHECKED := src tests benchmarks examples tools
+DEMO := src/polymerge/demo/checkpoints
+# tests that need neither torch nor transformers
+CORE := $(addprefix tests/,test_durable.py test_errors.py test_paths.py $(addsuffix .py, \
+    $(addprefix recipe/test_,depth mergekit_forms parameters parsing schedule stages yaml_values) \
+    $(addprefix checkpoints/test_,added_tokens bounds json_objects patterns) \
+    $(addprefix families/test_,registry resolve pairs) planning/test_plan \
+    $(addprefix methods/test_,calibration dc_merge ip_merge isotropic leading lora tsv wudi) \
+    $(addprefix cli/test_,flags progress varied) $(addprefix evaluation/test_,scorers scoring) tuning/test_criterion))
 
 .PHONY: demo test lint types tests format bench docs oldest clean
 
@@ -38,7 +46,9 @@ docs: $(DOCS)/.ready
 
 # the tests of the core, with the oldest versions that pyproject.toml allows of what the core needs
 oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -q tests/recipe tests/planning/test_plan.py tests/checkpoints tests/methods tests/engine/test_executor.py tests/cli
+	$(OLDEST)/bin/python -m pytest $(CORE)
+	$(OLDEST)/bin/polymerge merge --template $(DEMO)/vlm --with $(DEMO)/reason --base $(DEMO)/base --method ties \
+	    --weight 0.9,0.1 --parts text --no-verify --force -o build/oldest
 
 $(DOCS)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)

@@ -39,7 +39,9 @@ class Block(NamedTuple):
 
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.finditer(
+        r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL
+    )
     for place, one in enumerate(found):
         yield Block(page.relative_to(ROOT).as_posix(), place, one[2], one[3], one[1])
 
