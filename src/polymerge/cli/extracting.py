@@ -68,7 +68,8 @@ def extract(
 ) -> None:
     """Extract a LoRA adapter from a fine-tune: its difference from its base, truncated by SVD.
 
-    Linear layers of the text tower are adapted; `polymerge fold` gives the fine-tune back as far as the rank allows.
+    Linear layers of the text tower are adapted, and each of its experts; `polymerge fold` gives the fine-tune back as
+    far as the rank allows.
     """
     from polymerge.checkpoints.target import check_target
     from polymerge.engine.extract import carry_out
