@@ -257,7 +257,7 @@ def test_a_fine_tune_in_fp8_and_one_with_an_adapter(tmp_path: Path) -> None:
 def test_what_lies_beside_experts_cannot_be_kept_in_full(tmp_path: Path) -> None:
     base = made(CLASSES["transposed"](), tmp_path / "base")
     tuned = perturbed(base, tmp_path / "tuned", seed=3)
-    found = pm.extract(tuned, tmp_path / "adapter", base=base, rank=2, save=("*bias*", "*down_proj"))
+    found = pm.extract(tuned, tmp_path / "adapter", base=base, rank=2, save=("*bias*", "*experts.down_proj.weight"))
     assert {name.rpartition("layers.")[2] for name in found.saved} == {
         f"{layer}.self_attn.{name}_proj.bias" for layer in range(2) for name in "qkvo"
     }

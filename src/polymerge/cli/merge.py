@@ -202,7 +202,9 @@ def _carry_out(
     options: dict[str, Any],
 ) -> None:
     """Print the plan of a recipe, or carry it out and print what was made."""
+    from polymerge.checkpoints.stores import is_url
     from polymerge.checkpoints.target import check_target
+    from polymerge.checkpoints.upload import Upload
     from polymerge.engine.device import open_device
     from polymerge.planning import make_plan
     from polymerge.planning.matrix_costs import cost_words
@@ -216,7 +218,10 @@ def _carry_out(
             refuse(RecipeError("Missing option '-o': the folder to make"))
         else:
             with collecting():
-                check_target(given_path(out), (), options["force"])
+                if is_url(out):
+                    Upload.to(out, options["force"]).check()
+                else:
+                    check_target(given_path(out), (), options["force"])
             with collecting():
                 open_device(options["device"])
         made = make_plan(recipe())

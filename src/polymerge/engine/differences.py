@@ -107,7 +107,7 @@ class Differences:
 
         raises CheckpointError if values are NaN or infinite, or too large for the dtype of the factors.
         """
-        matrix = self._matrix(one.matrices[number])
+        matrix = self._matrix(one.matrix(number))
         energy, place = energy_of(matrix), self._place(one, number)
         if one.experts:
             self._keep_expert(one, matrix, energy, place)

@@ -22,7 +22,6 @@ from typing import Any, Final
 import msgspec
 
 from polymerge.checkpoints.bounds import INDEX_BYTES, read_bounded
-from polymerge.checkpoints.hub_api import own_cache
 from polymerge.durable import make_folder, write_file
 from polymerge.errors import OutputError
 from polymerge.families.blueprint import Blueprint, Landing, NotBuiltError, blueprint
@@ -30,6 +29,7 @@ from polymerge.families.expressions import Shape
 from polymerge.families.resolve import Split, Stack
 from polymerge.families.rules import BUFFERS, Family, Rule
 from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
+from polymerge.paths import own_cache
 
 __all__ = ["Derivation", "as_table", "derive"]
 

@@ -116,15 +116,14 @@ class Difference:
         rows, columns = self.shape[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
 
-    @property
-    def matrices(self) -> tuple[Difference, ...]:
-        """The differences of the experts, as if of matrices; itself for one that is none of experts."""
+    def matrix(self, number: int) -> Difference:
+        """The difference of an expert, as if of a matrix; itself where it is one."""
         if not self.experts:
-            return (self,)
+            return self
         assert isinstance(self.tuned, Concat)
         assert isinstance(self.base, Concat)
-        each = zip(self.tuned.of, self.base.of, strict=True)
-        return tuple(replace(self, shape=self.shape[1:], tuned=one, base=other, experts=0) for one, other in each)
+        tuned, base = self.tuned.of[number], self.base.of[number]
+        return replace(self, shape=self.shape[1:], tuned=tuned, base=base, experts=0)
 
 
 @dataclass(frozen=True, eq=False)
