@@ -14,6 +14,7 @@ import yaml
 
 import polymerge
 from headers_only import checkpoint, llm, vlm
+from paths import ROOT
 from polymerge.errors import PolymergeError
 from polymerge.methods.table import METHODS
 from polymerge.planning import first_recipe
@@ -165,6 +166,14 @@ def test_tensors_that_a_model_lacks_stay_the_template_s(tmp_path: Path) -> None:
     made = new_recipe([whole, part])
     assert yaml.safe_load(made.text)["missing"] == "copy"
     assert "missing: copy  # tensors that a model lacks stay the template's" in made.text
+
+
+def test_the_page_shows_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    demo = "src/polymerge/demo/checkpoints"
+    page = (ROOT / "docs" / "first-recipe.md").read_text(encoding="utf-8")
+    assert f"`polymerge new {demo}/vlm {demo}/reason`" in page
+    assert new_recipe([f"{demo}/vlm", f"{demo}/reason"]).text == page.split("```yaml\n")[1].split("```")[0]
 
 
 # --- the command
