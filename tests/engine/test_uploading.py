@@ -72,7 +72,11 @@ def test_the_bytes_are_those_of_a_folder(models: list[Path], store: Any, tmp_pat
     assert len([name for name in near if name.endswith(".safetensors")]) > 3
     assert store.find(PARTIAL) == []
     assert not [path for path in own_cache("uploads").rglob("*") if path.is_file()]
-    again = merge({**recipe(models), "template": OUT, "base_model": OUT}, tmp_path / "again", check=False)
+    reading = {**recipe(models), "template": OUT, "base_model": OUT}
+    for place in (OUT, f"{OUT}/inside", "memory://bucket/models"):
+        with pytest.raises(OutputError, match=f"is, holds or lies in the input {OUT}"):
+            merge(reading, place, force=True)
+    again = merge(reading, tmp_path / "again")
     assert again.plan.inputs[0].source == OUT
 
 
@@ -187,6 +191,6 @@ def test_what_cannot_be_uploaded_is_refused(models: list[Path], tmp_path: Path) 
     with pytest.raises(RecipeError, match="is not the URL of a folder in a bucket"):
         Upload.to("s3://bucket", force=False)
     told = cli("merge", recipe_file(recipe(models), tmp_path / "recipe.yaml"), "-o", "nope://bucket/out")
-    assert told.status == 1
+    assert told.status == 2
     assert "nope://bucket/out: fsspec cannot open it: Protocol not known: nope" in told.err
     assert leftovers(tmp_path) == []

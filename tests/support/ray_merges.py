@@ -284,4 +284,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "200")  # of a machine that is busy with other tests
     main(Path(sys.argv[1]))

@@ -258,6 +258,8 @@ def paint_for(stream: TextIO) -> Paint:
 
 def _report(merged: Merged, as_json: bool) -> None:
     """Print the result, as text or as JSON."""
+    from polymerge.checkpoints.stores import is_url
+
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
@@ -276,7 +278,7 @@ def _report(merged: Merged, as_json: bool) -> None:
         read, written = (sum(counts) for counts in zip(*(task[-2:] for task in merged.worked), strict=True))
         words = f"{len(merged.worked)} tasks on {machines} machine{'s' if machines > 1 else ''}"
         show(f"  {words}: {human_size(read)} read, {human_size(written)} written")
-    parts = ("weight file", "weight files") if merged.worked else ("matrix", "matrices")
+    parts = ("weight file", "weight files") if merged.worked or is_url(merged.folder) else ("matrix", "matrices")
     resumed = ((merged.resumed_stages, "stage", "stages"), (merged.resumed, *parts))
     if words := " and ".join(f"{count} {one if count == 1 else more}" for count, one, more in resumed if count):
         were = "was" if merged.resumed_stages + merged.resumed == 1 else "were"

@@ -18,7 +18,7 @@ from polymerge.checkpoints.hub import listed_sha256
 from polymerge.checkpoints.identity import Identity, file_digest, sampled_digest, stamps_of
 from polymerge.checkpoints.output import journal_of, output_folder, written
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
-from polymerge.checkpoints.stores import is_url
+from polymerge.checkpoints.stores import is_url, view_of
 from polymerge.checkpoints.target import check_target
 from polymerge.checkpoints.upload import Upload
 from polymerge.checkpoints.writer import Write, parse_size
@@ -266,6 +266,10 @@ def _check_upload(upload: Upload, plan: Plan, file_format: str) -> None:
         raise RecipeError(
             f"{upload.url}: torch files are converted from whole safetensors files. Merge into a folder, and copy that"
         )
+    read = [of[1] for one in plan.inputs for path in (one.path, one.adapter) if path and (of := view_of(Path(path)))]
+    for url in read:
+        if f"{url}/".startswith(f"{upload.url}/") or f"{upload.url}/".startswith(f"{url}/"):
+            raise OutputError(f"{upload.url}: is, holds or lies in the input {url}. Choose another place")
     upload.check()
 
 
