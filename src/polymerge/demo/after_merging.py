@@ -28,7 +28,7 @@ from polymerge.tuning.trials import Scoring
 if TYPE_CHECKING:
     import altair as alt
 
-__all__ = ["choose_weight", "draw_accuracy", "make_page", "report_choice"]
+__all__ = ["choose_weight", "draw_accuracy", "make_page", "report_choice", "write_questions"]
 
 SEARCH_PROMPTS = 100  # the paper's number
 SEARCH_BATCH = 50
@@ -44,11 +44,7 @@ def choose_weight(
     recipe: Mapping[str, Any], questions: Sequence[Question], values: Sequence[float], out: Path
 ) -> SearchResult:
     """Search the second model's weight without labels, as AdaMMS (CVPR 2025) does; scores do not choose."""
-    folder = out / "questions"
-    make_folder(folder)
-    for number, question in enumerate(questions):
-        Image.fromarray(question.picture).save(folder / f"{number}.png")
-    file = _write(questions, range(len(questions)), folder / "questions.jsonl")
+    file = write_questions(questions, out / "questions")
     return search(
         recipe,
         PromptSource(file, samples=SEARCH_PROMPTS),
@@ -129,6 +125,14 @@ def make_page(
     runs = [merged, searched, out / "overlap.json", *scored.values(), knocked_out.folder]
     made = report(runs, out / "report.html", "The demo of polymerge")
     return made.page, plain_text(compared)
+
+
+def write_questions(questions: Sequence[Question], folder: Path) -> Path:
+    """Write questions to questions.jsonl in a folder, with their pictures beside it, and return the file."""
+    make_folder(folder)
+    for number, question in enumerate(questions):
+        Image.fromarray(question.picture).save(folder / f"{number}.png")
+    return _write(questions, range(len(questions)), folder / "questions.jsonl")
 
 
 def _some(questions: Sequence[Question], group: str, folder: Path) -> Path:

@@ -122,7 +122,7 @@ def card(plan: Extraction, name: str, found: Extracted) -> str:
     ranks = sorted({one.rank for one in found.modules.values()})
     said = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
     base = plan.base.checkpoint.source
-    together = "All experts of a layer are one parameter: PEFT loads their factors from 0.19 on (`target_parameters`)."
+    together = "All experts of a layer are one parameter (`target_parameters`), in the layout of PEFT 0.19 and later."
     experts = [together, ""] if any(one.experts for one in found.modules.values()) else []
     front = ["---", *([f"base_model: {base}"] if plan.base.checkpoint.source.count("/") == 1 else [])]
     lines = [

@@ -106,7 +106,7 @@ class _Comparing:
         return self.base.ties_head and self.tuned.ties_head and self._canonical(name) == HEAD
 
     def _canonical(self, name: str) -> str:
-        if name in self.there.layout:
+        if name in self.there.layout and name not in self.stacked:
             return "+".join(canonical for canonical, _ in self.there.layout[name])
         known = self.built.canonical.get(name, "") if self.built else ""
         return self.reading.joint(name) or known
