@@ -28,7 +28,7 @@ from polymerge.tuning.trials import Scoring
 if TYPE_CHECKING:
     import altair as alt
 
-__all__ = ["choose_weight", "draw_accuracy", "make_page", "report_choice"]
+__all__ = ["choose_weight", "draw_accuracy", "make_page", "report_choice", "write_questions"]
 
 SEARCH_PROMPTS = 100  # the paper's number
 SEARCH_BATCH = 50
@@ -48,7 +48,7 @@ def choose_weight(
     make_folder(folder)
     for number, question in enumerate(questions):
         Image.fromarray(question.picture).save(folder / f"{number}.png")
-    file = _write(questions, range(len(questions)), folder / "questions.jsonl")
+    file = write_questions(questions, range(len(questions)), folder / "questions.jsonl")
     return search(
         recipe,
         PromptSource(file, samples=SEARCH_PROMPTS),
@@ -134,10 +134,10 @@ def make_page(
 def _some(questions: Sequence[Question], group: str, folder: Path) -> Path:
     """Some questions of one group, spread over it, as a file beside their pictures."""
     own = [number for number, question in enumerate(questions) if question.group == group]
-    return _write(questions, own[:: max(1, len(own) // ASKED)][:ASKED], folder / f"{group}.jsonl")
+    return write_questions(questions, own[:: max(1, len(own) // ASKED)][:ASKED], folder / f"{group}.jsonl")
 
 
-def _write(questions: Sequence[Question], numbers: Iterable[int], file: Path) -> Path:
+def write_questions(questions: Sequence[Question], numbers: Iterable[int], file: Path) -> Path:
     """Write some of the questions to a file; their pictures lie beside it, each under the number of its question."""
     lines = [
         {
