@@ -150,11 +150,11 @@ def plan(folder: Path, rounds: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def memory(folder: Path, layers: Sequence[int]) -> list[dict[str, Any]]:
+def memory(folder: Path, layers: Sequence[int], vocab: int) -> list[dict[str, Any]]:
     """Merges of the first layers of a 70B, and what they would come to with all of them."""
     whole, rows = SHAPES["70B"], []
     for count in layers:
-        shape = Shape(whole.width, whole.inner, whole.keys, count)
+        shape = replace(whole, layers=count, vocab=vocab)
         models = family(folder / f"{count}", shape)
         for method in ("linear", "ties"):
             out, file = folder / "out", written(folder, recipe(models, method))
@@ -228,6 +228,9 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "data" / "scale")
     parser.add_argument("--layers", nargs="+", type=int, default=[1, 4], help="of the 70B")
+    parser.add_argument(
+        "--vocab", type=int, default=SHAPES["70B"].vocab, help="of the 70B; with fewer, more layers fit"
+    )
     parser.add_argument("--cluster-layers", type=int, default=4, help="of the 8B")
     parser.add_argument("--shard-size", default="120MB", help="of the output on the cluster")
     parser.add_argument("--rounds", type=int, default=5, help="of the plan")
@@ -241,7 +244,7 @@ def main() -> None:
             if part == "plan":
                 found[part] = plan(given.folder, given.rounds)
             elif part == "memory":
-                found[part] = memory(given.folder, given.layers)
+                found[part] = memory(given.folder, given.layers, given.vocab)
             else:
                 found[part] = cluster(given.folder, given.cluster_layers, given.shard_size)
             for row in found[part]:

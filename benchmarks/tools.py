@@ -57,15 +57,21 @@ class Bench:
 
     def imports(self) -> Measured:
         """Start the interpreter and import what a merge imports."""
-        return measure([sys.executable, "-c", IMPORTS], self._caches)
+        return measure([sys.executable, "-c", IMPORTS], self.caches)
 
     def run_polymerge(self, case: Case) -> tuple[Measured, list[Floats]]:
         """Merge with polymerge; a sample of the output."""
-        recipe = self._recipe("polymerge", case.for_polymerge(self.models))
         program = Path(sys.executable).with_name("polymerge")
-        with self._output("polymerge") as out:
+        with self.prepared(case) as (recipe, out):
             command = [str(program), "merge", str(recipe), "-o", str(out), "--no-verify", "--shard-size", f"{SHARD}MB"]
-            return measure(command, self._caches), sample(out)
+            return measure(command, self.caches), sample(out)
+
+    @contextmanager
+    def prepared(self, case: Case) -> Iterator[tuple[Path, Path]]:
+        """The recipe for polymerge, and the folder for its output, which is removed in the end."""
+        recipe = self._recipe("polymerge", case.for_polymerge(self.models))
+        with self._output("polymerge") as out:
+            yield recipe, out
 
     def planned(self, case: Case) -> Planned:
         """What polymerge says before it decomposes the matrices of a merge."""
@@ -110,7 +116,8 @@ class Bench:
         return found
 
     @property
-    def _caches(self) -> dict[str, str]:
+    def caches(self) -> dict[str, str]:
+        """The variables that name polymerge's caches."""
         return {"XDG_CACHE_HOME": str(self.scratch / "cache"), "NUMBA_CACHE_DIR": str(self.scratch / "numba")}
 
     def _recipe(self, tool: str, recipe: dict[str, object]) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import polymerge
@@ -116,7 +115,4 @@ def prompt_file(course: Course, groups: Mapping[str, int], purpose: str, folder:
     """
     scans = load_handwriting(course.seed)[1]
     questions = [one for group, count in groups.items() for one in course.questions(group, count, scans, purpose)]
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, question in enumerate(questions):
-        Image.fromarray(question.picture).save(folder / f"{number}.png", compress_level=1)
-    return write_questions(questions, range(len(questions)), folder / "prompts.jsonl")
+    return write_questions(questions, folder)

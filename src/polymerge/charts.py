@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polymerge.durable import write_file
-from polymerge.errors import MissingExtraError
+from polymerge.errors import MissingExtraError, RecipeError
 from polymerge.themes import chart_config
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ __all__ = [
     "heat_map",
     "line_chart",
     "need_charts",
+    "stacked",
     "vega_lite_version",
 ]
 
 log = logging.getLogger("polymerge")
 
 _DASHES = [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2], [1, 2]]
-_TOP_LEVEL = frozenset({"$schema", "config", "datasets", "usermeta"})
 _WIDTH = 560  # of a picture, in pixels
 _WRAPPED = 80  # letters of a subtitle's line
 _LONG = 8  # letters of a name on the x axis that still stand level, and columns that need no row of their own
@@ -237,22 +237,32 @@ def draw(make: Callable[[], Sequence[alt.LayerChart]], stem: Path) -> tuple[Path
     charts = make()
     if not charts:
         return ()
-    views = [chart.to_dict(validate=False) for chart in charts]
-    spec = {
-        "$schema": views[0]["$schema"],
-        "config": chart_config("light"),
-        "datasets": {name: rows for view in views for name, rows in view["datasets"].items()},
-        "vconcat": [
-            {name: value for name, value in view.items() if name not in _TOP_LEVEL} | {"width": _WIDTH}
-            for view in views
-        ],
-        "spacing": 28,
-        "resolve": {"scale": {"color": "independent", "strokeDash": "independent"}},
-    }
+    spec = stacked(charts).to_dict(validate=False)
     given: dict[str, Any] = {"vl_version": vega_lite_version(), "allowed_base_urls": []}
     write_file(files[0], vl_convert.vegalite_to_png(spec, scale=2, **given))
     write_file(files[1], vl_convert.vegalite_to_svg(spec, **given))
     return files
+
+
+def stacked(charts: Sequence[alt.LayerChart], theme: str = "light") -> alt.VConcatChart:
+    """Charts below each other as one of altair's, in a theme: a notebook shows it, and `save` writes it to a file.
+
+    raises MissingExtraError without altair or vl-convert, RecipeError if there are none.
+    """
+    need_charts()
+    if not charts:
+        raise RecipeError("there is nothing to draw: no chart shows a result of this kind")
+    import altair as alt
+
+    views = []
+    for chart in charts:
+        view = chart.properties(width=_WIDTH)
+        view.usermeta = alt.Undefined  # stands at the top of a specification only
+        views.append(view)
+    apart = alt.ScaleResolveMap(color="independent", strokeDash="independent")
+    return alt.VConcatChart(
+        vconcat=views, spacing=28, resolve=alt.Resolve(scale=apart), config=alt.Config(**chart_config(theme))
+    )
 
 
 def figure(charts: Mapping[str, alt.LayerChart]) -> dict[str, Any]:

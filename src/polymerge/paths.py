@@ -10,7 +10,7 @@ from typing import Final
 
 from polymerge.errors import RecipeError
 
-__all__ = ["because", "exists", "given_path", "python_in"]
+__all__ = ["because", "exists", "given_path", "own_cache", "python_in"]
 
 _PERMISSIONS: Final = "Check its permissions, and those of the folders above it"
 _ROOM: Final = "Make room, or name a place on another disk"
@@ -76,6 +76,12 @@ def given_path(said: str | os.PathLike[str]) -> Path:
 def exists(said: str | os.PathLike[str]) -> bool:
     """Whether a text is the path of something that exists; whatever else it may be, it raises nothing."""
     return os.path.exists(os.path.expanduser(said))  # noqa: PTH110, PTH111 (pathlib's raise)
+
+
+def own_cache(name: str) -> Path:
+    """Our folder of that name in the user's cache folder."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches).resolve() / "polymerge" / name
 
 
 def python_in(environment: str | None) -> str:

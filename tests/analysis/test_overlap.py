@@ -21,8 +21,9 @@ import tiny
 from adapters_made import LAYER, PEFT_WARNINGS, adapter, exact_updates, llama, tensors
 from adapters_made import recipe as adapter_recipe
 from layouts import Sizes, random_tower, write
-from polymerge.analysis.figures import Overlap, Row, place_of
+from polymerge.analysis.figures import Overlap, Row
 from polymerge.analysis.overlap import overlap
+from polymerge.analysis.places import place_of
 from polymerge.analysis.signs import sums_of
 from polymerge.errors import CheckpointError, RecipeError, Refused
 from polymerge.planning import make_plan

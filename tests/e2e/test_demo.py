@@ -19,7 +19,8 @@ pytest.importorskip("altair")
 from PIL import Image  # noqa: E402
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration  # noqa: E402
 
-from polymerge.demo import story, train  # noqa: E402
+from paths import ROOT  # noqa: E402
+from polymerge.demo import shipped, story, train  # noqa: E402
 from polymerge.demo import trained_models as models  # noqa: E402
 from polymerge.demo.digit_questions import draw_questions, score_vlm, share  # noqa: E402
 from polymerge.demo.train import Lesson, base_lesson, reason_lesson, vlm_lesson  # noqa: E402
@@ -38,6 +39,7 @@ from polymerge.demo.world import (  # noqa: E402  # noqa: E402
     split_pairs,
     tell,
 )
+from running import cli  # noqa: E402
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -208,3 +210,16 @@ def test_the_control_is_as_far_from_the_base_as_the_reasoning_model(tmp_path: Pa
     for name, tensor in start.items():
         wanted, got = (goal[name] - tensor).norm(), (control[name] - tensor).norm()
         assert got == pytest.approx(wanted.item(), rel=0.02), name
+
+
+def test_without_the_repository_the_demo_says_where_its_models_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "demo" / "shipped.py"))
+    monkeypatch.chdir(ROOT / "tests")
+    assert shipped.shipped_models().samefile(story.SHIPPED)
+    monkeypatch.chdir(tmp_path)
+    said = cli("demo")
+    assert said.status == 1
+    assert "clone it and run `make demo` there" in said.err
+    assert "`--train`" in said.err

@@ -53,10 +53,11 @@ def test_a_full_disk_of_one_machine_is_told_and_leaves_nothing(tried: dict[str, 
     assert found["left"] == []
 
 
-def test_a_search_that_lost_a_machine_goes_on(tried: dict[str, Any]) -> None:
-    found = tried["search"]
+@pytest.mark.parametrize("command", ["search", "evaluate", "knockout"])
+def test_models_are_asked_on_when_a_machine_is_lost(command: str, tried: dict[str, Any]) -> None:
+    found = tried[command]
     assert found["ends"] == [1, 0, 0]
     assert "run again to go on" in found["said"]
-    assert not found["before"]
+    assert found["before"] is None
     assert found["kept"] > 0
     assert found["same"]

@@ -18,6 +18,7 @@ from polymerge.demo.digit_questions import draw_questions
 from polymerge.demo.world import load_handwriting, split_pairs
 from polymerge.errors import MissingExtraError
 from polymerge.tables import Table
+from polymerge.tuning.outcome import SearchResult
 from tiny import build
 
 torch = pytest.importorskip("torch")
@@ -137,11 +138,14 @@ def test_what_the_readme_shows_runs(prompts: Path, tmp_path: Path, monkeypatch: 
     names: dict[str, object] = {}
     exec(code, names)
     found, merged = names["found"], names["merged"]
+    assert isinstance(found, SearchResult)
     assert isinstance(merged, pm.Merged)
     assert merged.verification is not None
     assert merged.verification.folder == merged.folder
-    assert getattr(found, "best", None) == {"weight": 0.5}
-    assert [point.difference is None for point in getattr(found, "curve", ())] == [True, False, True]
+    assert found.best == {"weight": 0.5}
+    assert [point.difference is None for point in found.curve] == [True, False, True]
+    found.plot().save(tmp_path / "curve.svg")
+    assert "How much answers change" in (tmp_path / "curve.svg").read_text(encoding="utf-8")
     assert (tmp_path / "report.html").stat().st_size > 100_000
 
 
@@ -201,6 +205,12 @@ def test_prompts_may_be_a_file_and_results_are_handed_on(merged: pm.Merged, prom
     ]
     layers = pm.layerwise(DELTAS, prompts, tmp_path / "l", scorer="exact", ranges=["full"], generation=SHORT)
     overlap = pm.overlap(DELTAS, svd=False)
+    drawn = [compared.plot(), knocked.plot(), knocked.plot(curves=True), layers.plot(), overlap.plot("sign_conflict")]
+    assert [len(chart.to_dict()["vconcat"]) for chart in drawn] == [2, 1, 1, 1, 1]
+    with pytest.raises(pm.PolymergeError, match=r"no measure 'conflict'\. Did you mean 'sign_conflict'"):
+        overlap.plot("conflict")
+    with pytest.raises(pm.PolymergeError, match="nothing to draw"):
+        overlap.plot("left")
     sources = [merged, one, knocked, layers, overlap.save(tmp_path / "overlap.json")]
     data: Mapping[str, object] = pm.report(sources, tmp_path / "r.html").data
     assert all(data[name] for name in ("merges", "scores", "knockouts", "ablations", "overlaps"))

@@ -1,4 +1,4 @@
-"""The README and the ready recipes say what the code does."""
+"""The README, the tables of the docs and the ready recipes say what the code does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from polymerge.families import FAMILIES
 from polymerge.methods.method import Parameter
 from polymerge.methods.table import ADAPTERS, METHODS
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, RECIPE, FAMILIES_PAGE, ADAPTERS_PAGE = (
+    (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "docs/recipe.md", "docs/families.md", "docs/merging-adapters.md")
+)
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 PAPERS = {
     "brv": "# Bring Reason to Vision (ICML 2025)",
@@ -34,12 +37,13 @@ def shown(parameter: Parameter) -> str:
 @pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
 def test_the_table_of_methods_has_every_row(row) -> None:
     parameters = ", ".join(map(shown, row.parameters))
-    assert f"| `{row.name}` | {row.title} | {parameters} | {row.source} |" in README
+    assert f"| `{row.name}` | {row.title} | {parameters} | {row.source} |" in RECIPE
+    assert f"| `{row.name}` | {row.title} |" in README
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_the_table_of_families_has_every_row(family) -> None:
-    assert f"| `{family.name}` | {family.title} | {family.source} |" in README
+    assert f"| `{family.name}` | {family.title} | {family.source} |" in FAMILIES_PAGE
 
 
 @pytest.mark.parametrize("path", OF_PAPERS, ids=lambda path: path.stem)
@@ -51,7 +55,7 @@ def test_a_ready_recipe_of_a_paper_is_understood_and_says_where_it_is_from(path:
 
 @pytest.mark.parametrize("parameter", ADAPTERS, ids=lambda parameter: parameter.name)
 def test_the_parameters_of_adapters_are_told(parameter) -> None:
-    assert f"`{shown(parameter)}`" in README
+    assert f"`{shown(parameter)}`" in ADAPTERS_PAGE
 
 
 def test_there_is_a_recipe_for_each_mode_of_the_paper_s_code() -> None:

@@ -207,9 +207,9 @@ def test_only_what_differs_is_named(tmp_path: Path) -> None:
     torch.testing.assert_close(dict(folded), dict(wanted), **SAME_WEIGHTS)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_experts_in_another_dtype_and_by_a_glob(dtype: str, tmp_path: Path) -> None:
-    base = build("qwen3_moe", tmp_path / "base", dtype="float32")
+@pytest.mark.parametrize(("dtype", "lying"), [("bfloat16", ""), ("float64", "in one")])
+def test_experts_in_another_dtype_and_by_a_glob(dtype: str, lying: str, tmp_path: Path) -> None:
+    base = LAYOUTS[lying](build("qwen3_moe", tmp_path / "base", dtype="float32"))
     tuned = perturbed(base, tmp_path / "tuned", seed=3)
     how: dict[str, Any] = {"base": base, "rank": 99, "dtype": dtype, "match": ("text.layers.*.experts.down_proj.*",)}
     found = pm.extract(tuned, tmp_path / "adapter", **how)
@@ -257,7 +257,7 @@ def test_a_fine_tune_in_fp8_and_one_with_an_adapter(tmp_path: Path) -> None:
 def test_what_lies_beside_experts_cannot_be_kept_in_full(tmp_path: Path) -> None:
     base = made(CLASSES["transposed"](), tmp_path / "base")
     tuned = perturbed(base, tmp_path / "tuned", seed=3)
-    found = pm.extract(tuned, tmp_path / "adapter", base=base, rank=2, save=("*bias*", "*down_proj"))
+    found = pm.extract(tuned, tmp_path / "adapter", base=base, rank=2, save=("*bias*", "*experts.down_proj.weight"))
     assert {name.rpartition("layers.")[2] for name in found.saved} == {
         f"{layer}.self_attn.{name}_proj.bias" for layer in range(2) for name in "qkvo"
     }
@@ -265,6 +265,25 @@ def test_what_lies_beside_experts_cannot_be_kept_in_full(tmp_path: Path) -> None
     assert why == {"lies beside a parameter that has factors of its own, and PEFT saves whole modules only"}
     assert found.verification is not None
     assert found.verification.passed
+
+
+def test_extracted_adapters_are_merged(tmp_path: Path) -> None:
+    """Of a router and of layers that PEFT knows by their weights, whose ranks the output's config has to tell."""
+    base = made(CLASSES["dense first"](), tmp_path / "base")
+    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    adapters, sums = [tmp_path / "one", tmp_path / "other"], {name: tensor.clone() for name, tensor in before.items()}
+    for seed, (out, options) in enumerate(zip(adapters, [{}, {"exclude": ("*.q_proj.*",)}], strict=True), 3):
+        tuned = perturbed(base, tmp_path / f"tuned {seed}", seed=seed)
+        pm.extract(tuned, out, base=base, energy=0.9, check=False, **options)
+        after = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).merge_and_unload()
+        for name, tensor in after.state_dict().items():
+            sums[name] += (tensor - before[name]) / 2
+    models = [{"model": str(one), "parameters": {"weight": 0.5}} for one in adapters]
+    recipe = {"merge_method": "task_arithmetic", "models": models, "base_model": str(base), "parameters": {"rank": 64}}
+    assert pm.merge(recipe, tmp_path / "merged").verification.passed
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "merged")
+    for name, tensor in model.merge_and_unload().state_dict().items():
+        torch.testing.assert_close(tensor, sums[name], rtol=0, atol=2e-6, msg=name)
 
 
 # --- going on, refusing, telling

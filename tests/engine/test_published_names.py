@@ -28,9 +28,10 @@ MADE_OTHERWISE = ("qwen3_moe", "mixtral", "qwen3_vl_moe")
 RENAMED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "gemma3", "mllama", "internvl",
            "qwen2_audio", "qwen2_5_omni", "deepseek_vl")  # fmt: skip
 DERIVED = ("aya_vision", "vipllava", "video_llava", "qianfan_ocr", "granite_speech",
-           "glm4v_moe", "qwen3_5_moe", "minimax_m3_vl", "glm5_next", "molmo2")  # fmt: skip
+           "glm4v_moe", "qwen3_5_moe", "minimax_m3_vl", "glm5_next", "molmo2",
+           "dots3_note")  # fmt: skip
 """Without a table: of renamed tensors, of towers with a level less in memory, and of fused tensors; of experts that lie
-together in memory, and of convolutions and matrices that lie one below the other there.
+together in memory, in a tower, too, and of convolutions and matrices that lie one below the other there.
 """
 
 

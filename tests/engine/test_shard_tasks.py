@@ -14,8 +14,9 @@ import pytest
 import polymerge
 from polymerge.checkpoints.identity import sha256_of
 from polymerge.engine.opening import opened_inputs
-from polymerge.engine.shard_tasks import Job, ShardMaker, of_shard
+from polymerge.engine.shard_tasks import Job, ShardMaker, looked_at
 from polymerge.engine.statistics import _terms, added_up
+from polymerge.engine.uploading import steps_of
 from polymerge.engine.whole_models import Wholes
 from polymerge.engine.writers import writer_of
 from polymerge.errors import OutputError
@@ -39,7 +40,8 @@ def test_shards_made_apart_are_those_of_a_merge(job: Job, tmp_path: Path) -> Non
     whole = polymerge.merge(job.plan, tmp_path / "whole", shard_size="150B", check=False).folder
     maker = ShardMaker(job)
     assert len(job.shards.names) > 2
-    assert [step for shard in range(len(job.shards.names)) for step in of_shard(job, shard)] == list(job.plan.steps)
+    steps = [steps_of(job.plan, job.shards, shard) for shard in range(len(job.shards.names))]
+    assert [step for of in steps for step in of] == list(job.plan.steps)
     for shard, name in enumerate(job.shards.names):
         made = maker.make(shard, NOTHING, None)
         assert made.file is not None
@@ -58,7 +60,7 @@ def test_a_file_is_taken_only_with_its_digest(job: Job) -> None:
     made = ShardMaker(job).make(1, NOTHING, None)
     assert made.file is not None
     place = made.file.replace(job.folder / made.file.name)
-    assert ShardMaker(job).make(1, NOTHING, made.digest) == made._replace(file=None)
+    assert ShardMaker(job).make(1, NOTHING, made.digest) == made._replace(file=None, again=True)
     place.write_bytes(place.read_bytes()[:-1] + b"x")
     assert ShardMaker(job).make(1, NOTHING, made.digest).file is not None
 
@@ -70,6 +72,13 @@ def test_a_machine_without_the_folders_says_which(job: Job, tmp_path: Path) -> N
         ShardMaker(blind)
     (tmp_path / "one").rename(tmp_path / "moved")
     assert job.unseen() == [tmp_path / "one"]
+
+
+def test_scipy_is_compared_where_eigenvectors_decide(job: Job, tmp_path: Path) -> None:
+    assert looked_at(job)[1].keys() == {"polymerge", "numpy"}
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 1.0}} for name in ("one", "other")]
+    plan = make_plan({"merge_method": "iso_c", "base_model": str(tmp_path / "one"), "models": models[1:]})
+    assert looked_at(replace(job, plan=plan))[1].keys() == {"polymerge", "numpy", "scipy"}
 
 
 def test_terms_of_parts_add_up_to_the_sum_of_all() -> None:

@@ -162,6 +162,7 @@ def test_options_of_another_tool(tmp_path: Path) -> None:
     for more, told in (
         (("--print-command",), "--print-command is for another tool"),
         (("--kit", "x"), "--kit is for another tool"),
+        (("--environment", "x"), "--environment is for another tool"),
         (("--", "--limit", "5"), "--limit 5 are for another tool"),
     ):
         assert told in refused(VLM, "--tasks", "REC", "-o", tmp_path / "run", *more)

@@ -34,11 +34,8 @@ CLASSES = TEXT | MULTIMODAL
 NOT_BUILT = ("fast_vlm", "gemma3n", "perception_lm", "shieldgemma2")
 """Types that need packages which tests do not ask for (timm); and a class whose names in memory are not its own."""
 
-OTHERWISE = {
-    "dots3_note", "ernie4_5_vl_moe", "glm5_next", "inkling2", "inkling_mm_model", "kimi_k25", "mistral_large4",
-    "molmo2", "qwen3_omni_moe", "step3p7",
-}  # fmt: skip
-"""Types of which files hold some tensors otherwise than memory: rows in another order, or several tensors in one."""
+OTHERWISE = {"ernie4_5_vl_moe", "inkling2", "inkling_mm_model", "kimi_k25", "mistral_large4", "step3p7"}
+"""Types of which files hold some tensors otherwise than memory, by more than cutting and joining rows and experts."""
 
 TABLED = [kind for kind, named in CLASSES.items() if claimed({"architectures": [named]}) is not GENERIC]
 OWN_LAYERS = ("mllama",)

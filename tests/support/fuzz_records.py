@@ -20,7 +20,7 @@ import openpyxl
 from fuzz_judge import Files, Kind
 from fuzz_mutations import ODD_TEXTS, changed, odd_bytes, odd_words, to_json
 from fuzz_seeds import seeds
-from polymerge.checkpoints.hub_api import listing, own_cache
+from polymerge.checkpoints.hub_api import listing
 from polymerge.cli import polymerge
 from polymerge.errors import PolymergeError, collecting, refuse_if_any
 from polymerge.evaluation.comparison import compare_files
@@ -29,6 +29,7 @@ from polymerge.evaluation.harness import lmms_eval, vlmevalkit
 from polymerge.evaluation.harness.logs import read_logs
 from polymerge.evaluation.scoring import score_predictions, score_questions
 from polymerge.inference.prompts import PromptSource, draw_prompts
+from polymerge.paths import own_cache
 from polymerge.reporting.page import embedded
 from polymerge.reporting.reports import collect
 from report_made import ablation, knockout, results, sampled_search, search

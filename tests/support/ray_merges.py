@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from polymerge.planning.folding import fold_recipe
 from running import cli, leftovers, recipe_file
 from tiny import build, perturbed
 
+HOW = ("--batch-size", "2", "--torch-threads", "1")
 COMMAND = [sys.executable, "-c", "from polymerge.cli import main; main()"]
 
 METHODS = """
@@ -187,27 +188,37 @@ class Tries:
             "left": leftovers(out.parent),
         }
 
-    def search_loses_a_machine(self) -> dict[str, Any]:
-        """A machine is killed while a search asks a model on it; the next run goes on without it."""
-        prompts = search_made.prompts_file(self.folder, 16)
-        how = ("--values", "0:1.5:0.1", "--scorer", "exact", "--batch-size", "4", "--torch-threads", "1")
-        alone, many = self.folder / "search-one", self.folder / "search-many"
-        alone.mkdir()
-        many.mkdir()
-        told = [*COMMAND, *map(str, search_made.words(many, prompts, *how)), "--workers", "3"]
-        searching = subprocess.Popen([*told, "--ray", self.cluster.address], stderr=subprocess.PIPE, text=True)
-        while searching.poll() is None and not list((many / "run").glob("candidates/*/answers.jsonl")):
-            time.sleep(0.01)
-        victim = next(node for node in self.cluster.list_all_nodes() if node is not self.cluster.head_node)
-        self.cluster.remove_node(victim, allow_graceful=False)
-        _, said = searching.communicate()
-        before = (many / "run" / "search.json").exists()
-        kept = len(list((many / "run").glob("candidates/*/answers.jsonl")))
-        again = cli(*search_made.words(many, prompts, *how))
-        done = cli(*search_made.words(alone, prompts, *how))
-        same = (many / "run" / "search.json").read_bytes() == (alone / "run" / "search.json").read_bytes()
-        ends = [searching.returncode, again.status, done.status]
-        return {"ends": ends, "said": said, "before": before, "kept": kept, "same": same}
+    def loses_a_machine(self, name: str, result: str, words: Callable[[Path], Sequence[object]]) -> dict[str, Any]:
+        """A machine is killed while models on the cluster's two are asked; the next run goes on without it.
+
+        result  the name of the file that a run of the command writes last
+        words   of the command, with its run in a folder
+        """
+        alone, many = self.folder / f"{name}-one", self.folder / f"{name}-many"
+        (victim,) = [node for node in self.cluster.list_all_nodes() if node is not self.cluster.head_node]
+        over = threading.Event()
+
+        def kill() -> None:
+            while not any(log.stat().st_size for log in many.rglob("answers*.jsonl")) and not over.is_set():
+                time.sleep(0.005)
+            self.cluster.remove_node(victim, allow_graceful=False)
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        lost = cli(*words(many), *HOW, "--workers", "2", "--ray", self.cluster.address)
+        over.set()
+        killing.join()
+        before = next(many.rglob(result), None)
+        kept = sum(log.stat().st_size for log in many.rglob("answers*.jsonl"))
+        again, done = cli(*words(many), *HOW), cli(*words(alone), *HOW)
+        (mine,), (theirs,) = many.rglob(result), alone.rglob(result)
+        return {
+            "ends": [lost.status, again.status, done.status],
+            "said": lost.err,
+            "before": before,
+            "kept": kept,
+            "same": mine.read_bytes() == theirs.read_bytes(),
+        }
 
     def disk_full(self) -> dict[str, Any]:
         """The disk of one machine is full."""
@@ -252,8 +263,20 @@ def main(folder: Path) -> None:
     note("driver lost", tries.driver_lost())
     note("node lost", tries.node_lost())
     note("disk full", tries.disk_full())
+    prompts = search_made.prompts_file(folder, 12)
+    asked = ("--prompts", f"all={prompts}", "--scorer", "exact", "--layers", "0-1")
+
+    def searched(run: Path) -> Sequence[object]:
+        run.mkdir(exist_ok=True)
+        return *search_made.words(run, prompts, "--scorer", "exact"), "--values", "0:1.5:0.1"
+
+    note("search", tries.loses_a_machine("search", "search.json", searched))
     cluster.add_node(**small)
-    note("search", tries.search_loses_a_machine())
+    evaluated = ("evaluate", search_made.VLM, "--tasks", f"{prompts}:exact", "--max-new-tokens", "3")
+    note("evaluate", tries.loses_a_machine("evaluate", "results.json", lambda run: (*evaluated, "-o", run)))
+    cluster.add_node(**small)
+    knocked_out = ("knockout", search_made.VLM, *asked, "--max-new-tokens", "3")
+    note("knockout", tries.loses_a_machine("knockout", "knockout.json", lambda run: (*knocked_out, "-o", run)))
     (folder / "found.json").write_text(json.dumps(found, default=str), encoding="utf-8")
     ray.shutdown()
     cluster.shutdown()
@@ -261,4 +284,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "200")  # of a machine that is busy with other tests
     main(Path(sys.argv[1]))

@@ -9,27 +9,29 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from polymerge.analysis.overlap_plots import overlap_chart, with_means
+from polymerge.analysis.places import Place
 from polymerge.analysis.signs import Sums, added
 from polymerge.analysis.spectrum import Spectrum, shared_share
+from polymerge.charts import stacked
 from polymerge.durable import write_file
-from polymerge.families.rules import PARTS, text_layer, without_branch
 from polymerge.paths import given_path
 from polymerge.tables import Table
 
+if TYPE_CHECKING:
+    import altair as alt
+
 __all__ = [
-    "MODULES",
     "DeltaFigures",
     "Measured",
     "Overlap",
     "PairFigures",
-    "Place",
     "Reference",
     "Row",
     "Shape",
     "describe_overlap",
-    "place_of",
     "row_of",
     "spectra_of",
 ]
@@ -39,45 +41,10 @@ Reference = Literal["base", "template"]
 
 Shape = tuple[int, ...]
 
-MODULES: Final = ("attention", "mlp", "norm", "other")
-
-_ATTENTION: Final = ("attn", "attention")
-_MLP: Final = ("mlp", "moe", "ffn", "feed_forward", "experts")
-
 _HEAD: Final = (
     "where", "module", "entries", "norms", "cosine", "conflict", "by mass", "kept", "common", "eff. rank", "left",
     "right",
 )  # fmt: skip
-
-
-class Place(NamedTuple):
-    """A part (`unknown` if the family is), a layer of the text tower (None outside its layers), a module."""
-
-    part: str
-    layer: int | None
-    module: str
-
-
-def place_of(canonical: str) -> Place:
-    """The place of a tensor or module, by its canonical name.
-
-    Norms count as norms, also inside attention; embeddings, heads and projections are `other`. Of several
-    names joined by `+`, as for fused modules, the first counts.
-    """
-    name = without_branch(canonical.partition("+")[0])
-    part = name.partition(".")[0]
-    if part not in PARTS:
-        part = "unknown"
-    *around, last = name.removesuffix(".weight").removesuffix(".bias").split(".")
-    if "norm" in last or last.startswith("ln"):
-        module = "norm"
-    elif any(word in one for one in (*around, last) for word in _ATTENTION):
-        module = "attention"
-    elif any(word in one for one in (*around, last) for word in _MLP):
-        module = "mlp"
-    else:
-        module = "other"
-    return Place(part, text_layer(name), module)
 
 
 @dataclass(frozen=True)
@@ -192,6 +159,16 @@ class Overlap(Table):
     def to_json(self) -> dict[str, Any]:
         """As JSON data; undefined numbers are null."""
         return asdict(self)
+
+    def plot(self, measure: str = "sign_conflict") -> alt.VConcatChart:
+        """Draw a measure over layers and modules, or the norms of the deltas by layer, as a chart of altair's.
+
+        measure  conflict_mass, sign_conflict, cosine, common, left, right, or norms
+
+        raises RecipeError for another measure, and where no layer has it; MissingExtraError without altair or
+        vl-convert.
+        """
+        return stacked(overlap_chart([with_means(asdict(row)) for row in self.places], measure))
 
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write it to a JSON file, which `report` shows, and return the file; raises OutputError where it cannot be."""

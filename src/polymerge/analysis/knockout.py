@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from polymerge.analysis.baseline import BASELINE, Baseline, layer_words, open_baseline, third_of
 from polymerge.analysis.drops import Drop, Thirds, drops, thirds
-from polymerge.analysis.knockout_plots import draw_curves, draw_maps
+from polymerge.analysis.knockout_plots import draw_curves, draw_maps, drop_curves, drop_maps
 from polymerge.analysis.replacements import Cell, Replacement, knocked_out, make_cells, plan_parent
 from polymerge.analysis.task_scores import (
     RESAMPLES,
@@ -23,6 +23,7 @@ from polymerge.analysis.task_scores import (
     draw_tasks,
     installed_version,
 )
+from polymerge.charts import stacked
 from polymerge.checkpoints.hub import one_commit
 from polymerge.errors import RecipeError, collecting, refuse, refuse_if_gathered
 from polymerge.inference.generation import Generation
@@ -30,6 +31,9 @@ from polymerge.inference.run_folder import Run, identity_of_inputs
 from polymerge.paths import given_path
 from polymerge.planning import Plan
 from polymerge.tables import Table
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = ["CellDrops", "Knockout", "ModelDrop", "Summary", "knockout"]
 
@@ -115,6 +119,13 @@ class Knockout(Table):
             }
             for cell in self.cells
         ]
+
+    def plot(self, *, curves: bool = False) -> alt.VConcatChart:
+        """Draw the drops as heat maps, or along the layers as curves with their intervals, as a chart of altair's.
+
+        raises MissingExtraError without altair or vl-convert.
+        """
+        return stacked((drop_curves if curves else drop_maps)(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         """The content of knockout.json: everything but the folder, and nothing about another model if there is none."""

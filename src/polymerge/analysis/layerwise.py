@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polymerge.analysis.baseline import (
     BASELINE,
@@ -18,7 +18,7 @@ from polymerge.analysis.baseline import (
     open_baseline,
     plan_or_refuse,
 )
-from polymerge.analysis.knockout_plots import draw_gains
+from polymerge.analysis.knockout_plots import draw_gains, gain_charts
 from polymerge.analysis.task_scores import (
     RESAMPLES,
     Interval,
@@ -32,6 +32,7 @@ from polymerge.analysis.task_scores import (
     interval,
     resampled,
 )
+from polymerge.charts import stacked
 from polymerge.checkpoints.folder import ADAPTER
 from polymerge.checkpoints.hub import one_commit
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse, refuse_if_gathered
@@ -45,6 +46,9 @@ from polymerge.planning.plan import IGNORED
 from polymerge.recipe.parsing import as_recipe
 from polymerge.recipe.recipe import Override, Recipe, recipe_dict
 from polymerge.tables import Table
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = ["FULL", "RANGES", "LayerRange", "Layerwise", "RangeScore", "in_layers", "layer_ranges", "layerwise",
            "plan_and_baseline"]  # fmt: skip
@@ -118,6 +122,13 @@ class Layerwise(Table):
             for one in self.ranges
             for found in (one.tasks[task],)
         ]
+
+    def plot(self) -> alt.VConcatChart:
+        """Draw the gain from merging each range of layers, with its interval, as a chart of altair's.
+
+        raises MissingExtraError without altair or vl-convert.
+        """
+        return stacked(gain_charts(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         """The content of ablation.json: everything but the folder."""

@@ -11,7 +11,8 @@ from math import inf
 from typing import Any, Final, TypeVar
 
 from polymerge.analysis.deltas import DeltaTensor, stored_deltas, update_deltas
-from polymerge.analysis.figures import MODULES, Measured, Overlap, Place, Row, place_of, row_of, spectra_of
+from polymerge.analysis.figures import Measured, Overlap, Row, row_of, spectra_of
+from polymerge.analysis.places import MODULES, Place, place_of
 from polymerge.analysis.signs import sums_of
 from polymerge.analysis.spectrum import EXACT, Spectrum
 from polymerge.checkpoints import Checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
@@ -22,6 +23,7 @@ __all__ = [
     "find_weights",
     "holds_adapter",
     "is_plain",
+    "matters",
     "of_training",
     "shards_of",
     "sort_files",
@@ -66,6 +68,10 @@ _TRAINING_FILES: Final = re.compile(
     r"|latest(?:_.*)?|zero_to_fp32\.py",
     re.IGNORECASE,
 )
+_WANTED: Final = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py",
+)  # fmt: skip
+_UNWANTED: Final = ("consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*")
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,9})-of-(?P<total>\d{1,9})\.\w+")
 _MOST_SHARDS: Final = 100_000
 
@@ -97,6 +103,12 @@ def of_training(name: str) -> bool:
     *folders, file = name.split("/")
     of_files = (_TRAINING_FILES, _STATES)
     return any(map(_TRAINING_FOLDERS.fullmatch, folders)) or any(pattern.fullmatch(file) for pattern in of_files)
+
+
+def matters(name: str) -> bool:
+    """Return whether a file of a remote folder, given by its path there, can be part of a checkpoint."""
+    wanted = any(fnmatch(name, one) for one in _WANTED) and not any(fnmatch(name, one) for one in _UNWANTED)
+    return wanted and not of_training(name)
 
 
 def _beside_weights(name: str) -> bool:

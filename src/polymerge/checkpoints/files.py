@@ -16,7 +16,9 @@ from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.hub_api import head_of
 from polymerge.checkpoints.json_objects import read_json
 from polymerge.checkpoints.prefetch import fetch_all, fetched
+from polymerge.checkpoints.ranges import opened_ranges
 from polymerge.checkpoints.safetensors import read_safetensors
+from polymerge.checkpoints.stores import bring_stored, stored_at
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.checkpoints.torch_files import read_torch
 from polymerge.errors import CheckpointError, PolymergeError, did_you_mean, refuse, refuse_if_any, shown
@@ -80,10 +82,10 @@ def class_names(config: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def read_file(file: Path) -> Contents:
-    """Read the headers of a weight file, in the format of its suffix; for a file on the hub only the header is
-    downloaded.
+    """Read the headers of a weight file, in the format of its suffix; for a file on the hub or in a store only the
+    header is downloaded.
 
-    The names in a torch file are at its end and between the data, so that one on the hub is downloaded in full.
+    The names in a torch file are at its end and between the data, so that one from there is downloaded in full.
     """
     torch, remote = LAYOUTS[file.suffix] == "torch", missing_remote(file)
     if remote and not torch:
@@ -93,7 +95,11 @@ def read_file(file: Path) -> Contents:
             "%s: '%s' is not a safetensors file, so it has to be downloaded in full", remote.repository, remote.name
         )
         fetch_all([file])
-    check_file(file)
+    if torch and (stored := stored_at(file)) is not None:
+        log.warning("%s: is not a safetensors file, so it has to be downloaded in full", stored.url)
+        bring_stored([file])
+    if stored_at(file) is None:
+        check_file(file)
     return read_torch(file) if torch else Contents(read_safetensors(file))
 
 
@@ -106,12 +112,11 @@ def read_blocks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[memoryview]
     fetched(tensor.file)
     buffer = memoryview(bytearray(min(size, tensor.nbytes)))
     try:
-        with open_regular(tensor.file) as file:
-            file.seek(tensor.start)
+        with opened_ranges(tensor.file) as file:
             for left in range(tensor.nbytes, 0, -size):
-                block, done = buffer[:left], 0
+                block, done, start = buffer[:left], 0, tensor.start + tensor.nbytes - left
                 while done < len(block):
-                    count = file.readinto(block[done:])
+                    count = file.read_into(block[done:], start + done)
                     if not count:
                         raise CheckpointError(
                             f"{tensor.file}: ends inside {tensor.name}; it was truncated since its header was read"

@@ -21,6 +21,7 @@ from polymerge.checkpoints.hub import companions, missing_remote, remote_of
 from polymerge.checkpoints.identity import Stamp, Stamps, stamps_of
 from polymerge.checkpoints.names import unwrapped
 from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.checkpoints.stores import bring_stored, stored_at, view_of
 from polymerge.checkpoints.tensor_info import Contents, TensorInfo, listed
 from polymerge.errors import CheckpointError, RecipeError, Refused, collecting, refuse, refuse_if_any
 from polymerge.paths import exists, given_path
@@ -38,7 +39,7 @@ __all__ = [
     "split_source",
 ]
 
-_AT_ONCE = 8  # headers that are fetched from the hub
+_AT_ONCE = 8  # headers that are fetched from the hub or a store
 
 ADAPTER: Final = "adapter/"
 """Prefix of an adapter's tensor names when listed with those of its base."""
@@ -86,7 +87,7 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
     every problem found.
     """
     try:
-        if not path.exists():
+        if not path.exists() and stored_at(path) is None:
             raise RecipeError(f"model '{source}': {missing(path.absolute())}")
         # only the folder is resolved: in the hub's cache the files are links to blobs, whose names say nothing
         folder = (path if path.is_dir() else path.parent).resolve()
@@ -108,7 +109,8 @@ def open_checkpoint(source: str, path: Path) -> Checkpoint:
         stamps |= stamps_of(folder / name for name in names)
         contents: dict[str, Contents] = {}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            coming = {name: pool.submit(read_file, folder / name) for name in names if missing_remote(folder / name)}
+            far = [name for name in names if missing_remote(folder / name) or stored_at(folder / name)]
+            coming = {name: pool.submit(read_file, folder / name) for name in far}
             for name in names:
                 with reading(folder / name):
                     contents[name] = coming[name].result() if name in coming else read_file(folder / name)
@@ -301,10 +303,9 @@ def bring(source: str, folder: Path) -> None:
 
     folder  the result of `locate` for `source`; nothing happens for a local one
 
-    raises RecipeError if there are no weights, or they are not accessible, CheckpointError if the hub fails.
+    raises RecipeError if there are no weights, or they are not accessible, CheckpointError if the hub or store fails.
     """
-    remote = remote_of(folder)
-    if remote is None:
+    if remote_of(folder) is None and view_of(folder) is None:
         return
     if is_adapter(folder):
         weights = list(open_adapter(source, folder).files)
@@ -315,3 +316,4 @@ def bring(source: str, folder: Path) -> None:
             names |= set(read_index(folder / chosen.index).values())
         weights = [folder / name for name in sorted(names)]
     fetch_all([*companions(folder), *weights])
+    bring_stored(weights)

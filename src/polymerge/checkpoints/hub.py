@@ -1,4 +1,4 @@
-"""Locate the models that a recipe names: a local path, or one commit of a hub repository.
+"""Locate the models that a recipe names: a local path, the URL of an object store, or one commit of a hub repository.
 
 A commit of a repository is represented by a folder of links into the hub's cache, in the user's cache folder:
 
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from polymerge.checkpoints.discovery import COMPANIONS, LAYOUTS
-from polymerge.checkpoints.hub_api import Remote, hub_errors, listing, no_room, own_cache, unreachable
+from polymerge.checkpoints.hub_api import Remote, hub_errors, listing, no_room, unreachable
+from polymerge.checkpoints.stores import is_url, locate_stored, restore_stored
 from polymerge.durable import rename_new, sync, sync_tree, writing
 from polymerge.errors import CheckpointError, OutputError, PolymergeError, RecipeError, did_you_mean
-from polymerge.paths import exists, given_path
+from polymerge.paths import exists, given_path, own_cache
 
 __all__ = [
     "companions",
@@ -62,32 +63,33 @@ def one_commit() -> Iterator[None]:
 
 
 def locate(source: str) -> Path:
-    """The local path of a model: `source` itself if it exists, else a folder for the hub repository that it names.
+    """The local path of a model: `source` itself if it exists, else a folder for the hub repository that it names, or
+    for what lies under a URL (`stores`).
 
     A path that exists is never looked up anywhere else. A hub id may carry a revision, `owner/name@revision`; it is
     resolved to a commit with huggingface_hub, so its cache, token and offline switch (HF_HUB_OFFLINE) hold. Of the
     files only the config and the index are fetched here: the folder has a link for every file of that commit, and
     what is needed arrives later (see `hub_api` and `prefetch`).
 
-    raises RecipeError if there is neither such a path nor such an id, CheckpointError if the hub fails.
+    raises RecipeError if there is neither such a path nor such an id, CheckpointError if the hub or store fails.
     """
     path = given_path(source)
     if path.exists():
         return path.resolve() if path.is_dir() else path.absolute()
-    found = _HUB_ID.fullmatch(source)
-    if found is None or path.is_symlink() or path.parent.is_dir():
+    found, stored = _HUB_ID.fullmatch(source), is_url(source)
+    if not stored and (found is None or path.is_symlink() or path.parent.is_dir()):
         named = "" if found or "/" in source else " A model of the hub is owner/name"
         raise RecipeError(f"{source}: there is no such file or folder.{_neighbours(path)}{named}")
     since, folder = _seen.get(source, (0.0, path))
-    if since < min([time.monotonic(), *_held.values()]) - _FRESH or not folder.is_dir():
-        folder = _look_up(found["id"], found["revision"])
+    if since < min([time.monotonic(), *_held.values()]) - _FRESH or not os.path.lexists(folder):
+        folder = locate_stored(source) if found is None else _look_up(found["id"], found["revision"])
         _seen[source] = (time.monotonic(), folder)
     return folder
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
-    """Split a hub id into repository and revision; an existing path is returned unchanged, without a revision."""
-    if exists(source):
+    """Split a hub id into repository and revision; an existing path and a URL have no revision."""
+    if exists(source) or is_url(source):
         return source, None
     name, _, revision = source.partition("@")
     return name, revision or None
@@ -99,7 +101,7 @@ def restore(path: Path) -> Path:
     """
     remote = remote_of(path)
     if remote is None:
-        return path
+        return restore_stored(path) or path
     if path.is_dir():
         needed = (file for file in path.iterdir() if any(fnmatch(file.name, one) for one in _FOR_A_PLAN))
         if all(file.exists() for file in needed):

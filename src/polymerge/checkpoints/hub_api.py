@@ -10,7 +10,6 @@ cache folder, so that a plan can be made again offline:
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 import sys
@@ -18,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -27,11 +25,12 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from polymerge.checkpoints.bounds import CONFIG_BYTES, HEADER_BYTES, read_bounded
-from polymerge.checkpoints.discovery import is_plain, of_training
+from polymerge.checkpoints.discovery import is_plain, matters
 from polymerge.checkpoints.json_objects import checked
 from polymerge.checkpoints.safetensors import LENGTH_BYTES, Head
 from polymerge.durable import make_folder, write_file
 from polymerge.errors import CheckpointError, OutputError, PolymergeError, RecipeError
+from polymerge.paths import own_cache
 
 __all__ = [
     "LastingError",
@@ -43,14 +42,9 @@ __all__ = [
     "hub_errors",
     "listing",
     "no_room",
-    "own_cache",
     "unreachable",
 ]
 
-_WANTED: Final = (
-    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py",
-)  # fmt: skip
-_UNWANTED: Final = ("consolidated*", "original/*", "*training_args.bin", "optimizer*", "onnx/*")
 _FIRST: Final = 1 << 16
 """Bytes of a safetensors file that are requested first; most headers end within them."""
 _TRIES: Final = 3
@@ -128,7 +122,7 @@ def listing(repository: str, commit: str) -> Mapping[str, Listed]:
     found = {
         file.name: Listed(file.size, file.sha256 if re.match(_SHA256, file.sha256 or "") else None, _ascii(file.blob))
         for file in files
-        if _matters(file.name)
+        if matters(file.name)
     }
     if outside := [name for name in found if not is_plain(name)]:
         raise CheckpointError(f"{repository}: lists '{outside[0]}', which is no plain path. Do not use it")
@@ -220,11 +214,6 @@ def _write(file: Path, data: bytes) -> None:
 def no_room(error: OutputError) -> CheckpointError:
     """The error for a user's cache folder that cannot be written."""
     return CheckpointError(f"{error}: XDG_CACHE_HOME names where caches are")
-
-
-def _matters(name: str) -> bool:
-    wanted = any(fnmatch(name, one) for one in _WANTED) and not any(fnmatch(name, one) for one in _UNWANTED)
-    return wanted and not of_training(name)
 
 
 class LastingError(CheckpointError):
@@ -327,9 +316,3 @@ def hub_disk() -> Path:
     """The hub's cache or its nearest existing parent, which is on the same disk."""
     cache = hub_cache()
     return next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
-
-
-def own_cache(name: str) -> Path:
-    """Our folder of that name in the user's cache folder."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches).resolve() / "polymerge" / name

@@ -11,12 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-from polymerge.checkpoints.bounds import CONFIG_BYTES, open_descriptor, open_regular, read_bounded
+from polymerge.checkpoints.bounds import CONFIG_BYTES, read_bounded
 from polymerge.checkpoints.hub import remote_of
-from polymerge.checkpoints.hub_api import own_cache
+from polymerge.checkpoints.ranges import opened_ranges
 from polymerge.checkpoints.safetensors import read_safetensors
+from polymerge.checkpoints.stores import current, stored_at, view_of
 from polymerge.durable import make_folder, write_file
 from polymerge.errors import CheckpointError, OutputError, PolymergeError
+from polymerge.paths import own_cache
 
 __all__ = [
     "YOUNG",
@@ -42,6 +44,8 @@ class Stamp(NamedTuple):
     """When content, permissions or links of it changed last, which no program can set."""
     inode: int
     device: int
+    tag: str = ""
+    """Of an object in a store, what it has instead of times, inode and device (`stores`)."""
 
 
 class Identity(NamedTuple):
@@ -73,6 +77,8 @@ def file_digest(path: Path) -> str:
 
     raises CheckpointError if the file cannot be read, or changes while it is.
     """
+    if stored_at(path) is not None:
+        return sha256_of(path)
     real = path.resolve()
     note = own_cache("sha256") / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
     now, stamp = time.time_ns(), stamp_of(real)
@@ -95,7 +101,9 @@ def file_digest(path: Path) -> str:
 
 
 def stamp_of(file: Path) -> Stamp | None:
-    """The stamp of a file, or of what a link leads to; None if it is not here."""
+    """The stamp of a file, or of what a link leads to, of an object when it was listed; None if it is not here."""
+    if (stored := stored_at(file)) is not None:
+        return Stamp(stored.size, 0, 0, 0, 0, stored.tag)
     try:
         found = file.stat()
     except OSError:
@@ -110,11 +118,17 @@ def stamps_of(files: Iterable[Path]) -> dict[Path, Stamp | None]:
 
 def changed_since(stamps: Stamps) -> Iterator[CheckpointError]:
     """An error for each file that is not as it was when its stamp was taken; what was on the hub then may be here."""
+    objects = current(stamps)
     for file, before in stamps.items():
-        now = stamp_of(file)
+        if file in objects:
+            now = Stamp(found[0], 0, 0, 0, 0, found[1]) if (found := objects[file]) else None
+        else:
+            now = stamp_of(file)
+            if before and before.tag and now and view_of(file) and now.size == before.size:
+                continue  # it has been fetched since
         # a file that was replaced has another time of change; another number alone comes of network filesystems that
         # number a file anew once they have forgotten it
-        if before is not None and (now is None or before[:3] != now[:3]):
+        if before is not None and (now is None or (before[:3], before.tag) != (now[:3], now.tag)):
             yield CheckpointError(
                 f"{file}: {_difference(before, now)} while it was being read, so that what was read may be of two "
                 "states. Start again when nothing writes to it"
@@ -124,6 +138,8 @@ def changed_since(stamps: Stamps) -> Iterator[CheckpointError]:
 def _difference(before: Stamp, now: Stamp | None) -> str:
     if now is None:
         return "was taken away"
+    if before.tag != now.tag:
+        return "was replaced in its store"
     if (before.inode, before.device) != (now.inode, now.device):
         return "was replaced by another file"
     if before.size != now.size:
@@ -136,9 +152,11 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)
-    with open_regular(path) as file:
-        while count := file.readinto(buffer):
+    with opened_ranges(path) as file:
+        done = 0
+        while count := file.read_into(view, done):
             digest.update(view[:count])
+            done += count
     return digest.hexdigest()
 
 
@@ -146,13 +164,16 @@ def content_digest(places: Iterable[Path]) -> str:
     """sha256 over the files of folders: their names, and what `sampled_digest` takes of each.
 
     Copying or touching a file changes nothing. What lies on the hub is told by its commit, whether its files are here
-    or not.
+    or not, and what lies in a store by the tags of the objects.
     """
     digest = hashlib.sha256()
     for place in places:
         remote = remote_of(place)
         if remote is not None:
             digest.update(f"{remote.repository}\0{remote.commit}\0".encode())
+            continue
+        if (of := view_of(place)) is not None:
+            digest.update(f"{of[1]}\0{of[0].name}\0".encode())
             continue
         for file in [place] if place.is_file() else sorted(place.iterdir()):
             if file.is_file() and file.suffix in _CONTENT and file.name != "polymerge.json":
@@ -179,17 +200,14 @@ def sampled_digest(path: Path) -> str:
 
 
 def _sample(file: Path, digest: hashlib._Hash) -> None:
-    descriptor = open_descriptor(file)
-    try:
-        size = os.fstat(descriptor).st_size
+    with opened_ranges(file) as ranges:
         header, middles = _known_places(file) if file.suffix == ".safetensors" else (0, [])
-        last = max(0, size - _SAMPLE_BYTES)
+        last = max(0, ranges.size - _SAMPLE_BYTES)
         spread = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)] if last else [0]
-        digest.update(f"{size}\0".encode())
-        for start, count in ((0, header), *((place, _SAMPLE_BYTES) for place in sorted({*spread, *middles}))):
-            digest.update(os.pread(descriptor, count, start))
-    finally:
-        os.close(descriptor)
+        digest.update(f"{ranges.size}\0".encode())
+        samples = [(0, header), *((place, _SAMPLE_BYTES) for place in sorted({*spread, *middles}))]
+        for sample in ranges.pread_all(samples):
+            digest.update(sample)
 
 
 def _known_places(file: Path) -> tuple[int, list[int]]:

@@ -21,6 +21,7 @@ import msgspec
 
 from polymerge.checkpoints.bounds import HEADER_BYTES, HEADER_VALUES, NAME_LENGTH, PROBLEMS, TENSORS, open_regular
 from polymerge.checkpoints.json_objects import parse_json
+from polymerge.checkpoints.stores import Stored, read_range, stored_at
 from polymerge.checkpoints.tensor_info import TensorInfo, listed
 from polymerge.dtypes import BITS, byte_count
 from polymerge.errors import CheckpointError, PolymergeError, refuse_if_any, shown
@@ -30,6 +31,7 @@ __all__ = ["LENGTH_BYTES", "Head", "read_safetensors"]
 LENGTH_BYTES = 8
 """Number of bytes at the start of a file that give the length of its header."""
 
+_FIRST: Final = 1 << 16  # most headers end within so many bytes
 _MOST_DIMENSIONS = 64  # as in torch; keeps a forged shape from costing time
 _AGAIN = "Download the file again."
 _METADATA: Final = "__metadata__"
@@ -66,6 +68,8 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, 
     Raises CheckpointError if the header cannot be read at all, Refused with every problem in
     says, and OSError where the file cannot be opened.
     """
+    if head is None and (stored := stored_at(file)) is not None:
+        head = _head_of(stored)
     if head is None:
         with open_regular(file) as stream:
             text, file_size = _read_header(file, stream, size := stream.seek(0, 2)), size
@@ -112,6 +116,16 @@ def read_safetensors(file: Path, head: Head | None = None) -> tuple[TensorInfo, 
         problems += islice(_layout_problems(file, tensors, data_start, file_size), PROBLEMS)
     refuse_if_any(problems)
     return tuple(tensors)
+
+
+def _head_of(stored: Stored) -> Head:
+    """The start of a file in an object store, by one request or two."""
+    text = read_range(stored, 0, min(_FIRST, stored.size))
+    length = int.from_bytes(text[:LENGTH_BYTES], "little")
+    end = min(LENGTH_BYTES + length, stored.size)
+    if len(text) < end and length <= HEADER_BYTES:
+        text += read_range(stored, len(text), end)
+    return Head(text[:end], stored.size)
 
 
 def _read_header(file: Path, stream: BinaryIO, size: int) -> bytes:

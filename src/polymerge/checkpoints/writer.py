@@ -97,6 +97,12 @@ class Shards:
             if path.name not in self.names:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+    def hollow(self, shard: int, folder: Path) -> None:
+        """Put a file with one shard's header and size into a folder, which takes no room there."""
+        with (folder / self.names[shard]).open("wb") as file:
+            file.write(self.headers[shard])
+            file.truncate(self.sizes[shard])
+
     def only(self, shard: int) -> Shards:
         """One of the files alone."""
         places = {name: Place(0, place.start) for name, place in self.places.items() if place.shard == shard}

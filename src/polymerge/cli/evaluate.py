@@ -71,7 +71,8 @@ def evaluate(
     words = [word.strip() for word in tasks.split(",") if word.strip()]
     said = {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     tool = options["tool"]
-    unused = [name for name in (_FOR_TOOLS if tool is None else _NOT_FOR_TOOLS) if name in said]
+    for_tools = _FOR_TOOLS if "engine" in said else (*_FOR_TOOLS, "environment")
+    unused = [name for name in (for_tools if tool is None else _NOT_FOR_TOOLS) if name in said]
     option = f"--{_WRITTEN.get(unused[0], unused[0]).replace('_', '-')}" if unused else ""
     if tool is not None:
         if option:

@@ -68,7 +68,8 @@ def extract(
 ) -> None:
     """Extract a LoRA adapter from a fine-tune: its difference from its base, truncated by SVD.
 
-    Linear layers of the text tower are adapted; `polymerge fold` gives the fine-tune back as far as the rank allows.
+    Linear layers of the text tower are adapted, and each of its experts; `polymerge fold` gives the fine-tune back as
+    far as the rank allows.
     """
     from polymerge.checkpoints.target import check_target
     from polymerge.engine.extract import carry_out
@@ -95,12 +96,13 @@ def extract(
 
 def _cost(made: Extraction, threads: int | None) -> str:
     """What an extraction takes, before it begins."""
+    from polymerge.engine.differences import room_of
     from polymerge.planning.estimate import default_threads
 
     several = min(threads or default_threads(), made.matrices)
     at_once = f" ({several} at once)" if several > 1 else ""
     return (
-        f"{made.matrices} matrices; memory: about {human_size(several * made.room)}{at_once}; adapter: at most "
+        f"{made.matrices} matrices; memory: about {human_size(several * room_of(made))}{at_once}; adapter: at most "
         f"{human_size(made.size)}"
     )
 

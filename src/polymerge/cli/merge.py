@@ -202,7 +202,9 @@ def _carry_out(
     options: dict[str, Any],
 ) -> None:
     """Print the plan of a recipe, or carry it out and print what was made."""
+    from polymerge.checkpoints.stores import is_url
     from polymerge.checkpoints.target import check_target
+    from polymerge.checkpoints.upload import Upload
     from polymerge.engine.device import open_device
     from polymerge.planning import make_plan
     from polymerge.planning.matrix_costs import cost_words
@@ -216,7 +218,10 @@ def _carry_out(
             refuse(RecipeError("Missing option '-o': the folder to make"))
         else:
             with collecting():
-                check_target(given_path(out), (), options["force"])
+                if is_url(out):
+                    Upload.to(out, options["force"]).check()
+                else:
+                    check_target(given_path(out), (), options["force"])
             with collecting():
                 open_device(options["device"])
         made = make_plan(recipe())
@@ -253,6 +258,8 @@ def paint_for(stream: TextIO) -> Paint:
 
 def _report(merged: Merged, as_json: bool) -> None:
     """Print the result, as text or as JSON."""
+    from polymerge.checkpoints.stores import is_url
+
     plan, counts = merged.plan, merged.plan.counts()
     if as_json:
         findings = merged.verification.findings if merged.verification else ()
@@ -271,7 +278,7 @@ def _report(merged: Merged, as_json: bool) -> None:
         read, written = (sum(counts) for counts in zip(*(task[-2:] for task in merged.worked), strict=True))
         words = f"{len(merged.worked)} tasks on {machines} machine{'s' if machines > 1 else ''}"
         show(f"  {words}: {human_size(read)} read, {human_size(written)} written")
-    parts = ("weight file", "weight files") if merged.worked else ("matrix", "matrices")
+    parts = ("weight file", "weight files") if merged.worked or is_url(merged.folder) else ("matrix", "matrices")
     resumed = ((merged.resumed_stages, "stage", "stages"), (merged.resumed, *parts))
     if words := " and ".join(f"{count} {one if count == 1 else more}" for count, one, more in resumed if count):
         were = "was" if merged.resumed_stages + merged.resumed == 1 else "were"

@@ -51,6 +51,10 @@ def report(runs: tuple[str, ...], out: str, title: str | None, json_file: str | 
 @option("--train", is_flag=True, help="Train the three small models first (10 to 20 minutes on two cores).")
 def demo(out: str, train: bool) -> None:
     """Merge a small reasoning model into a small VLM, and measure what it gains and loses."""
+    from polymerge.demo.shipped import shipped_models
+
+    if not train:
+        shipped_models()  # before anything heavy is imported
     try:
         from polymerge.demo.story import run
     except ModuleNotFoundError as error:

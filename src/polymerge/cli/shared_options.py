@@ -120,7 +120,7 @@ _IN_RECIPE = {
 }  # fmt: skip
 
 _OUTPUT = (
-    option("-o", "--out", metavar="OUT", type=PATH, help="Write the checkpoint to this folder."),
+    option("-o", "--out", metavar="OUT", type=PATH, help="Write the checkpoint to this folder or URL (s3://...)."),
     option(
         "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through this torch device."
     ),

@@ -44,11 +44,7 @@ def choose_weight(
     recipe: Mapping[str, Any], questions: Sequence[Question], values: Sequence[float], out: Path
 ) -> SearchResult:
     """Search the second model's weight without labels, as AdaMMS (CVPR 2025) does; scores do not choose."""
-    folder = out / "questions"
-    make_folder(folder)
-    for number, question in enumerate(questions):
-        Image.fromarray(question.picture).save(folder / f"{number}.png")
-    file = write_questions(questions, range(len(questions)), folder / "questions.jsonl")
+    file = write_questions(questions, out / "questions")
     return search(
         recipe,
         PromptSource(file, samples=SEARCH_PROMPTS),
@@ -131,13 +127,21 @@ def make_page(
     return made.page, plain_text(compared)
 
 
+def write_questions(questions: Sequence[Question], folder: Path) -> Path:
+    """Write questions to questions.jsonl in a folder, with their pictures beside it, and return the file."""
+    make_folder(folder)
+    for number, question in enumerate(questions):
+        Image.fromarray(question.picture).save(folder / f"{number}.png")
+    return _write(questions, range(len(questions)), folder / "questions.jsonl")
+
+
 def _some(questions: Sequence[Question], group: str, folder: Path) -> Path:
     """Some questions of one group, spread over it, as a file beside their pictures."""
     own = [number for number, question in enumerate(questions) if question.group == group]
-    return write_questions(questions, own[:: max(1, len(own) // ASKED)][:ASKED], folder / f"{group}.jsonl")
+    return _write(questions, own[:: max(1, len(own) // ASKED)][:ASKED], folder / f"{group}.jsonl")
 
 
-def write_questions(questions: Sequence[Question], numbers: Iterable[int], file: Path) -> Path:
+def _write(questions: Sequence[Question], numbers: Iterable[int], file: Path) -> Path:
     """Write some of the questions to a file; their pictures lie beside it, each under the number of its question."""
     lines = [
         {

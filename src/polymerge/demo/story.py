@@ -29,6 +29,7 @@ from polymerge.demo.digit_questions import (
     score_vlm,
     share,
 )
+from polymerge.demo.shipped import shipped_models
 from polymerge.demo.train import train_all
 from polymerge.demo.trained_models import load, load_processor, save_language_model
 from polymerge.demo.world import load_handwriting, split_pairs
@@ -76,9 +77,8 @@ def run(
     bars.disable_progress_bar()
     try:
         torch.set_num_threads(threads)
-        checkpoints = SHIPPED
+        checkpoints = out / "checkpoints" if train else shipped_models()
         if train:
-            checkpoints = out / "checkpoints"
             train_all(checkpoints, seed=seed, say=say)
         results = _tell(checkpoints, out, seed, tuple(weights), pictures, say)
     finally:

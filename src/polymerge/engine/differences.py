@@ -19,13 +19,13 @@ from polymerge.engine.device import open_device
 from polymerge.engine.extents import Files
 from polymerge.errors import CheckpointError
 from polymerge.methods import kernels
-from polymerge.methods.leading import energy_of, largest, leading, rank_for, residual, residuals
+from polymerge.methods.leading import energy_of, largest, leading, rank_for, residual, residuals, room_for
 from polymerge.methods.lora import Factors
 from polymerge.planning import Piece
 from polymerge.planning.difference import Difference, Extraction
 from polymerge.planning.estimate import BLOCK
 
-__all__ = ["Differences", "Found"]
+__all__ = ["Differences", "Found", "room_of"]
 
 _BLOCK: Final = 4 << 20
 """Bytes of the factors of experts that are put side by side at a time."""
@@ -107,7 +107,7 @@ class Differences:
 
         raises CheckpointError if values are NaN or infinite, or too large for the dtype of the factors.
         """
-        matrix = self._matrix(one.matrices[number])
+        matrix = self._matrix(one.matrix(number))
         energy, place = energy_of(matrix), self._place(one, number)
         if one.experts:
             self._keep_expert(one, matrix, energy, place)
@@ -232,6 +232,13 @@ class Differences:
             )
         a, b = np.split(numbers, [factors.a.size])
         return Factors(b.reshape(factors.b.shape), a.reshape(factors.a.shape)), raw
+
+
+def room_of(plan: Extraction) -> int:
+    """Bytes of memory in which the largest matrix of an extraction is decomposed, at most."""
+    # one that lies transposed is there twice
+    each = (room_for(*one.sides, plan.most(one)) + 4 * one.transposed * prod(one.sides) for one in plan.low_rank)
+    return max(each, default=0)
 
 
 def _write_at(descriptor: int, raw: Bytes, place: int) -> None:

@@ -5,7 +5,6 @@ If a matrix is stored transposed, its rows are columns in the file, both for rea
 
 from __future__ import annotations
 
-import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -20,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.checkpoints import TensorInfo
-from polymerge.checkpoints.bounds import open_descriptor
 from polymerge.checkpoints.prefetch import fetched
+from polymerge.checkpoints.ranges import Ranges, open_ranges
 from polymerge.checkpoints.writer import Write
 from polymerge.dtypes import BITS
 from polymerge.errors import CheckpointError
@@ -248,7 +247,7 @@ class Files:
 
     def __init__(self, memory: Mapping[Path, memoryview] | None = None) -> None:
         self._memory = memory or {}
-        self._descriptors: dict[Path, int] = {}
+        self._opened: dict[Path, Ranges] = {}
         self._held: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -318,11 +317,11 @@ class Files:
         if (held := self._memory.get(file)) is not None:
             buffer[:] = held[offset : offset + len(buffer)]
             return
-        descriptor = self._descriptor(file)
+        ranges = self._ranges(file)
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                count = ranges.read_into(buffer[done:], offset + done)
             except OSError as error:
                 raise CheckpointError(f"{file}: cannot be read at byte {offset + done}: {error.strerror}") from None
             if not count:
@@ -339,20 +338,20 @@ class Files:
     def close(self) -> None:
         """Close every file."""
         with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+            while self._opened:
+                self._opened.popitem()[1].close()
 
-    def _descriptor(self, file: Path) -> int:
-        found = self._descriptors.get(file)
+    def _ranges(self, file: Path) -> Ranges:
+        found = self._opened.get(file)
         if found is None:
             fetched(file)  # not under the lock: others go on with what is here
             with self._lock:
-                if file not in self._descriptors:
+                if file not in self._opened:
                     try:
-                        self._descriptors[file] = open_descriptor(file)
+                        self._opened[file] = open_ranges(file)
                     except OSError as error:
                         raise CheckpointError(f"{file}: cannot be opened: {error.strerror}") from None
-                found = self._descriptors[file]
+                found = self._opened[file]
         return found
 
 

@@ -205,7 +205,7 @@ def _decomposed(
     plan: Extraction, differences: Differences, journal: Journal, one: Difference, number: int
 ) -> tuple[Found, bool]:
     """Decompose a difference, unless a killed run has, of files that are as they were then; returns whether it had."""
-    files = _files(plan, (one.matrices[number],))
+    files = _files(plan, (one.matrix(number),))
     before = state_of(files)
     state, digest, *said = journal.said(one.name, number) or ("", "")
     if before and state == before:

@@ -62,8 +62,15 @@ class Extracted(Table):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each module: its rank, the norm of its difference, and the share of it that the rank leaves out."""
+        several = any(one.experts for one in self.modules.values())
         return [
-            {"module": name, "rank": one.rank, "norm": one.norm, "error": one.error}
+            {
+                "module": name,
+                **({"experts": one.experts or None} if several else {}),
+                "rank": one.rank,
+                "norm": one.norm,
+                "error": one.error,
+            }
             for name, one in self.modules.items()
         ]
 
@@ -115,6 +122,8 @@ def card(plan: Extraction, name: str, found: Extracted) -> str:
     ranks = sorted({one.rank for one in found.modules.values()})
     said = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
     base = plan.base.checkpoint.source
+    together = "All experts of a layer are one parameter (`target_parameters`), in the layout of PEFT 0.19 and later."
+    experts = [together, ""] if any(one.experts for one in found.modules.values()) else []
     front = ["---", *([f"base_model: {base}"] if plan.base.checkpoint.source.count("/") == 1 else [])]
     lines = [
         *front, "library_name: peft", "tags:", "- lora", "- polymerge", "---", "", f"# {name}", "",
@@ -122,6 +131,7 @@ def card(plan: Extraction, name: str, found: Extracted) -> str:
         "truncated by SVD.", "",
         f"{len(found.modules)} modules of rank {said}; {found.error:.1%} of their differences' norm is left out"
         + (f", and what differs in {len(found.left_out)} other tensors." if found.left_out else "."), "",
+        *experts,
         f"`{RECORD}` holds the error of each module, the digests of both models and the versions used.", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -31,7 +31,7 @@ from polymerge.planning import Plan, Step
 from polymerge.planning.matrix_costs import decomposed
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["Finished", "Journal", "said_with", "state_of", "what_decides"]
+__all__ = ["Finished", "Journal", "said_with", "state_of", "version_of", "what_decides"]
 
 
 class Journal:
@@ -50,6 +50,10 @@ class Journal:
                 with suppress(ValueError, TypeError):  # the last line of a run that was killed may be cut off
                     name, *said = json.loads(line)
                     self._known[tuple(name)] = said
+
+    def __bool__(self) -> bool:
+        """Whether an earlier run has noted anything."""
+        return bool(self._known)
 
     def said(self, *name: str | int) -> list[Any]:
         """What is noted under a name; empty if nothing is."""
@@ -131,14 +135,15 @@ def said_with(device: str = "cpu", settings: Iterable[Setting] = (), **what: Any
     ]
     beside = {
         "device": device,
-        "versions": {package: found for package in packages if (found := _version(package))},
+        "versions": {package: found for package in packages if (found := version_of(package))},
         "linear algebra": sorted(libraries, key=str),
         "methods": {name: _source(method_function(row)) for name, row in rows.items()},
     }
     return json.dumps({**what, **beside}, indent=1, sort_keys=True)
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package; empty if it is not installed."""
     with suppress(PackageNotFoundError):  # eigenvectors are SciPy's where it is installed
         return version(package)
     return ""

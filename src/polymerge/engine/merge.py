@@ -8,8 +8,9 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from polymerge.checkpoints.hub import listed_sha256
 from polymerge.checkpoints.identity import Identity, file_digest, sampled_digest, stamps_of
 from polymerge.checkpoints.output import journal_of, output_folder, written
 from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
+from polymerge.checkpoints.stores import is_url, view_of
 from polymerge.checkpoints.target import check_target
+from polymerge.checkpoints.upload import Upload
 from polymerge.checkpoints.writer import Write, parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
 from polymerge.engine.device import open_device
@@ -39,6 +42,7 @@ from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.pool import Progress, Tally
 from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
 from polymerge.engine.shard_tasks import Worked
+from polymerge.engine.uploading import state_now, upload_shards
 from polymerge.engine.verify import Verification, verify
 from polymerge.engine.writers import require, writer_of
 from polymerge.errors import OutputError, RecipeError, human_size
@@ -56,7 +60,7 @@ __all__ = ["Merged", "fold", "identities_of", "merge", "roomy_folder"]
 
 @dataclass(frozen=True)
 class Merged(Table):
-    """The result of `merge`: the folder, the executed plan, and the findings of the final check.
+    """The result of `merge`: the folder or the URL, the executed plan, and the findings of the final check.
 
     norms    for adapters: the norm of the merged update relative to theirs
     deltas   for methods on deltas: each model's sampled distance from the base, by its label
@@ -67,7 +71,7 @@ class Merged(Table):
     resumed_stages  the number of whole stages before the last that were taken so
     """
 
-    folder: Path
+    folder: Path | str
     plan: Plan = field(repr=False)
     verification: Verification | None
     norms: UpdateNorms | None = None
@@ -110,7 +114,8 @@ def merge(
     """Merge checkpoints into a new folder that loads as it is.
 
     recipe      a file, mapping or `Recipe`; or a plan (`Plan`, or its JSON file or mapping)
-    out         the folder to create; it appears only once it is complete and checked
+    out         the folder to create; it appears only once it is complete and checked. Or a URL that fsspec can write
+                to, such as s3://bucket/merged: see `checkpoints.upload`
     methods     Python files with methods of your own, as for `plan`
     force       replace an existing `out`
     shard_size  of the output's weight files, such as 5GB
@@ -136,7 +141,8 @@ def merge(
         raise RecipeError(f"block: {block} is not a valid number of elements")
     if file_format not in ("safetensors", "torch"):
         raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
-    target = given_path(out)
+    upload = Upload.to(os.fspath(out), force) if is_url(out) else None
+    target = given_path(out) if upload is None else upload.folder
     size = parse_size(shard_size)
     machine = open_device("cpu" if ray else device)
     plan = make_plan(recipe, methods=methods)
@@ -146,6 +152,9 @@ def merge(
         plan = replace(plan, layout=layout)
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
+    if upload is not None:
+        _check_upload(upload, plan, file_format)
+        force = True  # of the folder in which it is put together
     if plan.stages:
         places = [Path(entry.path) for one in (*plan.stages, plan) for entry in one.inputs if entry.path]
         check_target(target, places, force)
@@ -173,22 +182,36 @@ def merge(
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], tally.advance)
     tally.total += prefetch.size
-    run = what_decides(plan, writer.shards, device if ray else machine.name, always=ray is not None)
-    room = roomy_folder(target, force, writer.room, prefetch.size, run)
+    apart = ray is not None or upload is not None
+    run = what_decides(plan, writer.shards, device if ray else machine.name, always=apart)
+    # of an upload, one file is being made while another is sent
+    needed = writer.room if upload is None else 2 * max(writer.shards.sizes, default=0)
+    room = roomy_folder(target, force, needed, prefetch.size, run)
     with (
         on_cluster(ray) as cluster,
         room as folder,
         prefetch,
         identities_of(files, prefetch, sha256) as identities,
         prefetch.wanted(),
+        nullcontext() if upload is None else upload.discarded_if_failed(),
     ):
         finished = Finished(Journal(journal_of(folder)), folder, writer.shards) if run else None
+        stamped = {**stamps, **{file: stamp for one in inputs for file, stamp in one.stamps.items()}}
+        if upload is not None and finished is not None:
+            upload.begin(anew=not finished.journal)
         if cluster is not None and finished is not None:
-            stamped = {**stamps, **{file: stamp for one in inputs for file, stamp in one.stamps.items()}}
             done = merge_shards(
                 cluster, plan, writer.shards, folder, entries, finished.journal, files, stamped, tally.advance,
-                device=device, threads=threads, block=block,
+                device=device, threads=threads, block=block, upload=upload,
             )  # fmt: skip
+        elif upload is not None and finished is not None:
+            running = Execution(entries, device=machine, threads=threads or default_threads(), block=block)
+            with running, prefetch.wanted():
+                modules = upload_shards(
+                    running, plan, writer.shards, folder, upload, finished.journal, partial(state_now, files, stamped),
+                    tally,
+                )  # fmt: skip
+            done = Carried(modules, running.overflow, finished.journal.taken)
         else:
             with writer.shards.create(folder) as write:
                 running = Execution(
@@ -218,15 +241,36 @@ def merge(
         (folder / RECORD).write_text(record, encoding="utf-8")
         card = model_card(plan, target.resolve().name, inputs[plan.template].config, norms.lost)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        checked = checked_while_written(plan)
+        checked = checked_while_written(plan) if upload is None else frozenset(writer.shards.places)
         verification = verify(folder, trust_remote_code=trust_remote_code, checked=checked) if check else None
         if verification is not None and not verification.passed:
             failed = "; ".join(f"{one.check}: {one.detail}" for one in verification.findings if one.passed is False)
             raise OutputError(f"{target}: the merged output did not pass its check and was removed: {failed}")
+        if upload is not None:
+            upload.publish(folder, writer.shards.names)
+    if upload is not None:
+        shutil.rmtree(target, ignore_errors=True)
     if verification is not None:
         verification = replace(verification, folder=target)
     own = norms if plan.of_adapters else None
-    return Merged(target, plan, verification, own, deltas, warnings, done.taken, done.worked)
+    return Merged(
+        target if upload is None else upload.url, plan, verification, own, deltas, warnings, done.taken, done.worked
+    )
+
+
+def _check_upload(upload: Upload, plan: Plan, file_format: str) -> None:
+    """Refuse what cannot be put together file by file, and what is at the URL already."""
+    if plan.stages:
+        raise RecipeError("stages: the outputs of stages need a disk. Merge into a folder, and copy that to the store")
+    if file_format == "torch" or plan.layout == "llava":
+        raise RecipeError(
+            f"{upload.url}: torch files are converted from whole safetensors files. Merge into a folder, and copy that"
+        )
+    read = [of[1] for one in plan.inputs for path in (one.path, one.adapter) if path and (of := view_of(Path(path)))]
+    for url in read:
+        if f"{url}/".startswith(f"{upload.url}/") or f"{upload.url}/".startswith(f"{url}/"):
+            raise OutputError(f"{upload.url}: is, holds or lies in the input {url}. Choose another place")
+    upload.check()
 
 
 def fold(

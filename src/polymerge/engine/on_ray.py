@@ -23,17 +23,18 @@ from secrets import token_hex
 from typing import Any, Final, TypeVar
 
 from polymerge.checkpoints import TensorInfo
-from polymerge.checkpoints.hub import missing_remote
-from polymerge.checkpoints.identity import Stamps, changed_since
+from polymerge.checkpoints.identity import Stamps
+from polymerge.checkpoints.upload import Upload
 from polymerge.checkpoints.writer import Shards
 from polymerge.engine.cutoffs import Found, Window, joined
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
-from polymerge.engine.finished import Journal, state_of
+from polymerge.engine.finished import Journal
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow
 from polymerge.engine.ray_cluster import alive, cause_of, connected
-from polymerge.engine.shard_tasks import Call, Job, Made, ShardMaker, Worked, carry_out, looked_at, of_shard
+from polymerge.engine.shard_tasks import Call, Job, Made, ShardMaker, Worked, carry_out, looked_at
+from polymerge.engine.uploading import state_now, steps_of
 from polymerge.engine.whole_models import Merged
 from polymerge.errors import OutputError, PolymergeError, RecipeError, StoppedError, refuse_if_any
 from polymerge.methods.own import added
@@ -85,6 +86,7 @@ def merge_shards(
     device: str,
     threads: int | None,
     block: int,
+    upload: Upload | None = None,
 ) -> Carried:
     """Make all shards of an output.
 
@@ -93,19 +95,16 @@ def merge_shards(
     files     that the merge reads, and the `stamps` of inputs when they were opened
     advance   called with the number of output bytes completed
     device, threads, block   of a task; by default as many threads as the smallest machine has processors, up to 8
+    upload    of an output in an object store, to which each task uploads its shard; `folder` gets hollow files
 
     raises what the same merge on one machine does; StoppedError if no machine is left, or a task fails too often.
     """
     threads = _threads(ray, threads, device)
     parts = folder.with_name(f"parts-{token_hex(8)}")
-    job = Job(plan, shards, parts, folder, device, threads, block, added())
+    job = Job(plan, shards, parts, folder, device, threads, block, added(), upload)
     execution = Execution(entries, device=open_device("cpu"), threads=default_threads(), block=block)
 
-    def state() -> str:
-        if any(map(missing_remote, files)) or any(changed_since(stamps)):
-            return ""
-        return state_of(files)
-
+    state = partial(state_now, files, stamps)
     shards.clear(folder)
     parts.mkdir()
     try:
@@ -125,7 +124,7 @@ def merge_shards(
                 _put_away(job, shard, made, journal, state)
                 execution.overflow.add(*made.counted)
                 norms[shard] = made.norms
-                advance(sum(step.size for step in of_shard(job, shard)))
+                advance(sum(step.size for step in steps_of(plan, shards, shard)))
             execution.overflow.refuse()
     finally:
         shutil.rmtree(parts, ignore_errors=True)
@@ -149,14 +148,17 @@ def _threads(ray: Any, threads: int | None, device: str) -> int:
 
 def _put_away(job: Job, shard: int, made: Made, journal: Journal, state: Callable[[], str]) -> None:
     """Take a shard to its place, and note it in the journal if it is all that its task has found."""
-    if made.file is None:
+    if job.upload is not None:
+        job.shards.hollow(shard, job.folder)
+    if made.again:
         journal.take()
         return
-    made.file.replace(job.folder / made.file.name)
-    with suppress(OSError):  # a network filesystem may keep a name in it for a while
-        made.file.parent.rmdir()
+    if made.file is not None:
+        made.file.replace(job.folder / made.file.name)
+        with suppress(OSError):  # a network filesystem may keep a name in it for a while
+            made.file.parent.rmdir()
     if not made.norms and not any(made.counted) and (of := state()):
-        journal.note((made.file.name, "", shard), made.digest, of)
+        journal.note((job.shards.names[shard], "", shard), made.digest, of)
 
 
 class _Tasks:

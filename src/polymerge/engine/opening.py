@@ -16,6 +16,7 @@ from polymerge.checkpoints.folder import adapter_alone, called, open_joined, ren
 from polymerge.checkpoints.hub import companions, restore
 from polymerge.checkpoints.identity import Stamps, changed_since, stamps_of
 from polymerge.checkpoints.prefetch import fetch_all
+from polymerge.checkpoints.stores import bring_stored
 from polymerge.checkpoints.tensor_info import listed
 from polymerge.dtypes import FP8
 from polymerge.errors import CheckpointError, RecipeError, refuse, refuse_if_any
@@ -139,6 +140,8 @@ def fetch(plan: Plan, progress: Callable[[int, int], None] | None = None, *, mer
     stored = entries_of(opened_inputs(plan))
     files = _files_merged(plan, stored) if merged_only else files_read(plan, stored)
     fetch_all([*([] if merged_only else beside_template(plan)), *files], progress)
+    if not merged_only:
+        bring_stored(files)
 
 
 def beside_template(plan: Plan) -> list[Path]:

@@ -39,7 +39,8 @@ def connected(address: str, processors: int = 1) -> Iterator[Any]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {}))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"ray {address}: no cluster can be reached there: {error}") from None
+        token = "" if os.environ.get("RAY_AUTH_MODE") else ". If it asks for a token, set RAY_AUTH_MODE=token here"
+        raise RecipeError(f"ray {address}: no cluster can be reached there: {error}{token}") from None
     try:
         yield ray
     finally:

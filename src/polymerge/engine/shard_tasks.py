@@ -14,27 +14,31 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple, TypeAlias
 
 from polymerge.checkpoints.hub import remote_of
 from polymerge.checkpoints.identity import sha256_of
+from polymerge.checkpoints.stores import filesystem, view_of
+from polymerge.checkpoints.upload import Upload
 from polymerge.checkpoints.writer import Shards
 from polymerge.durable import reason_of, sync
 from polymerge.engine.cutoffs import Found, Window, look_through
 from polymerge.engine.device import open_device
 from polymerge.engine.executor import Execution
+from polymerge.engine.finished import version_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.opening import entries_of, opened_inputs
 from polymerge.engine.statistics import Deltas, dot_products
+from polymerge.engine.uploading import folder_for_one, send, steps_of
 from polymerge.engine.whole_models import Wholes
 from polymerge.errors import OutputError
 from polymerge.methods.own import MethodsFile
-from polymerge.planning import Plan, Step
+from polymerge.planning import Plan
+from polymerge.planning.matrix_costs import decomposed
 
-__all__ = ["Call", "Job", "Made", "ShardMaker", "Worked", "carry_out", "looked_at", "of_shard"]
+__all__ = ["Call", "Job", "Made", "ShardMaker", "Worked", "carry_out", "looked_at"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Job:
     parts    the folder in which each task makes one of its own; all machines see it under this path
     folder   the folder that complete files lie in
     methods  files of the user's own methods
+    upload   of an output in an object store; then only the driver needs the folders
     """
 
     plan: Plan
@@ -55,11 +60,14 @@ class Job:
     threads: int
     block: int
     methods: tuple[MethodsFile, ...]
+    upload: Upload | None = None
 
     def unseen(self) -> list[Path]:
         """What this machine would have to see and does not."""
         places = [Path(path) for one in self.plan.inputs for path in (one.path, one.adapter) if path]
-        return [path for path in (self.parts, *places) if remote_of(path) is None and not path.exists()]
+        own = () if self.upload is not None else (self.parts,)
+        near = (path for path in places if remote_of(path) is None and view_of(path) is None)
+        return [path for path in (*own, *near) if not path.exists()]
 
 
 class Worked(NamedTuple):
@@ -80,8 +88,8 @@ class Worked(NamedTuple):
 class Made(NamedTuple):
     """A shard that is complete on the disk.
 
-    file     where it is; None if it had been made before
-    digest   its sha256
+    file     where it is; None if it had been made before, or is uploaded
+    digest   its sha256, or its tag in the store
     norms    the measured norms of each module merged by its factors
     counted  the counts of what overflows
     """
@@ -90,6 +98,8 @@ class Made(NamedTuple):
     digest: str
     norms: list[ModuleNorms]
     counted: tuple[Counter[str], Counter[tuple[str, str]]]
+    again: bool = False
+    """Whether it had been made before."""
 
 
 class ShardMaker:
@@ -117,16 +127,29 @@ class ShardMaker:
     def make(self, shard: int, wholes: Wholes, digest: str | None) -> Made:
         """Make a shard, unless the file with this digest is there already."""
         job, name = self._job, self._job.shards.names[shard]
+        if job.upload is not None:
+            return self._uploaded(job.upload, shard, wholes, digest)
         if digest is not None and (job.folder / name).is_file() and sha256_of(job.folder / name) == digest:
-            return Made(None, digest, [], (Counter(), Counter()))
+            return Made(None, digest, [], (Counter(), Counter()), again=True)
         for earlier in job.parts.glob(f"{shard}-*"):
             shutil.rmtree(earlier, ignore_errors=True)
         own = job.parts / f"{shard}-{token_hex(8)}"
         own.mkdir()
         with job.shards.only(shard).create(own) as write, self._begun(write) as execution:
-            norms = execution.carry_out(of_shard(job, shard), wholes)
+            norms = execution.carry_out(steps_of(job.plan, job.shards, shard), wholes)
         sync(own / name)
         return Made(own / name, sha256_of(own / name), norms, execution.overflow.counts())
+
+    def _uploaded(self, upload: Upload, shard: int, wholes: Wholes, digest: str | None) -> Made:
+        job, name = self._job, self._job.shards.names[shard]
+        if digest and upload.tag(name) == digest:
+            return Made(None, digest, [], (Counter(), Counter()), again=True)
+        with folder_for_one() as own:
+            with job.shards.only(shard).create(own) as write, self._begun(write) as execution:
+                norms = execution.carry_out(steps_of(job.plan, job.shards, shard), wholes)
+            counted = execution.overflow.counts()
+            tag = "" if counted[1] else send(upload, job.plan, job.shards, shard, own, execution.overflow)
+        return Made(None, tag, norms, counted)
 
     def _begun(self, write: Callable[[str, memoryview, int], None] | None = None) -> Execution:
         job = self._job
@@ -167,14 +190,16 @@ def carry_out(token: str, held: Sequence[Any], call: Call) -> tuple[Any, Worked]
 
 
 def looked_at(job: Job) -> tuple[list[Path], dict[str, str]]:
-    """What a machine would have to see and does not, and the versions that the bits of an output follow from."""
-    return job.unseen(), {package: version(package) for package in ("polymerge", "numpy")}
+    """What a machine would have to see and does not, and the versions that the bits of an output follow from.
 
-
-def of_shard(job: Job, shard: int) -> list[Step]:
-    """The steps that write to a shard."""
-    places = job.shards.places
-    return [step for step in job.plan.steps if any(places[name].shard == shard for name in step.stored)]
+    raises MissingExtraError if it cannot open the stores that the merge reads and writes.
+    """
+    views = [of[1] for entry in job.plan.inputs for path in (entry.path, entry.adapter) if (of := view_of(Path(path)))]
+    for url in dict.fromkeys((*views, *((job.upload.url,) if job.upload else ()))):
+        filesystem(url)
+    linear_algebra = any(decomposed(job.plan)) or job.plan.of_adapters
+    packages = ("polymerge", "numpy", *(("scipy",) if linear_algebra else ()))
+    return job.unseen(), {package: version_of(package) for package in packages}
 
 
 def machine(ray: Any) -> str:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 
+from polymerge.charts import stacked
 from polymerge.errors import RecipeError, collecting, did_you_mean, refuse
+from polymerge.evaluation.comparison_plot import comparison_charts
 from polymerge.evaluation.gains import RESAMPLES, SEED, Gain, Samples, interval
 from polymerge.evaluation.mm_mergebench.tasks import TASKS
 from polymerge.evaluation.results import Results, TaskResult, read_results
 from polymerge.paths import given_path
 from polymerge.tables import Table
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = ["Column", "Comparison", "compare", "compare_files"]
 
@@ -59,6 +64,19 @@ class Comparison(Table):
             {"model": model, **{column.name: self.scores[model, column.name] for column in self.columns}}
             for model in self.models
         ]
+
+    def charts(self) -> list[alt.LayerChart]:
+        """The charts of the scores and of the gains."""
+        names = [column.name for column in self.columns]
+        scores = {model: [self.scores[model, name] for name in names] for model in self.models}
+        return comparison_charts(names, scores, self.gains, published=self.published)
+
+    def plot(self) -> alt.VConcatChart:
+        """Draw the scores, and the gains with their intervals, as a chart of altair's.
+
+        raises MissingExtraError without altair or vl-convert.
+        """
+        return stacked(self.charts())
 
 
 def compare_files(

@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from polymerge.charts import draw
 from polymerge.durable import make_folder, write_file
 from polymerge.evaluation.comparison import Comparison
-from polymerge.evaluation.comparison_plot import draw_comparison
 from polymerge.evaluation.gains import Gain
 from polymerge.evaluation.results import Results
 
@@ -67,7 +67,7 @@ def write_comparison(compared: Comparison, folder: Path) -> list[Path]:
     if compared.gains:
         texts["gains.csv"] = gains_csv(compared)
     make_folder(folder)
-    pictures = draw_comparison(compared, folder / "compare")
+    pictures = draw(compared.charts, folder / "compare")
     for name, text in texts.items():
         write_file(folder / name, text)
     return [*(folder / name for name in texts), *pictures]

@@ -10,6 +10,7 @@ from polymerge.checkpoints.adapter import is_adapter
 from polymerge.checkpoints.folder import bring, split_source
 from polymerge.checkpoints.hub import locate, pinned
 from polymerge.checkpoints.identity import content_digest
+from polymerge.checkpoints.stores import is_url
 from polymerge.errors import RecipeError
 from polymerge.paths import exists, given_path
 from polymerge.planning import Plan, make_plan
@@ -72,7 +73,7 @@ def evaluated_model(source: str, name: str | None = None) -> EvaluatedModel:
     path = given_path(source)
     if path.is_file():
         raise RecipeError(f"{source}: is a file. Give the folder of a checkpoint, or BASE+ADAPTER")
-    if not path.exists() and (source.partition("@")[0].count("/") != 1 or path.parent.is_dir()):
+    if not (path.exists() or is_url(source)) and (source.partition("@")[0].count("/") != 1 or path.parent.is_dir()):
         raise RecipeError(f"{source}: there is no such folder, and it is no hub id such as owner/name")
     folder = locate(source)
     if is_adapter(folder):

@@ -22,7 +22,6 @@ from typing import Any, Final
 import msgspec
 
 from polymerge.checkpoints.bounds import INDEX_BYTES, read_bounded
-from polymerge.checkpoints.hub_api import own_cache
 from polymerge.durable import make_folder, write_file
 from polymerge.errors import OutputError
 from polymerge.families.blueprint import Blueprint, Landing, NotBuiltError, blueprint
@@ -30,6 +29,7 @@ from polymerge.families.expressions import Shape
 from polymerge.families.resolve import Split, Stack
 from polymerge.families.rules import BUFFERS, Family, Rule
 from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
+from polymerge.paths import own_cache
 
 __all__ = ["Derivation", "as_table", "derive"]
 
@@ -40,6 +40,8 @@ _APART: Final = {"MergeModulelist0", "Concatenate0", "Concatenate1"}
 """Operations that put stored tensors below or beside each other, and change no number."""
 _SPLIT: Final = {"Chunk0", "Split0"}
 """Those that cut a stored tensor's rows into several."""
+_JOINS: Final = {("Concatenate0",), ("MergeModulelist0",), ("MergeModulelist0", "Concatenate1")}
+"""Sequences of operations that put several tensors of files one below the other, or all experts in one."""
 _EXPERT: Final = re.compile(r"(?P<outer>.*\bexperts\.\d+\.)[^.]+(?P<kind>\.[^.]+)")
 
 
@@ -216,22 +218,32 @@ def _held(
 
 
 def _joined(built: Blueprint, files: Mapping[str, Shape], splits: Mapping[str, Split]) -> dict[str, _Held]:
-    """By name in memory, what tensors hold that are made of several in files, one below the other.
+    """By name in memory, what tensors hold that are made of several in files: one below the other, or experts.
 
     files   the shapes of tensors by their names in files
     """
-    below: dict[str, dict[int, tuple[str, Landing]]] = {}
+    below: dict[str, dict[int, list[tuple[str, str]]]] = {}
+    stacked = set[str]()
     for name in files:
         landing = built.land(name)
-        if landing is not None and landing.operations == ("Concatenate0",) and len(landing.targets) == 1:
-            below.setdefault(landing.targets[0], {})[landing.place[0]] = name, landing
+        if landing is None or len(landing.targets) != 1 or landing.operations not in _JOINS:
+            continue
+        target = landing.targets[0]
+        (canonical,) = _held(built, name, landing, files, splits).canonical
+        below.setdefault(target, {}).setdefault(landing.place[0], []).append((name, canonical))
+        if landing.operations[0] == "MergeModulelist0":
+            stacked.add(target)
     found: dict[str, _Held] = {}
     for target, parts in below.items():
-        ordered = [parts[place] for place in sorted(parts)]
-        held = [_held(built, name, landing, files, splits).canonical for name, landing in ordered]
-        rows = [files[name][0] for name, _ in ordered]
-        if len(rows) > 1 and sum(rows) == built.shapes[target][0]:
-            found[target] = _Held(tuple(one for canonical in held for one in canonical), _split(rows, splits))
+        firsts, shape = [parts[place][0] for place in sorted(parts)], built.shapes[target]
+        rows, width = [files[name][0] for name, _ in firsts], files[firsts[0][0]][1:]
+        if target in stacked:
+            each = tuple(re.sub(r"(?<=\.experts\.)\d+(?=\.)", "{e}", canonical) for _, canonical in firsts)
+            as_text = _in_memory(built.canonical[target], shape, splits).split
+            if not as_text and len({*rows}) == len(width) == 1 and shape[1:] == (sum(rows), *width):
+                found[target] = _Held(each, f"experts {sum(rows)}:{width[0]}")
+        elif len(rows) > 1 and sum(rows) == shape[0]:
+            found[target] = _Held(tuple(canonical for _, canonical in firsts), _split(rows, splits))
     return found
 
 

@@ -139,11 +139,15 @@ def map_names(
 def _split(rule: Rule, splits: Mapping[str, Split], shape: Shape) -> Split | None:
     """How a rule splits a tensor of that shape; None if that is unknown.
 
-    Beside what the config determines there are `equal` shares, and `rows 64:16:16`, which are that high.
+    Beside what the config determines there are `equal` shares, `rows 64:16:16`, which are that high, and
+    `experts 96:32`, which are matrices of that size.
     """
     words, count, height = rule.split.partition(" "), len(rule.names), shape[0] if shape else 0
     if words[0] == "rows":
         rows = [int(number) for number in words[2].split(":")]
+    elif words[0] == "experts":
+        high, _, wide = words[2].partition(":")
+        return Stack(rows=int(high), columns=int(wide))
     elif words[0] == "equal" and height % count == 0:
         rows = [height // count] * count
     else:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from typing import Final, Literal
 
 from polymerge.dtypes import NAMES, byte_count, dtype_code
 from polymerge.errors import RecipeError, did_you_mean
 from polymerge.families.expressions import Concat, Expr, Shape
 from polymerge.families.rules import PARTS
-from polymerge.methods.leading import room_for
 from polymerge.planning.model import Model
 from polymerge.planning.module_steps import wrapped_name
 
@@ -116,15 +114,14 @@ class Difference:
         rows, columns = self.shape[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
 
-    @property
-    def matrices(self) -> tuple[Difference, ...]:
-        """The differences of the experts, as if of matrices; itself for one that is none of experts."""
+    def matrix(self, number: int) -> Difference:
+        """The difference of an expert, as if of a matrix; itself where it is one."""
         if not self.experts:
-            return (self,)
+            return self
         assert isinstance(self.tuned, Concat)
         assert isinstance(self.base, Concat)
-        each = zip(self.tuned.of, self.base.of, strict=True)
-        return tuple(replace(self, shape=self.shape[1:], tuned=one, base=other, experts=0) for one, other in each)
+        tuned, base = self.tuned.of[number], self.base.of[number]
+        return replace(self, shape=self.shape[1:], tuned=tuned, base=base, experts=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,15 +150,6 @@ class Extraction:
     def matrices(self) -> int:
         """The number of matrices that are decomposed."""
         return sum(one.experts or 1 for one in self.low_rank)
-
-    @property
-    def room(self) -> int:
-        """Bytes of memory in which the largest of them is decomposed, at most."""
-        # a matrix that lies transposed is there twice
-        return max(
-            (room_for(*one.sides, self.most(one)) + 4 * one.transposed * prod(one.sides) for one in self.low_rank),
-            default=0,
-        )
 
     @property
     def size(self) -> int:

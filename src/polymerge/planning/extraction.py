@@ -106,7 +106,7 @@ class _Comparing:
         return self.base.ties_head and self.tuned.ties_head and self._canonical(name) == HEAD
 
     def _canonical(self, name: str) -> str:
-        if name in self.there.layout:
+        if name in self.there.layout and name not in self.stacked:
             return "+".join(canonical for canonical, _ in self.there.layout[name])
         known = self.built.canonical.get(name, "") if self.built else ""
         return self.reading.joint(name) or known
@@ -256,7 +256,7 @@ class _Comparing:
         if any(one.experts for one in found if one.fate == "low rank"):
             yield (
                 "all experts of a layer are one parameter in memory: each gets factors, of one rank for all, under "
-                "target_parameters, which PEFT has as they lie here since its version 0.19"
+                "target_parameters, in the layout of PEFT 0.19 and later"
             )
         if self.elsewhere:
             parts = ", ".join(dict.fromkeys(self.elsewhere))

@@ -40,13 +40,15 @@ def output_config(
     config = dict(template.config)
     own = {module: (pair.rank, pair.scaling) for module, pair in template.pairs.items()}
     factors = {step.name: step.lora for step in modules if step.lora is not None}
+    experts = {name for name, lora in factors.items() if lora.experts}
+    by_weight = {name for name in factors if _targeted(f"{name}.weight", (template, *adapters))}
     if factors.keys() != own.keys():
-        parameters = sorted(name for name, lora in factors.items() if lora.experts)
-        config |= {"target_modules": sorted(factors.keys() - parameters), "exclude_modules": None}
+        parameters = sorted(experts | {f"{name}.weight" for name in by_weight})
+        config |= {"target_modules": sorted(factors.keys() - experts - by_weight), "exclude_modules": None}
         config |= {"target_parameters": parameters} if parameters or "target_parameters" in config else {}
         config |= {"layers_to_transform": None, "layers_pattern": None}
     if factors and {module: (lora.rank, lora.scaling) for module, lora in factors.items()} != own:
-        config |= ranks_and_alphas(factors)
+        config |= ranks_and_alphas(factors, by_weight)
     if any(lora.bias for lora in factors.values()):
         config["lora_bias"] = True
     loaded = dtype_code(str(config.get("lora_dtype")))  # what ms-swift loads factors in; PEFT has none of it
@@ -93,6 +95,12 @@ def foreign_names(
                 f"by another layout: {other[1]}, there {other[0]}. Make '{labels[place]}' the template, or exclude "
                 f"what it alone has ({len(alone)})"
             )
+
+
+def _targeted(parameter: str, adapters: Sequence[Adapter]) -> bool:
+    """Return whether the config of one of these adapters names a parameter itself."""
+    ends = [end for adapter in adapters for end in adapter.config.get("target_parameters") or ()]
+    return any(f".{parameter}".endswith(f".{end}") for end in ends)
 
 
 def _holds(module: str, full: Sequence[Step]) -> bool:

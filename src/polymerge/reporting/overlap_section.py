@@ -1,34 +1,20 @@
-"""The page's overlap section: heat maps over layers and modules, norms by layer, and a table of all tensors."""
+"""The page's overlap section: the charts of an overlap, and a table of all tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from math import hypot
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct, to_builtins
 
-from polymerge.analysis.figures import MODULES
-from polymerge.charts import Series, figure, heat_map, line_chart
+from polymerge.analysis.overlap_plots import overlap_charts, with_means
+from polymerge.charts import figure
 from polymerge.reporting.records import Count, Number, Source
 
 __all__ = ["UNRELATED", "overlap_section"]
 
-Row = dict[str, Any]
-
 UNRELATED: Final = 0.29
 """Share of mass that cancels between two independent normal deltas of equal scale: 1 - 1/sqrt(2)."""
 
-_MEASURES = (
-    ("conflict_mass", "conflict by mass", "share of the deltas' mass that cancels when they are added up", False),
-    ("conflict", "conflict of signs", "share of the entries that two or more change at which signs differ", False),
-    ("cosine", "cosine", "of the deltas as vectors, mean over all pairs", True),
-    ("common", "kept by both", "of the largest entries that either delta keeps, the share that both keep", False),
-    ("left", "shared outputs", "what two deltas share of the spaces of their largest left singular vectors", False),
-    ("right", "shared inputs", "what two deltas share of the spaces of their largest right singular vectors", False),
-)
-_PAIRED = ("cosine", "common", "left", "right")
 _COLUMNS = ("name", "entries", "cosine", "conflict", "conflict_mass", "common", "left", "right")
 
 
@@ -85,7 +71,7 @@ def overlap_section(source: Source) -> dict[str, Any]:
     """
     record = source.read(Overlap)
     places, totals, tensors = (
-        [_row(one) for one in all_of] for all_of in (record.places, record.totals, record.tensors)
+        [with_means(to_builtins(one)) for one in all_of] for all_of in (record.places, record.totals, record.tensors)
     )
     return {
         "label": source.label,
@@ -101,58 +87,5 @@ def overlap_section(source: Source) -> dict[str, Any]:
         "tensors": [[row[name] for name in _COLUMNS] for row in tensors],
         "tensor_columns": list(_COLUMNS),
         "tensors_all": len(tensors),
-        "charts": list(_charts(places)),
+        "charts": [figure(charts) for charts in overlap_charts(places)],
     }
-
-
-def _row(place: Place) -> Row:
-    row: Row = to_builtins(place)
-    if not row.pop("pairs"):
-        row["conflict"] = row["conflict_mass"] = None  # a delta alone conflicts with nothing
-    return row | {name: _mean(getattr(pair, name) for pair in place.pairs) for name in _PAIRED}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
-
-
-def _charts(places: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Charts over the text tower's layers, one set for deltas from the base and one for deltas from the template."""
-    layered = sorted((row for row in places if row["layer"] is not None), key=lambda row: str(row["reference"]))
-    for reference, group in groupby(layered, key=lambda row: row["reference"]):
-        yield from _of_reference(list(group), "" if reference == "base" else " (deltas from the template)")
-
-
-def _of_reference(rows: Sequence[Row], more: str) -> Iterator[dict[str, Any]]:
-    layers = sorted({row["layer"] for row in rows})
-    held = {row["module"] for row in rows}
-    modules = [module for module in MODULES if module in held] + sorted(held - set(MODULES))
-    by_place: dict[tuple[int, str], list[Row]] = {}
-    for row in rows:
-        by_place.setdefault((row["layer"], row["module"]), []).append(row)
-    maps = {}
-    for name, measure, about, diverging in _MEASURES:
-        values = [[_mean(row[name] for row in by_place.get((layer, one), ())) for layer in layers] for one in modules]
-        if any(value is not None for line in values for value in line):
-            maps[measure] = heat_map(
-                f"Overlap by layer and module{more}", ("layer", layers), ("module", modules), measure, values,
-                about=about, diverging=diverging,
-            )  # fmt: skip
-    if maps:
-        yield figure(maps)
-    models = list(dict.fromkeys(delta["model"] for row in rows for delta in row["deltas"]))
-    series = {model: Series([_norm(rows, layer, model) for layer in layers]) for model in models}
-    if len(layers) > 1:
-        norms = line_chart(f"Norms of the deltas{more}", ("layer", layers), "Frobenius norm of a layer", series)
-        yield figure({"": norms})
-
-
-def _norm(rows: Sequence[Row], layer: int, model: str) -> float | None:
-    found = [
-        delta["norm"]
-        for row in rows
-        for delta in row["deltas"]
-        if row["layer"] == layer and delta["model"] == model and delta["norm"] is not None
-    ]
-    return hypot(*found) if found else None

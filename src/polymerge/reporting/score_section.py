@@ -9,7 +9,6 @@ from typing import Any
 from polymerge.charts import figure
 from polymerge.errors import collecting
 from polymerge.evaluation.comparison import compare_files
-from polymerge.evaluation.comparison_plot import comparison_charts
 from polymerge.evaluation.results import Results, read_results
 from polymerge.reporting.records import Source
 
@@ -55,7 +54,7 @@ def scores_section(sources: Sequence[Source], merges: Sequence[Mapping[str, Any]
             for one in compared.gains
         ],
         "notes": list(compared.notes),
-        "charts": [figure({"": chart}) for chart in comparison_charts(compared)],
+        "charts": [figure({"": chart}) for chart in compared.charts()],
     }  # fmt: skip
 
 

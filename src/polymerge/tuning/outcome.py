@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from polymerge.charts import stacked
 from polymerge.recipe.recipe import Recipe
 from polymerge.tables import Table
+from polymerge.tuning.curve_plot import search_charts
 from polymerge.tuning.knobs import Value
 from polymerge.tuning.objectives import RULES
+
+if TYPE_CHECKING:
+    import altair as alt
 
 __all__ = ["CurvePoint", "Found", "FrontPoint", "SearchResult", "describe_search"]
 
@@ -97,6 +102,13 @@ class Found(Table):
             {**point.value, "difference": point.difference, "score": point.score, "chosen": point.value == self.best}
             for point in self.curve
         ]
+
+    def plot(self) -> alt.VConcatChart:
+        """Draw the curves, or the grid, the trials, the Pareto front, as a chart of altair's.
+
+        raises RecipeError where a grid has no scores, MissingExtraError without altair or vl-convert.
+        """
+        return stacked(search_charts(self.outcome))
 
     def _named(self, value: Any) -> dict[str, Value]:
         values = value if isinstance(value, list) else [value]
