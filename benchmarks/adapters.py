@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 import polymerge
 from cases import DENSITY, Case, of_the_table
-from exam import Exam, Kept, Row, contest
+from exam import Exam, Kept, Row, contest, of_the_demo
 from lessons import PICTURES, VLM, teach
 from measure import RunError, machine
 from polymerge.demo import trained_models
@@ -161,7 +161,7 @@ def main() -> None:
     training = [*TRAINING.split(), *(["--train-projector"] if options.train_projector else [])]
     folder = options.data.resolve() / "adapters" / ("projector" if options.train_projector else "plain")
     adapters = teach(folder, ARITHMETIC, training)
-    exam = Exam(ARITHMETIC, options.pictures)
+    exam = of_the_demo(ARITHMETIC, options.pictures)
 
     versions = ", ".join(f"{name} {version(name)}" for name in ("polymerge", "torch", "transformers", "peft"))
     asked = {task: len(some) for task, some in exam.questions.items()}

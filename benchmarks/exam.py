@@ -13,11 +13,11 @@ from typing import Any
 from cases import NORMS, Case
 from lessons import SEED, VLM
 from polymerge.demo import trained_models
-from polymerge.demo.digit_questions import Question, Share, draw_questions, score_vlm, share
+from polymerge.demo.digit_questions import Question, Share, draw_questions, in_pictures, score, share
 from polymerge.demo.world import ARITHMETIC, PERCEPTION, Pairs, load_handwriting, split_pairs
 from polymerge.errors import PolymergeError
 
-__all__ = ["FIRST", "UNTAUGHT", "Exam", "Kept", "Row", "contest"]
+__all__ = ["FIRST", "UNTAUGHT", "Exam", "Kept", "Row", "contest", "of_the_demo"]
 
 UNTAUGHT = "perception"
 SEARCH_SEED, SEARCH_PICTURES = SEED + 1, 1  # of the questions that a scale is searched with
@@ -48,26 +48,35 @@ class Row:
 
 
 class Exam:
-    """The questions: on tasks that the merged models were taught, and on others."""
+    """The questions: on tasks that the merged models were taught, and on others.
 
-    def __init__(self, taught: Sequence[str], pictures: int | None = None) -> None:
-        pairs, scans = Pairs((), split_pairs(SEED).every), load_handwriting(SEED)[1]
-        every = draw_questions(pairs, scans, SEED, pictures=pictures)
+    questions  by task
+    others     on the taught tasks, by which a scale is searched
+    """
+
+    def __init__(
+        self,
+        taught: Sequence[str],
+        questions: Mapping[str, Sequence[Question]],
+        others: Sequence[Question],
+        processor: Any,
+    ) -> None:
         self.taught = tuple(taught)
-        self.untaught = (*(task for task in ARITHMETIC if task not in taught), UNTAUGHT)
-        self.questions = {task: [q for q in every if q.kind == task] for task in ARITHMETIC}
-        self.questions[UNTAUGHT] = [q for q in every if q.kind in PERCEPTION]
-        self.processor = trained_models.load_processor(VLM)
-        others = draw_questions(pairs, scans, SEARCH_SEED, pictures=SEARCH_PICTURES)
-        self.others = [q for q in others if q.kind in taught]
+        self.untaught = tuple(task for task in questions if task not in taught)
+        self.questions, self.others, self.processor = questions, others, processor
+        self._asked = {task: list(in_pictures(processor, some)) for task, some in questions.items()}
+        self._others = list(in_pictures(processor, others))
 
     def right_of_others(self, model: Any) -> int:
         """How many answers are right to questions on the taught tasks that are not in the exam."""
-        return sum(score_vlm(model, self.processor, self.others))
+        return sum(score(model, self.processor.tokenizer, self._others, self.others))
 
     def ask(self, model: Any) -> dict[str, list[int]]:
         """Mark the answers to all questions."""
-        return {task: [*map(int, score_vlm(model, self.processor, some))] for task, some in self.questions.items()}
+        tokenizer = self.processor.tokenizer
+        return {
+            task: [*map(int, score(model, tokenizer, self._asked[task], some))] for task, some in self.questions.items()
+        }
 
     def share(self, row: Row, task: str) -> Share:
         """The share of answers that are right."""
@@ -84,6 +93,16 @@ class Exam:
 
     def _all(self, tasks: Sequence[str]) -> list[Question]:
         return [question for task in tasks for question in self.questions[task]]
+
+
+def of_the_demo(taught: Sequence[str], pictures: int | None = None) -> Exam:
+    """The questions to copies of the demo's model."""
+    pairs, scans = Pairs((), split_pairs(SEED).every), load_handwriting(SEED)[1]
+    every = draw_questions(pairs, scans, SEED, pictures=pictures)
+    questions = {task: [q for q in every if q.kind == task] for task in ARITHMETIC}
+    questions[UNTAUGHT] = [q for q in every if q.kind in PERCEPTION]
+    others = draw_questions(pairs, scans, SEARCH_SEED, pictures=SEARCH_PICTURES)
+    return Exam(taught, questions, [q for q in others if q.kind in taught], trained_models.load_processor(VLM))
 
 
 class Kept:

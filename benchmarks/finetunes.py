@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 import polymerge
 from cases import DENSITY, Case, of_the_table
-from exam import Exam, Kept, Row, contest
+from exam import Exam, Kept, Row, contest, of_the_demo
 from lessons import PICTURES, VLM, teach
 from measure import RunError, machine
 from polymerge.demo import trained_models
@@ -98,7 +98,7 @@ def main() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = options.data.resolve() / "finetunes"
     tuned = teach(folder, TASKS, TRAINING.split())
-    exam = Exam(TASKS, options.pictures)
+    exam = of_the_demo(TASKS, options.pictures)
     base = load_file(VLM / "model.safetensors")
     changes = {task: squared_change(base, one) for task, one in tuned.items()}
     mean_change = fmean(changes.values())

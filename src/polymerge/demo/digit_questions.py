@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,10 @@ class Question:
     answer: str
 
 
+Asked = tuple[list[int], Any]
+"""A batch: the places of its questions, and what a model gets of them."""
+
+
 @dataclass(frozen=True)
 class Share:
     """A share of right answers with its standard error, in [0, 1], out of `count` questions."""
@@ -83,32 +87,56 @@ def draw_questions(pairs: Pairs, held_out: Handwriting, seed: int, *, pictures: 
 
 def score_vlm(model: Any, processor: Any, questions: Sequence[Question]) -> list[bool]:
     """Show each picture to a vision-language model; returns whether each answer is right."""
-    right = [False] * len(questions)
+    return score(model, processor.tokenizer, in_pictures(processor, questions), questions)
+
+
+def score_language_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[bool]:
+    """Tell each scene to a language model in a sentence; returns whether each answer is right."""
+    return score(model, tokenizer, told_in_words(tokenizer, questions), questions)
+
+
+def in_pictures(processor: Any, questions: Sequence[Question]) -> Iterator[Asked]:
+    """What a vision-language model gets of each picture and its question."""
     for places in _batches(questions):
         turns = [
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": questions[place].prompt}]}]
             for place in places
         ]
-        inputs = processor(
-            images=[Image.fromarray(questions[place].picture) for place in places],
-            text=processor.apply_chat_template(turns, add_generation_prompt=True),
-            return_tensors="pt",
+        yield (
+            places,
+            processor(
+                images=[Image.fromarray(questions[place].picture) for place in places],
+                text=processor.apply_chat_template(turns, add_generation_prompt=True),
+                return_tensors="pt",
+            ),
         )
-        _score(model, processor.tokenizer, inputs, questions, places, right)
-    return right
 
 
-def score_language_model(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[bool]:
-    """Tell each scene to a language model in a sentence; returns whether each answer is right."""
-    right = [False] * len(questions)
+def told_in_words(tokenizer: Any, questions: Sequence[Question]) -> Iterator[Asked]:
+    """What a language model gets of each sentence and its question."""
     for places in _batches(questions):
         turns = [
             [{"role": "user", "content": " ".join((*questions[place].sentence, questions[place].prompt))}]
             for place in places
         ]
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        _score(model, tokenizer, inputs, questions, places, right)
+        yield places, tokenizer(text, return_tensors="pt", add_special_tokens=False)
+
+
+@torch.inference_mode()
+def score(
+    model: Any, tokenizer: Any, asked: Iterable[Asked], questions: Sequence[Question], longest: int = LONGEST_ANSWER
+) -> list[bool]:
+    """Let a model answer greedily, and compare word by word, up to the end; returns whether each answer is right.
+
+    longest  tokens of an answer, its end included
+    """
+    right = [False] * len(questions)
+    for places, inputs in asked:
+        output = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
+        said = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for place, words in zip(places, said, strict=True):
+            right[place] = words.split() == questions[place].answer.split()
     return right
 
 
@@ -136,14 +164,3 @@ def _batches(questions: Sequence[Question]) -> Iterator[list[int]]:
     for places in by_kind.values():
         for start in range(0, len(places), BATCH):
             yield places[start : start + BATCH]
-
-
-@torch.inference_mode()
-def _score(
-    model: Any, tokenizer: Any, inputs: Any, questions: Sequence[Question], places: list[int], right: list[bool]
-) -> None:
-    """Let the model answer greedily, and compare word by word, up to the end."""
-    output = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)
-    said = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    for place, words in zip(places, said, strict=True):
-        right[place] = words.split() == questions[place].answer.split()

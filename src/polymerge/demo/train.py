@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,11 @@ from polymerge.demo.world import (
 BATCH = 64
 WARM_UP = 50  # steps
 
-# stage: steps, peak learning rate; chosen on seed 0, the shipped checkpoints are of another
-SCHEDULE = {
+Schedule = Mapping[str, tuple[int, float]]
+"""By stage its steps and its highest learning rate."""
+
+# chosen on seed 0, the shipped checkpoints are of another
+SCHEDULE: Schedule = {
     "base": (1500, 2e-3),
     "reason": (600, 5e-4),
     "vision": (1500, 1e-3),
@@ -93,16 +96,16 @@ def base_lesson(dice: random.Random, pairs: Pairs) -> Lesson:
     """What the base model learns: to read scenes in words, to count and repeat, and arithmetic on the seen pairs."""
     lot = dice.random()
     if lot < 0.35:
-        return _in_words(dice.choice(ARITHMETIC), dice.choice(pairs.seen), dice)
+        return in_words(dice.choice(ARITHMETIC), dice.choice(pairs.seen), dice)
     if lot < 0.85:
-        return _in_words(dice.choice(PERCEPTION), dice.choice(pairs.every), dice)
-    return _list_lesson(dice)
+        return in_words(dice.choice(PERCEPTION), dice.choice(pairs.every), dice)
+    return list_lesson(dice)
 
 
 def reason_lesson(dice: random.Random, pairs: Pairs) -> Lesson:
     """What the reasoning model learns on top: arithmetic in words on all pairs, with 40 % rehearsal."""
     if dice.random() < 0.60:
-        return _in_words(dice.choice(ARITHMETIC), dice.choice(pairs.every), dice)
+        return in_words(dice.choice(ARITHMETIC), dice.choice(pairs.every), dice)
     return base_lesson(dice, pairs)
 
 
@@ -119,13 +122,14 @@ def in_picture(kind: str, pair: Pair, dice: random.Random) -> Lesson:
     return Lesson(kind, scene, dialogue([], ask(kind)), answer(kind, scene))
 
 
-def _in_words(kind: str, pair: Pair, dice: random.Random) -> Lesson:
+def in_words(kind: str, pair: Pair, dice: random.Random) -> Lesson:
+    """Ask about a scene that is told in a sentence, or written as a grid."""
     scene = draw_scene(pair, dice)
     words = spell(scene, dice) if dice.random() < GRID_SHARE else tell(scene, dice)
     return Lesson(kind, scene, dialogue(words, ask(kind)), answer(kind, scene))
 
 
-def _list_lesson(dice: random.Random) -> Lesson:
+def list_lesson(dice: random.Random) -> Lesson:
     """Count a word in a list, or repeat the list; here the base model meets the large numbers."""
     if dice.random() < 0.5:
         few = dice.sample(NUMBERS + COLOURS, 2)
@@ -142,23 +146,23 @@ def train_all(folder: Path, *, seed: int, say: Say = print) -> None:
     handwriting, _ = load_handwriting(seed)
 
     base = new_base(seed)
-    _teach("base", base, base.parameters(), base_lesson, pairs, None, seed, say)
+    teach("base", base, base.parameters(), base_lesson, pairs, None, seed, say)
     save_language_model(base, folder / "base")
 
     reason = new_base(seed)
     reason.load_state_dict(base.state_dict())
-    _teach("reason", reason, reason.parameters(), reason_lesson, pairs, None, seed, say)
+    teach("reason", reason, reason.parameters(), reason_lesson, pairs, None, seed, say)
     save_language_model(reason, folder / "reason")
 
     vlm = new_vlm(base, seed)
-    _teach_to_see(vlm.model.vision_tower, pairs, handwriting, seed, say)
+    teach_to_see(vlm.model.vision_tower, pairs, handwriting, seed, say)
     projector = vlm.model.multi_modal_projector.parameters()
-    _teach("projector", vlm, projector, vlm_lesson, pairs, handwriting, seed, say)
-    _teach("vlm", vlm, vlm.parameters(), vlm_lesson, pairs, handwriting, seed, say)
+    teach("projector", vlm, projector, vlm_lesson, pairs, handwriting, seed, say)
+    teach("vlm", vlm, vlm.parameters(), vlm_lesson, pairs, handwriting, seed, say)
     save_vlm(vlm, folder / "vlm")
 
 
-def _teach(
+def teach(
     stage: str,
     model: Any,
     parameters: Iterable[nn.Parameter],
@@ -167,34 +171,49 @@ def _teach(
     handwriting: Handwriting | None,
     seed: int,
     say: Say,
+    schedule: Schedule = SCHEDULE,
+    batch: int = BATCH,
 ) -> None:
-    """Train a model on a stream of lessons; only the answers count."""
+    """Train a model on a stream of lessons; only the answers count.
+
+    handwriting  of the pictures; None where lessons are in words
+    schedule     has the stage: its steps and its highest learning rate
+    batch        lessons a step
+    """
     dice = random.Random(f"{stage} {seed}")
 
     def loss() -> Tensor:
-        lessons = [lesson(dice, pairs) for _ in range(BATCH)]
+        lessons = [lesson(dice, pairs) for _ in range(batch)]
         inputs = encode(lessons, with_image=handwriting is not None)
         if handwriting is not None:
             inputs["pixel_values"] = pixels([draw(x.scene, handwriting, dice, jitter=True) for x in lessons if x.scene])
         result: Tensor = model(**inputs).loss
         return result
 
-    _fit(stage, model, parameters, loss, say)
+    _fit(stage, schedule[stage], model, parameters, loss, say)
 
 
-def _teach_to_see(tower: Any, pairs: Pairs, handwriting: Handwriting, seed: int, say: Say) -> None:
+def teach_to_see(
+    tower: Any,
+    pairs: Pairs,
+    handwriting: Handwriting,
+    seed: int,
+    say: Say,
+    schedule: Schedule = SCHEDULE,
+    batch: int = BATCH,
+) -> None:
     """Train the vision tower to tell, for each patch, which digit and which colour it is part of."""
     dice = random.Random(f"vision {seed}")
     nothing = 10, len(COLOURS)
     heads = nn.ModuleList(nn.Linear(tower.config.hidden_size, classes + 1) for classes in nothing)
 
     def loss() -> Tensor:
-        scenes = [draw_scene(dice.choice(pairs.every), dice) for _ in range(BATCH)]
+        scenes = [draw_scene(dice.choice(pairs.every), dice) for _ in range(batch)]
         seen = pixels([draw(scene, handwriting, dice, jitter=True) for scene in scenes])
-        features = tower(seen, output_hidden_states=True).hidden_states[-1][:, 1:]
+        features = tower(seen, output_hidden_states=True).hidden_states[-1][:, -IMAGE_TOKENS:]  # CLIP's has one before
         total: Tensor = torch.zeros(())
         for head, none, of in zip(heads, nothing, ("digit", "colour"), strict=True):
-            labels = torch.full((BATCH, GRID, GRID), none)
+            labels = torch.full((batch, GRID, GRID), none)
             for row, scene in enumerate(scenes):
                 for side, column in enumerate(scene.columns):
                     label = scene.digits[side] if of == "digit" else COLOURS.index(scene.colours[side])
@@ -202,12 +221,19 @@ def _teach_to_see(tower: Any, pairs: Pairs, handwriting: Handwriting, seed: int,
             total = total + nn.functional.cross_entropy(head(features).flatten(0, 1), labels.flatten())
         return total
 
-    _fit("vision", tower, [*tower.parameters(), *heads.parameters()], loss, say)
+    _fit("vision", schedule["vision"], tower, [*tower.parameters(), *heads.parameters()], loss, say)
 
 
-def _fit(stage: str, model: nn.Module, parameters: Iterable[nn.Parameter], loss: Callable[[], Any], say: Say) -> None:
+def _fit(
+    stage: str,
+    how: tuple[int, float],
+    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[], Any],
+    say: Say,
+) -> None:
     """Run AdamW over the given parameters: linear warm-up, then half a cosine down to nothing."""
-    steps, peak = SCHEDULE[stage]
+    steps, peak = how
     started = time.perf_counter()
     chosen = list(parameters)
     optimizer = torch.optim.AdamW(chosen, lr=peak, weight_decay=0.01)

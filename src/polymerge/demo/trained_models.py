@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,32 @@ CHAT_TEMPLATE = (
 )
 
 
-def llama_config(vocabulary: int) -> LlamaConfig:
-    """Describe the language model: 4 layers of width 128, about 866 thousand parameters."""
+@dataclass(frozen=True)
+class Shape:
+    """How large the models are; by default the demo's, whose language model has about 866 thousand parameters.
+
+    width, inner, layers                          of the language model
+    vision_width, vision_inner, vision_layers     of the vision tower
+    """
+
+    width: int = 128
+    inner: int = 384
+    layers: int = 4
+    vision_width: int = 96
+    vision_inner: int = 192
+    vision_layers: int = 3
+
+
+DEMO = Shape()
+
+
+def llama_config(vocabulary: int, shape: Shape = DEMO) -> LlamaConfig:
+    """Describe the language model."""
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=64,
@@ -58,30 +78,30 @@ def llama_config(vocabulary: int) -> LlamaConfig:
     )
 
 
-def new_base(seed: int) -> LlamaForCausalLM:
+def new_base(seed: int, shape: Shape = DEMO) -> LlamaForCausalLM:
     """Make the language model that everything else starts from, untrained."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(llama_config(len(WORDS)))
+    return LlamaForCausalLM(llama_config(len(WORDS), shape))
 
 
-def new_vlm(base: LlamaForCausalLM, seed: int) -> LlavaForConditionalGeneration:
+def new_vlm(base: LlamaForCausalLM, seed: int, shape: Shape = DEMO) -> LlavaForConditionalGeneration:
     """Build a vision-language model on the base: its text tower is the base's, vision tower and projector are new.
 
     The embedding and the head get one row more, for `<image>`.
     """
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=3,
+        hidden_size=shape.vision_width,
+        intermediate_size=shape.vision_inner,
+        num_hidden_layers=shape.vision_layers,
         num_attention_heads=4,
         image_size=SIZE,
         patch_size=PATCH,
-        projection_dim=96,
+        projection_dim=shape.vision_width,
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=llama_config(len(WORDS) + 1),
+        text_config=llama_config(len(WORDS) + 1, shape),
         image_token_index=IMAGE_ID,
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
@@ -89,13 +109,18 @@ def new_vlm(base: LlamaForCausalLM, seed: int) -> LlavaForConditionalGeneration:
         tie_word_embeddings=False,
     )
     vlm = LlavaForConditionalGeneration(config)
+    grow_from(base, vlm)
+    return vlm
+
+
+def grow_from(base: LlamaForCausalLM, vlm: Any) -> None:
+    """Give a vision-language model, which has one word more, the base's text tower and head."""
     with torch.no_grad():
         tower = vlm.model.language_model.state_dict()
         for name, tensor in base.model.state_dict().items():
             tower[name][: tensor.shape[0]] = tensor
         vlm.lm_head.weight[: len(WORDS)] = base.lm_head.weight
         vlm.lm_head.weight[len(WORDS) :] = 0
-    return vlm
 
 
 def tokenizer(*, with_image: bool) -> Any:
@@ -141,18 +166,18 @@ def processor() -> Any:
 
 def save_language_model(model: LlamaForCausalLM, folder: Path) -> None:
     """Write a language model with its tokenizer, weights in float16."""
-    _save_weights(model, folder)
+    save_weights(model, folder)
     tokenizer(with_image=False).save_pretrained(folder)
 
 
 def save_vlm(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Write a vision-language model with its processor, weights in float16."""
-    _save_weights(model, folder)
+    save_weights(model, folder)
     processor().save_pretrained(folder)
 
 
-def _save_weights(model: Any, folder: Path) -> None:
-    """Save a half-precision copy; the model itself goes on in float32."""
+def save_weights(model: Any, folder: Path) -> None:
+    """Write a half-precision copy; the model itself goes on in float32."""
     half = type(model)(model.config)
     half.load_state_dict(model.state_dict())
     half.to(torch.float16).save_pretrained(folder)

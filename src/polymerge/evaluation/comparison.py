@@ -65,19 +65,6 @@ class Comparison(Table):
             for model in self.models
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """All scores by model and column, the tasks of each average, all gains, and the notes."""
-        return {
-            "scores": {one.pop("model"): one for one in self.rows()},
-            "averages": {column.name: list(column.tasks) for column in self.columns if column.is_average},
-            "gains": [{**asdict(gain), "within_noise": gain.within_noise} for gain in self.gains],
-            "parents": list(self.parents),
-            "template": self.template,
-            "as_published": self.published,
-            "notes": list(self.notes),
-            "settings": dict(self.settings),
-        }
-
     def charts(self) -> list[alt.LayerChart]:
         """The charts of the scores and of the gains."""
         names = [column.name for column in self.columns]
@@ -90,6 +77,19 @@ class Comparison(Table):
         raises MissingExtraError without altair or vl-convert.
         """
         return stacked(self.charts())
+
+    def to_json(self) -> dict[str, Any]:
+        """All scores by model and column, the tasks of each average, all gains, and the notes."""
+        return {
+            "scores": {one.pop("model"): one for one in self.rows()},
+            "averages": {column.name: list(column.tasks) for column in self.columns if column.is_average},
+            "gains": [{**asdict(gain), "within_noise": gain.within_noise} for gain in self.gains],
+            "parents": list(self.parents),
+            "template": self.template,
+            "as_published": self.published,
+            "notes": list(self.notes),
+            "settings": dict(self.settings),
+        }
 
 
 def compare_files(
