@@ -62,7 +62,7 @@ def _run(room: Path, seeds: int) -> str:
 
 def _redrawn(row: dict[str, Any], dice: random.Random) -> dict[str, Any]:
     """A row with other numbers of right answers."""
-    counted = [name for name in ("exam", "dev", "dev by norm") if name in row]
+    counted = [name for name in ("exam", "dev", "dev by norm") if isinstance(row.get(name), dict)]
     return {
         **row,
         **{name: {of: [dice.randint(0, asked), asked] for of, (_, asked) in row[name].items()} for name in counted},
