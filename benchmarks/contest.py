@@ -82,7 +82,8 @@ CASES = {
     "linear": Case("linear", deltas=False, each=WEIGHTS),
     "task_arithmetic": Case("task_arithmetic", each=WEIGHTS, near=0.999),  # mergekit rounds each operation to bfloat16
     "slerp": Case("slerp", deltas=False, shared={"t": 0.4}),
-    "ties": Case("ties", each=TRIMMED, mergekit={"normalize": True}, near=0.9),  # equal magnitudes: others are kept
+    # all equals of the threshold are kept, which are many among deltas of bfloat16: mergekit keeps some of them
+    "ties": Case("ties", each=TRIMMED, mergekit={"normalize": True}, near=0.9, apart=0.3),
     "ties, trim: model": Case("ties", each=TRIMMED, own={"trim": "model"}, mergekit=None),
     "dare_linear": Case("dare_linear", each=TRIMMED, mergekit={"normalize": False}, near=0.5),
     "dare_ties": Case("dare_ties", each=TRIMMED, shared={"normalize": True}, near=0.5),  # other numbers are drawn
@@ -98,8 +99,9 @@ CASES = {
     "ram": Case("ram", near=0.99),
     "ramplus_tl": Case("ramplus_tl", near=0.99),
     "nuslerp": Case("nuslerp", deltas=False, each=WEIGHTS, in_float32=True, near=0.99),
-    "multislerp": Case("multislerp", deltas=False, each=WEIGHTS, in_float32=True, near=0.99),
-    "karcher": Case("karcher", deltas=False, in_float32=True, near=0.99),
+    # norms of large tensors, which mergekit adds up in float32: it loses 9 % and 1 % of the embedding's
+    "multislerp": Case("multislerp", deltas=False, each=WEIGHTS, in_float32=True, near=0.6, apart=0.8),
+    "karcher": Case("karcher", deltas=False, in_float32=True, near=0.8, apart=0.2),
     "model_stock": Case("model_stock", in_float32=True, near=0.99),
     "metagpt": Case("metagpt", mergekit=None),
     "iso_c": Case("iso_c", mergekit=None, long=True),
