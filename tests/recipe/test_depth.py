@@ -32,8 +32,9 @@ def test_two_numbers_are_a_straight_line(share: float, expected: float) -> None:
     assert value([0, 1], share) == expected
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6), st.floats(0, 1))
-def test_a_gradient_is_what_numpy_interpolates(numbers: list[float], share: float) -> None:
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6), st.integers(1, 1000), st.integers(0, 1000))
+def test_a_gradient_is_what_numpy_interpolates(numbers: list[float], steps: int, layer: int) -> None:
+    share = min(layer, steps) / steps
     expected = np.interp(share, np.linspace(0, 1, len(numbers)), numbers) if len(numbers) > 1 else numbers[0]
     assert value(numbers, share) == pytest.approx(expected, abs=1e-12)
 
