@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from polymerge.analysis.replacements import Replacement
     from polymerge.analysis.suggested import suggest
     from polymerge.engine.extract import extract
+    from polymerge.engine.installation import doctor
     from polymerge.engine.merge import Merged, fold, merge
+    from polymerge.engine.pushing import push
     from polymerge.engine.verify import Verification, verify
     from polymerge.errors import PolymergeError
     from polymerge.evaluation.comparison import compare_files as compare
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from polymerge.planning import Plan
     from polymerge.planning import make_plan as plan
     from polymerge.planning.compare import inspect
+    from polymerge.planning.first_recipe import new_recipe
     from polymerge.recipe.parsing import read_recipe
     from polymerge.recipe.recipe import ModelEntry, Override, Recipe
     from polymerge.reporting.reports import report
@@ -73,6 +76,7 @@ __all__ = [
     "SearchOptions",
     "Verification",
     "compare",
+    "doctor",
     "evaluate",
     "extract",
     "fold",
@@ -81,8 +85,10 @@ __all__ = [
     "layerwise",
     "live",
     "merge",
+    "new_recipe",
     "overlap",
     "plan",
+    "push",
     "read_recipe",
     "report",
     "search",
@@ -111,6 +117,7 @@ _HOMES = {
     "SearchOptions": "tuning.search_options",
     "Verification": "engine.verify",
     "compare": "evaluation.comparison:compare_files",
+    "doctor": "engine.installation",
     "evaluate": "evaluation.evaluating",
     "extract": "engine.extract",
     "fold": "engine.merge",
@@ -119,8 +126,10 @@ _HOMES = {
     "layerwise": "analysis.layerwise",
     "live": "inference.live",
     "merge": "engine.merge",
+    "new_recipe": "planning.first_recipe",
     "overlap": "analysis.overlap",
     "plan": "planning:make_plan",
+    "push": "engine.pushing",
     "read_recipe": "recipe.parsing",
     "report": "reporting.reports",
     "search": "tuning.search",

@@ -1,4 +1,4 @@
-"""Results that are tables: displayed as such in notebooks, and as a pandas.DataFrame if pandas is installed."""
+"""Results that are tables: as lines of text, in notebooks, and as a pandas.DataFrame if pandas is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from polymerge.errors import MissingExtraError
 
-__all__ = ["Table", "html_table"]
+__all__ = ["Table", "aligned", "html_table"]
 
 _SHOWN: Final = 60
 """Number of rows shown in a notebook; `to_pandas` has all of them."""
@@ -32,6 +32,18 @@ class Table:
 
     def _repr_html_(self) -> str:
         return html_table(self.rows())
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Rows of cells as lines in columns, two spaces apart; the first `left` columns begin, the others end in line."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def html_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ __all__ = ["PALETTES", "chart_config"]
 PALETTES: Final = {
     "light": {
         "paper": "#fcfcfa", "panel": "#f4f4f0", "ink": "#1c1f24", "soft": "#585e68", "line": "#dfdfd8",
-        "strong-line": "#b9b9b0", "accent": "#1d5a9e", "accent-ink": "#ffffff", "good": "#1f6b41",
+        "strong-line": "#b9b9b0", "control": "#808076", "accent": "#1d5a9e", "accent-ink": "#ffffff", "good": "#1f6b41",
         "series-1": "#1d5a9e", "series-2": "#b04e12", "series-3": "#2a7350", "series-4": "#7b4aa0",
         "series-5": "#8a6d00", "series-6": "#55606e", "heat-low": "#eef1f4", "heat-high": "#174d8c",
         "heat-negative": "#a84a14", "heat-on-low": "#1c1f24", "heat-on-high": "#ffffff", "tip": "#1c1f24",
@@ -17,7 +17,7 @@ PALETTES: Final = {
     },
     "dark": {
         "paper": "#15171b", "panel": "#1d2025", "ink": "#e7e7e2", "soft": "#a3a9b3", "line": "#30343b",
-        "strong-line": "#565c66", "accent": "#86b8ee", "accent-ink": "#10141a", "good": "#7fcb9e",
+        "strong-line": "#565c66", "control": "#868d98", "accent": "#86b8ee", "accent-ink": "#10141a", "good": "#7fcb9e",
         "series-1": "#86b8ee", "series-2": "#efa068", "series-3": "#7fcb9e", "series-4": "#c7a3e6",
         "series-5": "#d9c05a", "series-6": "#a9b3c0", "heat-low": "#23272e", "heat-high": "#8fc0f5",
         "heat-negative": "#f0a56f", "heat-on-low": "#e7e7e2", "heat-on-high": "#10141a", "tip": "#e7e7e2",

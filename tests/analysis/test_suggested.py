@@ -153,7 +153,7 @@ def test_what_cannot_be_scheduled_is_said_first(tmp_path: Path) -> None:
         refuse_unfit_for_schedules(linear(0.9, 0.1), VLM, ["see"])
     refuse_unfit_for_schedules(linear(0.9, 0.1), VLM, ["see", "reason"])
     ran = cli("knockout", VLM, "--prompts", "x.jsonl", "--scorer", "exact", "-o", tmp_path / "run", "--keep", "see")
-    assert "--keep is for --recipe" in ran.err
+    assert "--keep is for --write-recipe" in ran.err
     assert ran.status == 2
 
 
@@ -172,7 +172,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 def test_ablate_writes_what_it_suggests(tasks: list[object], tmp_path: Path) -> None:
     file = recipe_file(recipe(), tmp_path / "recipe.yaml")
-    ran = cli("ablate", file, *tasks, "-o", tmp_path / "run", "--window", 1, "--recipe", tmp_path / "out.yaml")
+    ran = cli("ablate", file, *tasks, "-o", tmp_path / "run", "--window", 1, "--write-recipe", tmp_path / "out.yaml")
     assert ran.status == 0, ran.err
     assert "the schedule that this suggests, as a recipe" in ran.err
     weights = pm.read_recipe(tmp_path / "out.yaml").models[1].parameters["weight"]
@@ -184,7 +184,7 @@ def test_ablate_writes_what_it_suggests(tasks: list[object], tmp_path: Path) -> 
 def test_knockout_writes_what_it_suggests(tasks: list[object], tmp_path: Path) -> None:
     pm.merge(recipe(), tmp_path / "merged")
     line = ["knockout", tmp_path / "merged", *tasks, "-o", tmp_path / "run", "--modules", "both", "--against", VLM]
-    ran = cli(*line, "--recipe", tmp_path / "out.yaml", "--keep", "see")
+    ran = cli(*line, "--write-recipe", tmp_path / "out.yaml", "--keep", "see")
     assert ran.status == 0, ran.err
     text = (tmp_path / "out.yaml").read_text(encoding="utf-8")
     assert "p is the layer's share of what see loses" in text
@@ -192,6 +192,6 @@ def test_knockout_writes_what_it_suggests(tasks: list[object], tmp_path: Path) -
     assert made.merge_method == "task_arithmetic"
     assert all(0 <= weight <= 0.5 for weight in made.models[1].parameters["weight"])
     own = recipe_file(linear(0.9, 0.1), tmp_path / "l.yaml")
-    other = cli(*line, "--recipe", tmp_path / "linear.yaml", "--recipe-of", own)
+    other = cli(*line, "--write-recipe", tmp_path / "linear.yaml", "--recipe-of", own)
     assert other.status == 0, other.err
     assert pm.read_recipe(tmp_path / "linear.yaml").merge_method == "linear"

@@ -72,6 +72,9 @@ USUAL: dict[str, list[list[str]]] = {
     "report": [["gone"]],
     "methods": [[]],
     "families": [["gone"]],
+    "new": [["one", "other", "-o", "new.yaml"]],
+    "doctor": [[]],
+    "push": [["one", "owner/name"]],
     "demo": [],
 }
 """The words of each command that is about to do something; the demo, which trains, is left alone."""

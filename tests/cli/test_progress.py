@@ -41,7 +41,8 @@ def test_lines_of_bytes_come_every_ten_seconds(clock: Clock, capsys: pytest.Capt
             clock.now = 100.0 + second
             shown(100 * second, 4000)
     assert capsys.readouterr().err.splitlines() == [
-        f"merging: {done} kB of 4.0 kB, about {left} s left" for done, left in (("1.0", 30), ("2.0", 20), ("3.0", 10))
+        f"merging: {done} kB of 4.0 kB, 100 B/s, about {left} s left"
+        for done, left in (("1.0", 30), ("2.0", 20), ("3.0", 10))
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import polymerge
+from polymerge.cli.streams import paint_for
 from running import leftovers, linear, raw, recipe_file, two_llamas
 
 RUN = "import sys; from polymerge.cli import main; main()"
@@ -130,3 +132,30 @@ def test_a_signal_that_the_parent_ignores_is_ignored(one: signal.Signals, tmp_pa
         _, said = started.communicate(timeout=60)
     assert (started.returncode, said) == (0, "")
     assert (tmp_path / "out").is_dir()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "said", "coloured"),
+    [
+        (_Terminal(), {"TERM": "xterm"}, True),
+        (_Terminal(), {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (_Terminal(), {"TERM": "xterm", "NO_COLOR": ""}, True),  # no-color.org: when present and not an empty string
+        (_Terminal(), {"TERM": "dumb"}, False),
+        (io.StringIO(), {"TERM": "xterm"}, False),
+    ],
+)
+def test_colours_are_for_terminals_that_have_them(
+    stream: io.StringIO, said: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    paint = paint_for(stream)
+    assert paint("error", "text") == ("\x1b[31m\x1b[1mtext\x1b[0m" if coloured else "text")
+    assert paint("merged", "text") == ("\x1b[32mtext\x1b[0m" if coloured else "text")

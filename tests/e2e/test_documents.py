@@ -24,6 +24,7 @@ RUN = {
     ("README.md", 1): "e2e/test_readme.py::test_the_recipe_in_the_readme_runs_on_what_the_project_ships",
     ("README.md", 2): "e2e/test_documents.py::test_the_first_merge_of_the_readme_runs",
     ("README.md", 4): "e2e/test_public_names.py::test_what_the_readme_shows_runs",
+    ("docs/first-recipe.md", 0): "planning/test_first_recipe.py::test_the_page_shows_what_is_written",
     ("docs/methods.md", 1): "e2e/test_methods_page.py::test_the_worked_example_has_fifteen_lines_and_merges",
 }
 """The blocks that tests run, by page and place."""

@@ -295,3 +295,19 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
     gains = list(csv.DictReader(gains_csv(compared).splitlines(keepends=True)))
     assert {row["gain"] for row in gains} == {"0", "-50"}  # numbers stay numbers
     assert [row["model"] for row in gains if row["gain"] == "-50"] == ["'=better"]
+
+
+def test_everything_is_printed_as_json(files: list[Path], tmp_path: Path) -> None:
+    told = ("--parents", "a,b", "--template", "a")
+    ran = cli("compare", *files, *told, "--json", "-o", tmp_path / "out")
+    assert ran.status == 0, ran.err
+    report = json.loads(ran.out)
+    compared = compare_files(files, parents=["a", "b"], template="a")
+    assert set(report["scores"]) == set(compared.models)
+    for model in compared.models:
+        known = {column.name: compared.scores[model, column.name] for column in compared.columns}
+        assert report["scores"][model] == known
+    assert len(report["gains"]) == len(compared.gains)
+    assert all(gain["within_noise"] in (True, False, None) for gain in report["gains"])
+    assert (report["parents"], report["template"], report["as_published"]) == (["a", "b"], "a", False)
+    assert "compare.md" in ran.err  # what was written is said beside it

@@ -18,6 +18,7 @@ from plans import model_folders, recipe_of
 from polymerge.errors import human_size
 from polymerge.families.expressions import Concat, Read, Rows
 from polymerge.planning.text import describe, expression
+from running import linear
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +218,15 @@ def test_an_8b_model_is_planned_from_its_headers(tmp_path: Path) -> None:
     assert {entry.size for entry in plan.inputs} > {16_060_522_496 + 4 * 2048}
     assert len([warning for warning in plan.warnings if "vocabularies differ" in warning]) == 1
     assert sum(file.stat().st_blocks * 512 for file in tmp_path.rglob("*") if file.is_file()) < 10e6
+
+
+def test_the_notes_of_all_stages_come_first(tmp_path: Path) -> None:
+    one, other = (vlm(tmp_path / name, vocab=rows) for name, rows in (("one", 16), ("other", 20)))
+    stages = [{**linear(one, other), "name": "first"}, linear("first", other)]
+    plan = polymerge.plan({"stages": stages})
+    notes = [f"note: stage 'first': {text}" for text in plan.stages[0].warnings]
+    notes += [f"note: {text}" for text in plan.warnings]
+    assert plan.stages[0].warnings
+    lines = describe(plan).split("\n")
+    assert lines[: len(notes) + 2] == [*notes, "", "--- stage first"]
+    assert not any(line.startswith("note:") for line in lines[len(notes) :])

@@ -154,6 +154,57 @@ def test_a_plot_tells_its_numbers_to_who_walks_through_it_by_keys(desk: Any) -> 
     assert desk.locator("#tip").is_hidden()
 
 
+def test_a_plot_says_what_it_shows_to_who_does_not_see_it(desk: Any) -> None:
+    for one in desk.locator(".plot svg[role=img]").all():
+        said = one.get_attribute("aria-label")
+        assert re.search(r"[0-9]+ numbers?, (each -?[0-9]|from -?[0-9.e+-]+ \(.+\) to -?[0-9])", said), said
+    said = desk.locator("#search .plot svg[role=img]").first.get_attribute("aria-label")
+    rows = desk.locator("#search table tbody tr").count()
+    assert rows
+    assert "from " in said
+
+
+def test_everything_that_can_be_used_is_reached_by_keys_and_has_a_name(desk: Any) -> None:
+    named = """(one) => one.getAttribute("aria-label") || one.textContent.trim() || one.placeholder"""
+    for one in desk.locator("a, button, input, select, summary, [tabindex='0']").all():
+        assert one.evaluate(named), one.evaluate("(one) => one.outerHTML.slice(0, 200)")
+        assert one.evaluate("(one) => one.tabIndex") == 0
+    desk.keyboard.press("Tab")
+    assert desk.evaluate("document.activeElement.className") == "skip"
+    assert desk.evaluate("document.activeElement.getBoundingClientRect().left") > 0  # seen where it is reached
+    desk.keyboard.press("Tab")
+    assert desk.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    scrolled = """[...document.querySelectorAll("*")].filter((one) => one.scrollHeight > one.clientHeight + 1
+        && ["auto", "scroll"].includes(getComputedStyle(one).overflowY) && one.tabIndex !== 0)
+        .map((one) => one.className)"""
+    assert desk.evaluate(scrolled) == []
+    levels = desk.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map((one) => Number(one.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_paper_it_is_light_whole_and_without_controls(browser: Any, made: Report, scheme: str) -> None:
+    found = opened(browser, made.page, scheme=scheme)
+    page = found.page
+    page.emulate_media(media="print", color_scheme=scheme)
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    look = "(name) => getComputedStyle(document.querySelector(name))"
+    assert page.evaluate(f"({look})('body').backgroundColor") == "rgb(252, 252, 250)"
+    for name in (".sections", ".themes", ".tools"):
+        assert page.evaluate(f"({look})('{name}').display") == "none"
+    cut = """[...document.querySelectorAll(".table, pre")].filter((one) => getComputedStyle(one).maxHeight !== "none"
+        || one.scrollHeight > one.clientHeight + 2).length"""
+    assert page.evaluate(cut) == 0
+    turned = page.evaluate(f"({look})('.plot svg').filter")
+    assert (turned == "none") == (scheme == "light")
+    plan = json.loads(made.json.read_text(encoding="utf-8"))["merges"][0]["plan"]["rows"]
+    assert page.locator("#plan table").first.locator("tbody tr").count() == min(len(plan), 400)
+    assert len(page.pdf()) > 10_000
+    assert found.noise == []
+    page.context.close()
+
+
 def test_a_heat_map_changes_its_measure(desk: Any) -> None:
     figure = desk.locator("#overlap figure").first
     cell = figure.locator(".mark-rect.role-mark path").first

@@ -2,10 +2,13 @@
 
 standin.publish("owner/name", folder)            main is then this folder
 standin.publish("owner/name", other, "v2")       a tag; the commit of each is its own
+
+And it takes uploads: what is committed to a repository lies in `standin.uploads / owner / name`, and is served.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -46,6 +49,7 @@ class Request:
 class Repository:
     revisions: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Path] = field(default_factory=dict)
+    private: bool = False
     refused: tuple[int, str] | None = None
     """Status and error code that everything of it is answered with."""
 
@@ -81,6 +85,10 @@ class Standin(ThreadingHTTPServer):
         self.xet: dict[str, str] = {}
         """By the name of a file, its hash in the Xet storage that `xet_endpoint` names."""
         self.xet_endpoint = ""
+        self.uploads: Path | None = None
+        """Where repositories lie that are uploaded; without it nobody may write."""
+        self.stored: dict[str, bytes] = {}
+        """Large files that were uploaded, by their sha256, until a commit names them."""
         self.ranges = True
         """Whether it serves parts of files, or always all of them."""
 
@@ -120,11 +128,80 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        digest = self.path.rpartition("/")[2]
+        content = self._body()
+        assert hashlib.sha256(content).hexdigest() == digest
+        self.server.stored[digest] = content
+        self._send(200, {}, [])
+
+    def do_POST(self) -> None:
+        path, body = unquote(urlsplit(self.path).path), self._body()
+        name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2]).removesuffix(".git")
+        if path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif self.server.uploads is None:
+            self._refuse(403, "")
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            self.server.repositories[name] = Repository(
+                private=asked.get("private") or asked.get("visibility") == "private"
+            )
+            (self.server.uploads / name).mkdir(parents=True)
+            self._json({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+        elif "/preupload/" in path:
+            large = (".safetensors", ".bin")
+            modes = {
+                one["path"]: "lfs" if one["path"].endswith(large) else "regular" for one in json.loads(body)["files"]
+            }
+            said = [{"path": one, "uploadMode": mode, "shouldIgnore": False} for one, mode in modes.items()]
+            self._json({"files": said})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}", "header": {}}}}
+                for one in json.loads(body)["objects"]
+            ]
+            self._json({"transfer": "basic", "objects": objects})
+        elif "/commit/" in path:
+            self._commit(name, [json.loads(line) for line in body.splitlines()])
+        else:
+            self._refuse(404, "")
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        assert self.server.uploads is not None
+        folder = self.server.uploads / name
+        for line in lines:
+            value = line["value"]
+            if line["key"] in ("file", "lfsFile"):
+                file = folder / value["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                whole = line["key"] == "file"
+                file.write_bytes(base64.b64decode(value["content"]) if whole else self.server.stored.pop(value["oid"]))
+        commit = self.server.publish(name, folder)
+        self._json({"commitUrl": f"{self.server.url}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _body(self) -> bytes:
+        return (
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if "Content-Length" in self.headers
+            else b"".join(self._chunks())
+        )
+
+    def _chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/(.+)", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        whole = re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)
         name, revision = (found[1], found[3]) if found else (file[1], file[2]) if file else ("", "")
+        if whole:
+            name, revision = whole[1], "main"
         repository = self.server.repositories.get(name)
         if path == "/xet-token":
             until = int(time.time()) + 3600
@@ -139,15 +216,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "RepoNotFound")
         elif repository.refused:
             self._refuse(*repository.refused)
+        elif whole and not repository.commits:
+            self._json({"id": name, "private": repository.private, "siblings": []})
         elif (commit := repository.revisions.get(revision, revision)) not in repository.commits:
             self._refuse(404, "RevisionNotFound")
-        elif found and found[2] == "revision":
+        elif whole or (found and found[2] == "revision"):
             listed = [
                 {"rfilename": file["path"], "size": file["size"], "blobId": file["oid"]}
                 | ({"lfs": _lfs(file)} if "lfs" in file else {})
                 for file in _tree(repository.commits[commit])
             ]
-            self._json({"id": name, "sha": commit, "siblings": listed})
+            self._json({"id": name, "sha": commit, "private": repository.private, "siblings": listed})
         elif found:
             self._json(list(_tree(repository.commits[commit])))
         elif file:
@@ -220,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(first) if length is None else length)}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             for piece in (first, *()) if length is None else body:
                 piece = piece if cut is None else piece[: cut - request.sent]
                 request.sent += len(piece)

@@ -301,7 +301,8 @@ def unreachable() -> tuple[type[Exception], type[Exception]]:
 
 
 def _reason(error: BaseException) -> str:
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    said = re.sub(r"\[Errno -?\d+\] ", "", str(error))
+    lines = [line.strip().rstrip(".") for line in said.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 

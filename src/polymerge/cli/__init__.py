@@ -14,11 +14,12 @@ import click
 from polymerge.cli.analyze import ablate, knockout, overlap
 from polymerge.cli.evaluate import compare, evaluate, score
 from polymerge.cli.extracting import extract
-from polymerge.cli.inspect import families, inspect, methods
+from polymerge.cli.inspect import doctor, families, inspect, methods
 from polymerge.cli.merge import fold, merge, plan, verify
-from polymerge.cli.report import demo, report
+from polymerge.cli.new import new
+from polymerge.cli.report import demo, push, report
 from polymerge.cli.search import search
-from polymerge.cli.streams import heed_signals, open_streams, say, unprinted
+from polymerge.cli.streams import heed_signals, open_streams, paint_for, say, unprinted
 from polymerge.errors import PolymergeError
 from polymerge.paths import because
 
@@ -74,7 +75,7 @@ def _told(error: BaseException, command: str) -> int:
                 f"{command} failed, and that is a mistake in polymerge: {type(error).__name__}: {said}\n"
                 f"Please report it, with the command and what `polymerge --debug {command} ...` prints ({system})"
             )
-    say(f"polymerge: {message}")
+    say(f"{paint_for(sys.stderr)('error', 'polymerge:')} {message}")
     return status
 
 
@@ -94,8 +95,8 @@ def polymerge(debug: bool) -> None:
 
 
 for command in (
-    inspect, plan, merge, fold, extract, verify, search, evaluate, score, compare, overlap, knockout, ablate, report,
-    methods, families, demo,
+    new, inspect, plan, merge, fold, extract, verify, search, evaluate, score, compare, overlap, knockout, ablate,
+    report, push, methods, families, doctor, demo,
 ):  # fmt: skip
     polymerge.add_command(command)
 

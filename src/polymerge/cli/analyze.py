@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polymerge.cli.flags import FlagCommand
-from polymerge.cli.option_types import FINITE, JSON_FILE, PATH, argument, option
+from polymerge.cli.option_types import FINITE, PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import (
     AS_JSON,
     FORCE_RUN,
+    JSON_OR_FILE,
     SAMPLE_SEED,
     SAMPLES,
     SCORER,
@@ -67,7 +68,7 @@ _TASKS = given(
 )  # fmt: skip
 
 _SUGGESTED = option(
-    "--recipe", "suggested", metavar="OUT.yaml", type=PATH,
+    "--write-recipe", "suggested", metavar="OUT.yaml", type=PATH,
     help="Write the schedule over depth that the outcome suggests, as a recipe.",
 )  # fmt: skip
 
@@ -94,13 +95,7 @@ _ASKING = given(SAMPLES, SAMPLE_SEED, generation_options(ray=False), FORCE_RUN, 
     type=THREADS,
     help="Use this many threads; default: one per processor, up to 8.",
 )
-@option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=JSON_FILE,
-    help="Write every number to FILE as JSON; - writes it to standard output only.",
-)
+@JSON_OR_FILE
 def overlap(
     density: float, rank: int, no_svd: bool, sort: str, threads: int | None, json_file: str | None, **options: Any
 ) -> None:
@@ -138,7 +133,7 @@ def overlap(
 )  # fmt: skip
 @option("--seed", type=int, default=42, show_default=True, help="Seed of noise and of the bootstrap.")
 @option("--modules", default="attention,mlp", show_default=True, help="Knock out attention, mlp or both, in turn.")
-@option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers (such as 0-31), not all.")
+@option("--layers", metavar="LAYERS", callback=_layers, help="Knock out these layers, such as 0-3,7, not all.")
 @option("--stride", type=int, help="Start groups this many layers apart; default: the group size.")
 @option("--group", type=int, default=1, show_default=True, help="Knock out this many layers at a time.")
 @_SUGGESTED
@@ -178,7 +173,9 @@ def knockout(
         if suggested is not None:
             refuse_unfit_for_schedules(scheduled, model, list(tasks), keep)
         elif scheduled or keep:
-            refuse(RecipeError(f"--{'recipe-of' if scheduled else 'keep'} is for --recipe, which writes a schedule"))
+            refuse(
+                RecipeError(f"--{'recipe-of' if scheduled else 'keep'} is for --write-recipe, which writes a schedule")
+            )
         done = run(
             model, tasks, out, replace=Replacement(kind, source, noise_size, seed), modules=_words(modules),
             layers=None if layers is None else [layer for run in layers for layer in run], seed=seed,
@@ -198,7 +195,7 @@ def knockout(
 @option("--ranges", metavar="LIST", help="Merge early, middle, late (thirds) or full; default: all four.")
 @option("--window", type=int, help="Merge this many layers at a time, in a window that slides over all.")
 @option("--stride", type=int, help="Slide the window by this many layers; default 1.")
-@option("--layers", metavar="LIST", callback=_layers, help="Merge these ranges, too, such as 0-3,4-7.")
+@option("--layers", metavar="LAYERS", callback=_layers, help="Merge these ranges, too, such as 0-3,4-7.")
 @option(
     "--seed", type=int, default=42, show_default=True, help="Seed of the bootstrap; that of a merge is the recipe's."
 )

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from polymerge.cli.flags import FlagCommand
-from polymerge.cli.option_types import PATH, argument, option
+from polymerge.cli.option_types import FOLDER, MODEL, PATH, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, FORCE_RUN, SCORER, generation_of, generation_options, run_folder
 from polymerge.cli.streams import say, show
@@ -34,7 +34,7 @@ _WRITTEN = {"model_dtype": "dtype", "engine_options": "engine-option"}
 
 
 @click.command(cls=FlagCommand)
-@argument("model")
+@argument("model", type=MODEL)
 @argument("more", metavar="[-- OPTIONS OF THE TOOL]", nargs=-1, type=click.UNPROCESSED)
 @option(
     "--tasks",
@@ -43,8 +43,8 @@ _WRITTEN = {"model_dtype": "dtype", "engine_options": "engine-option"}
     help="Evaluate on these: mm-mergebench, tasks of it, FILE:SCORER; or the tool's own.",
 )
 @run_folder()
-@option("--data", metavar="DIR", type=PATH, help="Find the benchmark's files here, in either published layout.")
-@option("--image-folder", metavar="DIR", type=PATH, help="Resolve relative image paths against DIR.")
+@option("--data", metavar="DIR", type=FOLDER, help="Find the benchmark's files here, in either published layout.")
+@option("--image-folder", metavar="DIR", type=FOLDER, help="Resolve relative image paths against DIR.")
 @option("--name", help="Name the model in tables; default: the name of its folder.")
 @generation_options(max_new_tokens=None, tools=True)
 @FORCE_RUN
@@ -133,7 +133,8 @@ def _report(results: Results, out: str, as_json: bool) -> None:
 @option("--as-published", is_flag=True, help="Show the published scripts' numbers, which have no intervals.")
 @option("--resamples", type=int, default=10_000, show_default=True, help="Draw this many bootstrap resamples.")
 @option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of the bootstrap.")
-@option("-o", "--out", metavar="DIR", type=PATH, help="Write Markdown, CSV and a plot to this folder.")
+@option("-o", "--out", metavar="DIR", type=FOLDER, help="Write Markdown, CSV and a plot to this folder.")
+@AS_JSON
 def compare(
     results: tuple[str, ...],
     parents: str | None,
@@ -142,6 +143,7 @@ def compare(
     resamples: int,
     seed: int,
     out: str | None,
+    as_json: bool,
 ) -> None:
     """Compare models: RESULTS are results.json files or the folders of runs.
 
@@ -155,10 +157,10 @@ def compare(
     compared = compare_files(
         results, parents=named, template=template, published=as_published, resamples=resamples, seed=seed
     )
-    show(plain_text(compared))
+    show(json.dumps(compared.to_json(), indent=1, ensure_ascii=False) if as_json else plain_text(compared))
     if out is not None:
         files = write_comparison(compared, given_path(out))
-        show(f"\n{out}: {', '.join(file.name for file in files)}")
+        (say if as_json else show)(f"\n{out}: {', '.join(file.name for file in files)}")
 
 
 @click.command(cls=FlagCommand)
@@ -173,7 +175,7 @@ def compare(
 )
 @option(
     "--annotations",
-    metavar="FOLDER",
+    metavar="DIR",
     type=PATH,
     required=True,
     help="Compare with the task's annotation folder; with --scorer, with a question file that holds the answers.",

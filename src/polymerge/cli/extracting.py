@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from polymerge.cli.flags import FlagCommand, findings_with_flags
-from polymerge.cli.merge import paint_for
-from polymerge.cli.option_types import PATH, argument, option
+from polymerge.cli.option_types import FINITE, FOLDER, MODEL, argument, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import AS_JSON, IGNORE, SHA256, THREADS, TRUST
-from polymerge.cli.streams import say, show
+from polymerge.cli.streams import paint_for, say, show
 from polymerge.errors import RecipeError, collecting, human_size, refuse
 from polymerge.paths import given_path
+from polymerge.tables import aligned
 
 if TYPE_CHECKING:
     from polymerge.engine.extracted import Extracted
@@ -28,11 +28,17 @@ _FEW: Final = 4
 
 
 @click.command(cls=FlagCommand)
-@argument("tuned", metavar="TUNED")
-@option("--base", metavar="MODEL", required=True, help="Take the difference from this model, the adapter's base.")
+@argument("tuned", metavar="TUNED", type=MODEL)
+@option(
+    "--base",
+    metavar="MODEL",
+    type=MODEL,
+    required=True,
+    help="Take the difference from this model, the adapter's base.",
+)
 @option("--rank", type=int, metavar="R", help="Keep this many components of each module, and of each expert.")
 @option(
-    "--energy", type=float, metavar="SHARE",
+    "--energy", type=FINITE, metavar="SHARE",
     help="Instead of --rank: keep as many as hold this share of the squared norm of each difference, such as 0.95.",
 )  # fmt: skip
 @option("--max-rank", type=int, metavar="R", help="Highest rank with --energy; default: 256.")
@@ -48,7 +54,7 @@ _FEW: Final = 4
 )  # fmt: skip
 @IGNORE
 @option("--dtype", metavar="DTYPE", help="Write factors in this dtype; default: float32.")
-@option("-o", "--out", metavar="ADAPTER", type=PATH, required=True, help="Write the adapter to this folder.")
+@option("-o", "--out", metavar="ADAPTER", type=FOLDER, required=True, help="Write the adapter to this folder.")
 @option("--threads", type=THREADS, help="Decompose this many matrices at once; default: one per processor, up to 8.")
 @option("--full", is_flag=True, help="Print one line per module instead of one per kind.")
 @option("--force", is_flag=True, help="Replace ADAPTER if it exists.")
@@ -124,10 +130,8 @@ def _report(found: Extracted, full: bool, as_json: bool) -> None:
         ranks, errors = ([getattr(found.modules[name], what) for name in names] for what in ("rank", "error"))
         rank = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
         rows.append((kind, str(len(names)), rank, f"{sum(errors) / len(errors):.2%}", f"{max(errors):.2%}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for kind, *cells in rows:
-        columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        show("  ".join((f"  {kind.ljust(widths[0])}", *columns)))
+    for line in aligned(rows):
+        show(f"  {line}")
     saved = f", {len(found.saved)} tensors in full" if found.saved else ""
     show(f"{found.folder}: {len(found.modules)} modules{saved}")
     if found.resumed:

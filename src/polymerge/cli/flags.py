@@ -11,7 +11,7 @@ import click
 from polymerge.cli.option_types import gathered
 from polymerge.errors import PolymergeError, Refused
 
-__all__ = ["FlagCommand", "findings_with_flags"]
+__all__ = ["FlagCommand", "findings_with_flags", "notes_with_flags"]
 
 
 class FlagCommand(click.Command):
@@ -69,6 +69,11 @@ def _with_flags(error: PolymergeError, flags: Mapping[str, str]) -> PolymergeErr
 def findings_with_flags(text: str) -> str:
     """The findings of a verification with flags in place of the parameters that they name."""
     return re.sub(r"`(base|trust_remote_code)`", lambda found: f"`--{found[1].replace('_', '-')}`", text)
+
+
+def notes_with_flags(text: str) -> str:
+    """A note of an upload with flags in place of the parameters that it names."""
+    return text.replace("`licence`", "`--license`")
 
 
 def _flag(name: str, value: str | None) -> str:

@@ -1,8 +1,9 @@
-"""inspect, methods and families: what is available, before a merge."""
+"""inspect, methods, families and doctor: what is available, before a merge."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,20 +11,21 @@ from typing import TYPE_CHECKING
 import click
 
 from polymerge.cli.flags import FlagCommand
-from polymerge.cli.option_types import PATH, argument, option
+from polymerge.cli.option_types import MODEL, PATH, argument, option
 from polymerge.cli.shared_options import AS_JSON, IGNORE
-from polymerge.cli.streams import show
+from polymerge.cli.streams import paint_for, show
 from polymerge.errors import collecting, human_size
+from polymerge.tables import aligned
 
 if TYPE_CHECKING:
     from polymerge.methods.method import Parameter
     from polymerge.planning.compare import AdapterPortrait, Joint, Portrait
 
-__all__ = ["families", "inspect", "methods"]
+__all__ = ["doctor", "families", "inspect", "methods"]
 
 
 @click.command(cls=FlagCommand)
-@argument("models", metavar="MODEL...", nargs=-1, required=True)
+@argument("models", metavar="MODEL...", nargs=-1, required=True, type=MODEL)
 @option(
     "--against",
     metavar="ADAPTER...",
@@ -56,7 +58,8 @@ def inspect(
             report = {"models": list(map(asdict, found.models)), "pairs": list(map(asdict, found.pairs))}
             show(json.dumps(report, indent=1))
         return
-    for line in (*_adapter_lines(found.adapters), *_model_lines(found.models), *_pair_lines(found.pairs)):
+    described = _model_table if sys.stdout.isatty() else _model_lines
+    for line in (*_adapter_lines(found.adapters), *described(found.models), *_pair_lines(found.pairs)):
         show(line)
 
 
@@ -78,6 +81,26 @@ def _model_lines(models: Sequence[Portrait]) -> Iterator[str]:
         yield from (f"  {part}: {count} tensors, {human_size(size)}" for part, (count, size) in one.parts.items())
         yield f"  dtypes: {', '.join(f'{count} {dtype}' for dtype, count in one.dtypes.items())}"
         yield from (f"  note: {remark}" for remark in one.remarks)
+
+
+def _model_table(models: Sequence[Portrait]) -> Iterator[str]:
+    """The same as columns, for a terminal."""
+    if not models:
+        return
+    parts = list(dict.fromkeys(part for one in models for part in one.parts))
+    head = ["model", "family", "text tower", "layers", "width", "vocabulary", "head", "dtypes", "size", *parts]
+    rows = [
+        [
+            one.label, one.family, one.text_tower or "unknown", str(one.layers), str(one.width), str(one.vocabulary),
+            "tied" if one.tied_head else "its own", ", ".join(one.dtypes), human_size(one.size),
+            *(human_size(one.parts[part][1]) if part in one.parts else "-" for part in parts),
+        ]
+        for one in models
+    ]  # fmt: skip
+    first, *others = aligned([head, *rows], left=3)
+    yield paint_for(sys.stdout)("head", first)
+    yield from others
+    yield from (f"note: {one.label}: {remark}" for one in models for remark in one.remarks)
 
 
 def _pair_lines(pairs: Sequence[Joint]) -> Iterator[str]:
@@ -127,7 +150,7 @@ def methods(files: tuple[str, ...], as_json: bool) -> None:
         show(json.dumps(rows, indent=1, default=lambda function: f"{function.__module__}:{function.__qualname__}"))
         return
     for row in METHODS.values():
-        show(f"{row.name}: {row.title}\n  from: {row.source}\n  works on: {row.on}")
+        show(f"{paint_for(sys.stdout)('head', row.name)}: {row.title}\n  from: {row.source}\n  works on: {row.on}")
         for parameter in row.parameters:
             show(f"  {_words(parameter)}")
     show("any of them that works on deltas or matrices:")
@@ -150,7 +173,7 @@ def _words(parameter: Parameter) -> str:
 
 
 @click.command(cls=FlagCommand)
-@argument("models", metavar="[MODEL...]", nargs=-1)
+@argument("models", metavar="[MODEL...]", nargs=-1, type=MODEL)
 @IGNORE
 @AS_JSON
 def families(models: tuple[str, ...], ignore: tuple[str, ...], as_json: bool) -> None:
@@ -169,7 +192,8 @@ def families(models: tuple[str, ...], ignore: tuple[str, ...], as_json: bool) ->
         show(json.dumps({name: asdict(family) for name, family in FAMILIES.items()}, indent=1))
         return
     for family in FAMILIES.values():
-        show(f"{family.name}: {family.title}{f', such as {family.source}' if family.source else ''}")
+        example = f", such as {family.source}" if family.source else ""
+        show(f"{paint_for(sys.stdout)('head', family.name)}: {family.title}{example}")
         for rule in family.rules:
             show(f"  {rule.pattern} -> {rule.canonical}")
     show("any other model that transformers can build is read as its class loads it: polymerge families MODEL")
@@ -195,3 +219,30 @@ def _reading_lines(models: Sequence[str], ignore: Sequence[str], as_json: bool) 
         else:
             yield f"{one.label}: table of family {one.family.name} ({one.family.title})"
             yield from (f"  {rule.pattern} -> {rule.canonical}" for rule in one.family.rules)
+
+
+@click.command(cls=FlagCommand)
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """Say what is installed and works: packages, extras and what they are for, kernels, caches, free space.
+
+    Ends with status 1 if something that polymerge cannot do without is missing or broken.
+    """
+    from polymerge.engine.installation import describe
+    from polymerge.engine.installation import doctor as run
+
+    found = run()
+    paint = paint_for(sys.stdout)
+    if as_json:
+        show(json.dumps(found.to_json(), indent=1))
+    else:
+        for title, rows in describe(found):
+            if title:
+                show(f"\n{paint('head', title)}")
+            for line in aligned(rows, left=3):
+                show(f"  {line}")
+        said = "passed" if not found.problems else "FAILED"
+        words = "everything that polymerge needs is here" if not found.problems else "\n".join(found.problems)
+        show(f"\n{paint(said, words)}")
+    if found.problems:
+        raise click.exceptions.Exit(1)

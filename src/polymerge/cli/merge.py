@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from polymerge.cli.flags import FlagCommand, findings_with_flags
-from polymerge.cli.option_types import JSON_FILE, PATH, argument, option
+from polymerge.cli.option_types import FOLDER, MODEL, PATH, argument, option
 from polymerge.cli.progress import progress_bar
-from polymerge.cli.shared_options import AS_JSON, IGNORE, NAMES, TRUST, output_options, recipe_of, recipe_options
-from polymerge.cli.streams import say, show
+from polymerge.cli.shared_options import (
+    AS_JSON,
+    IGNORE,
+    JSON_OR_FILE,
+    NAMES,
+    TRUST,
+    output_options,
+    recipe_of,
+    recipe_options,
+)
+from polymerge.cli.streams import paint_for, say, show
 from polymerge.durable import write_file
 from polymerge.errors import RecipeError, collecting, human_size, refuse
 from polymerge.paths import given_path
@@ -23,27 +31,14 @@ from polymerge.paths import given_path
 if TYPE_CHECKING:
     from polymerge.engine.merge import Merged
     from polymerge.planning import Plan
-    from polymerge.planning.text_words import Paint
     from polymerge.recipe.recipe import Names
 
-__all__ = ["fold", "merge", "paint_for", "plan", "verify"]
-
-
-_COLOURS = {
-    "note": "yellow", "merged": "green", "folded": "magenta", "dequantized": "magenta", "copied": "blue",
-    "tied": "cyan", "left out": "red",
-}  # fmt: skip
+__all__ = ["fold", "merge", "plan", "verify"]
 
 
 @click.command(cls=FlagCommand)
 @recipe_options()
-@option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=JSON_FILE,
-    help="Write the full plan to FILE as JSON; - writes it to standard output only.",
-)
+@JSON_OR_FILE
 @option("--full", is_flag=True, help="Print one line per tensor instead of one per kind.")
 def plan(json_file: str | None, full: bool, **options: Any) -> None:
     """Print the fate of every tensor, from headers alone, or every problem of the recipe.
@@ -81,8 +76,13 @@ def merge(out: str | None, dry_run: bool, check: bool, as_json: bool, **options:
 
 
 @click.command(cls=FlagCommand)
-@argument("adapter", metavar="ADAPTER")
-@option("--base", metavar="MODEL", help="Fold into this model; default: the one that the adapter's config names.")
+@argument("adapter", metavar="ADAPTER", type=MODEL)
+@option(
+    "--base",
+    metavar="MODEL",
+    type=MODEL,
+    help="Fold into this model; default: the one that the adapter's config names.",
+)
 @IGNORE
 @NAMES
 @output_options
@@ -116,8 +116,13 @@ def fold(
 
 
 @click.command(cls=FlagCommand)
-@argument("folder", type=PATH)
-@option("--base", metavar="MODEL", help="Check an adapter against this base, whose config is read but not its weights.")
+@argument("folder", type=FOLDER)
+@option(
+    "--base",
+    metavar="MODEL",
+    type=MODEL,
+    help="Check an adapter against this base, whose config is read but not its weights.",
+)
 @option(
     "--inputs",
     is_flag=True,
@@ -187,7 +192,8 @@ def verify(
         report = {"folder": folder, "passed": result.passed, "findings": [vars(found) for found in result.findings]}
         show(json.dumps(report, indent=1))
     else:
-        show(f"{folder}: {'passed' if result.passed else 'FAILED'}\n{findings_with_flags(str(result))}")
+        said = "passed" if result.passed else "FAILED"
+        show(f"{folder}: {paint_for(sys.stdout)(said, said)}\n{findings_with_flags(str(result))}")
     if not result.passed:
         raise click.exceptions.Exit(1)
 
@@ -209,7 +215,7 @@ def _carry_out(
     from polymerge.planning import make_plan
     from polymerge.planning.matrix_costs import cost_words
     from polymerge.planning.text import describe
-    from polymerge.planning.text_words import note_lines
+    from polymerge.planning.text_words import note_lines, warnings_of
 
     with collecting(needed=True):
         if dry_run:
@@ -230,8 +236,7 @@ def _carry_out(
         return
     from polymerge.engine.merge import merge as run
 
-    told = [f"stage '{stage.name}': {warning}" for stage in made.stages for warning in stage.warnings]
-    for line in note_lines((*told, *made.warnings), paint_for(sys.stderr)):
+    for line in note_lines(warnings_of(made), paint_for(sys.stderr)):
         say(line)
     for one in (*made.stages, made):
         if cost := cost_words(one):
@@ -245,15 +250,6 @@ def _carry_out(
 
 def _as_json(plan: Plan) -> dict[str, Any]:
     return {**plan.to_json(), "hash": plan.hash}
-
-
-def paint_for(stream: TextIO) -> Paint:
-    """The styles of a plan's words: colours on a terminal, unless NO_COLOR is set."""
-    from polymerge.planning.text_words import plain
-
-    if not stream.isatty() or os.environ.get("NO_COLOR"):
-        return plain
-    return lambda what, text: click.style(text, fg=_COLOURS[what])
 
 
 def _report(merged: Merged, as_json: bool) -> None:

@@ -7,11 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from polymerge.errors import PolymergeError
 from polymerge.paths import because, given_path
 
-__all__ = ["FINITE", "JSON_FILE", "NUMBERS", "PATH", "SETTING", "SIZE", "argument", "gathered", "option"]
+__all__ = [
+    "FINITE", "FOLDER", "JSON_FILE", "METHOD", "MODEL", "NUMBERS", "PATH", "SETTING", "SIZE", "argument", "gathered",
+    "option",
+]  # fmt: skip
 
 _WRONG: Final = "polymerge.wrong"
 
@@ -71,6 +75,41 @@ class _Path(_Type):
         except PolymergeError as error:
             self.fail(str(error), param, ctx)
         return value
+
+    def shell_complete(self, _context: click.Context, _of: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Leave the names of files to the shell."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class _Folder(_Path):
+    """A path of a folder."""
+
+    def shell_complete(self, _context: click.Context, _of: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Leave the names of folders to the shell."""
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class _Model(_Type):
+    """A model: a folder, a file, or a hub id; kept as it was written."""
+
+    name = "model"
+
+    def shell_complete(self, _context: click.Context, _of: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Leave the names of folders and files to the shell."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class _Method(_Type):
+    """The name of a merge method; kept as it was written."""
+
+    name = "method"
+
+    def shell_complete(self, _context: click.Context, _of: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The methods that begin so, each with what it does."""
+        from polymerge.methods.table import METHODS
+
+        rows = [row for row in METHODS.values() if row.name.startswith(incomplete)]
+        return [CompletionItem(row.name, help=row.title) for row in rows]
 
 
 class _JSONFile(_Path):
@@ -158,6 +197,9 @@ class _Setting(_Type):
 
 
 PATH: Final = _Path()
+FOLDER: Final = _Folder()
+MODEL: Final = _Model()
+METHOD: Final = _Method()
 JSON_FILE: Final = _JSONFile()
 SIZE: Final = _Size()
 FINITE: Final = _Finite()

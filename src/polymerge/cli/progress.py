@@ -32,11 +32,12 @@ class Shown:
         self._amount = ""
         self._matrices = ""
         self._share = 0.0
+        self._done = 0
 
     def __call__(self, done: int, total: int) -> None:
         """Show an amount; of what is also counted in matrices, beside these."""
         sized: Callable[[int], str] = human_size if self._unit == "B" else str
-        self._amount = f"{sized(done)} of {sized(total)}"
+        self._amount, self._done = f"{sized(done)} of {sized(total)}", done
         if self._bar is not None and not self._matrices:
             self._bar.total = total
             self._bar.update(done - self._bar.n)
@@ -54,13 +55,20 @@ class Shown:
 
     def _show(self) -> None:
         now = time.monotonic()
-        words = ", ".join(filter(None, (self._matrices, self._amount, self._left(now))))
+        words = ", ".join(filter(None, (self._matrices, self._amount, self._rate(now), self._left(now))))
         if self._bar is not None:
             self._bar.bar_format = _OF_MATRICES + words
             self._bar.update(self._share - self._bar.n)
         elif now - self._said >= _SECONDS_BETWEEN_LINES and (self._matrices or 0 < self._share < 1):
             self._said = now
             say(f"{self._what}: {words}")
+
+    def _rate(self, now: float) -> str:
+        """How much is done in a second, of what is not counted in matrices, which cost unequally much."""
+        if self._matrices or now <= self._began or not self._done:
+            return ""
+        rate = self._done / (now - self._began)
+        return f"{human_size(rate) if self._unit == 'B' else f'{rate:.3g}'}/s"
 
     def _left(self, now: float) -> str:
         if not 0 < self._share < 1:

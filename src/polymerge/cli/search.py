@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from polymerge.cli.flags import FlagCommand
-from polymerge.cli.option_types import PATH, option
+from polymerge.cli.option_types import FOLDER, option
 from polymerge.cli.progress import progress_bar
 from polymerge.cli.shared_options import (
     AS_JSON,
@@ -40,7 +40,11 @@ _FOR_PROMPTS = {
     "device", "model_dtype", "max_new_tokens", "batch_size", "workers", "torch_threads", "ray", "trust_remote_code",
     "engine", "environment", "engine_options",
 }  # fmt: skip
-_WRITTEN = {"fields": "field", "model_dtype": "dtype", "engine_options": "engine-option"}
+_WRITTEN = {
+    "fields": "field",
+    "model_dtype": "dtype",
+    "engine_options": "engine-option",
+}
 
 
 @click.command(cls=FlagCommand)
@@ -52,7 +56,7 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype", "engine_options": "engine
 @option("--question", help="Ask this question about each image of a folder.")
 @option("--split", help="Take this split of a dataset.")
 @option("--field", "fields", metavar="NAME=COLUMN", multiple=True, help="Read a field from a column; repeatable.")
-@option("--image-folder", type=PATH, help="Resolve relative image paths against this folder.")
+@option("--image-folder", metavar="DIR", type=FOLDER, help="Resolve relative image paths against DIR.")
 @SAMPLES
 @SAMPLE_SEED
 @option(
@@ -104,7 +108,7 @@ _WRITTEN = {"fields": "field", "model_dtype": "dtype", "engine_options": "engine
     "--keep", metavar="FIELD", help="Read only documents of the logs that have this field; `all` reads every one."
 )  # fmt: skip
 @generation_options()
-@option("--write", metavar="OUT", type=PATH, help="Merge with the chosen value into this folder.")
+@option("--write", metavar="OUT", type=FOLDER, help="Merge with the chosen value into this folder.")
 @option(
     "--force", is_flag=True, help="Discard a search with other settings in RUN; replace OUT if it exists."
 )  # fmt: skip

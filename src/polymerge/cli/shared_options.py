@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from polymerge.cli.option_types import NUMBERS, PATH, SETTING, SIZE, argument, option
+from polymerge.cli.option_types import (
+    FOLDER,
+    JSON_FILE,
+    METHOD,
+    MODEL,
+    NUMBERS,
+    PATH,
+    SETTING,
+    SIZE,
+    argument,
+    option,
+)
 from polymerge.errors import RecipeError, refuse
 from polymerge.paths import exists
 
@@ -19,6 +30,7 @@ __all__ = [
     "AS_JSON",
     "FORCE_RUN",
     "IGNORE",
+    "JSON_OR_FILE",
     "METHODS",
     "NAMES",
     "SAMPLES",
@@ -43,6 +55,10 @@ THREADS = click.IntRange(1, 1024)
 """Numbers of threads and worker processes."""
 
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print a JSON report instead of text.")
+JSON_OR_FILE = option(
+    "--json", "json_file", metavar="[FILE]", type=JSON_FILE, is_flag=False, flag_value="-",
+    help="Write every number to FILE as JSON, beside the text; without FILE, print JSON instead of text.",
+)  # fmt: skip
 IGNORE = option(
     "--ignore",
     metavar="GLOB",
@@ -79,13 +95,14 @@ _RECIPE = argument("recipe", required=False, type=PATH)
 
 _IN_RECIPE = {
     "template": option(
-        "--template", metavar="MODEL", help="Take the output's layout from this model; it is the first to merge."
+        "--template", metavar="MODEL", type=MODEL,
+        help="Take the output's layout from this model; it is the first to merge.",
     ),
     "others": option(
-        "--with", "others", metavar="MODEL", multiple=True, help="Merge this model too; repeatable."
+        "--with", "others", metavar="MODEL", type=MODEL, multiple=True, help="Merge this model too; repeatable."
     ),
-    "base": option("--base", metavar="MODEL", help="Take deltas from this common ancestor."),
-    "method": option("--method", metavar="NAME", help="Merge with this method; see `polymerge methods`."),
+    "base": option("--base", metavar="MODEL", type=MODEL, help="Take deltas from this common ancestor."),
+    "method": option("--method", metavar="NAME", type=METHOD, help="Merge with this method; see `polymerge methods`."),
     "weight": option(
         "--weight", metavar="W,W,...", type=NUMBERS, help="Set each model's weight, the template's first."
     ),
@@ -120,7 +137,7 @@ _IN_RECIPE = {
 }  # fmt: skip
 
 _OUTPUT = (
-    option("-o", "--out", metavar="OUT", type=PATH, help="Write the checkpoint to this folder or URL (s3://...)."),
+    option("-o", "--out", metavar="OUT", type=FOLDER, help="Write the checkpoint to this folder or URL (s3://...)."),
     option(
         "--device", default="cpu", show_default=True, help="Compute on cpu, or stream blocks through this torch device."
     ),
@@ -174,7 +191,7 @@ def output_options(command: F) -> F:
 def run_folder(*, required: bool = False) -> Callable[[F], F]:
     """Add the option for the folder of a run."""
     return option(
-        "-o", "--out", metavar="RUN", required=required, type=PATH,
+        "-o", "--out", metavar="RUN", required=required, type=FOLDER,
         help="Keep answers and results in this folder; an interrupted run resumes from it.",
     )  # fmt: skip
 

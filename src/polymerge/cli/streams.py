@@ -1,4 +1,4 @@
-"""The standard streams, which may be closed, full or without a reader; and the signals that end a command."""
+"""The standard streams, which may be closed, full or without a reader; their colours; signals that end a command."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import signal
 import sys
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 import click
 
-__all__ = ["heed_signals", "open_streams", "say", "show", "unprinted"]
+if TYPE_CHECKING:
+    from polymerge.planning.text_words import Paint
+
+__all__ = ["heed_signals", "open_streams", "paint_for", "say", "show", "unprinted"]
+
+_STYLES: Final[dict[str, dict[str, Any]]] = {
+    "note": {"fg": "yellow"}, "error": {"fg": "red", "bold": True}, "passed": {"fg": "green"},
+    "FAILED": {"fg": "red", "bold": True}, "head": {"bold": True}, "merged": {"fg": "green"},
+    "folded": {"fg": "magenta"}, "dequantized": {"fg": "magenta"}, "copied": {"fg": "blue"}, "tied": {"fg": "cyan"},
+    "left out": {"fg": "red"},
+}  # fmt: skip
 
 
 def open_streams() -> None:
@@ -60,6 +70,13 @@ def say(text: str, end: str = "\n") -> None:
     """Print on standard error, as far as it can be printed: no command fails because nobody reads what it remarks."""
     with suppress(OSError):
         click.echo(text + end, err=True, nl=False)
+
+
+def paint_for(stream: TextIO) -> Paint:
+    """The styles of words, given their kind: colours on a terminal that has them, unless NO_COLOR is set."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return lambda _, text: text
+    return lambda kind, text: click.style(text, **_STYLES[kind])
 
 
 def unprinted(error: OSError) -> OSError:

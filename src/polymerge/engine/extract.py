@@ -25,7 +25,7 @@ from polymerge.engine.finished import Journal, said_with, state_of
 from polymerge.engine.merge import identities_of, roomy_folder
 from polymerge.engine.opening import refuse_changes, with_stamps
 from polymerge.engine.pool import Pool, Progress, Tally
-from polymerge.engine.provenance import RECORD, command_line, record
+from polymerge.engine.provenance import RECORD, command_line, digests_of, record
 from polymerge.engine.verify import verify
 from polymerge.errors import CheckpointError, OutputError
 from polymerge.families.expressions import names_read
@@ -140,7 +140,8 @@ def carry_out(
         said = record(
             {"extract": settings_of(plan)},
             [(plan.tuned.summary(), ["tuned"]), (plan.base.summary(), ["base"])],
-            known, command or command_line(), {"files": sizes, **result.to_json()}, blas=True,
+            known, command or command_line(),
+            {"files": sizes, **result.to_json(), "sampled": digests_of(folder)}, blas=True,
         )  # fmt: skip
         (folder / RECORD).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(plan, target.resolve().name, result), encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 
 from polymerge.dtypes import dtype_code
 from polymerge.engine.differences import Found
+from polymerge.engine.model_card import to_complete
 from polymerge.engine.provenance import RECORD
 from polymerge.engine.verify import Verification
 from polymerge.planning.difference import Difference, Extraction
@@ -124,7 +125,8 @@ def card(plan: Extraction, name: str, found: Extracted) -> str:
     base = plan.base.checkpoint.source
     together = "All experts of a layer are one parameter (`target_parameters`), in the layout of PEFT 0.19 and later."
     experts = [together, ""] if any(one.experts for one in found.modules.values()) else []
-    front = ["---", *([f"base_model: {base}"] if plan.base.checkpoint.source.count("/") == 1 else [])]
+    named = [f"base_model: {base}", "base_model_relation: adapter"]
+    front = ["---", *(named if plan.base.checkpoint.source.count("/") == 1 else [])]
     lines = [
         *front, "library_name: peft", "tags:", "- lora", "- polymerge", "---", "", f"# {name}", "",
         f"A LoRA adapter extracted with polymerge from {plan.tuned.checkpoint.source}: its difference from {base}, "
@@ -132,6 +134,7 @@ def card(plan: Extraction, name: str, found: Extracted) -> str:
         f"{len(found.modules)} modules of rank {said}; {found.error:.1%} of their differences' norm is left out"
         + (f", and what differs in {len(found.left_out)} other tensors." if found.left_out else "."), "",
         *experts,
+        *to_complete([plan.tuned.summary(), plan.base.summary()]), "",
         f"`{RECORD}` holds the error of each module, the digests of both models and the versions used.", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -40,7 +40,7 @@ from polymerge.engine.opening import (
 )
 from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.pool import Progress, Tally
-from polymerge.engine.provenance import RECORD, command_line, found_out, provenance
+from polymerge.engine.provenance import RECORD, command_line, digests_of, found_out, provenance
 from polymerge.engine.shard_tasks import Worked
 from polymerge.engine.uploading import state_now, upload_shards
 from polymerge.engine.verify import Verification, verify
@@ -233,6 +233,7 @@ def merge(
             **writer.counted(),
             **({"overflow": dict(done.overflow.allowed)} if done.overflow.allowed else {}),
             **found_out(plan, norms, deltas, warnings),
+            **({"sampled": digests_of(folder)} if upload is None else {}),  # of a store only headers are here
         }
         wait(identities.values())  # so that every file has been read by now, and all that have changed are named
         refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})

@@ -17,13 +17,24 @@ from threadpoolctl import threadpool_info
 
 from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import pinned
-from polymerge.checkpoints.identity import Identity
+from polymerge.checkpoints.identity import Identity, sampled_digest
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.norms import UpdateNorms
 from polymerge.methods.own import place_of
 from polymerge.planning import Input, Plan, Step
 
-__all__ = ["PLAN_VERSION", "RECORD", "command_line", "found_out", "plan_table", "provenance", "record", "roles"]
+__all__ = [
+    "PLAN_VERSION",
+    "RECORD",
+    "command_line",
+    "digests_of",
+    "found_out",
+    "pinned_source",
+    "plan_table",
+    "provenance",
+    "record",
+    "roles",
+]
 
 RECORD = "polymerge.json"
 """Name of the provenance file in an output folder."""
@@ -80,7 +91,7 @@ def record(
                 "label": entry.label,
                 "source": entry.source,
                 **({"wrappers": list(entry.wrappers)} if entry.wrappers else {}),
-                **({"pinned": commits} if (commits := _pinned(entry)) else {}),
+                **({"pinned": commits} if (commits := pinned_source(entry)) else {}),
                 "family": entry.family,
                 "role": role,
                 **_files(entry, known),
@@ -141,6 +152,12 @@ def found_out(
         **({"delta_norms": ratios} if ratios else {}),
         **({"warnings": list(warnings)} if warnings else {}),
     }
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """What each file of an output is known by (`sampled_digest`), by its name in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {file.relative_to(folder).as_posix(): sampled_digest(file) for file in files}
 
 
 def command_line() -> list[str]:
@@ -206,7 +223,7 @@ def _blas() -> list[dict[str, str]]:
     ]
 
 
-def _pinned(entry: Input) -> str:
+def pinned_source(entry: Input) -> str:
     """The source to name in a recipe to get this input again, pinned to its commit if it came from the hub."""
     base, adapter = split_source(entry.source)
     return pinned((base, Path(entry.path)), *([(adapter, Path(entry.adapter))] if adapter else []))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -77,6 +77,19 @@ class Comparison(Table):
         raises MissingExtraError without altair or vl-convert.
         """
         return stacked(self.charts())
+
+    def to_json(self) -> dict[str, Any]:
+        """All scores by model and column, the tasks of each average, all gains, and the notes."""
+        return {
+            "scores": {one.pop("model"): one for one in self.rows()},
+            "averages": {column.name: list(column.tasks) for column in self.columns if column.is_average},
+            "gains": [{**asdict(gain), "within_noise": gain.within_noise} for gain in self.gains],
+            "parents": list(self.parents),
+            "template": self.template,
+            "as_published": self.published,
+            "notes": list(self.notes),
+            "settings": dict(self.settings),
+        }
 
 
 def compare_files(

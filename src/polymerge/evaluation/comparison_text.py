@@ -12,6 +12,7 @@ from polymerge.durable import make_folder, write_file
 from polymerge.evaluation.comparison import Comparison
 from polymerge.evaluation.gains import Gain
 from polymerge.evaluation.results import Results
+from polymerge.tables import aligned
 
 __all__ = ["describe_results", "gains_csv", "markdown", "plain_text", "scores_csv", "write_comparison"]
 
@@ -24,7 +25,7 @@ def plain_text(compared: Comparison) -> str:
     """Format the tables in columns for a terminal."""
     blocks = []
     for title, rows in _tables(compared):
-        blocks.append("\n".join([title, *_aligned(rows)]))
+        blocks.append("\n".join([title, *aligned(rows)]))
     return "\n\n".join([*blocks, *_notes(compared)])
 
 
@@ -91,18 +92,7 @@ def describe_results(results: Results) -> str:
         notes += [f"{name}: {note}" for note in task.notes]
         if task.failed:
             notes.append(f"{name}: {task.failed} of {task.total} have no answer and count as wrong; see errors.jsonl")
-    return "\n".join([results.name, *_aligned(rows), *(f"note: {note}" for note in notes)])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return "\n".join([results.name, *aligned(rows), *(f"note: {note}" for note in notes)])
 
 
 def _tables(compared: Comparison) -> Iterator[tuple[str, list[list[str]]]]:

@@ -22,7 +22,7 @@ from polymerge.evaluation.predictions import at_most_shown
 from polymerge.evaluation.scoring import TaskScore
 from polymerge.tables import Table
 
-__all__ = ["FILE", "FORMAT", "VERSION", "Results", "TaskResult", "read_results", "task_result"]
+__all__ = ["FILE", "FORMAT", "VERSION", "Results", "TaskResult", "read_results", "results_beside", "task_result"]
 
 FORMAT, VERSION = "polymerge results", 1
 FILE = "results.json"
@@ -153,3 +153,19 @@ def read_results(path: Path) -> Results | None:
             refuse(RecipeError(f"{file}: tasks is empty. {_AGAIN}"))
         found = checked({"tool": "polymerge", **value}, Results, str(file), error=RecipeError, then=_AGAIN)
     return None if wrong else found
+
+
+def results_beside(folder: Path) -> list[Results]:
+    """The results of a model that lie in its folder, or in that of a run beside it."""
+    if not folder.is_dir():
+        return []
+    places = [folder, *sorted(path for path in folder.resolve().parent.iterdir() if path.is_dir())]
+    found = []
+    for place in (one for one in places if (one / FILE).is_file()):
+        try:
+            read = read_results(place)
+        except PolymergeError:
+            continue  # no results of ours
+        if read is not None and Path(str(read.model.get("source", ""))).resolve() == folder.resolve():
+            found.append(read)
+    return found

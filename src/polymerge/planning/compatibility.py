@@ -19,7 +19,7 @@ from polymerge.families.config import CLASS_DEFAULTS
 from polymerge.families.rules import PARTS, without_branch
 from polymerge.planning.model import Model
 
-__all__ = ["COMPARED", "config_warnings", "differences", "merged_routers", "other_lineages"]
+__all__ = ["COMPARED", "config_warnings", "differences", "merged_routers", "other_lineages", "router_globs"]
 
 Config = Mapping[str, Any]
 
@@ -184,7 +184,16 @@ def other_lineages(template: Model, models: Iterable[Model]) -> Iterator[str]:
 
 
 def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) -> Iterator[str]:
-    """A sentence with globs for merged expert routers, if any.
+    """A sentence with globs for merged expert routers, if any; `merged` and `names` as for `router_globs`."""
+    if found := router_globs(merged, names):
+        yield (
+            f"the routers of experts are merged ({sum(found.values())} tensors): one that is averaged sends tokens to "
+            f"other experts than those trained for them. To keep the template's, say exclude: {json.dumps(list(found))}"
+        )
+
+
+def router_globs(merged: Iterable[str], names: Collection[str] | None = None) -> dict[str, int]:
+    """Globs for the routers of experts that are merged, with the number of tensors of each.
 
     merged   canonical names of what is merged
     names    all canonical names of the template, where they are known: a gate is a router if experts are beside it
@@ -197,11 +206,7 @@ def merged_routers(merged: Iterable[str], names: Collection[str] | None = None) 
         doubtful = gate and ".router" not in module and beside is not None and module not in beside
         if _ROUTER.fullmatch(plain) and not doubtful:
             found[re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", plain)] += 1
-    if found:
-        yield (
-            f"the routers of experts are merged ({sum(found.values())} tensors): one that is averaged sends tokens to "
-            f"other experts than those trained for them. To keep the template's, say exclude: {json.dumps(list(found))}"
-        )
+    return dict(found)
 
 
 def _facts(config: Config, part: str) -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,7 @@ from polymerge.planning.text_words import (
     ranges,
     setting_words,
     vocabulary_words,
+    warnings_of,
 )
 from polymerge.recipe.overrides import rest_of
 
@@ -38,17 +39,22 @@ _FEW_SETTINGS = 3
 
 
 def describe(plan: Plan, *, full: bool = False, paint: Paint = plain) -> str:
-    """Format the plan as text, warnings first, grouped by kind of tensor (`full`: one line per tensor); `paint` styles
-    fates.
+    """Format the plan as text, warnings of all stages first, grouped by kind of tensor (`full`: one line per tensor);
+    `paint` styles fates.
     """
-    lines = [*note_lines(plan.warnings, paint), *([""] if plan.warnings else []), *_inputs(plan), ""]
-    lines += _settings(plan, full)
-    lines += (f"{name} is a method of your own: {origin}" for name, origin in plan.methods.items())
-    lines += ["", *_fates(plan, full, paint), *_left_out(plan, full, paint), "", *_totals(plan, paint)]
-    stages = [
-        line for stage in plan.stages for line in (f"--- stage {stage.name}", describe(stage, full=full, paint=paint))
-    ]
-    return "\n".join([*stages, *(["--- output"] if stages else []), *lines])
+    notes = [*note_lines(warnings_of(plan), paint)]
+    lines = [*notes, *([""] if notes else [])]
+    for stage in plan.stages:
+        lines += [f"--- stage {stage.name}", *_described(stage, full, paint)]
+    lines += ["--- output"] if plan.stages else []
+    return "\n".join([*lines, *_described(plan, full, paint)])
+
+
+def _described(plan: Plan, full: bool, paint: Paint) -> Iterator[str]:
+    """Everything of one merge but its warnings."""
+    yield from (*_inputs(plan), "", *_settings(plan, full))
+    yield from (f"{name} is a method of your own: {origin}" for name, origin in plan.methods.items())
+    yield from ("", *_fates(plan, full, paint), *_left_out(plan, full, paint), "", *_totals(plan, paint))
 
 
 def _inputs(plan: Plan) -> Iterator[str]:

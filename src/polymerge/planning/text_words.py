@@ -6,10 +6,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from polymerge.planning.plan import Vocabulary
+from polymerge.planning.plan import Plan, Vocabulary
 from polymerge.recipe.parameters import Setting
 
-__all__ = ["Paint", "beside_words", "by_reason", "note_lines", "plain", "ranges", "setting_words", "vocabulary_words"]
+__all__ = [
+    "Paint",
+    "beside_words",
+    "by_reason",
+    "note_lines",
+    "plain",
+    "ranges",
+    "setting_words",
+    "vocabulary_words",
+    "warnings_of",
+]
 
 Paint = Callable[[str, str], str]
 """A function that styles text, given its kind (a fate or `note`) and the text."""
@@ -21,6 +31,12 @@ _FEW = 4
 def plain(_: str, text: str) -> str:
     """Return the text unchanged: the `Paint` without styles."""
     return text
+
+
+def warnings_of(plan: Plan) -> list[str]:
+    """The warnings of a plan, after those of its stages, which are named."""
+    told = [f"stage '{stage.name}': {warning}" for stage in plan.stages for warning in stage.warnings]
+    return [*told, *plan.warnings]
 
 
 def note_lines(warnings: Iterable[str], paint: Paint = plain) -> Iterator[str]:

@@ -57,13 +57,14 @@ def vega() -> str:
 
 
 def _colours() -> str:
-    """Both palettes as CSS variables: light by default, dark if the system or the reader asks for it."""
+    """Both palettes as CSS variables: light by default and on paper, dark if the system or the reader asks for it."""
     light, dark = (
         " ".join([*(f"--{name}: {colour};" for name, colour in palette.items()), f"color-scheme: {theme};"])
         for theme, palette in PALETTES.items()
     )
-    system = f'@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{ {dark} }} }}'
-    return f':root {{ {light} }}\n{system}\n:root[data-theme="dark"] {{ {dark} }}'
+    system = f'@media screen and (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{ {dark} }} }}'
+    asked = f'@media screen {{ :root[data-theme="dark"] {{ {dark} }} }}'
+    return f":root {{ {light} }}\n{system}\n{asked}"
 
 
 def _static(name: str) -> str:

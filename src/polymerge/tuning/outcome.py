@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from polymerge.charts import stacked
 from polymerge.recipe.recipe import Recipe
-from polymerge.tables import Table
+from polymerge.tables import Table, aligned
 from polymerge.tuning.curve_plot import search_charts
 from polymerge.tuning.knobs import Value
 from polymerge.tuning.objectives import RULES
@@ -143,7 +143,7 @@ def describe_search(found: Found) -> str:
         ]
         for point in curve
     ]
-    lines = _aligned(rows, [point.value == found.best for point in curve])
+    lines = _marked(rows, [point.value == found.best for point in curve])
     lines.append(f"chosen by {outcome['chosen_by']}: {names} = {_words(found.best)}")
     minima = outcome.get("minima", ())
     if len(minima) > 1 and outcome["chosen_by"] == outcome.get("criterion"):
@@ -156,21 +156,17 @@ def _describe_front(found: Found) -> str:
     outcome, names, tasks = found.outcome, ", ".join(found.parameters), found.outcome["tasks"]
     rows = [[names, *(f"{name} ({one['scorer']})" for name, one in tasks.items())]]
     rows += [[_words(point.value), *(f"{point.scores[name]:.2f}" for name in tasks)] for point in found.front]
-    lines = _aligned(rows, [point.chosen for point in found.front])
+    lines = _marked(rows, [point.chosen for point in found.front])
     quick = f", found on {outcome['quick']} prompts of each task and scored on all" if "quick" in outcome else ""
     lines.append(f"the Pareto front of {len(outcome['values'])} tried values{quick}")
     lines.append(f"chosen by {outcome['chosen_by']} ({RULES[outcome['chosen_by']]}): {names} = {_words(found.best)}")
     return "\n".join(lines)
 
 
-def _aligned(rows: Sequence[Sequence[str]], chosen: Sequence[bool]) -> list[str]:
+def _marked(rows: Sequence[Sequence[str]], chosen: Sequence[bool]) -> list[str]:
     """Rows in columns, the first of which is the head; the chosen one is marked."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     marks = ["", *("  <- chosen" if one else "" for one in chosen)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + mark
-        for row, mark in zip(rows, marks, strict=True)
-    ]
+    return [line + mark for line, mark in zip(aligned(rows, left=0), marks, strict=True)]
 
 
 def _words(values: Mapping[str, Value]) -> str:

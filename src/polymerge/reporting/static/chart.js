@@ -5,6 +5,17 @@ const dark = () => getComputedStyle(document.documentElement).colorScheme === "d
 
 const rowsOf = (view) => view.spec.datasets[view.spec.data.name];
 
+// What a view shows, in words, for whoever does not see it: how many numbers, and which are the smallest and the largest.
+function inWords(view) {
+  const title = Object.fromEntries(view.columns);
+  const rows = rowsOf(view).filter((row) => typeof row.value === "number").sort((one, other) => one.value - other.value);
+  if (!rows.length) return "No numbers";
+  const where = (row) => [row.series, ...view.keys.map((key) => `${title[key]} ${number(row[key])}`)].filter(Boolean).join(", ");
+  const told = (row) => `${number(row.value)} (${where(row)})`;
+  const [low, high] = [rows[0], rows[rows.length - 1]];
+  return `${plural(rows.length, "number")}, ${low.value === high.value ? `each ${number(low.value)}` : `from ${told(low)} to ${told(high)}`}`;
+}
+
 // A chart's place; `data.themes` has a Vega-Lite configuration for each theme.
 function chart(figure) {
   let view = figure.views[0];
@@ -36,7 +47,7 @@ function chart(figure) {
     for (const name of ["role", "aria-roledescription", "aria-label"]) canvas.removeAttribute(name); // the group has them
     const made = canvas.querySelector("svg");
     made.setAttribute("role", "img");
-    made.setAttribute("aria-label", [figure.title, view.about].filter(Boolean).join(": "));
+    made.setAttribute("aria-label", [figure.title, view.about, inWords(view)].filter(Boolean).join(". "));
   }
 
   // What is known where something points at: every row of the chart that has the same place.
@@ -93,5 +104,6 @@ function charts(figures) {
 
 function drawAll() {
   hideTip();
+  document.documentElement.dataset.drawn = dark() ? "dark" : "light"; // for paper, which is light
   return Promise.all(drawn.map((draw) => draw()));
 }

@@ -37,6 +37,7 @@ document.getElementById("content").append(...[glance(data), ...sections.map(([, 
 document.getElementById("foot").append(el("details", {}, el("summary", {}, `What this page was made of (${plural(data.sources.length, "file")})`),
   el("ul", { class: "notes" }, data.sources.map((source) => el("li", {}, `${source.kind} ${source.label}: `, mono(source.file))))));
 window.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+window.addEventListener("beforeprint", () => { hideTip(); printed.forEach((make) => make()); });
 window.addEventListener("scroll", hideTip, { passive: true });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 drawAll();

@@ -2,6 +2,8 @@
 // have ten thousand of them.
 
 const CHUNK = 80;
+const PRINTED = 400; // rows of a table on paper
+const printed = []; // what makes them, for each table
 const collator = new Intl.Collator("en", { numeric: true });
 
 // columns: {label, get(row) -> value, show(row) -> node or text, number, wide}; choose: {label, get(row)} for a list of
@@ -12,6 +14,7 @@ function table(rows, columns, { caption, choose, filter = rows.length > 8, cards
   const body = el("tbody");
   const count = el("span", { class: "count", role: "status" });
   const more = el("div", { "aria-hidden": "true" });
+  const left = el("p", { class: "soft on-paper" });
   let shown = [];
   let made = 0;
   let by = sort ? sort.column : -1;
@@ -78,7 +81,11 @@ function table(rows, columns, { caption, choose, filter = rows.length > 8, cards
   scroller.addEventListener("scroll", () => {
     if (made < shown.length && scroller.scrollTop + scroller.clientHeight > scroller.scrollHeight - 600) append();
   }, { passive: true });
+  printed.push(() => {
+    while (made < Math.min(shown.length, PRINTED)) append();
+    left.textContent = made < shown.length ? `${number(shown.length - made)} more rows are in the JSON file beside the page.` : "";
+  });
   refresh();
   const tools = filter ? el("div", { class: "tools" }, search, choose && choices.length > 1 ? select : null, count) : null;
-  return el("div", {}, tools, scroller);
+  return el("div", {}, tools, scroller, left);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from polymerge.dtypes import BITS, byte_count
 from polymerge.methods.kernels.compiled import compiled
 
-__all__ = ["decode", "encode", "finite", "not_finite", "rounded"]
+__all__ = ["decode", "encode", "finite", "machine_code", "not_finite", "rounded"]
 
 Bytes = NDArray[np.uint8]
 
@@ -40,6 +41,12 @@ def decode(raw: Bytes, dtype: str, out: NDArray[Any]) -> bool:
         bits[:] = np.where(raw == 0, 1 << 22, raw.astype(np.uint32) << 23)  # 2**-127 is subnormal
         return not (raw == 255).any()  # which stands for NaN
     return bool(_copy_f32(raw.view(np.uint32), bits))
+
+
+def machine_code() -> Path | None:
+    """The folder in which numba keeps these loops once they are compiled; None if there is none."""
+    kept = getattr(_widen_bf16, "stats", None)  # absent where compilation is switched off (NUMBA_DISABLE_JIT)
+    return Path(kept.cache_path) if kept is not None and kept.cache_path else None
 
 
 def finite(bits: NDArray[np.uint16]) -> bool:
