@@ -10,7 +10,7 @@ from intervals import Estimate, estimate, mean_share, share
 from into_vlm import CONTROLS, PLAIN
 from polymerge.analysis.baseline import THIRDS
 from polymerge.charts import Series, bar_chart, line_chart
-from schedules import CONSTANT
+from schedules import CONSTANT, OTHER_END
 from section import Results, Section, error_of_questions, series_of
 from verdicts_over_seeds import advise
 
@@ -37,7 +37,7 @@ def of_vlm(found: Results) -> Section:
     }
     scores = {name: [mean_share(rows[seed]["exam"], DEV) for seed in seeds] for name, rows in best.items()}
     without = [mean_share(alone[seed]["exam"], DEV) for seed in seeds]
-    advice = advise("A language model into a vision-language model", PLAIN, without, scores)
+    advice = advise("A language model into a vision-language model", PLAIN, without, scores, list(CONTROLS))
 
     def gain(name: str, group: str) -> str:
         rows = best[name]
@@ -64,6 +64,18 @@ def of_vlm(found: Results) -> Section:
             estimate([share(rows[seed][group]) for seed in seeds]).text() if group in asked else "" for group in GROUPS
         )])  # fmt: skip
     weights = sorted({weight for name, weight in first if name == PLAIN})
+    by_weight = [
+        [
+            name,
+            f"{weight:g}",
+            estimate([mean_share(own[name, weight]["exam"], DEV) for own in merges.values()]).text(),
+            *(
+                estimate([share(own[name, weight]["exam"][group]) for own in merges.values()]).text()
+                for group in GROUPS
+            ),
+        ]
+        for name, weight in first
+    ]
 
     def curve(name: str, group: str) -> Series:
         values = [
@@ -93,6 +105,7 @@ def of_vlm(found: Results) -> Section:
             "Gains over the VLM as it is at the chosen weight, in points:": (
                 ["", "weights", "norm", f"mean of {', '.join(DEV)}", f"minus `{PLAIN}`", *GROUPS], chosen,
             ),
+            "Right answers by weight, in %:": (["", "weight", f"mean of {', '.join(DEV)}", *GROUPS], by_weight),
         },
         charts,
         [advice],
@@ -173,7 +186,9 @@ def _places(found: Results, seeds: Sequence[int]) -> str:
                 row for row in found[seed]
                 if row["what"] == "knockout" and row["replace"] == "uniform" and row["task"] == task
             ]  # fmt: skip
-            counts[max(THIRDS, key=lambda third: sum(row["after"][third] for row in rows))] += 1
+            lost = {third: sum(row["after"][third] for row in rows) for third in THIRDS}
+            if max(lost.values()) > 0:
+                counts[max(lost, key=lambda third: lost[third])] += 1
         told.append(f"{task} {', '.join(f'{third} {count}' for third, count in counts.items())}")
     return (
         f"The third whose uniform knockouts cost the merge most, in how many of {len(seeds)} seeds: {'; '.join(told)}."
@@ -186,7 +201,7 @@ def of_schedules(found: Results) -> Section:
     names = [name for name in rows[seeds[0]] if name != "none"]
     scores = {name: [mean_share(rows[seed][name]["exam"], DEV) for seed in seeds] for name in names}
     without = [mean_share(rows[seed]["none"]["exam"], DEV) for seed in seeds]
-    advice = advise("Weights that change with depth", CONSTANT, without, scores)
+    advice = advise("Weights that change with depth", CONSTANT, without, scores, [OTHER_END])
     lines = [
         [
             name,

@@ -9,6 +9,7 @@ from course import SHOWN
 from intervals import estimate, mean_share, share
 from polymerge.charts import line_chart
 from section import Results, Section, error_of_questions, series_of
+from two_families import LABELS
 from verdicts_over_seeds import advise
 
 __all__ = ["of_two_families"]
@@ -47,9 +48,8 @@ def of_two_families(found: Results) -> Section:
         if step == 1 and (prompts == usual or sum(key[:2] == (rule, 1) for key in rules) == 1)
         if rule != "the template alone"
     }  # labels, entropy and norms are not drawn for: they are there once
-    advice = advise(
-        "Two architectures, the weight chosen without labels", "union", [means[s][values[0]] for s in seeds], at_usual
-    )
+    alone = [means[seed][values[0]] for seed in seeds]
+    advice = advise("Two architectures, the weight chosen without labels", "union", alone, at_usual, [LABELS])
     by_weight = [
         [
             f"{value:g}",

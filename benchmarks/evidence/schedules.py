@@ -14,9 +14,10 @@ from into_vlm import delta_recipe
 from layers import WEIGHT
 from sizes import Size
 
-__all__ = ["CONSTANT", "schedules"]
+__all__ = ["CONSTANT", "OTHER_END", "schedules"]
 
 CONSTANT = "one weight for all layers"
+OTHER_END = "that line from its other end"
 
 
 def schedules(course: Course, size: Size, folder: Path, work: Path) -> list[dict[str, Any]]:
@@ -47,8 +48,8 @@ def schedules(course: Course, size: Size, folder: Path, work: Path) -> list[dict
         chosen[name] = found.recipe
         rows.append({"schedule": name, "trials": len(found.curve), "dev": max(found.outcome["scores"])})
         if name == "a line from first to last":
-            chosen["that line from its other end"] = _reversed(found.recipe)
-            rows.append({"schedule": "that line from its other end", "trials": 0})
+            chosen[OTHER_END] = _reversed(found.recipe)
+            rows.append({"schedule": OTHER_END, "trials": 0})
     tasks = {group: prompt_file(course, {group: count}, "dev", work / "layers" / group) for group in DEV}
     map_of_layers = polymerge.layerwise(
         recipe, tasks, work / "map", scorer="exact", window=1, samples=0, generation=GENERATION, force=True

@@ -12,8 +12,9 @@ from interview import GENERATION, TEXT, Interview, prompt_file
 from polymerge.tuning.from_logs import choose_from_logs, value_folders
 from sizes import Size
 
-__all__ = ["STEPS", "two_families"]
+__all__ = ["LABELS", "STEPS", "two_families"]
 
+LABELS = "labels of the same prompts"
 STEPS = (1, 2)  # of the grid: every value, every second one
 JUDGINGS = {
     "union": polymerge.Judging(),
@@ -82,7 +83,7 @@ def _other_rules(
     inside = values[1:-1]
     own, other = norms
     wanted = {
-        "labels of the same prompts": max(values, key=lambda value: scores[value]),
+        LABELS: max(values, key=lambda value: scores[value]),
         "least entropy of the answers": min(inside, key=lambda value: entropy[value]),
         "shares of the deltas' norms": _nearest(inside, own / (own + other)),
         "half of each": _nearest(inside, 0.5),

@@ -134,22 +134,31 @@ def test_every_kind_of_merge_has_its_advice_and_its_figure(tiny: tuple[Path, Pat
 
 
 @pytest.mark.parametrize(
-    ("better", "worse", "first", "told"),
+    ("other", "first", "told"),
     [
-        ([12.0, 13.0, 12.5], [1.0, 2.0, 1.5], "other", "Worse: poor"),
-        ([5.0, 15.0, 10.0], [9.0, 11.5, 10.0], "plain", "0 worse, and 2 are not told from it"),
+        ([12.0, 13.0, 12.5], "other", ["Try `other` first; expect +12.5", "Better than `plain`: other +2.0 ± 0.0"]),
+        ([5.0, 15.0, 10.0], "plain", ["Try `plain` first; expect +10.5", "Not told from it: 1 of 2"]),
     ],
 )
 def test_the_advice_comes_from_the_numbers(
-    better: list[float], worse: list[float], first: str, told: str, monkeypatch: pytest.MonkeyPatch
+    other: list[float], first: str, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(EVIDENCE))
     from verdicts_over_seeds import advise
 
-    advice = advise("A kind", "plain", [0.0, 0.0, 0.0], {"plain": [10.0, 11.0, 10.5], "other": better, "poor": worse})
+    scores = {"plain": [10.0, 11.0, 10.5], "other": other, "poor": [1.0, 2.0, 1.5], "random": [20.0, 21.0, 20.5]}
+    advice = advise("A kind", "plain", [0.0, 0.0, 0.0], scores, ["random"])
     assert advice.first == first
-    assert f"Try `{first}` first: " in advice.text()
-    assert told in advice.text()
+    for words in [*told, "Worse than `plain`: poor -9.0 ± 0.0", "less than the control, random"]:
+        assert words in advice.text()
+
+
+def test_a_loss_is_no_advice_to_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EVIDENCE))
+    from verdicts_over_seeds import advise
+
+    assert "Leave the model as it is" in advise("A kind", "plain", [9.0, 9.5], {"plain": [1.0, 1.4]}).text()
+    assert "nothing follows" in advise("A kind", "plain", [9.0], {"plain": [10.0]}).text()
 
 
 def _mean(exam: dict[str, list[int]], groups: tuple[str, ...]) -> float:
