@@ -14,7 +14,7 @@ from polymerge.engine.blocks import Block, PieceBlocks
 from polymerge.engine.cutoffs import SAMPLED, Look, RunAll, Source, exact_cutoffs
 from polymerge.methods import kernels
 from polymerge.methods.breadcrumbs import Band, ranks
-from polymerge.methods.consensus import Selected, importances, outlying, quartiles
+from polymerge.methods.consensus import Selected, outlying, quartiles
 from polymerge.methods.della import norms, rescaling_of, spread
 from polymerge.methods.kernels import on_host
 from polymerge.methods.ties import kept
@@ -114,11 +114,14 @@ class _Importances:
 
     def __init__(self, source: Deltas, width: int) -> None:
         self._source, self._width, self.sizes, self.count = source, width, source.sizes, sum(source.sizes)
+        self._of_rows: dict[int, Any] = {}  # divergences, which take long and are few
 
     def read(self, index: int) -> Any:
         """The importances of a block, [3, n]."""
         block = self._source.read_block(index)
-        scores = importances(block.models, block.base, self._width)[0]
+        if index not in self._of_rows:
+            self._of_rows[index] = kernels.divergences(block.base, block.models, self._width)
+        scores = kernels.scored(block.models, self._of_rows[index], self._width)[0]
         return np.broadcast_to(scores, (3, len(scores))) if isinstance(scores, np.ndarray) else scores.expand(3, -1)
 
 

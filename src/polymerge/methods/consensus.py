@@ -26,7 +26,7 @@ from polymerge.methods.kernels import (
     weighted_sum,
 )
 
-__all__ = ["Selected", "arcee_fusion", "importances", "nearswap", "outlying", "quartiles", "ram", "ramplus_tl", "sce"]
+__all__ = ["Selected", "arcee_fusion", "nearswap", "outlying", "quartiles", "ram", "ramplus_tl", "sce"]
 
 
 class Selected(NamedTuple):
@@ -102,16 +102,12 @@ def arcee_fusion(
     """
     if len(deltas) != 1:
         raise RecipeError(f"arcee_fusion: takes one model beside base_model, got {len(deltas)}")
-    scores = importances(deltas, base, width or deltas.shape[1])
+    width = width or deltas.shape[1]
+    scores = scored(deltas, divergences(base, deltas, width), width)
     if importance is None:
         ordered = np.sort(on_host(scores)[0])
         importance = outlying([float(ordered[place]) for place in quartiles(ordered.size)])
     return weighted_sum(keep_scored(deltas, scores[0], importance), [1.0])
-
-
-def importances(deltas: AnyBlock, base: AnyBlock, width: int) -> AnyBlock:
-    """The importance of each entry of whole rows, as `arcee_fusion` has it, [model, n] in the working dtype."""
-    return scored(deltas, divergences(base, deltas, width), width)
 
 
 def quartiles(n: int) -> tuple[int, int, int]:

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from polymerge.methods.kernels.compiled import compiled, number
 
-__all__ = ["CELL", "LANES", "add_scaled", "dots", "elected_sum", "fold", "magnitudes", "subtract", "weighted_sum"]
+__all__ = [
+    "CELL", "LANES", "TILE", "add_scaled", "dots", "elected_sum", "fold", "magnitudes", "one_line", "subtract",
+    "weighted_sum",
+]  # fmt: skip
 
 Floats = NDArray[Any]
 
@@ -28,7 +31,7 @@ TILE = 1024
 def subtract(x: Floats, base: Floats, out: Floats | None = None) -> Floats:
     """See `polymerge.methods.kernels.subtract`."""
     deltas = x if out is None else out
-    _subtract(*_one_line(x), base, *_one_line(deltas))
+    _subtract(*one_line(x), base, *one_line(deltas))
     return deltas
 
 
@@ -43,7 +46,7 @@ def weighted_sum(x: Floats, weight: Sequence[float]) -> Floats:
     out = np.empty(x.shape[1], np.float32 if x.dtype == np.uint16 else x.dtype)
     with np.errstate(over="ignore"):  # what becomes infinite is counted where it is written
         weights = np.array(weight, out.dtype)
-    _weighted_sum(*_one_line(x), weights, out)
+    _weighted_sum(*one_line(x), weights, out)
     return out
 
 
@@ -55,7 +58,7 @@ def elected_sum(deltas: Floats, weight: Sequence[float], elect: str, normalize: 
     say = share if elect == "weighted" else one
     part = share if normalize == "weight" else one
     two_or_many = _elected_sum_of_two if len(deltas) == 2 else _elected_sum
-    two_or_many(*_one_line(deltas), share, say, part, normalize != "none", out)
+    two_or_many(*one_line(deltas), share, say, part, normalize != "none", out)
     return out
 
 
@@ -63,7 +66,7 @@ def dots(x: Floats, size: int = CELL) -> NDArray[np.float64]:
     """See `polymerge.methods.kernels.dots`."""
     models, n = x.shape
     cells = np.empty((-(-n // size), models, models), np.float64)
-    _dots(*_one_line(x), n, size, np.empty(LANES), cells)
+    _dots(*one_line(x), n, size, np.empty(LANES), cells)
     return cells
 
 
@@ -75,7 +78,7 @@ def magnitudes(x: Floats, size: int) -> NDArray[np.float64]:
     return cells
 
 
-def _one_line(x: Floats) -> tuple[Floats, int]:
+def one_line(x: Floats) -> tuple[Floats, int]:
     """The rows as one contiguous array, and the stride between rows.
 
     Rows are often the first part of longer rows of a buffer. In a loop over such a [model, n] array the compiler has to

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymerge.methods.kernels.compiled import compiled
+from polymerge.methods.kernels.cpu.arithmetic import TILE, one_line
 
 __all__ = ["count_shared", "keep_between", "keep_scored", "limited", "shared_sum", "variances"]
 
@@ -32,21 +33,21 @@ def limited(deltas: Floats, step: float) -> Floats:
 def count_shared(deltas: Floats, epsilon: float) -> NDArray[np.int64]:
     """See `polymerge.methods.kernels.count_shared`."""
     counts = np.zeros((len(deltas), 2), np.int64)
-    _count_shared(np.ascontiguousarray(deltas), deltas.dtype.type(epsilon), counts)
+    _count_shared(*one_line(deltas), deltas.shape[1], deltas.dtype.type(epsilon), counts)
     return counts
 
 
 def shared_sum(deltas: Floats, epsilon: float, unique: Sequence[float]) -> Floats:
     """See `polymerge.methods.kernels.shared_sum`."""
     out = np.empty(deltas.shape[1], deltas.dtype)
-    _shared_sum(np.ascontiguousarray(deltas), deltas.dtype.type(epsilon), np.array(unique, deltas.dtype), out)
+    _shared_sum(*one_line(deltas), deltas.dtype.type(epsilon), np.array(unique, deltas.dtype), out)
     return out
 
 
 def variances(deltas: Floats) -> Floats:
     """See `polymerge.methods.kernels.variances`."""
     out = np.empty((1, deltas.shape[1]), deltas.dtype)
-    _variances(np.ascontiguousarray(deltas), deltas.dtype.type(1 / len(deltas)), out[0])
+    _variances(*one_line(deltas), len(deltas), deltas.dtype.type(1 / len(deltas)), out[0])
     return out
 
 
@@ -74,45 +75,65 @@ def _limit(row: Floats, step: Any, least: Any) -> None:
 
 
 @compiled
-def _count_shared(deltas: Floats, epsilon: Any, counts: NDArray[np.int64]) -> None:
-    models, n = deltas.shape
-    for i in range(n):
-        changed = 0
-        for model in range(models):
-            changed += abs(deltas[model, i]) > epsilon
-        for model in range(models):
-            if abs(deltas[model, i]) > epsilon:
-                counts[model, 0 if changed > 1 else 1] += 1
+def _count_shared(line: Floats, stride: int, n: int, epsilon: Any, counts: NDArray[np.int64]) -> None:
+    changed = np.empty(TILE, np.int32)
+    for start in range(0, n, TILE):
+        end = min(start + TILE, n)
+        changed[:] = 0
+        for model in range(counts.shape[0]):
+            row = line[model * stride + start : model * stride + end]
+            for i in range(row.size):
+                changed[i] += np.int32(abs(row[i]) > epsilon)
+        for model in range(counts.shape[0]):
+            row = line[model * stride + start : model * stride + end]
+            all_of_it = shared = np.int32(0)
+            for i in range(row.size):
+                here = np.int32(abs(row[i]) > epsilon)
+                all_of_it = np.int32(all_of_it + here)
+                shared = np.int32(shared + (here & np.int32(changed[i] > 1)))
+            counts[model, 0] += int(shared)
+            counts[model, 1] += int(all_of_it - shared)
 
 
 @compiled
-def _shared_sum(deltas: Floats, epsilon: Any, unique: Floats, out: Floats) -> None:
-    models, n = deltas.shape
+def _shared_sum(line: Floats, stride: int, epsilon: Any, unique: Floats, out: Floats) -> None:
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    for i in range(n):
-        changed, total, alone = zero, zero, one
-        for model in range(models):
-            if abs(deltas[model, i]) > epsilon:
-                changed += one
-                total += deltas[model, i]
-                alone = unique[model]
-        out[i] = total * alone if changed <= one else total / changed
+    changed, alone = np.empty(TILE, out.dtype), np.empty(TILE, out.dtype)
+    for start in range(0, out.size, TILE):
+        total = out[start : start + TILE]
+        for i in range(total.size):
+            changed[i], total[i], alone[i] = zero, zero, one
+        for model in range(unique.size):
+            row, factor = line[model * stride + start : model * stride + start + total.size], unique[model]
+            for i in range(row.size):
+                here = abs(row[i]) > epsilon
+                changed[i] += one if here else zero
+                total[i] += row[i] if here else zero
+                alone[i] = factor if here else alone[i]
+        for i in range(total.size):
+            total[i] = total[i] * alone[i] if changed[i] <= one else total[i] / changed[i]
 
 
 @compiled
-def _variances(deltas: Floats, share: Any, out: Floats) -> None:
-    models, n = deltas.shape
-    zero = out.dtype.type(0)
-    for i in range(n):
-        mean = zero
+def _variances(line: Floats, stride: int, models: int, share: Any, out: Floats) -> None:
+    zero, mean = out.dtype.type(0), np.empty(TILE, out.dtype)
+    for start in range(0, out.size, TILE):
+        total = out[start : start + TILE]
+        for i in range(total.size):
+            mean[i] = total[i] = zero
         for model in range(models):
-            mean += deltas[model, i]
-        mean *= share
-        total = zero
+            row = line[model * stride + start : model * stride + start + total.size]
+            for i in range(row.size):
+                mean[i] += row[i]
+        for i in range(total.size):
+            mean[i] *= share
         for model in range(models):
-            away = deltas[model, i] - mean
-            total += away * away
-        out[i] = total * share
+            row = line[model * stride + start : model * stride + start + total.size]
+            for i in range(row.size):
+                away = row[i] - mean[i]
+                total[i] += away * away
+        for i in range(total.size):
+            total[i] *= share
 
 
 @compiled
