@@ -244,7 +244,8 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     assert json.loads(said.out)
     lines = said.err.splitlines()
     assert len(lines) == 4
-    assert all(re.match(r"merging: \d+ B of 396 B, about ", line) and line.endswith(" s left") for line in lines)
+    line = re.compile(r"merging: \d+ B of 396 B, \d+(\.\d)? [kMG]?B/s, about \d+(\.\d)? s left")
+    assert all(map(line.fullmatch, lines)), lines
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--shard-size", "5XB"], "5XB"), (["--device", "cuda:99"], "cuda:99")])

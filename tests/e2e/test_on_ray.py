@@ -53,7 +53,7 @@ def test_a_full_disk_of_one_machine_is_told_and_leaves_nothing(tried: dict[str, 
     assert found["left"] == []
 
 
-@pytest.mark.parametrize("command", ["search", "evaluate", "knockout"])
+@pytest.mark.parametrize("command", ["search", "evaluate"])
 def test_models_are_asked_on_when_a_machine_is_lost(command: str, tried: dict[str, Any]) -> None:
     found = tried[command]
     assert found["ends"] == [1, 0, 0]

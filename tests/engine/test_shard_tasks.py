@@ -14,7 +14,7 @@ import pytest
 import polymerge
 from polymerge.checkpoints.identity import sha256_of
 from polymerge.engine.opening import opened_inputs
-from polymerge.engine.shard_tasks import Job, ShardMaker, looked_at
+from polymerge.engine.shard_tasks import Job, ShardMaker, looked_at, packages_of
 from polymerge.engine.statistics import _terms, added_up
 from polymerge.engine.uploading import steps_of
 from polymerge.engine.whole_models import Wholes
@@ -75,10 +75,10 @@ def test_a_machine_without_the_folders_says_which(job: Job, tmp_path: Path) -> N
 
 
 def test_scipy_is_compared_where_eigenvectors_decide(job: Job, tmp_path: Path) -> None:
-    assert looked_at(job)[1].keys() == {"polymerge", "numpy"}
+    assert looked_at(job, packages_of(job.plan))[1].keys() == {"polymerge", "numpy"}
     models = [{"model": str(tmp_path / name), "parameters": {"weight": 1.0}} for name in ("one", "other")]
     plan = make_plan({"merge_method": "iso_c", "base_model": str(tmp_path / "one"), "models": models[1:]})
-    assert looked_at(replace(job, plan=plan))[1].keys() == {"polymerge", "numpy", "scipy"}
+    assert looked_at(job, packages_of(plan))[1].keys() == {"polymerge", "numpy", "scipy"}
 
 
 def test_terms_of_parts_add_up_to_the_sum_of_all() -> None:

@@ -264,7 +264,6 @@ def main(folder: Path) -> None:
     note("node lost", tries.node_lost())
     note("disk full", tries.disk_full())
     prompts = search_made.prompts_file(folder, 12)
-    asked = ("--prompts", f"all={prompts}", "--scorer", "exact", "--layers", "0-1")
 
     def searched(run: Path) -> Sequence[object]:
         run.mkdir(exist_ok=True)
@@ -272,11 +271,10 @@ def main(folder: Path) -> None:
 
     note("search", tries.loses_a_machine("search", "search.json", searched))
     cluster.add_node(**small)
-    evaluated = ("evaluate", search_made.VLM, "--tasks", f"{prompts}:exact", "--max-new-tokens", "3")
+    (folder / "many prompts").mkdir()
+    more = search_made.prompts_file(folder / "many prompts", 240)
+    evaluated = ("evaluate", search_made.VLM, "--tasks", f"{more}:exact", "--max-new-tokens", "3")
     note("evaluate", tries.loses_a_machine("evaluate", "results.json", lambda run: (*evaluated, "-o", run)))
-    cluster.add_node(**small)
-    knocked_out = ("knockout", search_made.VLM, *asked, "--max-new-tokens", "3")
-    note("knockout", tries.loses_a_machine("knockout", "knockout.json", lambda run: (*knocked_out, "-o", run)))
     (folder / "found.json").write_text(json.dumps(found, default=str), encoding="utf-8")
     ray.shutdown()
     cluster.shutdown()

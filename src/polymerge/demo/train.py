@@ -146,19 +146,19 @@ def train_all(folder: Path, *, seed: int, say: Say = print) -> None:
     handwriting, _ = load_handwriting(seed)
 
     base = new_base(seed)
-    teach("base", base, base.parameters(), base_lesson, pairs, None, seed, say)
+    teach("base", base, base.parameters(), base_lesson, pairs, None, seed, say, SCHEDULE, BATCH)
     save_language_model(base, folder / "base")
 
     reason = new_base(seed)
     reason.load_state_dict(base.state_dict())
-    teach("reason", reason, reason.parameters(), reason_lesson, pairs, None, seed, say)
+    teach("reason", reason, reason.parameters(), reason_lesson, pairs, None, seed, say, SCHEDULE, BATCH)
     save_language_model(reason, folder / "reason")
 
     vlm = new_vlm(base, seed)
-    teach_to_see(vlm.model.vision_tower, pairs, handwriting, seed, say)
+    teach_to_see(vlm.model.vision_tower, pairs, handwriting, seed, say, SCHEDULE, BATCH)
     projector = vlm.model.multi_modal_projector.parameters()
-    teach("projector", vlm, projector, vlm_lesson, pairs, handwriting, seed, say)
-    teach("vlm", vlm, vlm.parameters(), vlm_lesson, pairs, handwriting, seed, say)
+    teach("projector", vlm, projector, vlm_lesson, pairs, handwriting, seed, say, SCHEDULE, BATCH)
+    teach("vlm", vlm, vlm.parameters(), vlm_lesson, pairs, handwriting, seed, say, SCHEDULE, BATCH)
     save_vlm(vlm, folder / "vlm")
 
 
@@ -171,8 +171,8 @@ def teach(
     handwriting: Handwriting | None,
     seed: int,
     say: Say,
-    schedule: Schedule = SCHEDULE,
-    batch: int = BATCH,
+    schedule: Schedule,
+    batch: int,
 ) -> None:
     """Train a model on a stream of lessons; only the answers count.
 
@@ -199,8 +199,8 @@ def teach_to_see(
     handwriting: Handwriting,
     seed: int,
     say: Say,
-    schedule: Schedule = SCHEDULE,
-    batch: int = BATCH,
+    schedule: Schedule,
+    batch: int,
 ) -> None:
     """Train the vision tower to tell, for each patch, which digit and which colour it is part of."""
     dice = random.Random(f"vision {seed}")

@@ -33,7 +33,7 @@ from polymerge.engine.finished import Journal
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow
 from polymerge.engine.ray_cluster import alive, cause_of, connected
-from polymerge.engine.shard_tasks import Call, Job, Made, ShardMaker, Worked, carry_out, looked_at
+from polymerge.engine.shard_tasks import Call, Job, Made, ShardMaker, Worked, carry_out, looked_at, packages_of
 from polymerge.engine.uploading import state_now, steps_of
 from polymerge.engine.whole_models import Merged
 from polymerge.errors import OutputError, PolymergeError, RecipeError, StoppedError, refuse_if_any
@@ -182,11 +182,14 @@ class _Tasks:
     def look_at_machines(self) -> None:
         """Refuse machines that do not see the folders, or on which the bits could be others; all of them at once."""
         near = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
-        look, (_, own) = self._ray.remote(looked_at), looked_at(self._job)
-        asked = [
-            (node, look.options(num_cpus=0, scheduling_strategy=near(node["NodeID"], soft=False)).remote(self._held[0]))
-            for node in alive(self._ray)
-        ]
+        packages = packages_of(self._job.plan)
+        look, (_, own) = self._ray.remote(looked_at), looked_at(self._job, packages)
+
+        def asked_of(node: Mapping[str, Any]) -> Any:
+            there = look.options(num_cpus=0, scheduling_strategy=near(node["NodeID"], soft=False))
+            return there.remote(self._held[0], packages)
+
+        asked = [(node, asked_of(node)) for node in alive(self._ray)]
         problems: list[PolymergeError] = []
         for node, answer in asked:
             machine = f"machine {node['NodeManagerHostname']} ({node['NodeName']})"

@@ -38,7 +38,7 @@ from polymerge.methods.own import MethodsFile
 from polymerge.planning import Plan
 from polymerge.planning.matrix_costs import decomposed
 
-__all__ = ["Call", "Job", "Made", "ShardMaker", "Worked", "carry_out", "looked_at"]
+__all__ = ["Call", "Job", "Made", "ShardMaker", "Worked", "carry_out", "looked_at", "packages_of"]
 
 
 @dataclass(frozen=True)
@@ -189,16 +189,20 @@ def carry_out(token: str, held: Sequence[Any], call: Call) -> tuple[Any, Worked]
     return found, Worked(name, began, time.time(), read, written)
 
 
-def looked_at(job: Job) -> tuple[list[Path], dict[str, str]]:
-    """What a machine would have to see and does not, and the versions that the bits of an output follow from.
+def packages_of(plan: Plan) -> tuple[str, ...]:
+    """The packages whose versions the bits of an output follow from."""
+    linear_algebra = any(decomposed(plan)) or plan.of_adapters
+    return ("polymerge", "numpy", *(("scipy",) if linear_algebra else ()))
+
+
+def looked_at(job: Job, packages: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+    """What a machine would have to see and does not, and the versions of packages that it has.
 
     raises MissingExtraError if it cannot open the stores that the merge reads and writes.
     """
     views = [of[1] for entry in job.plan.inputs for path in (entry.path, entry.adapter) if (of := view_of(Path(path)))]
     for url in dict.fromkeys((*views, *((job.upload.url,) if job.upload else ()))):
         filesystem(url)
-    linear_algebra = any(decomposed(job.plan)) or job.plan.of_adapters
-    packages = ("polymerge", "numpy", *(("scipy",) if linear_algebra else ()))
     return job.unseen(), {package: version_of(package) for package in packages}
 
 
