@@ -51,11 +51,11 @@ LIKENESS = """
 ## Do both do the same?
 
 A sample of the entries of mergekit's outputs beside those of polymerge's. mergekit rounds the operations on deltas to
-bfloat16; of equal magnitudes at the thresholds of TIES and Breadcrumbs, of which deltas of bfloat16 have many, polymerge
-keeps all and mergekit some, so that polymerge changes more; the random draws of DARE and DELLA are different ones, which
-shows in single entries but not in the size of the change. arcee_fusion, multislerp and karcher rest on sums over rows or
-tensors that polymerge takes in float64 and mergekit in float32: of the embedding's norm the latter loses 9 % by multislerp
-and 1 % by karcher, so that it changes that much more.
+bfloat16; of equal magnitudes at the thresholds of TIES and Breadcrumbs, of which deltas of bfloat16 have many,
+polymerge keeps all and mergekit some, so that polymerge changes more; the random draws of DARE and DELLA are different
+ones, which shows in single entries but not in the size of the change. arcee_fusion, multislerp and karcher rest on
+sums over rows or tensors that polymerge takes in float64 and mergekit in float32: of the embedding's norm the latter
+loses 9 % by multislerp and 1 % by karcher, so that it changes that much more.
 """
 
 
