@@ -54,7 +54,7 @@ def machine():
 def waiting(deltas, weight):
     hold = HERE / "hold"
     if hold.exists():
-        mark = HERE / "begun" / f"{machine()}-{time.monotonic_ns()}"
+        mark = HERE / "begun" / f"{machine()}-{os.getpid()}-{time.monotonic_ns()}"
         mark.touch()
         end, free = time.monotonic() + 120, len(list(mark.parent.iterdir())) <= int(hold.read_text())
         while not free and hold.exists() and time.monotonic() < end:
@@ -140,14 +140,16 @@ class Tries:
     def node_lost(self) -> dict[str, Any]:
         """A machine is killed while it is at a task."""
         victims = [node for node in self.cluster.list_all_nodes() if node is not self.cluster.head_node]
-        waiting: list[str] = []
+        waiting: dict[str, int] = {}
 
         def begun() -> bool:
-            waiting[:] = {mark.name.partition("-")[0] for mark in self.begun.iterdir()}
+            waiting.update((node, int(pid)) for node, pid, _ in (mark.name.split("-") for mark in self.begun.iterdir()))
             return any(node.node_id in waiting for node in victims)
 
         def kill() -> None:
             (victim, *_) = [node for node in victims if node.node_id in waiting]
+            # with a machine all of its processes are lost; one that answers on ends the driver, by a check in Ray 2.60
+            os.kill(waiting[victim.node_id], signal.SIGKILL)
             self.cluster.remove_node(victim, allow_graceful=False)
             end = time.monotonic() + 60
             while all(node["Alive"] for node in ray.nodes()) and time.monotonic() < end:
