@@ -256,6 +256,7 @@ def test_only_full_pages_are_sent_to_the_disk_ahead(
     start: int, stop: int, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
+    monkeypatch.setattr(durable, "PAGESIZE", 4096)
     monkeypatch.setattr(durable, "_sync_file_range", lambda: lambda *given: seen.append(given))
     begin_flush(3, start, stop)
     assert seen == [(3, first, size, 2) for first, size in asked]

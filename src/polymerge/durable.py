@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +56,6 @@ _NEXT_STEP: Final = {
     errno.ELOOP: "Its links lead in a circle: choose another place",
 }
 _AT_FDCWD: Final = -100
-_PAGE: Final = 4096
 _WITHOUT_WAITING: Final = 2
 _LINUX_NO_REPLACE, _LINUX_EXCHANGE = 1, 2
 _MAC_EXCHANGE, _MAC_NO_REPLACE = 2, 4
@@ -170,7 +170,7 @@ def begin_flush(descriptor: int, start: int, stop: int) -> None:
 
     Full pages only: the next bytes go into the last one, which could not be written to while it is on its way.
     """
-    first, last = -(-start // _PAGE) * _PAGE, stop // _PAGE * _PAGE
+    first, last = -(-start // PAGESIZE) * PAGESIZE, stop // PAGESIZE * PAGESIZE
     if first < last and (call := _sync_file_range()) is not None:
         call(descriptor, first, last - first, _WITHOUT_WAITING)  # what cannot be stored is told by `flush`
 
