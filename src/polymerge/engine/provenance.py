@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import sys
@@ -19,6 +18,7 @@ from polymerge.checkpoints.folder import split_source
 from polymerge.checkpoints.hub import pinned
 from polymerge.checkpoints.identity import Identity, sampled_digest
 from polymerge.engine.ancestry import DeltaNorm
+from polymerge.engine.finished import version_of
 from polymerge.engine.norms import UpdateNorms
 from polymerge.methods.own import place_of
 from polymerge.planning import Input, Plan, Step
@@ -82,7 +82,7 @@ def record(
     blas    whether the libraries for linear algebra decide the last bits of the output
     """
     return {
-        "polymerge": importlib.metadata.version("polymerge"),
+        "polymerge": version_of("polymerge"),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
         **made,
@@ -99,7 +99,10 @@ def record(
             for entry, role in inputs
         ],
         "output": dict(output),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: found for package in _PACKAGES if (found := version_of(package))},
+        },
         **({"blas": _blas()} if blas else {}),
     }
 
@@ -195,16 +198,6 @@ def _members(table: Mapping[str, Any]) -> Iterator[str]:
             yield f'    "{name}": [\n{rows}\n    ]'
         else:
             yield f'    "{name}": {json.dumps(value, ensure_ascii=False)}'
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _blas() -> list[dict[str, str]]:
