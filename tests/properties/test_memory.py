@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -95,22 +96,23 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int]
     folder = tmp_path_factory.mktemp("memory")
     tiny, small, large = (Family(folder / str(size), size) for size in (TINY, SMALL, LARGE))
     measured = [(small, SMALL, case) for case in (*CASES, *SPECTRAL)] + [(large, LARGE, case) for case in BOTH_SIZES]
-    # what a fork happens to touch beside its merge only ever adds: of several the least is the merge's own
+    # what a fork happens to touch beside its merge adds, and on a busy machine the watch misses a peak: not in most
     measured += REPEATS * [(small, SMALL, case) for case in SEEN]
-    jobs = {
-        "warm up": [tiny.job(*case, folder / "out") for case in (*CASES, *SPECTRAL)],
-        "measure": [family.job(*case, folder / "out") for family, _, case in measured],
-    }
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(SUPPORT / "merge_and_measure.py"), str(folder / "jobs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    every: dict[tuple[str, int, int], list[int]] = {}
+    for name in RECIPES:  # in a process of its own: what other methods have left of their memory hides what is taken
+        own = [job for job in measured if job[2][0] == name]
+        jobs = {
+            "warm up": [tiny.job(*case, folder / "out") for case in dict.fromkeys(case for _, _, case in own)],
+            "measure": [family.job(*case, folder / "out") for family, _, case in own],
+        }
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        command = [sys.executable, str(SUPPORT / "merge_and_measure.py"), str(folder / "jobs.json")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        for (_, size, case), peak in zip(own, json.loads(done.stdout), strict=True):
+            every.setdefault((*case, size), []).append(peak)
     for file in folder.rglob("*.safetensors"):
         file.unlink()
-    least: dict[tuple[str, int, int], int] = {}
-    for (_, size, case), peak in zip(measured, json.loads(done.stdout), strict=True):
-        key = (*case, size)
-        least[key] = min(peak, least.get(key, peak))
-    return least
+    return {key: median_low(found) for key, found in every.items()}
 
 
 def test_no_merge_takes_much(peaks: dict[tuple[str, int, int], int]) -> None:
