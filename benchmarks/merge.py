@@ -47,7 +47,8 @@ def main() -> None:
     for number in range(options.runs):
         versus = options.mergekit is not None and number < options.mergekit_runs
         for name in short:
-            report.turns.setdefault(name, []).append(_turn(bench, name, versus, samples[name], report))
+            turn = _turn(bench, name, versus, samples[name], report)
+            report.turns.setdefault(name, []).append(turn | (_cold(bench, name) if number < options.cold_runs else {}))
             print(f"round {number + 1}: {name}: {_line(report.turns[name][-1])}", file=sys.stderr)
             _keep(report, options.json)
     for name in options.methods:
@@ -95,6 +96,16 @@ def _turn(bench: Bench, name: str, versus: bool, ours: list[Floats], report: Rep
     return taken
 
 
+def _cold(bench: Bench, name: str) -> dict[str, Measured]:
+    """What it takes where nothing of the inputs is in the page cache: to read them, and to merge them."""
+    bench.forget_inputs()
+    taken = {"cat": bench.cat()}
+    bench.forget_digests()
+    bench.forget_inputs()
+    taken["cold"], _ = bench.run_polymerge(CASES[name])
+    return taken
+
+
 def _line(turn: dict[str, Measured]) -> str:
     return ", ".join(f"{who} {run.seconds:.2f} s" for who, run in turn.items())
 
@@ -112,6 +123,8 @@ def _options() -> argparse.Namespace:
         "--mergekit", type=Path, metavar="ENVIRONMENT", help="the virtual environment that mergekit is in"
     )
     parser.add_argument("--mergekit-runs", type=int, default=3, help="rounds that it takes part in (default 3)")
+    cold = "rounds with inputs that are not in the page cache, too (default 1)"
+    parser.add_argument("--cold-runs", type=int, default=1, help=cold)
     parser.add_argument(
         "--data", type=Path, default=data, help="folder for models and outputs (default benchmarks/data)"
     )

@@ -32,6 +32,13 @@ most in brackets. Ratios are taken between runs that followed each other. A firs
 which nothing is remembered.
 """
 
+COLD = """
+## Nothing in the page cache
+
+A first merge of inputs that the system has dropped from the page cache, beside what it takes only to read the three
+models then.
+"""
+
 MEMORY = """
 ## Memory
 
@@ -67,7 +74,7 @@ class Report:
     about     what was compared, on what
     imports   the interpreter and polymerge's imports alone
     compiled  by method: a run before all others, which compiled those of the method's kernels that were not yet
-    turns     by method: for each round, what each contestant took ('cp', 'first', 'later', 'mergekit')
+    turns     by method: for each round, what each contestant took ('cp', 'first', 'later', 'mergekit'; 'cat', 'cold')
     likeness  by method: how mergekit's output compares with polymerge's
     long      by method that decomposes matrices: what it took, and what was planned
     """
@@ -89,7 +96,10 @@ class Report:
         lines = [INTRODUCTION.lstrip(), f"    {self.command}", ""]
         lines += _table(["", ""], self.about.items())
         if self.turns:
-            lines += [TIMES, *self._times(), MEMORY.format(imports=self._imports() / MIB), *self._memory()]
+            lines += [TIMES, *self._times()]
+            if any("cold" in turn for turns in self.turns.values() for turn in turns):
+                lines += [COLD, *self._cold()]
+            lines += [MEMORY.format(imports=self._imports() / MIB), *self._memory()]
         if self.long:
             lines += [LONG, *self._decomposed()]
         if self.likeness:
@@ -112,6 +122,13 @@ class Report:
             cells += [_seconds(turns, "first"), _seconds(turns, "mergekit"), _ratios(turns, "mergekit", "later")]
             rows.append([name, *map(_spread, cells)])
         yield from _table(head, rows)
+
+    def _cold(self) -> Iterable[str]:
+        rows = [
+            [name, *map(_spread, (_seconds(turns, "cat"), _seconds(turns, "cold"), _ratios(turns, "cold", "cat")))]
+            for name, turns in self.turns.items()
+        ]
+        yield from _table(["method", "reading alone, s", "merge, s", "merge / reading"], rows)
 
     def _imports(self) -> int:
         return max(run.anonymous for run in self.imports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -99,10 +100,20 @@ class Bench:
     def read_inputs(self) -> None:
         """Bring the inputs into the page cache."""
         buffer = np.empty(1 << 22, np.uint8)
-        for file in sorted(self.models.glob("*/*.safetensors")):
+        for file in self._shards():
             with file.open("rb", buffering=0) as stream:
                 while stream.readinto(buffer.data):
                     pass
+
+    def forget_inputs(self) -> None:
+        """Have the system drop the inputs from the page cache, which it does for files that nothing else has open."""
+        for file in self._shards():
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def cat(self) -> Measured:
+        """Read the inputs and nothing else."""
+        return measure(["sh", "-c", 'cat "$@" >/dev/null', "sh", *map(str, self._shards())])
 
     def versions(self) -> list[str]:
         """What is compared, with its version."""
@@ -119,6 +130,9 @@ class Bench:
     def caches(self) -> dict[str, str]:
         """The variables that name polymerge's caches."""
         return {"XDG_CACHE_HOME": str(self.scratch / "cache"), "NUMBA_CACHE_DIR": str(self.scratch / "numba")}
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.models.glob("*/*.safetensors"))
 
     def _recipe(self, tool: str, recipe: dict[str, object]) -> Path:
         file = self.scratch / f"{tool}.yaml"
