@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-__all__ = ["Estimate", "error_within", "estimate", "mean_share", "share"]
+from scipy import stats
 
-# 97.5 % of Student's t for 1 to 30 degrees of freedom
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+__all__ = ["Estimate", "error_within", "estimate", "mean_share", "share"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +34,14 @@ class Estimate:
     def text(self, digits: int = 1, sign: str = "") -> str:
         """Mean and half width."""
         half = "" if self.half is None else f" ± {self.half:.{digits}f}"
-        return f"{self.mean:{sign}.{digits}f}{half}"
+        mean = round(self.mean, digits) + 0.0  # no minus before a zero
+        return f"{mean:{sign}.{digits}f}{half}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of one value of each seed, with a t-interval: seeds are independent training runs of one kind."""
     count = len(values)
-    half = _T[min(count - 1, len(_T)) - 1] * stdev(values) / math.sqrt(count) if count > 1 else None
+    half = float(stats.t.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count) if count > 1 else None
     return Estimate(fmean(values), half, count)
 
 
