@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ WORDS = (
     "what is the sum of two and three ?", "the colour of the ball is red , green or blue .",
     "name the largest of them", "describe what you see in this image",
 )  # fmt: skip
+
+RIGHT = 0.75
+"""The weight whose answers count as right."""
+OUTCOME = ("candidates", "differences", "minima", "chosen", "scores", "best")
+"""What a search finds, beside its settings."""
 
 
 def by_vllm(vllm: str, length: int = 1024) -> tuple[str, ...]:
@@ -60,16 +66,34 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def with_answers(prompts: Path, answers: Mapping[Any, str]) -> Path:
+    """The prompts with these answers to count as right, beside them."""
+    asked = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    file = prompts.with_name("answered.jsonl")
+    file.write_text("".join(json.dumps(one | {"answer": answers[one["id"]]}) + "\n" for one in asked), encoding="utf-8")
+    return file
+
+
 @pytest.mark.parametrize("family", served.FAMILIES)
 def test_a_family_answers_the_same(family: str, vllm: str, questions: Path, tmp_path: Path) -> None:
-    """A search of two weights: that of the template, as it was loaded, and one for which weights are put in."""
+    """A search of five weights: that of the template, as it was loaded, and four for which weights are put in. What one
+    of them answers counts as right, so that the choice is no tie.
+    """
     one = served.build(family, tmp_path / "one", dtype="float32")
     other = perturbed(one, tmp_path / "other", seed=1, size=0.05)
     models = [{"model": str(model), "parameters": {"weight": 0.5}} for model in (one, other)]
     file = recipe_file({"merge_method": "linear", "template": str(one), "models": models}, tmp_path / "recipe.yaml")
-    said = ("search", file, "--prompts", questions / "p.jsonl", "--samples", "0", "--values", "0,0.5,1")
+    how = ("--samples", "0", "--values", "0:1:0.25", "--keep-template-weight")
+    done("search", file, *how, "--prompts", questions / "p.jsonl", "-o", tmp_path / "unscored")
+    prompts = with_answers(
+        questions / "p.jsonl", answers_in(tmp_path / "unscored")[f"candidates/weight-{RIGHT}/answers.jsonl"]
+    )
+    said = ("search", file, *how, "--prompts", prompts, "--scorer", "exact")
     done(*said, "-o", tmp_path / "here")
     done(*said, "-o", tmp_path / "there", *by_vllm(vllm))
+    here, there = outcome(tmp_path / "here"), outcome(tmp_path / "there")
+    assert (here["chosen"], max(here["scores"]), here["scores"].count(100.0)) == (RIGHT, 100.0, 1)
+    assert [there[key] for key in OUTCOME] == [here[key] for key in OUTCOME]
     told = [json.loads(one.read_text()) for one in sorted((tmp_path / "there").rglob("weights.json"))]
     # LLaVA looks at the layer before the last of its vision tower, and vLLM makes no last one
     assert all(".layers.2." in name or "post_layernorm" in name for one in told for name in one["not_located"])
@@ -86,8 +110,8 @@ def test_the_demo_s_search_knockout_and_ablation(vllm: str, tmp_path: Path) -> N
         done("search", file, *how, "--keep-template-weight", "--values", "0:1:0.25", "-o", tmp_path / run, *more)
         done("knockout", VLM, *how, "--modules", "mlp", "-o", tmp_path / f"knockout-{run}", *more)
         done("ablate", file, *how, "-o", tmp_path / f"ablate-{run}", *more)
-    assert outcome(tmp_path / "there")["chosen"] == outcome(tmp_path / "here")["chosen"]
-    assert outcome(tmp_path / "there")["scores"] == outcome(tmp_path / "here")["scores"]
+    here, there = outcome(tmp_path / "here"), outcome(tmp_path / "there")
+    assert [there[key] for key in OUTCOME] == [here[key] for key in OUTCOME]
     for kind in ("", "knockout-", "ablate-"):
         assert share(tmp_path / f"{kind}here", tmp_path / f"{kind}there") == 1
 

@@ -29,9 +29,10 @@ RENAMED = ("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "
            "qwen2_audio", "qwen2_5_omni", "deepseek_vl")  # fmt: skip
 DERIVED = ("aya_vision", "vipllava", "video_llava", "qianfan_ocr", "granite_speech",
            "glm4v_moe", "qwen3_5_moe", "minimax_m3_vl", "glm5_next", "molmo2",
-           "dots3_note")  # fmt: skip
+           "dots3_note", "kimi_k25", "mistral_large4", "step3p7")  # fmt: skip
 """Without a table: of renamed tensors, of towers with a level less in memory, and of fused tensors; of experts that lie
-together in memory, in a tower, too, and of convolutions and matrices that lie one below the other there.
+together in memory, in a tower, too, and of convolutions and matrices that lie one below the other there; of queries and
+keys whose rows have another order there.
 """
 
 
@@ -98,7 +99,10 @@ def test_experts_are_cut_out_byte_for_byte(tmp_path: Path) -> None:
     assert torch.equal(same, whole.view(torch.uint8))
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen3_moe", "qwen3_vl_moe", "qwen3_5_moe", "glm5_next"])
+@pytest.mark.parametrize(
+    "family",
+    ["llava", "qwen2_vl", "qwen3_moe", "qwen3_vl_moe", "qwen3_5_moe", "glm5_next", "kimi_k25", "mistral_large4"],
+)
 def test_a_merge_has_the_numbers_that_it_has_under_the_template_s_names(family: str, tmp_path: Path) -> None:
     one = in_memory(built(family, tmp_path / "one"), tmp_path / "live")
     other = built(family, tmp_path / "other", seed=1)

@@ -34,8 +34,8 @@ CLASSES = TEXT | MULTIMODAL
 NOT_BUILT = ("fast_vlm", "gemma3n", "perception_lm", "shieldgemma2")
 """Types that need packages which tests do not ask for (timm); and a class whose names in memory are not its own."""
 
-OTHERWISE = {"ernie4_5_vl_moe", "inkling2", "inkling_mm_model", "kimi_k25", "mistral_large4", "step3p7"}
-"""Types of which files hold some tensors otherwise than memory, by more than cutting and joining rows and experts."""
+OTHERWISE = {"ernie4_5_vl_moe", "inkling2", "inkling_mm_model"}
+"""Types of which files hold some tensors otherwise than memory, by more than moving rows and experts."""
 
 TABLED = [kind for kind, named in CLASSES.items() if claimed({"architectures": [named]}) is not GENERIC]
 OWN_LAYERS = ("mllama",)

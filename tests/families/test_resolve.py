@@ -124,6 +124,19 @@ def test_a_fused_tensor_is_several_canonical_ones_in_its_rows() -> None:
     assert mapped.problems == ()
 
 
+def test_rows_in_pairs_are_read_in_the_order_of_memory() -> None:
+    """In every head the first of all pairs, then the second; another order is other content."""
+    fused, turned = Rule("qv", ("vision.q", "vision.v"), split="rows 8@4:2"), Rule("k", "vision.k", split="rows 4@4")
+    family = Family("turned", (fused, turned, Rule("plain", "vision.k")))
+    mapped = map_names(family, ["qv", "k"], "ckpt", {}, {"qv": (10, 3), "k": (4,)})
+    assert mapped.problems == ()
+    rows = [start for start, stop in dict(mapped.layout["qv"])["vision.q"] if stop == start + 1]
+    assert rows == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert mapped.tensors["vision.v"] == Rows(Read("qv"), 8, 10)
+    assert mapped.tensors["vision.k"] == Concat(tuple(Rows(Read("k"), row, row + 1) for row in (0, 2, 1, 3)))
+    assert family.joint("k") != family.joint("plain") == "vision.k"
+
+
 def test_a_fused_tensor_whose_split_is_not_known_is_an_error() -> None:
     for splits in (None, {}, {"gate_up": (((0, 1),),)}):
         mapped = map_names(FUSED, ["qkv.0", "eye.w"], "ckpt", splits)
@@ -134,7 +147,7 @@ def test_a_fused_tensor_whose_split_is_not_known_is_an_error() -> None:
 
 def test_a_split_belongs_to_several_names_or_all_experts_and_to_no_single_one() -> None:
     for pattern, canonical, split in (("qkv", ("q", "k"), ""), ("qkv", "q", "qkv"), ("all", "expert.{e}", "")):
-        with pytest.raises(ValueError, match="or all experts, need a split, and one name has none"):
+        with pytest.raises(ValueError, match="or all experts, need a split; one name has none"):
             Rule(pattern, canonical, split=split)
     Rule("all", "expert.{e}", split="experts")
 

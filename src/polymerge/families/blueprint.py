@@ -18,7 +18,7 @@ from polymerge.checkpoints.loading import quiet
 from polymerge.checkpoints.pairs import REGISTERED
 from polymerge.families.parts import Parts
 
-__all__ = ["Blueprint", "Landing", "NotBuiltError", "blueprint"]
+__all__ = ["TURNS", "Blueprint", "Landing", "NotBuiltError", "blueprint"]
 
 Config = Mapping[str, Any]
 
@@ -29,6 +29,9 @@ _FEWEST, _PARAMETERS = 20_000, 200_000
 """Most parameters of a class that is built, for a checkpoint of few tensors and for any: a layer has some ten, and
 hundreds where experts lie one by one.
 """
+
+TURNS: Final = "PermuteForRope"
+"""The operation that puts the rows of each head in another order, for rotary embeddings."""
 
 _LOST: Final = ("vision_model", "text_model")
 """The levels that names in files have, and those of CLIP's and SigLIP's towers in memory do not."""
@@ -56,12 +59,15 @@ class Landing:
     renamed     its name with only prefixes and modules renamed, as far as a conversion leaves it its own
     operations  the names of the operations that its values go through, and those of their rows
     place       which of the tensors it is that a conversion puts into one, and how many those are
+    turned      for each target, the height of the heads in which a file has rows in pairs, and memory the first of all
+                pairs before the second; 0 where both have the same order
     """
 
     targets: tuple[str, ...]
     renamed: str
     operations: tuple[str, ...] = ()
     place: tuple[int, int] = (0, 1)
+    turned: tuple[int, ...] = ()
 
 
 @dataclass
@@ -122,7 +128,19 @@ class Blueprint:
             for one in converter.operations
         )
         place = (converter.source_patterns.index(source), len(converter.source_patterns))
-        return Landing(targets, before + plain.removeprefix(after), operations, place)
+        turned = tuple(self._turned(converter.operations, target) for target in targets)
+        return Landing(targets, before + plain.removeprefix(after), operations, place, turned)
+
+    def _turned(self, operations: list[Any], target: str) -> int:
+        """The height of a target's heads, as in `Landing.turned`; 0 if its rows are not put in another order."""
+        for one in operations:
+            only = getattr(one, "permute_layer_names", None)
+            if type(one).__name__ == TURNS and (only is None or any(name in target for name in only)):
+                config = self._model.config
+                part = config if one.subconfig_key is None else getattr(config, one.subconfig_key, config)
+                high, left = divmod(self.shapes[target][0], getattr(part, "num_attention_heads", 1))
+                return 0 if left or high % 2 else high
+        return 0
 
     def published(self) -> dict[str, tuple[int, ...]]:
         """The shapes of its tensors by the names that files have: transformers' conversions, in reverse.

@@ -24,24 +24,30 @@ import msgspec
 from polymerge.checkpoints.bounds import INDEX_BYTES, read_bounded
 from polymerge.durable import make_folder, write_file
 from polymerge.errors import OutputError
-from polymerge.families.blueprint import Blueprint, Landing, NotBuiltError, blueprint
+from polymerge.families.blueprint import TURNS, Blueprint, Landing, NotBuiltError, blueprint
 from polymerge.families.expressions import Shape
 from polymerge.families.resolve import Split, Stack
 from polymerge.families.rules import BUFFERS, Family, Rule
 from polymerge.families.tables.llama_like import QUERIES_KEYS_VALUES, decoder
 from polymerge.paths import own_cache
 
-__all__ = ["Derivation", "as_table", "derive"]
+__all__ = ["SAVE_AGAIN", "Derivation", "as_table", "derive"]
 
-_FORM: Final = 6
+_FORM: Final = 7
 """Part of what an entry of the cache is found by; raised whenever the same input derives another family."""
 
 _APART: Final = {"MergeModulelist0", "Concatenate0", "Concatenate1"}
 """Operations that put stored tensors below or beside each other, and change no number."""
-_SPLIT: Final = {"Chunk0", "Split0"}
-"""Those that cut a stored tensor's rows into several."""
+_SPLIT: Final = {"Chunk0", "Split0", TURNS}
+"""Those that cut a stored tensor's rows into several, or put them in another order."""
 _JOINS: Final = {("Concatenate0",), ("MergeModulelist0",), ("MergeModulelist0", "Concatenate1")}
 """Sequences of operations that put several tensors of files one below the other, or all experts in one."""
+SAVE_AGAIN: Final = (
+    "transformers writes published names of a model that it has not read from a file: load the folder, "
+    "`new = type(old)(old.config)`, `new.load_state_dict(old.state_dict(), assign=True)`, `new.save_pretrained(...)`, "
+    "and merge what that writes"
+)
+"""What to do where no plan can write published names; saving what was loaded writes the names that were read."""
 _EXPERT: Final = re.compile(r"(?P<outer>.*\bexperts\.\d+\.)[^.]+(?P<kind>\.[^.]+)")
 
 
@@ -172,9 +178,12 @@ def _published(
         landing = built.land(name)
         if landing is None or not there.issuperset(landing.targets):
             continue  # of a tensor that is not stored, such as a tied head
-        moves = set(landing.operations) <= {*_APART, *_SPLIT} or _is_experts(landing.targets[0], landing)
-        if not moves and shapes.get(name) != shape:
-            raise NotBuiltError(f"'{name}' is made of others by {', '.join(landing.operations)}")
+        moves = set(landing.operations) <= {*_APART, *_SPLIT} and _is_told(landing)
+        if not (moves or _is_experts(landing.targets[0], landing)) and shapes.get(name) != shape:
+            raise NotBuiltError(
+                f"'{name}' is made of others by transformers' {' and '.join(landing.operations)}, and the plan has no "
+                f"expression for that. {SAVE_AGAIN}"
+            )
         for target in landing.targets:
             files.setdefault(target, []).append(name)
     made: dict[str, dict[str, Shape]] = {}
@@ -205,6 +214,10 @@ def _held(
     if not operations or _is_experts(final, landing):
         return _in_memory(built.canonical[final], shape, splits)
     own = _moved(built.canonical[final], final, landing.renamed)
+    if operations == {"Concatenate1"} and len(shape) == 3:
+        whole = _in_memory(built.canonical[final], built.shapes[final], splits).canonical
+        if len(whole) == landing.place[1]:
+            return _Held((whole[landing.place[0]],), f"experts {shape[1]}:{shape[2]}")
     if operations <= _APART:
         apart = _EXPERT.fullmatch(own) if "MergeModulelist0" in operations else None
         if apart is None:
@@ -212,8 +225,9 @@ def _held(
             return _Held((built.canonical[final] if first else own,))
         return _Held((f"{apart['outer']}{_expert(final, landing)}{apart['kind']}",))
     rows = [built.shapes[target][0] if built.shapes.get(target) else 0 for target in landing.targets]
-    if operations <= _SPLIT and len(rows) > 1 and shape and sum(rows) == shape[0] and all(rows):
-        return _Held(tuple(built.canonical[target] for target in landing.targets), _split(rows, splits))
+    several = len(rows) > 1 or TURNS in operations
+    if operations <= _SPLIT and several and shape and sum(rows) == shape[0] and all(rows) and _is_told(landing):
+        return _Held(tuple(built.canonical[target] for target in landing.targets), _split(rows, splits, landing.turned))
     return _Held((own,))
 
 
@@ -279,6 +293,11 @@ def _is_experts(final: str, landing: Landing) -> bool:
     return landing.operations == ("Transpose",) and len(landing.targets) == 1 and landing.renamed == final
 
 
+def _is_told(landing: Landing) -> bool:
+    """Whether it is known in what order the rows of a tensor lie."""
+    return TURNS not in landing.operations or any(landing.turned)
+
+
 def _expert(final: str, landing: Landing) -> str:
     """What the tensor of one expert is called in a plain decoder: gate comes before up where both become one."""
     last, (which, count) = final.rpartition(".")[2], landing.place
@@ -296,8 +315,12 @@ def _moved(canonical: str, final: str, renamed: str) -> str:
     return f"{canonical.partition('.')[0]}.{renamed}"
 
 
-def _split(rows: list[int], splits: Mapping[str, Split]) -> str:
+def _split(rows: list[int], splits: Mapping[str, Split], turned: tuple[int, ...] = ()) -> str:
     """The name of a way to split rows: one that the config determines, or a description of its own."""
+    if any(turned):
+        return "rows " + ":".join(
+            f"{high}@{head}" if head else f"{high}" for high, head in zip(rows, turned, strict=True)
+        )
     edges = [sum(rows[:place]) for place in range(len(rows) + 1)]
     ranges = tuple(((start, stop),) for start, stop in pairwise(edges))
     named = next((name for name, split in splits.items() if split == ranges), "")

@@ -139,21 +139,35 @@ def map_names(
 def _split(rule: Rule, splits: Mapping[str, Split], shape: Shape) -> Split | None:
     """How a rule splits a tensor of that shape; None if that is unknown.
 
-    Beside what the config determines there are `equal` shares, `rows 64:16:16`, which are that high, and
-    `experts 96:32`, which are matrices of that size.
+    Beside what the config determines there are `equal` shares, `rows 64:16:16`, which are that high, `rows 64@8:16`, of
+    which the first has heads of 8 rows and in each the even ones before the odd ones, and `experts 96:32`, which are
+    matrices of that size.
     """
     words, count, height = rule.split.partition(" "), len(rule.names), shape[0] if shape else 0
     if words[0] == "rows":
-        rows = [int(number) for number in words[2].split(":")]
+        parts = [part.partition("@") for part in words[2].split(":")]
+        rows, heads = [int(number) for number, _, _ in parts], [int(head or 0) for _, _, head in parts]
     elif words[0] == "experts":
         high, _, wide = words[2].partition(":")
         return Stack(rows=int(high), columns=int(wide))
     elif words[0] == "equal" and height % count == 0:
-        rows = [height // count] * count
+        rows, heads = [height // count] * count, [0] * count
     else:
         return splits.get(rule.split)
     edges = [sum(rows[:place]) for place in range(len(rows) + 1)]
-    return tuple(((start, stop),) for start, stop in pairwise(edges))
+    return tuple(_ranges(*edge, head) for edge, head in zip(pairwise(edges), heads, strict=True))
+
+
+def _ranges(start: int, stop: int, head: int) -> Ranges:
+    """The rows from `start` to `stop`; of each head of that height, if any, the even ones before the odd ones."""
+    if not head:
+        return ((start, stop),)
+    return tuple(
+        (row, row + 1)
+        for first in range(start, stop, head)
+        for parity in (first, first + 1)
+        for row in range(parity, first + head, 2)
+    )
 
 
 def _unexplained(family: Family, unknown: list[str], names: Collection[str], checkpoint: str) -> CheckpointError:

@@ -36,8 +36,9 @@ class Rule:
     themselves; a rule `without` some layers is for all others, numbered as if those were not there.
 
     A fused tensor holds several canonical ones in its rows: `canonical` is then all of their names, and `split` names
-    the way its rows are split (see `resolve.Split`). For a tensor of all experts, `{e}` is on the right alone. A name
-    may end in a branch, `@text` or `@image`, where a model has one tensor for text tokens and another for image tokens.
+    the way its rows are split (see `resolve.Split`), or the order in which the rows of one lie. For a tensor of all
+    experts, `{e}` is on the right alone. A name may end in a branch, `@text` or `@image`, where a model has one tensor
+    for text tokens and another for image tokens.
     """
 
     pattern: str
@@ -54,8 +55,10 @@ class Rule:
             raise ValueError(
                 f"{self}: `{{i}}`, `{{e}}`, `{{rest}}` may stand once each, on the right only if on the left"
             )
-        if bool(self.split) != (len(self.names) > 1 or bool(experts)):
-            raise ValueError(f"{self}: several canonical names, or all experts, need a split, and one name has none")
+        if bool(self.split) != (len(self.names) > 1 or bool(experts)) and "@" not in self.split:
+            raise ValueError(
+                f"{self}: several canonical names, or all experts, need a split; one name has none but an order of rows"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -159,7 +162,12 @@ class Family:
 
     def joint(self, name: str) -> str:
         """One canonical name for the entire content of a stored tensor; empty if no rule explains it."""
-        return "+".join(self.canonical(name)).replace(".{e}.", ".")
+        return "+".join(self.canonical(name)).replace(".{e}.", ".") + self.order(name)
+
+    def order(self, name: str) -> str:
+        """In what order the rows of a stored tensor lie, where that is not the order in memory; else empty."""
+        rule = self.rule(name)
+        return f" as {rule.split}" if rule and "@" in rule.split else ""
 
     def by_joint(self, names: Iterable[str]) -> dict[str, str]:
         """The stored names by their content: see `joint`."""

@@ -15,6 +15,7 @@ from polymerge.checkpoints.tensor_info import listed
 from polymerge.dtypes import FP8
 from polymerge.errors import RecipeError, refuse, refuse_if_any
 from polymerge.families import read_names, splits
+from polymerge.families.derived import SAVE_AGAIN
 from polymerge.families.expressions import Shape, names_read
 from polymerge.families.names_on_disk import Published, why_published
 from polymerge.families.recognition import Reading
@@ -38,12 +39,14 @@ def read_as_published(
             f"names: published: '{label}' has weights in fp8, whose scales go by their names. Merge it without "
             "`names` first, which writes plain numbers, and then that"
         )
+    reading = read_names(checkpoint.config, names.shapes, told)
+    order = reading.family.order
     renamed = {
         own: held[0]
         for own, held in names.names.items()
-        if len(held) == 1 and held[0] != own and names.shapes[held[0]] == shapes[own]
+        if len(held) == 1 and held[0] != own and names.shapes[held[0]] == shapes[own] and order(held[0]) == order(own)
     }
-    return called(checkpoint, renamed), read_names(checkpoint.config, names.shapes, told), renamed
+    return called(checkpoint, renamed), reading, renamed
 
 
 def with_published_forms(model: Model) -> Model:
@@ -111,8 +114,7 @@ def _not_the_same(
         few = [new for held in forms.values() for new in held] or list(forms)
         yield RecipeError(
             f"names: published: '{model.label}': {listed(few)} would be made of {listed(list(forms))}, and the plan "
-            "has no expression for that. Load the folder with transformers and save it (save_pretrained), which "
-            "writes published names, and merge that"
+            f"has no expression for that. {SAVE_AGAIN}"
         )
 
 
