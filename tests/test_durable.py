@@ -145,7 +145,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(
         ("file/a", "Not a directory. Its parent is no folder"),
         ("n" * 300, "File name too long. Choose a shorter name"),
         ("circle/a", "links.* Its links lead in a circle"),
-        ("a\0b", "null byte. Choose another name"),
+        ("a\0b", "null (byte|character).* Choose another name"),
         ("folder", "Is a directory. Choose another place"),
     ],
 )
