@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -128,7 +129,7 @@ def _do(job: Job, data: Path, results: Path, size_name: str) -> float:
                if stage.name in STAGES}  # fmt: skip
     about = {
         "experiment": job.name, "seed": job.seed, "size": size.name, "digest": size.digest,
-        "cpu seconds": {**trained, job.name: round(taken, 1)},
+        "cpu seconds": {**trained, job.name: round(taken, 1)}, "commit": _commit(),
         "versions": {name: version(name) for name in ("polymerge", "torch", "transformers", "peft")},
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
@@ -139,17 +140,30 @@ def _do(job: Job, data: Path, results: Path, size_name: str) -> float:
 
 def read_results(
     results: Path, seeds: Iterable[int], size: Size
-) -> tuple[dict[str, dict[int, Rows]], dict[str, list[float]]]:
-    """The rows that are kept, by experiment and seed, and seconds of processor time by stage, one for each seed."""
+) -> tuple[dict[str, dict[int, Rows]], dict[str, list[float]], set[str]]:
+    """What is kept: rows by experiment and seed, seconds of processor time by stage, one for each seed, and commits."""
     rows: dict[str, dict[int, Rows]] = {}
+    commits = set()
     spent: dict[str, dict[int, float]] = {}
     for job in (Job(name, seed) for name in EXPERIMENTS for seed in seeds):
         if _is_done(job, results, results, size):
             found = _read(result_file(results, job))
             rows.setdefault(job.name, {})[job.seed] = found["rows"]
+            commits.add(found["about"]["commit"])
             for part, seconds in found["about"]["cpu seconds"].items():
                 spent.setdefault(part, {})[job.seed] = seconds
-    return rows, {part: list(by_seed.values()) for part, by_seed in spent.items()}
+    return rows, {part: list(by_seed.values()) for part, by_seed in spent.items()}, commits
+
+
+def _commit() -> str:
+    """The commit that runs, and whether anything differs from it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return f"{git('rev-parse', '--short=12', 'HEAD') or 'unknown'}{', with changes' if changed else ''}"
 
 
 def _is_done(job: Job, data: Path, results: Path, size: Size) -> bool:

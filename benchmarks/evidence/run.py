@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -51,13 +51,18 @@ called better, and one worse. Models this small say how a method behaves, not ho
 
 
 def page(
-    found: Mapping[str, Mapping[int, Rows]], parts: Mapping[str, Sequence[float]], size: Size, figures: Path, at: Path
+    found: Mapping[str, Mapping[int, Rows]],
+    parts: Mapping[str, Sequence[float]],
+    commits: Iterable[str],
+    size: Size,
+    figures: Path,
+    at: Path,
 ) -> str:
     """The page, with its figures drawn; the conclusion comes from the numbers of the sections."""
     host = machine()
     seeds = sorted({seed for rows in found.values() for seed in rows})
     about = {
-        "commit": _commit(),
+        "commit": "; ".join(sorted(commits)),
         "seeds": ", ".join(map(str, seeds)),
         "size": size.name + ("" if size is FULL else ": a trial, from which nothing follows"),
         "models": f"{size.shape.layers} text layers of width {size.shape.width}",
@@ -74,7 +79,7 @@ def page(
     lines += [wrapped(advice.text()) for section in sections.values() for advice in section.advices]
     for name, section in sections.items():
         draw(section.charts, figures / name)
-        lines.append(section.text(os.path.relpath(figures / f"{name}.png", at.parent)))
+        lines.append(section.text(os.path.relpath(figures / f"{name}.svg", at.parent)))
     spent = [[part, f"{fmean(seconds):.0f}"] for part, seconds in parts.items()]
     total = f"{sum(fmean(seconds) for seconds in parts.values()):.0f}"
     lines += [
@@ -82,19 +87,7 @@ def page(
         "Seconds of processor time for a seed:\n",
         *table(["", "s"], [*spent, ["all", total]]),
     ]
-    return "\n".join([*lines, ""])
-
-
-def _commit() -> str:
-    """The commit, and whether anything differs from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return f"{git('rev-parse', '--short=12', 'HEAD') or 'unknown'}{', with changes' if changed else ''}"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join([*lines, ""]))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -108,8 +101,7 @@ def main(words: Sequence[str] | None = None) -> None:
     run_all(needed(options.only, seeds), options.data.resolve(), results, size, options.jobs)
     figures.mkdir(parents=True, exist_ok=True)
     # what an earlier run of other experiments has left is on the page, too
-    found, parts = read_results(results, seeds, size)
-    written = page(found, parts, size, figures, markdown)
+    written = page(*read_results(results, seeds, size), size, figures, markdown)
     markdown.write_text(written, encoding="utf-8")
     print(written)
 

@@ -67,7 +67,7 @@ def _without_labels(
     for count in size.prompts:
         draws = range(1 if count == max(size.prompts) else size.draws)
         chosen = [
-            choose_from_logs(folders, samples=count, seed=draw, judging=judging, keep="all").outcome["chosen"]
+            choose_from_logs(folders, samples=count, seed=draw, judging=judging, having="all").outcome["chosen"]
             for draw in draws
         ]
         rows.append({"what": "choice", "rule": name, "step": step, "prompts": count, "chosen": chosen})

@@ -78,7 +78,8 @@ class Advice:
             yield f"It gains {sure} the control, {name} ({one.text(sign='+')})."
 
     def _listed(self, names: Sequence[str]) -> str:
-        some = ", ".join(f"{name} {self.differences[name].text(sign='+')}" for name in names[:NAMED])
+        told = {name: self.differences[name] for name in names[:NAMED]}
+        some = ", ".join(f"{name} {one.text(1 if abs(one.mean) >= 0.05 else 2, '+')}" for name, one in told.items())
         return some if len(names) <= NAMED else f"{some}, and {len(names) - NAMED} more"
 
 

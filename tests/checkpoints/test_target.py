@@ -80,7 +80,7 @@ LONGEST = 255 - len("..polymerge-partial")
         ("circle/out", "links.*Its links lead in a circle"),
         ("o" * 256, "File name too long.*Choose a shorter name"),
         ("o" * (LONGEST + 1), "File name too long.*Choose a shorter name"),
-        ("a\0b", "null byte. Choose another name"),
+        ("a\0b", "null (byte|character).* Choose another name"),
         ("file/out", "Not a directory"),
         ("gone/out", "its parent folder .*gone does not exist. Make it first"),
     ],

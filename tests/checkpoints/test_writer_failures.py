@@ -14,18 +14,20 @@ import pytest
 import torch
 
 import polymerge
+from polymerge.engine.executor import Execution
+from polymerge.engine.norms import ModuleNorms
 from polymerge.errors import OutputError
 from running import checkpoint, cli, leftovers, linear, raw, recipe_file, small_llama, two_llamas
 
 FAILING = (
     "polymerge.engine.writers.lay_out",
-    "polymerge.engine.merge.execute",
+    "polymerge.engine.executor.Execution.run",
     "polymerge.engine.executor.kernels.encode",
     "polymerge.checkpoints.writer.os.pwrite",
     "polymerge.engine.writers.copy_files",
     "polymerge.engine.merge.provenance",
     "polymerge.engine.merge.verify",
-    "polymerge.engine.merge.sampled_digest",
+    "polymerge.engine.provenance.sampled_digest",
 )
 
 SLOW = """
@@ -73,7 +75,7 @@ def test_ctrl_c_ends_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
-    monkeypatch.setattr("polymerge.engine.merge.execute", interrupt)
+    monkeypatch.setattr("polymerge.engine.executor.Execution.run", interrupt)
     ran = cli("merge", asked, "-o", tmp_path / "out")
     assert (ran.status, ran.out) == (1, "")
     assert (
@@ -123,7 +125,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path: Path, monkey
 
     asked = recipe_file(linear(*two_llamas(tmp_path)), tmp_path / "r.yaml")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr("polymerge.engine.merge.execute", lambda *_, **__: pytest.fail("computed in vain"))
+    monkeypatch.setattr("polymerge.engine.executor.Execution.run", lambda *_, **__: pytest.fail("computed in vain"))
     ran = cli("merge", asked, "-o", tmp_path / "out")
     assert ran.status == 1
     assert ran.err.startswith("polymerge: ")
@@ -134,7 +136,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(tmp_path: Path, monkey
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = two_llamas(tmp_path)
-    monkeypatch.setattr("polymerge.engine.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr("polymerge.checkpoints.target.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(OutputError, match=r"the disk has 10 B free"):
         polymerge.merge(linear(*models), tmp_path / "out")
     nothing_is_left(tmp_path)
@@ -156,7 +158,7 @@ def test_an_unfinished_output_is_removed_before_the_room_is_counted(
         assert not (work / "new/model.safetensors").exists()
         return type("Usage", (), {"free": 10})()
 
-    monkeypatch.setattr("polymerge.engine.merge.shutil.disk_usage", usage)
+    monkeypatch.setattr("polymerge.checkpoints.target.shutil.disk_usage", usage)
     with pytest.raises(OutputError, match="the disk has 10 B free"):
         polymerge.merge(linear(*models), tmp_path / "out", check=False, force=True)
     assert raw(tmp_path / "out") == before
@@ -171,7 +173,7 @@ def test_torch_files_need_room_for_a_shard_twice(
     size = (models[0] / "model.safetensors").stat().st_size
     with monkeypatch.context() as patched:
         patched.setattr(
-            "polymerge.engine.merge.shutil.disk_usage", lambda _: type("Usage", (), {"free": room * size - 1})()
+            "polymerge.checkpoints.target.shutil.disk_usage", lambda _: type("Usage", (), {"free": room * size - 1})()
         )
         with pytest.raises(OutputError, match=r"out: needs .*B, the disk has .*B free\. Make room on it"):
             polymerge.merge(linear(*models), tmp_path / "out", check=False, file_format=file_format)
@@ -247,16 +249,14 @@ def test_results_too_large_for_their_dtype_are_found(tmp_path: Path) -> None:
 
 
 def test_an_input_that_shrinks_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polymerge.engine import merge as module
-
     one, other = two_llamas(tmp_path)
-    execute = module.execute
+    run = Execution.run
 
-    def shrink_and_execute(*arguments: Any, **named: Any) -> None:
+    def shrink_and_run(*arguments: Any, **named: Any) -> list[ModuleNorms]:
         os.truncate(other / "model.safetensors", 600)
-        execute(*arguments, **named)
+        return run(*arguments, **named)
 
-    monkeypatch.setattr(module, "execute", shrink_and_execute)
+    monkeypatch.setattr(Execution, "run", shrink_and_run)
     ran = cli("merge", recipe_file(linear(one, other), tmp_path / "r.yaml"), "-o", tmp_path / "out")
     assert ran.status == 1
     assert "it was truncated since it was planned" in ran.err

@@ -28,7 +28,6 @@ SEVERAL_MEANINGS = {
     "--with": {"MODEL", None},  # in a merge another model; of verify and evaluate another program
     "--out": {"OUT", "RUN", "DIR", "ADAPTER", "FILE"},  # the word says what is written
     "--json": {None, "[FILE]", "FILE"},  # a flag, or a file too; of a report, whose page is the text, a file only
-    "--keep": {"TASK", "FIELD"},
     "--against": {"ADAPTER...", "TEMPLATE"},
     "--dtype": {"DTYPE", None},  # of weights that are written; of a model that runs
     "--prompts": {"[NAME=]FILE", "FILE"},  # verify has no tasks, which would have names

@@ -55,7 +55,8 @@ def test_help_is_no_error(words: list[str]) -> None:
         (["merge", "r.yaml", "--threads", "0"], "--threads"),
         (["merge", "r.yaml", "--format", "gguf"], "gguf"),
         (["merge"], "say what to merge: a recipe file, or --template"),
-        (["plan", "--template", "a", "--with", "b"], "say what to merge"),
+        (["plan", "--template", "a", "--with", "b"], "without a recipe file it needs --method NAME, too"),
+        (["plan", "--method", "linear"], "it needs --template MODEL and --with MODEL, too"),
         (["inspect"], "MODEL"),
     ],
 )

@@ -14,7 +14,6 @@ import pytest
 import torch
 from huggingface_hub import constants, snapshot_download
 from safetensors.torch import save_file
-from transformers import dynamic_module_utils
 
 import polymerge
 from hub_standin import Standin, empty_cache, environment
@@ -421,8 +420,7 @@ def test_runs_of_models_of_the_hub_are_compared_and_reported(
 # --- a folder of links is a folder
 
 
-def test_code_and_templates_come_along(hub: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_code_and_templates_come_along(hub: Standin, tmp_path: Path) -> None:
     folders = [with_code(tmp_path / name, seed) for seed, name in enumerate(("one", "other"))]
     for folder in folders:
         hub.publish(f"b/{folder.name}", folder)

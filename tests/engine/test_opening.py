@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -23,8 +24,7 @@ pytestmark = PEFT_WARNINGS
 
 def during(monkeypatch: pytest.MonkeyPatch, place: str, do: Callable[[], object]) -> None:
     """Do something once, when the function at `place` is called."""
-    module, _, name = place.rpartition(".")
-    real = getattr(__import__(module, fromlist=[name]), name)
+    real = resolve_name(place)
     done: list[bool] = []
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -67,7 +67,11 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
     return one, other
 
 
-WHEN = ("polymerge.engine.merge.execute", "polymerge.engine.writers.copy_files", "polymerge.engine.merge.delta_norms")
+WHEN = (
+    "polymerge.engine.executor.Execution.run",
+    "polymerge.engine.writers.copy_files",
+    "polymerge.engine.merge.delta_norms",
+)
 
 
 @pytest.mark.parametrize("when", WHEN)

@@ -211,7 +211,7 @@ def test_a_missing_package_is_said_before_any_work(
 ) -> None:
     models = two_llamas(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("polymerge.engine.merge.output_folder", lambda _: pytest.fail("began to write"))
+    monkeypatch.setattr("polymerge.checkpoints.target.output_folder", lambda _: pytest.fail("began to write"))
     with pytest.raises(MissingExtraError, match=f"{package} needed to check"):
         polymerge.merge(linear(*models), tmp_path / "out")
     ran = cli("merge", recipe_file(linear(*models), tmp_path / "r.yaml"), "-o", tmp_path / "out")

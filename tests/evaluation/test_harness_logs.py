@@ -434,7 +434,7 @@ def test_a_candidate_without_the_task(tmp_path: Path) -> None:
     assert f"{tmp_path / 'alpha-0.3'}: no answers to 'mme', it has no answers at all" in message
 
 
-# keep
+# having
 
 
 @pytest.mark.parametrize("asked", ["mme_percetion_score", "mme_perception_score"])
@@ -442,7 +442,7 @@ def test_a_candidate_without_the_task(tmp_path: Path) -> None:
 def test_only_documents_with_a_field(tmp_path: Path, asked: str, written: str) -> None:
     rows = [{"doc_id": 0, "resps": [[None]]}, {"doc_id": 1, "resps": "a", written: {"score": 1}}]
     everywhere(tmp_path, "s_samples_mme.jsonl", lines(rows[0], *rows))  # what is dropped may be as it likes
-    logs = read_logs(tmp_path, keep=asked)
+    logs = read_logs(tmp_path, having=asked)
     assert logs.answers[0] == {1: "a"}
     assert logs.scores[0] == 1.0
 
@@ -450,7 +450,7 @@ def test_only_documents_with_a_field(tmp_path: Path, asked: str, written: str) -
 def test_a_field_that_no_document_has(tmp_path: Path) -> None:
     everywhere(tmp_path, "mme.json", logs_of_2024("a", "b", mme_score=1))
     put(tmp_path / "alpha-0.2" / "mme.json", logs_of_2024("a", "b", mme_percetion_score=1))
-    message = refused(tmp_path, keep="mme_percetion_score")
+    message = refused(tmp_path, having="mme_percetion_score")
     assert message.startswith("2 problems")
     assert (
         "none of 2 documents has 'mme_percetion_score'. Its fields: arguments, doc_id, filtered_resps, mme_sc"
@@ -460,9 +460,9 @@ def test_a_field_that_no_document_has(tmp_path: Path) -> None:
 
 def test_keep_in_own_answers_and_tables(tmp_path: Path) -> None:
     everywhere(tmp_path, "answers.jsonl", lines({"id": 1, "answer": "a"}, {"id": 2, "answer": "b", "hard": True}))
-    assert read_logs(tmp_path, keep="hard").answers[0] == {2: "b"}
+    assert read_logs(tmp_path, having="hard").answers[0] == {2: "b"}
     everywhere(tmp_path, "m_MME.tsv", "index\tprediction\thard\n0\ta\t\n1\tb\tx\n")
-    assert read_logs(tmp_path, task="MME", keep="hard").answers[0] == {1: "b"}
+    assert read_logs(tmp_path, task="MME", having="hard").answers[0] == {1: "b"}
 
 
 # alignment
@@ -622,9 +622,9 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", sorted(path.stem for path in SEARCH.glob("*.json")))
 def test_differences_are_those_of_the_paper(case: str, tmp_path: Path) -> None:
     golden, root = laid_out(case, tmp_path)
-    keep = "mme_percetion_score" if case == "limit_mme" else None
+    having = "mme_percetion_score" if case == "limit_mme" else None
     values = list(value_folders(root)[0])
-    logs = read_logs(root, task=golden["task"], keep=keep)
+    logs = read_logs(root, task=golden["task"], having=having)
     assert [root / name for name in sorted(golden["answers"])] == list(logs.files)
     expected = golden["expected"]["smooth0"]
     ids = list(logs.answers[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from fractions import Fraction
 
 import pytest
@@ -15,8 +14,8 @@ from polymerge.evaluation.scorers import caption_metrics as metrics
 from polymerge.evaluation.scorers.answers import edit_distance, intersection_over_union, parsed_box, parsed_letter
 from polymerge.evaluation.scorers.caption_metrics import caption_metrics, meteor, plain_tokens, ptb_lines, ptb_tokens
 from polymerge.evaluation.scorers.vqa import punctuation_then_words
+from score_files import NEEDS_CAPTIONS, NEEDS_JAVA
 
-NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR and the PTB tokenizer need java")
 ON_CAPTIONS = ("captions", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 WITH_JAVA = ("captions", "meteor")
 ASKED = (["yes", "two dogs"], [["Yes"] * 10, ["2 dogs"] * 4])
@@ -38,7 +37,11 @@ def share(scorer, text, reference):
     return found
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[NEEDS_JAVA] if n in WITH_JAVA else []) for n in SCORERS])
+def marks(name):
+    return [mark for mark, names in ((NEEDS_CAPTIONS, ON_CAPTIONS), (NEEDS_JAVA, WITH_JAVA)) if name in names]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in SCORERS])
 def test_every_scorer_knows_a_perfect_answer(name):
     texts = SEEN if name in ON_CAPTIONS else (["yes", "two dogs"], ["yes", ["two dogs", "dogs"]])
     predictions, references = PERFECT.get(name, texts)
@@ -175,6 +178,7 @@ def test_plain_tokens():
     ]
 
 
+@NEEDS_CAPTIONS
 def test_cider_works_without_java_and_says_how(monkeypatch):
     monkeypatch.setenv("PATH", "")
     for name in ON_CAPTIONS:
@@ -202,18 +206,21 @@ def test_references_without_a_word_are_refused():
         caption_metrics(["a dog"], [["", " "]], ["CIDEr"])
 
 
+@NEEDS_CAPTIONS
 def test_an_empty_caption_is_worth_nothing_beside_an_empty_reference():
     said, truths = ["", "a dog"], [[""], ["a dog"]]
     assert caption_metrics(said, truths, ["ROUGE_L"])["ROUGE_L"].each == (0.0, 1.0)
     assert caption_metrics(said, truths, ["ROUGE_L"], empty_is_wrong=False)["ROUGE_L"].each == (1.0, 1.0)
 
 
+@NEEDS_CAPTIONS
 @NEEDS_JAVA
 def test_line_ends_inside_captions_shift_nothing():
     ends = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"]
     assert ptb_tokens([f"Two{end}dogs." for end in ends] + ["", "last", ""]) == ["two dogs"] * 9 + ["", "last", ""]
 
 
+@NEEDS_CAPTIONS
 @NEEDS_JAVA
 def test_line_ends_do_not_hang_meteor():
     score, each = meteor(["two\ndogs", "a\u2028cat"], [["two dogs"], ["a cat", "one\rcat"]])
@@ -221,6 +228,7 @@ def test_line_ends_do_not_hang_meteor():
     assert len(each) == 2
 
 
+@NEEDS_CAPTIONS
 @NEEDS_JAVA
 def test_a_meteor_that_ends_is_said_and_started_again():
     meteor(["a first caption"], [["a first caption"]])
@@ -231,6 +239,7 @@ def test_a_meteor_that_ends_is_said_and_started_again():
     assert meteor(["a third caption"], [["a third caption"]])[0] == pytest.approx(1.0)
 
 
+@NEEDS_CAPTIONS
 def test_a_tokenizer_that_fails_is_said(tmp_path, monkeypatch):
     fake = tmp_path / "java"
     fake.write_text("#!/bin/sh\necho 'no such class' >&2\nexit 3\n")

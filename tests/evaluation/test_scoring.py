@@ -13,7 +13,7 @@ from polymerge.evaluation.mm_mergebench.tasks import TASKS, task_named
 from polymerge.evaluation.predictions import MOST_SHOWN
 from polymerge.evaluation.scorers import SCORERS
 from polymerge.evaluation.scoring import score_predictions, score_questions
-from score_files import NEEDS_JAVA, written
+from score_files import NEEDS_CAPTIONS, NEEDS_JAVA, written
 
 
 def run(*arguments):
@@ -40,7 +40,7 @@ def problems_of(folder, lines, questions=QUESTIONS, task="VQAv2", name="val.json
 
 
 @pytest.mark.parametrize(
-    "task", [pytest.param(t, marks=[NEEDS_JAVA] if t == "VizWiz" else []) for t in ("REC", "VizWiz")]
+    "task", [pytest.param(t, marks=[NEEDS_CAPTIONS, NEEDS_JAVA] if t == "VizWiz" else []) for t in ("REC", "VizWiz")]
 )
 def test_json(task, tmp_path):
     predictions, annotations, expected = written(task, None, tmp_path)

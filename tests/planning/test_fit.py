@@ -56,7 +56,8 @@ def test_deltas_without_a_base(pair: tuple[Path, Path]) -> None:
 def test_depths_that_differ_are_one_problem(tmp_path: Path, layers: int, message: str) -> None:
     recipe = recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "deep", layers=layers))
     assert refusal(recipe) == [
-        f"depth: 'deep' has {message}, template 'vlm' has 2. Only text towers of equal depth can be merged"
+        f"depth: 'deep' has {message}, template 'vlm' has 2. Only text towers of equal depth can be merged: choose "
+        "another model, or `parts` without text"
     ]
 
 
@@ -64,7 +65,7 @@ def test_widths_that_differ_are_one_problem(tmp_path: Path) -> None:
     recipe = recipe_of(vlm(tmp_path / "vlm"), llm(tmp_path / "wide", width=16))
     assert refusal(recipe) == [
         "width: the text tower of 'wide' is 16 wide, that of template 'vlm' 8 (text.norm.weight). Only text towers of "
-        "equal width can be merged"
+        "equal width can be merged: choose another model, or `parts` without text"
     ]
 
 

@@ -133,6 +133,13 @@ def test_a_method_may_decompose_the_side_of_the_inputs() -> None:
     assert Matrices(3, 100, 700, 2, 4, row).seconds == pytest.approx(3 * Matrices(1, 100, 700, 2, 4, row).seconds)
 
 
+def test_a_calibration_takes_a_decomposition_and_products_with_each_model() -> None:
+    row, decomposition = METHODS["task_arithmetic"], Matrices(1, 100, 700, 2, 4, METHODS["iso_c"]).seconds
+    two, four = (Matrices(1, 100, 700, models, 4, row, True).seconds - decomposition for models in (2, 4))
+    assert 0 < two == pytest.approx(four / 2)
+    assert Matrices(1, 100, 700, 2, 4, row).seconds == 0
+
+
 def test_what_is_held_beside_the_deltas_is_the_row_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix_costs, "_WITHOUT_SCIPY", 0.0)
     row = replace(METHODS["iso_c"], holds=(1.0, 2.0), holds_below=5.0)

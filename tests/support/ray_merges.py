@@ -239,7 +239,8 @@ def main(folder: Path) -> None:
     began = time.monotonic()
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
     soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
-    head = {**small, "include_dashboard": False, "_system_config": soon}
+    # other tests run meanwhile, and by default they go before Ray's workers
+    head = {**small, "include_dashboard": False, "_system_config": {**soon, "worker_niceness": 0}}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(wait=False, **small)

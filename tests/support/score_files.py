@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 
@@ -16,6 +17,7 @@ FOLDER = GOLDEN / "scores"
 CASES = {task: json.loads((FOLDER / f"{task}.json").read_text(encoding="utf-8")) for task in TASKS}
 
 
+NEEDS_CAPTIONS = pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason="caption metrics are an extra")
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR and the PTB tokenizer need java")
 
 

@@ -570,9 +570,9 @@ def test_what_would_not_do_anything_is_refused(few: Path, tmp_path: Path) -> Non
     )
     assert ran.status == 2
     assert all(f"--{name} is for --prompts" in ran.err for name in ("scorer", "workers", "question", "values"))
-    ran = cli(*words(tmp_path, few, "--embedding-model", "m", "--trials", "3", "--keep", "x"))
+    ran = cli(*words(tmp_path, few, "--embedding-model", "m", "--trials", "3", "--having", "x"))
     assert ran.status == 2
-    for told in ("--embedding-model is for --compare", "--trials is for a --sampler", "--keep is for --from-logs"):
+    for told in ("--embedding-model is for --compare", "--trials is for a --sampler", "--having is for --from-logs"):
         assert told in ran.err
 
 

@@ -1,20 +1,22 @@
-"""Whether a folder may be made or replaced, asked before anything is read or written."""
+"""Whether a folder may be made or replaced, and whether there is room for it, asked before anything is written."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from polymerge.checkpoints.output import Place, exists
+from polymerge.checkpoints.output import Place, exists, output_folder, written
+from polymerge.checkpoints.prefetch import fetches_to
 from polymerge.durable import writing
-from polymerge.errors import OutputError
+from polymerge.errors import OutputError, human_size
 
-__all__ = ["check_target"]
+__all__ = ["check_target", "roomy_folder"]
 
 _LINKS: Final = 40
 """How many links the system follows on the way to a file."""
@@ -101,3 +103,25 @@ def _led_over(path: Path) -> Iterator[tuple[int, int]]:
             if not stat.S_ISLNK(found.st_mode):
                 return
             path = Path(os.path.realpath(path.parent)) / path.readlink()
+
+
+@contextmanager
+def roomy_folder(out: Path, force: bool, size: int, to_come: int, run: str = "") -> Iterator[Path]:
+    """The folder to write an output to, which gets its name if the block succeeds.
+
+    size     of the output, in bytes
+    to_come  bytes of downloads
+    run      as for `output_folder`
+
+    raises OutputError if the disk lacks room for it, including downloads that go to the same disk.
+    """
+    with output_folder(out, force=force, run=run) as folder:
+        size -= min(size, written(folder))
+        free, beside = shutil.disk_usage(folder).free, to_come if to_come and fetches_to(folder) else 0
+        if size + beside > free:
+            more = f" and {human_size(beside)} for what is fetched to the same disk" if beside else ""
+            raise OutputError(
+                f"{out}: needs {human_size(size)}{more}, the disk has {human_size(free)} free. Make room on it, or "
+                "choose another place"
+            )
+        yield folder

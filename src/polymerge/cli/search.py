@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["search"]
 
-_FOR_LOGS = {"task", "value_pattern", "keep"}
+_FOR_LOGS = {"task", "value_pattern", "having"}
 _FOR_PROMPTS = {
     "question", "split", "fields", "image_folder", "values", "scorer", "choose_by", "sampler", "trials", "storage",
     "quick", "population",
@@ -105,7 +105,7 @@ _WRITTEN = {
     "--value-pattern", metavar="REGEX", help="Extract the value from a folder's name with a pattern with one group."
 )
 @option(
-    "--keep", metavar="FIELD", help="Read only documents of the logs that have this field; `all` reads every one."
+    "--having", metavar="FIELD", help="Read only documents of the logs that have this field; `all` reads every one."
 )  # fmt: skip
 @generation_options()
 @option("--write", metavar="OUT", type=FOLDER, help="Merge with the chosen value into this folder.")
@@ -210,7 +210,7 @@ def _from_logs(said: tuple[str, ...], as_json: bool, options: dict[str, Any], pr
     from polymerge.tuning.outcome import describe_search
 
     judging, write, vary = _judging(options), options.pop("write"), options.pop("vary")
-    asked = {name: options.pop(name) for name in ("task", "value_pattern", "keep", "samples", "out")}
+    asked = {name: options.pop(name) for name in ("task", "value_pattern", "having", "samples", "out")}
     how = {name: options.pop(name) for name in ("keep_template_weight", "force")}
     seed, merge = options.pop("sample_seed"), None
     with collecting():

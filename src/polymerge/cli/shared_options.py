@@ -271,12 +271,17 @@ def recipe_of(options: dict[str, Any]) -> str | dict[str, Any]:
         if said:
             raise RecipeError(f"a recipe file and --{said[0].replace('others', 'with')} together: say it in the recipe")
         return recipe
-    if not found["template"] or not found["others"] or not found["method"]:
-        raise RecipeError("say what to merge: a recipe file, or --template MODEL --with MODEL --method NAME")
+    needed = {"template": "--template MODEL", "others": "--with MODEL", "method": "--method NAME"}
+    missing = [option for name, option in needed.items() if not found[name]]
+    if len(missing) == len(needed):
+        raise RecipeError(f"say what to merge: a recipe file, or {' '.join(missing)}")
+    if missing:
+        raise RecipeError(f"say what to merge: without a recipe file it needs {' and '.join(missing)}, too")
     models = [found["template"], *found["others"]]
     weights = found["weight"]
     if weights and len(weights) != len(models):
-        refuse(RecipeError(f"--weight: {len(weights)} numbers for {len(models)} models"))
+        wrong = f"{len(weights)} numbers for {len(models)} models. Give one for each, the template's first"
+        refuse(RecipeError(f"--weight: {wrong}"))
         weights = [1.0] * len(models)  # so that nothing is said to be missing
     data: dict[str, Any] = {
         "merge_method": found["method"],

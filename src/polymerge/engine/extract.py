@@ -16,16 +16,15 @@ from polymerge.checkpoints.beside import copy_files
 from polymerge.checkpoints.identity import stamps_of
 from polymerge.checkpoints.output import journal_of
 from polymerge.checkpoints.prefetch import Prefetch
-from polymerge.checkpoints.target import check_target
+from polymerge.checkpoints.target import check_target, roomy_folder
 from polymerge.checkpoints.writer import lay_out
 from polymerge.dtypes import byte_count, dtype_code
 from polymerge.engine.differences import Differences, Found
 from polymerge.engine.extracted import Extracted, Missed, adapter_config, card, settings_of
 from polymerge.engine.finished import Journal, said_with, state_of
-from polymerge.engine.merge import identities_of, roomy_folder
 from polymerge.engine.opening import refuse_changes, with_stamps
 from polymerge.engine.pool import Pool, Progress, Tally
-from polymerge.engine.provenance import RECORD, command_line, digests_of, record
+from polymerge.engine.provenance import RECORD, command_line, digests_of, identities_of, record
 from polymerge.engine.verify import verify
 from polymerge.errors import CheckpointError, OutputError
 from polymerge.families.expressions import names_read

@@ -267,9 +267,9 @@ def describe(found: Installation) -> Iterator[tuple[str, list[list[str]]]]:
     told = {one.name: (one.trouble or "ok") if one.version else "missing" for one in found.optional}
     yield "optional", [[one.name, one.version or "-", told[one.name]] for one in found.optional]
     lacks = {one.name: f"misses {', '.join(one.missing)}" if one.missing else "complete" for one in found.extras}
-    yield "extras", [[one.name, lacks[one.name], one.serves] for one in found.extras]
+    yield "extras", [[one.name, one.serves, lacks[one.name]] for one in found.extras]
     kernels = found.kernels
-    kept = f"{kernels.kept} of them are kept in {kernels.folder}" if kernels.folder else "none is kept on the disk"
+    kept = f"{kernels.kept} of them kept in {kernels.folder}" if kernels.folder else "none is kept on the disk"
     yield "kernels", [[kernels.trouble or f"loops compile; {kept}"]]
     yield "places", [[one.use, one.path, f"{human_size(one.free)} free"] for one in found.places]
     if found.settings:

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from polymerge.checkpoints.hub import listed_sha256
-from polymerge.checkpoints.identity import Identity, file_digest, sampled_digest, stamps_of
-from polymerge.checkpoints.output import journal_of, output_folder, written
-from polymerge.checkpoints.prefetch import Prefetch, fetched, fetches_to
-from polymerge.checkpoints.stores import is_url, view_of
-from polymerge.checkpoints.target import check_target
+from polymerge.checkpoints import Checkpoint, TensorInfo
+from polymerge.checkpoints.identity import Identity, Stamps, stamps_of
+from polymerge.checkpoints.output import journal_of
+from polymerge.checkpoints.prefetch import Prefetch
+from polymerge.checkpoints.stores import is_url
+from polymerge.checkpoints.target import check_target, roomy_folder
 from polymerge.checkpoints.upload import Upload
-from polymerge.checkpoints.writer import Write, parse_size
+from polymerge.checkpoints.writer import parse_size
 from polymerge.engine.ancestry import DeltaNorm, ancestry_warnings, delta_norms
-from polymerge.engine.device import open_device
+from polymerge.engine.device import Device, open_device
 from polymerge.engine.executor import Execution
 from polymerge.engine.finished import Finished, Journal, what_decides
 from polymerge.engine.in_stages import in_stages
 from polymerge.engine.model_card import model_card
-from polymerge.engine.norms import ModuleNorms, UpdateNorms, update_norms, zero_update
+from polymerge.engine.norms import UpdateNorms, update_norms, zero_update
 from polymerge.engine.on_ray import Carried, merge_shards, on_cluster
 from polymerge.engine.opening import (
     beside_output,
@@ -40,12 +38,12 @@ from polymerge.engine.opening import (
 )
 from polymerge.engine.overflow import checked_while_written
 from polymerge.engine.pool import Progress, Tally
-from polymerge.engine.provenance import RECORD, command_line, digests_of, found_out, provenance
+from polymerge.engine.provenance import RECORD, command_line, digests_of, found_out, identities_of, provenance
 from polymerge.engine.shard_tasks import Worked
-from polymerge.engine.uploading import state_now, upload_shards
+from polymerge.engine.uploading import check_upload, state_now, upload_shards
 from polymerge.engine.verify import Verification, verify
-from polymerge.engine.writers import require, writer_of
-from polymerge.errors import OutputError, RecipeError, human_size
+from polymerge.engine.writers import Writer, require, writer_of
+from polymerge.errors import OutputError, RecipeError
 from polymerge.methods.own import MethodFiles
 from polymerge.paths import given_path
 from polymerge.planning import Plan, make_plan
@@ -55,7 +53,7 @@ from polymerge.planning.matrix_costs import work_of
 from polymerge.recipe.recipe import Names, Recipe
 from polymerge.tables import Table
 
-__all__ = ["Merged", "fold", "identities_of", "merge", "roomy_folder"]
+__all__ = ["Merged", "fold", "merge"]
 
 
 @dataclass(frozen=True)
@@ -143,8 +141,19 @@ def merge(
         raise RecipeError(f"format: '{file_format}' is neither safetensors nor torch")
     upload = Upload.to(os.fspath(out), force) if is_url(out) else None
     target = given_path(out) if upload is None else upload.folder
-    size = parse_size(shard_size)
-    machine = open_device("cpu" if ray else device)
+    how = _How(
+        shard_size=parse_size(shard_size),
+        machine=open_device("cpu" if ray else device),
+        file_format=file_format,
+        threads=threads,
+        device=device,
+        ray=ray,
+        check=check,
+        trust_remote_code=trust_remote_code,
+        sha256=sha256,
+        block=block,
+        command=command or command_line(),
+    )
     plan = make_plan(recipe, methods=methods)
     if layout is not None:
         if not plan.of_adapters:
@@ -153,125 +162,183 @@ def merge(
     if check and not plan.of_adapters:
         require("transformers", "torch", to="check that the output loads", instead="say `check=False`")
     if upload is not None:
-        _check_upload(upload, plan, file_format)
+        check_upload(upload, plan, file_format)
         force = True  # of the folder in which it is put together
     if plan.stages:
-        places = [Path(entry.path) for one in (*plan.stages, plan) for entry in one.inputs if entry.path]
-        check_target(target, places, force)
+        return _merged_in_stages(plan, target, how, force, progress)
+    return _merged(plan, target, upload, how, force, progress)
 
-        def carry(stage: Plan, folder: Path, last: bool, report: Progress) -> Merged:
-            # what is read again needs no check beyond that, and no format of another loader
-            return merge(
-                stage, folder, shard_size=shard_size, file_format=file_format if last else "safetensors",
-                threads=threads, device=device, ray=ray, check=check and last, trust_remote_code=trust_remote_code,
-                sha256=sha256, block=block, progress=report, command=command,
-            )  # fmt: skip
 
-        how = (shard_size, file_format, str(sha256))
-        with on_cluster(ray):
-            made, taken = in_stages(plan, target, carry, force=force, progress=progress, device=machine.name, how=how)
-        found = made.verification and replace(made.verification, folder=target)
-        return replace(made, folder=target, plan=plan, verification=found, resumed_stages=taken)
+@dataclass(frozen=True)
+class _How:
+    """What `merge` was told of the way to an output; `machine` is the device of this process."""
+
+    shard_size: int
+    machine: Device
+    file_format: Literal["safetensors", "torch"]
+    threads: int | None
+    device: str
+    ray: str | None
+    check: bool
+    trust_remote_code: bool
+    sha256: bool
+    block: int
+    command: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What is being made, where, and of what.
+
+    target   the folder that it will be, or is put together in to be uploaded
+    inputs   opened, and the weights of each (`entries`) in these `files`
+    beside   what it takes over beside weights, by paths in the output
+    stamps   of these when they were opened
+    """
+
+    plan: Plan
+    target: Path
+    upload: Upload | None
+    writer: Writer
+    inputs: Sequence[Checkpoint]
+    entries: Sequence[Mapping[str, TensorInfo]]
+    files: Sequence[Path]
+    beside: Mapping[str, Path]
+    stamps: Stamps
+    prefetch: Prefetch
+    tally: Tally
+
+    @property
+    def every_stamp(self) -> Stamps:
+        """Of all that is read, when it was opened."""
+        return {**self.stamps, **{file: stamp for one in self.inputs for file, stamp in one.stamps.items()}}
+
+
+def _merged_in_stages(plan: Plan, target: Path, how: _How, force: bool, progress: Progress | None) -> Merged:
+    """Merge stage after stage, each from the folders of those before it."""
+    places = [Path(entry.path) for one in (*plan.stages, plan) for entry in one.inputs if entry.path]
+    check_target(target, places, force)
+
+    def carry(stage: Plan, folder: Path, last: bool, report: Progress) -> Merged:
+        # what is read again needs no check beyond that, and no format of another loader
+        own = how if last else replace(how, file_format="safetensors", check=False)
+        return _merged(make_plan(stage), folder, None, own, False, report)
+
+    kept_by = str(how.shard_size), how.file_format, str(how.sha256)
+    with on_cluster(how.ray):
+        made, taken = in_stages(
+            plan, target, carry, force=force, progress=progress, device=how.machine.name, how=kept_by
+        )
+    found = made.verification and replace(made.verification, folder=target)
+    return replace(made, folder=target, plan=plan, verification=found, resumed_stages=taken)
+
+
+def _merged(
+    plan: Plan, target: Path, upload: Upload | None, how: _How, force: bool, progress: Progress | None
+) -> Merged:
+    """Open, lay out, compute, describe, check; then the folder gets its name, or what is uploaded is published."""
     inputs = opened_inputs(plan)
     beside = beside_output(plan, inputs[plan.template])
     stamps = stamps_of(beside.values())
-    writer = writer_of(plan, inputs, size, as_torch=file_format == "torch")
+    writer = writer_of(plan, inputs, how.shard_size, as_torch=how.file_format == "torch")
     check_target(target, (Path(path) for entry in plan.inputs for path in (entry.path, entry.adapter) if path), force)
-    tally = Tally(plan.size, progress, (0, 0.0) if ray else work_of(plan))  # tasks tell of whole shards
+    tally = Tally(plan.size, progress, (0, 0.0) if how.ray else work_of(plan))  # tasks tell of whole shards
     entries = entries_of(inputs)
     files = files_read(plan, entries)
     prefetch = Prefetch([*beside_template(plan), *files], tally.advance)
     tally.total += prefetch.size
-    apart = ray is not None or upload is not None
-    run = what_decides(plan, writer.shards, device if ray else machine.name, always=apart)
+    output = _Output(plan, target, upload, writer, inputs, entries, files, beside, stamps, prefetch, tally)
+    apart = how.ray is not None or upload is not None
+    run = what_decides(plan, writer.shards, how.device if how.ray else how.machine.name, always=apart)
     # of an upload, one file is being made while another is sent
     needed = writer.room if upload is None else 2 * max(writer.shards.sizes, default=0)
     room = roomy_folder(target, force, needed, prefetch.size, run)
     with (
-        on_cluster(ray) as cluster,
+        on_cluster(how.ray) as cluster,
         room as folder,
         prefetch,
-        identities_of(files, prefetch, sha256) as identities,
+        identities_of(files, prefetch, how.sha256) as identities,
         prefetch.wanted(),
         nullcontext() if upload is None else upload.discarded_if_failed(),
     ):
         finished = Finished(Journal(journal_of(folder)), folder, writer.shards) if run else None
-        stamped = {**stamps, **{file: stamp for one in inputs for file, stamp in one.stamps.items()}}
-        if upload is not None and finished is not None:
-            upload.begin(anew=not finished.journal)
-        if cluster is not None and finished is not None:
-            done = merge_shards(
-                cluster, plan, writer.shards, folder, entries, finished.journal, files, stamped, tally.advance,
-                device=device, threads=threads, block=block, upload=upload,
-            )  # fmt: skip
-        elif upload is not None and finished is not None:
-            running = Execution(entries, device=machine, threads=threads or default_threads(), block=block)
-            with running, prefetch.wanted():
-                modules = upload_shards(
-                    running, plan, writer.shards, folder, upload, finished.journal, partial(state_now, files, stamped),
-                    tally,
-                )  # fmt: skip
-            done = Carried(modules, running.overflow, finished.journal.taken)
-        else:
-            with writer.shards.create(folder) as write:
-                running = Execution(
-                    entries, device=machine, threads=threads or default_threads(), block=block, finished=finished
-                )
-                modules = execute(running, prefetch, plan, write, tally)
-            done = Carried(modules, running.overflow, finished.journal.taken if finished else 0)
+        done = _carried(output, folder, finished, cluster, how)
         prefetch.finish()
-        norms = update_norms(done.norms, plan.settings)
-        deltas = {} if plan.of_adapters else delta_norms(plan, entries)
-        warnings = (*norms.warnings, *done.overflow.warnings())
-        for recorded, checkpoint in zip(plan.inputs, inputs, strict=True):
-            if checkpoint.adapter is not None and (zero := zero_update(recorded.label, checkpoint.adapter)):
-                warnings += (zero,)
-        if plan.base is not None:
-            warnings += tuple(ancestry_warnings(deltas, plan.inputs[plan.base].label))
-        written = {
-            "files": writer.finish(folder, beside),
-            **writer.counted(),
-            **({"overflow": dict(done.overflow.allowed)} if done.overflow.allowed else {}),
-            **found_out(plan, norms, deltas, warnings),
-            **({"sampled": digests_of(folder)} if upload is None else {}),  # of a store only headers are here
-        }
-        wait(identities.values())  # so that every file has been read by now, and all that have changed are named
-        refuse_changes(inputs, stamps, {file: stamp for file, (stamp, _) in prefetch.delivered.items()})
-        known = {file: identity.result() for file, identity in identities.items()}
-        record = provenance(plan, known, command or command_line(), written)
-        (folder / RECORD).write_text(record, encoding="utf-8")
-        card = model_card(plan, target.resolve().name, inputs[plan.template].config, norms.lost)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        checked = checked_while_written(plan) if upload is None else frozenset(writer.shards.places)
-        verification = verify(folder, trust_remote_code=trust_remote_code, checked=checked) if check else None
-        if verification is not None and not verification.passed:
-            failed = "; ".join(f"{one.check}: {one.detail}" for one in verification.findings if one.passed is False)
-            raise OutputError(f"{target}: the merged output did not pass its check and was removed: {failed}")
+        made = _described(output, folder, done, identities, how.command)
+        verification = _checked(output, folder, how.trust_remote_code) if how.check else None
         if upload is not None:
             upload.publish(folder, writer.shards.names)
     if upload is not None:
         shutil.rmtree(target, ignore_errors=True)
-    if verification is not None:
-        verification = replace(verification, folder=target)
-    own = norms if plan.of_adapters else None
-    return Merged(
-        target if upload is None else upload.url, plan, verification, own, deltas, warnings, done.taken, done.worked
-    )
+    return replace(made, verification=verification)
 
 
-def _check_upload(upload: Upload, plan: Plan, file_format: str) -> None:
-    """Refuse what cannot be put together file by file, and what is at the URL already."""
-    if plan.stages:
-        raise RecipeError("stages: the outputs of stages need a disk. Merge into a folder, and copy that to the store")
-    if file_format == "torch" or plan.layout == "llava":
-        raise RecipeError(
-            f"{upload.url}: torch files are converted from whole safetensors files. Merge into a folder, and copy that"
-        )
-    read = [of[1] for one in plan.inputs for path in (one.path, one.adapter) if path and (of := view_of(Path(path)))]
-    for url in read:
-        if f"{url}/".startswith(f"{upload.url}/") or f"{upload.url}/".startswith(f"{url}/"):
-            raise OutputError(f"{upload.url}: is, holds or lies in the input {url}. Choose another place")
-    upload.check()
+def _carried(output: _Output, folder: Path, finished: Finished | None, cluster: Any, how: _How) -> Carried:
+    """Make the weight files: by a cluster, one by one to be uploaded, or all of them in the folder."""
+    plan, shards = output.plan, output.writer.shards
+    if output.upload is not None and finished is not None:
+        output.upload.begin(anew=not finished.journal)
+    if cluster is not None and finished is not None:
+        return merge_shards(
+            cluster, plan, shards, folder, output.entries, finished.journal, output.files, output.every_stamp,
+            output.tally.advance, device=how.device, threads=how.threads, block=how.block, upload=output.upload,
+        )  # fmt: skip
+    matrices = finished if output.upload is None else None  # what is uploaded goes on by whole files
+    threads = how.threads or default_threads()
+    running = Execution(output.entries, device=how.machine, threads=threads, block=how.block, finished=matrices)
+    if output.upload is not None and finished is not None:
+        state = partial(state_now, output.files, output.every_stamp)
+        with running, output.prefetch.wanted():
+            modules = upload_shards(running, plan, shards, folder, output.upload, finished.journal, state, output.tally)
+    else:
+        with shards.create(folder) as write, running, output.prefetch.wanted():
+            modules = running.run(plan, write, output.tally)
+    return Carried(modules, running.overflow, finished.journal.taken if finished else 0)
+
+
+def _described(
+    output: _Output,
+    folder: Path,
+    done: Carried,
+    identities: Mapping[Path, Future[Identity]],
+    command: Sequence[str],
+) -> Merged:
+    """Write what lies beside the weights, the record and the card last; refuse the output if an input has changed."""
+    plan, inputs = output.plan, output.inputs
+    norms = update_norms(done.norms, plan.settings)
+    deltas = {} if plan.of_adapters else delta_norms(plan, output.entries)
+    warnings = (*norms.warnings, *done.overflow.warnings())
+    for recorded, checkpoint in zip(plan.inputs, inputs, strict=True):
+        if checkpoint.adapter is not None and (zero := zero_update(recorded.label, checkpoint.adapter)):
+            warnings += (zero,)
+    if plan.base is not None:
+        warnings += tuple(ancestry_warnings(deltas, plan.inputs[plan.base].label))
+    written = {
+        "files": output.writer.finish(folder, output.beside),
+        **output.writer.counted(),
+        **({"overflow": dict(done.overflow.allowed)} if done.overflow.allowed else {}),
+        **found_out(plan, norms, deltas, warnings),
+        **({"sampled": digests_of(folder)} if output.upload is None else {}),  # of a store only headers are here
+    }
+    wait(identities.values())  # so that every file has been read by now, and all that have changed are named
+    delivered = {file: stamp for file, (stamp, _) in output.prefetch.delivered.items()}
+    refuse_changes(inputs, output.stamps, delivered)
+    known = {file: identity.result() for file, identity in identities.items()}
+    (folder / RECORD).write_text(provenance(plan, known, command, written), encoding="utf-8")
+    card = model_card(plan, output.target.resolve().name, inputs[plan.template].config, norms.lost)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    place = output.target if output.upload is None else output.upload.url
+    return Merged(place, plan, None, norms if plan.of_adapters else None, deltas, warnings, done.taken, done.worked)
+
+
+def _checked(output: _Output, folder: Path, trust_remote_code: bool) -> Verification:
+    """What `verify` finds; raises OutputError if the output does not pass."""
+    seen = checked_while_written(output.plan) if output.upload is None else frozenset(output.writer.shards.places)
+    found = verify(folder, trust_remote_code=trust_remote_code, checked=seen)
+    if not found.passed:
+        failed = "; ".join(f"{one.check}: {one.detail}" for one in found.findings if one.passed is False)
+        raise OutputError(f"{output.target}: the merged output did not pass its check and was removed: {failed}")
+    return replace(found, folder=output.target)
 
 
 def fold(
@@ -296,56 +363,3 @@ def fold(
     """
     recipe = fold_recipe(os.fspath(adapter), None if base is None else os.fspath(base), ignore, names)
     return merge(recipe, out, force=force, check=check, progress=progress)
-
-
-def execute(running: Execution, prefetch: Prefetch, plan: Plan, write: Write, tally: Tally) -> list[ModuleNorms]:
-    """Carry out the steps; if one fails, release threads that wait for a file before joining them."""
-    with running, prefetch.wanted():
-        return running.run(plan, write, tally)
-
-
-@contextmanager
-def identities_of(files: Sequence[Path], prefetch: Prefetch, sha256: bool) -> Iterator[dict[Path, Future[Identity]]]:
-    """What files are known by, found out during the merge; those not yet begun are dropped if it fails.
-
-    sha256  compute the digests of whole files, on whatever cores the merge leaves idle
-    """
-    clerks = ThreadPoolExecutor(default_threads() if sha256 else 1, "polymerge-identity", initializer=_give_way)
-    try:
-        yield {file: clerks.submit(_identity, file, prefetch, sha256) for file in files}
-    finally:
-        clerks.shutdown(wait=True, cancel_futures=True)
-
-
-def _give_way() -> None:
-    """Let every other thread go before this one, where a thread has a priority of its own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _identity(file: Path, prefetch: Prefetch, sha256: bool) -> Identity:
-    fetched(file)
-    _, checked = prefetch.delivered.get(file, (None, None))
-    return Identity(sampled_digest(file), checked or (file_digest(file) if sha256 else listed_sha256(file)))
-
-
-@contextmanager
-def roomy_folder(out: Path, force: bool, size: int, to_come: int, run: str = "") -> Iterator[Path]:
-    """The folder to write an output to, which gets its name if the block succeeds.
-
-    size     of the output, in bytes
-    to_come  bytes of downloads
-    run      as for `output_folder`
-
-    raises OutputError if the disk lacks room for it, including downloads that go to the same disk.
-    """
-    with output_folder(out, force=force, run=run) as folder:
-        size -= min(size, written(folder))
-        free, beside = shutil.disk_usage(folder).free, to_come if to_come and fetches_to(folder) else 0
-        if size + beside > free:
-            more = f" and {human_size(beside)} for what is fetched to the same disk" if beside else ""
-            raise OutputError(
-                f"{out}: needs {human_size(size)}{more}, the disk has {human_size(free)} free. Make room on it, or "
-                "choose another place"
-            )
-        yield folder

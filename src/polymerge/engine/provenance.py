@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from math import isfinite
 from pathlib import Path
@@ -15,13 +19,15 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from polymerge.checkpoints.folder import split_source
-from polymerge.checkpoints.hub import pinned
-from polymerge.checkpoints.identity import Identity, sampled_digest
+from polymerge.checkpoints.hub import listed_sha256, pinned
+from polymerge.checkpoints.identity import Identity, file_digest, sampled_digest
+from polymerge.checkpoints.prefetch import Prefetch, fetched
 from polymerge.engine.ancestry import DeltaNorm
 from polymerge.engine.finished import version_of
 from polymerge.engine.norms import UpdateNorms
 from polymerge.methods.own import place_of
 from polymerge.planning import Input, Plan, Step
+from polymerge.planning.estimate import default_threads
 
 __all__ = [
     "PLAN_VERSION",
@@ -29,6 +35,7 @@ __all__ = [
     "command_line",
     "digests_of",
     "found_out",
+    "identities_of",
     "pinned_source",
     "plan_table",
     "provenance",
@@ -234,3 +241,28 @@ def _files(entry: Input, known: Mapping[Path, Identity]) -> dict[str, dict[str, 
                 if whole is not None:
                     sha256[name] = whole
     return {"sampled": sampled, "sha256": sha256}
+
+
+@contextmanager
+def identities_of(files: Sequence[Path], prefetch: Prefetch, sha256: bool) -> Iterator[dict[Path, Future[Identity]]]:
+    """What files are known by, found out during the merge; those not yet begun are dropped if it fails.
+
+    sha256  compute the digests of whole files, on whatever cores the merge leaves idle
+    """
+    clerks = ThreadPoolExecutor(default_threads() if sha256 else 1, "polymerge-identity", initializer=_give_way)
+    try:
+        yield {file: clerks.submit(_identity, file, prefetch, sha256) for file in files}
+    finally:
+        clerks.shutdown(wait=True, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Let every other thread go before this one, where a thread has a priority of its own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _identity(file: Path, prefetch: Prefetch, sha256: bool) -> Identity:
+    fetched(file)
+    _, checked = prefetch.delivered.get(file, (None, None))
+    return Identity(sampled_digest(file), checked or (file_digest(file) if sha256 else listed_sha256(file)))

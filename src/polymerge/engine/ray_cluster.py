@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
-from polymerge.errors import MissingExtraError, RecipeError
+from polymerge.errors import MissingExtraError, PolymergeError, RecipeError
 
 __all__ = ["alive", "cause_of", "check_room", "connected", "is_of_ray", "probe"]
 
@@ -24,7 +24,8 @@ def connected(address: str, processors: int = 1) -> Iterator[Any]:
                 machine
     processors  that one on this machine has at least
 
-    raises MissingExtraError without Ray, RecipeError if the cluster cannot be reached.
+    raises MissingExtraError without Ray, RecipeError if the cluster cannot be reached,
+    PolymergeError if one on this machine does not start.
     """
     try:
         ray: Any = import_module("ray")
@@ -38,7 +39,12 @@ def connected(address: str, processors: int = 1) -> Iterator[Any]:
     probe(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **(local if address == "local" else {}))
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a bare Exception, too: of a machine that is too busy to start one in time
+        if address == "local":
+            said = f"no cluster started on this machine: {error}".rstrip(".")
+            raise PolymergeError(f"ray local: {said}. Try again, or without") from None
+        if not isinstance(error, (ConnectionError, ValueError, RuntimeError)):
+            raise
         token = "" if os.environ.get("RAY_AUTH_MODE") else ". If it asks for a token, set RAY_AUTH_MODE=token here"
         raise RecipeError(f"ray {address}: no cluster can be reached there: {error}{token}") from None
     try:

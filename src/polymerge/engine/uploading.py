@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from polymerge.checkpoints import TensorInfo
 from polymerge.checkpoints.hub import missing_remote
 from polymerge.checkpoints.identity import Stamps, changed_since
+from polymerge.checkpoints.stores import view_of
 from polymerge.checkpoints.upload import Upload
 from polymerge.checkpoints.writer import Shards, Write
 from polymerge.dtypes import byte_count
@@ -21,11 +22,11 @@ from polymerge.engine.finished import Journal, state_of
 from polymerge.engine.norms import ModuleNorms
 from polymerge.engine.overflow import Overflow, checked_while_written
 from polymerge.engine.pool import Tally
-from polymerge.errors import OutputError
+from polymerge.errors import OutputError, RecipeError
 from polymerge.paths import own_cache
 from polymerge.planning import Plan, Step
 
-__all__ = ["folder_for_one", "send", "state_now", "steps_of", "upload_shards"]
+__all__ = ["check_upload", "folder_for_one", "send", "state_now", "steps_of", "upload_shards"]
 
 
 def steps_of(plan: Plan, shards: Shards, shard: int) -> list[Step]:
@@ -39,6 +40,21 @@ def state_now(files: Sequence[Path], stamps: Stamps) -> str:
     stamps  of inputs when they were opened
     """
     return "" if any(map(missing_remote, files)) or any(changed_since(stamps)) else state_of(files)
+
+
+def check_upload(upload: Upload, plan: Plan, file_format: str) -> None:
+    """Refuse what cannot be put together file by file, and what is at the URL already."""
+    if plan.stages:
+        raise RecipeError("stages: the outputs of stages need a disk. Merge into a folder, and copy that to the store")
+    if file_format == "torch" or plan.layout == "llava":
+        raise RecipeError(
+            f"{upload.url}: torch files are converted from whole safetensors files. Merge into a folder, and copy that"
+        )
+    read = [of[1] for one in plan.inputs for path in (one.path, one.adapter) if path and (of := view_of(Path(path)))]
+    for url in read:
+        if f"{url}/".startswith(f"{upload.url}/") or f"{upload.url}/".startswith(f"{url}/"):
+            raise OutputError(f"{upload.url}: is, holds or lies in the input {url}. Choose another place")
+    upload.check()
 
 
 @contextmanager

@@ -140,7 +140,8 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
         refuse(
             RecipeError(
                 f"depth: '{model.label}' has {model.depth} text layers, template '{template.label}' has "
-                f"{template.depth}. Only text towers of equal depth can be merged"
+                f"{template.depth}. Only text towers of equal depth can be merged: choose another model, or "
+                "`parts` without text"
             )
         )
     if _NORM in template.tensors and _NORM in model.tensors and template.shape(_NORM) != model.shape(_NORM):
@@ -149,7 +150,7 @@ def joinable(template: Model, model: Model, parts: frozenset[str] | None, misfit
             RecipeError(
                 f"width: the text tower of '{model.label}' is {prod(model.shape(_NORM))} wide, that of template "
                 f"'{template.label}' {prod(template.shape(_NORM))} ({_NORM}). Only text towers of equal width can be "
-                "merged"
+                "merged: choose another model, or `parts` without text"
             )
         )
 

@@ -77,11 +77,11 @@ class Matrices:
         """Seconds that a core takes for all of them, by the number of decompositions, to a factor of two or so."""
         p, q = self.side, max(self.rows, self.columns)
         for_each, beside = self.row.decomposes
-        return (
-            self.count
-            * (for_each * self.models + beside + self.calibrated)
-            * (_PRODUCT * q * p**2 + _EIGENVECTORS * p**3)
-        )
+        products, eigenvectors = _PRODUCT * q * p**2, _EIGENVECTORS * p**3
+        decompositions = for_each * self.models + beside + self.calibrated
+        # a calibration multiplies each model's delta by the directions of the merged one
+        calibrations = self.models * self.calibrated
+        return self.count * (decompositions * (products + eigenvectors) + calibrations * products)
 
 
 def is_matrix(canonical: str, shape: tuple[int, ...]) -> bool:

@@ -42,7 +42,7 @@ def choose_from_logs(
     *,
     task: str | None = None,
     value_pattern: str | None = None,
-    keep: str | None = None,
+    having: str | None = None,
     samples: int = 100,
     seed: int = 2,
     judging: Judging | None = None,
@@ -57,7 +57,7 @@ def choose_from_logs(
                    run of `search`
     task           required if the folders hold several
     value_pattern  a regular expression whose only group matches the value in a folder's name
-    keep           only documents whose record has this field; `all` for every one. By default, for MME the perception
+    having         only documents whose record has this field; `all` for every one. By default, for MME the perception
                    questions under a two-sided criterion, as in the script with that criterion, else every one
     samples, seed  number of documents to draw, 0 for all, and the seed of the draw
     out            a folder for search.json and the plot
@@ -83,11 +83,11 @@ def choose_from_logs(
             folder, value_pattern = folder / "candidates", value_pattern or _OF_A_SEARCH
         by_value, notes = value_folders(folder, value_pattern)
     folders = list(by_value.values())
-    field = None if keep == "all" else keep
-    logs = read_logs(folders, task=task, keep=field)
-    if logs.task == "mme" and keep is None and CRITERIA[judging.criterion].two_sided:
+    field = None if having == "all" else having
+    logs = read_logs(folders, task=task, having=field)
+    if logs.task == "mme" and having is None and CRITERIA[judging.criterion].two_sided:
         field = _PERCEPTION
-        logs = read_logs(folders, task=task, keep=field)
+        logs = read_logs(folders, task=task, having=field)
     ids = sample(list(logs.answers[0]), samples, seed)
     choice = judge(tuple(by_value), logs.answers, ids, judging)
     outcome: dict[str, Any] = {
@@ -101,7 +101,7 @@ def choose_from_logs(
         "samples": samples,
         "seed": seed,
         "task": logs.task,
-        "keep": field,
+        "having": field,
         "files": [str(file) for file in logs.files],
         "notes": [*notes, *logs.notes],
     }

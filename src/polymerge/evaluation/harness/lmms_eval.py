@@ -83,12 +83,12 @@ def log_rows(value: Mapping[str, Any], complaints: Complaints) -> list[Row]:
     return [row for row in rows if isinstance(row[1], dict)]
 
 
-def read_answers(rows: Sequence[Row] | None, keep: str | None, complaints: Complaints) -> Documents:
+def read_answers(rows: Sequence[Row] | None, having: str | None, complaints: Complaints) -> Documents:
     """Read the documents of a log of lmms-eval or lm-eval, each with the response that was scored.
 
     rows  of a file from 2024; None reads the current format
     """
-    chosen = kept(json_lines(complaints) if rows is None else rows, keep, complaints)
+    chosen = kept(json_lines(complaints) if rows is None else rows, having, complaints)
     filters = list(dict.fromkeys(str(fields.get("filter")) for _, fields in chosen))  # lm-eval has a line for each
     chosen = [row for row in chosen if str(row[1].get("filter")) == filters[0]]
     several = 0

@@ -43,11 +43,11 @@ class Logs:
     task: str = ""
 
 
-def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | None = None) -> Logs:
+def read_logs(folders: Sequence[Path], *, task: str | None = None, having: str | None = None) -> Logs:
     """Read the answers in folders, one per candidate.
 
     task  its name in lmms-eval or VLMEvalKit; optional if there is only one
-    keep  only documents that have this field, such as `mme_percetion_score` (in either spelling)
+    having  only documents that have this field, such as `mme_percetion_score` (in either spelling)
 
     raises RecipeError if tasks are ambiguous, and Refused with every problem of the files.
     """
@@ -65,7 +65,7 @@ def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | N
                 if not files:
                     raise _absent(folder, called, every)
                 chosen, older = newest(files)
-                one, thoughts = _documents(chosen, keep)
+                one, thoughts = _documents(chosen, having)
                 read.append((chosen.path, one))
                 thinking += [f"{folder.name} {thoughts}"] if thoughts else []
                 notes += _passed_over(folder, chosen, older)
@@ -86,30 +86,30 @@ def read_logs(folders: Sequence[Path], *, task: str | None = None, keep: str | N
     )
 
 
-def _documents(file: AnswerFile, keep: str | None) -> tuple[Documents, int]:
+def _documents(file: AnswerFile, having: str | None) -> tuple[Documents, int]:
     """Read a file of answers, and count those that follow a model's thoughts; broken files are refused."""
     complaints = Complaints(file.path)
     found = Documents({})
     try:
-        found = _read(file, keep, complaints)
+        found = _read(file, having, complaints)
     except OSError as error:
         complaints.add(f"cannot be read, {error.strerror}", "", "Is it a link to where the file no longer is?")
     complaints.refuse()
     return (found, 0) if file.kind == "own" else _without_thoughts(found)
 
 
-def _read(file: AnswerFile, keep: str | None, complaints: Complaints) -> Documents:
+def _read(file: AnswerFile, having: str | None, complaints: Complaints) -> Documents:
     if file.kind == "own":
-        rows = kept(json_lines(complaints), keep, complaints)
+        rows = kept(json_lines(complaints), having, complaints)
         return Documents(documents(rows, "id", _own_answer, complaints, repeats=True))
     if file.kind == "lines":
-        return lmms_eval.read_answers(None, keep, complaints)
+        return lmms_eval.read_answers(None, having, complaints)
     if file.kind == "table":
-        return vlmevalkit.read_answers(vlmevalkit.read_rows(complaints), keep, complaints)
+        return vlmevalkit.read_answers(vlmevalkit.read_rows(complaints), having, complaints)
     value = json_value(read_bounded(file.path, RECORDS_BYTES), "", complaints)
     if isinstance(value, dict) and "logs" in value:
-        return lmms_eval.read_answers(lmms_eval.log_rows(value, complaints), keep, complaints)
-    return vlmevalkit.read_answers(vlmevalkit.json_rows(value, complaints), keep, complaints)
+        return lmms_eval.read_answers(lmms_eval.log_rows(value, complaints), having, complaints)
+    return vlmevalkit.read_answers(vlmevalkit.json_rows(value, complaints), having, complaints)
 
 
 def _own_answer(fields: Mapping[str, Any]) -> str:

@@ -192,19 +192,19 @@ def _few_enough(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         yield row
 
 
-def kept(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> list[Row]:
-    """Select the rows that have a field; all rows if `keep` is None."""
+def kept(rows: Iterable[Row], having: str | None, complaints: Complaints) -> list[Row]:
+    """Select the rows that have a field; all rows if `having` is None."""
     every = list(rows)
     if not every and not complaints.places and not complaints.broken:
         complaints.add("holds no documents", "", "Generate these answers again.")
-    if keep is None:
+    if having is None:
         return every
-    spellings = _SAME_FIELD if keep in _SAME_FIELD else {keep}
+    spellings = _SAME_FIELD if having in _SAME_FIELD else {having}
     found = [row for row in every if spellings & row[1].keys()]
     if every and not found:
         there = ", ".join(sorted({str(name) for _, fields in every for name in fields}))
         complaints.add(
-            f"none of {len(every)} documents has '{keep}'", "", f"Its fields: {there}. Is it the task that you mean?"
+            f"none of {len(every)} documents has '{having}'", "", f"Its fields: {there}. Is it the task that you mean?"
         )
     return found
 

@@ -287,9 +287,9 @@ def _mark(fields: Mapping[str, Any]) -> tuple[float, ...]:
 # answers
 
 
-def read_answers(rows: Iterable[Row], keep: str | None, complaints: Complaints) -> Documents:
+def read_answers(rows: Iterable[Row], having: str | None, complaints: Complaints) -> Documents:
     """Read the documents of a table. Numbers count as text, and empty cells as empty answers."""
-    return Documents(documents(kept(rows, keep, complaints), _ID, _answer, complaints))
+    return Documents(documents(kept(rows, having, complaints), _ID, _answer, complaints))
 
 
 def _answer(fields: Mapping[str, Any]) -> str:
