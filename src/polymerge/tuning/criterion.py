@@ -172,7 +172,7 @@ def embedding_distance(model: str = DEFAULT_MODEL, device: str = "cpu") -> Dista
     name, revision = split_revision(model)
     try:
         encoder: Any = SentenceTransformer(name, device=device, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # the last of an endpoint that answers otherwise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"embedding_model {model}: is no sentence-transformers model: {reason}") from None
     known: dict[str, Any] = {}
