@@ -47,6 +47,7 @@ docs: $(DOCS)/.ready
 # the tests of the core, with the oldest versions that pyproject.toml allows of what the core needs
 oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest $(CORE)
+	mkdir -p build
 	$(OLDEST)/bin/polymerge merge --template $(DEMO)/vlm --with $(DEMO)/reason --base $(DEMO)/base --method ties \
 	    --weight 0.9,0.1 --parts text --no-verify --force -o build/oldest
 

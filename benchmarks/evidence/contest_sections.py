@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from cases import NORMS
 from intervals import estimate, mean_share, share
 from polymerge.charts import bar_chart, line_chart
+from polymerge.demo.world import ARITHMETIC
 from section import Results, Section, error_of_questions, series_of
 from verdicts_over_seeds import advise
 
@@ -105,7 +107,7 @@ def of_adapters(found: Results, start: str) -> Section:
         "common": "Four LoRA adapters that began with the same factors, each taught one kind of arithmetic.",
         "own": "The control: the same adapters, each begun with factors of its own.",
     }
-    return _contest(
+    section = _contest(
         f"Adapters, {start} start{'s' * (start == 'own')}",
         f"{told[start]} Each merge is taken at the scale that answers most further questions. `norm` is that of the "
         "merge over the root mean square of the adapters'.",
@@ -113,6 +115,22 @@ def of_adapters(found: Results, start: str) -> Section:
         "task_arithmetic",
         f"Adapters, {start} start{'s' * (start == 'own')}",
     )
+    return section if start == "common" else replace(section, notes=[_of_starts(found), *section.notes])
+
+
+def _of_starts(found: Results) -> str:
+    """What a common start gains, merge by merge."""
+    scores = {
+        seed: {(row["start"], row["merge"]): mean_share(row["exam"], ARITHMETIC) for row in rows if "norm" in row}
+        for seed, rows in found.items()
+    }
+    both = [name for start, name in next(iter(scores.values())) if start == "own"]
+    told = [
+        f"{name} {estimate([own['common', name] - own['own', name] for own in scores.values()]).text(sign='+')}"
+        for name in both
+        if all({("common", name), ("own", name)} <= own.keys() for own in scores.values())
+    ]
+    return f"A common start minus own starts, within a seed: {', '.join(told)}."
 
 
 def of_finetunes(found: Results) -> Section:

@@ -220,7 +220,7 @@ def of_schedules(found: Results) -> Section:
     return Section(
         "Schedules by depth",
         "The reasoning delta with a weight that changes from layer to layer, searched by labels on further questions. "
-        "The controls: one weight with as many trials, and the found line from its other end.",
+        "The controls: one weight, searched in as many values as the line, and the found line from its other end.",
         {"Gains over the VLM in points, right answers in %:": (
             ["", "trials", f"mean of {', '.join(DEV)}", "minus one weight", *DEV], lines,
         )},

@@ -40,16 +40,14 @@ def of_two_families(found: Results) -> Section:
         return [key[0], f"{values[key[1]] - values[0]:g}", str(key[2]), *told]
 
     counts = sorted({prompts for _, _, prompts in rules})
-    # the paper's: a hundred prompts, or as many as there are
-    usual = max((count for count in counts if count <= 100), default=counts[0])
-    at_usual = {
+    # labels, entropy and norms are of all prompts, and so is what is held against them
+    at_all = {
         rule: [fmean(means[seed][value] for value in own) for seed, own in chosen.items()]
         for (rule, step, prompts), chosen in rules.items()
-        if step == 1 and (prompts == usual or sum(key[:2] == (rule, 1) for key in rules) == 1)
-        if rule != "the template alone"
-    }  # labels, entropy and norms are not drawn for: they are there once
+        if step == 1 and prompts == counts[-1] and rule != "the template alone"
+    }
     alone = [means[seed][values[0]] for seed in seeds]
-    advice = advise("Two architectures, the weight chosen without labels", "union", alone, at_usual, [LABELS])
+    advice = advise("Two architectures, the weight chosen without labels", "union", alone, at_all, [LABELS])
     by_weight = [
         [
             f"{value:g}",

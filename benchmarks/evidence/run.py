@@ -62,7 +62,7 @@ def page(
     host = machine()
     seeds = sorted({seed for rows in found.values() for seed in rows})
     about = {
-        "commit": "; ".join(sorted(commits)),
+        "results of commit": "; ".join(sorted(commits)),
         "seeds": ", ".join(map(str, seeds)),
         "size": size.name + ("" if size is FULL else ": a trial, from which nothing follows"),
         "models": f"{size.shape.layers} text layers of width {size.shape.width}",

@@ -1,4 +1,4 @@
-"""Weights that change with depth, found by search, beside one weight for all layers found with as many trials."""
+"""Weights that change with depth, found by search, beside one for all layers found in as many values as a line."""
 
 from __future__ import annotations
 

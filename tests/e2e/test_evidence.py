@@ -12,6 +12,7 @@ import random
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -162,7 +163,7 @@ def test_a_loss_is_no_advice_to_merge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _mean(exam: dict[str, list[int]], groups: tuple[str, ...]) -> float:
-    return fmean(100 * exam[group][0] / exam[group][1] for group in groups)
+    return float(100 * sum(Fraction(*exam[group]) for group in groups) / len(groups))
 
 
 def _told(values: list[float], sign: str = "") -> str:
