@@ -79,7 +79,7 @@ def page(
     lines += [wrapped(advice.text()) for section in sections.values() for advice in section.advices]
     for name, section in sections.items():
         draw(section.charts, figures / name)
-        lines.append(section.text(os.path.relpath(figures / f"{name}.svg", at.parent)))
+        lines.append(section.text(os.path.relpath(figures / f"{name}.png", at.parent)))
     spent = [[part, f"{fmean(seconds):.0f}"] for part, seconds in parts.items()]
     total = f"{sum(fmean(seconds) for seconds in parts.values()):.0f}"
     lines += [
