@@ -171,7 +171,8 @@ class Tries:
         process: list[subprocess.Popen[bytes]] = []
 
         def noted() -> bool:
-            return bool(process) and (process[0].poll() is not None or journal.exists())
+            there = journal.exists() and journal.stat().st_size > 0  # the file is made before its first line
+            return bool(process) and (process[0].poll() is not None or there)
 
         # three machines have one shard each, of seven, six and five tensors: one of them can be completed, and not all
         watching = self.held(18, noted, lambda: process[0].send_signal(signal.SIGKILL))
