@@ -55,10 +55,15 @@ class Rule:
             raise ValueError(
                 f"{self}: `{{i}}`, `{{e}}`, `{{rest}}` may stand once each, on the right only if on the left"
             )
-        if bool(self.split) != (len(self.names) > 1 or bool(experts)) and "@" not in self.split:
+        if bool(self.split) != (len(self.names) > 1 or bool(experts)) and not self.order:
             raise ValueError(
                 f"{self}: several canonical names, or all experts, need a split; one name has none but an order of rows"
             )
+
+    @property
+    def order(self) -> str:
+        """In what order the rows of its tensors lie, where that is not the order in memory; else empty."""
+        return f" as {self.split}" if "@" in self.split else ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -162,12 +167,13 @@ class Family:
 
     def joint(self, name: str) -> str:
         """One canonical name for the entire content of a stored tensor; empty if no rule explains it."""
-        return "+".join(self.canonical(name)).replace(".{e}.", ".") + self.order(name)
+        found = self.read(name)
+        return "+".join(found[1]).replace(".{e}.", ".") + found[0].order if found else ""
 
     def order(self, name: str) -> str:
-        """In what order the rows of a stored tensor lie, where that is not the order in memory; else empty."""
+        """In what order the rows of a stored tensor lie: see `Rule.order`."""
         rule = self.rule(name)
-        return f" as {rule.split}" if rule and "@" in rule.split else ""
+        return rule.order if rule else ""
 
     def by_joint(self, names: Iterable[str]) -> dict[str, str]:
         """The stored names by their content: see `joint`."""
